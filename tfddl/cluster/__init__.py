@@ -1,0 +1,27 @@
+"""Who takes part in a job: read from the environment, checked, written back.
+
+Loads no TensorFlow.
+
+Usage::
+
+    import os
+
+    from tfddl import cluster
+
+    me = cluster.detect(os.environ)  # TF_CONFIG, Open MPI, Slurm, else one worker alone
+    print(me.rank, me.size, me.local_rank, me.hosts)
+    text = cluster.tf_config.render(me)  # the TF_CONFIG that says the same
+"""
+
+from tfddl.cluster import openmpi, slurm, tf_config
+from tfddl.cluster.cluster import Cluster, join_address
+from tfddl.cluster.detect import detect
+
+__all__ = [
+    "Cluster",
+    "detect",
+    "join_address",
+    "openmpi",
+    "slurm",
+    "tf_config",
+]

@@ -1,0 +1,142 @@
+"""Who takes part in a job: the facts, checked at birth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tfddl.errors import ClusterError
+
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]")
+_PORT = re.compile(r"[0-9]{1,5}")
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All workers of a job, and which of them this process is.
+
+    Attributes:
+        addresses: "host:port" of every worker, in rank order; an IPv6 host stands in brackets,
+            "[::1]:12345". Empty for a worker that is alone and therefore needs no server.
+        rank: this worker, in [0, size).
+
+    Raises:
+        ClusterError: an address has no host, no port, or is repeated; or the rank is out of range.
+    """
+
+    addresses: tuple[str, ...]
+    rank: int
+
+    def __post_init__(self) -> None:
+        for rank, address in enumerate(self.addresses):
+            _check_address(address, rank)
+            first = self.addresses.index(address)
+            if first != rank:
+                raise ClusterError(
+                    f"the address {address!r} is given twice, for ranks {first} and {rank}; every "
+                    "worker needs its own. HINT: several workers on one host take different ports"
+                )
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool):
+            raise ClusterError(f"rank is {self.rank!r}; it must be an integer")
+        if not 0 <= self.rank < self.size:
+            raise ClusterError(
+                f"rank is {self.rank} among {self.size} workers; it must be 0..{self.size - 1}"
+            )
+
+    @classmethod
+    def alone(cls) -> Cluster:
+        """The cluster of a script that was started by itself: one worker, no server."""
+        return cls(addresses=(), rank=0)
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        return max(1, len(self.addresses))
+
+    @property
+    def host(self) -> str:
+        """The host of this worker, as its address names it."""
+        return self._hosts_by_rank[self.rank]
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts, each once, in the order of their first worker."""
+        return tuple(dict.fromkeys(self._hosts_by_rank))
+
+    @property
+    def local_rank(self) -> int:
+        """This worker's number among those of its host."""
+        return self._hosts_by_rank[: self.rank].count(self.host)
+
+    @property
+    def local_size(self) -> int:
+        """Number of workers on this worker's host."""
+        return self._hosts_by_rank.count(self.host)
+
+    @property
+    def cross_rank(self) -> int:
+        """This host's number among the hosts that have a worker of this local rank."""
+        return self._hosts_with_this_local_rank.index(self.host)
+
+    @property
+    def cross_size(self) -> int:
+        """Number of hosts that have a worker of this local rank."""
+        return len(self._hosts_with_this_local_rank)
+
+    @property
+    def _hosts_by_rank(self) -> tuple[str, ...]:
+        if not self.addresses:
+            return ("localhost",)
+        return tuple(address.rpartition(":")[0].strip("[]") for address in self.addresses)
+
+    @property
+    def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
+        by_rank = self._hosts_by_rank
+        return tuple(host for host in self.hosts if by_rank.count(host) > self.local_rank)
+
+
+def block_addresses(
+    hosts: Sequence[str], tasks_per_host: Sequence[int], ports: Sequence[int]
+) -> tuple[str, ...]:
+    """The addresses of workers that fill one host after the other.
+
+    Args:
+        hosts: host names in the order of their ranks; IPv6 without brackets.
+        tasks_per_host: number of workers of each host.
+        ports: the port of each local rank, alike on all hosts.
+
+    Returns:
+        "host:port" in rank order.
+    """
+    return tuple(
+        join_address(host, ports[local_rank])
+        for host, tasks in zip(hosts, tasks_per_host, strict=True)
+        for local_rank in range(tasks)
+    )
+
+
+def join_address(host: str, port: int) -> str:
+    """Writes "host:port", with an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_address(address: object, rank: int) -> None:
+    expected = 'expected "host:port", for instance "10.0.0.1:12345" or "[::1]:12345"'
+    if not isinstance(address, str):
+        raise ClusterError(f"the address of rank {rank} is {address!r}; {expected}")
+    host, colon, port = address.rpartition(":")
+    if not colon or (address.startswith("[") and address.endswith("]")):
+        raise ClusterError(f"the address of rank {rank} is {address!r}, without a port; {expected}")
+    if not host:
+        raise ClusterError(f"the address of rank {rank} is {address!r}, without a host; {expected}")
+    if not _HOST.fullmatch(host):
+        raise ClusterError(
+            f"the address of rank {rank} is {address!r}, and {host!r} is no host name; {expected}"
+        )
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
+        raise ClusterError(
+            f"the address of rank {rank} is {address!r}; its port must be a number in "
+            f"1..{_LAST_PORT}"
+        )
