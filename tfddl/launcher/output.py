@@ -1,0 +1,186 @@
+"""The workers' output: whole lines, each with its rank, and rank 0's progress bar intact."""
+
+from __future__ import annotations
+
+import codecs
+import enum
+import os
+import re
+import select
+from collections.abc import Sequence
+
+from tfddl.launcher.signals import Signals
+
+_TOKENS = re.compile(r"[^\n\r\x08]+|\n|\r|\x08+")
+_ESCAPES = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z])")
+_ERASE_LINE = "\r\x1b[K"
+_LONGEST_LINE = 1 << 20
+_PATIENCE_MS = 200
+
+
+class Outlet(enum.Enum):
+    """Where a worker's output goes on to."""
+
+    STDOUT = 1
+    STDERR = 2
+
+
+class LineAssembler:
+    r"""Turns a stream of bytes into whole lines, of which "\r" and "\b" rewrite the last.
+
+    Bytes that are not UTF-8 pass through unharmed (as surrogates).
+
+    Attributes:
+        pending: what the unfinished last line shows now.
+    """
+
+    def __init__(self, *, progress_s: float | None) -> None:
+        """Begins with an empty line.
+
+        Args:
+            progress_s: a line that is rewritten in place is also given out in between, at most
+                once in so many seconds. None: only when it is finished.
+        """
+        self.pending = ""
+        self._progress_s = progress_s
+        self._shown_s: float | None = None
+        self._backspaces = 0
+        self._returned = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    def feed(self, data: bytes, *, now_s: float) -> list[str]:
+        """Takes what was read, and gives out the lines that it finished."""
+        lines: list[str] = []
+        for token in _TOKENS.findall(self._decoder.decode(data)):
+            if token == "\n":
+                lines.append(self._take())
+            elif token == "\r":
+                self._returned = True
+            elif token[0] == "\b":
+                self._backspaces += len(token)
+            else:
+                lines += self._rewind(now_s)
+                self.pending += token
+                if len(self.pending) > _LONGEST_LINE:
+                    lines.append(self._take())
+        return lines
+
+    def finish(self) -> list[str]:
+        """Gives out what is left at the end of the stream."""
+        self.pending += self._decoder.decode(b"", final=True)
+        return [self._take()] if self.pending else []
+
+    def _take(self) -> str:
+        line, self.pending = self.pending, ""
+        self._returned, self._backspaces = False, 0
+        return line
+
+    def _rewind(self, now_s: float) -> list[str]:
+        """Moves the cursor back, as new text is about to be written over the old."""
+        old = self.pending
+        if self._returned:
+            self.pending = ""
+        elif self._backspaces:
+            self.pending = old[: -self._backspaces]
+        was_rewritten = self._returned and bool(old)
+        self._returned, self._backspaces = False, 0
+        if not was_rewritten or self._progress_s is None:
+            return []
+        if self._shown_s is None:
+            self._shown_s = now_s
+        if now_s - self._shown_s < self._progress_s:
+            return []
+        self._shown_s = now_s
+        return [old]
+
+
+class Console:
+    """Writes lines with their rank; on a terminal it keeps one unfinished line of rank 0 last.
+
+    A write waits for a slow reader, but not once a signal has come that ends the job.
+
+    Attributes:
+        broken: why nothing can be written any more, or None.
+    """
+
+    def __init__(self, signals: Signals, *, stdout_fd: int = 1, stderr_fd: int = 2) -> None:
+        self.broken: OSError | None = None
+        self._signals = signals
+        self._fds = {Outlet.STDOUT: stdout_fd, Outlet.STDERR: stderr_fd}
+        self._terminals = {outlet: os.isatty(fd) for outlet, fd in self._fds.items()}
+        self._live = ""
+        self._live_owner: Outlet | None = None
+
+    def shows_live(self, rank: int, outlet: Outlet) -> bool:
+        """Whether the unfinished line of this stream is shown as it grows."""
+        return rank == 0 and self._terminals[outlet]
+
+    def show(self, rank: int, outlet: Outlet, *, lines: Sequence[str], pending: str) -> None:
+        """Shows what came from one stream of one worker.
+
+        Args:
+            rank: whose stream.
+            outlet: which stream.
+            lines: the finished lines, without their ends.
+            pending: the unfinished line after them.
+        """
+        text = "".join(f"[{rank}] {line}\n" for line in lines)
+        if not self.shows_live(rank, outlet):
+            self._write(outlet, text)
+            return
+        live = self._fit(f"[{rank}] {pending}", outlet) if pending else ""
+        if live or self._live_owner is outlet:
+            erase = _ERASE_LINE if self._live else ""
+            self._live, self._live_owner = live, outlet if live else None
+            self._put(outlet, erase + text + live)
+        else:
+            self._write(outlet, text)
+
+    def say(self, text: str) -> None:
+        """Writes lines of our own to stderr."""
+        self._write(Outlet.STDERR, "".join(f"tfddlrun: {line}\n" for line in text.splitlines()))
+
+    def _write(self, outlet: Outlet, text: str) -> None:
+        if text and self._live and self._terminals[outlet]:
+            text = _ERASE_LINE + text + self._live
+        self._put(outlet, text)
+
+    def _fit(self, text: str, outlet: Outlet) -> str:
+        """Cuts to the width of the terminal: a line that wraps can't be erased any more."""
+        try:
+            room = os.get_terminal_size(self._fds[outlet]).columns - 1
+        except OSError:
+            return text
+        if room <= 0:
+            return text
+        pieces = []
+        for piece in _ESCAPES.split(text):
+            is_escape = piece.startswith("\x1b[")
+            pieces.append(piece if is_escape else piece[:room])
+            room -= 0 if is_escape else len(pieces[-1])
+        return "".join(pieces)
+
+    def _put(self, outlet: Outlet, text: str) -> None:
+        data = memoryview(text.encode("utf-8", "surrogateescape"))
+        fd = self._fds[outlet]
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        poll.register(self._signals.fileno(), select.POLLIN)
+        while data and self.broken is None:
+            ready = [number for number, _ in poll.poll(_PATIENCE_MS)]
+            if self._signals.fileno() in ready:
+                self._signals.read()
+            if fd in ready:
+                # What fits a pipe that polls as writable: the write doesn't block.
+                data = data[self._write_some(fd, data[: select.PIPE_BUF]) :]
+            elif self._signals.is_ending:
+                return
+
+    def _write_some(self, fd: int, data: memoryview) -> int:
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self.broken = error
+            return 0

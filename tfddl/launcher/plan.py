@@ -1,0 +1,69 @@
+"""What each worker process is started with: pure, nothing is started here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tfddl.cluster import Cluster, join_address, tf_config
+
+_HOST = "127.0.0.1"
+
+_DEFAULTS = MappingProxyType(
+    {
+        # Lines must come as they are printed, not by the 8 KiB, through a pipe.
+        "PYTHONUNBUFFERED": "1",
+        # Each worker's start would fill a screen; 2 leaves TensorFlow's errors.
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+)
+
+
+@dataclass(frozen=True)
+class ProcessPlan:
+    """One process to be started.
+
+    Attributes:
+        rank: its rank.
+        argv: the command and its arguments.
+        environment: the whole environment it gets.
+    """
+
+    rank: int
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def plan_processes(
+    command: Sequence[str], *, ports: Sequence[int], environment: Mapping[str, str]
+) -> tuple[ProcessPlan, ...]:
+    """Plans the workers of a job on this machine.
+
+    Args:
+        command: what every worker runs, with its arguments; not touched.
+        ports: the port of each worker, in rank order.
+        environment: what the workers inherit. TF_CONFIG is replaced; what else a worker wants is
+            added only where the user has set nothing.
+
+    Returns:
+        One plan per port, in rank order.
+
+    Raises:
+        ClusterError: the ports are no ports, or repeat.
+    """
+    addresses = tuple(join_address(_HOST, port) for port in ports)
+    return tuple(
+        ProcessPlan(
+            rank=rank,
+            argv=tuple(command),
+            environment=MappingProxyType(
+                {
+                    **_DEFAULTS,
+                    **environment,
+                    tf_config.VARIABLE: tf_config.render(Cluster(addresses=addresses, rank=rank)),
+                }
+            ),
+        )
+        for rank in range(len(addresses))
+    )

@@ -1,0 +1,85 @@
+"""Free ports for TensorFlow's servers, which listen on all interfaces."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from pathlib import Path
+
+from tfddl.errors import LaunchError
+
+_FIRST, _LAST = 10000, 65535
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Chooses ports that are free on every interface, all of them held at once.
+
+    They are let go on return, since the servers want to bind them: whoever is quick can still
+    take one. The system hands out ports of its ephemeral range to outgoing connections, those of
+    the workers among them (one that retries a peer's port can even get that port as its own and
+    meet itself), so the ports are chosen outside of it.
+
+    Raises:
+        LaunchError: there are not that many.
+    """
+    chosen: list[int] = []
+    with contextlib.ExitStack() as held:
+        candidates = _candidates()
+        for port in random.sample(candidates, k=min(len(candidates), 20 * count)):
+            if len(chosen) == count:
+                break
+            try:
+                held.enter_context(_listen_everywhere(port))
+            except OSError:
+                continue
+            chosen.append(port)
+    if len(chosen) < count:
+        raise LaunchError(
+            f"found {len(chosen)} free ports of the {count} that are needed in {_FIRST}..{_LAST}"
+        )
+    return tuple(chosen)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port, now."""
+    try:
+        with _listen_everywhere(port, after_others=True):
+            return True
+    except OSError:
+        return False
+
+
+def _candidates() -> list[int]:
+    try:
+        low, high = (int(word) for word in _EPHEMERAL.read_text().split())
+    except (OSError, ValueError):
+        low, high = 32768, 60999
+    everything = range(_FIRST, _LAST + 1)
+    outside = [port for port in everything if not low <= port <= high]
+    return outside or list(everything)
+
+
+def _listen_everywhere(port: int, *, after_others: bool = False) -> socket.socket:
+    """Holds a port on all interfaces, IPv6 and IPv4.
+
+    Args:
+        port: which one.
+        after_others: ignore connections that have just ended there.
+
+    Raises:
+        OSError: somebody has it on one of the interfaces.
+    """
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    holder = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(after_others))
+        if family == socket.AF_INET6:
+            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        holder.bind(("", port))
+        holder.listen(1)
+    except OSError:
+        holder.close()
+        raise
+    return holder

@@ -1,0 +1,136 @@
+"""How a job ended, and how that is told."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+_REPORTED_LINES = 20
+
+
+@dataclass(frozen=True)
+class WorkerExit:
+    """How one worker ended.
+
+    Attributes:
+        rank: whose end.
+        returncode: the exit code; the negative number of the signal that killed it.
+        after_s: seconds from its start.
+        stderr_lines: the last lines of its stderr.
+        ended_with: the signal that we had sent before, or None if it ended by itself.
+    """
+
+    rank: int
+    returncode: int
+    after_s: float
+    stderr_lines: tuple[str, ...]
+    ended_with: signal.Signals | None
+
+    @property
+    def was_ended_by_us(self) -> bool:
+        """Whether our signal killed it, or made it leave."""
+        return self.ended_with is not None and (
+            self.returncode in (0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        exits: the workers' ends, in their order.
+        root: the first failure, to which the others are owed; None if there was none.
+        interrupted_by: the signal that ended the job from outside, or None. SIGPIPE if nobody
+            reads our output any more.
+        num_oom_kills: processes that the kernel ended for want of memory meanwhile, on the whole
+            machine.
+    """
+
+    exits: tuple[WorkerExit, ...]
+    root: WorkerExit | None
+    interrupted_by: signal.Signals | None
+    num_oom_kills: int
+
+    @property
+    def status(self) -> int:
+        """The exit status of the job, as a shell would give it."""
+        if self.root is not None:
+            code = self.root.returncode
+            return code if code >= 0 else 128 - code
+        return 0 if self.interrupted_by is None else 128 + self.interrupted_by
+
+
+def describe_exit(returncode: int) -> str:
+    """Says "exit code 3" or "killed by SIGKILL"."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    return f"killed by {signal_name(-returncode)}"
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal; its number for one that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def failure_report(outcome: Outcome) -> str:
+    """Tells the first failure, with the last lines of its stderr, and what followed in brief.
+
+    Args:
+        outcome: one with a root.
+    """
+    root = outcome.root
+    assert root is not None
+    lines = [
+        f"rank {root.rank} failed: {describe_exit(root.returncode)} after {root.after_s:.1f} s"
+    ]
+    hint = _hint(root.returncode, outcome.num_oom_kills)
+    if hint:
+        lines.append(hint)
+    if root.stderr_lines:
+        lines.append("the last lines of its stderr:")
+        lines += [f"  {line}" for line in root.stderr_lines[-_REPORTED_LINES:]]
+    else:
+        lines.append("it wrote nothing to stderr")
+    lines += _others(outcome, root)
+    return "\n".join(lines)
+
+
+def _hint(returncode: int, num_oom_kills: int) -> str:
+    if returncode == -signal.SIGKILL:
+        if num_oom_kills:
+            return (
+                "out of memory: the kernel killed a process of this machine for it meanwhile. "
+                "HINT: a smaller batch, fewer workers, or data read from disk"
+            )
+        return (
+            "HINT: if nobody killed it, the machine may have run out of memory (dmesg tells); "
+            "then a smaller batch or fewer workers help"
+        )
+    if returncode in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL):
+        return "HINT: native code crashed; python -X faulthandler shows where"
+    return ""
+
+
+def _others(outcome: Outcome, root: WorkerExit) -> list[str]:
+    """What the other workers did before and after, a line per kind."""
+    before = outcome.exits[: outcome.exits.index(root)]
+    after = outcome.exits[len(before) + 1 :]
+    done = [str(end.rank) for end in before if end.returncode == 0]
+    failed = [f"{e.rank} ({describe_exit(e.returncode)})" for e in after if _failed_too(e)]
+    ended = [str(end.rank) for end in after if end.was_ended_by_us]
+    lines = []
+    if done:
+        lines.append(f"before that, ended normally: rank {', '.join(done)}")
+    if failed:
+        lines.append(f"after that, failed as well: rank {', '.join(failed)}")
+    if ended:
+        lines.append(f"after that, ended by tfddlrun: rank {', '.join(ended)}")
+    return lines
+
+
+def _failed_too(end: WorkerExit) -> bool:
+    return end.returncode != 0 and not end.was_ended_by_us

@@ -1,0 +1,77 @@
+"""Signals as something to read, so that they interrupt nothing half done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Signals:
+    """Collects the signals that end a job, and wakes whoever polls it when a child has ended.
+
+    Usage::
+
+        with Signals() as signals:
+            select.select([signals], [], [])
+            signals.read()
+            for number in signals.take_ending():
+                ...
+
+    A signal that was ignored from the start (by nohup, say) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self._ending: list[signal.Signals] = []
+        self._previous: dict[signal.Signals, Any] = {}
+        self._previous_wakeup = -1
+        self._reader = self._writer = -1
+
+    def __enter__(self) -> Signals:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, _nothing)
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_wakeup)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def fileno(self) -> int:
+        """Readable when a signal has come."""
+        return self._reader
+
+    def read(self) -> None:
+        """Takes the signals that have come; those that end the job stay until they are taken."""
+        with contextlib.suppress(BlockingIOError):
+            while numbers := os.read(self._reader, 4096):
+                self._ending += [signal.Signals(n) for n in numbers if n in _ENDING]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a signal that ends the job has been read and not yet taken."""
+        return bool(self._ending)
+
+    def take_ending(self) -> list[signal.Signals]:
+        """The signals that end the job, each given once, in the order they came."""
+        taken, self._ending = self._ending, []
+        return taken
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A handler must exist for the wake-up; the signal itself is read from there."""

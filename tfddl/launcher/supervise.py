@@ -1,0 +1,185 @@
+"""Runs the workers of a job: passes on their output, and ends all of them when one fails."""
+
+from __future__ import annotations
+
+import math
+import selectors
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfddl.launcher.output import Console
+from tfddl.launcher.plan import ProcessPlan
+from tfddl.launcher.report import Outcome, WorkerExit
+from tfddl.launcher.signals import Signals
+from tfddl.launcher.worker import Stream, Worker, adopt_orphans, kill_orphans
+
+# What a worker that has ended may leave to its children: a `tee` that still has lines to write.
+_DRAIN_S = 1.0
+# Ctrl-C is to be quick; TensorFlow's processes don't end at a SIGTERM, however long one waits.
+_INTERRUPT_GRACE_S = 1.0
+_VMSTAT = Path("/proc/vmstat")
+
+
+def supervise(
+    plans: Sequence[ProcessPlan],
+    *,
+    console: Console,
+    signals: Signals,
+    grace_s: float,
+    logs: Path | None = None,
+) -> Outcome:
+    """Runs a job to its end.
+
+    Every worker is a session of its own, so that Ctrl-C reaches only us. The first that fails
+    ends the others: SIGTERM to each one's process group, after the grace SIGKILL. Whatever the
+    workers leave behind is killed at the end, daemons included, so the calling process must have
+    no other children and no threads. A worker dies with the caller, even by SIGKILL.
+
+    Args:
+        plans: the workers.
+        console: takes their output.
+        signals: SIGINT, SIGTERM and SIGHUP end the job at once; a second one without any grace.
+        grace_s: seconds from SIGTERM to SIGKILL.
+        logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
+
+    Raises:
+        LaunchError: the command can't be started, or a log can't be written.
+    """
+    job = _Job(console=console, signals=signals, grace_s=grace_s)
+    oom_kills = _count_oom_kills()
+    adopt_orphans()
+    try:
+        for plan in plans:
+            folder = None if logs is None else log_folder(logs, rank=plan.rank, size=len(plans))
+            job.add(Worker(plan, console=console, log_folder=folder))
+        while job.workers:
+            job.turn()
+    finally:
+        job.kill_all()
+    return job.outcome(num_oom_kills=_count_oom_kills() - oom_kills)
+
+
+def log_folder(logs: Path, *, rank: int, size: int) -> Path:
+    """The folder of one worker's logs, its number padded so that names sort by rank."""
+    return logs / f"rank.{rank:0{len(str(size - 1))}d}"
+
+
+class _Job:
+    """The workers that are left, those that have ended, and the state of the ending."""
+
+    def __init__(self, *, console: Console, signals: Signals, grace_s: float) -> None:
+        self.workers: list[Worker] = []
+        self._ended: list[Worker] = []
+        self._root: Worker | None = None
+        self._interrupted_by: signal.Signals | None = None
+        # None: nobody has been asked to end. inf: everybody has been killed.
+        self._kill_at_s: float | None = None
+        self._console, self._signals, self._grace_s = console, signals, grace_s
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(signals, selectors.EVENT_READ)
+
+    def add(self, worker: Worker) -> None:
+        self.workers.append(worker)
+        for stream in worker.streams:
+            self._selector.register(stream, selectors.EVENT_READ)
+
+    def turn(self) -> None:
+        """Waits for something to happen, and does what follows from it."""
+        for key, _ in self._selector.select(self._timeout_s()):
+            if isinstance(key.fileobj, Stream):
+                if not key.fileobj.pump():
+                    self._close(key.fileobj)
+            else:
+                self._signals.read()
+        self._notice_interruption()
+        self._notice_ends()
+        if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
+            self._signal_all(signal.SIGKILL)
+            self._kill_at_s = math.inf
+        self._take_leave()
+
+    def kill_all(self) -> None:
+        """Leaves nothing behind, however the job ended."""
+        self._signal_all(signal.SIGKILL)
+        for worker in self.workers:
+            worker.reap()
+        self._selector.close()
+        kill_orphans()
+
+    def outcome(self, *, num_oom_kills: int) -> Outcome:
+        """How the job ended, once it has."""
+        exits: dict[Worker, WorkerExit] = {w: w.describe_end() for w in self._ended}
+        return Outcome(
+            exits=tuple(exits.values()),
+            root=None if self._root is None else exits[self._root],
+            interrupted_by=self._interrupted_by,
+            num_oom_kills=num_oom_kills,
+        )
+
+    def _timeout_s(self) -> float | None:
+        times = [worker.ended_s + _DRAIN_S for worker in self.workers if worker.ended_s is not None]
+        if self._kill_at_s is not None:
+            times.append(self._kill_at_s)
+        first = min(times, default=math.inf)
+        return None if first == math.inf else max(0.0, first - time.monotonic())
+
+    def _notice_interruption(self) -> None:
+        signals = self._signals.take_ending()
+        if self._console.broken is not None and self._interrupted_by is None:
+            signals.append(signal.SIGPIPE)
+        for number in signals:
+            if self._kill_at_s is None:
+                self._interrupted_by = number
+                self._end_all(min(self._grace_s, _INTERRUPT_GRACE_S))
+            else:
+                self._kill_at_s = time.monotonic()
+
+    def _notice_ends(self) -> None:
+        found = sorted((worker for worker in self.workers if worker.look()), key=_suspicion)
+        self._ended += found
+        failed = [worker for worker in found if worker.returncode != 0]
+        if failed and self._kill_at_s is None:
+            self._root = failed[0]
+            self._end_all(self._grace_s)
+
+    def _end_all(self, grace_s: float) -> None:
+        self._signal_all(signal.SIGTERM)
+        self._kill_at_s = time.monotonic() + grace_s
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for worker in self.workers:
+            worker.signal_group(number)
+
+    def _take_leave(self) -> None:
+        """Lets go of the workers that have ended and have nothing more to say."""
+        now_s = time.monotonic()
+        for worker in self.workers[:]:
+            if worker.ended_s is None:
+                continue
+            if any(s.is_open for s in worker.streams) and now_s < worker.ended_s + _DRAIN_S:
+                continue
+            for stream in worker.streams:
+                if stream.is_open:
+                    self._close(stream)
+            worker.reap()
+            self.workers.remove(worker)
+
+    def _close(self, stream: Stream) -> None:
+        self._selector.unregister(stream)
+        stream.close()
+
+
+def _suspicion(worker: Worker) -> tuple[bool, int]:
+    """Sorts workers found dead at the same moment: signals strike first, errors follow."""
+    return worker.returncode >= 0, worker.rank
+
+
+def _count_oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory since it started; 0 if unknown."""
+    try:
+        lines = _VMSTAT.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
