@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Checks everything: lint, format, types, tests.
+#
+#   ./launch/test.sh                        at most 10 minutes
+#   ./launch/test.sh --all                  the long tests too, at most 60 minutes
+#   ./launch/test.sh -- -k cluster -x       what follows -- goes to pytest
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+
+selection=(-m "not long")
+while (($#)); do
+  case "$1" in
+    -h | --help) usage; exit ;;
+    --all) selection=(); shift ;;
+    --) shift; break ;;
+    *) fail "unknown argument '$1'; arguments for pytest come after --" ;;
+  esac
+done
+
+set_up test
+cd -- "$root"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+"$python" -m pytest "${selection[@]}" "$@"
