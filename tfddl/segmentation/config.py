@@ -1,0 +1,104 @@
+"""What one run of the application is asked to do, checked at birth."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfddl.errors import UnsupportedError
+
+CHANNELS = (1, 3, 4)
+COLLECTIVES = ("auto", "ring", "nccl")
+DECAYS = ("cosine", "none")
+PROGRESS = ("bar", "lines", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The flags of `tfddl-train`, under the same names; their help texts say what they mean.
+
+    Raises:
+        UnsupportedError: A value is out of its range.
+    """
+
+    data_dir: Path | None
+    image_size: tuple[int, int]
+    validation_split: float
+    num_examples: int
+    skip_bad: bool
+    seed: int
+    filters: tuple[int, ...]
+    in_channels: int
+    batchnorm_momentum: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_decay: str
+    collective: str
+    intra_op_threads: int | None
+    inter_op_threads: int | None
+    output_dir: Path
+    progress: str
+
+    def __post_init__(self) -> None:
+        """Checks each value by itself; what depends on the data is checked where they are read."""
+        _require("image_size", self.image_size, min(self.image_size) >= 1, "positive")
+        _require(
+            "validation_split", self.validation_split, 0 < self.validation_split < 1, "in (0, 1)"
+        )
+        _require("num_examples", self.num_examples, self.num_examples >= 2, "at least 2")
+        _require("seed", self.seed, 0 <= self.seed < 2**31, "in 0..2147483647")
+        _require(
+            "filters",
+            self.filters,
+            len(self.filters) >= 1 and min(self.filters) >= 1,
+            "one positive number for each level, such as 8,16,32,64",
+        )
+        _require_one_of("in_channels", self.in_channels, CHANNELS)
+        _require(
+            "batchnorm_momentum",
+            self.batchnorm_momentum,
+            0 <= self.batchnorm_momentum < 1,
+            "in [0, 1)",
+        )
+        _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
+        _require_one_of("learning_rate_decay", self.learning_rate_decay, DECAYS)
+        _require_one_of("collective", self.collective, COLLECTIVES)
+        _require_one_of("progress", self.progress, PROGRESS)
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Reads "96" (square) or "96x128" (height x width).
+
+    Raises:
+        UnsupportedError: The text is neither.
+    """
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.strip().isdecimal() for part in parts):
+        raise UnsupportedError(
+            f"--image_size is {text!r}; it must be one number (96) or height x width (96x128)."
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_filters(texts: list[str]) -> tuple[int, ...]:
+    """Reads the numbers of a comma-separated list.
+
+    Raises:
+        UnsupportedError: One of them isn't a number.
+    """
+    if not all(text.strip().isdecimal() for text in texts):
+        raise UnsupportedError(
+            f"--filters is {','.join(texts)!r}; it must be numbers between commas, such as "
+            "8,16,32,64."
+        )
+    return tuple(int(text) for text in texts)
+
+
+def _require(name: str, value: object, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise UnsupportedError(f"--{name} is {value}; it must be {expected}.")
+
+
+def _require_one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    _require(name, value, value in choices, "one of " + ", ".join(map(str, choices)))
