@@ -1,0 +1,132 @@
+"""Horovod's way of distributed deep learning on TensorFlow's own runtime.
+
+Every process runs the same script on its own share of the data, and N workers compute what one
+process would.
+
+Usage::
+
+    import keras
+    import tfddl
+
+    tfddl.init()  # before any TensorFlow operation
+    optimizer = keras.optimizers.Adam(1e-3 * tfddl.size())
+    model.compile(tfddl.DistributedOptimizer(optimizer), loss="mse")
+    model.fit(tfddl.shard_dataset(x, y, batch_size=12, seed=1), epochs=10)
+
+`import tfddl` loads no TensorFlow; the first use of a name does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfddl.api import (
+        cross_rank,
+        cross_size,
+        init,
+        is_initialized,
+        local_rank,
+        local_size,
+        rank,
+        shutdown,
+        size,
+        strategy,
+    )
+    from tfddl.collectives import (
+        ReduceOp,
+        allgather,
+        allgather_object,
+        allreduce,
+        barrier,
+        broadcast,
+        broadcast_object,
+        broadcast_variables,
+        grouped_allreduce,
+        grouped_broadcast,
+    )
+    from tfddl.data import shard_dataset
+    from tfddl.optimizer import (
+        Compression,
+        DistributedGradientTape,
+        DistributedOptimizer,
+        loss_count,
+    )
+    from tfddl.plan import Order, shard_range
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Compression",
+    "DistributedGradientTape",
+    "DistributedOptimizer",
+    "Order",
+    "ReduceOp",
+    "allgather",
+    "allgather_object",
+    "allreduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object",
+    "broadcast_variables",
+    "cross_rank",
+    "cross_size",
+    "grouped_allreduce",
+    "grouped_broadcast",
+    "init",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "loss_count",
+    "rank",
+    "shard_dataset",
+    "shard_range",
+    "shutdown",
+    "size",
+    "strategy",
+]
+
+_ROOMS = {
+    "api": (
+        "cross_rank",
+        "cross_size",
+        "init",
+        "is_initialized",
+        "local_rank",
+        "local_size",
+        "rank",
+        "shutdown",
+        "size",
+        "strategy",
+    ),
+    "collectives": (
+        "ReduceOp",
+        "allgather",
+        "allgather_object",
+        "allreduce",
+        "barrier",
+        "broadcast",
+        "broadcast_object",
+        "broadcast_variables",
+        "grouped_allreduce",
+        "grouped_broadcast",
+    ),
+    "data": ("shard_dataset",),
+    "optimizer": (
+        "Compression",
+        "DistributedGradientTape",
+        "DistributedOptimizer",
+        "loss_count",
+    ),
+    "plan": ("Order", "shard_range"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(importlib.import_module(f"tfddl.{room}"), name)
+    raise AttributeError(f"module 'tfddl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,51 @@
+"""Every exception that a user of tfddl can meet.
+
+Each one also inherits the builtin that a caller would expect, so that ``except ValueError``
+works as usual::
+
+    TfddlError
+    ├── ClusterError (ValueError)         who takes part: TF_CONFIG, Slurm's or Open MPI's variables
+    ├── PlanError (ValueError)            arithmetic that can't be done: sizes, ranks, batches
+    ├── DataError (ValueError)            the examples themselves: lengths, files, kinds
+    ├── NotInitializedError (ValueError)  tfddl.init() has not been called
+    ├── StartError (RuntimeError)         init() can't start: too late, no GPU, a port taken
+    ├── UnsupportedError (ValueError)     asked for something that can't work, with what to do
+    ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
+    └── LaunchError (RuntimeError)        a job that can't be started, or a worker that failed
+"""
+
+
+class TfddlError(Exception):
+    """Base of all errors raised by tfddl."""
+
+
+class ClusterError(TfddlError, ValueError):
+    """The description of the cluster is wrong."""
+
+
+class PlanError(TfddlError, ValueError):
+    """A share of the data can't be computed from these numbers."""
+
+
+class DataError(TfddlError, ValueError):
+    """The data given can't be used."""
+
+
+class NotInitializedError(TfddlError, ValueError):
+    """`tfddl.init()` has not been called in this process."""
+
+
+class StartError(TfddlError, RuntimeError):
+    """`tfddl.init()` can't start the runtime."""
+
+
+class UnsupportedError(TfddlError, ValueError):
+    """What was asked for can't work here; the message says what does."""
+
+
+class DisagreementError(TfddlError, RuntimeError):
+    """Ranks differ in something that has to be alike on all of them."""
+
+
+class LaunchError(TfddlError, RuntimeError):
+    """A job can't be started, or one of its workers failed."""

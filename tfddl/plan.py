@@ -1,0 +1,254 @@
+"""Who gets which examples, and in which step: pure arithmetic.
+
+Everything here rests on `shard_range`, which replaces tf.data's auto-sharding. A plan cuts the
+examples of an epoch into steps and each step into the shares of the ranks; it is computed from
+numbers alone, so that every rank (and any later run, with any number of workers) arrives at the
+same answer without asking the others.
+
+Usage:
+    plan = GlobalPlan(num_examples=103, size=8, batch_size=4, seed=1)
+    for step in range(plan.steps):
+        batch = plan.batch(epoch=0, step=step, rank=3)   # batch.indices, batch.count
+"""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tfddl.errors import PlanError
+
+Indices = npt.NDArray[np.int64]
+
+
+class Order(enum.StrEnum):
+    """In which order the examples of an epoch are visited."""
+
+    GLOBAL = "global"
+    """One permutation of all examples; every global batch is cut over the ranks."""
+
+    BLOCK = "block"
+    """Each rank stays within its own contiguous shard, and reads nothing else."""
+
+
+def shard_range(num_examples: int, rank: int, size: int) -> tuple[int, int]:
+    """The half-open range of examples that belong to one rank.
+
+    With ``q, r = divmod(num_examples, size)`` the first r ranks get q + 1 examples and the others
+    q. Shards are contiguous, disjoint, in rank order, and together cover everything.
+
+    Args:
+        num_examples: How many examples there are, >= 0.
+        rank: Whose share, 0 <= rank < size.
+        size: Over how many ranks, >= 1.
+
+    Returns:
+        ``(start, stop)``, half-open: ``shard_range(5000, 0, 10) == (0, 500)``.
+
+    Raises:
+        PlanError: An argument is not an integer or is out of range.
+    """
+    _check_int("num_examples", num_examples, minimum=0)
+    _check_int("size", size, minimum=1)
+    _check_int("rank", rank, minimum=0)
+    if rank >= size:
+        raise PlanError(f"rank is {rank} but size is {size}; rank must be 0..{size - 1}.")
+    quotient, remainder = divmod(num_examples, size)
+    start = rank * quotient + min(rank, remainder)
+    return start, start + quotient + (rank < remainder)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the data: all it takes to go on, with any number of workers."""
+
+    epoch: int
+    consumed: int
+    """How many examples of the epoch, over all ranks, have been trained on."""
+
+    def __post_init__(self) -> None:
+        _check_int("epoch", self.epoch, minimum=0)
+        _check_int("consumed", self.consumed, minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """What one rank does in one step."""
+
+    indices: Indices
+    """Which examples, int64 of shape (at least 1,)."""
+
+    count: int
+    """How many of them count: their number, or 0 for a stand-in."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlobalPlan:
+    """Global batches: an epoch is one permutation of all examples, by seed and epoch.
+
+    The number of steps is ceil(n / (size * batch_size)). The n examples are cut into that many
+    global batches by `shard_range`, so that their sizes differ by one at most, and each global
+    batch is cut over the ranks by `shard_range`. Two plans with the same product
+    ``size * batch_size`` have the same global batches.
+
+    Where a rank's part of a global batch would be empty, it gets a real example that doesn't
+    count (a stand-in): no worker ever sees an empty tensor.
+    """
+
+    num_examples: int
+    size: int
+    batch_size: int
+    """Examples per rank and step, as in Horovod; no rank ever gets more."""
+
+    seed: int | None = None
+    """None keeps the order of the data."""
+
+    consumed: int = 0
+    """Examples of the epoch that were trained on before; the plan covers the rest."""
+
+    def __post_init__(self) -> None:
+        _check_plan(self)
+        _check_int("consumed", self.consumed, minimum=0)
+        if self.consumed >= self.num_examples:
+            raise PlanError(
+                f"consumed is {self.consumed} of {self.num_examples} examples; nothing is left. "
+                "Start the next epoch instead."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps until the end of the epoch, the same on every rank."""
+        return -(-self._remaining // (self.size * self.batch_size))
+
+    @property
+    def has_stand_ins(self) -> bool:
+        """Whether any rank has to run an example that doesn't count."""
+        return self._remaining // self.steps < self.size
+
+    def global_range(self, step: int) -> tuple[int, int]:
+        """The half-open range, in the epoch's order, of the examples of one step."""
+        start, stop = shard_range(self._remaining, step, self.steps)
+        return self.consumed + start, self.consumed + stop
+
+    def batch(self, *, epoch: int, step: int, rank: int) -> Batch:
+        """The examples of one rank in one step."""
+        first, last = self.global_range(step)
+        start, stop = shard_range(last - first, rank, self.size)
+        order = permutation(self.num_examples, self.seed, epoch)
+        return _batch(order, first + start, first + stop)
+
+    @property
+    def _remaining(self) -> int:
+        return self.num_examples - self.consumed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """Block shards: a rank reads only its own contiguous part of the data.
+
+    Ranks whose shards differ by one example still run the same number of steps:
+    ceil(largest shard / batch_size); each shard is cut into that many batches by `shard_range`.
+    With a seed, the order within each shard changes from epoch to epoch.
+    """
+
+    num_examples: int
+    size: int
+    batch_size: int
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_plan(self)
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch, the same on every rank."""
+        start, stop = shard_range(self.num_examples, 0, self.size)
+        return -(-(stop - start) // self.batch_size)
+
+    @property
+    def has_stand_ins(self) -> bool:
+        """Whether any rank has to run an example that doesn't count."""
+        return self.num_examples // self.size < self.steps
+
+    def batch(self, *, epoch: int, step: int, rank: int) -> Batch:
+        """The examples of one rank in one step."""
+        first, last = shard_range(self.num_examples, rank, self.size)
+        start, stop = shard_range(last - first, step, self.steps)
+        within = permutation(last - first, self.seed, epoch, rank)
+        batch = _batch(within, start, stop)
+        return Batch(indices=batch.indices + first, count=batch.count)
+
+
+Plan = GlobalPlan | BlockPlan
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(num_examples: int, seed: int | None, *stream: int) -> Indices:
+    """The order of the examples, the same on every rank for the same arguments.
+
+    Args:
+        num_examples: How many examples to order.
+        seed: Which family of orders; None is the natural order.
+        *stream: What else the order depends on: the epoch, the rank.
+
+    Returns:
+        int64 of shape (num_examples,), read-only.
+    """
+    if seed is None:
+        order = np.arange(num_examples, dtype=np.int64)
+    else:
+        order = np.random.default_rng([seed, *stream]).permutation(num_examples)
+    order.setflags(write=False)
+    return order
+
+
+def _batch(order: Indices, start: int, stop: int) -> Batch:
+    if start < stop:
+        return Batch(indices=order[start:stop], count=stop - start)
+    stand_in = min(start, len(order) - 1)
+    return Batch(indices=order[stand_in : stand_in + 1], count=0)
+
+
+def _check_plan(plan: "GlobalPlan | BlockPlan") -> None:
+    _check_int("num_examples", plan.num_examples, minimum=0)
+    _check_int("size", plan.size, minimum=1)
+    _check_int("batch_size", plan.batch_size, minimum=1)
+    if plan.seed is not None:
+        _check_int("seed", plan.seed, minimum=0)
+    if plan.num_examples < plan.size:
+        raise PlanError(
+            f"There are {plan.num_examples} examples for {plan.size} workers; every worker needs "
+            f"at least one. Use at most {max(plan.num_examples, 1)} workers, or more data."
+        )
+
+
+def _check_int(name: str, value: object, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise PlanError(f"{name} must be an integer, not {value!r} ({type(value).__name__}).")
+    if value < minimum:
+        raise PlanError(f"{name} is {value}; it must be at least {minimum}.")
+
+
+def pack(sizes: Sequence[int], limit: int) -> list[range]:
+    """Cuts a sequence of tensors into runs that travel together.
+
+    Args:
+        sizes: Bytes of each tensor, in the order in which they travel.
+        limit: Bytes that a run may have; a tensor larger than that travels alone.
+
+    Returns:
+        Consecutive ranges of positions that cover ``sizes``, in order.
+    """
+    packs: list[range] = []
+    start = filled = 0
+    for position, size in enumerate(sizes):
+        if position > start and filled + size > limit:
+            packs.append(range(start, position))
+            start, filled = position, 0
+        filled += size
+    if start < len(sizes):
+        packs.append(range(start, len(sizes)))
+    return packs
