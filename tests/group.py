@@ -1,0 +1,175 @@
+"""Long-lived groups of real worker processes, for tests.
+
+Starting TensorFlow takes seconds, so one group runs many cases. A case is a function in
+`tests.cases`, named by its path; every worker calls it with the same arguments, and the test gets
+what each rank returned.
+
+Usage:
+    results = groups(2).run("tests.cases.collectives:sums", dtype="float32")
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from tfddl.cluster import Cluster, tf_config
+from tfddl.launcher.ports import free_ports
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 90.0
+AUTHKEY = b"tfddl tests"
+
+
+class CaseError(AssertionError):
+    """A case raised in a worker, or the worker died."""
+
+
+class WorkerGroup:
+    """Several processes that have called `tfddl.init()` and wait for cases."""
+
+    def __init__(self, size: int, **init: Any) -> None:
+        self.size = size
+        self.init = init
+        self._directory = tempfile.TemporaryDirectory(prefix="tfddl-group-")
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._connections: list[Connection] = []
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def start(self) -> None:
+        directory = Path(self._directory.name)
+        address = str(directory / "socket")
+        addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(self.size))
+        with Listener(address, family="AF_UNIX", authkey=AUTHKEY) as listener:
+            for rank in range(self.size):
+                environ = {
+                    **os.environ,
+                    "TF_CONFIG": tf_config.render(Cluster(addresses, rank)),
+                    "TF_CPP_MIN_LOG_LEVEL": "2",
+                    "PYTHONPATH": str(ROOT),
+                }
+                with (directory / f"log.{rank}").open("wb") as log:
+                    process = subprocess.Popen(
+                        [sys.executable, "-X", "faulthandler", "-m", "tests.worker", address],
+                        env=environ,
+                        cwd=ROOT,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                self._processes.append(process)
+            self._connections = self._accept(listener)
+        for connection in self._connections:
+            connection.send(("tests.worker:init", self.init))
+        self._collect(START_TIMEOUT_S)
+
+    def run(self, case: str, *, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
+        """What the case returned on each rank, in rank order."""
+        kinds = self.outcomes(case, timeout_s=timeout_s, **arguments)
+        failed = [(rank, text) for rank, (ok, text) in enumerate(kinds) if not ok]
+        if failed:
+            self.close()
+            texts = "\n".join(f"--- rank {rank}:\n{text}" for rank, text in failed)
+            raise CaseError(f"{case} failed on {len(failed)} of {self.size} ranks\n{texts}")
+        return [value for _, value in kinds]
+
+    def outcomes(
+        self, case: str, *, timeout_s: float = 60.0, **arguments: Any
+    ) -> list[tuple[bool, Any]]:
+        """(True, result) or (False, traceback) of each rank."""
+        for connection in self._connections:
+            connection.send((case, arguments))
+        return self._collect(timeout_s)
+
+    def close(self) -> None:
+        for process in self._processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        for process in self._processes:
+            process.wait(timeout=30)
+        for connection in self._connections:
+            connection.close()
+        self._processes, self._connections = [], []
+
+    def _accept(self, listener: Listener) -> list[Connection]:
+        by_rank: dict[int, Connection] = {}
+        deadline = time.monotonic() + START_TIMEOUT_S
+        listener._listener._socket.settimeout(1.0)  # type: ignore[attr-defined,unused-ignore]
+        while len(by_rank) < self.size:
+            try:
+                connection = listener.accept()
+            except TimeoutError:
+                dead = [r for r, p in enumerate(self._processes) if p.poll() is not None]
+                if dead or time.monotonic() > deadline:
+                    raise CaseError(
+                        f"workers didn't start; dead: {dead}\n{self._logs(dead)}"
+                    ) from None
+                continue
+            by_rank[connection.recv()] = connection
+        return [by_rank[rank] for rank in range(self.size)]
+
+    def _collect(self, timeout_s: float) -> list[tuple[bool, Any]]:
+        deadline = time.monotonic() + timeout_s
+        outcomes: list[tuple[bool, Any]] = []
+        for rank, connection in enumerate(self._connections):
+            if not connection.poll(max(0.1, deadline - time.monotonic())):
+                logs = self._logs(range(self.size))
+                self.close()
+                raise CaseError(f"rank {rank} gave no answer within {timeout_s} s\n{logs}")
+            try:
+                outcomes.append(connection.recv())
+            except EOFError:
+                logs = self._logs([rank])
+                self.close()
+                raise CaseError(f"rank {rank} died\n{logs}") from None
+        return outcomes
+
+    def _logs(self, ranks: Any) -> str:
+        texts = []
+        for rank in ranks:
+            log = Path(self._directory.name) / f"log.{rank}"
+            texts.append(f"--- log of rank {rank}:\n{log.read_text(errors='replace')[-3000:]}")
+        return "\n".join(texts)
+
+
+class Groups:
+    """The groups of a test session, one per size and settings."""
+
+    def __init__(self) -> None:
+        self._groups: dict[Any, WorkerGroup] = {}
+
+    def __call__(self, size: int, **init: Any) -> WorkerGroup:
+        key = (size, tuple(sorted(init.items())))
+        group = self._groups.get(key)
+        if group is None or not group.pids:
+            group = WorkerGroup(size, **init)
+            self._groups[key] = group
+            with _closing_on_error(group):
+                group.start()
+        return group
+
+    def close(self) -> None:
+        for group in self._groups.values():
+            group.close()
+
+
+@contextmanager
+def _closing_on_error(group: WorkerGroup) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        group.close()
+        raise

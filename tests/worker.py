@@ -1,0 +1,36 @@
+"""A worker of `tests.group`: runs the cases it is told, until the group hangs up."""
+
+import importlib
+import os
+import sys
+import traceback
+from multiprocessing.connection import Client
+from typing import Any
+
+import tfddl
+from tests.group import AUTHKEY
+from tfddl.cluster import detect
+
+
+def init(**settings: Any) -> None:
+    tfddl.init(**settings)
+
+
+def main(address: str) -> None:
+    with Client(address, family="AF_UNIX", authkey=AUTHKEY) as connection:
+        connection.send(detect(os.environ).rank)
+        while True:
+            try:
+                path, arguments = connection.recv()
+            except EOFError:
+                return
+            module, _, name = path.partition(":")
+            try:
+                outcome = (True, getattr(importlib.import_module(module), name)(**arguments))
+            except Exception:  # noqa: BLE001 - whatever it is, the test wants to see it
+                outcome = (False, traceback.format_exc())
+            connection.send(outcome)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

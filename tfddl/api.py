@@ -1,0 +1,109 @@
+"""The life of a job in this process: `init`, who am I, `shutdown`."""
+
+import os
+
+import tensorflow as tf
+
+from tfddl import runtime
+from tfddl.cluster import detect
+from tfddl.errors import StartError
+from tfddl.transport import Collective
+
+
+def init(
+    *,
+    collective: str = "auto",
+    intra_op_threads: int | None = None,
+    inter_op_threads: int | None = None,
+    timeout_s: float = 600.0,
+) -> None:
+    """Starts tfddl. All ranks must call it, before any other TensorFlow operation.
+
+    Reads who takes part from TF_CONFIG, or from Open MPI's or Slurm's variables; a script started
+    without any of them is a job of one worker, and needs no server. Sets the numbers of threads,
+    lets GPU memory grow, gives each local rank a GPU of its own, makes the
+    `MultiWorkerMirroredStrategy`, and waits for the other workers. Called again with the same
+    settings it does nothing.
+
+    TensorFlow's servers listen on all network interfaces and obey whoever reaches them: let only
+    the hosts of the job reach the ports of TF_CONFIG.
+
+    Args:
+        collective: "ring" (CPUs), "nccl" (GPUs), or "auto": NCCL where there are GPUs.
+        intra_op_threads: Threads within an operation; None is this worker's share of the cores.
+        inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
+            worker, and is at least 2 for several.
+        timeout_s: After how many seconds an operation fails for which not all ranks have come;
+            0 waits for ever.
+
+    Raises:
+        ClusterError: TF_CONFIG, or what Open MPI or Slurm say, is wrong.
+        StartError: A TensorFlow operation ran before; NCCL without a GPU; more workers on a host
+            than GPUs; a number out of range; or other settings than in an earlier call.
+        DisagreementError: The ranks were told of different clusters.
+    """
+    from tfddl import keras_hooks
+
+    choices = {"auto": None, **{choice.value: choice for choice in Collective}}
+    if collective not in choices:
+        raise StartError(f"collective is {collective!r}; it must be one of {', '.join(choices)}.")
+    options = runtime.Options(
+        collective=choices[collective],
+        intra_op_threads=intra_op_threads,
+        inter_op_threads=inter_op_threads,
+        timeout_s=timeout_s,
+    )
+    runtime.start(detect(os.environ), options)
+    keras_hooks.install()
+
+
+def shutdown() -> None:
+    """Ends the use of tfddl in this process; `init` with the same settings takes it up again.
+
+    TensorFlow's server lives until the process ends.
+    """
+    runtime.stop()
+
+
+def is_initialized() -> bool:
+    """Whether `init` has been called, and `shutdown` not since."""
+    return runtime.is_started()
+
+
+def rank() -> int:
+    """The number of this worker, 0 <= rank < size.
+
+    Raises:
+        NotInitializedError: `init` has not been called. (So do all of the functions below.)
+    """
+    return runtime.current().cluster.rank
+
+
+def size() -> int:
+    """The number of workers."""
+    return runtime.current().cluster.size
+
+
+def local_rank() -> int:
+    """The number of this worker among those of its host."""
+    return runtime.current().cluster.local_rank
+
+
+def local_size() -> int:
+    """The number of workers of this host."""
+    return runtime.current().cluster.local_size
+
+
+def cross_rank() -> int:
+    """The number of this host among those that have a worker of this local rank."""
+    return runtime.current().cluster.cross_rank
+
+
+def cross_size() -> int:
+    """The number of hosts that have a worker of this local rank."""
+    return runtime.current().cluster.cross_size
+
+
+def strategy() -> tf.distribute.Strategy:
+    """The `tf.distribute.MultiWorkerMirroredStrategy` of the job."""
+    return runtime.current().strategy()

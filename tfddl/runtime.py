@@ -1,0 +1,281 @@
+"""What a process has started: threads, devices, the strategy, the transport.
+
+The one mutable module global of tfddl lives here.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl.cluster import Cluster
+from tfddl.errors import DisagreementError, NotInitializedError, StartError
+from tfddl.transport import (
+    AloneTransport,
+    Collective,
+    StrategyOptions,
+    StrategyTransport,
+    Transport,
+)
+
+_LOG = logging.getLogger("tfddl")
+
+_WAIT_REPORT_S = 15.0
+
+_TOO_LATE = (
+    "tfddl.init() has to come before the first TensorFlow operation of the process, because "
+    "threads, devices and collectives can't be set up afterwards. Move it to the top of the "
+    "script, before any model, tensor or dataset is made."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `tfddl.init()` was asked for; None leaves the choice to us."""
+
+    collective: Collective | None = None
+    intra_op_threads: int | None = None
+    inter_op_threads: int | None = None
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("intra_op_threads", "inter_op_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise StartError(f"{name} is {value}; it must be at least 1, or None.")
+        if self.timeout_s < 0:
+            raise StartError(f"timeout_s is {self.timeout_s}; it must be 0 (never) or more.")
+
+
+@dataclasses.dataclass
+class Step:
+    """What the training step that is being traced or run knows of itself."""
+
+    count: tf.Tensor | None = None
+    """What the rank's mean loss was divided by; None where nobody said."""
+
+    stop: tf.Variable | None = None
+    """Float scalar: above 0 where this rank wants training to end."""
+
+    stop_agreed: tf.Variable | None = None
+    """Float scalar that becomes above 0 once any rank wants training to end."""
+
+
+class Runtime:
+    """The runtime of this process; `start` makes the only one."""
+
+    def __init__(self, cluster: Cluster, options: Options) -> None:
+        self.cluster = cluster
+        self.options = options
+        self.agreed: dict[str, tf.Variable] = {}
+        """Signatures that all ranks have compared inside a graph, and whether they have yet."""
+        self.epoch: int | None = None
+        """The epoch of the `fit` that is running, if one is."""
+        self.fit: Any = None
+        """The `fit` that is running on all ranks, if one is; `tfddl.keras_hooks` keeps it."""
+        self.step = Step()
+        self._strategy: tf.distribute.Strategy | None = None
+        self.collective = _set_up_devices(cluster, options)
+        self.transport = self._connect()
+
+    def strategy(self) -> tf.distribute.Strategy:
+        """The `MultiWorkerMirroredStrategy` of the job."""
+        if self._strategy is None:
+            self._strategy = _make_strategy(self.cluster, self.collective)
+        return self._strategy
+
+    @contextmanager
+    def in_step(self, step: Step) -> Iterator[None]:
+        """Makes `step` the one that optimizers see."""
+        before, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = before
+
+    def _connect(self) -> Transport:
+        if self.cluster.size == 1:
+            return AloneTransport()
+        with _reporting_who_is_missing(self.cluster):
+            device = self.strategy().extended.worker_devices[0]
+        options = StrategyOptions(
+            device=device, collective=self.collective, timeout_s=self.options.timeout_s
+        )
+        transport = StrategyTransport(self.cluster.rank, self.cluster.size, options)
+        _compare_clusters(self.cluster, transport)
+        return transport
+
+
+class _Slot:
+    """Holds the runtime of the process."""
+
+    runtime: Runtime | None = None
+    active: bool = False
+
+
+_SLOT = _Slot()
+
+
+def start(cluster: Cluster, options: Options) -> Runtime:
+    """Starts the runtime, or takes up the one that is there.
+
+    Raises:
+        StartError: A TensorFlow operation ran before; or a runtime with other settings is there.
+        DisagreementError: The ranks were told of different clusters.
+    """
+    if _SLOT.runtime is None:
+        _SLOT.runtime = Runtime(cluster, options)
+    elif (_SLOT.runtime.cluster, _SLOT.runtime.options) != (cluster, options):
+        raise StartError(
+            "tfddl.init() was called before with other settings, and TensorFlow can't change them "
+            f"in a running process. Before: {_SLOT.runtime.options}, {_SLOT.runtime.cluster}. "
+            f"Now: {options}, {cluster}. Call it once, or with the same settings."
+        )
+    _SLOT.active = True
+    return _SLOT.runtime
+
+
+def stop() -> None:
+    """Forgets that the runtime was started; TensorFlow's servers stay until the process ends."""
+    _SLOT.active = False
+
+
+def is_started() -> bool:
+    """Whether `start` has been called, and `stop` not since."""
+    return _SLOT.active
+
+
+def current() -> Runtime:
+    """The runtime of this process.
+
+    Raises:
+        NotInitializedError: There is none.
+    """
+    if _SLOT.runtime is None or not _SLOT.active:
+        raise NotInitializedError("tfddl has not been initialized; call tfddl.init() first.")
+    return _SLOT.runtime
+
+
+def choose_collective(asked: Collective | None, *, num_gpus: int, local_size: int) -> Collective:
+    """NCCL where there are GPUs, RING on CPUs, or as asked.
+
+    Raises:
+        StartError: NCCL without a GPU, or more workers on this host than GPUs.
+    """
+    if asked is Collective.NCCL and not num_gpus:
+        raise StartError(
+            'collective="nccl" needs GPUs, but TensorFlow sees none on this host. Use "auto" or '
+            '"ring" for CPUs; for GPUs install tensorflow[and-cuda] and check nvidia-smi.'
+        )
+    if num_gpus and local_size > num_gpus:
+        raise StartError(
+            f"{local_size} workers run on this host, but TensorFlow sees {num_gpus} GPUs; every "
+            f"worker needs one of its own. Start at most {num_gpus} workers here, or set "
+            'CUDA_VISIBLE_DEVICES="" to train on CPUs.'
+        )
+    return asked or (Collective.NCCL if num_gpus else Collective.RING)
+
+
+def _set_up_devices(cluster: Cluster, options: Options) -> Collective:
+    gpus = tf.config.list_physical_devices("GPU")
+    collective = choose_collective(
+        options.collective, num_gpus=len(gpus), local_size=cluster.local_size
+    )
+    intra, inter = options.intra_op_threads, options.inter_op_threads
+    if intra is None and cluster.local_size > 1:
+        intra = max(1, len(os.sched_getaffinity(0)) // cluster.local_size)
+    if inter is None and cluster.local_size > 1:
+        inter = max(2, intra or 0)  # A graph that waits for others must not starve the rest.
+    try:
+        if intra is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(intra)
+        if inter is not None:
+            tf.config.threading.set_inter_op_parallelism_threads(inter)
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if gpus:
+            tf.config.set_visible_devices(gpus[cluster.local_rank], "GPU")
+    except RuntimeError as error:
+        raise StartError(_TOO_LATE) from error
+    return collective
+
+
+def _make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Strategy:
+    addresses = {"worker": list(cluster.addresses)} if cluster.size > 1 else {}
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(addresses),
+        task_type="worker" if addresses else None,
+        task_id=cluster.rank if addresses else None,
+        rpc_layer="grpc",
+    )
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=tf.distribute.experimental.CommunicationImplementation[collective.name]
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver=resolver, communication_options=options
+        )
+    except RuntimeError as error:
+        raise StartError(_TOO_LATE) from error
+
+
+def _compare_clusters(cluster: Cluster, transport: Transport) -> None:
+    """Raises where ranks were told of different clusters: the same text must come back."""
+    text = json.dumps(cluster.addresses)
+    mine = tf.constant(list(text.encode().ljust(4096)[:4096]), tf.int32)
+    rows = transport.all_gather(tf.concat([[cluster.rank], mine], axis=0)).numpy()
+    if rows[:, 0].tolist() != list(range(cluster.size)):
+        raise StartError(
+            f"TensorFlow ordered the workers as {rows[:, 0].tolist()} instead of by rank."
+        )
+    told = {rank: bytes(row[1:].tolist()).decode().strip() for rank, row in enumerate(rows)}
+    if len(set(told.values())) > 1:
+        lines = "\n".join(f"  rank {rank}: {value}" for rank, value in told.items())
+        raise DisagreementError(
+            f"The ranks were told of different clusters:\n{lines}\n"
+            "Give every rank the same list of addresses (TF_CONFIG's cluster)."
+        )
+
+
+@contextmanager
+def _reporting_who_is_missing(cluster: Cluster) -> Iterator[None]:
+    """Says, while TensorFlow waits in silence for the other workers, which ones don't answer."""
+    connected = threading.Event()
+
+    def report() -> None:
+        while not connected.wait(_WAIT_REPORT_S):
+            missing = _unreachable(cluster.addresses)
+            who = ", ".join(f"rank {rank} at {cluster.addresses[rank]}" for rank in missing)
+            _LOG.warning(
+                "rank %d of %d is waiting for the other workers; %s. Check that every worker has "
+                "been started, with the same list of addresses.",
+                cluster.rank,
+                cluster.size,
+                f"no answer from {who}" if missing else "all addresses answer",
+            )
+
+    thread = threading.Thread(target=report, name="tfddl-start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        connected.set()
+        thread.join()
+
+
+def _unreachable(addresses: Sequence[str]) -> list[int]:
+    missing = []
+    for rank, address in enumerate(addresses):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except OSError:
+            missing.append(rank)
+    return missing

@@ -1,0 +1,19 @@
+"""How tensors travel between the workers: one interface, several ways.
+
+Usage:
+    transport = StrategyTransport(rank=0, size=2, device=…, collective=Collective.RING, …)
+    total = transport.all_reduce(flat_tensor, Reduction.SUM)
+"""
+
+from tfddl.transport.alone import AloneTransport
+from tfddl.transport.base import Collective, Reduction, Transport
+from tfddl.transport.strategy import StrategyOptions, StrategyTransport
+
+__all__ = [
+    "AloneTransport",
+    "Collective",
+    "Reduction",
+    "StrategyOptions",
+    "StrategyTransport",
+    "Transport",
+]
