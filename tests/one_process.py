@@ -1,0 +1,56 @@
+"""The one process that N workers are compared with: plain Keras on literal lists of indices.
+
+Run as ``python -m tests.one_process``: reads pickled (spec, batches) pairs from standard input,
+where ``batches[epoch][step]`` lists the examples of a step; writes their results to the file named
+by the only argument.
+"""
+
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tests import problem
+
+
+def train(spec: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any]:
+    x, y = problem.data(spec)[0], problem.labels(spec)
+    weights = problem.sample_weights(spec)
+    parts = (x, y) if weights is None else (x, y, weights)
+    epochs = iter(batches)
+
+    def one_epoch() -> Iterator[tuple[np.ndarray, ...]]:
+        for indices in next(epochs):
+            yield tuple(part[indices] for part in parts)
+
+    dataset = tf.data.Dataset.from_generator(
+        one_epoch,
+        output_signature=tuple(tf.TensorSpec((None, *p.shape[1:]), p.dtype) for p in parts),
+    ).apply(tf.data.experimental.assert_cardinality(len(batches[0])))
+    model, recorder = problem.model(spec)
+    model.compile(problem.optimizer(spec), **problem.compile_options(spec))
+    validation = None
+    if spec.get("n_val"):
+        validation = (problem.data(spec, "val")[0], problem.labels(spec, "val"))
+    history = model.fit(
+        dataset,
+        epochs=len(batches),
+        validation_data=validation,
+        class_weight=problem.class_weight(spec),
+        verbose=0,
+    )
+    assert recorder.seen == [step for epoch in batches for step in epoch]
+    return problem.result(model, history)
+
+
+if __name__ == "__main__":
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    jobs = pickle.load(sys.stdin.buffer)  # Written by the test.
+    results = [train(spec, batches) for spec, batches in jobs]
+    assert not [name for name in sys.modules if name.startswith("tfddl")]
+    Path(sys.argv[1]).write_bytes(pickle.dumps(results))

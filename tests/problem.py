@@ -1,0 +1,129 @@
+"""A small training problem, described by a dictionary; knows nothing of tfddl.
+
+Both sides of an exactness test build the same model from it: the workers, and the one process they
+are compared with.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+FEATURES = 5
+CLASSES = 3
+
+
+def data(spec: dict[str, Any], part: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """x of shape (n, 1 + FEATURES), whose first column is the example's number; y of shape (n,)."""
+    n = spec["n"] if part == "train" else spec["n_val"]
+    rng = np.random.default_rng([7, part == "train"])
+    x = rng.normal(size=(n, FEATURES)).astype("float32")
+    scores = x @ rng.normal(size=(FEATURES, CLASSES)) + 0.5 * rng.normal(size=(n, CLASSES))
+    y: Any = scores.argmax(1) if spec["loss"] != "mse" else scores[:, :1]
+    ids = np.arange(n, dtype="float32")[:, None]
+    return np.concatenate([ids, x], 1), y.astype("float32" if spec["loss"] == "mse" else "int32")
+
+
+def sample_weights(spec: dict[str, Any]) -> np.ndarray | None:
+    if not spec.get("sample_weight"):
+        return None
+    return np.random.default_rng(11).uniform(0.2, 2.0, spec["n"]).astype("float32")
+
+
+class _Log:
+    """A list that Keras doesn't track."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+
+@keras.saving.register_keras_serializable("tests")
+class Recorder(keras.layers.Layer):
+    """Takes the example's number off the input, and writes down which ones were trained on."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._log = _Log()
+
+    @property
+    def seen(self) -> list[list[int]]:
+        """The numbers of the examples of every batch, in order."""
+        return self._log.batches
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if training:
+
+            def write_down(ids: np.ndarray) -> Any:
+                self._log.batches.append(ids.astype(int).tolist())
+                return np.int32(0)
+
+            done = tf.numpy_function(write_down, [inputs[:, 0]], tf.int32)
+            with tf.control_dependencies([done]):
+                return tf.identity(inputs[:, 1:])
+        return inputs[:, 1:]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (input_shape[0], FEATURES)
+
+
+def model(spec: dict[str, Any]) -> tuple[keras.Model, Recorder]:
+    keras.utils.set_random_seed(spec.get("init_seed", 3))
+    recorder = Recorder()
+    inputs = keras.Input((1 + FEATURES,))
+    decay = keras.regularizers.L2(0.01) if spec.get("l2") else None
+    hidden = keras.layers.Dense(8, activation="tanh", kernel_regularizer=decay)(recorder(inputs))
+    if spec["loss"] == "bce":
+        outputs = keras.layers.Dense(1, activation="sigmoid")(hidden)
+    elif spec["loss"] == "mse":
+        outputs = keras.layers.Dense(1)(hidden)
+    else:
+        outputs = keras.layers.Dense(CLASSES, activation="softmax")(hidden)
+    return keras.Model(inputs, outputs), recorder
+
+
+def optimizer(spec: dict[str, Any]) -> keras.optimizers.Optimizer:
+    kinds = {
+        "sgd": lambda **kw: keras.optimizers.SGD(0.1, momentum=0.9, **kw),
+        "adam": lambda **kw: keras.optimizers.Adam(0.01, **kw),
+        "adamw": lambda **kw: keras.optimizers.AdamW(0.01, weight_decay=0.02, **kw),
+    }
+    return kinds[spec["optimizer"]](**spec.get("optimizer_options", {}))
+
+
+def compile_options(spec: dict[str, Any]) -> dict[str, Any]:
+    reduction = spec.get("reduction", "sum_over_batch_size")
+    if spec["loss"] == "mse":
+        loss: Any = keras.losses.MeanSquaredError(reduction=reduction)
+        metrics: list[Any] = ["mae"]
+    elif spec["loss"] == "bce":
+        loss = keras.losses.BinaryCrossentropy(reduction=reduction)
+        metrics = ["accuracy", keras.metrics.AUC(name="auc"), keras.metrics.Precision(name="prec")]
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(reduction=reduction)
+        metrics = ["accuracy"]
+    weighted = metrics[:1] if spec.get("sample_weight") or spec.get("class_weight") else None
+    return {
+        "loss": loss,
+        "metrics": metrics,
+        "weighted_metrics": weighted,
+        "steps_per_execution": spec.get("steps_per_execution", 1),
+        "run_eagerly": spec.get("run_eagerly", False),
+    }
+
+
+def labels(spec: dict[str, Any], part: str = "train") -> Any:
+    y = data(spec, part)[1]
+    return (y > 0).astype("float32")[:, None] if spec["loss"] == "bce" else y
+
+
+def class_weight(spec: dict[str, Any]) -> dict[int, float] | None:
+    return {0: 0.5, 1: 1.0, 2: 2.0} if spec.get("class_weight") else None
+
+
+def result(trained: keras.Model, history: Any) -> dict[str, Any]:
+    return {
+        "weights": {v.path: np.asarray(v) for v in trained.trainable_variables},
+        "history": {k: [float(v) for v in values] for k, values in history.history.items()},
+        "iterations": int(trained.optimizer.iterations.numpy()),
+    }

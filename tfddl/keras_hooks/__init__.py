@@ -1,0 +1,29 @@
+"""The one room that touches Keras' private parts.
+
+What each part of it does, and on what in Keras it relies:
+
+* `patching`: puts a function of ours around one of Keras', after checking that it is the one we
+  know. A Keras that has changed beyond that fails here, with a message.
+* `compiling`: `compile` refuses what can't work, and keeps XLA out of steps with collectives.
+* `steps`: `train_step` tells the optimizer the count of its batch; stand-ins leave no trace.
+* `fitting`: ranks compare their plans before the first step, start from the same state, end at the
+  same step, and log what the job did.
+* `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
+
+The hooks act only on models compiled with `tfddl.DistributedOptimizer`, in a job of several
+workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`.
+"""
+
+from tfddl.keras_hooks import compiling, fitting, loss_scaling, steps
+
+
+def install() -> None:
+    """Puts all hooks in place; a second call changes nothing.
+
+    Raises:
+        UnsupportedError: Keras has changed in something that a hook relies on.
+    """
+    compiling.install()
+    steps.install()
+    fitting.install()
+    loss_scaling.install()

@@ -1,0 +1,214 @@
+"""`fit` of a job: plans compared, state shared, logs and the end agreed upon."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfddl.collectives import (
+    ReduceOp,
+    allreduce,
+    broadcast_variables,
+    grouped_allreduce,
+)
+from tfddl.errors import DataError, UnsupportedError
+from tfddl.keras_hooks import comparing
+from tfddl.keras_hooks.compiling import acts_on
+from tfddl.keras_hooks.patching import wrap_method
+from tfddl.keras_hooks.statistics import pool_batch_normalization
+from tfddl.keras_hooks.steps import state_of
+from tfddl.runtime import current, is_started
+
+
+def install() -> None:
+    """Puts the hooks in place."""
+    callbacks = keras.callbacks.CallbackList
+    wrap_method(keras.Model, "fit", ("x", "y", "batch_size", "epochs"), _fit)
+    wrap_method(keras.Model, "evaluate", ("x", "y"), _evaluate)
+    wrap_method(keras.Model, "_get_metrics_result_or_logs", ("logs",), _results)
+    wrap_method(callbacks, "on_train_begin", ("logs",), _on_train_begin)
+    wrap_method(callbacks, "on_epoch_begin", ("epoch", "logs"), _on_epoch_begin)
+    wrap_method(callbacks, "on_train_batch_end", ("batch", "logs"), _on_train_batch_end)
+    wrap_method(callbacks, "on_epoch_end", ("epoch", "logs"), _on_epoch_end)
+
+
+@dataclasses.dataclass
+class Fit:
+    """A `fit` that is running on all ranks."""
+
+    model: Any
+    initial_epoch: int
+    validates: bool
+    steps: int = 0
+    training: bool = False
+    """Between the beginning of an epoch and its training logs."""
+    validating: bool = False
+    """While `fit` itself evaluates the model."""
+
+
+def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    if not is_started():
+        return original(self, *args, **kwargs)
+    runtime = current()
+    before = runtime.fit, runtime.epoch
+    runtime.fit = None
+    if acts_on(self.optimizer):
+        call = inspect.signature(original).bind(self, *args, **kwargs)
+        call.apply_defaults()
+        _build(self, call.arguments["x"])
+        runtime.fit = Fit(
+            model=self,
+            initial_epoch=call.arguments["initial_epoch"],
+            validates=bool(
+                call.arguments["validation_split"] or call.arguments["validation_data"] is not None
+            ),
+        )
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        runtime.fit, runtime.epoch = before
+
+
+def _build(model: Any, x: Any) -> None:
+    """Makes the variables before training starts, so that all ranks can start from the same.
+
+    Keras would make them in the first step.
+    """
+    if model.built and all(layer.built for layer in model.layers):
+        return
+    if isinstance(x, tf.data.Dataset):
+        first = keras.utils.unpack_x_y_sample_weight(next(iter(x)))[0]
+    elif isinstance(x, keras.utils.PyDataset):
+        first = keras.utils.unpack_x_y_sample_weight(x[0])[0]
+    elif hasattr(x, "__next__"):
+        raise UnsupportedError(
+            "The model has no variables yet, and a generator can't be asked for a batch twice: "
+            "the ranks couldn't start from the same weights. Give the model an Input, or call it "
+            "on one batch before fit."
+        )
+    else:
+        first = tf.nest.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
+    model(first, training=False)
+
+
+def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -> Any:
+    fit = _running(self)
+    if fit is None:
+        return original(self, logs)
+    fit.steps = self.params["steps"]
+    facts = comparing.Facts.of(fit.model, self.params, fit)
+    comparing.compare(facts)
+    result = original(self, logs)
+    comparing.compare(dataclasses.replace(facts, iterations=comparing.iterations(fit.model)))
+    broadcast_variables([*fit.model.weights, *fit.model.optimizer.variables])
+    _give_ranks_their_own_randomness(fit.model)
+    return result
+
+
+def _give_ranks_their_own_randomness(model: Any) -> None:
+    """Derives every rank's seeds from rank 0's: dropout differs, and is the same in each run."""
+    seeds = [v for v in model.variables if v.name == "seed_generator_state"]
+    broadcast_variables(seeds)
+    for seed in seeds:
+        mixed = (tf.cast(seed[0], tf.int64) + current().cluster.rank * 0x9E3779B1) % 2**32
+        seed.assign(tf.stack([tf.cast(mixed, seed.dtype), tf.convert_to_tensor(seed)[1]]))
+
+
+def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
+    if is_started():
+        current().epoch = epoch
+    fit = _running(self)
+    if fit is not None:
+        fit.training = True
+        state_of(fit.model).steps.assign(0)
+    return original(self, epoch, logs)
+
+
+def _on_train_batch_end(
+    original: Callable[..., Any], self: Any, batch: int, logs: Any = None
+) -> Any:
+    result = original(self, batch, logs)
+    fit = _running(self)
+    if fit is not None:
+        state = state_of(fit.model)
+        if fit.model.stop_training:
+            state.stop.assign(1.0)
+        fit.model.stop_training = bool(state.stop_agreed.numpy())
+    return result
+
+
+def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
+    result = original(self, epoch, logs)
+    fit = _running(self)
+    if fit is not None:
+        state = state_of(fit.model)
+        wanted = bool(fit.model.stop_training) or bool(state.stop.numpy())
+        anyone = allreduce(tf.constant(int(wanted)), ReduceOp.MAX, name="stop_training")
+        fit.model.stop_training = bool(anyone.numpy())
+        state.stop.assign(0.0)
+        state.stop_agreed.assign(0.0)
+    return result
+
+
+def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    fit = current().fit if is_started() else None
+    if fit is None or fit.model is not self:
+        return original(self, *args, **kwargs)
+    # Only what `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
+    before, fit.validating = fit.validating, bool(kwargs.get("_use_cached_eval_dataset"))
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        fit.validating = before
+
+
+def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
+    fit = current().fit if is_started() else None
+    if fit is None or fit.model is not self or not (fit.training or fit.validating):
+        return original(self, logs)
+    if fit.training:
+        fit.training = False
+        _check_epoch_is_complete(fit)
+        pool_batch_normalization(self)
+    _sum_metrics(self)
+    results = original(self, logs)
+    return _averaged(results) if results is logs else results
+
+
+def _check_epoch_is_complete(fit: Fit) -> None:
+    steps = int(state_of(fit.model).steps.numpy())
+    if steps < fit.steps and not fit.model.stop_training:
+        raise DataError(
+            f"rank {current().cluster.rank} ran out of data after {steps} of {fit.steps} steps of "
+            "the epoch; the other ranks can't go on without it. Give every rank as many batches as "
+            "steps_per_epoch says (dataset.repeat()), or use tfddl.shard_dataset."
+        )
+
+
+def _sum_metrics(model: Any) -> None:
+    """Makes the state of the metrics the job's: results don't average, states add up."""
+    variables = [variable for metric in model.metrics for variable in metric.variables]
+    totals = grouped_allreduce(
+        [tf.convert_to_tensor(v) for v in variables], ReduceOp.SUM, name="metrics"
+    )
+    for variable, total in zip(variables, totals, strict=True):
+        variable.assign(total)
+
+
+def _averaged(logs: Any) -> Any:
+    """The mean over the ranks of what a user's own `train_step` returned."""
+    if not isinstance(logs, dict) or not logs:
+        return logs
+    names = sorted(logs)
+    values = [tf.reduce_mean(tf.cast(logs[name], tf.float32)) for name in names]
+    means = grouped_allreduce(values, ReduceOp.AVERAGE, name=f"logs {', '.join(names)}")
+    return dict(zip(names, means, strict=True))
+
+
+def _running(callbacks: Any) -> Fit | None:
+    """The job's `fit` that a list of callbacks belongs to, if it does."""
+    fit: Fit | None = current().fit if is_started() else None
+    return fit if fit is not None and callbacks.model is fit.model else None

@@ -1,0 +1,170 @@
+"""`train_step` and `test_step`: the count of the batch, the stop flag, stand-ins.
+
+The wrapped step is put on the model itself, since users override `train_step` in classes of their
+own. It stays there: Keras keeps the compiled function from one `fit` to the next.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfddl.errors import UnsupportedError
+from tfddl.keras_hooks.compiling import NO_XLA, acts_on
+from tfddl.keras_hooks.patching import wrap_method
+from tfddl.runtime import Step, current
+
+_WEIGHTED = "mean_with_sample_weight"
+
+
+def install() -> None:
+    """Puts the hooks in place."""
+    wrap_method(keras.Model, "make_train_function", ("force",), _make_train_function)
+    wrap_method(keras.Model, "make_test_function", ("force",), _make_test_function)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepState:
+    """What a model's training steps and the loop around them tell each other."""
+
+    stop: tf.Variable
+    """Above 0 where this rank wants training to end; sent with every step."""
+
+    stop_agreed: tf.Variable
+    """Above 0 once the step has heard that from any rank."""
+
+    steps: tf.Variable
+    """Steps run since it was last set to 0."""
+
+    @classmethod
+    def new(cls) -> "StepState":
+        """State for a model, on the CPU."""
+        with tf.init_scope(), tf.device("CPU:0"):
+            return cls(
+                stop=tf.Variable(0.0, trainable=False, name="tfddl_stop"),
+                stop_agreed=tf.Variable(0.0, trainable=False, name="tfddl_stop_agreed"),
+                steps=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_steps"),
+            )
+
+
+def state_of(model: Any) -> StepState:
+    """The state of a model whose train function has been made."""
+    return model.train_step.tfddl_state
+
+
+def _make_train_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
+    if acts_on(self.optimizer):
+        if self.jit_compile:
+            raise UnsupportedError(NO_XLA)
+        if not hasattr(self.train_step, "tfddl_state"):
+            self.train_step = _training_step(self, self.train_step)
+            force = True  # A function traced before knows nothing of counts.
+    return original(self, force)
+
+
+def _make_test_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
+    if acts_on(self.optimizer) and not hasattr(self.test_step, "tfddl_wrapped"):
+        self.test_step = _testing_step(self, self.test_step)
+        force = True
+    return original(self, force)
+
+
+def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    state = StepState.new()
+
+    def train_step(data: Any) -> Any:
+        if not acts_on(model.optimizer):  # Compiled anew, with another optimizer.
+            return original(data)
+        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        counts = _stand_in(weight)
+        count = _count(model, x, weight)
+        if counts is not None:
+            count = tf.where(counts, count, 0.0)
+        step = Step(count=count, stop=state.stop, stop_agreed=state.stop_agreed)
+        with current().in_step(step), _unchanged_unless(counts, lambda: _own_state(model)):
+            outputs = original(data)
+        state.steps.assign_add(1)
+        return outputs
+
+    train_step.tfddl_state = state  # type: ignore[attr-defined]
+    return train_step
+
+
+def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def test_step(data: Any) -> Any:
+        _, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        with _unchanged_unless(_stand_in(weight), lambda: _metric_variables(model)):
+            return original(data)
+
+    test_step.tfddl_wrapped = True  # type: ignore[attr-defined]
+    return test_step
+
+
+def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
+    """What the rank's mean loss is divided by: examples, or the sum of their weights."""
+    examples = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
+    reductions = {_reduction(loss) for loss in tf.nest.flatten(model.loss)}
+    averaged = [r for r in reductions if r not in ("sum", "none", None)]
+    if len(averaged) < len(reductions):
+        raise UnsupportedError(
+            f"A loss with reduction {sorted(map(str, reductions))} isn't a mean over the batch, "
+            "so that the workers' gradients can't be averaged exactly. Use a loss with "
+            'reduction="sum_over_batch_size" (the default), or DistributedOptimizer(…, op="sum") '
+            "in a training loop of your own."
+        )
+    if weight is None or _WEIGHTED not in reductions:
+        return tf.cast(tf.shape(examples)[0], tf.float32)
+    if len(reductions) > 1 or len(tf.nest.flatten(weight)) > 1:
+        raise UnsupportedError(
+            f"Several losses of which one has reduction={_WEIGHTED!r} divide by different numbers "
+            "on every worker, and can't be averaged exactly. Use the same reduction for all, with "
+            "one sample weight per example."
+        )
+    return tf.cast(tf.reduce_sum(tf.nest.flatten(weight)[0]), tf.float32)
+
+
+def _reduction(loss: Any) -> str | None:
+    """Of a loss given to `compile`: names and functions are means over the batch."""
+    return getattr(loss, "reduction", "sum_over_batch_size")
+
+
+def _stand_in(weight: Any) -> tf.Tensor | None:
+    """Whether the batch counts: a scalar, or None where it surely does.
+
+    See `tfddl.data.STAND_IN_WEIGHT`: a single example with the weight -0.0 doesn't.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(weight) if leaf is not None]
+    if not leaves or leaves[0].shape.rank == 0 or not leaves[0].dtype.is_floating:
+        return None
+    first = tf.cast(tf.reshape(leaves[0], [-1])[0], tf.float32)
+    is_negative_zero = tf.bitcast(first, tf.int32) == tf.int32.min
+    return tf.logical_not(tf.logical_and(tf.shape(leaves[0])[0] == 1, is_negative_zero))
+
+
+@contextmanager
+def _unchanged_unless(
+    counts: tf.Tensor | None, variables: Callable[[], Sequence[Any]]
+) -> Iterator[None]:
+    """Undoes what is done to the variables, unless the batch counts."""
+    if counts is None:
+        yield
+        return
+    before = {id(v): tf.identity(tf.convert_to_tensor(v)) for v in variables()}
+    yield
+    for variable in variables():
+        now = tf.convert_to_tensor(variable)
+        # Metrics are made in the first step; they begin with zeros.
+        old = before.get(id(variable), tf.zeros_like(now))
+        variable.assign(tf.where(counts, now, old))
+
+
+def _own_state(model: Any) -> list[Any]:
+    """What a step changes without asking the other ranks."""
+    return [*_metric_variables(model), *model.non_trainable_weights]
+
+
+def _metric_variables(model: Any) -> list[Any]:
+    return [variable for metric in model.metrics for variable in metric.variables]
