@@ -70,7 +70,7 @@ def _tasks(config: dict[str, Any]) -> dict[str, list[Any]]:
     """The addresses of each type of task, known to be of types that we run."""
     if "cluster" not in config:
         raise ClusterError(
-            f'{VARIABLE} has no "cluster", only {_names(config)}; expected {_EXAMPLE}. '
+            f'{VARIABLE} has no "cluster" (keys found: {_names(config)}); expected {_EXAMPLE}. '
             f"HINT: unset {VARIABLE} to run one worker"
         )
     tasks = _object(config["cluster"], f"cluster in {VARIABLE}", '{"worker": ["hostA:12345"]}')

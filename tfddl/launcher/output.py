@@ -108,6 +108,7 @@ class Console:
         self._signals = signals
         self._fds = {Outlet.STDOUT: stdout_fd, Outlet.STDERR: stderr_fd}
         self._terminals = {outlet: os.isatty(fd) for outlet, fd in self._fds.items()}
+        self._given_up = False
         self._live = ""
         self._live_owner: Outlet | None = None
 
@@ -167,13 +168,14 @@ class Console:
         poll.register(fd, select.POLLOUT)
         poll.register(self._signals.fileno(), select.POLLIN)
         while data and self.broken is None:
-            ready = [number for number, _ in poll.poll(_PATIENCE_MS)]
+            ready = [number for number, _ in poll.poll(0 if self._given_up else _PATIENCE_MS)]
             if self._signals.fileno() in ready:
                 self._signals.read()
             if fd in ready:
                 # What fits a pipe that polls as writable: the write doesn't block.
                 data = data[self._write_some(fd, data[: select.PIPE_BUF]) :]
-            elif self._signals.is_ending:
+            elif self._signals.have_ended_job:
+                self._given_up = True
                 return
 
     def _write_some(self, fd: int, data: memoryview) -> int:

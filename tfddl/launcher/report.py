@@ -124,7 +124,9 @@ def _others(outcome: Outcome, root: WorkerExit) -> list[str]:
     ended = [str(end.rank) for end in after if end.was_ended_by_us]
     lines = []
     if done:
-        lines.append(f"before that, ended normally: rank {', '.join(done)}")
+        lines.append(
+            f"before that, ended normally: rank {', '.join(done)} (the others can't go on alone)"
+        )
     if failed:
         lines.append(f"after that, failed as well: rank {', '.join(failed)}")
     if ended:

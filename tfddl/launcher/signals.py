@@ -23,9 +23,13 @@ class Signals:
                 ...
 
     A signal that was ignored from the start (by nohup, say) stays ignored.
+
+    Attributes:
+        have_ended_job: whether one that ends the job has come.
     """
 
     def __init__(self) -> None:
+        self.have_ended_job = False
         self._ending: list[signal.Signals] = []
         self._previous: dict[signal.Signals, Any] = {}
         self._previous_wakeup = -1
@@ -61,11 +65,7 @@ class Signals:
         with contextlib.suppress(BlockingIOError):
             while numbers := os.read(self._reader, 4096):
                 self._ending += [signal.Signals(n) for n in numbers if n in _ENDING]
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether a signal that ends the job has been read and not yet taken."""
-        return bool(self._ending)
+                self.have_ended_job |= bool(self._ending)
 
     def take_ending(self) -> list[signal.Signals]:
         """The signals that end the job, each given once, in the order they came."""

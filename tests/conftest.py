@@ -1,0 +1,90 @@
+"""Fixtures that hold for all tests: none leaves a process or an environment variable behind."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.group import Groups
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PATIENCE_S = 3.0
+# These live until the session ends: the groups' workers, and multiprocessing's own helper.
+_LONG_LIVED = ("tests.worker", "multiprocessing.resource_tracker")
+# pytest's own, and those that importing TensorFlow and Keras sets.
+_OTHERS_VARIABLES = ("PYTEST_", "TF2_", "TPU_ML_", "KMP_", "HDF5_", "ENABLE_RUNTIME_UPTIME_")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _adopted_orphans() -> Iterator[None]:
+    """Makes processes whose parent has died children of pytest, so that they are found.
+
+    Such a process stays a zombie once it is dead: a test that waits for it asks `is_running`
+    of `tests.processes`, not `os.kill(pid, 0)`.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    left = {pid: name for pid, name in _children().items() if "resource_tracker" not in name}
+    _kill(left)
+    assert not left, f"the tests left processes behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def groups(_adopted_orphans: None) -> Iterator[Groups]:
+    """Real worker processes that many tests share."""
+    made = Groups()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind() -> Iterator[None]:
+    variables = _variables()
+    before = set(_children())
+    yield
+    left = _wait_for_end(before)
+    _kill(left)
+    assert not left, f"the test left processes behind: {left}"
+    changed = {name for name, _ in variables.items() ^ _variables().items()}
+    assert not changed, f"the test changed environment variables: {sorted(changed)}"
+
+
+def _variables() -> dict[str, str]:
+    return {n: value for n, value in os.environ.items() if not n.startswith(_OTHERS_VARIABLES)}
+
+
+def _wait_for_end(before: set[int]) -> dict[int, str]:
+    """The processes that are new, live on, and shouldn't."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        left = {
+            pid: name
+            for pid, name in _children().items()
+            if pid not in before and not any(word in name for word in _LONG_LIVED)
+        }
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+
+
+def _children() -> dict[int, str]:
+    """The children of this process that are not zombies, with their command lines."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread may end meanwhile
+            for pid in (task / "children").read_text().split():
+                line = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty for a zombie
+                if line:
+                    found[int(pid)] = line.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def _kill(processes: dict[int, str]) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
