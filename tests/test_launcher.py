@@ -644,6 +644,27 @@ print()
     assert "[0] 1 " + "y" * 23 + "\r" in written
 
 
+def test_a_bar_is_readable_without_a_terminal(tmp_path: Path) -> None:
+    done = launch("-np", "1", *worker(f"sys.stdout.write({KERAS_BAR!r})"), cwd=tmp_path)
+    assert done.stdout == "[0] Epoch 1/2\n[0] 3/3 ━━━━━━ 0s 50ms/step\n[0] done\n"
+
+
+def test_what_the_log_level_should_hide_is_hidden(tmp_path: Path) -> None:
+    lines = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1795386800.169345    5940 port.cc:153] oneDNN custom operations are on.",
+        "E0000 00:00:1795386793.026942    5827 cuda_platform.cc:52] failed call to cuInit",
+        "WARNING: mine",
+    ]
+    script = worker(f"print(*{lines!r}, sep='\\n', file=sys.stderr)")
+    done = launch("-np", "1", "--output-filename", "logs", *script, cwd=tmp_path)
+    assert done.stderr.splitlines() == [f"[0] {line}" for line in lines[2:]]
+    assert (tmp_path / "logs/rank.0/stderr").read_text().splitlines() == lines
+    script = ["env", "TF_CPP_MIN_LOG_LEVEL=0", *LAUNCHER, "-np", "1", *script]
+    done = launch("-np", "1", *script, cwd=tmp_path)
+    assert done.stderr.splitlines() == [f"[0] [0] {line}" for line in lines]
+
+
 def test_lines_are_never_torn(tmp_path: Path) -> None:
     script = """
 for n in range(200):

@@ -14,6 +14,9 @@ from tfddl.launcher.signals import Signals
 _TOKENS = re.compile(r"[^\n\r\x08]+|\n|\r|\x08+")
 _ESCAPES = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z])")
 _ERASE_LINE = "\r\x1b[K"
+# TensorFlow logs so at its start whatever TF_CPP_MIN_LOG_LEVEL says
+# (https://github.com/tensorflow/tensorflow/issues/100442).
+_CHATTER = re.compile(r"I0000 00:00:[0-9.]+ |WARNING: All log messages before absl::InitializeLog")
 _LONGEST_LINE = 1 << 20
 _PATIENCE_MS = 200
 
@@ -94,9 +97,15 @@ class LineAssembler:
         return [old]
 
 
+def without_chatter(lines: Sequence[str]) -> list[str]:
+    """Leaves out the lines that TensorFlow's log level should have hidden, but doesn't."""
+    return [line for line in lines if not _CHATTER.match(line)]
+
+
 class Console:
     """Writes lines with their rank; on a terminal it keeps one unfinished line of rank 0 last.
 
+    Where there is no terminal, colours are left out.
     A write waits for a slow reader, but not once a signal has come that ends the job.
 
     Attributes:
@@ -162,6 +171,8 @@ class Console:
         return "".join(pieces)
 
     def _put(self, outlet: Outlet, text: str) -> None:
+        if not self._terminals[outlet]:
+            text = _ESCAPES.sub("", text)
         data = memoryview(text.encode("utf-8", "surrogateescape"))
         fd = self._fds[outlet]
         poll = select.poll()

@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 from tfddl.cluster import Cluster, join_address, tf_config
 
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+
 _HOST = "127.0.0.1"
 
 _DEFAULTS = MappingProxyType(
@@ -15,7 +17,7 @@ _DEFAULTS = MappingProxyType(
         # Lines must come as they are printed, not by the 8 KiB, through a pipe.
         "PYTHONUNBUFFERED": "1",
         # Each worker's start would fill a screen; 2 leaves TensorFlow's errors.
-        "TF_CPP_MIN_LOG_LEVEL": "2",
+        LOG_LEVEL: "2",
     }
 )
 

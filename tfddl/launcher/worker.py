@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from tfddl.errors import LaunchError
-from tfddl.launcher.output import Console, LineAssembler, Outlet
-from tfddl.launcher.plan import ProcessPlan
+from tfddl.launcher.output import Console, LineAssembler, Outlet, without_chatter
+from tfddl.launcher.plan import LOG_LEVEL, ProcessPlan
 from tfddl.launcher.report import WorkerExit
 
 _KEPT_LINES = 200
@@ -27,12 +27,23 @@ class Stream:
     """One of the two outputs of a worker."""
 
     def __init__(
-        self, pipe: IO[bytes], *, rank: int, outlet: Outlet, console: Console, log: IO[bytes] | None
+        self,
+        pipe: IO[bytes],
+        *,
+        plan: ProcessPlan,
+        outlet: Outlet,
+        console: Console,
+        log: IO[bytes] | None,
     ) -> None:
         self.tail: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
-        self._pipe, self._rank, self._outlet = pipe, rank, outlet
+        self._pipe, self._rank, self._outlet = pipe, plan.rank, outlet
         self._console, self._log = console, log
-        live = console.shows_live(rank, outlet)
+        self._hides_chatter = outlet is Outlet.STDERR and plan.environment.get(LOG_LEVEL) in (
+            "1",
+            "2",
+            "3",
+        )
+        live = console.shows_live(plan.rank, outlet)
         self._assembler = LineAssembler(progress_s=None if live else _PROGRESS_S)
         os.set_blocking(pipe.fileno(), False)
 
@@ -65,6 +76,8 @@ class Stream:
             self._log.close()
 
     def _show(self, lines: list[str]) -> None:
+        if self._hides_chatter:
+            lines = without_chatter(lines)
         self.tail.extend(lines)
         self._console.show(self._rank, self._outlet, lines=lines, pending=self._assembler.pending)
 
@@ -103,7 +116,7 @@ class Worker:
         self._started_s = time.monotonic()
         pipes = (self._process.stdout, self._process.stderr)
         self.streams = tuple(
-            Stream(pipe, rank=plan.rank, outlet=outlet, console=console, log=log)
+            Stream(pipe, plan=plan, outlet=outlet, console=console, log=log)
             for pipe, outlet, log in zip(pipes, Outlet, logs, strict=True)
             if pipe is not None
         )
