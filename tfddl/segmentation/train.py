@@ -177,7 +177,8 @@ def train(config: TrainConfig) -> None:
     _say(
         f"tfddl: {len(training)} examples to train on, {len(validation)} to validate with, "
         f"{config.image_size[0]} x {config.image_size[1]} pixels; "
-        f"{tfddl.size()} workers, {config.batch_size} examples each in a step."
+        f"{tfddl.size()} worker{'s' if tfddl.size() > 1 else ''}, {config.batch_size} examples "
+        "each in a step"
     )
     started_s = time.monotonic()
     history = _fit(model, examples, training=training, validation=validation, config=config)
@@ -217,6 +218,8 @@ def _fit(
         dataset,
         validation_data=validation_dataset,
         epochs=config.epochs,
+        # The dataset does; Keras warns where it isn't told.
+        shuffle=False,
         verbose={"none": 0, "bar": 1, "lines": 2}[config.progress] if tfddl.rank() == 0 else 0,
     )
     return dict(history.history)
