@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tfddl
 from tests.processes import in_sessions, is_running, wait_until
 from tfddl.cluster import Cluster, tf_config
 from tfddl.errors import LaunchError
@@ -429,6 +430,8 @@ def test_help_and_version(tmp_path: Path) -> None:
     done = launch("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "tfddlrun -np 2 python train.py --lr=0.1" in done.stdout
+    done = launch("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"tfddlrun {tfddl.__version__}\n")
 
 
 def test_starts_quickly_and_loads_no_tensorflow(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tfddl import __version__
 from tfddl.errors import LaunchError
 from tfddl.launcher.job import JobOptions, run_job
 
@@ -29,24 +30,6 @@ examples:
   tfddlrun -np 2 python train.py --lr=0.1
   tfddlrun -np 4 --output-filename logs python -m package.train --epochs 3
 """
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        import importlib.metadata  # 40 ms, which every other start can do without
-
-        parser.exit(message=f"tfddlrun {importlib.metadata.version('tfddl')}\n")
 
 
 def main(argv: Sequence[str], *, prog: str = "tfddlrun") -> int:
@@ -103,6 +86,6 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     parser.add_argument("--verbose", action="store_true", help="tell more of what is done")
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

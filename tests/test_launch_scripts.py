@@ -1,0 +1,320 @@
+"""The scripts in `launch/`, run with this Python (TFDDL_PYTHON), so that they install nothing."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.processes import wait_until
+from tfddl.cluster import Cluster, tf_config
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci/run"]
+HOSTS = ("--hosts", "hostA:12345,hostB:12345")
+
+
+def run(script: str, *arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [LAUNCH / script, *arguments],
+        cwd=cwd,
+        env={**os.environ, "TFDDL_PYTHON": sys.executable, **more},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_is_bash_and_says_on_top_how_it_is_used(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True, timeout=10)
+    assert script.read_text().splitlines()[1].startswith("# ")
+    assert os.access(script, os.X_OK) == (script.name != "setup.sh")
+
+
+@pytest.mark.parametrize("script", ["local.sh", "worker.sh", "test.sh"])
+def test_help(script: str, tmp_path: Path) -> None:
+    done = run(script, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"./launch/{script}" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("local.sh", ("3",), "unknown argument '3'; flags of the training command come after --"),
+        ("local.sh", ("--workers",), "--workers is ''; it must be 1 or more"),
+        ("local.sh", ("--workers", "0"), "--workers is '0'; it must be 1 or more"),
+        ("local.sh", ("--workers=two",), "--workers is 'two'; it must be 1 or more"),
+        ("test.sh", ("-k", "x"), "unknown argument '-k'; arguments for pytest come after --"),
+        ("worker.sh", ("train.py",), "unknown argument 'train.py'; the command comes after --"),
+        ("worker.sh", ("--index", "0", "--", "true"), "--hosts is missing; expected HOST:PORT,…"),
+        ("worker.sh", (*HOSTS, "--", "true"), "--index is ''; it must be 0 or more"),
+        ("worker.sh", (*HOSTS, "--index", "x", "--", "true"), "--index is 'x'; it must be 0 or"),
+        ("worker.sh", (*HOSTS, "--index"), "--index is ''; it must be 0 or more"),
+        ("worker.sh", (*HOSTS, "--index", "1"), "there is no command to run; it comes after --"),
+        (
+            "worker.sh",
+            (*HOSTS, "--index", "2", "--", "true"),
+            "--hosts hostA:12345,hostB:12345 --index 2: rank is 2 among 2 workers; it must be 0..1",
+        ),
+        (
+            "worker.sh",
+            ("--hosts", "hostA,hostB:1", "--index", "0", "--", "true"),
+            "the address of rank 0 is 'hostA', without a port",
+        ),
+    ],
+)
+def test_mistakes_are_said(
+    script: str, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = run(script, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_worker_sets_tf_config_and_runs_the_command_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    script = (
+        "import os, sys; print(os.environ['TF_CONFIG']); print(sys.argv[1:]); print(os.getcwd())"
+    )
+    arguments = ("--lr=0.1", "a b", "--", "*", "")
+    line = (*HOSTS, "--index", "1", "--", "python", "-c", script, *arguments)
+    done = run("worker.sh", *line, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    config, found, where = done.stdout.splitlines()
+    assert tf_config.parse(config) == Cluster(("hostA:12345", "hostB:12345"), 1)
+    assert found == str(list(arguments))
+    assert where == str(folder)
+
+
+def test_worker_ends_with_the_status_of_the_command(tmp_path: Path) -> None:
+    line = ("--hosts=a:1", "--index=0", "--", "sh", "-c", "exit 7")
+    assert run("worker.sh", *line, cwd=tmp_path).returncode == 7
+
+
+FAKE_PYTHON = """#!/usr/bin/env bash
+# Stands for the Python that is found, and for the one of an environment, without a network.
+log="{folder}/log"
+case "$*" in
+  "-m venv "*)
+    for venv; do :; done
+    echo "venv" >>"$log"
+    mkdir -p "$venv/bin"
+    touch "$venv/pyvenv.cfg"
+    cp "$0" "$venv/bin/python"
+    ;;
+  "-m pip install "*)
+    for what; do :; done
+    echo "install $what" >>"$log"
+    sleep "${{FAKE_SECONDS:-0}}"
+    [[ -z "${{FAKE_FAILS:-}}" ]] || {{ echo "pip has no network" >&2; exit 1; }}
+    echo "installed" >>"$log"
+    ;;
+  "-c "*version_info*) exit "${{FAKE_TOO_OLD:-0}}" ;;
+  "-c "*base_prefix*) echo "${{FAKE_VERSION:-3.11}}" ;;
+  *) exec "{python}" "$@" ;;
+esac
+"""
+
+
+class Project:
+    """A copy of the scripts in a folder with a space, set up by a fake Python."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "my project"
+        shutil.copytree(LAUNCH, self.folder / "launch")
+        (self.folder / "pyproject.toml").write_text("# one\n")
+        self._path = folder / "bin"
+        self._path.mkdir()
+        fake = self._path / "python3"
+        fake.write_text(FAKE_PYTHON.format(folder=folder, python=sys.executable))
+        fake.chmod(0o755)
+        self._log = folder / "log"
+        self.installs = f"install {self.folder}"
+
+    def start(self, extra: str = "", **more: str) -> subprocess.Popen[str]:
+        """Begins a set-up that says in the end which python it found."""
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "TFDDL_PYTHON"},
+            "PATH": f"{self._path}:{os.environ['PATH']}",
+            **more,
+        }
+        script = f'set -euo pipefail; . launch/setup.sh; set_up "{extra}"; command -v python'
+        return subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def set_up(self, extra: str = "", **more: str) -> tuple[int, str, str]:
+        with self.start(extra, **more) as process:
+            out, err = process.communicate(timeout=30)
+        return process.returncode, out, err
+
+    def done(self) -> list[str]:
+        """What the fake Python did since it was last asked."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        self._log.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_sets_up_once(project: Project) -> None:
+    python = f"{project.folder}/.venv/bin/python\n"
+    status, out, err = project.set_up()
+    assert (status, out) == (0, python)
+    assert err == f"Setting up {project.folder}/.venv (TensorFlow, ~600 MB, once) …\n"
+    assert project.done() == ["venv", project.installs, "installed"]
+    assert project.set_up() == (0, python, "")
+    assert project.done() == []
+
+
+def test_sets_up_again_for_what_has_changed(project: Project) -> None:
+    project.set_up()
+    project.done()
+    project.set_up("test")
+    assert project.done() == ["venv", f"{project.installs}[test]", "installed"]
+    project.set_up()  # what tests need includes what training needs
+    assert project.done() == []
+    (project.folder / "pyproject.toml").write_text("# two\n")
+    project.set_up("test")
+    assert project.done()[1:] == [f"{project.installs}[test]", "installed"]
+    project.set_up(FAKE_VERSION="3.12")
+    assert project.done()[1:] == [project.installs, "installed"]
+
+
+def test_takes_up_an_interrupted_installation(project: Project) -> None:
+    with project.start(FAKE_SECONDS="60") as process:
+        wait_until(lambda: (project.folder.parent / "log").exists())
+        wait_until(lambda: "install" in (project.folder.parent / "log").read_text())
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    assert project.done()[-1] == project.installs
+    assert project.set_up()[0] == 0
+    assert project.done()[-1] == "installed"
+
+
+def test_shows_why_an_installation_failed(project: Project) -> None:
+    status, out, err = project.set_up(FAKE_FAILS="1")
+    assert (status, out) == (1, "")
+    assert err.endswith("pip has no network\n")
+    project.done()
+    assert project.set_up()[0] == 0
+    assert project.done()[-1] == "installed"
+
+
+def test_of_two_starts_at_once_one_installs(project: Project) -> None:
+    with project.start(FAKE_SECONDS="0.5") as first, project.start(FAKE_SECONDS="0.5") as second:
+        for process in (first, second):
+            process.communicate(timeout=30)
+            assert process.returncode == 0
+    assert project.done() == ["venv", project.installs, "installed"]
+
+
+def test_refuses_a_folder_that_is_something_else(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").touch()
+    status, _, err = project.set_up(TFDDL_VENV=str(tmp_path / "precious"))
+    assert status == 2
+    assert f"{tmp_path}/precious is no Python environment, and not empty; set TFDDL_VENV" in err
+    assert (tmp_path / "precious/file").exists()
+
+
+def test_says_which_python_it_needs(project: Project) -> None:
+    for name in ("python3.11", "python3.12", "python3.13"):
+        os.symlink("python3", project.folder.parent / "bin" / name)
+    status, _, err = project.set_up(FAKE_TOO_OLD="1")
+    assert status == 2
+    assert "needs Python 3.11 or newer; python3 is Python 3." in err
+    status, _, err = project.set_up(TFDDL_PYTHON="/no/such/python")
+    assert status == 2
+    assert "TFDDL_PYTHON is '/no/such/python'; no such program" in err
+
+
+SHARED_SUM = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import tfddl
+tfddl.init()
+total = tfddl.allreduce(np.float32(tfddl.rank() + 1), op="sum")
+network = os.readlink("/proc/self/ns/net")
+places = (tfddl.rank(), tfddl.size(), tfddl.local_rank(), tfddl.cross_rank(), tfddl.cross_size())
+Path(sys.argv[1], f"rank.{tfddl.rank()}").write_text(f"{places} {float(total)}\\n{network}\\n")
+tfddl.barrier()
+"""
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
+
+
+@contextmanager
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, 10.77.0.1 and 10.77.0.2, joined by a cable."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs the command ip (Debian: iproute2)")
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make network namespaces")
+    tag = uuid.uuid4().hex[:6]
+    names = (f"tfddl-{tag}-1", f"tfddl-{tag}-2")
+    with ExitStack() as stack:
+        for name in names:
+            try:
+                ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"needs the right to make network namespaces: {error.stderr.strip()}")
+            stack.callback(ip, "netns", "del", name)
+        cable = (f"tf{tag}1", f"tf{tag}2")
+        ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
+        for number, (name, plug) in enumerate(zip(names, cable, strict=True), start=1):
+            ip("link", "set", plug, "netns", name)
+            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", plug)
+            ip("-n", name, "link", "set", plug, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+
+
+@pytest.mark.long
+def test_worker_between_two_hosts(tmp_path: Path) -> None:
+    hosts = "--hosts=10.77.0.1:12345,10.77.0.2:12345"
+    with two_hosts() as names, ExitStack() as stack:
+        workers = []
+        for index, name in enumerate(names):
+            script = str(LAUNCH / "worker.sh")
+            line = ["ip", "netns", "exec", name, script, hosts, f"--index={index}", "--"]
+            worker = subprocess.Popen(
+                [*line, "python", "-c", SHARED_SUM, str(tmp_path)],
+                env={**os.environ, "TFDDL_PYTHON": sys.executable},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            stack.callback(worker.communicate)
+            stack.callback(worker.kill)
+            workers.append(worker)
+        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    evidence = [(tmp_path / f"rank.{rank}").read_text().splitlines() for rank in range(2)]
+    assert evidence[0][0] == "(0, 2, 0, 0, 2) 3.0"
+    assert evidence[1][0] == "(1, 2, 0, 1, 2) 3.0"
+    assert evidence[0][1] != evidence[1][1]  # really two hosts, as the network sees it
