@@ -14,10 +14,12 @@ from absl import app, flags
 from absl.testing import flagsaver
 from PIL import Image
 
+from tests.group import Groups
 from tfddl.errors import UnsupportedError
 from tfddl.segmentation import train
 from tfddl.segmentation.config import TrainConfig, parse_filters, parse_image_size
 from tfddl.segmentation.picture import draw_predictions
+from tfddl.segmentation.synthetic import write_dataset
 
 FLAGS = [
     "batch_size",
@@ -191,3 +193,66 @@ def test_help_of_the_installed_command_lists_its_flags(monkeypatch: pytest.Monke
     train.run()
     shown = flags.FLAGS.main_module_help().replace("--[no]", "--")
     assert [name for name in FLAGS if f"--{name}:" not in shown] == []
+
+
+def _tiny(output_dir: Path) -> TrainConfig:
+    return dataclasses.replace(
+        default_config(),
+        image_size=(16, 16),
+        filters=(2, 4),
+        num_examples=13,
+        validation_split=0.25,
+        epochs=1,
+        batch_size=4,
+        progress="lines",
+        output_dir=output_dir,
+    )
+
+
+def test_several_workers_make_their_data_train_and_rank_0_speaks(
+    tmp_path: Path, groups: Groups
+) -> None:
+    first, second = groups(2).run("tests.cases.segmentation:run", config=_tiny(tmp_path))
+    assert first["error"] == second["error"] == ""
+    assert (
+        "tfddl: 10 examples to train on, 3 to validate with, 16 x 16 pixels; 2 workers, 4 examples "
+        "each in a step\n"
+    ) in first["output"]
+    assert "tfddl: validation Dice 0." in first["output"]
+    assert second["output"] == ""
+    assert len(list((tmp_path / "data" / "cars_16x16_13_seed0" / "images").iterdir())) == 13
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "data",
+        "model.keras",
+        "predictions.png",
+    ]
+
+
+def test_a_problem_of_one_rank_stops_all_with_its_message(tmp_path: Path, groups: Groups) -> None:
+    write_dataset(tmp_path / "good", num_examples=6, image_size=(16, 16), seed=0)
+    write_dataset(tmp_path / "bad", num_examples=6, image_size=(16, 16), seed=0)
+    (tmp_path / "bad" / "masks" / "0003_mask.png").write_text("not an image")
+    first, second = groups(2).run(
+        "tests.cases.segmentation:run",
+        config=_tiny(tmp_path / "out"),
+        data_dirs=(tmp_path / "good", tmp_path / "bad"),
+    )
+    problem = "0003: masks/0003_mask.png can't be read: cannot identify image file"
+    assert first["error"].startswith("DataError: Rank 1 has stopped: 1 of the pairs in")
+    assert second["error"].startswith("DataError: 1 of the pairs in")
+    assert problem in first["error"]
+    assert problem in second["error"]
+
+
+def test_ranks_that_read_different_examples_stop(tmp_path: Path, groups: Groups) -> None:
+    write_dataset(tmp_path / "a", num_examples=6, image_size=(16, 16), seed=0)
+    write_dataset(tmp_path / "b", num_examples=7, image_size=(16, 16), seed=0)
+    results = groups(2).run(
+        "tests.cases.segmentation:run",
+        config=_tiny(tmp_path / "out"),
+        data_dirs=(tmp_path / "a", tmp_path / "b"),
+    )
+    assert [result["error"] for result in results] == 2 * [
+        "DisagreementError: Rank 0 reads 6 examples and rank 1 7; only one of them has 0007. All "
+        "hosts need the same --data_dir."
+    ]
