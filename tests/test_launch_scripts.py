@@ -28,7 +28,7 @@ def run(script: str, *arguments: str, cwd: Path, **more: str) -> subprocess.Comp
         env={**os.environ, "TFDDL_PYTHON": sys.executable, **more},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 
@@ -101,6 +101,20 @@ def test_worker_sets_tf_config_and_runs_the_command_as_it_is(tmp_path: Path) -> 
 def test_worker_ends_with_the_status_of_the_command(tmp_path: Path) -> None:
     line = ("--hosts=a:1", "--index=0", "--", "sh", "-c", "exit 7")
     assert run("worker.sh", *line, cwd=tmp_path).returncode == 7
+
+
+def test_local_trains_on_two_workers(tmp_path: Path) -> None:
+    data = ("--num_examples", "40", "--image_size", "32", "--validation_split", "0.2")
+    model = ("--filters", "4,8", "--epochs", "1", "--output_dir", "my runs")
+    done = run("local.sh", "--workers", "2", "--", *data, *model, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("my runs/**/*.keras"))
+    assert list(tmp_path.glob("my runs/**/*.png"))
+    # One progress bar, and one result.
+    lines = [line for line in done.stdout.splitlines() if "val_dice:" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("[0] ")
+    assert done.stdout.lower().count("validation dice") == 1
 
 
 FAKE_PYTHON = """#!/usr/bin/env bash
