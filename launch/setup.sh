@@ -59,7 +59,7 @@ _install() {
     "$base" -m venv --without-pip "${options[@]}" "$venv"
     pip=("$base" -m pip --python "$python")
   fi
-  "${pip[@]}" install --quiet --disable-pip-version-check -e "$root${extra:+[$extra]}" >&2
+  "${pip[@]}" install -qq --disable-pip-version-check -e "$root${extra:+[$extra]}" >&2
   echo "$hash $extra" >"$stamp"
 }
 

@@ -35,7 +35,8 @@ def supervise(
     Every worker is a session of its own, so that Ctrl-C reaches only us. The first that fails
     ends the others: SIGTERM to each one's process group, after the grace SIGKILL. Whatever the
     workers leave behind is killed at the end, daemons included, so the calling process must have
-    no other children and no threads. A worker dies with the caller, even by SIGKILL.
+    no other children and no threads. A worker dies with the caller, even by SIGKILL; processes
+    that the worker itself has started may then live on.
 
     Args:
         plans: the workers.
