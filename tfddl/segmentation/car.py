@@ -106,7 +106,7 @@ def draw_shadow(rng: np.random.Generator, canvas: Canvas, *, place: Placement) -
     depth = rng.uniform(0.02, 0.09)
     distance = np.hypot((along - 0.5 - side) / 0.56, (up + depth * 0.3) / depth)
     soft = np.clip((1.25 - distance) / rng.uniform(0.1, 0.7), 0, 1)
-    canvas *= (1 - soft * rng.uniform(0.3, 0.8))[..., None]
+    canvas *= (1 - soft * rng.uniform(0.25, 0.65))[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ def _smooth(points: Points, rounds: int = 2) -> Points:
 
 def _paint_colour(rng: np.random.Generator, canvas: Canvas) -> scenery.Colour:
     """Any colour; often the background's, so that colour alone doesn't tell what is car."""
-    if rng.random() < 0.33:
+    if rng.random() < 0.3:
         row, column = rng.integers(canvas.shape[0]), rng.integers(canvas.shape[1])
         return np.clip(canvas[row, column] + rng.normal(0, 12, 3), 8, 247).astype(np.float32)
     return scenery.any_colour(rng, saturation=rng.uniform(0, 1))

@@ -75,12 +75,12 @@ _BATCHNORM_MOMENTUM = flags.DEFINE_float(
     0.9,
     "[model] Of BatchNormalization's moving statistics; 0.99 suits runs of thousands of steps.",
 )
-_EPOCHS = flags.DEFINE_integer("epochs", 10, "[training] How often each example is seen.")
+_EPOCHS = flags.DEFINE_integer("epochs", 8, "[training] How often each example is seen.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 8, "[training] Examples of one worker in one step."
+    "batch_size", 4, "[training] Examples of one worker in one step."
 )
 _LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", 0.001, "[training] Adam's, for one worker; it is multiplied by their number."
+    "learning_rate", 0.002, "[training] Adam's, for one worker; it is multiplied by their number."
 )
 _LEARNING_RATE_DECAY = flags.DEFINE_enum(
     "learning_rate_decay",
