@@ -16,15 +16,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tfddl.cluster import Cluster, tf_config
 from tfddl.launcher.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 90.0
+AFTER_FAILURE_S = 20.0
 AUTHKEY = b"tfddl tests"
 
 
@@ -103,6 +104,7 @@ class WorkerGroup:
         for connection in self._connections:
             connection.close()
         self._processes, self._connections = [], []
+        self._directory.cleanup()
 
     def _accept(self, listener: Listener) -> list[Connection]:
         by_rank: dict[int, Connection] = {}
@@ -122,20 +124,40 @@ class WorkerGroup:
         return [by_rank[rank] for rank in range(self.size)]
 
     def _collect(self, timeout_s: float) -> list[tuple[bool, Any]]:
+        outcomes: dict[int, tuple[bool, Any]] = {}
         deadline = time.monotonic() + timeout_s
-        outcomes: list[tuple[bool, Any]] = []
-        for rank, connection in enumerate(self._connections):
-            if not connection.poll(max(0.1, deadline - time.monotonic())):
-                logs = self._logs(range(self.size))
-                self.close()
-                raise CaseError(f"rank {rank} gave no answer within {timeout_s} s\n{logs}")
-            try:
-                outcomes.append(connection.recv())
-            except EOFError:
-                logs = self._logs([rank])
-                self.close()
-                raise CaseError(f"rank {rank} died\n{logs}") from None
-        return outcomes
+        while len(outcomes) < self.size:
+            missing = [rank for rank in range(self.size) if rank not in outcomes]
+            left_s = max(0.0, deadline - time.monotonic())
+            ready = wait([self._connections[rank] for rank in missing], timeout=left_s)
+            if not ready:
+                self._give_up(f"ranks {missing} gave no answer in time", outcomes)
+            for rank in missing:
+                if self._connections[rank] not in ready:
+                    continue
+                try:
+                    outcomes[rank] = self._connections[rank].recv()
+                except EOFError:
+                    self._give_up(f"rank {rank} died", outcomes)
+                if not outcomes[rank][0]:  # Without it, the others may wait for ever.
+                    deadline = min(deadline, time.monotonic() + AFTER_FAILURE_S)
+        return [outcomes[rank] for rank in range(self.size)]
+
+    def _give_up(self, why: str, outcomes: dict[int, tuple[bool, Any]]) -> NoReturn:
+        self._dump_stacks()
+        logs = self._logs(range(self.size))
+        self.close()
+        answers = "\n".join(
+            f"--- rank {r} answered:\n{value}" for r, (_, value) in outcomes.items()
+        )
+        raise CaseError(f"{why}\n{logs}\n{answers}")
+
+    def _dump_stacks(self) -> None:
+        """Makes the workers write to their logs where they are."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGUSR1)
+        time.sleep(1.0)
 
     def _logs(self, ranks: Any) -> str:
         texts = []

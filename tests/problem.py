@@ -68,6 +68,7 @@ class Recorder(keras.layers.Layer):
 
 
 def model(spec: dict[str, Any]) -> tuple[keras.Model, Recorder]:
+    keras.utils.clear_session()  # Names count from the beginning, on every rank alike.
     keras.utils.set_random_seed(spec.get("init_seed", 3))
     recorder = Recorder()
     inputs = keras.Input((1 + FEATURES,))

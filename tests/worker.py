@@ -1,7 +1,9 @@
 """A worker of `tests.group`: runs the cases it is told, until the group hangs up."""
 
+import faulthandler
 import importlib
 import os
+import signal
 import sys
 import traceback
 from multiprocessing.connection import Client
@@ -17,6 +19,7 @@ def init(**settings: Any) -> None:
 
 
 def main(address: str) -> None:
+    faulthandler.register(signal.SIGUSR1)
     with Client(address, family="AF_UNIX", authkey=AUTHKEY) as connection:
         connection.send(detect(os.environ).rank)
         while True:
