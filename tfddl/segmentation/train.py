@@ -75,7 +75,7 @@ _BATCHNORM_MOMENTUM = flags.DEFINE_float(
     0.9,
     "[model] Of BatchNormalization's moving statistics; 0.99 suits runs of thousands of steps.",
 )
-_EPOCHS = flags.DEFINE_integer("epochs", 8, "[training] How often each example is seen.")
+_EPOCHS = flags.DEFINE_integer("epochs", 9, "[training] How often each example is seen.")
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 4, "[training] Examples of one worker in one step."
 )
