@@ -34,6 +34,8 @@ def train(spec: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any
     model, recorder = problem.model(spec)
     model.compile(problem.optimizer(spec), **problem.compile_options(spec))
     validation = None
+    if spec.get("validation"):
+        validation = (x[spec["validation"]], y[spec["validation"]])
     if spec.get("n_val"):
         validation = (problem.data(spec, "val")[0], problem.labels(spec, "val"))
     history = model.fit(

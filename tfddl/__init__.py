@@ -19,6 +19,8 @@ Usage::
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfddl import errors
+
 if TYPE_CHECKING:
     from tfddl.api import (
         cross_rank,
@@ -70,6 +72,7 @@ __all__ = [
     "broadcast_variables",
     "cross_rank",
     "cross_size",
+    "errors",
     "grouped_allreduce",
     "grouped_broadcast",
     "init",

@@ -33,13 +33,14 @@ def init(
         intra_op_threads: Threads within an operation; None is this worker's share of the cores.
         inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
             worker, and is at least 2 for several.
-        timeout_s: After how many seconds an operation fails for which not all ranks have come;
-            0 waits for ever.
+        timeout_s: After how many seconds this gives up waiting for the other workers, and later
+            an operation fails for which not all ranks have come; 0 waits for ever.
 
     Raises:
         ClusterError: TF_CONFIG, or what Open MPI or Slurm say, is wrong.
         StartError: A TensorFlow operation ran before; NCCL without a GPU; more workers on a host
-            than GPUs; a number out of range; or other settings than in an earlier call.
+            than GPUs; a port taken; workers that don't come in time; a number out of range; or
+            other settings than in an earlier call.
         DisagreementError: The ranks were told of different clusters.
     """
     from tfddl import keras_hooks

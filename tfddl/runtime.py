@@ -4,19 +4,15 @@ The one mutable module global of tfddl lives here.
 """
 
 import dataclasses
-import json
-import logging
 import os
-import socket
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
-from tfddl.cluster import Cluster
-from tfddl.errors import DisagreementError, NotInitializedError, StartError
+from tfddl.cluster import Cluster, rendezvous
+from tfddl.errors import NotInitializedError, StartError
 from tfddl.transport import (
     AloneTransport,
     Collective,
@@ -24,10 +20,6 @@ from tfddl.transport import (
     StrategyTransport,
     Transport,
 )
-
-_LOG = logging.getLogger("tfddl")
-
-_WAIT_REPORT_S = 15.0
 
 _TOO_LATE = (
     "tfddl.init() has to come before the first TensorFlow operation of the process, because "
@@ -103,13 +95,13 @@ class Runtime:
     def _connect(self) -> Transport:
         if self.cluster.size == 1:
             return AloneTransport()
-        with _reporting_who_is_missing(self.cluster):
-            device = self.strategy().extended.worker_devices[0]
+        rendezvous.meet(self.cluster, timeout_s=self.options.timeout_s)
+        device = self.strategy().extended.worker_devices[0]
         options = StrategyOptions(
             device=device, collective=self.collective, timeout_s=self.options.timeout_s
         )
         transport = StrategyTransport(self.cluster.rank, self.cluster.size, options)
-        _compare_clusters(self.cluster, transport)
+        _check_order(transport)
         return transport
 
 
@@ -127,7 +119,8 @@ def start(cluster: Cluster, options: Options) -> Runtime:
     """Starts the runtime, or takes up the one that is there.
 
     Raises:
-        StartError: A TensorFlow operation ran before; or a runtime with other settings is there.
+        StartError: A TensorFlow operation ran before; a port is taken, or not all workers came in
+            time; or a runtime with other settings is there.
         DisagreementError: The ranks were told of different clusters.
     """
     if _SLOT.runtime is None:
@@ -226,56 +219,11 @@ def _make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.St
         raise StartError(_TOO_LATE) from error
 
 
-def _compare_clusters(cluster: Cluster, transport: Transport) -> None:
-    """Raises where ranks were told of different clusters: the same text must come back."""
-    text = json.dumps(cluster.addresses)
-    mine = tf.constant(list(text.encode().ljust(4096)[:4096]), tf.int32)
-    rows = transport.all_gather(tf.concat([[cluster.rank], mine], axis=0)).numpy()
-    if rows[:, 0].tolist() != list(range(cluster.size)):
+def _check_order(transport: Transport) -> None:
+    """Makes sure that the first collective works, and that TensorFlow's order is ours."""
+    order = transport.all_gather(tf.constant([transport.rank], tf.int32)).numpy()[:, 0].tolist()
+    if order != list(range(transport.size)):
         raise StartError(
-            f"TensorFlow ordered the workers as {rows[:, 0].tolist()} instead of by rank."
+            f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
+            "tensors would be mixed up. This TensorFlow can't be used."
         )
-    told = {rank: bytes(row[1:].tolist()).decode().strip() for rank, row in enumerate(rows)}
-    if len(set(told.values())) > 1:
-        lines = "\n".join(f"  rank {rank}: {value}" for rank, value in told.items())
-        raise DisagreementError(
-            f"The ranks were told of different clusters:\n{lines}\n"
-            "Give every rank the same list of addresses (TF_CONFIG's cluster)."
-        )
-
-
-@contextmanager
-def _reporting_who_is_missing(cluster: Cluster) -> Iterator[None]:
-    """Says, while TensorFlow waits in silence for the other workers, which ones don't answer."""
-    connected = threading.Event()
-
-    def report() -> None:
-        while not connected.wait(_WAIT_REPORT_S):
-            missing = _unreachable(cluster.addresses)
-            who = ", ".join(f"rank {rank} at {cluster.addresses[rank]}" for rank in missing)
-            _LOG.warning(
-                "rank %d of %d is waiting for the other workers; %s. Check that every worker has "
-                "been started, with the same list of addresses.",
-                cluster.rank,
-                cluster.size,
-                f"no answer from {who}" if missing else "all addresses answer",
-            )
-
-    thread = threading.Thread(target=report, name="tfddl-start", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        connected.set()
-        thread.join()
-
-
-def _unreachable(addresses: Sequence[str]) -> list[int]:
-    missing = []
-    for rank, address in enumerate(addresses):
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-        except OSError:
-            missing.append(rank)
-    return missing

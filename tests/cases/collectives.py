@@ -222,3 +222,14 @@ def strategy_still_works() -> float:
         return strategy.run(lambda: context().all_reduce("SUM", tf.constant(1.0)))
 
     return float(total())
+
+
+def absent_rank() -> str:
+    """The last rank doesn't come."""
+    if tfddl.rank() == tfddl.size() - 1:
+        return "absent"
+    try:
+        tfddl.allreduce(tf.constant(1.0))
+    except tf.errors.OpError as error:
+        return type(error).__name__
+    return "no error"

@@ -127,8 +127,8 @@ def not_finite(nesting: str) -> dict[str, Any]:
     x = np.ones((6, 2, 2), "float32")
     if tfddl.rank() == tfddl.size() - 1:
         x[2] = 60000.0
-    x = x.reshape(12, 2)
-    model.fit(x, x[:, :1] / 2, batch_size=2, shuffle=False, epochs=1, verbose=0)
+    flat = x.reshape(12, 2)
+    model.fit(flat, flat[:, :1] / 2, batch_size=2, shuffle=False, epochs=1, verbose=0)
     optimizer = model.optimizer
     assert isinstance(optimizer, scaled)
     return {

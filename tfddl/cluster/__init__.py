@@ -13,7 +13,7 @@ Usage::
     text = cluster.tf_config.render(me)  # the TF_CONFIG that says the same
 """
 
-from tfddl.cluster import openmpi, slurm, tf_config
+from tfddl.cluster import openmpi, rendezvous, slurm, tf_config
 from tfddl.cluster.cluster import Cluster, join_address
 from tfddl.cluster.detect import detect
 
@@ -22,6 +22,7 @@ __all__ = [
     "detect",
     "join_address",
     "openmpi",
+    "rendezvous",
     "slurm",
     "tf_config",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfddl.cluster import rendezvous
 from tfddl.errors import LaunchError
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import plan_processes
@@ -14,8 +15,8 @@ from tfddl.launcher.report import Outcome, failure_report
 from tfddl.launcher.signals import Signals
 from tfddl.launcher.supervise import supervise
 
-# TensorFlow gives no other sign that a server's port was taken than these words on stderr.
-_PORT_TAKEN = "Could not start gRPC server"
+# The only signs, on a worker's stderr, that a server's port was taken: our words and TensorFlow's.
+_PORT_TAKEN = (rendezvous.PORT_TAKEN, "Could not start gRPC server")
 _PORT_RESTARTS = 3
 _START_S = 60.0
 _MOST_WORKERS = 1024
@@ -101,7 +102,7 @@ def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
     root = outcome.root
     if root is None or root.returncode <= 0:
         return None
-    if not any(_PORT_TAKEN in line for line in root.stderr_lines):
+    if not any(sign in line for line in root.stderr_lines for sign in _PORT_TAKEN):
         return None
     port = ports[root.rank]
     return port if root.after_s < _START_S or not is_free(port) else None

@@ -1,0 +1,284 @@
+"""What `fit` with a DistributedOptimizer agrees on, on several real workers."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.group import Groups
+from tfddl.plan import shard_range
+
+CASES = "tests.cases.fitting"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    ("what", "line", "hint"),
+    [
+        ("steps", "steps per epoch: {others}: {steps}; {last}: {fewer}", "or pass steps_per_epoch"),
+        ("epochs", "epochs: {others}: 2; {last}: 3", "the same epochs to fit on every rank"),
+        ("initial_epoch", "initial_epoch: {others}: 0; {last}: 1", "broadcast_object(initial_epo"),
+        ("iterations", "optimizer.iterations: {others}: 0; {last}: 7", "the same checkpoint"),
+        ("validation", "validation: {others}: False; {last}: True", "on every rank, or on none"),
+        ("learning_rate", "learning rate: {others}: 0.100000001; {last}: 0.5", "the same learning"),
+        (
+            "variables",
+            "trainable variables: {others}: number 0 is dense/kernel float32 (5, 8); "
+            "{last}: number 0 is other/kernel float32 (6, 9)",
+            "build the same model on every rank",
+        ),
+    ],
+)
+def test_ranks_with_other_plans_stop_before_the_first_step(
+    groups: Groups, size: int, what: str, line: str, hint: str
+) -> None:
+    names = {
+        "others": "rank 0" if size == 2 else "ranks 0..1",
+        "last": f"rank {size - 1}",
+        "steps": 3 if size == 2 else 2,
+        "fewer": 2 if size == 2 else 1,
+    }
+    for kind, message, seconds, seen in groups(size).run(f"{CASES}:differ", what=what):
+        assert kind == "DisagreementError"
+        assert line.format(**names) in message
+        assert f"HINT: {hint}" in message or hint in message
+        assert "stopped before the first step" in message
+        assert seconds < 10
+        assert seen == []
+
+
+@pytest.mark.long
+def test_the_source_s_recipe_with_shards_that_do_not_fit(groups: Groups) -> None:
+    """103 examples, 8 workers, batches of 4: seven ranks would run 4 steps, and one 3."""
+    found = groups(8).run(
+        f"{CASES}:plain_recipe", n=103, batch_size=4, fit={"epochs": 2}, compare=False
+    )
+    for kind, message, seconds, seen in found:
+        assert kind == "DisagreementError"
+        assert "steps per epoch: ranks 0..6: 4; rank 7: 3" in message
+        assert "use tfddl.shard_dataset" in message
+        assert seconds < 30
+        assert seen == []
+
+
+def test_shards_that_do_not_fit_on_three_workers(groups: Groups) -> None:
+    """13 examples, 3 workers, batches of 4: 5, 4, 4 examples are 2, 1 and 1 steps."""
+    found = groups(3).run(
+        f"{CASES}:plain_recipe", n=13, batch_size=4, fit={"epochs": 2}, compare=False
+    )
+    for kind, message, _, seen in found:
+        assert kind == "DisagreementError"
+        assert "steps per epoch: rank 0: 2; ranks 1..2: 1" in message
+        assert "pass steps_per_epoch=1 to fit on every rank" in message
+        assert seen == []
+
+
+def test_the_source_s_recipe_with_shards_that_fit(groups: Groups) -> None:
+    """`fit` on slices, with validation_split and initial_epoch, against one process."""
+    size, n, batch_size = 2, 23, 4
+    fit = {"epochs": 12, "validation_split": 0.25, "initial_epoch": 2}
+    ranks = groups(size).run(
+        f"{CASES}:plain_recipe", n=n, batch_size=batch_size, fit=fit, compare=True
+    )
+    train, held_out = _split(n, size, 0.25)
+    batches = _union([_batched(indices, batch_size) for indices in train])
+    for rank, indices in zip(ranks, train, strict=True):
+        assert rank["seen"] == _batched(indices, batch_size) * 10
+    expected = _one_process(n, [batches] * 10, [i for part in held_out for i in part])
+    for rank in ranks:
+        for path, value in expected["weights"].items():
+            difference = np.abs(rank["weights"][path] - value).max() / np.abs(value).max()
+            assert difference <= 1e-5
+        for key, values in expected["history"].items():
+            np.testing.assert_allclose(rank["history"][key], values, rtol=1e-5)
+
+
+def _split(n: int, size: int, fraction: float) -> tuple[list[list[int]], list[list[int]]]:
+    """Keras takes the end of what it is given for validation."""
+    train, held_out = [], []
+    for rank in range(size):
+        indices = list(range(*shard_range(n, rank, size)))
+        cut = int(len(indices) * (1 - fraction))
+        train.append(indices[:cut])
+        held_out.append(indices[cut:])
+    return train, held_out
+
+
+def _batched(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def _union(per_rank: list[list[list[int]]]) -> list[list[int]]:
+    return [[i for share in step for i in share] for step in zip(*per_rank, strict=True)]
+
+
+def _one_process(n: int, epochs: list[list[list[int]]], held_out: list[int]) -> Any:
+    script = (
+        "import pickle, sys; from tests import one_process\n"
+        "arguments = pickle.load(sys.stdin.buffer)\n"
+        "result = one_process.train(**arguments)\n"
+        "sys.stdout.buffer.write(b'RESULT' + pickle.dumps(result))\n"
+    )
+    spec = {"n": n, "loss": "scce", "optimizer": "sgd", "validation": held_out}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        input=pickle.dumps({"spec": spec, "batches": epochs}),
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
+        cwd=Path(__file__).parent.parent,
+    )
+    return pickle.loads(done.stdout.partition(b"RESULT")[2])
+
+
+@pytest.mark.parametrize(
+    ("hook", "call", "expected"),
+    [
+        # 3 steps per epoch; a rank that wants to stop says so with its next step.
+        ("on_train_batch_end", 1, (2, 1)),
+        ("on_train_batch_end", 4, (5, 2)),
+        ("on_train_batch_end", 3, (3, 1)),
+        ("on_epoch_end", 2, (6, 2)),
+        ("on_epoch_begin", 2, (5, 2)),
+        ("on_train_begin", 1, (2, 1)),
+    ],
+)
+def test_stop_training_ends_all_ranks_at_the_same_step(
+    groups: Groups, hook: str, call: int, expected: tuple[int, int]
+) -> None:
+    found = groups(2).run(f"{CASES}:stop", hook=hook, call=call, rank=1)
+    assert found == [expected, expected]
+
+
+def test_stock_callbacks_decide_alike(groups: Groups) -> None:
+    first, *others = groups(3).run(f"{CASES}:early_stopping")
+    epochs, values = first
+    assert len(epochs) < 20, "EarlyStopping never stopped"
+    assert values[-1] < 0.1, "ReduceLROnPlateau never reduced"
+    assert all(other == first for other in others)
+
+
+def test_data_of_unknown_length_wants_steps(groups: Groups) -> None:
+    for kind, message, _ in groups(2).run(f"{CASES}:unknown_length"):
+        assert kind == "UnsupportedError"
+        assert "fit got data of unknown length" in message
+        assert "pass steps_per_epoch=… to fit on every rank" in message
+
+
+def test_a_generator_with_steps_trains(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:generator_with_steps") == [6, 6]
+
+
+def test_a_rank_that_runs_out_of_data_says_so(groups: Groups) -> None:
+    group = groups(2, timeout_s=5.0)  # The others wait for it, but not for long.
+    (first_ok, first), (last_ok, last) = group.outcomes(f"{CASES}:runs_out")
+    group.close()
+    assert first_ok
+    assert last_ok
+    assert last[0] == "DataError"
+    assert "rank 1 ran out of data after 2 of 4 steps of the epoch" in last[1]
+    assert first[0] == "DeadlineExceededError"
+
+
+def test_xla_is_kept_out(groups: Groups) -> None:
+    for automatic, at_compile, at_fit in groups(2).run(f"{CASES}:xla"):
+        assert automatic is False
+        for message in (at_compile, at_fit):
+            assert "jit_compile=True can't work with a DistributedOptimizer" in message
+
+
+def test_under_a_strategy_scope_it_is_refused(groups: Groups) -> None:
+    for messages in groups(2).run(f"{CASES}:under_scope"):
+        assert len(messages) == 3
+        for message in messages:
+            assert "they would be averaged twice. Leave the scope" in message
+
+
+def test_refusals(groups: Groups) -> None:
+    expected = [
+        "DistributedOptimizer takes a Keras 3 optimizer such as keras.optimizers.Adam(1e-3), not",
+        "This optimizer is distributed already; wrap it once.",
+        "Gradients can't be combined by max; op must be average or sum.",
+        "compression is 'fp8'; it must be one of none, fp16, bf16.",
+        "A loss with reduction ['sum'] isn't a mean over the batch",
+        "The model has no variables yet, and a generator can't be asked for a batch twice",
+    ]
+    for messages in groups(2).run(f"{CASES}:refusals"):
+        for message, beginning in zip(messages, expected, strict=True):
+            assert message.startswith(beginning)
+
+
+def test_models_that_are_built_late_start_from_rank_0(groups: Groups) -> None:
+    first, second = groups(2).run(f"{CASES}:builds_late")
+    for name in ("arrays", "dataset"):
+        for mine, other in zip(first[name], second[name], strict=True):
+            assert mine.tobytes() == other.tobytes()
+
+
+def test_a_train_step_of_ones_own_and_dropout(groups: Groups) -> None:
+    (first, first_dropped, weights), (second, second_dropped, other) = groups(2).run(
+        f"{CASES}:own_train_step"
+    )
+    assert first == second, "logs differ"
+    assert first[2:] == [0.5, 0.5], "what train_step returns is averaged"
+    assert first_dropped != second_dropped, "all ranks drop the same"
+    for mine, others in zip(weights, other, strict=True):
+        assert mine.tobytes() == others.tobytes()
+
+
+def test_evaluate_on_one_rank_within_fit(groups: Groups) -> None:
+    (alone, validated), (_, other) = groups(2).run(f"{CASES}:evaluate_on_one_rank")
+    assert alone == pytest.approx(validated, rel=1e-5)
+    assert validated == other
+
+
+def test_a_plain_optimizer_is_left_alone(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:other_optimizers") == [(3, 4), (3, 8)]
+
+
+def test_batch_statistics_are_pooled(groups: Groups) -> None:
+    ranks = groups(3).run(f"{CASES}:batch_statistics")
+    everything = np.concatenate([rank["x"] for rank in ranks]).astype("float64")
+    for rank in ranks:
+        np.testing.assert_allclose(rank["mean"], everything.mean(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(rank["var"], everything.var(0), rtol=1e-4)
+
+
+def test_train_on_batch_averages_before_and_after_fit(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:batches_by_hand") == [None, None]
+
+
+def test_a_saved_model_loads_where_tfddl_is_not(groups: Groups, tmp_path: Path) -> None:
+    groups(2).run(f"{CASES}:saves", directory=str(tmp_path))
+    script = (
+        "import sys; sys.modules['tfddl'] = None\n"
+        "import keras, numpy as np; from tests import problem\n"
+        "x = problem.data({'n': 24, 'loss': 'scce'})[0][:, 1:]\n"
+        "for name in ('model.keras', 'model.h5'):\n"
+        "    model = keras.models.load_model(name)\n"
+        "    assert type(model.optimizer) is keras.optimizers.AdamW, type(model.optimizer)\n"
+        "    assert int(model.optimizer.iterations) == 6, model.optimizer.iterations\n"
+        "    assert abs(float(model.optimizer.weight_decay) - 0.02) < 1e-9\n"
+        "    found = model.predict(x, verbose=0)\n"
+        "    np.testing.assert_allclose(found, np.load('predictions.npy'), rtol=1e-5)\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(root)!r})\n{script}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,153 @@
+"""The floors of the house: who may import whom, and that the table in the README says so."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "tfddl"
+
+# From the ground up. Within a folder, siblings in the order listed.
+FLOORS: list[list[str]] = [
+    ["errors"],
+    ["cluster", "plan"],
+    ["launcher", "transport"],
+    ["runtime"],
+    ["collectives"],
+    ["optimizer", "data"],
+    ["keras_hooks"],
+    ["models"],
+    ["segmentation"],
+    ["api"],
+]
+SIBLINGS: dict[str, list[str]] = {
+    "cluster": [
+        "cluster",
+        "rendezvous",
+        "variables",
+        "tf_config",
+        "slurm",
+        "openmpi",
+        "detect",
+        "__main__",
+    ],
+    "launcher": [
+        "plan",
+        "ports",
+        "signals",
+        "output",
+        "report",
+        "worker",
+        "supervise",
+        "job",
+        "main",
+        "__main__",
+    ],
+    "transport": ["base", "alone", "strategy"],
+    "collectives": ["agreement", "operations", "objects", "variables"],
+    "keras_hooks": [
+        "patching",
+        "compiling",
+        "steps",
+        "statistics",
+        "comparing",
+        "fitting",
+        "loss_scaling",
+    ],
+    "models": ["unet"],
+}
+WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "launcher"]
+TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
+# The public surface, which commands of the application use as any user would.
+SURFACE = {"segmentation"}
+
+
+def _modules() -> list[str]:
+    return sorted(
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py" or path.parent != PACKAGE
+    )
+
+
+def _imports(module: str) -> set[str]:
+    """Everything that a module imports, wherever in it, as full names."""
+    found: set[str] = set()
+    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _floor(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_room_has_a_floor() -> None:
+    listed = {room for rooms in FLOORS for room in rooms}
+    assert {_room(module) for module in _modules()} == listed
+
+
+@pytest.mark.parametrize("module", _modules())
+def test_imports_go_down(module: str) -> None:
+    room = _room(module)
+    for name in _imports(module):
+        if not name.startswith("tfddl."):
+            continue
+        other = _room(name.removeprefix("tfddl."))
+        if other == "__version__" or room in SURFACE and _floor(other) < _floor(room):
+            continue
+        if room == other:
+            _check_siblings(module, name)
+        else:
+            assert _floor(other) < _floor(room), f"{module} imports {name}, which isn't below it"
+
+
+def _check_siblings(module: str, imported: str) -> None:
+    order = SIBLINGS.get(_room(module))
+    mine, other = module.split(".")[1:], imported.split(".")[2:]
+    if order is None or mine == ["__init__"] or not mine or other[0] not in order:
+        return
+    assert order.index(other[0]) < order.index(mine[0]), f"{module} imports {imported}, a later one"
+
+
+@pytest.mark.parametrize("module", [m for m in _modules() if _room(m) in WITHOUT_TENSORFLOW])
+def test_the_lower_floors_know_no_tensorflow(module: str) -> None:
+    assert not {_room(name) for name in _imports(module)} & TENSORFLOW
+
+
+def test_siblings_are_all_listed() -> None:
+    for folder, order in SIBLINGS.items():
+        names = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+        assert names == set(order), folder
+
+
+def test_only_keras_hooks_touches_keras_private_parts() -> None:
+    for module in _modules():
+        names = _imports(module)
+        assert not [n for n in names if n.startswith("keras.src") or ".python." in n], module
+
+
+def test_nobody_writes_the_environment() -> None:
+    for module in _modules():
+        path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+        assert not re.search(
+            r"os\.environ\[.*\] = |os\.putenv|environ\.setdefault", path.read_text()
+        )
+
+
+def test_the_readme_lists_the_rooms() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for room in (room for rooms in FLOORS for room in rooms):
+        kind = "/" if (PACKAGE / room).is_dir() else ".py"
+        assert f"`{room}{kind}`" in readme, room

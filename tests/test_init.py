@@ -1,0 +1,219 @@
+"""How jobs begin, and how they fail to: real processes that call `tfddl.init()`."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.group import Groups
+from tfddl.cluster import Cluster, tf_config
+from tfddl.errors import StartError
+from tfddl.launcher.ports import free_ports
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _run(script: str, **variables: str) -> tuple[int, str]:
+    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **variables}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_importing_tfddl_loads_no_tensorflow() -> None:
+    code, output = _run(
+        "import sys, tfddl, tfddl.cluster, tfddl.launcher.main, tfddl.plan, tfddl.errors\n"
+        "tfddl.shard_range(5, 0, 2), dir(tfddl)\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    )
+    assert code == 0, output
+
+
+def test_a_script_without_a_cluster_is_one_worker_and_has_no_server() -> None:
+    code, output = _run(
+        "import tfddl, tensorflow as tf\n"
+        "assert not tfddl.is_initialized()\n"
+        "tfddl.init(); tfddl.init()\n"
+        "assert (tfddl.rank(), tfddl.size(), tfddl.local_rank()) == (0, 1, 0)\n"
+        "assert (tfddl.local_size(), tfddl.cross_rank(), tfddl.cross_size()) == (1, 0, 1)\n"
+        "x = tf.constant([1.0, 2.0])\n"
+        "for op in tfddl.ReduceOp: assert (tfddl.allreduce(x, op).numpy() == [1, 2]).all()\n"
+        "assert tfddl.allgather(x).shape == (2,) and tfddl.broadcast_object('a') == 'a'\n"
+        "assert tfddl.allgather_object(1) == [1]; tfddl.barrier()\n"
+        "import pathlib, os\n"
+        "listening = [line.split()[9] for name in ('tcp', 'tcp6')\n"
+        "    for line in pathlib.Path('/proc/net/' + name).read_text().splitlines()[1:]\n"
+        "    if line.split()[3] == '0A']\n"
+        "descriptors = list(pathlib.Path('/proc/self/fd').iterdir())\n"
+        "mine = [os.readlink(p) for p in descriptors if p.is_symlink()]\n"
+        "assert not [i for i in listening if f'socket:[{i}]' in mine]\n"
+        "assert tfddl.strategy().num_replicas_in_sync == 1\n"
+        "tfddl.shutdown(); assert not tfddl.is_initialized()\n"
+        "try: tfddl.rank()\n"
+        "except ValueError as error: assert 'call tfddl.init() first' in str(error)\n"
+        "else: raise SystemExit('no error')\n"
+        "tfddl.init(); tfddl.rank()\n"
+    )
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("tfddl.init(collective='nccl')", 'collective="nccl" needs GPUs, but TensorFlow sees none'),
+        ("tfddl.init(collective='mpi')", "collective is 'mpi'; it must be one of auto, ring, nccl"),
+        ("tfddl.init(intra_op_threads=0)", "intra_op_threads is 0; it must be at least 1, or None"),
+        ("tfddl.init(timeout_s=-1)", "timeout_s is -1; it must be 0 (never) or more"),
+        (
+            "tfddl.init(); tfddl.init(intra_op_threads=3)",
+            "tfddl.init() was called before with other settings",
+        ),
+        (
+            "import tensorflow as tf; tf.zeros([1]); tfddl.init(intra_op_threads=1)",
+            "tfddl.init() has to come before the first TensorFlow operation of the process",
+        ),
+    ],
+)
+def test_refusals(script: str, message: str) -> None:
+    code, output = _run(f"import tfddl\n{script}")
+    assert code == 1
+    assert message in output
+    assert "StartError" in output
+
+
+def test_after_a_tensorflow_operation_several_workers_refuse() -> None:
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
+    code, output = _run(
+        "import tensorflow as tf, tfddl\ntf.zeros([1])\ntfddl.init()",
+        TF_CONFIG=tf_config.render(Cluster(addresses, 0)),
+    )
+    assert code == 1
+    assert "tfddl.init() has to come before the first TensorFlow operation" in output
+
+
+def test_a_bad_tf_config_says_what_is_wrong() -> None:
+    code, output = _run(
+        "import tfddl\ntfddl.init()",
+        TF_CONFIG='{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}',
+    )
+    assert code == 1
+    assert "TF_CONFIG names 2 workers but task.index is 2; it must be 0..1" in output
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "local_size", "expected"),
+    [(None, 0, 4, "ring"), (None, 4, 4, "nccl"), ("ring", 4, 2, "ring"), ("nccl", 1, 1, "nccl")],
+)
+def test_choosing_the_collective(asked: str, gpus: int, local_size: int, expected: str) -> None:
+    from tfddl.runtime import choose_collective
+    from tfddl.transport import Collective
+
+    choice = choose_collective(
+        None if asked is None else Collective(asked), num_gpus=gpus, local_size=local_size
+    )
+    assert choice == expected
+
+
+def test_more_workers_than_gpus() -> None:
+    from tfddl.runtime import choose_collective
+
+    with pytest.raises(StartError, match="4 workers run on this host, but TensorFlow sees 2 GPUs"):
+        choose_collective(None, num_gpus=2, local_size=4)
+
+
+@contextmanager
+def _workers(
+    script: str, clusters: list[Cluster], logs: Path
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes = []
+    try:
+        for number, cluster in enumerate(clusters):
+            with (logs / str(number)).open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-W", "ignore", "-c", script],
+                        env={
+                            **os.environ,
+                            "TF_CONFIG": tf_config.render(cluster),
+                            "TF_CPP_MIN_LOG_LEVEL": "2",
+                        },
+                        cwd=ROOT,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(timeout=30)
+
+
+def test_ranks_that_were_told_of_different_clusters_say_so(tmp_path: Path) -> None:
+    ports = free_ports(2)
+    told = [
+        Cluster((f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"), 0),
+        Cluster((f"127.0.0.1:{ports[0]}", f"localhost:{ports[1]}"), 1),
+    ]
+    with _workers("import tfddl\ntfddl.init()", told, tmp_path) as processes:
+        for process in processes:
+            assert process.wait(timeout=90) != 0
+    for number in range(2):
+        output = (tmp_path / str(number)).read_text()
+        assert "the workers were told of different clusters" in output
+        assert f"localhost:{ports[1]}" in output
+
+
+def test_a_worker_too_few_is_named(tmp_path: Path) -> None:
+    ports = free_ports(2)
+    addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+    script = "import tfddl\ntfddl.init(timeout_s=2)"
+    with _workers(script, [Cluster(addresses, 0)], tmp_path) as (process,):
+        assert process.wait(timeout=90) == 1
+    assert (
+        f"gave up after 2 s: rank 0 of 2 is waiting for rank 1 ({addresses[1]})"
+        in (tmp_path / "0").read_text()
+    )
+
+
+def test_a_rank_that_does_not_come_ends_the_others_wait(groups: Groups) -> None:
+    group = groups(2, timeout_s=5.0)
+    outcomes = group.outcomes("tests.cases.collectives:absent_rank")
+    group.close()
+    assert outcomes == [(True, "DeadlineExceededError"), (True, "absent")]
+
+
+def test_a_killed_worker_ends_the_job(tmp_path: Path) -> None:
+    """The launcher names it, and nobody waits for ever."""
+    script = (
+        "import os, signal, tfddl, tensorflow as tf\n"
+        "tfddl.init()\n"
+        "for step in range(10_000):\n"
+        "    tfddl.allreduce(tf.constant(1.0))\n"
+        "    if step == 5 and tfddl.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "tfddl.launcher", "-np", "3", sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 128 + 9
+    assert "rank 1" in done.stderr
+    assert "SIGKILL" in done.stderr
+    assert time.monotonic() - begin < 100

@@ -1,0 +1,68 @@
+"""The public surface: what is exported, that it is documented, and that errors are a tree."""
+
+import inspect
+
+import pytest
+
+import tfddl
+from tfddl import errors
+
+EXPORTED = [
+    "Compression",
+    "DistributedGradientTape",
+    "DistributedOptimizer",
+    "Order",
+    "ReduceOp",
+    "allgather",
+    "allgather_object",
+    "allreduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object",
+    "broadcast_variables",
+    "cross_rank",
+    "cross_size",
+    "errors",
+    "grouped_allreduce",
+    "grouped_broadcast",
+    "init",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "loss_count",
+    "rank",
+    "shard_dataset",
+    "shard_range",
+    "shutdown",
+    "size",
+    "strategy",
+]
+
+
+def test_the_surface_is_what_it_was() -> None:
+    assert tfddl.__all__ == EXPORTED
+    assert sorted(tfddl.__all__) == tfddl.__all__
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_everything_exported_is_there_and_documented(name: str) -> None:
+    assert inspect.getdoc(getattr(tfddl, name))
+    assert name in dir(tfddl)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'tfddl' has no attribute 'nonsense'"):
+        tfddl.nonsense  # noqa: B018
+
+
+def test_errors_are_drawn_as_they_are() -> None:
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if inspect.isclass(kind) and kind is not errors.TfddlError
+    ]
+    assert kinds
+    for kind in kinds:
+        builtin = kind.__bases__[1]
+        assert issubclass(kind, errors.TfddlError)
+        assert f"{kind.__name__} ({builtin.__name__})" in (errors.__doc__ or "")
