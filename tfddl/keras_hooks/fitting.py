@@ -53,23 +53,26 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     if not is_started():
         return original(self, *args, **kwargs)
     runtime = current()
+    call = inspect.signature(original).bind(self, *args, **kwargs)
+    if isinstance(call.arguments.get("x"), tf.data.Dataset):
+        # Keras' default is True, and warns that a dataset isn't shuffled.
+        call.arguments.setdefault("shuffle", False)
     before = runtime.fit, runtime.epoch
-    runtime.fit = None
-    if acts_on(self.optimizer):
-        call = inspect.signature(original).bind(self, *args, **kwargs)
-        call.apply_defaults()
-        _build(self, call.arguments["x"])
-        runtime.fit = Fit(
-            model=self,
-            initial_epoch=call.arguments["initial_epoch"],
-            validates=bool(
-                call.arguments["validation_split"] or call.arguments["validation_data"] is not None
-            ),
-        )
+    runtime.fit = _job_fit(self, call) if acts_on(self.optimizer) else None
     try:
-        return original(self, *args, **kwargs)
+        return original(*call.args, **call.kwargs)
     finally:
         runtime.fit, runtime.epoch = before
+
+
+def _job_fit(model: Any, call: inspect.BoundArguments) -> Fit:
+    given = call.arguments
+    _build(model, given.get("x"))
+    return Fit(
+        model=model,
+        initial_epoch=given.get("initial_epoch", 0),
+        validates=bool(given.get("validation_split")) or given.get("validation_data") is not None,
+    )
 
 
 def _build(model: Any, x: Any) -> None:

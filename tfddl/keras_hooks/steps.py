@@ -86,7 +86,9 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         step = Step(count=count, stop=state.stop, stop_agreed=state.stop_agreed)
         with current().in_step(step), _unchanged_unless(counts, lambda: _own_state(model)):
             outputs = original(data)
-        state.steps.assign_add(1)
+        # Tied to the outputs, because a step without data would count as well.
+        with tf.control_dependencies(tf.nest.flatten(outputs)):
+            state.steps.assign_add(1)
         return outputs
 
     train_step.tfddl_state = state  # type: ignore[attr-defined]
