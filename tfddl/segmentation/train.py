@@ -3,6 +3,7 @@
 Writes the model (model.keras) and a picture of what it predicts (predictions.png).
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -218,8 +219,6 @@ def _fit(
         dataset,
         validation_data=validation_dataset,
         epochs=config.epochs,
-        # The dataset does; Keras warns where it isn't told.
-        shuffle=False,
         verbose={"none": 0, "bar": 1, "lines": 2}[config.progress] if tfddl.rank() == 0 else 0,
     )
     return dict(history.history)
@@ -328,6 +327,8 @@ def main(argv: Sequence[str]) -> None:
     """Starts tfddl and trains, as the flags say; an error of ours ends it with its message."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}; all values are flags.")
+    # What TensorFlow tells of its start; absl would print it a second time.
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
     try:
         config = config_from_flags()
         tfddl.init(
