@@ -11,82 +11,112 @@ import pytest
 
 from tests.group import ROOT, Groups
 
-BASE = {"n": 23, "n_val": 11, "loss": "scce", "optimizer": "sgd", "batch_size": 4, "epochs": 10}
+BASE = {"n": 47, "n_val": 11, "loss": "scce", "optimizer": "sgd", "batch_size": 4}
+TWO = {**BASE, "epochs": 4}  # 6 steps of 8 or 7 examples
+THREE = {**BASE, "epochs": 5}  # 4 steps of 12 or 11 examples
 
 # name: (workers, the problem, how many examples each rank trains on in an epoch)
 CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
-    "sgd, 3 workers, nothing divides": (3, {**BASE, "seed": 5}, [8, 8, 7]),
-    "everything divides": (2, {**BASE, "n": 24, "n_val": 8, "loss": "mse"}, [12, 12]),
+    "sgd, 3 workers, nothing divides": (3, {**THREE, "seed": 5}, [16, 16, 15]),
     "adam, regularizer, AUC and precision": (
         2,
-        {**BASE, "loss": "bce", "optimizer": "adam", "l2": True, "seed": 1},
-        [12, 11],
+        {**TWO, "loss": "bce", "optimizer": "adam", "l2": True, "seed": 1},
+        [24, 23],
     ),
     "adamw, class weights": (
         3,
-        {**BASE, "optimizer": "adamw", "class_weight": True, "seed": 2},
-        [8, 8, 7],
+        {**THREE, "optimizer": "adamw", "class_weight": True, "seed": 2},
+        [16, 16, 15],
     ),
     "adam, sample weights": (
         2,
-        {**BASE, "optimizer": "adam", "sample_weight": True, "seed": 3},
-        [12, 11],
+        {**TWO, "optimizer": "adam", "sample_weight": True, "seed": 3},
+        [24, 23],
     ),
-    "a loss divided by the sum of the weights": (
-        2,
-        {**BASE, "sample_weight": True, "reduction": "mean_with_sample_weight"},
-        [12, 11],
-    ),
-    "accumulation and clipping": (
+    "accumulation, clipping by global norm": (
         3,
         {
-            **BASE,
+            **THREE,
             "seed": 4,
             "optimizer_options": {"gradient_accumulation_steps": 3, "global_clipnorm": 0.05},
         },
-        [8, 8, 7],
+        [16, 16, 15],
     ),
-    "clipping by norm": (2, {**BASE, "optimizer_options": {"clipnorm": 0.03}}, [12, 11]),
-    "clipping by value": (2, {**BASE, "optimizer_options": {"clipvalue": 0.02}}, [12, 11]),
-    "moving averages of the weights": (
+    "clipping by value, moving averages of the weights": (
         2,
-        {**BASE, "optimizer_options": {"use_ema": True, "ema_overwrite_frequency": 3}},
-        [12, 11],
+        {
+            **TWO,
+            "loss": "mse",
+            "optimizer_options": {
+                "clipvalue": 0.02,
+                "use_ema": True,
+                "ema_overwrite_frequency": 3,
+            },
+        },
+        [24, 23],
     ),
-    "steps_per_execution": (2, {**BASE, "steps_per_execution": 2, "seed": 6}, [12, 11]),
-    "run_eagerly": (2, {**BASE, "run_eagerly": True, "seed": 7}, [12, 11]),
-    "block order": (3, {**BASE, "order": "block", "seed": 8}, [8, 8, 7]),
+    "steps_per_execution": (2, {**TWO, "steps_per_execution": 4, "seed": 6}, [24, 23]),
+    "run_eagerly": (2, {**TWO, "run_eagerly": True, "seed": 7}, [24, 23]),
+    "block order": (3, {**THREE, "order": "block", "seed": 8}, [16, 16, 15]),
     # 7 examples are 3 + 2 + 2: in the last two steps the last rank has none, and runs one that
     # doesn't count.
-    "batches of one": (3, {**BASE, "n": 7, "n_val": 4, "batch_size": 1}, [3, 3, 1]),
+    "batches of one": (3, {**BASE, "n": 7, "n_val": 4, "batch_size": 1, "epochs": 7}, [3, 3, 1]),
+    "long: everything divides": (2, {**TWO, "n": 48, "n_val": 8, "loss": "mse"}, [24, 24]),
+    "long: a loss divided by the sum of the weights": (
+        2,
+        {**TWO, "sample_weight": True, "reduction": "mean_with_sample_weight"},
+        [24, 23],
+    ),
+    "long: clipping by norm": (2, {**TWO, "optimizer_options": {"clipnorm": 0.03}}, [24, 23]),
+    "long: four workers": (
+        4,
+        {**BASE, "epochs": 7, "optimizer": "adam", "seed": 9},
+        [12, 12, 12, 11],
+    ),
 }
 STAND_INS = {"batches of one": [[0, 1, 2], [3, 4], [5, 6]]}
+LONG = [name for name in CASES if name.startswith("long")]
+NAMES = [
+    *[name for name in CASES if name not in LONG],
+    *[pytest.param(name, marks=pytest.mark.long) for name in LONG],
+]
+
+
+class Runs:
+    """What the workers, and then one process, arrive at; a case runs when it is first asked for."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._workers: dict[str, list[dict[str, Any]]] = {}
+        self._one: dict[str, dict[str, Any]] = {}
+
+    def workers(self, name: str) -> list[dict[str, Any]]:
+        """Of every rank."""
+        if name not in self._workers:
+            size, spec, _ = CASES[name]
+            self._workers[name] = self._groups(size).run("tests.cases.training:train", spec=spec)
+        return self._workers[name]
+
+    def one_process(self, name: str, directory: Path) -> dict[str, Any]:
+        """Of one process, on the union of the examples that the ranks had in each step."""
+        if name not in self._one:
+            todo = [known for known in self._workers if known not in self._one]
+            jobs = [(CASES[known][1], _batches(known, self._workers[known])) for known in todo]
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "tests.one_process", directory / "results"],
+                input=pickle.dumps(jobs),
+                cwd=ROOT,
+                check=True,
+                timeout=180,
+            )
+            results = pickle.loads((directory / "results").read_bytes())
+            self._one.update(zip(todo, results, strict=True))
+        return self._one[name]
 
 
 @pytest.fixture(scope="module")
-def workers(groups: Groups) -> dict[str, list[dict[str, Any]]]:
-    """What every rank of every case arrived at."""
-    return {
-        name: groups(size).run("tests.cases.training:train", spec=spec)
-        for name, (size, spec, _) in sorted(CASES.items(), key=lambda item: item[1][0])
-    }
-
-
-@pytest.fixture(scope="module")
-def one_process(
-    workers: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
-    """What one process arrives at, on the union of the examples that the ranks had in each step."""
-    output = tmp_path_factory.mktemp("one") / "results"
-    jobs = [(CASES[name][1], _batches(name, ranks)) for name, ranks in workers.items()]
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.one_process", str(output)],
-        input=pickle.dumps(jobs),
-        cwd=ROOT,
-        check=True,
-        timeout=180,
-    )
-    return dict(zip(workers, pickle.loads(Path(output).read_bytes()), strict=True))
+def runs(groups: Groups) -> Runs:
+    return Runs(groups)
 
 
 def _batches(name: str, ranks: list[dict[str, Any]]) -> list[list[list[int]]]:
@@ -101,12 +131,10 @@ def _batches(name: str, ranks: list[dict[str, Any]]) -> list[list[list[int]]]:
     return [steps[i : i + per_epoch] for i in range(0, len(steps), per_epoch)]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_example_is_trained_on_once(
-    workers: dict[str, list[dict[str, Any]]], name: str
-) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_example_is_trained_on_once(runs: Runs, name: str) -> None:
     size, spec, processed = CASES[name]
-    ranks = workers[name]
+    ranks = runs.workers(name)
     assert len(ranks) == size
     for batches in _batches(name, ranks):
         assert sorted(i for batch in batches for i in batch) == list(range(spec["n"]))
@@ -117,36 +145,30 @@ def test_every_example_is_trained_on_once(
         assert run - not_counting == expected * spec["epochs"]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_weights_are_those_of_one_process(
-    workers: dict[str, list[dict[str, Any]]],
-    one_process: dict[str, dict[str, Any]],
-    name: str,
-) -> None:
-    one = one_process[name]
-    steps = len(workers[name][0]["seen"])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_those_of_one_process(runs: Runs, name: str, tmp_path: Path) -> None:
+    workers = runs.workers(name)
+    one = runs.one_process(name, tmp_path)
+    steps = len(workers[0]["seen"])
     assert steps >= 20
-    for rank in workers[name]:
+    for rank in workers:
         assert rank["weights"].keys() == one["weights"].keys()
         for path, expected in one["weights"].items():
             difference = np.abs(rank["weights"][path] - expected).max() / np.abs(expected).max()
             assert difference <= 1e-5, path
         assert rank["iterations"] == one["iterations"]
-    first = workers[name][0]["weights"]
-    for rank in workers[name][1:]:
+    first = workers[0]["weights"]
+    for rank in workers[1:]:
         for path, value in first.items():
             assert value.tobytes() == rank["weights"][path].tobytes(), "ranks differ"
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "divided by" not in name])
-def test_logs_are_those_of_one_process(
-    workers: dict[str, list[dict[str, Any]]],
-    one_process: dict[str, dict[str, Any]],
-    name: str,
-) -> None:
-    expected = one_process[name]["history"]
-    for rank in workers[name]:
+@pytest.mark.parametrize("name", [name for name in NAMES if "divided by" not in str(name)])
+def test_logs_are_those_of_one_process(runs: Runs, name: str, tmp_path: Path) -> None:
+    workers = runs.workers(name)
+    expected = runs.one_process(name, tmp_path)["history"]
+    for rank in workers:
         assert rank["history"].keys() == expected.keys()
-        assert rank["history"] == workers[name][0]["history"], "ranks log different things"
+        assert rank["history"] == workers[0]["history"], "ranks log different things"
         for key, values in expected.items():
             np.testing.assert_allclose(rank["history"][key], values, rtol=1e-5, err_msg=key)

@@ -12,17 +12,19 @@ def _modes(function: Any) -> dict[str, Any]:
     return {"eager": function, "graph": tf.function(function)}
 
 
-def reductions(dtype: str) -> dict[str, Any]:
-    """Every op on rank-dependent values, eagerly and in a graph."""
-    rank = tfddl.rank()
-    values = tf.cast(tf.constant([[1, 2, 3], [4, 5, 6]]) + rank, dtype)
+def reductions(dtypes: list[str], ops: list[str]) -> dict[str, Any]:
+    """Rank-dependent values, eagerly and in one graph."""
+    values = {d: tf.cast(tf.constant([[1, 2, 3], [4, 5, 6]]) + tfddl.rank(), d) for d in dtypes}
+
+    def reduce_all() -> dict[str, tf.Tensor]:
+        return {f"{d} {op}": tfddl.allreduce(v, op) for d, v in values.items() for op in ops}
+
     found = {}
-    for op in tfddl.ReduceOp:
-        for mode, reduce in _modes(lambda x, op=op: tfddl.allreduce(x, op)).items():
-            result = reduce(values)
-            assert result.dtype == values.dtype
-            assert result.shape == values.shape
-            found[f"{op} {mode}"] = tf.cast(result, tf.float64).numpy()
+    for mode, reduce in _modes(reduce_all).items():
+        for name, result in reduce().items():
+            assert result.dtype == name.split()[0]
+            assert result.shape == (2, 3)
+            found[f"{name} {mode}"] = tf.cast(result, tf.float64).numpy()
     return found
 
 
@@ -40,26 +42,34 @@ def shapes() -> list[tuple[int, ...]]:
     return found
 
 
-def gathers(dtype: str) -> dict[str, Any]:
+def gathers(dtypes: list[str]) -> dict[str, Any]:
     """First dimensions that differ, one of them 0."""
     rank = tfddl.rank()
-    mine = tf.cast(tf.fill([rank * 2, 3], rank), dtype)
+    mine = {d: tf.cast(tf.fill([rank * 2, 3], rank), d) for d in dtypes}
+
+    def gather_all() -> dict[str, tf.Tensor]:
+        return {d: tfddl.allgather(value) for d, value in mine.items()}
+
     found = {}
-    for mode, gather in _modes(tfddl.allgather).items():
-        result = gather(mine)
-        assert result.dtype == mine.dtype
-        found[mode] = tf.cast(result, tf.float64).numpy()
+    for mode, gather in _modes(gather_all).items():
+        for name, result in gather().items():
+            assert result.dtype == name
+            found[f"{name} {mode}"] = tf.cast(result, tf.float64).numpy()
     return found
 
 
-def broadcasts(dtype: str) -> dict[str, Any]:
+def broadcasts(dtypes: list[str]) -> dict[str, Any]:
+    mine = {d: tf.cast(tf.constant([[0, 1], [2, 3]]) + 10 * tfddl.rank(), d) for d in dtypes}
+    roots = range(tfddl.size())
+
+    def spread_all() -> dict[str, tf.Tensor]:
+        return {f"{d} {r}": tfddl.broadcast(v, r) for d, v in mine.items() for r in roots}
+
     found = {}
-    mine = tf.cast(tf.constant([[0, 1], [2, 3]]) + 10 * tfddl.rank(), dtype)
-    for root in range(tfddl.size()):
-        for mode, spread in _modes(lambda x, root=root: tfddl.broadcast(x, root)).items():
-            result = spread(mine)
-            assert result.dtype == mine.dtype
-            found[f"{root} {mode}"] = tf.cast(result, tf.float64).numpy()
+    for mode, spread in _modes(spread_all).items():
+        for name, result in spread().items():
+            assert result.dtype == name.split()[0]
+            found[f"{name} {mode}"] = tf.cast(result, tf.float64).numpy()
     return found
 
 

@@ -68,10 +68,10 @@ class _Patience:
     begin: float = field(default_factory=time.monotonic)
     reported: float = field(default_factory=time.monotonic)
 
-    def check(self, what: Callable[[], str]) -> None:
+    def check(self, what: Callable[[], str], *, longer_s: float = 0.0) -> None:
         """Logs what is waited for from time to time; raises when it takes too long."""
         now = time.monotonic()
-        if self.timeout_s and now - self.begin > self.timeout_s:
+        if self.timeout_s and now - self.begin > self.timeout_s + longer_s:
             raise StartError(f"gave up after {self.timeout_s:g} s: {what()}")
         if now - self.reported > self.report_s:
             self.reported = now
@@ -177,7 +177,8 @@ def _ask(
                 lambda: (
                     f"rank {cluster.rank} of {cluster.size} has found rank 0, which is waiting for "
                     "other workers; its log says for whom"
-                )
+                ),
+                longer_s=_ANSWER_S,  # Rank 0 knows more, and says it when it gives up.
             )
             try:
                 part = connection.recv(65536)

@@ -92,9 +92,10 @@ def _agree_in_graph(runtime: Runtime, signature: Signature) -> None:
 
     def fail() -> tf.Tensor:
         codes = runtime.transport.all_gather(_text_codes(signature))
-        texts = tf.strings.unicode_encode(codes, "UTF-8")
+        texts = tf.strings.strip(tf.strings.unicode_encode(codes, "UTF-8"))
         lines = tf.strings.join([[f"rank {r}: " for r in range(runtime.cluster.size)], texts])
-        message = tf.strings.join([_HEADLINE, "\n", tf.strings.reduce_join(lines, separator="\n")])
+        # On one line: the op's message would show the end of a line as two characters.
+        message = tf.strings.join([_HEADLINE, " ", tf.strings.reduce_join(lines, separator="; ")])
         with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
             return tf.constant(False)
 

@@ -211,7 +211,7 @@ def _op(op: ReduceOp | str) -> ReduceOp:
 
 
 def _kind(operation: str, name: str | None) -> str:
-    return operation if name is None else f"{operation} {name!r}"
+    return operation if name is None else f"{operation} <{name}>"
 
 
 def _reduce(runtime: Runtime, tensors: Sequence[tf.Tensor], op: ReduceOp) -> list[tf.Tensor]:

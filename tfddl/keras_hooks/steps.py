@@ -12,9 +12,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfddl.collectives import ReduceOp
 from tfddl.errors import UnsupportedError
 from tfddl.keras_hooks.compiling import NO_XLA, acts_on
 from tfddl.keras_hooks.patching import wrap_method
+from tfddl.optimizer import innermost
 from tfddl.runtime import Step, current
 
 _WEIGHTED = "mean_with_sample_weight"
@@ -109,13 +111,13 @@ def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
     """What the rank's mean loss is divided by: examples, or the sum of their weights."""
     examples = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
     reductions = {_reduction(loss) for loss in tf.nest.flatten(model.loss)}
-    averaged = [r for r in reductions if r not in ("sum", "none", None)]
-    if len(averaged) < len(reductions):
+    averages = innermost(model.optimizer).tfddl_averaging.op is ReduceOp.AVERAGE
+    if averages and not reductions.isdisjoint({"sum", "none", None}):
         raise UnsupportedError(
             f"A loss with reduction {sorted(map(str, reductions))} isn't a mean over the batch, "
             "so that the workers' gradients can't be averaged exactly. Use a loss with "
-            'reduction="sum_over_batch_size" (the default), or DistributedOptimizer(…, op="sum") '
-            "in a training loop of your own."
+            'reduction="sum_over_batch_size" (the default), or DistributedOptimizer(…, op="sum"), '
+            "which adds the gradients up."
         )
     if weight is None or _WEIGHTED not in reductions:
         return tf.cast(tf.shape(examples)[0], tf.float32)
