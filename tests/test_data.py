@@ -109,7 +109,7 @@ def test_stand_ins_weigh_minus_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plan = GlobalPlan(num_examples=4, size=3, batch_size=1)
     x, y, weight = np.arange(4), np.arange(4.0), np.array([1.0, -0.0, 2.0, 3.0], "float32")
-    for given in (weight, None):
+    for given in (weight, weight.tolist(), np.array([1, 0, 2, 3]), None):
         source = data._Source.of(x, y, given).with_weights()
         shares = [plan.batch(epoch=0, step=0, rank=rank) for rank in range(3)]
         weights = [source.rows(share.indices, share.count)[2] for share in shares]

@@ -164,10 +164,14 @@ def test_stock_callbacks_decide_alike(groups: Groups) -> None:
 
 
 def test_data_of_unknown_length_wants_steps(groups: Groups) -> None:
-    for kind, message, _ in groups(2).run(f"{CASES}:unknown_length"):
+    for kind, message, _ in groups(2).run(f"{CASES}:unknown_length", everywhere=True):
         assert kind == "UnsupportedError"
         assert "fit got data of unknown length" in message
         assert "pass steps_per_epoch=… to fit on every rank" in message
+    for kind, message, _ in groups(2).run(f"{CASES}:unknown_length", everywhere=False):
+        assert kind == "DisagreementError"
+        assert "steps per epoch: rank 0: 3; rank 1: unknown" in message
+        assert "pass steps_per_epoch=3 to fit on every rank" in message
 
 
 def test_a_generator_with_steps_trains(groups: Groups) -> None:
@@ -183,6 +187,12 @@ def test_a_rank_that_runs_out_of_data_says_so(groups: Groups) -> None:
     assert last[0] == "DataError"
     assert "rank 1 ran out of data after 2 of 4 steps of the epoch" in last[1]
     assert first[0] == "DeadlineExceededError"
+
+
+def test_sums_of_losses_add_up(groups: Groups) -> None:
+    """A loss that is a sum, with op="sum", against one process that takes all examples at once."""
+    for together, alone in groups(2).run(f"{CASES}:summed_loss"):
+        np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
 def test_xla_is_kept_out(groups: Groups) -> None:
@@ -235,6 +245,19 @@ def test_evaluate_on_one_rank_within_fit(groups: Groups) -> None:
     (alone, validated), (_, other) = groups(2).run(f"{CASES}:evaluate_on_one_rank")
     assert alone == pytest.approx(validated, rel=1e-5)
     assert validated == other
+
+
+def test_evaluate_within_an_epoch_changes_only_what_was_metered(groups: Groups) -> None:
+    first, second = groups(2).run(f"{CASES}:evaluate_within_an_epoch")
+    assert first[0] == second[0]
+    assert first[1] == second[1], "all ranks log the same"
+    assert len(first[1]) == 2
+
+
+def test_an_optimizer_that_compile_does_not_know_is_refused(groups: Groups) -> None:
+    for kind, message, _ in groups(2).run(f"{CASES}:hidden_optimizer"):
+        assert kind == "UnsupportedError"
+        assert "model.hidden is a DistributedOptimizer, but model.optimizer is not" in message
 
 
 def test_a_plain_optimizer_is_left_alone(groups: Groups) -> None:

@@ -41,7 +41,8 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
 
     With a batch size of 1 and a number of examples that the workers don't divide, some steps have
     fewer examples than workers. The ranks left over then run a real example with sample weight
-    -0.0, which `fit` ignores altogether (a stand-in); such a dataset always has sample weights.
+    -0.0, which `fit` ignores altogether (a stand-in); such a dataset always has sample weights, so
+    that `fit` takes no ``class_weight`` with it.
 
     Args:
         x: An array, a memory-mapped ``.npy`` (``np.load(path, mmap_mode="r")``), a tensor, or a
@@ -107,13 +108,15 @@ class _Source:
         if not arrays:
             raise DataError(f"x has no arrays in it: {x!r}.")
         _check_lengths(names, arrays)
-        weights = 0 if sample_weight is None else len(tf.nest.flatten(sample_weight))
+        weights = 0 if sample_weight is None else len(tf.nest.flatten(_plain(sample_weight)))
         return cls(structure, arrays, weights)
 
     def with_weights(self) -> "_Source":
-        """The same with sample weights, ones where there were none."""
+        """The same with sample weights that can be -0.0; ones where there were none."""
         if self.weight_arrays:
-            return self
+            cut = len(self.arrays) - self.weight_arrays
+            weights = tuple(a if a.dtype.kind == "f" else a.astype("f4") for a in self.arrays[cut:])
+            return dataclasses.replace(self, arrays=(*self.arrays[:cut], *weights))
         if not isinstance(self.structure, tuple) or len(self.structure) != 2:
             raise UnsupportedError(
                 f"{self.num_examples} examples don't divide over the workers with batch_size=1, "

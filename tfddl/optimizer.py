@@ -131,7 +131,8 @@ def loss_count(count: Any) -> Iterator[None]:
         with tfddl.loss_count(tf.shape(x)[0]):
             optimizer.apply_gradients(zip(gradients, variables))
 
-    Without it, every rank's gradient weighs the same. `fit` needs none of this.
+    Without it, every rank's gradient weighs the same. `fit` needs none of this. Before such a loop,
+    `tfddl.broadcast_variables` gives all ranks the same weights; `fit` does that by itself.
 
     Args:
         count: Scalar, >= 0: the number of examples of the rank's batch, or the sum of their
@@ -152,6 +153,8 @@ class DistributedGradientTape:
             loss = loss_fn(y, model(x, training=True))
         tape = tfddl.DistributedGradientTape(tape)
         gradients = tape.gradient(loss, model.trainable_variables, count=tf.shape(x)[0])
+
+    Before the first step, `tfddl.broadcast_variables` gives all ranks the same weights.
     """
 
     def __init__(
@@ -222,8 +225,7 @@ def reduce_gradients(gradients: Sequence[Gradient], averaging: Averaging) -> lis
     present = [i for i, gradient in enumerate(gradients) if gradient is not None]
     present.reverse()  # The last layers' gradients are there first.
     values = [_prepared(gradients[i], averaging) for i in present]
-    sparse = any(isinstance(v, tf.IndexedSlices) for v in values)
-    if sparse or averaging.compression is not Compression.NONE:
+    if averaging.compression is not Compression.NONE or any(map(_is_sparse_or_small, values)):
         reduced = _reduce_after_header(values, averaging)
     else:
         reduced = _reduce_with_header(values, _Header(runtime.step, averaging))
@@ -264,6 +266,10 @@ def _reduce_with_header(values: Sequence[tf.Tensor], header: _Header) -> list[tf
     total, *sums = grouped_allreduce([header.mine, *weighted], ReduceOp.SUM, name="gradients")
     divisor = header.received(total)
     return [tf.math.divide_no_nan(s, tf.cast(divisor, s.dtype)) for s in sums]
+
+
+def _is_sparse_or_small(value: Any) -> bool:
+    return isinstance(value, tf.IndexedSlices) or value.dtype in (tf.float16, tf.bfloat16)
 
 
 def _reduce_after_header(values: Sequence[Any], averaging: Averaging) -> list[Any]:
@@ -327,7 +333,13 @@ class _Distributed:
     def _clip_gradients(self, grads: Sequence[Gradient]) -> Any:
         """With accumulation: what was accumulated, already weighed, is added up just once."""
         if accumulates(self) and current().cluster.size > 1:
-            grads = grouped_allreduce(grads, ReduceOp.SUM, name="accumulated gradients")
+            compression = self.tfddl_averaging.compression
+            sums = grouped_allreduce(
+                [_compressed(tf.convert_to_tensor(g), compression) for g in grads],
+                ReduceOp.SUM,
+                name="accumulated gradients",
+            )
+            grads = [tf.cast(s, g.dtype) for s, g in zip(sums, grads, strict=True)]
         return super()._clip_gradients(grads)  # type: ignore[misc]
 
 

@@ -136,8 +136,10 @@ def early_stopping() -> tuple[list[int], list[float]]:
     return history.epoch, [*seen, float(model.optimizer.learning_rate.numpy())]
 
 
-def unknown_length() -> tuple[str, str, float]:
+def unknown_length(everywhere: bool) -> tuple[str, str, float]:
     model, _ = _model()
+    if not everywhere and tfddl.rank() == 0:
+        return _raised(lambda: model.fit(_dataset(), verbose=0))
 
     def batches() -> Iterator[Any]:
         yield problem.data(SPEC)[0][:4], problem.labels(SPEC)[:4]
@@ -164,6 +166,19 @@ def runs_out() -> tuple[str, str, float]:
     batches = 2 if tfddl.rank() == tfddl.size() - 1 else 9
     generator = ((x[:4], y[:4]) for _ in range(batches))
     return _raised(lambda: model.fit(generator, steps_per_epoch=4, verbose=0))
+
+
+def summed_loss() -> tuple[np.ndarray, np.ndarray]:
+    x, y = problem.data(SPEC)[0], problem.labels(SPEC)
+    loss = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
+    optimizer = tfddl.DistributedOptimizer(keras.optimizers.SGD(0.01), op="sum")
+    model, _ = _model(optimizer=optimizer, loss=loss)
+    model.fit(tfddl.shard_dataset(x, y, batch_size=12), epochs=3, verbose=0)
+    plain, _ = problem.model(SPEC)
+    plain.compile(keras.optimizers.SGD(0.01), loss=loss)
+    plain.fit(x, y, batch_size=24, shuffle=False, epochs=3, verbose=0)
+    kernels = [np.asarray(m.trainable_weights[0]) for m in (model, plain)]
+    return kernels[0], kernels[1]
 
 
 def xla() -> tuple[bool, str, str]:
@@ -286,6 +301,40 @@ def evaluate_on_one_rank() -> tuple[float, float]:
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=look)],
     )
     return alone[0] if alone else 0.0, float(history.history["val_loss"][0])
+
+
+def evaluate_within_an_epoch() -> tuple[list[float], list[float]]:
+    """On one rank, after every batch: it changes nothing of what the job logs."""
+    logs = []
+    for looks in (False, True):
+        model, _ = _model(metrics=[])
+
+        def look(*_: Any, looks: bool = looks, model: Any = model, **__: Any) -> None:
+            if looks and tfddl.rank() == 0:
+                x, y = problem.data(SPEC)[0], problem.labels(SPEC)
+                assert model.evaluate(x, y, verbose=0) > 0
+
+        callback = keras.callbacks.LambdaCallback(on_epoch_begin=look, on_train_batch_begin=look)
+        history = model.fit(_dataset(), epochs=2, verbose=0, callbacks=[callback])
+        logs.append([float(v) for v in history.history["loss"]])
+    return logs[0], logs[1]
+
+
+class TwoOptimizers(keras.Model):
+    """Tells `compile` nothing of its distributed optimizer."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return x
+
+    def compile(self, hidden: Any) -> None:
+        super().compile()
+        self.hidden = hidden
+
+
+def hidden_optimizer() -> tuple[str, str, float]:
+    model = TwoOptimizers()
+    model.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(0.1)))
+    return _raised(lambda: model.fit(_dataset(), verbose=0))
 
 
 def other_optimizers() -> tuple[int, int]:

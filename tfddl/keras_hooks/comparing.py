@@ -40,7 +40,9 @@ _TITLES = {
 class Facts:
     """What has to be alike on all ranks."""
 
-    steps: int
+    steps: int | None
+    """None where the data has no known length."""
+
     epochs: int
     initial_epoch: int
     iterations: int
@@ -51,22 +53,12 @@ class Facts:
 
     @classmethod
     def of(cls, model: Any, params: dict[str, Any], fit: Any) -> "Facts":
-        """Of a `fit` that is about to begin; builds the optimizer.
-
-        Raises:
-            UnsupportedError: The number of steps isn't known.
-        """
-        if params["steps"] is None:
-            raise UnsupportedError(
-                "fit got data of unknown length. The ranks have to know that they will run the "
-                "same number of steps: pass steps_per_epoch=… to fit on every rank, or use "
-                "tfddl.shard_dataset."
-            )
+        """Of a `fit` that is about to begin; builds the optimizer."""
         optimizer = innermost(model.optimizer)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         return cls(
-            steps=int(params["steps"]),
+            steps=params["steps"],
             epochs=int(params["epochs"]),
             initial_epoch=int(fit.initial_epoch),
             iterations=iterations(model),
@@ -89,6 +81,7 @@ def compare(facts: Facts) -> None:
 
     Raises:
         DisagreementError: On every rank, naming the ranks and what each has.
+        UnsupportedError: On every rank, where none knows the number of steps.
     """
     everyone = [Facts(**known) for known in allgather_object(dataclasses.asdict(facts))]
     paragraphs = [
@@ -101,12 +94,19 @@ def compare(facts: Facts) -> None:
             "The ranks are about to train differently; stopped before the first step.\n"
             + "\n".join(paragraphs)
         )
+    if facts.steps is None:
+        raise UnsupportedError(
+            "fit got data of unknown length. The ranks have to know that they will run the same "
+            "number of steps: pass steps_per_epoch=… to fit on every rank, or use "
+            "tfddl.shard_dataset."
+        )
 
 
 def _difference(name: str, values: Sequence[Any]) -> str:
     hint = _HINTS[name]
     if name == "steps":
-        hint = hint.format(smallest=min(values))
+        hint = hint.format(smallest=min(steps for steps in values if steps is not None))
+        values = ["unknown" if steps is None else steps for steps in values]
     if name == "variables":
         values = _first_difference(values)
     by_value: dict[Any, list[int]] = {}

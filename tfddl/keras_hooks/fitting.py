@@ -58,14 +58,20 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
         # Keras' default is True, and warns that a dataset isn't shuffled.
         call.arguments.setdefault("shuffle", False)
     before = runtime.fit, runtime.epoch
-    runtime.fit = _job_fit(self, call) if acts_on(self.optimizer) else None
+    # The callbacks set the epoch that begins; outside of `fit` there is none.
+    runtime.epoch = call.arguments.get("initial_epoch", 0)
     try:
+        runtime.fit = _job_fit(self, call)
         return original(*call.args, **call.kwargs)
     finally:
         runtime.fit, runtime.epoch = before
 
 
-def _job_fit(model: Any, call: inspect.BoundArguments) -> Fit:
+def _job_fit(model: Any, call: inspect.BoundArguments) -> Fit | None:
+    """The fit of the job, if the model trains together with other workers."""
+    if not acts_on(model.optimizer):
+        _refuse_hidden_optimizers(model)
+        return None
     given = call.arguments
     _build(model, given.get("x"))
     return Fit(
@@ -73,6 +79,18 @@ def _job_fit(model: Any, call: inspect.BoundArguments) -> Fit:
         initial_epoch=given.get("initial_epoch", 0),
         validates=bool(given.get("validation_split")) or given.get("validation_data") is not None,
     )
+
+
+def _refuse_hidden_optimizers(model: Any) -> None:
+    """A distributed optimizer that `compile` wasn't told of would train without any agreement."""
+    for name, value in vars(model).items():
+        if acts_on(value):
+            raise UnsupportedError(
+                f"model.{name} is a DistributedOptimizer, but model.optimizer is not: fit would "
+                "neither start the ranks from the same weights nor compare their plans. Pass one "
+                "of the distributed optimizers on, super().compile(optimizer=…), or train in a "
+                "loop of your own after tfddl.broadcast_variables(model.variables)."
+            )
 
 
 def _build(model: Any, x: Any) -> None:
@@ -101,9 +119,10 @@ def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -
     fit = _running(self)
     if fit is None:
         return original(self, logs)
-    fit.steps = self.params["steps"]
+    state_of(fit.model).forget_stop()  # A fit that failed may have left a wish to stop.
     facts = comparing.Facts.of(fit.model, self.params, fit)
     comparing.compare(facts)
+    fit.steps = self.params["steps"]
     result = original(self, logs)
     comparing.compare(dataclasses.replace(facts, iterations=comparing.iterations(fit.model)))
     broadcast_variables([*fit.model.weights, *fit.model.optimizer.variables])
@@ -121,7 +140,7 @@ def _give_ranks_their_own_randomness(model: Any) -> None:
 
 
 def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
-    if is_started():
+    if is_started() and current().epoch is not None:
         current().epoch = epoch
     fit = _running(self)
     if fit is not None:
@@ -151,8 +170,7 @@ def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any
         wanted = bool(fit.model.stop_training) or bool(state.stop.numpy())
         anyone = allreduce(tf.constant(int(wanted)), ReduceOp.MAX, name="stop_training")
         fit.model.stop_training = bool(anyone.numpy())
-        state.stop.assign(0.0)
-        state.stop_agreed.assign(0.0)
+        state.forget_stop()
     return result
 
 
@@ -161,11 +179,12 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
     if fit is None or fit.model is not self:
         return original(self, *args, **kwargs)
     # Only what `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
-    before, fit.validating = fit.validating, bool(kwargs.get("_use_cached_eval_dataset"))
+    before = fit.training, fit.validating
+    fit.training, fit.validating = False, bool(kwargs.get("_use_cached_eval_dataset"))
     try:
         return original(self, *args, **kwargs)
     finally:
-        fit.validating = before
+        fit.training, fit.validating = before
 
 
 def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:

@@ -51,6 +51,11 @@ class StepState:
                 steps=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_steps"),
             )
 
+    def forget_stop(self) -> None:
+        """Nobody wants training to end, as far as is known."""
+        self.stop.assign(0.0)
+        self.stop_agreed.assign(0.0)
+
 
 def state_of(model: Any) -> StepState:
     """The state of a model whose train function has been made."""

@@ -27,6 +27,11 @@ _GROUP_KEY = 7_366_684  # "tfddl"; the strategy itself counts its own groups up 
 _LENGTH_BITS = 26
 _MAX_LENGTH = 2**_LENGTH_BITS - 1
 
+_TOO_LONG = (
+    f"A tensor whose length isn't known when the graph is made can have at most {_MAX_LENGTH} "
+    "elements to travel. Give it a static shape; for sparse gradients, use sparse_as_dense=True."
+)
+
 _GATHERED_AS = {tf.bfloat16: tf.float16}
 """The gather op knows no bfloat16; its bits travel as another 16-bit type."""
 
@@ -135,7 +140,9 @@ class StrategyTransport(Transport):
             length = flat.shape[0]
             empty = flat if empty_rows is None else tf.zeros([empty_rows, 0], flat.dtype)
             if length is None:
-                return tf.cond(tf.size(flat) > 0, lambda: launch(flat), lambda: empty)
+                short = tf.debugging.assert_less_equal(tf.size(flat), _MAX_LENGTH, _TOO_LONG)
+                with tf.control_dependencies([] if short is None else [short]):
+                    return tf.cond(tf.size(flat) > 0, lambda: launch(flat), lambda: empty)
             if length == 0:
                 return empty
             pieces = [flat[i : i + _MAX_LENGTH] for i in range(0, length, _MAX_LENGTH)]
