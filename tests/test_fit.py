@@ -265,12 +265,23 @@ def test_a_plain_optimizer_is_left_alone(groups: Groups) -> None:
     assert groups(2).run(f"{CASES}:other_optimizers") == [(3, 4), (3, 8)]
 
 
-def test_batch_statistics_are_pooled(groups: Groups) -> None:
-    ranks = groups(3).run(f"{CASES}:batch_statistics")
-    everything = np.concatenate([rank["x"] for rank in ranks]).astype("float64")
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_batch_statistics_are_those_of_all_examples(groups: Groups, by_hand: bool) -> None:
+    """Ranks with 4, 5 and 6 examples that lie far apart; two steps on the same ones."""
+    ranks = groups(3).run(f"{CASES}:batch_statistics", by_hand=by_hand)
+    x = np.concatenate([rank["x"] for rank in ranks])
+    old = 0.6**2  # What is left of the statistics that a layer begins with: 0 and 1.
     for rank in ranks:
-        np.testing.assert_allclose(rank["mean"], everything.mean(0), rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(rank["var"], everything.var(0), rtol=1e-4)
+        np.testing.assert_allclose(rank["mean"], (1 - old) * x.mean(0), rtol=1e-5)
+        if by_hand:
+            # Pooled afterwards: the means of the ranks, moved by 1 - old, lie around their mean.
+            within = np.average([r["x"].var(0) for r in ranks], axis=0, weights=[4, 5, 6])
+            spread = (1 - old) ** 2 * (x.var(0) - within)
+            expected = old + (1 - old) * within + spread
+        else:
+            expected = old + (1 - old) * x.var(0)
+        np.testing.assert_allclose(rank["var"], expected, rtol=1e-5)
+        assert np.array_equal(rank["var"], ranks[0]["var"])
 
 
 def test_train_on_batch_averages_before_and_after_fit(groups: Groups) -> None:

@@ -50,8 +50,8 @@ SIBLINGS: dict[str, list[str]] = {
     "keras_hooks": [
         "patching",
         "compiling",
-        "steps",
         "statistics",
+        "steps",
         "comparing",
         "fitting",
         "loss_scaling",

@@ -30,6 +30,7 @@ EXPORTED = [
     "local_rank",
     "local_size",
     "loss_count",
+    "pool_batch_normalization",
     "rank",
     "shard_dataset",
     "shard_range",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         grouped_broadcast,
     )
     from tfddl.data import shard_dataset
+    from tfddl.keras_hooks import pool_batch_normalization
     from tfddl.optimizer import (
         Compression,
         DistributedGradientTape,
@@ -80,6 +81,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "loss_count",
+    "pool_batch_normalization",
     "rank",
     "shard_dataset",
     "shard_range",
@@ -114,6 +116,7 @@ _ROOMS = {
         "grouped_broadcast",
     ),
     "data": ("shard_dataset",),
+    "keras_hooks": ("pool_batch_normalization",),
     "optimizer": (
         "Compression",
         "DistributedGradientTape",

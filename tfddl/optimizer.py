@@ -228,7 +228,8 @@ def reduce_gradients(gradients: Sequence[Gradient], averaging: Averaging) -> lis
     if averaging.compression is not Compression.NONE or any(map(_is_sparse_or_small, values)):
         reduced = _reduce_after_header(values, averaging)
     else:
-        reduced = _reduce_with_header(values, _Header(runtime.step, averaging))
+        header = _Header(runtime.step, averaging, dtype=_header_dtype(values))
+        reduced = _reduce_with_header(values, header)
     result: list[Gradient] = [None] * len(gradients)
     for i, value in zip(present, reduced, strict=True):
         result[i] = value
@@ -238,31 +239,44 @@ def reduce_gradients(gradients: Sequence[Gradient], averaging: Averaging) -> lis
 class _Header:
     """The few numbers of a step that travel with its gradients."""
 
-    def __init__(self, step: Step, averaging: Averaging, *, finite: Any = None) -> None:
+    def __init__(
+        self, step: Step, averaging: Averaging, *, dtype: tf.DType, finite: Any = None
+    ) -> None:
         self._step = step
-        counted = averaging.op is ReduceOp.AVERAGE
-        one = tf.constant(1.0)
-        self.count = one if step.count is None or not counted else tf.cast(step.count, tf.float32)
-        self._divides = counted
+        self._divides = averaging.op is ReduceOp.AVERAGE
+        self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
+        self.weight_sent = self._count if self._divides else tf.constant(1.0, dtype)
+        """What this rank's gradients are multiplied with before they are added up."""
         stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
-        broken = 0.0 if finite is None else 1.0 - tf.cast(finite, tf.float32)
-        self.mine = tf.stack([self.count, stop, broken])
+        broken = 0.0 if finite is None else 1.0 - tf.cast(finite, dtype)
+        self._changes = [] if step.statistics is None else step.statistics.change(dtype)
+        weighted = [_scaled(change, self._count) for change in self._changes]
+        flags = tf.stack([self._count, tf.cast(stop, dtype), tf.cast(broken, dtype)])
+        self.mine = tf.concat([flags, *weighted], axis=0)
 
     def received(self, total: tf.Tensor) -> tf.Tensor:
         """Takes in what came back; returns what the summed gradients are divided by."""
         if self._step.stop_agreed is not None:
-            self._step.stop_agreed.assign(total[1])
-        return total[0] if self._divides else tf.constant(1.0)
+            self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
+        if self._step.statistics is not None and self._changes:
+            lengths = [change.shape[0] for change in self._changes]
+            self._step.statistics.take(tf.split(total[3:] / total[0], lengths))
+        return total[0] if self._divides else tf.ones_like(total[0])
 
     def weight(self) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with."""
         total = allreduce(self.mine, ReduceOp.SUM, name="step")
-        weight = tf.math.divide_no_nan(self.count, self.received(total))
-        return tf.where(total[2] > 0, tf.constant(float("nan")), weight)
+        weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
+        return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
+
+
+def _header_dtype(gradients: Sequence[Gradient]) -> tf.DType:
+    """That of the counts: no less than that of the gradients."""
+    return tf.float64 if any(g.dtype == tf.float64 for g in gradients) else tf.float32
 
 
 def _reduce_with_header(values: Sequence[tf.Tensor], header: _Header) -> list[tf.Tensor]:
-    weighted = [_scaled(value, header.count) for value in values]
+    weighted = [_scaled(value, header.weight_sent) for value in values]
     total, *sums = grouped_allreduce([header.mine, *weighted], ReduceOp.SUM, name="gradients")
     divisor = header.received(total)
     return [tf.math.divide_no_nan(s, tf.cast(divisor, s.dtype)) for s in sums]
@@ -274,7 +288,7 @@ def _is_sparse_or_small(value: Any) -> bool:
 
 def _reduce_after_header(values: Sequence[Any], averaging: Averaging) -> list[Any]:
     """Weighs before anything is summed: 16 bits would overflow, and slices are never summed."""
-    weight = _Header(current().step, averaging).weight()
+    weight = _Header(current().step, averaging, dtype=_header_dtype(values)).weight()
     weighted = [_scaled(value, weight) for value in values]
     dense = [i for i, value in enumerate(weighted) if not isinstance(value, tf.IndexedSlices)]
     carried = [_compressed(weighted[i], averaging.compression) for i in dense]
@@ -360,7 +374,8 @@ def reduce_or_weigh(
     if not accumulates(optimizer):
         return reduce_gradients(gradients, averaging)
     finite = None if check_finite is None else check_finite(gradients)
-    weight = _Header(runtime.step, averaging, finite=finite).weight()
+    dtype = _header_dtype([g for g in gradients if g is not None])
+    weight = _Header(runtime.step, averaging, dtype=dtype, finite=finite).weight()
     return [None if g is None else _scaled(_prepared(g, averaging), weight) for g in gradients]
 
 

@@ -5,9 +5,9 @@ The one mutable module global of tfddl lives here.
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -46,6 +46,16 @@ class Options:
             raise StartError(f"timeout_s is {self.timeout_s}; it must be 0 (never) or more.")
 
 
+class Statistics(Protocol):
+    """What every rank's batch changes, and all ranks then take the mean of."""
+
+    def change(self, dtype: tf.DType) -> list[tf.Tensor]:
+        """What this rank has changed: flat tensors, of the same sizes on all ranks."""
+
+    def take(self, changes: Sequence[tf.Tensor]) -> None:
+        """Takes in the mean over the ranks, by count."""
+
+
 @dataclasses.dataclass
 class Step:
     """What the training step that is being traced or run knows of itself."""
@@ -58,6 +68,9 @@ class Step:
 
     stop_agreed: tf.Variable | None = None
     """Float scalar that becomes above 0 once any rank wants training to end."""
+
+    statistics: Statistics | None = None
+    """What else is averaged along with the gradients."""
 
 
 class Runtime:

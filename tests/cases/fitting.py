@@ -349,18 +349,27 @@ def other_optimizers() -> tuple[int, int]:
     return together, len(recorder.seen) - together
 
 
-def batch_statistics() -> dict[str, np.ndarray]:
-    """Moving statistics are pooled at the end of an epoch."""
+def batch_statistics(by_hand: bool) -> dict[str, np.ndarray]:
+    """Moving statistics of BatchNormalization after two steps, and what they are of."""
     inputs = keras.Input((6,))
-    normalized = keras.layers.BatchNormalization(momentum=0.0)(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(3)(normalized))
+    normalized = keras.layers.BatchNormalization(momentum=0.6)(inputs)
+    frozen = keras.layers.BatchNormalization(trainable=False)(normalized)
+    model = keras.Model(inputs, keras.layers.Dense(3)(frozen))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss=loss)
-    x = problem.data(SPEC)[0] * (1 + tfddl.rank()) + 100 * tfddl.rank()
-    model.fit(x[:4], problem.labels(SPEC)[:4], batch_size=4, verbose=0)
+    count = 4 + tfddl.rank()
+    x = problem.data(SPEC)[0][:count] * (1 + tfddl.rank()) + 10 * tfddl.rank()
+    if by_hand:
+        tfddl.broadcast_variables(model.variables)
+        for _ in range(2):
+            model(x, training=True)
+        tfddl.pool_batch_normalization(model, count=count)
+    else:
+        model.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss=loss)
+        model.fit(x, problem.labels(SPEC)[:count], batch_size=8, epochs=2, verbose=0)
     layer = model.layers[1]
+    assert np.all(np.asarray(model.layers[2].moving_variance) == 1)
     return {
-        "x": x[:4],
+        "x": x,
         "mean": np.asarray(layer.moving_mean),
         "var": np.asarray(layer.moving_variance),
     }

@@ -15,6 +15,7 @@ workers; other models only get to know the epoch they are in, for `tfddl.shard_d
 """
 
 from tfddl.keras_hooks import compiling, fitting, loss_scaling, steps
+from tfddl.keras_hooks.statistics import pool_batch_normalization as pool_batch_normalization
 
 
 def install() -> None:

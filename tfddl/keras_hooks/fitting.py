@@ -18,7 +18,6 @@ from tfddl.errors import DataError, UnsupportedError
 from tfddl.keras_hooks import comparing
 from tfddl.keras_hooks.compiling import acts_on
 from tfddl.keras_hooks.patching import wrap_method
-from tfddl.keras_hooks.statistics import pool_batch_normalization
 from tfddl.keras_hooks.steps import state_of
 from tfddl.runtime import current, is_started
 
@@ -194,7 +193,6 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     if fit.training:
         fit.training = False
         _check_epoch_is_complete(fit)
-        pool_batch_normalization(self)
     _sum_metrics(self)
     results = original(self, logs)
     return _averaged(results) if results is logs else results

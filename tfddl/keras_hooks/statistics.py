@@ -1,33 +1,114 @@
-"""Moving statistics of BatchNormalization, pooled over the ranks."""
+"""Moving statistics of BatchNormalization, pooled over the ranks.
 
+Every rank normalizes by its own batch, and by itself would keep moving statistics of its own
+examples only: what rank 0 saves, and what each rank validates with, would know nothing of the
+others' data. The pooled mean is the mean of the means, by the number of examples; the pooled
+variance is the mean of the variances plus the variance of the means, since the mean of the
+variances alone leaves out how far the ranks lie apart.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, grouped_allreduce
+from tfddl.collectives import ReduceOp, allreduce
+from tfddl.runtime import current
+
+_AVERAGED = ("moving_stddev", "renorm_mean", "renorm_stddev")
+"""Further state of a BatchNormalization with renorm=True."""
 
 
-def pool_batch_normalization(model: Any) -> None:
-    """Makes the moving statistics those of all ranks' data. All ranks must call it together.
+def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
+    """Makes the moving statistics of BatchNormalization those of all ranks' examples.
 
-    Every rank has seen its own examples only. The pooled mean is the mean of the means; the pooled
-    variance is the mean of the variances plus the variance of the means, since the mean of the
-    variances alone leaves out how far the ranks lie apart.
+    For loops written by hand, before a validation or a save; `fit` pools in every step. All ranks
+    must call it together, having trained on different examples since they last had the same
+    statistics.
+
+    Args:
+        model: With any number of BatchNormalization layers, also in models within it.
+        count: Scalar, >= 0: how many examples this rank has trained on since. Without it, every
+            rank weighs the same.
+
+    Raises:
+        DisagreementError: Ranks have different models.
+        NotInitializedError: `tfddl.init()` has not been called.
     """
-    layers = [
+    layers = _layers(model)
+    if current().cluster.size == 1 or not layers:
+        return
+    weight = tf.constant(1.0) if count is None else tf.cast(count, tf.float32)
+    means, variances = (
+        tf.concat([tf.convert_to_tensor(getattr(layer, name)) for layer in layers], axis=0)
+        for name in ("moving_mean", "moving_variance")
+    )
+    weight = tf.cast(weight, means.dtype)
+    first = allreduce(tf.concat([[weight], weight * means], axis=0), ReduceOp.SUM, name="means")
+    pooled = first[1:] / first[0]
+    # Around the pooled mean, because the difference of two large squares would cancel.
+    spread = allreduce(weight * (variances + (means - pooled) ** 2), ReduceOp.SUM, name="spread")
+    lengths = [layer.moving_mean.shape[0] for layer in layers]
+    for layer, mean, variance in zip(
+        layers, tf.split(pooled, lengths), tf.split(spread / first[0], lengths), strict=True
+    ):
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(variance)
+
+
+class MovingStatistics:
+    """The moving statistics of a model's BatchNormalization during one step of all ranks.
+
+    Made when the step begins, when they are alike on all ranks. What the rank's own batch has
+    changed then travels with the gradients, and all ranks arrive at what one process that had
+    normalized every rank's examples by themselves would have: the step's mean is that of all
+    examples, its variance that of all examples around it.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        """Notes where the statistics stand."""
+        layers = [layer for layer in _layers(model) if layer.trainable and layer.momentum < 1]
+        self._moments = [(layer.moving_mean, layer.moving_variance) for layer in layers]
+        self._rates = [1 - layer.momentum for layer in layers]
+        self._averaged = [
+            getattr(layer, name) for layer in layers for name in _AVERAGED if hasattr(layer, name)
+        ]
+        self._before = [tf.identity(tf.convert_to_tensor(v)) for v in self.variables]
+
+    @property
+    def variables(self) -> list[Any]:
+        """What all ranks have alike after the step, whatever they did in it."""
+        return [v for pair in self._moments for v in pair] + self._averaged
+
+    def change(self, dtype: tf.DType) -> list[tf.Tensor]:
+        """What this rank's own batch has changed, one flat tensor per variable."""
+        changes = [
+            tf.convert_to_tensor(v) - before
+            for v, before in zip(self.variables, self._before, strict=True)
+        ]
+        for i, rate in enumerate(self._rates):
+            # The square of a mean's change, over the rate: its variance over the ranks is how far
+            # apart the ranks' batches lie, at the rate of the moving variance.
+            changes[2 * i + 1] += changes[2 * i] ** 2 / rate
+        return [tf.cast(change, dtype) for change in changes]
+
+    def take(self, changes: Sequence[tf.Tensor]) -> None:
+        """Takes in the mean over the ranks, by count, of what `change` gave."""
+        changes = [
+            tf.cast(change, before.dtype)
+            for change, before in zip(changes, self._before, strict=True)
+        ]
+        for i, rate in enumerate(self._rates):
+            changes[2 * i + 1] -= changes[2 * i] ** 2 / rate
+        for variable, before, change in zip(self.variables, self._before, changes, strict=True):
+            variable.assign(before + change)
+
+
+def _layers(model: Any) -> list[Any]:
+    """The BatchNormalization layers that have state, wherever in the model."""
+    return [
         layer
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.built
     ]
-    if not layers:
-        return
-    names = ("moving_mean", "moving_variance")
-    means, variances = ([tf.convert_to_tensor(getattr(la, n)) for la in layers] for n in names)
-    pooled_means = grouped_allreduce(means, ReduceOp.AVERAGE, name="batch means")
-    # Around the pooled mean, because the difference of two large squares would cancel.
-    spread = [v + (m - p) ** 2 for v, m, p in zip(variances, means, pooled_means, strict=True)]
-    pooled_variances = grouped_allreduce(spread, ReduceOp.AVERAGE, name="batch variances")
-    for layer, mean, variance in zip(layers, pooled_means, pooled_variances, strict=True):
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(variance)

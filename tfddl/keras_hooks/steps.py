@@ -16,6 +16,7 @@ from tfddl.collectives import ReduceOp
 from tfddl.errors import UnsupportedError
 from tfddl.keras_hooks.compiling import NO_XLA, acts_on
 from tfddl.keras_hooks.patching import wrap_method
+from tfddl.keras_hooks.statistics import MovingStatistics
 from tfddl.optimizer import innermost
 from tfddl.runtime import Step, current
 
@@ -90,8 +91,12 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         count = _count(model, x, weight)
         if counts is not None:
             count = tf.where(counts, count, 0.0)
-        step = Step(count=count, stop=state.stop, stop_agreed=state.stop_agreed)
-        with current().in_step(step), _unchanged_unless(counts, lambda: _own_state(model)):
+        pooled = MovingStatistics(model)
+        step = Step(count=count, stop=state.stop, stop_agreed=state.stop_agreed, statistics=pooled)
+        with (
+            current().in_step(step),
+            _unchanged_unless(counts, lambda: _own_state(model, pooled.variables)),
+        ):
             outputs = original(data)
         # Tied to the outputs, because a step without data would count as well.
         with tf.control_dependencies(tf.nest.flatten(outputs)):
@@ -170,9 +175,11 @@ def _unchanged_unless(
         variable.assign(tf.where(counts, now, old))
 
 
-def _own_state(model: Any) -> list[Any]:
+def _own_state(model: Any, pooled: Sequence[Any]) -> list[Any]:
     """What a step changes without asking the other ranks."""
-    return [*_metric_variables(model), *model.non_trainable_weights]
+    shared = {id(v) for v in pooled}
+    own = [v for v in model.non_trainable_weights if id(v) not in shared]
+    return [*_metric_variables(model), *own]
 
 
 def _metric_variables(model: Any) -> list[Any]:
