@@ -2,11 +2,19 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfddl.errors import PlanError
-from tfddl.plan import BlockPlan, GlobalPlan, Position, pack, permutation, shard_range
+from tfddl.plan import (
+    BlockPlan,
+    GlobalPlan,
+    Position,
+    Stretch,
+    pack,
+    permutation,
+    shard_range,
+)
 
 
 @pytest.mark.parametrize(
@@ -105,38 +113,120 @@ def test_block_order_stays_within_the_shard() -> None:
         assert seen.tolist() != list(range(start, stop))
 
 
-@given(n=st.integers(2, 400), size=st.integers(1, 6), batch_size=st.integers(1, 9), data=st.data())
-def test_going_on_after_any_step_leaves_the_other_steps_as_they_were(
-    n: int, size: int, batch_size: int, data: st.DataObject
-) -> None:
-    size = min(size, n)
-    plan = GlobalPlan(num_examples=n, size=size, batch_size=batch_size, seed=1)
-    done = data.draw(st.integers(0, plan.steps - 1))
-    rest = GlobalPlan(
-        num_examples=n,
-        size=size,
-        batch_size=batch_size,
-        seed=1,
-        consumed=plan.global_range(done)[0],
-    )
-    assert rest.steps == plan.steps - done
-    for step in range(rest.steps):
-        assert rest.global_range(step) == plan.global_range(done + step)
+KINDS = (GlobalPlan, BlockPlan)
 
 
-@given(n=st.integers(9, 200), sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)), data=st.data())
-def test_going_on_with_other_workers_visits_the_rest_once(
-    n: int, sizes: tuple[int, int], data: st.DataObject
+def _counted(plan: GlobalPlan | BlockPlan, steps: int) -> list[list[list[int]]]:
+    """The examples that count, of each rank in each of the first steps."""
+    found = []
+    for step in range(steps):
+        batches = [plan.batch(epoch=2, step=step, rank=rank) for rank in range(plan.size)]
+        for batch in batches:
+            assert 1 <= len(batch.indices) <= plan.batch_size, "an empty batch, or a large one"
+            assert all(0 <= i < plan.num_examples for i in batch.indices)
+            assert batch.count in (0, len(batch.indices))
+        found.append([batch.indices[: batch.count].tolist() for batch in batches])
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [None, 3])
+@given(
+    n=st.integers(5, 40),
+    groups=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=5
+    ),
+    end=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+)
+@settings(max_examples=150, deadline=None)
+def test_an_epoch_with_interruptions_has_every_example_once(
+    kind: type[GlobalPlan],
+    seed: int | None,
+    n: int,
+    groups: list[tuple[int, int, int]],
+    end: tuple[int, int],
 ) -> None:
-    before = GlobalPlan(num_examples=n, size=sizes[0], batch_size=2, seed=4)
-    done = data.draw(st.integers(0, before.steps - 1))
-    consumed = before.global_range(done)[0]
-    after = GlobalPlan(num_examples=n, size=sizes[1], batch_size=3, seed=4, consumed=consumed)
-    seen = permutation(n, 4, 0)[:consumed].tolist()
-    for step, rank in itertools.product(range(after.steps), range(after.size)):
-        batch = after.batch(epoch=0, step=step, rank=rank)
-        seen += batch.indices[: batch.count].tolist()
+    """Each group of workers makes some steps, the last one all that are left."""
+    position = Position(epoch=2, consumed=0)
+    seen: list[int] = []
+    for size, batch_size, wanted in [*groups, (*end, n)]:
+        if position.consumed == n:
+            break
+        whole = kind(num_examples=n, size=size, batch_size=batch_size, seed=seed)
+        rest = whole.after(position)
+        steps = min(wanted, rest.steps)
+        counted = _counted(rest, steps)
+        seen += [i for step in counted for rank in step for i in rank]
+        assert 1 <= rest.steps <= whole.steps
+        idle = any(not rank for step in _counted(rest, rest.steps) for rank in step)
+        assert idle == rest.has_stand_ins
+        position = rest.position(epoch=2, steps=steps)
+        assert position.consumed == len(seen)
+        assert position.epoch == 2
     assert sorted(seen) == list(range(n))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_workers_go_on_as_if_nothing_had_happened(kind: type[GlobalPlan]) -> None:
+    """Also where others had worked on the epoch before; stopped twice, after every step."""
+    for n, size, batch_size in itertools.product((6, 13, 40), (1, 2, 3, 5), (1, 2, 3)):
+        whole = kind(num_examples=n, size=size, batch_size=batch_size, seed=1)
+        others = kind(num_examples=n, size=4, batch_size=1, seed=1)
+        for begun in (whole, whole.after(others.position(epoch=2, steps=1))):
+            undisturbed = _counted(begun, begun.steps)
+            for first in range(begun.steps):
+                rest = whole.after(begun.position(epoch=2, steps=first))
+                assert _counted(rest, rest.steps) == undisturbed[first:]
+                for second in range(rest.steps):
+                    again = whole.after(rest.position(epoch=2, steps=second))
+                    assert _counted(again, again.steps) == undisturbed[first + second :]
+
+
+def test_global_batches_of_the_rest_are_the_same_for_the_same_product() -> None:
+    for n, (size, other) in itertools.product((9, 23, 40), ((1, 2), (2, 4), (4, 1))):
+        before = GlobalPlan(num_examples=n, size=size, batch_size=4 // size, seed=1)
+        whole = GlobalPlan(num_examples=n, size=other, batch_size=4 // other, seed=1)
+        undisturbed = [sum(step, []) for step in _counted(before, before.steps)]
+        for steps in range(before.steps):
+            rest = whole.after(before.position(epoch=2, steps=steps))
+            found = [sum(step, []) for step in _counted(rest, rest.steps)]
+            assert found == undisturbed[steps:]
+
+
+def test_block_order_goes_on_with_what_the_ranks_left() -> None:
+    before = BlockPlan(num_examples=12, size=2, batch_size=2)
+    position = before.position(epoch=0, steps=2)
+    assert position == Position(0, 8, (Stretch(size=2, batch_size=2, steps=2),))
+    after = BlockPlan(num_examples=12, size=3, batch_size=2).after(position)
+    # Of 0..5 and 6..11 the last two each: 4, 5, 10, 11, in contiguous parts for three.
+    assert _counted(after, after.steps) == [[[4, 5], [10], [11]]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_examples_left_than_workers(kind: type[GlobalPlan]) -> None:
+    before = kind(num_examples=7, size=1, batch_size=1).position(epoch=0, steps=5)
+    rest = kind(num_examples=7, size=4, batch_size=8).after(before)
+    assert rest.has_stand_ins
+    assert _counted(rest, rest.steps) == [[[5], [6], [], []]]
+
+
+def test_positions_are_refused_where_they_do_not_belong() -> None:
+    blocks = BlockPlan(num_examples=12, size=2, batch_size=2)
+    batches = GlobalPlan(num_examples=12, size=2, batch_size=2)
+    in_blocks = blocks.position(epoch=0, steps=1)
+    for refused, message in (
+        (lambda: batches.after(in_blocks), "reached in block order.*Go on with order=.block."),
+        (lambda: blocks.after(batches.position(epoch=0, steps=1)), "says that 4 .* would be 0"),
+        (lambda: blocks.after(Position(0, 5, in_blocks.stretches)), "says that 5 .* would be 4"),
+        (lambda: blocks.after(blocks.position(epoch=0, steps=3)), "nothing is left"),
+        (lambda: batches.after(batches.position(epoch=0, steps=3)), "nothing is left"),
+        (lambda: blocks.after(Position(0, 4, (Stretch(2, 2, 9),))), "steps is 9, but .* only 3"),
+        (lambda: blocks.position(epoch=0, steps=4), "steps is 4, but there are only 3"),
+        (lambda: batches.position(epoch=0, steps=-1), "steps is -1; it must be at least 0"),
+        (lambda: Stretch(size=2, batch_size=2, steps=0), "steps is 0; it must be at least 1"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            refused()
 
 
 def test_epochs_and_seeds_change_the_order() -> None:

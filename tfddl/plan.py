@@ -9,6 +9,10 @@ Usage:
     plan = GlobalPlan(num_examples=103, size=8, batch_size=4, seed=1)
     for step in range(plan.steps):
         batch = plan.batch(epoch=0, step=step, rank=3)   # batch.indices, batch.count
+
+    position = plan.position(epoch=0, steps=2)           # stopped here
+    other = GlobalPlan(num_examples=103, size=5, batch_size=4, seed=1)
+    rest = other.after(position)                         # 5 workers do the rest of the epoch
 """
 
 import dataclasses
@@ -62,12 +66,32 @@ def shard_range(num_examples: int, rank: int, size: int) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Stretch:
+    """What one group of workers did of an epoch, in block order."""
+
+    size: int
+    batch_size: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            _check_int(name, getattr(self, name), minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the data: all it takes to go on, with any number of workers."""
+    """A place in the data: all it takes to go on, with any number of workers.
+
+    A plan's `position` makes one, a plan's `after` goes on from it.
+    """
 
     epoch: int
     consumed: int
     """How many examples of the epoch, over all ranks, have been trained on."""
+
+    stretches: tuple[Stretch, ...] = ()
+    """In block order, who trained on them: each stretch begins where the one before ended. Empty
+    in global order."""
 
     def __post_init__(self) -> None:
         _check_int("epoch", self.epoch, minimum=0)
@@ -140,6 +164,35 @@ class GlobalPlan:
         order = permutation(self.num_examples, self.seed, epoch)
         return _batch(order, first + start, first + stop)
 
+    def position(self, *, epoch: int, steps: int) -> Position:
+        """The place after some steps of this plan.
+
+        Args:
+            epoch: Of which epoch, >= 0.
+            steps: How many steps of this plan were made, 0 <= steps <= `steps` of the plan.
+
+        Raises:
+            PlanError: A number is out of range.
+        """
+        _check_steps(steps, self.steps)
+        return Position(epoch, self.consumed + _start(self._remaining, steps, self.steps))
+
+    def after(self, position: Position) -> "GlobalPlan":
+        """The plan of the rest of an epoch, for this plan's workers and batch size.
+
+        Where ``size * batch_size`` is what it was, the rest has the global batches of an epoch
+        that wasn't interrupted.
+
+        Raises:
+            PlanError: The position is not one of global order, or nothing is left after it.
+        """
+        if position.stretches:
+            raise PlanError(
+                "The position was reached in block order, but the plan is one of global order. "
+                'Go on with order="block", or begin the epoch anew.'
+            )
+        return dataclasses.replace(self, consumed=position.consumed)
+
     @property
     def _remaining(self) -> int:
         return self.num_examples - self.consumed
@@ -152,34 +205,108 @@ class BlockPlan:
     Ranks whose shards differ by one example still run the same number of steps:
     ceil(largest shard / batch_size); each shard is cut into that many batches by `shard_range`.
     With a seed, the order within each shard changes from epoch to epoch.
+
+    The rest of an epoch that was interrupted is what is left of the ranks' shards, in rank order.
+    Another number of workers, or another batch size, cuts it anew by `shard_range`; the same goes
+    on with the cut that there was.
     """
 
     num_examples: int
     size: int
     batch_size: int
+    """Examples per rank and step, as in Horovod; no rank ever gets more."""
+
     seed: int | None = None
+    """None keeps the order of the data."""
+
+    stretches: tuple[Stretch, ...] = ()
+    """What was done of the epoch before; the plan covers the rest."""
 
     def __post_init__(self) -> None:
         _check_plan(self)
+        if self._remaining(self.stretches) == 0:
+            raise PlanError(
+                f"All {self.num_examples} examples of the epoch were consumed; nothing is left. "
+                "Start the next epoch instead."
+            )
 
     @property
     def steps(self) -> int:
-        """Steps per epoch, the same on every rank."""
-        start, stop = shard_range(self.num_examples, 0, self.size)
-        return -(-(stop - start) // self.batch_size)
+        """Steps until the end of the epoch, the same on every rank."""
+        return self._cut_steps - self._offset
 
     @property
     def has_stand_ins(self) -> bool:
         """Whether any rank has to run an example that doesn't count."""
-        return self.num_examples // self.size < self.steps
+        return self._remaining(self._before) // self.size < self._cut_steps
 
     def batch(self, *, epoch: int, step: int, rank: int) -> Batch:
         """The examples of one rank in one step."""
-        first, last = shard_range(self.num_examples, rank, self.size)
-        start, stop = shard_range(last - first, step, self.steps)
+        _check_int("step", step, minimum=0)
+        first, last = shard_range(self._remaining(self._before), rank, self.size)
+        start, stop = shard_range(last - first, step + self._offset, self._cut_steps)
+        if self._before:
+            order = _rest_of_blocks(self.num_examples, self.seed, epoch, self._before)
+            return _batch(order, first + start, first + stop)
+        # Of a whole epoch, only the rank's own part is shuffled.
         within = permutation(last - first, self.seed, epoch, rank)
         batch = _batch(within, start, stop)
         return Batch(indices=batch.indices + first, count=batch.count)
+
+    def position(self, *, epoch: int, steps: int) -> Position:
+        """The place after some steps of this plan.
+
+        Args:
+            epoch: Of which epoch, >= 0.
+            steps: How many steps of this plan were made, 0 <= steps <= `steps` of the plan.
+
+        Raises:
+            PlanError: A number is out of range.
+        """
+        _check_steps(steps, self.steps)
+        stretches = self._before
+        if steps + self._offset:
+            stretches += (Stretch(self.size, self.batch_size, steps + self._offset),)
+        return Position(epoch, self.num_examples - self._remaining(stretches), stretches)
+
+    def after(self, position: Position) -> "BlockPlan":
+        """The plan of the rest of an epoch, for this plan's workers and batch size.
+
+        Raises:
+            PlanError: The position is not one of this data in block order, or nothing is left
+                after it.
+        """
+        consumed = self.num_examples - self._remaining(position.stretches)
+        if position.consumed != consumed:
+            raise PlanError(
+                f"The position says that {position.consumed} examples were consumed; in block "
+                f"order, of {self.num_examples} examples, it would be {consumed}. Go on with the "
+                "order and the data with which the position was reached, or begin the epoch anew."
+            )
+        return dataclasses.replace(self, stretches=position.stretches)
+
+    @property
+    def _offset(self) -> int:
+        """How many steps were made in the cut that this plan goes on with."""
+        last = self.stretches[-1] if self.stretches else None
+        same = last is not None and (last.size, last.batch_size) == (self.size, self.batch_size)
+        return last.steps if last is not None and same else 0
+
+    @property
+    def _before(self) -> tuple[Stretch, ...]:
+        """What was done before the cut that this plan goes on with."""
+        return self.stretches[:-1] if self._offset else self.stretches
+
+    @property
+    def _cut_steps(self) -> int:
+        return _block_steps(self._remaining(self._before), self.size, self.batch_size)
+
+    def _remaining(self, stretches: tuple[Stretch, ...]) -> int:
+        """How many examples are left after these stretches."""
+        left = self.num_examples
+        for stretch in stretches:
+            left = sum(stop - start for start, stop in _tails(left, stretch))
+        return left
 
 
 Plan = GlobalPlan | BlockPlan
@@ -205,6 +332,42 @@ def permutation(num_examples: int, seed: int | None, *stream: int) -> Indices:
     return order
 
 
+@functools.lru_cache(maxsize=2)
+def _rest_of_blocks(
+    num_examples: int, seed: int | None, epoch: int, stretches: tuple[Stretch, ...]
+) -> Indices:
+    """The examples of an epoch that are left after some stretches, in their order."""
+    shards = [shard_range(num_examples, r, stretches[0].size) for r in range(stretches[0].size)]
+    order = np.concatenate(
+        [
+            first + permutation(last - first, seed, epoch, r)
+            for r, (first, last) in enumerate(shards)
+        ]
+    )
+    for stretch in stretches:
+        order = np.concatenate([order[start:stop] for start, stop in _tails(len(order), stretch)])
+    order.setflags(write=False)
+    return order
+
+
+def _tails(num_examples: int, stretch: Stretch) -> list[tuple[int, int]]:
+    """What each rank of a stretch left of its shard: half-open ranges, in rank order."""
+    total = _block_steps(num_examples, stretch.size, stretch.batch_size)
+    _check_steps(stretch.steps, total)
+    shards = [shard_range(num_examples, rank, stretch.size) for rank in range(stretch.size)]
+    return [(first + _start(last - first, stretch.steps, total), last) for first, last in shards]
+
+
+def _block_steps(num_examples: int, size: int, batch_size: int) -> int:
+    start, stop = shard_range(num_examples, 0, size)
+    return -(-(stop - start) // batch_size)
+
+
+def _start(num_examples: int, part: int, parts: int) -> int:
+    """Where a part begins, and, for ``part == parts``, where the last one ends."""
+    return shard_range(num_examples, part, parts)[0] if part < parts else num_examples
+
+
 def _batch(order: Indices, start: int, stop: int) -> Batch:
     if start < stop:
         return Batch(indices=order[start:stop], count=stop - start)
@@ -223,6 +386,12 @@ def _check_plan(plan: "GlobalPlan | BlockPlan") -> None:
             f"There are {plan.num_examples} examples for {plan.size} workers; every worker needs "
             f"at least one. Use at most {max(plan.num_examples, 1)} workers, or more data."
         )
+
+
+def _check_steps(steps: int, available: int) -> None:
+    _check_int("steps", steps, minimum=0)
+    if steps > available:
+        raise PlanError(f"steps is {steps}, but there are only {available} steps.")
 
 
 def _check_int(name: str, value: object, *, minimum: int) -> None:
