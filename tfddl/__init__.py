@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tfddl import errors
 
 if TYPE_CHECKING:
+    from tfddl import callbacks
     from tfddl.api import (
         cross_rank,
         cross_size,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         size,
         strategy,
     )
+    from tfddl.callbacks import load_checkpoint
     from tfddl.collectives import (
         ReduceOp,
         allgather,
@@ -71,6 +73,7 @@ __all__ = [
     "broadcast",
     "broadcast_object",
     "broadcast_variables",
+    "callbacks",
     "cross_rank",
     "cross_size",
     "errors",
@@ -78,6 +81,7 @@ __all__ = [
     "grouped_broadcast",
     "init",
     "is_initialized",
+    "load_checkpoint",
     "local_rank",
     "local_size",
     "loss_count",
@@ -103,6 +107,7 @@ _ROOMS = {
         "size",
         "strategy",
     ),
+    "callbacks": ("load_checkpoint",),
     "collectives": (
         "ReduceOp",
         "allgather",
@@ -128,6 +133,8 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "callbacks":
+        return importlib.import_module("tfddl.callbacks")
     for room, names in _ROOMS.items():
         if name in names:
             return getattr(importlib.import_module(f"tfddl.{room}"), name)

@@ -7,6 +7,7 @@ works as usual::
     ├── ClusterError (ValueError)         who takes part: TF_CONFIG, Slurm's or Open MPI's variables
     ├── PlanError (ValueError)            arithmetic that can't be done: sizes, ranks, batches
     ├── DataError (ValueError)            the examples themselves: lengths, files, kinds
+    ├── CheckpointError (ValueError)      a checkpoint: damaged, of another model, can't be written
     ├── NotInitializedError (ValueError)  tfddl.init() has not been called
     ├── StartError (RuntimeError)         init() can't start: too late, no GPU, a port taken
     ├── UnsupportedError (ValueError)     asked for something that can't work, with what to do
@@ -29,6 +30,10 @@ class PlanError(TfddlError, ValueError):
 
 class DataError(TfddlError, ValueError):
     """The data given can't be used."""
+
+
+class CheckpointError(TfddlError, ValueError):
+    """A checkpoint can't be read, written, or used for this training."""
 
 
 class NotInitializedError(TfddlError, ValueError):

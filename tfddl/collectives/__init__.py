@@ -23,6 +23,7 @@ from tfddl.collectives.operations import (
     grouped_allreduce,
     grouped_broadcast,
 )
+from tfddl.collectives.together import on_all_ranks
 from tfddl.collectives.variables import broadcast_variables
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "broadcast_variables",
     "grouped_allreduce",
     "grouped_broadcast",
+    "on_all_ranks",
 ]

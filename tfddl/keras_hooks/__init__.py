@@ -8,13 +8,21 @@ What each part of it does, and on what in Keras it relies:
 * `steps`: `train_step` tells the optimizer the count of its batch; stand-ins leave no trace.
 * `fitting`: ranks compare their plans before the first step, start from the same state, end at the
   same step, and log what the job did.
+* `evaluating`: `evaluate` and `predict` are the job's: `whole_data` deals arrays out.
+* `resuming`: an epoch goes on where an earlier run left it.
+* `stock`: Keras' own callbacks write files on rank 0 only, and whole; what they remember.
+* `session`: what the others know of the `fit` that is running.
+* `statistics`: BatchNormalization's moving statistics are those of all ranks' examples.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
 
 The hooks act only on models compiled with `tfddl.DistributedOptimizer`, in a job of several
 workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`.
 """
 
-from tfddl.keras_hooks import compiling, fitting, loss_scaling, steps
+from tfddl.keras_hooks import compiling, evaluating, fitting, loss_scaling, resuming, steps, stock
+from tfddl.keras_hooks.session import BroadcastCallback as BroadcastCallback
+from tfddl.keras_hooks.session import Fit as Fit
+from tfddl.keras_hooks.session import LastCallback as LastCallback
 from tfddl.keras_hooks.statistics import pool_batch_normalization as pool_batch_normalization
 
 
@@ -27,4 +35,7 @@ def install() -> None:
     compiling.install()
     steps.install()
     fitting.install()
+    evaluating.install()
+    resuming.install()
+    stock.install()
     loss_scaling.install()

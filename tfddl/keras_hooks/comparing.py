@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import allgather_object
+from tfddl.collectives import ReduceOp, allgather_object, allreduce
 from tfddl.collectives.agreement import rank_names
 from tfddl.errors import DisagreementError, UnsupportedError
+from tfddl.keras_hooks.session import BroadcastCallback, last_callbacks
 from tfddl.optimizer import innermost
 
 _HINTS = {
@@ -22,9 +23,16 @@ _HINTS = {
     "validates": "pass validation_data (or validation_split) on every rank, or on none.",
     "optimizer": "compile with the same optimizer on every rank.",
     "learning_rate": "compile with the same learning rate on every rank.",
+    "callbacks": "give tfddl's callbacks to fit on every rank; files are written by rank 0 anyway.",
+    "root_rank": "give BroadcastGlobalVariables the same root_rank on every rank.",
     "variables": "build the same model on every rank, and give its layers names if other models "
     "are built before it on some.",
 }
+
+_CALLBACK_HINT = (
+    "give LearningRateScheduler, ReduceLROnPlateau and the like to fit on every rank, and let them "
+    "decide by the epoch and the logs alone, which are the same everywhere."
+)
 
 _TITLES = {
     "steps": "steps per epoch",
@@ -32,6 +40,7 @@ _TITLES = {
     "iterations": "optimizer.iterations",
     "validates": "validation",
     "learning_rate": "learning rate",
+    "callbacks": "tfddl's callbacks",
     "variables": "trainable variables",
 }
 
@@ -49,6 +58,12 @@ class Facts:
     validates: bool
     optimizer: str
     learning_rate: str
+    callbacks: tuple[str, ...]
+    """Those of tfddl, which the ranks run together."""
+
+    root_rank: int | None
+    """Whose state all ranks start from; None where no callback says so."""
+
     variables: tuple[str, ...]
 
     @classmethod
@@ -65,6 +80,15 @@ class Facts:
             validates=fit.validates,
             optimizer=type(optimizer).__name__,
             learning_rate=f"{float(tf.convert_to_tensor(optimizer.learning_rate)):.9g}",
+            callbacks=tuple(type(callback).__name__ for callback in last_callbacks(fit.callbacks)),
+            root_rank=next(
+                (
+                    callback.root_rank
+                    for callback in last_callbacks(fit.callbacks)
+                    if isinstance(callback, BroadcastCallback)
+                ),
+                None,
+            ),
             variables=tuple(
                 f"{v.path} {v.dtype} {tuple(v.shape)}" for v in model.trainable_variables
             ),
@@ -74,6 +98,26 @@ class Facts:
 def iterations(model: Any) -> int:
     """How many steps the model's optimizer has made."""
     return int(tf.convert_to_tensor(innermost(model.optimizer).iterations))
+
+
+def compare_learning_rates(model: Any, epoch: int) -> None:
+    """Stops all ranks where a callback has changed the learning rate on some of them only.
+
+    All ranks must call it together.
+
+    Raises:
+        DisagreementError: On every rank, naming the ranks and what each has.
+    """
+    optimizer = innermost(model.optimizer)
+    rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), tf.float64)
+    # The largest of the negatives is the smallest: one round tells whether all are alike.
+    extremes = allreduce(tf.stack([rate, -rate]), ReduceOp.MAX, name="learning rate").numpy()
+    if extremes[0] != -extremes[1]:
+        rates = [f"{value:.9g}" for value in allgather_object(float(rate))]
+        raise DisagreementError(
+            f"The ranks have different learning rates in epoch {epoch}, and would drift apart.\n"
+            f"{_difference('learning_rate', rates, hint=_CALLBACK_HINT)}"
+        )
 
 
 def compare(facts: Facts) -> None:
@@ -102,13 +146,15 @@ def compare(facts: Facts) -> None:
         )
 
 
-def _difference(name: str, values: Sequence[Any]) -> str:
-    hint = _HINTS[name]
+def _difference(name: str, values: Sequence[Any], *, hint: str | None = None) -> str:
+    hint = _HINTS[name] if hint is None else hint
     if name == "steps":
         hint = hint.format(smallest=min(steps for steps in values if steps is not None))
         values = ["unknown" if steps is None else steps for steps in values]
     if name == "variables":
         values = _first_difference(values)
+    if name == "callbacks":
+        values = [", ".join(names) or "none" for names in values]
     by_value: dict[Any, list[int]] = {}
     for rank, value in enumerate(values):
         by_value.setdefault(value, []).append(rank)

@@ -14,10 +14,12 @@ from tfddl.collectives import (
     broadcast_variables,
     grouped_allreduce,
 )
+from tfddl.data import find_share
 from tfddl.errors import DataError, UnsupportedError
-from tfddl.keras_hooks import comparing
+from tfddl.keras_hooks import comparing, resuming, stock, whole_data
 from tfddl.keras_hooks.compiling import acts_on
 from tfddl.keras_hooks.patching import wrap_method
+from tfddl.keras_hooks.session import Fit, LastCallback, last_callbacks, running
 from tfddl.keras_hooks.steps import state_of
 from tfddl.runtime import current, is_started
 
@@ -26,26 +28,11 @@ def install() -> None:
     """Puts the hooks in place."""
     callbacks = keras.callbacks.CallbackList
     wrap_method(keras.Model, "fit", ("x", "y", "batch_size", "epochs"), _fit)
-    wrap_method(keras.Model, "evaluate", ("x", "y"), _evaluate)
     wrap_method(keras.Model, "_get_metrics_result_or_logs", ("logs",), _results)
     wrap_method(callbacks, "on_train_begin", ("logs",), _on_train_begin)
     wrap_method(callbacks, "on_epoch_begin", ("epoch", "logs"), _on_epoch_begin)
     wrap_method(callbacks, "on_train_batch_end", ("batch", "logs"), _on_train_batch_end)
     wrap_method(callbacks, "on_epoch_end", ("epoch", "logs"), _on_epoch_end)
-
-
-@dataclasses.dataclass
-class Fit:
-    """A `fit` that is running on all ranks."""
-
-    model: Any
-    initial_epoch: int
-    validates: bool
-    steps: int = 0
-    training: bool = False
-    """Between the beginning of an epoch and its training logs."""
-    validating: bool = False
-    """While `fit` itself evaluates the model."""
 
 
 def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -56,28 +43,62 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     if isinstance(call.arguments.get("x"), tf.data.Dataset):
         # Keras' default is True, and warns that a dataset isn't shuffled.
         call.arguments.setdefault("shuffle", False)
-    before = runtime.fit, runtime.epoch
+    before = runtime.fit, runtime.epoch, runtime.resume
     # The callbacks set the epoch that begins; outside of `fit` there is none.
     runtime.epoch = call.arguments.get("initial_epoch", 0)
+    runtime.resume = None
     try:
-        runtime.fit = _job_fit(self, call)
+        runtime.fit = _session(self, call)
         return original(*call.args, **call.kwargs)
     finally:
-        runtime.fit, runtime.epoch = before
+        runtime.fit, runtime.epoch, runtime.resume = before
+        self._initial_epoch = None  # A later `fit` begins where it is told to.
 
 
-def _job_fit(model: Any, call: inspect.BoundArguments) -> Fit | None:
-    """The fit of the job, if the model trains together with other workers."""
-    if not acts_on(model.optimizer):
-        _refuse_hidden_optimizers(model)
-        return None
+def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
+    """The `fit` that begins; None where the ranks train models of their own."""
     given = call.arguments
-    _build(model, given.get("x"))
+    together = acts_on(model.optimizer)
+    if not together:
+        _refuse_hidden_optimizers(model)
+        if current().cluster.size > 1:
+            _refuse_last_callbacks(given.get("callbacks"))
+            return None
+    else:
+        _build(model, given.get("x"))
+        _deal_out_validation(given)
+        given["callbacks"] = stock.for_this_rank(given.get("callbacks"))
+        if current().cluster.rank:
+            given.setdefault("verbose", 0)  # One progress bar is enough.
     return Fit(
         model=model,
+        together=together,
+        share=find_share(given.get("x")),
         initial_epoch=given.get("initial_epoch", 0),
         validates=bool(given.get("validation_split")) or given.get("validation_data") is not None,
     )
+
+
+def _deal_out_validation(given: dict[str, Any]) -> None:
+    """Validation arrays that all ranks have got whole are dealt out."""
+    data = given.get("validation_data")
+    if not isinstance(data, tuple | list) or given.get("validation_steps") is not None:
+        data = ()
+    # Asked on every rank, because some may have got none; these are told by name later.
+    if whole_data.is_whole(data, name="validation data"):
+        *parts, _ = whole_data.cut(*keras.utils.unpack_x_y_sample_weight(tuple(data)))
+        given["validation_data"] = tuple(parts)
+
+
+def _refuse_last_callbacks(callbacks: Any) -> None:
+    """A checkpoint of many models that don't know of each other is none."""
+    listed = getattr(callbacks, "callbacks", callbacks) or []
+    for callback in [listed] if isinstance(listed, keras.callbacks.Callback) else listed:
+        if isinstance(callback, LastCallback):
+            raise UnsupportedError(
+                f"tfddl's {type(callback).__name__} needs a model that the ranks train together: "
+                "compile it with tfddl.DistributedOptimizer(…)."
+            )
 
 
 def _refuse_hidden_optimizers(model: Any) -> None:
@@ -115,18 +136,39 @@ def _build(model: Any, x: Any) -> None:
 
 
 def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -> Any:
-    fit = _running(self)
+    fit = running(self)
     if fit is None:
         return original(self, logs)
+    fit.callbacks = self
+    fit.steps, fit.epochs = self.params["steps"], int(self.params["epochs"])
+    if fit.share is not None and fit.share.plan.steps != fit.steps:
+        fit.share = None  # Not an epoch of it is trained on, but some other number of batches.
+    if fit.together:
+        result = _begin_together(original, self, fit, logs)
+    else:
+        result = original(self, logs)
+    for callback in last_callbacks(self):
+        callback.after_train_begin(fit)
+    return result
+
+
+def _begin_together(original: Callable[..., Any], self: Any, fit: Fit, logs: Any) -> Any:
     state_of(fit.model).forget_stop()  # A fit that failed may have left a wish to stop.
     facts = comparing.Facts.of(fit.model, self.params, fit)
-    comparing.compare(facts)
-    fit.steps = self.params["steps"]
+    if facts.root_rank is None:
+        comparing.compare(facts)
+    else:  # The ranks may have made different numbers of steps, as long as they know whose count.
+        comparing.compare(dataclasses.replace(facts, iterations=0))
+        _broadcast_state(fit.model, facts.root_rank)
     result = original(self, logs)
     comparing.compare(dataclasses.replace(facts, iterations=comparing.iterations(fit.model)))
-    broadcast_variables([*fit.model.weights, *fit.model.optimizer.variables])
+    _broadcast_state(fit.model, facts.root_rank or 0)
     _give_ranks_their_own_randomness(fit.model)
     return result
+
+
+def _broadcast_state(model: Any, root_rank: int) -> None:
+    broadcast_variables([*model.weights, *model.optimizer.variables], root_rank)
 
 
 def _give_ranks_their_own_randomness(model: Any) -> None:
@@ -141,49 +183,53 @@ def _give_ranks_their_own_randomness(model: Any) -> None:
 def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
     if is_started() and current().epoch is not None:
         current().epoch = epoch
-    fit = _running(self)
-    if fit is not None:
-        fit.training = True
-        state_of(fit.model).steps.assign(0)
-    return original(self, epoch, logs)
+    fit = running(self)
+    if fit is None:
+        return original(self, epoch, logs)
+    fit.epoch, fit.done = epoch, 0 if fit.rest is None else fit.rest.skipped
+    if fit.together:
+        state_of(fit.model).steps.assign(fit.done)
+    result = original(self, epoch, logs)
+    if fit.together:
+        comparing.compare_learning_rates(fit.model, epoch)
+    for callback in last_callbacks(self):
+        callback.after_epoch_begin(fit)
+    fit.training = True
+    return result
 
 
 def _on_train_batch_end(
     original: Callable[..., Any], self: Any, batch: int, logs: Any = None
 ) -> Any:
     result = original(self, batch, logs)
-    fit = _running(self)
-    if fit is not None:
+    fit = running(self)
+    if fit is None:
+        return result
+    fit.done = batch + 1 if fit.steps is None else min(batch + 1, fit.steps)
+    if fit.together:
         state = state_of(fit.model)
         if fit.model.stop_training:
             state.stop.assign(1.0)
         fit.model.stop_training = bool(state.stop_agreed.numpy())
+    for callback in last_callbacks(self):
+        callback.after_train_batch(fit, logs)
     return result
 
 
 def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
     result = original(self, epoch, logs)
-    fit = _running(self)
-    if fit is not None:
+    fit = running(self)
+    if fit is None:
+        return result
+    if fit.together:
         state = state_of(fit.model)
         wanted = bool(fit.model.stop_training) or bool(state.stop.numpy())
         anyone = allreduce(tf.constant(int(wanted)), ReduceOp.MAX, name="stop_training")
         fit.model.stop_training = bool(anyone.numpy())
         state.forget_stop()
+    for callback in last_callbacks(self):
+        callback.after_epoch(fit, logs)
     return result
-
-
-def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    fit = current().fit if is_started() else None
-    if fit is None or fit.model is not self:
-        return original(self, *args, **kwargs)
-    # Only what `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
-    before = fit.training, fit.validating
-    fit.training, fit.validating = False, bool(kwargs.get("_use_cached_eval_dataset"))
-    try:
-        return original(self, *args, **kwargs)
-    finally:
-        fit.training, fit.validating = before
 
 
 def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
@@ -192,15 +238,19 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
         return original(self, logs)
     if fit.training:
         fit.training = False
-        _check_epoch_is_complete(fit)
-    _sum_metrics(self)
+        if fit.together:
+            _check_epoch_is_complete(fit)
+        resuming.end_rest(fit)
+    if not fit.together:
+        return original(self, logs)
+    sum_metrics(self)
     results = original(self, logs)
     return _averaged(results) if results is logs else results
 
 
 def _check_epoch_is_complete(fit: Fit) -> None:
     steps = int(state_of(fit.model).steps.numpy())
-    if steps < fit.steps and not fit.model.stop_training:
+    if fit.steps is not None and steps < fit.steps and not fit.model.stop_training:
         raise DataError(
             f"rank {current().cluster.rank} ran out of data after {steps} of {fit.steps} steps of "
             "the epoch; the other ranks can't go on without it. Give every rank as many batches as "
@@ -208,7 +258,7 @@ def _check_epoch_is_complete(fit: Fit) -> None:
         )
 
 
-def _sum_metrics(model: Any) -> None:
+def sum_metrics(model: Any) -> None:
     """Makes the state of the metrics the job's: results don't average, states add up."""
     variables = [variable for metric in model.metrics for variable in metric.variables]
     totals = grouped_allreduce(
@@ -226,9 +276,3 @@ def _averaged(logs: Any) -> Any:
     values = [tf.reduce_mean(tf.cast(logs[name], tf.float32)) for name in names]
     means = grouped_allreduce(values, ReduceOp.AVERAGE, name=f"logs {', '.join(names)}")
     return dict(zip(names, means, strict=True))
-
-
-def _running(callbacks: Any) -> Fit | None:
-    """The job's `fit` that a list of callbacks belongs to, if it does."""
-    fit: Fit | None = current().fit if is_started() else None
-    return fit if fit is not None and callbacks.model is fit.model else None

@@ -1,0 +1,225 @@
+"""Saves the training, and goes on from what was saved."""
+
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfddl.callbacks import snapshots
+from tfddl.checkpoint import Snapshot, Store
+from tfddl.collectives import allgather_object, on_all_ranks
+from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
+from tfddl.keras_hooks import Fit, LastCallback
+from tfddl.runtime import current
+
+_LOG = logging.getLogger("tfddl")
+_LARGER_IS_BETTER = ("acc", "auc", "dice", "f1", "iou", "precision", "recall")
+
+
+class Checkpoint(LastCallback):
+    """Saves the training, and at its start goes on from the newest valid checkpoint.
+
+    Goes on every rank; rank 0 writes and reads, so that no shared file system is needed as long as
+    rank 0 stays on its host. Saved are the weights, the optimizer with its slots and step count,
+    the position in the data, what differs between ranks (the random state of dropout, other state
+    that isn't trained), the metrics of an epoch that is under way, the history, and what Keras'
+    `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` remember. So the same command goes on
+    where it was stopped, also within an epoch of `tfddl.shard_dataset`, and needs no
+    ``initial_epoch``. On CPUs with deterministic ops it ends, bit for bit, in the weights of a run
+    that wasn't interrupted; saving changes nothing in the training.
+
+    With another number of workers the rest of the epoch is dealt out anew, each remaining example
+    once. The learning rate comes from the checkpoint, as it was; see `LearningRateScaling`.
+
+    Other data than that of `tfddl.shard_dataset` (arrays, datasets transformed by more than `map`
+    and `prefetch`) can be gone on with at the beginnings of epochs only; then steps since the last
+    one are trained again from there. Draws of the global generators (`tf.random.normal`, a layer
+    that keeps no `keras.random.SeedGenerator` of its own) aren't saved.
+
+    A save that fails (a full disk) is logged as an error, and training goes on; so it is where the
+    loss isn't finite, which is nothing to go on from.
+
+    All ranks save together: each save waits for the slowest rank and for rank 0's disk.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        save_every_steps: int | None = None,
+        keep: int = 3,
+        monitor: str | None = None,
+        mode: str = "auto",
+    ) -> None:
+        """Looks at the arguments; nothing is read or written before training.
+
+        Args:
+            directory: The folder, made if it isn't there; one for each training.
+            save_every_steps: Also saves within epochs, whenever so many steps have been done since
+                the last save; at least 1. None saves at the end of each epoch, after validation.
+            keep: How many of the newest checkpoints stay, at least 1. The best one stays besides,
+                as ``best.npz``; see `tfddl.load_checkpoint`.
+            monitor: By which entry of an epoch's logs the best is told. None: "val_loss", or "loss"
+                where there is no validation.
+            mode: "min", "max", or "auto", which is "max" for the names of measures of which more is
+                better (accuracy, AUC, precision, recall, Dice, IoU, F1).
+
+        Raises:
+            CheckpointError: ``keep`` is less than 1.
+            UnsupportedError: ``save_every_steps`` or ``mode`` is none of these.
+        """
+        super().__init__()
+        if save_every_steps is not None and save_every_steps < 1:
+            raise UnsupportedError(
+                f"save_every_steps is {save_every_steps}; it must be at least 1, or None."
+            )
+        if mode not in ("auto", "min", "max"):
+            raise UnsupportedError(f"mode is {mode!r}; it must be auto, min or max.")
+        self.store = Store(Path(directory), keep)
+        self._every = save_every_steps
+        self._monitor = monitor
+        self._mode = mode
+        self._best: float | None = None
+        self._saved_at = 0
+        self._restored: snapshots.Restored | None = None
+
+    def after_train_begin(self, fit: Fit) -> None:
+        """Goes on from the newest valid checkpoint, if there is one."""
+        optimizer = fit.model.optimizer
+        if not optimizer.built:
+            optimizer.build(fit.model.trainable_variables)
+        self._best, self._saved_at, self._restored = None, 0, None
+        on_all_ranks(self._prepare, error=CheckpointError)
+        found = on_all_ranks(self._newest, error=CheckpointError)
+        path = self._compare(found[0] if found else None)
+        if path is not None:
+            self._go_on(fit, found[1] if found else None, path)
+        elif self._every and not fit.knows_position and current().cluster.rank == 0:
+            _LOG.warning(
+                "save_every_steps=%d has no effect: the data isn't what tfddl.shard_dataset "
+                "returned, and can't be entered within an epoch. Saving at the ends of epochs.",
+                self._every,
+            )
+
+    def after_epoch_begin(self, fit: Fit) -> None:
+        """Counts the steps until the next save from here."""
+        self._saved_at = fit.done
+
+    def after_train_batch(self, fit: Fit, logs: Any) -> None:
+        """Saves, if so many steps have been done since the last time."""
+        if self._restored is not None:
+            self._restored.add_metrics(fit)
+            self._restored = None
+        if self._every is None or not fit.knows_position:
+            return
+        is_end = fit.steps is not None and fit.done >= fit.steps
+        if fit.done - self._saved_at >= self._every and not is_end:
+            self._saved_at = fit.done
+            self._save(fit, logs, is_best=False)
+
+    def after_epoch(self, fit: Fit, logs: Any) -> None:
+        """Saves."""
+        value, before = self._value(logs or {}), self._best
+        is_best = value is not None and (before is None or value < before)
+        if is_best:
+            self._best = value
+        if not self._save(fit, logs, is_best=is_best):
+            self._best = before
+
+    def _prepare(self) -> None:
+        if current().cluster.rank == 0:
+            self.store.prepare()
+
+    def _newest(self) -> tuple[Path, Snapshot | None] | None:
+        """The newest valid checkpoint; other ranks than 0 only look whether there is one."""
+        if current().cluster.rank:
+            files = self.store.files()
+            return (files[0], None) if files else None
+        for path, found in self.store.newest_first():
+            if isinstance(found, Snapshot):
+                return path, found
+            aside = self.store.set_aside(path)
+            _LOG.warning("%s; it is now %s, and the one before it is looked at", found, aside.name)
+        return None
+
+    def _compare(self, mine: Path | None) -> Path | None:
+        """What rank 0 goes on from; ranks must not have more than it has."""
+        names = allgather_object(None if mine is None else mine.name)
+        if names[0] is None and any(names):
+            rank = next(rank for rank, name in enumerate(names) if name)
+            raise DisagreementError(
+                f"Rank {rank} has a checkpoint {names[rank]} in {self.store.directory}, but rank "
+                "0, which reads and writes them, has no valid one. Put them on a file system that "
+                "all hosts share, or start rank 0 on the host that has them."
+            )
+        return self.store.directory / names[0] if names[0] else None
+
+    def _go_on(self, fit: Fit, snapshot: Snapshot | None, path: Path) -> None:
+        self._restored = restored = snapshots.restore(fit, snapshot)
+        if restored.best is not None:
+            self._best = restored.best
+        position = restored.position
+        if restored.finished or position.epoch >= fit.epochs:
+            fit.model._initial_epoch = fit.epochs
+            how = "an EarlyStopping ended it" if restored.finished else "all its epochs are done"
+            _say(
+                f"tfddl: {path} is the end of a training ({position.epoch} of {fit.epochs} epochs; "
+                f"{how}): nothing is left to train. Give another folder, or more epochs."
+            )
+            return
+        within = ""
+        if position.consumed:
+            within = f", {position.consumed} of {fit.share.plan.num_examples} examples of it done"
+        _say(f"tfddl: going on from {path}: epoch {position.epoch + 1} of {fit.epochs}{within}")
+
+    def _save(self, fit: Fit, logs: Any, *, is_best: bool) -> bool:
+        """Saves, and says on rank 0 whether that went well."""
+        snapshot = snapshots.take(fit, logs, best=self._best)
+        if current().cluster.rank:
+            return True
+        if snapshot is None:
+            _LOG.error(
+                "no checkpoint was saved in epoch %d after %d steps: the loss isn't finite",
+                fit.epoch,
+                fit.done,
+            )
+            return False
+        try:
+            self.store.write(snapshot, step=snapshot.meta["iterations"], is_best=is_best)
+        except OSError as error:
+            _LOG.error(
+                "a checkpoint could not be saved to %s: %s. Training goes on; the earlier "
+                "checkpoints are as they were.",
+                self.store.directory,
+                error,
+            )
+            return False
+        return True
+
+    def _value(self, logs: dict[str, Any]) -> float | None:
+        """What the best is told by; less is better."""
+        name = self._monitor or ("val_loss" if "val_loss" in logs else "loss")
+        if name not in logs:
+            _LOG.warning(
+                "the logs have no %s to tell the best checkpoint by; they have %s",
+                name,
+                ", ".join(logs),
+            )
+            return None
+        value = float(logs[name])
+        if not math.isfinite(value):
+            return None
+        more_is_better = self._mode == "max" or (
+            self._mode == "auto"
+            and any(measure in name.lower() for measure in _LARGER_IS_BETTER)
+            and "loss" not in name
+        )
+        return -value if more_is_better else value
+
+
+def _say(text: str) -> None:
+    if current().cluster.rank == 0:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
