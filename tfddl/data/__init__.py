@@ -2,6 +2,7 @@
 
 * `structure`: how the arrays of an example hang together.
 * `weights`: stand-ins are told by their sample weights.
+* `memory_map`: rows of mapped files, read into a buffer of one's own.
 * `sources`: what examples are read from.
 * `share`: what one worker reads, and how it goes on in the middle of an epoch.
 * `finding`: from a dataset that the user transformed back to its share.

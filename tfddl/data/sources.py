@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl.data import structure
+from tfddl.data.memory_map import MappedRows
 from tfddl.errors import DataError
 from tfddl.plan import Indices
 
@@ -27,15 +28,22 @@ class Source(Protocol):
 
 
 class Arrays:
-    """Arrays whose first dimension counts the examples; read in any order."""
+    """Arrays whose first dimension counts the examples; read in any order.
+
+    Rows of memory maps are read into the batch's own buffer, see `MappedRows`.
+    """
 
     def __init__(self, x: Any, y: Any, sample_weight: Any) -> None:
         given = [part for part in (x, y, sample_weight) if part is not None]
         arrays = structure.map_parts(_array, tuple(given))
-        self._arrays: list[np.ndarray] = tf.nest.flatten(arrays)
-        if not self._arrays:
+        flat: list[np.ndarray] = tf.nest.flatten(arrays)
+        if not flat:
             raise DataError(f"x has no arrays in it: {x!r}.")
-        _check_lengths(structure.names(arrays), self._arrays)
+        names = structure.names(arrays)
+        _check_lengths(names, flat)
+        self._arrays = [
+            MappedRows.of(array, name) or array for array, name in zip(flat, names, strict=True)
+        ]
         self._specs = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape[1:], a.dtype), arrays)
 
     @property
