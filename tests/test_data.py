@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfddl
-from tfddl.errors import DataError, PlanError, UnsupportedError
+from tfddl.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_memory_maps_and_tensors(tmp_path: Any) -> None:
         ((np.float32(3),), DataError, "x is a scalar; its first dimension must count"),
         (("images",), DataError, "x is a str; shard_dataset takes arrays"),
         (({},), DataError, "x has no arrays in it"),
-        ((np.zeros(0),), PlanError, "There are 0 examples for 1 workers"),
+        ((np.zeros(0),), DataError, r"x has no examples \(its length is 0\)"),
     ],
 )
 def test_refusals(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
@@ -101,23 +101,6 @@ def test_an_unknown_order_is_refused() -> None:
 def test_a_dataset_is_refused() -> None:
     with pytest.raises(DataError, match="x is a _RangeDataset; shard_dataset takes arrays"):
         tfddl.shard_dataset(tf.data.Dataset.range(3), batch_size=2)
-
-
-def test_stand_ins_weigh_minus_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tfddl import data
-    from tfddl.plan import GlobalPlan
-
-    plan = GlobalPlan(num_examples=4, size=3, batch_size=1)
-    x, y, weight = np.arange(4), np.arange(4.0), np.array([1.0, -0.0, 2.0, 3.0], "float32")
-    for given in (weight, weight.tolist(), np.array([1, 0, 2, 3]), None):
-        source = data._Source.of(x, y, given).with_weights()
-        shares = [plan.batch(epoch=0, step=0, rank=rank) for rank in range(3)]
-        weights = [source.rows(share.indices, share.count)[2] for share in shares]
-        signs = [bool(np.signbit(w[0])) for w in weights]
-        assert signs == [False, False, True], "a user's -0.0 must count"
-        assert weights[2][0] == 0
-    with pytest.raises(UnsupportedError, match="Use a batch_size of at least 2"):
-        data._Source.of(x, None, None).with_weights()
 
 
 def test_it_wants_init() -> None:

@@ -47,6 +47,7 @@ SIBLINGS: dict[str, list[str]] = {
     ],
     "transport": ["base", "alone", "strategy"],
     "collectives": ["agreement", "operations", "objects", "together", "variables"],
+    "data": ["structure", "weights", "memory_map", "sources", "share", "finding", "sharding"],
     "keras_hooks": [
         "patching",
         "compiling",

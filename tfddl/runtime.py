@@ -85,6 +85,8 @@ class Runtime:
         """The epoch of the `fit` that is running, if one is."""
         self.fit: Any = None
         """The `fit` that is running on all ranks, if one is; `tfddl.keras_hooks` keeps it."""
+        self.resume: Any = None
+        """The `tfddl.data.Resume` of the `fit` that is running, if it takes up an epoch."""
         self.step = Step()
         self._strategy: tf.distribute.Strategy | None = None
         self.collective = _set_up_devices(cluster, options)

@@ -1,0 +1,29 @@
+"""Plans applied to data: each worker's own dataset.
+
+* `structure`: how the arrays of an example hang together.
+* `weights`: stand-ins are told by their sample weights.
+* `memory_map`: rows of mapped files, read into a buffer of one's own.
+* `sources`: what examples are read from.
+* `share`: what one worker reads, and how it goes on in the middle of an epoch.
+* `finding`: from a dataset that the user transformed back to its share.
+* `sharding`: `shard_dataset`.
+
+Usage:
+    dataset = shard_dataset(images, masks, batch_size=12, seed=1)
+    share = find_share(dataset.map(normalize))
+    share.plan.position(epoch=3, steps=40)
+"""
+
+from tfddl.data.finding import find_failure, find_share
+from tfddl.data.sharding import shard_dataset
+from tfddl.data.share import Resume, Share
+from tfddl.data.weights import STAND_IN_WEIGHT
+
+__all__ = [
+    "STAND_IN_WEIGHT",
+    "Resume",
+    "Share",
+    "find_failure",
+    "find_share",
+    "shard_dataset",
+]

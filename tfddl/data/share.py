@@ -1,0 +1,141 @@
+"""What one worker reads of a data set, epoch by epoch, from any position on."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfddl.data import structure, weights
+from tfddl.data.sources import Source
+from tfddl.errors import DataError, UnsupportedError
+from tfddl.plan import Batch, Plan, Position
+from tfddl.runtime import Runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """A `fit` takes up an epoch where it was left; kept in the runtime while it does.
+
+    From then on every iteration of the share in that epoch begins with placeholders, one for each
+    step that was made, so that its length stays that of an epoch. What `rest_of` returns is
+    without them.
+    """
+
+    share: "Share"
+    position: Position
+
+    def rest_of(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """What is left of the epoch.
+
+        Where fewer examples than workers are left, some worker has to run one that doesn't count;
+        the elements then have sample weights, also where `dataset` has none.
+
+        Args:
+            dataset: The share's dataset, or one that `find_share` finds the share of.
+
+        Raises:
+            UnsupportedError: Sample weights are needed, but there is no ``y``.
+        """
+        return self.share.rest_of(dataset, self.position)
+
+
+class Share:
+    """What one worker reads of a data set.
+
+    Attributes:
+        plan: Of a whole epoch.
+        rank: Whose share.
+        failure: What went wrong when it was read, if anything has. TensorFlow turns exceptions
+            into its own; this is the one that there was.
+    """
+
+    def __init__(self, runtime: Runtime, source: Source, plan: Plan, *, epoch: int) -> None:
+        self.plan = plan
+        self.rank = runtime.cluster.rank
+        self.failure: DataError | None = None
+        self._runtime = runtime
+        self._source = source
+        self._epoch = epoch
+        self._specs = structure.element(source.parts)
+        if plan.has_stand_ins:
+            self._specs = weights.markable(self._specs)
+        self._weighed_after: Position | None = None
+        first = plan.batch(epoch=epoch, step=0, rank=self.rank).indices[:1]
+        self._sample = next(source.read([first]))
+
+    def dataset(self) -> tf.data.Dataset:
+        """The dataset, tagged as this share's."""
+        dataset = tf.data.Dataset.from_generator(
+            self._batches, output_signature=structure.batched(self._specs)
+        )
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.plan.steps))
+        dataset = dataset.with_options(options).prefetch(2)
+        dataset.tfddl_share = self
+        return dataset
+
+    def steps_done(self, position: Position) -> int:
+        """By how many steps the rest of an epoch is shorter than the whole.
+
+        These are steps of this share's workers and batch size: with others than before, not as
+        many as were made.
+
+        Raises:
+            PlanError: The position isn't one of this data and order, or nothing is left after it.
+        """
+        return self.plan.steps - self.plan.after(position).steps
+
+    def rest_of(self, dataset: tf.data.Dataset, position: Position) -> tf.data.Dataset:
+        """See `Resume.rest_of`."""
+        rest = dataset.skip(self.steps_done(position))
+        plan = self.plan.after(position)
+        if not plan.has_stand_ins or weights.can_mark(self._specs):
+            return rest
+        weights.markable(structure.unbatched(dataset.element_spec))
+        counts = [batch.count > 0 for batch in self._steps(plan, position.epoch)]
+        self._weighed_after = position
+        return tf.data.Dataset.zip((rest, tf.data.Dataset.from_tensor_slices(counts))).map(
+            tf.autograph.experimental.do_not_convert(weights.mark)
+        )
+
+    def _batches(self) -> Iterator[Any]:
+        # Asked when iteration starts: `fit` makes an iterator for each of its epochs.
+        epoch = self._epoch if self._runtime.epoch is None else self._runtime.epoch
+        plan = self._plan_of(epoch)
+        for _ in range(self.plan.steps - plan.steps):
+            yield self._element(self._sample, count=1)
+        try:
+            yield from self._read(plan, epoch)
+        except DataError as error:
+            self.failure = error
+            raise
+
+    def _plan_of(self, epoch: int) -> Plan:
+        """The plan of the epoch that begins, or of what is left of it."""
+        resume = self._runtime.resume
+        if resume is None or resume.share is not self or resume.position.epoch != epoch:
+            return self.plan
+        plan = self.plan.after(resume.position)
+        marks = weights.can_mark(self._specs) or self._weighed_after == resume.position
+        if plan.has_stand_ins and not marks:
+            raise UnsupportedError(
+                "The rest of the epoch needs examples that don't count, but the dataset has no "
+                "sample weights to tell them by; iterate over Resume.rest_of(dataset)."
+            )
+        return plan
+
+    def _read(self, plan: Plan, epoch: int) -> Iterator[Any]:
+        counting = (batch.indices for batch in self._steps(plan, epoch) if batch.count)
+        rows = self._source.read(counting)
+        for batch in self._steps(plan, epoch):
+            yield self._element(next(rows) if batch.count else self._sample, batch.count)
+
+    def _steps(self, plan: Plan, epoch: int) -> Iterator[Batch]:
+        return (plan.batch(epoch=epoch, step=step, rank=self.rank) for step in range(plan.steps))
+
+    def _element(self, rows: list[np.ndarray], count: int) -> Any:
+        rows = weights.marked(rows, self._specs, count)
+        return tf.nest.pack_sequence_as(self._specs, rows)

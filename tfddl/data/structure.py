@@ -1,0 +1,57 @@
+"""How the arrays of an example hang together: tuples, dictionaries, names for their leaves."""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+PARTS = ("x", "y", "sample_weight")
+
+
+def map_leaves(function: Callable[[Any, str], Any], structure: Any, name: str) -> Any:
+    """Puts ``function(leaf, its name)`` in place of each leaf.
+
+    Tuples and mappings are structure. Lists are leaves: a list of numbers is data, although
+    `tf.nest` would take it for structure.
+    """
+    if isinstance(structure, collections.abc.Mapping):
+        return {
+            key: map_leaves(function, value, f"{name}[{key!r}]") for key, value in structure.items()
+        }
+    if isinstance(structure, tuple):
+        items = [map_leaves(function, value, f"{name}[{i}]") for i, value in enumerate(structure)]
+        return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)
+    return function(structure, name)
+
+
+def map_parts(function: Callable[[Any, str], Any], parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`map_leaves` for x, for (x, y), or for (x, y, sample_weight)."""
+    return tuple(map_leaves(function, part, name) for name, part in zip(PARTS, parts, strict=False))
+
+
+def names(parts: tuple[Any, ...]) -> list[str]:
+    """What each leaf is called, in the order of `tf.nest.flatten`: "x['image']", "y"."""
+    flat: list[str] = tf.nest.flatten(map_parts(lambda _, name: name, parts))
+    return flat
+
+
+def element(parts: tuple[Any, ...]) -> Any:
+    """An example as Keras takes it: x, (x, y) or (x, y, sample_weight)."""
+    return parts[0] if len(parts) == 1 else parts
+
+
+def parts_of(given: Any) -> tuple[Any, ...]:
+    """The parts of an example as Keras takes it."""
+    is_tuple = isinstance(given, tuple) and not hasattr(given, "_fields")
+    return given if is_tuple else (given,)
+
+
+def batched(specs: Any) -> Any:
+    """The specs of batches of any length, for the specs of an example."""
+    return tf.nest.map_structure(lambda s: tf.TensorSpec((None, *s.shape), s.dtype), specs)
+
+
+def unbatched(specs: Any) -> Any:
+    """The specs of an example, for the specs of batches."""
+    return tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape[1:], s.dtype), specs)
