@@ -28,7 +28,7 @@ def _dataset(n: int = 24) -> tf.data.Dataset:
     return tfddl.shard_dataset(problem.data(spec)[0], problem.labels(spec), batch_size=4, seed=1)
 
 
-def _raised(function: Callable[[], Any]) -> tuple[str, str, float]:
+def raised(function: Callable[[], Any]) -> tuple[str, str, float]:
     begin = time.monotonic()
     try:
         function()
@@ -51,7 +51,7 @@ def plain_recipe(n: int, batch_size: int, fit: dict[str, Any], compare: bool) ->
         return {k: [float(v) for v in values] for k, values in history.history.items()}
 
     if not compare:
-        return (*_raised(train), recorder.seen)
+        return (*raised(train), recorder.seen)
     history = train()
     weights = {v.path: np.asarray(v) for v in model.trainable_variables}
     return {"history": history, "weights": weights, "seen": recorder.seen}
@@ -84,7 +84,7 @@ def differ(what: str) -> tuple[str, str, float, list[list[int]]]:
         )
     elif what == "steps" and odd:
         options["steps_per_epoch"] = 1
-    return (*_raised(lambda: model.fit(data, **options)), recorder.seen)
+    return (*raised(lambda: model.fit(data, **options)), recorder.seen)
 
 
 class StopAt(keras.callbacks.Callback):
@@ -139,12 +139,12 @@ def early_stopping() -> tuple[list[int], list[float]]:
 def unknown_length(everywhere: bool) -> tuple[str, str, float]:
     model, _ = _model()
     if not everywhere and tfddl.rank() == 0:
-        return _raised(lambda: model.fit(_dataset(), verbose=0))
+        return raised(lambda: model.fit(_dataset(), verbose=0))
 
     def batches() -> Iterator[Any]:
         yield problem.data(SPEC)[0][:4], problem.labels(SPEC)[:4]
 
-    return _raised(lambda: model.fit(batches(), verbose=0))
+    return raised(lambda: model.fit(batches(), verbose=0))
 
 
 def generator_with_steps() -> int:
@@ -165,7 +165,7 @@ def runs_out() -> tuple[str, str, float]:
     x, y = problem.data(SPEC)[0], problem.labels(SPEC)
     batches = 2 if tfddl.rank() == tfddl.size() - 1 else 9
     generator = ((x[:4], y[:4]) for _ in range(batches))
-    return _raised(lambda: model.fit(generator, steps_per_epoch=4, verbose=0))
+    return raised(lambda: model.fit(generator, steps_per_epoch=4, verbose=0))
 
 
 def summed_loss() -> tuple[np.ndarray, np.ndarray]:
@@ -185,9 +185,9 @@ def xla() -> tuple[bool, str, str]:
     """jit_compile: "auto" means False, True is refused."""
     model, _ = _model()
     automatic = bool(model.jit_compile)
-    _, at_compile, _ = _raised(lambda: _model(jit_compile=True))
+    _, at_compile, _ = raised(lambda: _model(jit_compile=True))
     model.jit_compile = True
-    _, at_fit, _ = _raised(lambda: model.fit(_dataset(), verbose=0))
+    _, at_fit, _ = raised(lambda: model.fit(_dataset(), verbose=0))
     return automatic, at_compile, at_fit
 
 
@@ -201,7 +201,7 @@ def under_scope() -> list[str]:
             lambda: model.compile(distributed, loss="mse"),
             lambda: distributed.apply([tf.zeros([1])], [tf.Variable([1.0])]),
         )
-        messages += [_raised(attempt)[1] for attempt in attempts]
+        messages += [raised(attempt)[1] for attempt in attempts]
     return messages
 
 
@@ -219,7 +219,7 @@ def refusals() -> list[str]:
         lambda: sums.fit(_dataset(), verbose=0),
         lambda: unbuilt.fit((b for b in [()]), steps_per_epoch=1, verbose=0),
     )
-    return [_raised(attempt)[1] for attempt in attempts]
+    return [raised(attempt)[1] for attempt in attempts]
 
 
 def builds_late() -> dict[str, Any]:
@@ -334,7 +334,7 @@ class TwoOptimizers(keras.Model):
 def hidden_optimizer() -> tuple[str, str, float]:
     model = TwoOptimizers()
     model.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(0.1)))
-    return _raised(lambda: model.fit(_dataset(), verbose=0))
+    return raised(lambda: model.fit(_dataset(), verbose=0))
 
 
 def other_optimizers() -> tuple[int, int]:

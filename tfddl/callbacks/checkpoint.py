@@ -11,7 +11,7 @@ from tfddl.callbacks import snapshots
 from tfddl.checkpoint import Snapshot, Store
 from tfddl.collectives import allgather_object, on_all_ranks
 from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
-from tfddl.keras_hooks import Fit, LastCallback
+from tfddl.keras_hooks import Fit, LastCallback, resuming
 from tfddl.runtime import current
 
 _LOG = logging.getLogger("tfddl")
@@ -162,7 +162,7 @@ class Checkpoint(LastCallback):
             self._best = restored.best
         position = restored.position
         if restored.finished or position.epoch >= fit.epochs:
-            fit.model._initial_epoch = fit.epochs
+            resuming.begin_at(fit, fit.epochs)
             how = "an EarlyStopping ended it" if restored.finished else "all its epochs are done"
             _say(
                 f"tfddl: {path} is the end of a training ({position.epoch} of {fit.epochs} epochs; "

@@ -17,7 +17,6 @@ from tfddl.collectives import (
     allreduce,
     broadcast_object,
     broadcast_variables,
-    grouped_allreduce,
 )
 from tfddl.errors import CheckpointError
 from tfddl.keras_hooks import Fit, resuming, stock
@@ -32,7 +31,7 @@ def take(fit: Fit, logs: Any, *, best: float | None) -> Snapshot | None:
     """The state after the steps that are done. All ranks must call it together.
 
     Weights and optimizer are alike on all ranks, and come from rank 0. What isn't alike (random
-    states, other state that isn't trained) comes from every rank, and metrics are added up.
+    states, other state that isn't trained, metrics) comes from every rank.
 
     Args:
         fit: The fit.
@@ -41,12 +40,12 @@ def take(fit: Fit, logs: Any, *, best: float | None) -> Snapshot | None:
 
     Returns:
         On rank 0 the state, elsewhere None. None on all ranks where the loss of one of them isn't
-        finite: such a state is nothing to go on from.
+        finite, or its data can't be read: such a state is nothing to go on from.
     """
-    if not _finite_everywhere(fit, logs):
+    if not _is_sound_everywhere(fit, logs):
         return None
     own = _own_states(fit)
-    metrics = _metrics(fit) if fit.steps is None or 0 < fit.done < fit.steps else []
+    metrics = _metrics(fit) if fit.steps is not None and 0 < fit.done < fit.steps else []
     if current().cluster.rank:
         return None
     model, optimizer = fit.model, fit.model.optimizer
@@ -54,10 +53,11 @@ def take(fit: Fit, logs: Any, *, best: float | None) -> Snapshot | None:
     arrays = {
         **_named("model", [np.asarray(v) for v in model.variables]),
         **_named("optimizer", [np.asarray(v) for v in optimizer.variables]),
-        **_named("metrics", metrics),
     }
     for rank, state in enumerate(own):
         arrays |= {f"rank-{rank}/{i:04d}": array for i, array in state.items()}
+    for rank, values in enumerate(metrics):
+        arrays |= _named(f"metrics-{rank}", values)
     for i, weights in enumerate(best_weights):
         arrays |= _named(f"best-weights-{i}", weights)
     position = fit.position()
@@ -74,7 +74,7 @@ def take(fit: Fit, logs: Any, *, best: float | None) -> Snapshot | None:
         "model": _describe(model.variables),
         "slots": _describe(optimizer.variables),
         "best": best,
-        "metrics": len(metrics),
+        "metrics": len(metrics[0]) if metrics else 0,
         "best_weights": [len(weights) for weights in best_weights],
         "memory": stock.memory_of(fit.callbacks),
         "history": {"epoch": history.epoch, "logs": history.history},
@@ -118,7 +118,7 @@ def restore(fit: Fit, snapshot: Snapshot | None) -> "Restored":
     stock.remember(fit.callbacks, meta["memory"], broadcast_object(best_weights))
     model.history.epoch[:] = meta["history"]["epoch"]
     model.history.history.update(meta["history"]["logs"])
-    metrics = [arrays[f"metrics/{i:04d}"] for i in range(meta["metrics"])] if arrays else []
+    metrics = _metrics_of_rank(broadcast_object(_metrics_in(arrays, meta)), size=meta["size"])
     return Restored(position, finished=meta["finished"], best=meta["best"], metrics=metrics)
 
 
@@ -135,7 +135,7 @@ class Restored:
         self._metrics = list(metrics)
 
     def add_metrics(self, fit: Fit) -> None:
-        """Adds what the metrics had seen of the epoch before; on rank 0, for all ranks.
+        """Adds what the metrics had seen of the epoch before.
 
         After the epoch's first step, because Keras makes metrics in it.
         """
@@ -154,9 +154,9 @@ class Restored:
         self._metrics = []
 
 
-def _finite_everywhere(fit: Fit, logs: Any) -> bool:
+def _is_sound_everywhere(fit: Fit, logs: Any) -> bool:
     loss = (logs or {}).get("loss", 0.0)
-    broken = int(not math.isfinite(float(loss)))
+    broken = int(not math.isfinite(float(loss)) or fit.failure() is not None)
     if fit.together:
         broken = int(allreduce(tf.constant(broken), ReduceOp.MAX, name="loss").numpy())
     return not broken
@@ -194,12 +194,25 @@ def _give_own_states(
             model.variables[int(number)].assign(array)
 
 
-def _metrics(fit: Fit) -> list[np.ndarray]:
-    """The state of the metrics, of all ranks together."""
-    values = [tf.convert_to_tensor(v) for v in _metric_variables(fit.model)]
-    if fit.together:
-        values = grouped_allreduce(values, ReduceOp.SUM, name="metrics so far")
-    return [value.numpy() for value in values]
+def _metrics(fit: Fit) -> list[list[np.ndarray]]:
+    """The state of the metrics, of each rank."""
+    return allgather_object([np.asarray(v) for v in _metric_variables(fit.model)])
+
+
+def _metrics_in(arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> list[list[np.ndarray]]:
+    if not arrays or not meta["metrics"]:
+        return []
+    numbers = range(meta["metrics"])
+    return [[arrays[f"metrics-{rank}/{i:04d}"] for i in numbers] for rank in range(meta["size"])]
+
+
+def _metrics_of_rank(of_ranks: list[list[np.ndarray]], *, size: int) -> list[np.ndarray]:
+    """A rank's own again; with another number of workers, rank 0 has what all had."""
+    cluster = current().cluster
+    if not of_ranks or cluster.size == size:
+        return of_ranks[cluster.rank] if of_ranks else []
+    totals = [np.sum(values, axis=0) for values in zip(*of_ranks, strict=True)]
+    return [total if cluster.rank == 0 else np.zeros_like(total) for total in totals]
 
 
 def _metric_variables(model: Any) -> list[Any]:

@@ -105,13 +105,21 @@ class Share:
         # Asked when iteration starts: `fit` makes an iterator for each of its epochs.
         epoch = self._epoch if self._runtime.epoch is None else self._runtime.epoch
         plan = self._plan_of(epoch)
+        self.failure = None
         for _ in range(self.plan.steps - plan.steps):
             yield self._element(self._sample, count=1)
+        done = 0
         try:
-            yield from self._read(plan, epoch)
+            for element in self._read(plan, epoch):
+                yield element
+                done += 1
         except DataError as error:
             self.failure = error
-            raise
+            if not getattr(self._runtime.fit, "together", False):
+                raise
+            # `fit` tells the other ranks of it; until they know, this one has to keep step.
+            for _ in range(plan.steps - done):
+                yield self._element(self._sample, count=1)
 
     def _plan_of(self, epoch: int) -> Plan:
         """The plan of the epoch that begins, or of what is left of it."""

@@ -42,7 +42,8 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
         parts = _first_steps(parts, given)
         given["x"], given["y"], given["sample_weight"], _ = whole_data.cut(*parts)
     _one_progress_bar(given)
-    with _session(Fit(model=self, together=True, share=None, validating=True)):
+    fit = Fit(model=self, together=True, share=None, validating=True, datasets=(given.get("x"),))
+    with _session(fit):
         return original(*call.args, **call.kwargs)
 
 

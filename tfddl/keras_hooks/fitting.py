@@ -13,6 +13,7 @@ from tfddl.collectives import (
     allreduce,
     broadcast_variables,
     grouped_allreduce,
+    on_all_ranks,
 )
 from tfddl.data import find_share
 from tfddl.errors import DataError, UnsupportedError
@@ -50,6 +51,11 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     try:
         runtime.fit = _session(self, call)
         return original(*call.args, **call.kwargs)
+    except tf.errors.OpError:
+        failure = None if runtime.fit is None else runtime.fit.failure()
+        if failure is None:
+            raise
+        raise failure from None  # What TensorFlow has made an error of its own.
     finally:
         runtime.fit, runtime.epoch, runtime.resume = before
         self._initial_epoch = None  # A later `fit` begins where it is told to.
@@ -74,6 +80,7 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
         model=model,
         together=together,
         share=find_share(given.get("x")),
+        datasets=(given.get("x"), given.get("validation_data")),
         initial_epoch=given.get("initial_epoch", 0),
         validates=bool(given.get("validation_split")) or given.get("validation_data") is not None,
     )
@@ -208,9 +215,11 @@ def _on_train_batch_end(
     fit.done = batch + 1 if fit.steps is None else min(batch + 1, fit.steps)
     if fit.together:
         state = state_of(fit.model)
-        if fit.model.stop_training:
+        if fit.model.stop_training or (fit.share is not None and fit.share.failure is not None):
             state.stop.assign(1.0)
         fit.model.stop_training = bool(state.stop_agreed.numpy())
+        if fit.model.stop_training:
+            _raise_failures(fit)
     for callback in last_callbacks(self):
         callback.after_train_batch(fit, logs)
     return result
@@ -236,16 +245,28 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     fit = current().fit if is_started() else None
     if fit is None or fit.model is not self or not (fit.training or fit.validating):
         return original(self, logs)
-    if fit.training:
-        fit.training = False
-        if fit.together:
-            _check_epoch_is_complete(fit)
+    was_training, fit.training = fit.training, False
+    if was_training:
         resuming.end_rest(fit)
     if not fit.together:
         return original(self, logs)
-    sum_metrics(self)
+    _raise_failures(fit, is_end_of_epoch=was_training)
+    _sum_metrics(self)
     results = original(self, logs)
     return _averaged(results) if results is logs else results
+
+
+def _raise_failures(fit: Fit, *, is_end_of_epoch: bool = False) -> None:
+    """Raises on all ranks what went wrong on any of them with its data."""
+
+    def check() -> None:
+        failure = fit.failure()
+        if failure is not None:
+            raise failure
+        if is_end_of_epoch:
+            _check_epoch_is_complete(fit)
+
+    on_all_ranks(check, error=DataError)
 
 
 def _check_epoch_is_complete(fit: Fit) -> None:
@@ -258,7 +279,7 @@ def _check_epoch_is_complete(fit: Fit) -> None:
         )
 
 
-def sum_metrics(model: Any) -> None:
+def _sum_metrics(model: Any) -> None:
     """Makes the state of the metrics the job's: results don't average, states add up."""
     variables = [variable for metric in model.metrics for variable in metric.variables]
     totals = grouped_allreduce(

@@ -37,8 +37,7 @@ def go_on(fit: Fit, position: Position, *, size: int) -> None:
     Raises:
         UnsupportedError: The position is within an epoch, and the data can't be entered there.
     """
-    fit.model._initial_epoch = position.epoch
-    fit.initial_epoch = fit.epoch = position.epoch
+    begin_at(fit, position.epoch)
     fit.restored_size = size
     if not position.consumed:
         return
@@ -51,6 +50,12 @@ def go_on(fit: Fit, position: Position, *, size: int) -> None:
     plan = fit.share.plan.after(position)
     fit.rest = Rest(plan=plan, skipped=fit.share.steps_done(position))
     current().resume = Resume(fit.share, position)
+
+
+def begin_at(fit: Fit, epoch: int) -> None:
+    """Makes a `fit` that has just begun start with a later epoch; with none, if that's the last."""
+    fit.model._initial_epoch = epoch
+    fit.initial_epoch = fit.epoch = epoch
 
 
 def end_rest(fit: Fit) -> None:

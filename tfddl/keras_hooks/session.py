@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from tfddl.data import find_failure
+from tfddl.errors import DataError
 from tfddl.plan import Plan, Position
 from tfddl.runtime import current, is_started
 
@@ -23,6 +25,9 @@ class Fit:
 
     share: Any
     """The `tfddl.data.Share` that is trained on; None where the data is of another kind."""
+
+    datasets: tuple[Any, ...] = ()
+    """What is trained on and validated with, as it was given."""
 
     initial_epoch: int = 0
     validates: bool = False
@@ -55,6 +60,11 @@ class Fit:
         if self.rest is not None:
             return self.rest.plan.position(epoch=self.epoch, steps=self.done - self.rest.skipped)
         return self.share.plan.position(epoch=self.epoch, steps=self.done)
+
+    def failure(self) -> DataError | None:
+        """What went wrong on this rank when its data was read, if anything has."""
+        found = (find_failure(dataset) for dataset in self.datasets)
+        return next((failure for failure in found if failure is not None), None)
 
     @property
     def knows_position(self) -> bool:

@@ -1,0 +1,214 @@
+"""Cases about checkpoints, run by every worker."""
+
+import logging
+import resource
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import tfddl
+from tests import problem
+from tests.cases.fitting import raised
+
+SPEC: dict[str, Any] = {"n": 50, "n_val": 9, "loss": "bce", "optimizer": "adam", "batch_size": 4}
+
+
+class Interrupt(Exception):
+    """Ends a fit from within, as a crash would."""
+
+
+class InterruptAfter(keras.callbacks.Callback):
+    def __init__(self, steps: int | None) -> None:
+        super().__init__()
+        self._left = steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                raise Interrupt
+
+
+def model(*, dropout: bool, layers: int = 1) -> tuple[keras.Model, problem.Recorder]:
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(3)
+    recorder = problem.Recorder()
+    inputs = keras.Input((1 + problem.FEATURES,))
+    x = recorder(inputs)
+    for _ in range(layers):
+        x = keras.layers.Dense(8, activation="tanh")(x)
+    x = keras.layers.BatchNormalization(momentum=0.8)(x) if dropout else x
+    x = keras.layers.Dropout(0.3)(x) if dropout else x
+    made = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(x))
+    return made, recorder
+
+
+def run(
+    directory: str | None,
+    *,
+    interrupt_after: int | None = None,
+    dropout: bool = True,
+    save_every_steps: int | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """One run of a training, perhaps not its first."""
+    spec = {**SPEC, **changes}
+    made, recorder = model(dropout=dropout)
+    made.compile(
+        tfddl.DistributedOptimizer(problem.optimizer(spec)), **problem.compile_options(spec)
+    )
+    data = tfddl.shard_dataset(
+        problem.data(spec)[0],
+        problem.labels(spec),
+        batch_size=spec["batch_size"],
+        seed=spec.get("seed", 1),
+        order=spec.get("order", "global"),
+    )
+    stopper = keras.callbacks.EarlyStopping("val_loss", patience=2, min_delta=1.0)
+    checkpoint = [
+        tfddl.callbacks.Checkpoint(directory, save_every_steps=save_every_steps)
+        for _ in [None]
+        if directory is not None
+    ]
+    try:
+        history = made.fit(
+            data,
+            epochs=3,
+            validation_data=(problem.data(spec, "val")[0], problem.labels(spec, "val")),
+            callbacks=[*checkpoint, stopper, InterruptAfter(interrupt_after)],
+            verbose=0,
+        )
+    except Interrupt:
+        return {"seen": recorder.seen}
+    return {
+        "seen": recorder.seen,
+        "weights": [np.asarray(w) for w in made.weights],
+        "history": history.history,
+        "stopped": stopper.stopped_epoch,
+    }
+
+
+def interrupted(directory: str, order: str) -> dict[str, Any]:
+    """A run, and the same stopped within its second epoch and then gone on with."""
+    whole = run(None, order=order)
+    options: dict[str, Any] = {"order": order, "save_every_steps": 2}
+    steps = len(whole["seen"]) // 3
+    begun = run(directory, interrupt_after=steps + 3, **options)
+    rest = run(directory, **options)
+    assert whole["history"] == rest["history"]
+    # An EarlyStopping without patience left has ended it: told by what it remembered.
+    assert whole["stopped"] == rest["stopped"] == 2
+    for a, b in zip(whole["weights"], rest["weights"], strict=True):
+        assert np.array_equal(a, b)
+    again = run(directory, **options)
+    assert again["seen"] == []
+    for a, b in zip(whole["weights"], again["weights"], strict=True):
+        assert np.array_equal(a, b)
+    return {"steps": steps, "seen": [whole["seen"], begun["seen"], rest["seen"]]}
+
+
+def begin(directory: str, interrupt_after: int, **options: Any) -> list[list[int]]:
+    """Runs until it is interrupted; the examples seen up to the last checkpoint."""
+    return run(
+        directory, interrupt_after=interrupt_after, save_every_steps=1, dropout=False, **options
+    )["seen"]
+
+
+def finish(directory: str | None, **options: Any) -> dict[str, Any]:
+    return run(directory, dropout=False, save_every_steps=1, **options)
+
+
+def refused(directory: str, what: str) -> tuple[str, str, float]:
+    """Something is wrong with a checkpoint, on all ranks alike."""
+    options: dict[str, Any] = {}
+    layers = 1
+    if what == "model":
+        layers = 2
+    elif what == "optimizer":
+        options["optimizer"] = "sgd"
+    elif what == "data":
+        options["seed"] = 8
+    spec = {**SPEC, **options}
+    made, _ = model(dropout=False, layers=layers)
+    made.compile(tfddl.DistributedOptimizer(problem.optimizer(spec)), loss="binary_crossentropy")
+    callbacks: list[Any] = []
+    if what == "BackupAndRestore":
+        callbacks = [keras.callbacks.BackupAndRestore(directory)]
+    elif what != "one rank" or tfddl.rank() == 0:
+        callbacks = [tfddl.callbacks.Checkpoint(directory)]
+    data = tfddl.shard_dataset(
+        problem.data(spec)[0],
+        problem.labels(spec),
+        batch_size=spec["batch_size"],
+        seed=spec.get("seed", 1),
+    )
+    if what == "arrays":
+        arrays = problem.data(spec)[0][:20], problem.labels(spec)[:20]
+        return raised(lambda: made.fit(*arrays, callbacks=callbacks, verbose=0))
+    return raised(lambda: made.fit(data, callbacks=callbacks, verbose=0))
+
+
+class Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def full_disk(directory: str) -> tuple[list[str], list[str]]:
+    """In the middle of the second save, the disk takes no more."""
+    files: list[str] = []
+    messages = Messages()
+
+    class Fill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            files.append(" ".join(sorted(path.name for path in Path(directory).iterdir())))
+            if tfddl.rank() == 0:
+                _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                limit = 3000 if epoch == 1 else resource.RLIM_INFINITY
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    made, _ = model(dropout=False)
+    made.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="binary_crossentropy")
+    data = tfddl.shard_dataset(problem.data(SPEC)[0], problem.labels(SPEC), batch_size=8)
+    callbacks = [tfddl.callbacks.Checkpoint(directory, monitor="loss"), Fill()]
+    logging.getLogger("tfddl").addHandler(messages)
+    made.fit(data, epochs=4, callbacks=callbacks, verbose=0)
+    logging.getLogger("tfddl").removeHandler(messages)
+    files.append(" ".join(sorted(path.name for path in Path(directory).iterdir())))
+    best = tfddl.load_checkpoint(directory, made, which="best")
+    files.append(f"best: epoch {best['epoch']}")
+    return files, messages.texts
+
+
+def stock(directory: str) -> tuple[list[str], str]:
+    """Keras' own callbacks on all ranks with one folder."""
+    made, _ = model(dropout=False)
+    made.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="binary_crossentropy")
+    x, y = problem.data(SPEC)[0], problem.labels(SPEC)
+    callbacks = [
+        keras.callbacks.CSVLogger(f"{directory}/log.csv"),
+        keras.callbacks.ModelCheckpoint(
+            f"{directory}/{{epoch}}.weights.h5", save_weights_only=True
+        ),
+        keras.callbacks.ModelCheckpoint(f"{directory}/best.keras", save_best_only=True),
+        keras.callbacks.TensorBoard(f"{directory}/board"),
+    ]
+    made.fit(
+        tfddl.shard_dataset(x, y, batch_size=8),
+        validation_data=(x[:9], y[:9]),
+        epochs=2,
+        callbacks=callbacks,
+        verbose=0,
+    )
+    tfddl.barrier()
+    found = sorted(path.name for path in Path(directory).iterdir())
+    restored, _ = model(dropout=False)
+    restored.load_weights(f"{directory}/2.weights.h5")
+    for a, b in zip(restored.weights, made.weights, strict=True):
+        assert np.array_equal(np.asarray(a), np.asarray(b))
+    return found, Path(f"{directory}/log.csv").read_text()

@@ -1,0 +1,152 @@
+"""Training is stopped and gone on with, by the same and by other numbers of workers."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.group import Groups
+
+CASES = "tests.cases.resuming"
+
+
+def _ids(ranks: list[list[list[int]]]) -> list[int]:
+    return sorted(example for batches in ranks for batch in batches for example in batch)
+
+
+@pytest.mark.parametrize(
+    ("size", "order"), [(2, "global"), pytest.param(3, "block", marks=pytest.mark.long)]
+)
+def test_a_run_that_was_stopped_ends_bit_for_bit_in_the_same_weights(
+    groups: Groups, tmp_path: Path, size: int, order: str
+) -> None:
+    """With dropout, BatchNormalization, validation and an EarlyStopping; in mid-epoch."""
+    ranks = groups(size).run(f"{CASES}:interrupted", directory=str(tmp_path), order=order)
+    for rank in ranks:
+        steps = rank["steps"]
+        whole, begun, rest = rank["seen"]
+        assert begun == whole[: steps + 3]
+        assert rest == whole[steps + 2 :]  # Saved after every second step.
+
+
+@pytest.mark.parametrize(("order", "batch_sizes"), [("global", [4, 6, 12]), ("block", [4, 5, 7])])
+def test_other_numbers_of_workers_see_each_remaining_example_once(
+    groups: Groups, tmp_path: Path, order: str, batch_sizes: list[int]
+) -> None:
+    """3 workers, then 2, then 1, all within the second epoch."""
+    options = {"directory": str(tmp_path), "order": order}
+    first = groups(3).run(f"{CASES}:begin", interrupt_after=7, batch_size=batch_sizes[0], **options)
+    second = groups(2).run(
+        f"{CASES}:begin", interrupt_after=2, batch_size=batch_sizes[1], **options
+    )
+    [third] = groups(1).run(f"{CASES}:finish", batch_size=batch_sizes[2], **options)
+    # Interrupted in a step's callbacks, before it was saved: the last step is trained again.
+    seen = [batches[:-1] for batches in [*first, *second]]
+    everyone = [
+        example for batches in [*seen, third["seen"]] for batch in batches for example in batch
+    ]
+    assert sorted(everyone) == sorted(list(range(50)) * 3)
+    if order == "block":
+        return
+    # 12 examples in every global batch: the same weights as one worker by itself.
+    [whole] = groups(1).run(f"{CASES}:finish", directory=None, batch_size=12)
+    for a, b in zip(whole["weights"], third["weights"], strict=True):
+        assert np.abs(a - b).max() <= 1e-6 * np.abs(a).max()
+    for name, values in whole["history"].items():
+        np.testing.assert_allclose(third["history"][name], values, rtol=1e-5)
+
+
+def test_fewer_examples_than_workers_are_left(groups: Groups, tmp_path: Path) -> None:
+    """8 of 10 examples are done; of the three workers that follow, one has none to begin with."""
+    begun, copy = tmp_path / "begun", tmp_path / "copy"
+    groups(1).run(f"{CASES}:begin", directory=str(begun), interrupt_after=4, n=10, batch_size=3)
+    shutil.copytree(begun, copy)
+    [alone] = groups(1).run(f"{CASES}:finish", directory=str(copy), n=10, batch_size=9)
+    ranks = groups(3).run(f"{CASES}:finish", directory=str(begun), n=10, batch_size=3)
+    assert [len(batch) for batch in alone["seen"]] == [2, 5, 5, 5, 5]
+    assert [rank["seen"][0] for rank in ranks[:2]] == [alone["seen"][0][:1], alone["seen"][0][1:]]
+    for a, b in zip(alone["weights"], ranks[2]["weights"], strict=True):
+        assert np.abs(a - b).max() <= 1e-6 * np.abs(a).max()
+    assert alone["history"]["loss"] == pytest.approx(ranks[2]["history"]["loss"], rel=1e-5)
+
+
+REFUSED: dict[str, tuple[str, list[str]]] = {
+    "model": (
+        "CheckpointError",
+        ["of another model: its variable number", "Give the callback another folder"],
+    ),
+    "optimizer": (
+        "CheckpointError",
+        ["a training with Adam, and the model is compiled with SGD"],
+    ),
+    "data": (
+        "CheckpointError",
+        ["within epoch 1 of other data", "seed 1; now", "seed 8"],
+    ),
+    "arrays": (
+        "UnsupportedError",
+        ["stopped within epoch 1, after", "Give fit what tfddl.shard_dataset returned"],
+    ),
+    "one rank": (
+        "DisagreementError",
+        ["tfddl's callbacks: rank 0: Checkpoint; rank 1: none", "on every rank"],
+    ),
+    "BackupAndRestore": ("UnsupportedError", ["Write tfddl.callbacks.Checkpoint("]),
+}
+
+
+def test_what_can_not_be_gone_on_with_is_refused(groups: Groups, tmp_path: Path) -> None:
+    directory = str(tmp_path)
+    groups(2).run(f"{CASES}:begin", directory=directory, interrupt_after=9)
+    for what, (kind, texts) in REFUSED.items():
+        for found, message, seconds in groups(2).run(
+            f"{CASES}:refused", directory=directory, what=what
+        ):
+            assert found == kind, what
+            for text in texts:
+                assert text in message
+            assert seconds < 10
+    blocked = tmp_path / "file"
+    blocked.touch()
+    for found, message, _ in groups(2).run(
+        f"{CASES}:refused", directory=str(blocked / "below"), what="folder"
+    ):
+        assert found == "CheckpointError"
+        assert "can't be written to" in message
+
+
+def test_a_damaged_checkpoint_is_passed_over(groups: Groups, tmp_path: Path) -> None:
+    directory = str(tmp_path)
+    seen = groups(2).run(f"{CASES}:begin", directory=directory, interrupt_after=9)
+    newest = max(tmp_path.glob("step-*.npz"))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    ranks = groups(2).run(f"{CASES}:finish", directory=directory)
+    for rank, before in zip(ranks, seen, strict=True):
+        assert rank["seen"][:2] == before[7:9]  # The last one saved is trained again, too.
+    assert newest.with_name(f"{newest.name}.damaged").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(groups: Groups, tmp_path: Path) -> None:
+    (files, messages), (_, others) = groups(2).run(f"{CASES}:full_disk", directory=str(tmp_path))
+    assert files == [
+        "",
+        "best.npz step-0000000004.npz",
+        "best.npz step-0000000004.npz",
+        "best.npz step-0000000004.npz step-0000000012.npz",
+        "best.npz step-0000000004.npz step-0000000012.npz step-0000000016.npz",
+        "best: epoch 4",
+    ]
+    assert len(messages) == 1
+    assert "could not be saved to" in messages[0]
+    assert "Training goes on" in messages[0]
+    assert others == []
+
+
+def test_keras_own_callbacks_write_on_rank_0(groups: Groups, tmp_path: Path) -> None:
+    results: list[tuple[list[str], str]] = groups(2).run(f"{CASES}:stock", directory=str(tmp_path))
+    for found, log in results:
+        assert found == ["1.weights.h5", "2.weights.h5", "best.keras", "board", "log.csv"]
+        assert len(log.splitlines()) == 3
