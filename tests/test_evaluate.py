@@ -1,0 +1,68 @@
+"""`evaluate` and `predict` of several workers, and the callbacks."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.group import Groups
+
+CASES = "tests.cases.evaluating"
+
+
+@pytest.mark.parametrize(("size", "n"), [(2, 23), (3, 5)])
+def test_metrics_are_exact_and_predictions_in_order(groups: Groups, size: int, n: int) -> None:
+    found = groups(size).run(f"{CASES}:everything", n=n)
+    assert all(logs == found[0] for logs in found)
+
+
+def test_fewer_examples_than_workers(groups: Groups) -> None:
+    """Only arrays: a share needs an example for every worker."""
+    found = groups(3).run(f"{CASES}:few", n=2)
+    assert all(logs == found[0] for logs in found)
+
+
+def test_a_callback_looks_for_itself(groups: Groups) -> None:
+    (loss, rows), (other_loss, other_rows) = groups(2).run(f"{CASES}:within_fit")
+    assert loss == other_loss
+    assert (rows, other_rows) == (21, 0)
+
+
+def test_learning_rates(groups: Groups) -> None:
+    """Three steps in an epoch: from 0.2 to 0.4 in six, then constant, then half."""
+    for rank in groups(2).run(f"{CASES}:learning_rates"):
+        warm = [0.2 + 0.2 * (step + 1) / 6 for step in range(6)]
+        assert rank["rates"] == pytest.approx([*warm, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2], rel=1e-6)
+        assert rank["seen"] == [0.5] * 4
+        assert rank["scaled"] == pytest.approx(0.01 * 2**0.5)
+
+
+def test_a_rate_that_one_rank_changes_is_an_error_on_all(groups: Groups) -> None:
+    for kind, message, seconds in groups(2).run(f"{CASES}:one_rank_lowers_the_rate"):
+        assert kind == "DisagreementError"
+        assert "different learning rates in epoch 1" in message
+        assert "rank 0: 0.100000001; rank 1: 0.0500000007" in message
+        assert "on every rank" in message
+        assert seconds < 20
+
+
+def test_all_start_from_the_rank_that_is_named(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:root_rank") == [[43.0, 3.0]] * 2
+
+
+def test_validation_collapses_without_pooled_statistics(groups: Groups) -> None:
+    """The source's accuracy fell from 0.99 in training to 0.59 in validation."""
+    for train, validation in groups(2).run(f"{CASES}:normalization", pooled=False):
+        assert train > 0.95
+        assert validation < 0.8
+    for train, validation in groups(2).run(f"{CASES}:normalization", pooled=True):
+        assert train > 0.95
+        assert validation > 0.95
+
+
+def test_a_file_that_vanishes_ends_all_ranks(groups: Groups, tmp_path: Path) -> None:
+    results = groups(2).run(f"{CASES}:vanishing", directory=str(tmp_path))
+    for kind, message, seconds in results:
+        assert kind == "DataError"
+        assert ".npy" in message
+        assert seconds < 30
+    assert "Rank 1 has stopped: " in results[0][1]
