@@ -1,7 +1,6 @@
 """What each of several workers reads, in one process; how an epoch is taken up again."""
 
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfddl.data import Resume, Share, find_share
-from tfddl.data.sources import Arrays
+from tests.ranks import shares, table
+from tfddl.data import Resume, find_share
 from tfddl.errors import PlanError, UnsupportedError
 from tfddl.plan import BlockPlan, GlobalPlan, Plan, Position
 
@@ -18,15 +17,8 @@ Batches = list[tuple[Any, ...]]
 LABELS = np.arange(100.0) * 10
 
 
-def _runtime(rank: int) -> Any:
-    return SimpleNamespace(cluster=SimpleNamespace(rank=rank), epoch=None, resume=None)
-
-
 def _shares(plan: Plan, *arrays: Any) -> list[tuple[Any, tf.data.Dataset]]:
-    """The runtime and the dataset of each rank."""
-    x, y, weights, *_ = *arrays, None, None, None
-    runtimes = [_runtime(rank) for rank in range(plan.size)]
-    return [(r, Share(r, Arrays(x, y, weights), plan, epoch=0).dataset()) for r in runtimes]
+    return shares(plan, table(*arrays))
 
 
 def _ids(n: int) -> np.ndarray:
@@ -95,10 +87,10 @@ def test_where_tensorflow_does_not_tell_there_is_no_share(monkeypatch: pytest.Mo
     assert find_share(dataset) is dataset.tfddl_share
 
 
-def _take_up(shares: list[tuple[Any, tf.data.Dataset]], position: Position) -> list[Batches]:
+def _take_up(ranks: list[tuple[Any, tf.data.Dataset]], position: Position) -> list[Batches]:
     """What each rank gets of the rest of an epoch, mapped by the user."""
     found = []
-    for runtime, dataset in shares:
+    for runtime, dataset in ranks:
         share = dataset.tfddl_share
         runtime.epoch, runtime.resume = position.epoch, Resume(share, position)
         mapped = dataset.map(lambda x, y, *w: (x, y + 1, *w), num_parallel_calls=2)

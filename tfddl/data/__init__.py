@@ -1,10 +1,12 @@
 """Plans applied to data: each worker's own dataset.
 
 * `structure`: how the arrays of an example hang together.
-* `weights`: stand-ins are told by their sample weights.
+* `weights`: examples that don't count are told by their sample weights.
 * `memory_map`: rows of mapped files, read into a buffer of one's own.
-* `sources`: what examples are read from.
-* `share`: what one worker reads, and how it goes on in the middle of an epoch.
+* `sources`, `stream`: what examples are read from; `lineage`: what a `tf.data.Dataset` was made of.
+* `recipe`, `in_order`: how an example is made, and how several threads make them.
+* `examples`: all of these together: the batches of one rank, in arrays.
+* `share`: what one worker reads in an epoch, or in the rest of one.
 * `finding`: from a dataset that the user transformed back to its share.
 * `sharding`: `shard_dataset`.
 

@@ -1,14 +1,14 @@
 """From a dataset that the user transformed further back to its share."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
+from tfddl.data import lineage
 from tfddl.data.share import Share
 from tfddl.errors import DataError
 
-# Each makes one element out of one. Some TensorFlows name them with an underscore.
+# Each makes one element out of one.
 _ONE_TO_ONE = {
     "AssertCardinalityDataset",
     "MapDataset",
@@ -31,30 +31,19 @@ def find_share(dataset: Any) -> Share | None:
     if not isinstance(dataset, tf.data.Dataset) or dataset.options().deterministic is False:
         return None
     while not isinstance(getattr(dataset, "tfddl_share", None), Share):
-        kind = type(dataset).__name__.removeprefix("_")
-        inputs = _inputs(dataset)
-        # What map(…, deterministic=…) leaves: "true", "false" or "default".
-        ordered = getattr(dataset, "_deterministic", "default") != "false"
-        if kind not in _ONE_TO_ONE or not ordered or len(inputs) != 1:
+        parents = lineage.made_from(dataset)
+        if lineage.kind(dataset) not in _ONE_TO_ONE or len(parents) != 1:
             return None
-        dataset = inputs[0]
+        if not lineage.keeps_order(dataset):
+            return None
+        dataset = parents[0]
     return dataset.tfddl_share
 
 
 def find_failure(dataset: Any) -> DataError | None:
     """What went wrong when any share that a dataset was made from was read, if anything has."""
-    shares = (getattr(made_from, "tfddl_share", None) for made_from in ancestors(dataset))
-    failures = (share.failure for share in shares if share is not None)
-    return next((failure for failure in failures if failure is not None), None)
-
-
-def ancestors(dataset: Any) -> Iterator[Any]:
-    """The dataset and all that it was made from, as far as TensorFlow tells."""
-    yield dataset
-    for made_from in _inputs(dataset):
-        yield from ancestors(made_from)
-
-
-def _inputs(dataset: Any) -> list[Any]:
-    inputs = getattr(dataset, "_inputs", None)
-    return list(inputs()) if callable(inputs) else []
+    for ancestor in lineage.ancestors(dataset):
+        share = getattr(ancestor, "tfddl_share", None)
+        if isinstance(share, Share) and share.failure is not None:
+            return share.failure
+    return None

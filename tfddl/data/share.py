@@ -1,5 +1,6 @@
 """What one worker reads of a data set, epoch by epoch, from any position on."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl.data import structure, weights
-from tfddl.data.sources import Source
+from tfddl.data.examples import Examples
 from tfddl.errors import DataError, UnsupportedError
 from tfddl.plan import Batch, Plan, Position
 from tfddl.runtime import Runtime
@@ -51,19 +52,21 @@ class Share:
             into its own; this is the one that there was.
     """
 
-    def __init__(self, runtime: Runtime, source: Source, plan: Plan, *, epoch: int) -> None:
+    def __init__(self, runtime: Runtime, examples: Examples, plan: Plan, *, epoch: int) -> None:
+        """For examples that the plan shares out.
+
+        Raises:
+            UnsupportedError: Some worker has to run an example that doesn't count, but there is no
+                y.
+        """
         self.plan = plan
         self.rank = runtime.cluster.rank
         self.failure: DataError | None = None
         self._runtime = runtime
-        self._source = source
+        self._examples = examples
         self._epoch = epoch
-        self._specs = structure.element(source.parts)
-        if plan.has_stand_ins:
-            self._specs = weights.markable(self._specs)
+        self._specs = weights.markable(examples.specs) if plan.has_stand_ins else examples.specs
         self._weighed_after: Position | None = None
-        first = plan.batch(epoch=epoch, step=0, rank=self.rank).indices[:1]
-        self._sample = next(source.read([first]))
 
     def dataset(self) -> tf.data.Dataset:
         """The dataset, tagged as this share's."""
@@ -107,7 +110,7 @@ class Share:
         plan = self._plan_of(epoch)
         self.failure = None
         for _ in range(self.plan.steps - plan.steps):
-            yield self._element(self._sample, count=1)
+            yield self._element(self._examples.sample, count=1)
         done = 0
         try:
             for element in self._read(plan, epoch):
@@ -119,7 +122,7 @@ class Share:
                 raise
             # `fit` tells the other ranks of it; until they know, this one has to keep step.
             for _ in range(plan.steps - done):
-                yield self._element(self._sample, count=1)
+                yield self._element(self._examples.sample, count=1)
 
     def _plan_of(self, epoch: int) -> Plan:
         """The plan of the epoch that begins, or of what is left of it."""
@@ -137,9 +140,10 @@ class Share:
 
     def _read(self, plan: Plan, epoch: int) -> Iterator[Any]:
         counting = (batch.indices for batch in self._steps(plan, epoch) if batch.count)
-        rows = self._source.read(counting)
-        for batch in self._steps(plan, epoch):
-            yield self._element(next(rows) if batch.count else self._sample, batch.count)
+        with contextlib.closing(self._examples.batches(counting, epoch=epoch)) as rows:
+            for batch in self._steps(plan, epoch):
+                of_batch = next(rows) if batch.count else self._examples.sample
+                yield self._element(of_batch, batch.count)
 
     def _steps(self, plan: Plan, epoch: int) -> Iterator[Batch]:
         return (plan.batch(epoch=epoch, step=step, rank=self.rank) for step in range(plan.steps))

@@ -1,0 +1,43 @@
+"""The shares of several ranks, in one process."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfddl.data import Share
+from tfddl.data.examples import Examples
+from tfddl.data.recipe import Recipe
+from tfddl.data.sources import Source, Table
+from tfddl.plan import Plan
+
+
+def shares(
+    plan: Plan, source: Source, recipe: Recipe | None = None
+) -> list[tuple[Any, tf.data.Dataset]]:
+    """The runtime and the dataset of each rank."""
+    found = []
+    for rank in range(plan.size):
+        runtime: Any = SimpleNamespace(cluster=SimpleNamespace(rank=rank), epoch=None, resume=None)
+        first = plan.batch(epoch=0, step=0, rank=rank).indices[:1]
+        examples = Examples(
+            source, recipe or Recipe(seed=plan.seed), rank=rank, num_threads=2, first=first
+        )
+        found.append((runtime, Share(runtime, examples, plan, epoch=0).dataset()))
+    return found
+
+
+def table(*parts: Any, loaded: bool = False) -> Table:
+    return Table([part for part in parts if part is not None], loaded=loaded)
+
+
+def in_epoch(runtime: Any, dataset: tf.data.Dataset, epoch: int) -> list[Any]:
+    """The batches that `fit` would get in an epoch."""
+    runtime.epoch = epoch
+    return list(dataset.as_numpy_iterator())
+
+
+def flat(batches: list[Any]) -> list[int]:
+    """The numbers in batches of x alone."""
+    return [int(i) for batch in batches for i in np.asarray(batch).reshape(-1)]

@@ -1,0 +1,66 @@
+"""Several threads that make examples: in order, not far ahead, gone when nobody wants more."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tfddl.data.in_order import map_in_order, threads_of_worker
+
+
+def _threads() -> int:
+    return sum(thread.name.startswith("tfddl-load") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+def test_results_are_in_order(num_threads: int) -> None:
+    def late(i: int) -> int:
+        time.sleep(0.002 * (i % 3 == 0))
+        return i * i
+
+    found = list(map_in_order(late, iter(range(40)), num_threads=num_threads))
+    assert found == [i * i for i in range(40)]
+    assert _threads() == 0
+
+
+def test_threads_work_together_and_not_far_ahead() -> None:
+    taken: list[int] = []
+    together = threading.Barrier(3)
+
+    def items() -> Iterator[int]:
+        for i in range(30):
+            taken.append(i)
+            yield i
+
+    def work(i: int) -> int:
+        together.wait(timeout=10)
+        return i
+
+    results = map_in_order(work, items(), num_threads=3)
+    for expected in range(12):
+        assert next(results) == expected
+        assert len(taken) <= expected + 1 + 2 * 3
+    assert _threads() == 3
+    together.abort()  # Those that have begun can't be joined by more.
+    results.close()
+    assert _threads() == 0
+    assert len(taken) < 30
+
+
+def test_an_exception_comes_in_its_place() -> None:
+    def fail(i: int) -> int:
+        if i == 5:
+            raise KeyError("five")
+        return i
+
+    results = map_in_order(fail, range(20), num_threads=2)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    with pytest.raises(KeyError, match="five"):
+        next(results)
+    assert _threads() == 0
+
+
+def test_a_host_s_workers_share_its_cores() -> None:
+    assert threads_of_worker(1) >= threads_of_worker(1000) == 2
+    assert threads_of_worker(1) <= 8

@@ -1,0 +1,49 @@
+"""A function applied by several threads, with results in order."""
+
+import collections
+import os
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+_MOST_THREADS = 8
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def threads_of_worker(local_size: int) -> int:
+    """How many threads make examples in each of the workers of a host.
+
+    At least 2: while one waits for a file, another decodes.
+    """
+    return min(_MOST_THREADS, max(2, len(os.sched_getaffinity(0)) // local_size))
+
+
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], *, num_threads: int
+) -> Generator[R]:
+    """Like `map`, by threads that work ahead of what is wanted, by two items each.
+
+    What the function raises is raised in its place in the order. Closing the iterator ends the
+    threads.
+
+    Args:
+        function: What to apply.
+        items: Iterated in the caller's thread.
+        num_threads: How many; 0 for none but the caller's.
+    """
+    if num_threads == 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tfddl-load")
+    pending: collections.deque[Future[R]] = collections.deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
