@@ -45,7 +45,7 @@ SIBLINGS: dict[str, list[str]] = {
         "main",
         "__main__",
     ],
-    "transport": ["base", "alone", "strategy"],
+    "transport": ["base", "alone", "strategy", "timed"],
     "collectives": ["agreement", "operations", "objects", "together", "variables"],
     "data": ["structure", "weights", "memory_map", "sources", "share", "finding", "sharding"],
     "keras_hooks": [
