@@ -27,8 +27,6 @@ from tfddl.runtime import current
 
 Predictions = Callable[[keras.Model], Mapping[str, Any]]
 
-_NAME = "Monitor, which belongs on all ranks"
-
 
 class Monitor(LastCallback):
     """Shows a training in TensorBoard: ``tensorboard --logdir LOG_DIR``.
@@ -96,7 +94,7 @@ class Monitor(LastCallback):
         """Opens the event files, and starts the clocks.
 
         Raises:
-            DisagreementError: The ranks gave it different arguments, or some have no Monitor.
+            DisagreementError: The ranks gave it different arguments.
             DataError: On every rank: the folder can't be written.
         """
         self._hosts = _agree_on_settings(
@@ -110,13 +108,12 @@ class Monitor(LastCallback):
         self._is_measured = current().transport.measure(True)
         self._pace = Pace.of_epoch(fit.steps, self._update_every_steps)
         self._meter = Meter(lambda: self._read(fit))
-        self._has_shards = self._has_results = False
+        self._has_begun = self._has_shards = self._has_results = False
         if self._writer is not None:
             self._writer.begin(self._hparams)
             if fit.share is not None:
                 self._writer.text("shards", shard_table(fit.share.plan, self._hosts), 0)
                 self._has_shards = True
-            self._writer.scalars(JOB, self._learning_rate(), self._iterations())
             self._writer.flush()
 
     def after_epoch_begin(self, fit: Fit) -> None:
@@ -126,6 +123,10 @@ class Monitor(LastCallback):
         # What an earlier run did of the epoch comes into the sum later.
         self._loss_before = (0.0, 0.0) if fit.rest is None else None
         self._done = fit.done
+        if self._writer is not None and not self._has_begun:
+            self._has_begun = True
+            self._writer.scalars(JOB, self._learning_rate(), self._iterations())
+            self._writer.flush()
         self._meter.resume()
 
     def after_train_batch(self, fit: Fit, logs: Any) -> None:
@@ -168,7 +169,7 @@ class Monitor(LastCallback):
     def _update(self, **loss: float) -> None:
         """Tells all ranks what each has done since the last time."""
         mine = dataclasses.replace(self._meter.take(), **loss)
-        rows = allgather(tf.constant([mine.row()], tf.float64), name=_NAME).numpy()
+        rows = allgather(tf.constant([mine.row()], tf.float64), name="Monitor").numpy()
         works = [Work.of_row(row) for row in rows]
         self._works.append(works)
         if self._writer is not None:
@@ -251,7 +252,7 @@ class _Settings:
 
 def _agree_on_settings(mine: _Settings) -> list[str]:
     """Makes sure that all ranks will do the same; returns their hosts."""
-    everyone = [_Settings(**s) for s in allgather_object(dataclasses.asdict(mine), name=_NAME)]
+    everyone = [_Settings(**s) for s in allgather_object(dataclasses.asdict(mine), name="Monitor")]
     first = everyone[0]
     others = [
         rank

@@ -13,7 +13,7 @@ MOST_RANKS_EACH = 16
 
 DESCRIPTIONS = {
     "step/loss": "The mean over the examples that all ranks trained on since the point before.",
-    "step/learning_rate": "That of the next step.",
+    "step/learning_rate": "That of the next step, unless a callback changes it before.",
     "speed/examples_per_second": "Of the whole job, over the steps since the point before.",
     "speed/step_ms_median": "Half of the steps since the point before took less.",
     "speed/step_ms_p95": "95 % of the steps since the point before took less.",

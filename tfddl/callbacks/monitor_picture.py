@@ -11,7 +11,7 @@ from tfddl.callbacks.monitor_meter import Work
 
 _PAPER, _INK = (250, 250, 248), (35, 38, 42)
 _BUSY, _SLOWEST, _WAITS = (66, 135, 245), (235, 87, 60), (212, 216, 220)
-_BAR, _LEFT, _RIGHT, _HEAD = 560, 80, 150, 34
+_BAR, _LEFT, _RIGHT, _HEAD = 300, 76, 140, 56
 
 
 def draw_ranks(works: Sequence[Work]) -> NDArray[np.uint8] | None:
@@ -26,10 +26,10 @@ def draw_ranks(works: Sequence[Work]) -> NDArray[np.uint8] | None:
     last = slowest(works)
     if last is None:
         return None
-    row = max(4, min(26, 900 // len(works)))
+    row = max(4, min(30, 900 // len(works)))
     picture = Image.new("RGB", (_LEFT + _BAR + _RIGHT, _HEAD + row * len(works) + 12), _PAPER)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(13)
+    font = ImageFont.load_default(15)
     _draw_legend(draw, font)
     scale = _BAR / max(work.step_s for work in works)
     for rank, work in enumerate(works):
@@ -51,12 +51,10 @@ def draw_ranks(works: Sequence[Work]) -> NDArray[np.uint8] | None:
 def _draw_legend(
     draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
 ) -> None:
-    left = float(_LEFT)
-    for colour, text in (
-        (_BUSY, "busy"),
-        (_SLOWEST, "busy, the slowest"),
-        (_WAITS, "in collectives, where ranks wait for each other"),
+    for left, top, colour, text in (
+        (_LEFT, 8, _BUSY, "busy"),
+        (_LEFT + 90, 8, _SLOWEST, "busy, and the others wait for it"),
+        (_LEFT, 30, _WAITS, "in collectives, where ranks wait for each other"),
     ):
-        draw.rectangle((left, 10, left + 12, 22), fill=colour)
-        draw.text((left + 18, 16), text, fill=_INK, font=font, anchor="lm")
-        left += 18 + draw.textlength(text, font=font) + 22
+        draw.rectangle((left, top, left + 13, top + 13), fill=colour)
+        draw.text((left + 20, top + 7), text, fill=_INK, font=font, anchor="lm")

@@ -35,7 +35,7 @@ class EventWriter:
         self._log_dir = log_dir
         self._writers: dict[str, Any] = {}
         self._hparams: Any = None
-        self._has_warned = False
+        self._has_more = self._has_warned = False
         try:
             tf.io.gfile.makedirs(log_dir)
             probe = tf.io.gfile.join(log_dir, ".tfddl_can_write")
@@ -49,6 +49,7 @@ class EventWriter:
                 "that rank 0 may write to, with room on its disk."
             ) from error
         self._bytes = self._bytes_on_disk()
+        self._has_more = False
 
     def scalars(self, run: str, values: Mapping[str, float], step: int) -> None:
         """Adds a point to several charts."""
@@ -101,13 +102,14 @@ class EventWriter:
     def flush(self) -> None:
         """Puts everything on disk, where a killed job leaves it.
 
-        TensorFlow says nothing where the disk is full: warns if the file of the job, to which
-        something must have been added since the last time, hasn't grown.
+        TensorFlow says nothing where the disk is full: warns, once, if the job's file hasn't grown
+        although something was added to it.
         """
         for writer in self._writers.values():
             writer.flush()
         before, self._bytes = self._bytes, self._bytes_on_disk()
-        if self._bytes <= before and not self._has_warned:
+        expected, self._has_more = self._has_more, False
+        if expected and self._bytes <= before and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"Monitor's event file in {self._log_dir!r} no longer grows; is the disk full? "
@@ -117,6 +119,7 @@ class EventWriter:
             )
 
     def _run(self, run: str) -> Any:
+        self._has_more |= run == JOB
         if run not in self._writers:
             path = self._log_dir if run == JOB else tf.io.gfile.join(self._log_dir, run)
             self._writers[run] = tf.summary.create_file_writer(path)
