@@ -45,7 +45,7 @@ SIBLINGS: dict[str, list[str]] = {
         "main",
         "__main__",
     ],
-    "transport": ["base", "alone", "strategy"],
+    "transport": ["base", "alone", "strategy", "timed"],
     "collectives": ["agreement", "operations", "objects", "together", "variables"],
     "data": [
         "structure",
@@ -75,7 +75,19 @@ SIBLINGS: dict[str, list[str]] = {
         "fitting",
         "loss_scaling",
     ],
-    "callbacks": ["snapshots", "loading", "checkpoint", "learning_rate", "state"],
+    "callbacks": [
+        "snapshots",
+        "loading",
+        "checkpoint",
+        "learning_rate",
+        "monitor_meter",
+        "monitor_charts",
+        "monitor_tables",
+        "monitor_picture",
+        "monitor_writer",
+        "monitor",
+        "state",
+    ],
     "models": ["unet"],
 }
 WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "launcher"]

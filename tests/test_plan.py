@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -84,6 +85,25 @@ def test_every_example_counts_exactly_once_in_equal_steps() -> None:
             stand_ins = stand_ins or not batch.count
         assert sorted(counted) == list(range(plan.num_examples)), plan
         assert stand_ins == plan.has_stand_ins, plan
+
+
+@settings(max_examples=150)
+@given(
+    kind=st.sampled_from([GlobalPlan, BlockPlan]),
+    size=st.integers(1, 8),
+    batch_size=st.integers(1, 6),
+    more=st.integers(0, 40),
+    done=st.integers(0, 12),
+)
+def test_batch_sizes_are_those_of_the_batches(
+    kind: type[GlobalPlan], size: int, batch_size: int, more: int, done: int
+) -> None:
+    plan = kind(num_examples=size + more, size=size, batch_size=batch_size, seed=3)
+    if done < plan.steps:
+        plan = plan.after(plan.position(epoch=2, steps=done))
+    for rank in range(size):
+        batches = [plan.batch(epoch=2, step=step, rank=rank) for step in range(plan.steps)]
+        assert plan.batch_sizes(rank) == Counter(batch.count for batch in batches)
 
 
 def test_only_a_batch_of_one_needs_stand_ins() -> None:

@@ -164,6 +164,14 @@ class GlobalPlan:
         order = permutation(self.num_examples, self.seed, epoch)
         return _batch(order, first + start, first + stop)
 
+    def batch_sizes(self, rank: int) -> dict[int, int]:
+        """How many batches of which size a rank has in every epoch; stand-ins have size 0."""
+        small, num_large = divmod(self._remaining, self.steps)
+        return _sizes(
+            (_part(small + 1, rank, self.size), num_large),
+            (_part(small, rank, self.size), self.steps - num_large),
+        )
+
     def position(self, *, epoch: int, steps: int) -> Position:
         """The place after some steps of this plan.
 
@@ -252,6 +260,13 @@ class BlockPlan:
         within = permutation(last - first, self.seed, epoch, rank)
         batch = _batch(within, start, stop)
         return Batch(indices=batch.indices + first, count=batch.count)
+
+    def batch_sizes(self, rank: int) -> dict[int, int]:
+        """How many batches of which size a rank has in every epoch; stand-ins have size 0."""
+        shard = _part(self._remaining(self._before), rank, self.size)
+        small, num_large = divmod(shard, self._cut_steps)
+        num_large = max(0, num_large - self._offset)
+        return _sizes((small + 1, num_large), (small, self.steps - num_large))
 
     def position(self, *, epoch: int, steps: int) -> Position:
         """The place after some steps of this plan.
@@ -366,6 +381,20 @@ def _block_steps(num_examples: int, size: int, batch_size: int) -> int:
 def _start(num_examples: int, part: int, parts: int) -> int:
     """Where a part begins, and, for ``part == parts``, where the last one ends."""
     return shard_range(num_examples, part, parts)[0] if part < parts else num_examples
+
+
+def _part(num_examples: int, part: int, parts: int) -> int:
+    start, stop = shard_range(num_examples, part, parts)
+    return stop - start
+
+
+def _sizes(*runs: tuple[int, int]) -> dict[int, int]:
+    """Adds up pairs of a size and how often it occurs."""
+    sizes: dict[int, int] = {}
+    for size, number in runs:
+        if number:
+            sizes[size] = sizes.get(size, 0) + number
+    return sizes
 
 
 def _batch(order: Indices, start: int, stop: int) -> Batch:

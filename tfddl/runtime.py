@@ -18,6 +18,7 @@ from tfddl.transport import (
     Collective,
     StrategyOptions,
     StrategyTransport,
+    TimedTransport,
     Transport,
 )
 
@@ -115,7 +116,7 @@ class Runtime:
         options = StrategyOptions(
             device=device, collective=self.collective, timeout_s=self.options.timeout_s
         )
-        transport = StrategyTransport(self.cluster.rank, self.cluster.size, options)
+        transport = TimedTransport(StrategyTransport(self.cluster.rank, self.cluster.size, options))
         _check_order(transport)
         return transport
 

@@ -10,6 +10,7 @@ from tfddl.callbacks.learning_rate import LearningRateScaling as LearningRateSca
 from tfddl.callbacks.learning_rate import LearningRateSchedule as LearningRateSchedule
 from tfddl.callbacks.learning_rate import LearningRateWarmup as LearningRateWarmup
 from tfddl.callbacks.loading import load_checkpoint as load_checkpoint
+from tfddl.callbacks.monitor import Monitor as Monitor
 from tfddl.callbacks.state import BroadcastGlobalVariables as BroadcastGlobalVariables
 from tfddl.callbacks.state import MetricAverage as MetricAverage
 
@@ -20,5 +21,6 @@ __all__ = [
     "LearningRateSchedule",
     "LearningRateWarmup",
     "MetricAverage",
+    "Monitor",
     "load_checkpoint",
 ]

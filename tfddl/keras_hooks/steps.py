@@ -42,6 +42,9 @@ class StepState:
     steps: tf.Variable
     """Steps run since it was last set to 0."""
 
+    examples: tf.Variable
+    """Examples that this rank has trained on since the state was made; stand-ins don't count."""
+
     @classmethod
     def new(cls) -> "StepState":
         """State for a model, on the CPU."""
@@ -50,6 +53,7 @@ class StepState:
                 stop=tf.Variable(0.0, trainable=False, name="tfddl_stop"),
                 stop_agreed=tf.Variable(0.0, trainable=False, name="tfddl_stop_agreed"),
                 steps=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_steps"),
+                examples=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_examples"),
             )
 
     def forget_stop(self) -> None:
@@ -89,8 +93,10 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
         counts = _stand_in(weight)
         count = _count(model, x, weight)
+        num_examples = _num_examples(x)
         if counts is not None:
             count = tf.where(counts, count, 0.0)
+            num_examples = tf.where(counts, num_examples, 0)
         pooled = MovingStatistics(model)
         step = Step(count=count, stop=state.stop, stop_agreed=state.stop_agreed, statistics=pooled)
         with (
@@ -101,6 +107,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         # Tied to the outputs, because a step without data would count as well.
         with tf.control_dependencies(tf.nest.flatten(outputs)):
             state.steps.assign_add(1)
+            state.examples.assign_add(num_examples)
         return outputs
 
     train_step.tfddl_state = state  # type: ignore[attr-defined]
@@ -119,7 +126,6 @@ def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any],
 
 def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
     """What the rank's mean loss is divided by: examples, or the sum of their weights."""
-    examples = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
     reductions = {_reduction(loss) for loss in tf.nest.flatten(model.loss)}
     averages = innermost(model.optimizer).tfddl_averaging.op is ReduceOp.AVERAGE
     if averages and not reductions.isdisjoint({"sum", "none", None}):
@@ -130,7 +136,7 @@ def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
             "which adds the gradients up."
         )
     if weight is None or _WEIGHTED not in reductions:
-        return tf.cast(tf.shape(examples)[0], tf.float32)
+        return tf.cast(_num_examples(x), tf.float32)
     if len(reductions) > 1 or len(tf.nest.flatten(weight)) > 1:
         raise UnsupportedError(
             f"Several losses of which one has reduction={_WEIGHTED!r} divide by different numbers "
@@ -138,6 +144,11 @@ def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
             "one sample weight per example."
         )
     return tf.cast(tf.reduce_sum(tf.nest.flatten(weight)[0]), tf.float32)
+
+
+def _num_examples(x: Any) -> tf.Tensor:
+    leaf = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
+    return tf.shape(leaf, tf.int64)[0]
 
 
 def _reduction(loss: Any) -> str | None:

@@ -8,6 +8,7 @@ Usage:
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Collective, Reduction, Transport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
+from tfddl.transport.timed import TimedTransport
 
 __all__ = [
     "AloneTransport",
@@ -15,5 +16,6 @@ __all__ = [
     "Reduction",
     "StrategyOptions",
     "StrategyTransport",
+    "TimedTransport",
     "Transport",
 ]

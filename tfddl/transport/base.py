@@ -77,3 +77,20 @@ class Transport(abc.ABC):
         Returns:
             The same shape and dtype, bit for bit what the root has.
         """
+
+    def measure(self, wanted: bool) -> bool:
+        """Starts or stops the clock that `seconds` reads; this rank's own affair.
+
+        Returns:
+            Whether collectives are measured now. They can't be where
+            `tf.config.experimental.enable_op_determinism` has been called: TensorFlow then refuses
+            to tell the time.
+        """
+        return wanted
+
+    def seconds(self) -> float:
+        """For how many seconds this rank has been in collectives while the clock ran.
+
+        Zero for ever where nothing travels.
+        """
+        return 0.0

@@ -1,0 +1,402 @@
+"""TensorBoard: what is in the event files, and the arithmetic behind it."""
+
+import dataclasses
+import itertools
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfddl
+from tests import events
+from tests.cases import monitoring
+from tests.group import Groups
+from tfddl.callbacks.monitor_charts import DESCRIPTIONS, Pace, rank_values, step_values, total
+from tfddl.callbacks.monitor_meter import Meter, Reading, Work
+from tfddl.callbacks.monitor_picture import draw_ranks
+from tfddl.callbacks.monitor_tables import rank_table, seen_table, shard_table
+from tfddl.callbacks.monitor_writer import EventWriter
+from tfddl.errors import UnsupportedError
+from tfddl.plan import BlockPlan, GlobalPlan
+from tfddl.transport import AloneTransport, Reduction, TimedTransport
+
+CASES = "tests.cases.monitoring"
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    tfddl.init()
+    yield
+    tfddl.shutdown()
+
+
+def test_two_workers(groups: Groups, tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    logs, other = groups(2).run(
+        f"{CASES}:watched", log_dir=str(tmp_path), slow=1, update_every_steps=2
+    )
+    took_s = time.monotonic() - began_s
+    assert logs == other
+
+    # Three epochs of 23 examples: 8 + 8 + 7 in three steps, points after the 2nd and the last.
+    job = events.scalars(tmp_path)
+    steps = [2, 3, 5, 6, 8, 9]
+    assert job.keys() >= DESCRIPTIONS.keys() - {"ranks/busy_ms", "ranks/step_ms", "ranks/examples"}
+    for tag in job:
+        if tag.startswith("speed/"):
+            assert list(job[tag]) == steps, tag
+    for name in ("loss", "accuracy"):
+        for run, prefix in (("train", ""), ("validation", "val_")):
+            points = events.scalars(tmp_path / run)[f"epoch/{name}"]
+            assert list(points) == [1, 2, 3]
+            assert list(points.values()) == pytest.approx(logs[prefix + name], rel=1e-6)
+    rates = job["step/learning_rate"]
+    assert rates == pytest.approx({step: 0.1 - 0.01 * step for step in [0, *steps]}, rel=1e-5)
+    assert list(job["step/loss"]) == [2, 5, 8], "not of the rest of an epoch"
+    assert job["step/loss"][2] > job["step/loss"][8]
+
+    # Rank 1 sleeps 150 ms in each step.
+    median, p95 = job["speed/step_ms_median"], job["speed/step_ms_p95"]
+    for step in steps:
+        assert 150 <= median[step] <= p95[step]
+        assert 0 < job["speed/collectives_ms"][step] < p95[step]
+        assert 0 < job["speed/collectives_percent"][step] < 100
+        assert 7 / took_s < job["speed/examples_per_second"][step] < 8 / 0.15
+    assert sum(job["epoch/seconds"].values()) < took_s
+
+    ranks = [events.scalars(tmp_path / f"rank_{rank}") for rank in range(2)]
+    assert [list(r["ranks/examples"].values()) for r in ranks] == [[12.0] * 3, [11.0] * 3]
+    busy = [np.array(list(r["ranks/busy_ms"].values())) for r in ranks]
+    step_ms = [np.array(list(r["ranks/step_ms"].values())) for r in ranks]
+    for mine, of_step in zip(busy, step_ms, strict=True):
+        assert (mine > 0).all()
+        assert (mine < of_step).all()
+    assert busy[1].sum() > busy[0].sum(), "the slowest rank doesn't stand out"
+    assert step_ms[0].sum() == pytest.approx(step_ms[1].sum(), rel=0.3), "ranks wait for another"
+
+    texts = events.texts(tmp_path)
+    assert "**23 examples in 3 steps per epoch**, shuffled by seed 1" in texts["shards"][0]
+    rows = re.findall(r"^\| (\d) \| \S+ \| (\d+) \| 3 \| (.*) \|$", texts["shards"][0], re.M)
+    assert rows == [("0", "12", "3 × 4"), ("1", "11", "2 × 4, 1 × 3")]
+    assert list(texts["ranks/table"]) == [1, 2, 3]
+    slowest = int(busy[1][2] > busy[0][2])
+    assert f"The others wait for **rank {slowest}**" in texts["ranks/table"][3]
+    assert f"| **{slowest}** |" in texts["ranks/table"][3]
+
+    pictures = events.images(tmp_path)
+    assert {tag: list(points) for tag, points in pictures.items()} == {
+        "scores": [1, 2, 3],
+        "ranks/picture": [1, 2, 3],
+    }
+    assert [p.shape for p in pictures["scores"][3]] == [(8, 3, 1)] * 5
+    assert pictures["ranks/picture"][3][0].shape[2] == 3
+
+    hparams = events.hparams(tmp_path)
+    start = hparams["session_start_info"].session_start_info
+    assert {name: v.WhichOneof("kind") for name, v in start.hparams.items()} == {
+        "learning_rate": "number_value",
+        "batch_size": "number_value",
+        "filters": "string_value",
+        "data_dir": "string_value",
+    }
+    assert start.hparams["filters"].string_value == "(8, 16)"
+    shown = hparams["experiment"].experiment
+    assert [h.name for h in shown.hparam_infos] == list(monitoring.FLAGS)
+    named = {(m.name.group, m.name.tag) for m in shown.metric_infos}
+    metrics = ("epoch/loss", "epoch/accuracy")
+    assert named == set(itertools.product(("train", "validation"), metrics))
+    assert "session_end_info" in hparams
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_steps_that_are_executed_together_and_eagerly(
+    groups: Groups, tmp_path: Path, eager: bool
+) -> None:
+    compiled = {"run_eagerly": True} if eager else {"steps_per_execution": 2}
+    groups(2).run(
+        f"{CASES}:watched", log_dir=str(tmp_path), compiled=compiled, epochs=2, order="block"
+    )
+    assert list(events.scalars(tmp_path)["speed/collectives_ms"]) == [3, 6]
+    for rank, examples in enumerate([12.0, 11.0]):
+        points = events.scalars(tmp_path / f"rank_{rank}")
+        assert list(points["ranks/examples"].values()) == [examples] * 2
+        for epoch in (1, 2):
+            assert 0 < points["ranks/busy_ms"][epoch] < points["ranks/step_ms"][epoch]
+    assert "| [0, 12) |" in events.texts(tmp_path)["shards"][0]
+
+
+def test_what_goes_wrong_stops_all_ranks(groups: Groups, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    both = groups(2).run(
+        f"{CASES}:refusals", log_dir=str(tmp_path / "log"), under_a_file=str(file / "log")
+    )
+    for rank, messages in enumerate(both):
+        folder, settings, missing, plain, broken, flat = messages
+        other = "Rank 0 has stopped: " if rank else ""
+        assert folder.startswith(f"DataError: {other}Monitor can't write to log_dir '{file}/log': ")
+        assert "Give it a folder that rank 0 may write to" in folder
+        assert settings.startswith(
+            "DisagreementError: rank 1 made a Monitor with other arguments than rank 0: "
+            "update_every_steps=4, predictions None; rank 0: update_every_steps=3"
+        )
+        assert missing.startswith("DisagreementError: The ranks are about to train differently")
+        assert "tfddl's callbacks: rank 0: Monitor; rank 1: none" in missing
+        assert plain.startswith("UnsupportedError: tfddl's Monitor needs a model that the ranks")
+        assert broken == f"DataError: {other}predictions failed: KeyError: 'no such image'"
+        assert flat.startswith(f"DataError: {other}predictions returned 'masks' of shape (3, 8, 8)")
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_worker_and_a_training_that_goes_on(tmp_path: Path) -> None:
+    for _ in range(2):
+        monitoring.watched(str(tmp_path), epochs=2, update_every_steps=1)
+    job = events.scalars(tmp_path)
+    assert len(list(tmp_path.glob("events.*"))) == 2
+    # 6 steps of 4, 4, 4, 4, 4, 3.
+    assert list(job["speed/step_ms_median"]) == list(range(2, 13)), "the first isn't timed"
+    assert set(job["speed/collectives_ms"].values()) == {0.0}
+    assert list(job["step/loss"]) == list(range(1, 13))
+    assert list(job["step/learning_rate"]) == list(range(13))
+    rank = events.scalars(tmp_path / "rank_0")
+    assert list(rank["ranks/examples"].values()) == [23.0, 23.0]
+    assert rank["ranks/busy_ms"] == rank["ranks/step_ms"]
+    texts = events.texts(tmp_path)
+    assert "| 0 | " in texts["shards"][0]
+    assert texts["ranks/table"][2].startswith("Epoch 2.\n")
+    assert list(events.images(tmp_path)) == ["scores"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_an_interrupted_training_leaves_can_be_read(tmp_path: Path) -> None:
+    monitoring.interrupted(str(tmp_path))
+    job = events.scalars(tmp_path)
+    assert list(job["speed/step_ms_median"]) == [6]
+    assert list(job["epoch/seconds"]) == [1]
+    assert list(events.scalars(tmp_path / "train")["epoch/loss"]) == [1]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, None])
+def test_update_every_steps_is_checked_at_once(value: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"update_every_steps is .*; it must be an integer"):
+        tfddl.callbacks.Monitor("log", update_every_steps=value)
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    writer = EventWriter(str(tmp_path))
+    writer.scalars(".", {"a": 1.0}, 1)
+    writer.flush()
+    writer.flush()
+    assert not recwarn.list, "nothing was added"
+    writer._bytes = 10**9  # As if the file stayed as long as it is.
+    writer.scalars(".", {"a": 1.0}, 2)
+    with pytest.warns(RuntimeWarning, match="no longer grows; is the disk full"):
+        writer.flush()
+    writer._bytes = 10**9
+    writer.scalars(".", {"a": 1.0}, 3)
+    writer.flush()
+
+
+class _Slow(AloneTransport):
+    """Every collective takes 50 ms."""
+
+    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
+        return _wait(flat)
+
+
+def _wait(value: tf.Tensor) -> tf.Tensor:
+    def sleep(array: np.ndarray) -> np.ndarray:
+        time.sleep(0.05)
+        return array
+
+    waited = tf.numpy_function(sleep, [value], value.dtype)
+    waited.set_shape(value.shape)
+    return waited
+
+
+def _twice_after_a_wait(transport: TimedTransport, value: tf.Tensor) -> tf.Tensor:
+    """The second waits in line behind the first."""
+    value = _wait(value)
+    return transport.all_reduce(value, Reduction.SUM) + transport.all_reduce(value, Reduction.SUM)
+
+
+def test_the_clock_of_the_collectives() -> None:
+    transport = TimedTransport(_Slow())
+    one = tf.ones([3])
+
+    @tf.function
+    def graph(value: tf.Tensor) -> tf.Tensor:
+        return _twice_after_a_wait(transport, value)
+
+    @tf.function
+    def loop(times: tf.Tensor) -> tf.Tensor:
+        value = one
+        for _ in tf.range(times):
+            value = transport.all_reduce(value, Reduction.SUM)
+        return value
+
+    assert graph(one).numpy().tolist() == [2.0] * 3
+    loop(tf.constant(1))
+    assert transport.seconds() == 0.0, "nobody wanted to know"
+    assert transport.measure(True)
+    runs: list[tuple[Callable[[], Any], float]] = [
+        (lambda: graph(one), 0.1),
+        (lambda: _twice_after_a_wait(transport, one), 0.1),
+        (lambda: loop(tf.constant(3)), 0.15),
+    ]
+    for run, seconds in runs:
+        before, before_s = transport.seconds(), time.perf_counter()
+        run()
+        took_s = time.perf_counter() - before_s
+        counted_s = transport.seconds() - before
+        # What came before the first doesn't count, and no moment counts twice.
+        assert seconds <= counted_s <= took_s - (0.05 if seconds == 0.1 else 0)
+    assert not transport.measure(False)
+    before = transport.seconds()
+    graph(one)
+    assert transport.seconds() == before
+
+
+def test_deterministic_ops_refuse_to_tell_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise tf.errors.FailedPreconditionError(None, None, "Timestamp cannot be called")
+
+    monkeypatch.setattr(tf, "timestamp", refuse)
+    transport = TimedTransport(_Slow())
+    assert not transport.measure(True)
+    assert transport.all_reduce(tf.ones([2]), Reduction.SUM).numpy().tolist() == [1.0, 1.0]
+    assert transport.seconds() == 0.0
+    assert AloneTransport().seconds() == 0.0
+
+
+def test_the_meter() -> None:
+    now = [0.0, 0.0, 0.0]
+    meter = Meter(lambda: Reading(now[1], now[2]), clock=lambda: now[0])
+
+    def step(seconds: float, collective_s: float, steps: int = 1) -> None:
+        for i, amount in enumerate((seconds, 4.0 * steps, collective_s)):
+            now[i] += amount
+        meter.step_ended(steps)
+
+    step(30.0, 20.0)  # TensorFlow makes the graph.
+    for seconds in (1.0, 3.0, 1.0):
+        step(seconds, 0.25)
+    now[0] += 100.0  # Validation.
+    meter.resume()
+    step(4.0, 1.0, steps=2)
+    work = meter.take()
+    assert (work.steps, work.examples) == (6, 24)
+    assert (work.timed_steps, work.timed_examples) == (5, 20)
+    assert (work.seconds, work.collective_s, work.median_s) == (9.0, 1.75, 2.0)
+    assert work.p95_s == pytest.approx(2.8)
+    assert (work.step_s, work.busy_s) == pytest.approx((1.8, 1.45))
+    assert meter.steps == 0
+    empty = meter.take()
+    assert (empty.steps, empty.seconds) == (0, 0.0)
+    assert math.isnan(empty.step_s)
+    assert Work.of_row(work.row()).row().tolist()[:8] == work.row().tolist()[:8]
+
+
+def _work(busy_ms: float, step_ms: float = 100.0, **changes: float) -> Work:
+    work = Work(
+        steps=11,
+        examples=44,
+        timed_steps=10,
+        timed_examples=40,
+        seconds=10 * step_ms / 1e3,
+        collective_s=10 * (step_ms - busy_ms) / 1e3,
+        median_s=step_ms / 1e3,
+        p95_s=2 * step_ms / 1e3,
+        loss_total=22,
+        loss_count=44,
+    )
+    return dataclasses.replace(work, **changes)
+
+
+def test_the_numbers_of_the_job() -> None:
+    works = [_work(30.0), _work(50.0, loss_total=66)]
+    assert step_values(works) == pytest.approx(
+        {
+            "step/loss": 1.0,
+            "speed/examples_per_second": 80.0,
+            "speed/step_ms_median": 100.0,
+            "speed/step_ms_p95": 200.0,
+            "speed/collectives_ms": 60.0,
+            "speed/collectives_percent": 60.0,
+        }
+    )
+    unmeasured = [dataclasses.replace(work, collective_s=math.nan) for work in works]
+    assert not [tag for tag in step_values(unmeasured) if "collectives" in tag]
+    first_step = dict.fromkeys(["timed_steps", "timed_examples", "seconds", "collective_s"], 0.0)
+    first = _work(0.0, **first_step, median_s=math.nan, p95_s=math.nan)
+    assert step_values([first]) == {"step/loss": 0.5}
+    assert total([works, works])[1].timed_examples == 80
+
+
+def test_many_ranks_share_three_lines() -> None:
+    few = rank_values([_work(float(rank)) for rank in range(12)])
+    busy = {run: value for run, tag, value in few if tag == "ranks/busy_ms"}
+    assert busy == pytest.approx({f"rank_{rank:02}": rank for rank in range(12)})
+    many = rank_values([_work(float(rank)) for rank in range(64)])
+    busy = {run: value for run, tag, value in many if tag == "ranks/busy_ms"}
+    assert busy == pytest.approx({"ranks_highest": 63, "ranks_median": 31.5, "ranks_lowest": 0})
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "every", "expected"),
+    [(100, 100, 100), (101, 100, 101), (250, 100, 125), (3, 100, 3), (9, 2, 3), (None, 7, 7)],
+)
+def test_the_pace_cuts_epochs_evenly(num_steps: int | None, every: int, expected: int) -> None:
+    assert Pace.of_epoch(num_steps, every).steps == expected
+
+
+def test_tables_of_the_shards() -> None:
+    table = shard_table(GlobalPlan(num_examples=4, size=3, batch_size=1), ["a", "b", "c"])
+    assert table.splitlines()[-1] == "| 2 | c | 0 | 2 | 2 stand-ins, which don't count |"
+    assert "in their own order" in table
+    table = shard_table(BlockPlan(num_examples=7, size=2, batch_size=2, seed=5), ["a", "b"])
+    assert table.splitlines()[-2:] == [
+        "| 0 | a | 4 | [0, 4) | 2 | 2 × 2 |",
+        "| 1 | b | 3 | [4, 7) | 2 | 1 × 2, 1 × 1 |",
+    ]
+    assert seen_table([_work(1.0), _work(1.0, examples=math.nan)], ["a", "b"]).splitlines()[
+        -2:
+    ] == [
+        "| 0 | a | 44 | 11 |",
+        "| 1 | b | unknown | 11 |",
+    ]
+
+
+def test_table_of_the_ranks() -> None:
+    table = rank_table([_work(30.0), _work(50.0)], ["a", "b"], epoch=4)
+    assert table.splitlines() == [
+        "Epoch 4. The others wait for **rank 1**: its steps take 50.0 ms outside of collectives, "
+        "those of the fastest rank 30.0 ms.",
+        "",
+        "| rank | host | examples | step (ms) | busy (ms) | in collectives (ms) |",
+        "| ---: | :--- | ---: | ---: | ---: | ---: |",
+        "| 0 | a | 44 | 100.0 | 30.0 | 70.0 |",
+        "| **1** | **b** | **44** | **100.0** | **50.0** | **50.0** |",
+    ]
+    unmeasured = [_work(1.0, collective_s=math.nan)] * 2
+    assert "The time in collectives is unknown" in rank_table(unmeasured, ["a", "b"], epoch=1)
+    untimed = [_work(1.0, timed_steps=0, seconds=0.0)] * 2
+    assert "A single step" in rank_table(untimed, ["a", "b"], epoch=1)
+
+
+@pytest.mark.parametrize("size", [2, 64])
+def test_picture_of_the_ranks(size: int) -> None:
+    works = [_work(30.0)] * (size - 1) + [_work(90.0)]
+    picture = draw_ranks(works)
+    assert picture is not None
+    red = (np.abs(picture.astype(int) - (235, 87, 60)).sum(-1) < 10).sum(1)
+    longest = np.flatnonzero(red > 250)
+    assert longest.min() > 0.8 * len(picture) - 40, "the last bar is the slowest rank's"
+    assert draw_ranks(works[:1]) is None
+    assert draw_ranks([_work(1.0, collective_s=math.nan)] * 2) is None
