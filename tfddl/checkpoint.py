@@ -177,6 +177,8 @@ class Store:
         Raises:
             CheckpointError: There is none, or it is damaged.
         """
+        if not (self.directory / BEST).exists():
+            raise CheckpointError(f"There is no {BEST} in {self.directory}.")
         return read(self.directory / BEST)
 
     def _link(self, path: Path, name: Path) -> None:

@@ -1,0 +1,134 @@
+"""Checkpoints on disk: whole or not there, and nothing damaged is taken for sound."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfddl.checkpoint import BEST, Snapshot, Store, read, write
+from tfddl.errors import CheckpointError
+
+ARRAYS = {
+    "model/0000": np.arange(6, dtype="float32").reshape(2, 3),
+    "small": np.array([1.5, -2.0], ml_dtypes.bfloat16),
+    "scalar": np.array(3, "int64"),
+    "empty": np.zeros((0, 4)),
+    "flags": np.array([True, False]),
+}
+SNAPSHOT = Snapshot({"epoch": 2, "history": {"loss": [0.5, float("nan")]}}, ARRAYS)
+
+
+def _step(step: int) -> Snapshot:
+    return Snapshot({"step": step}, {"x": np.full(3, step)})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.npz", SNAPSHOT)
+    found = read(tmp_path / "a.npz")
+    assert found.meta["epoch"] == 2
+    assert np.isnan(found.meta["history"]["loss"][1])
+    assert found.arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert found.arrays[name].dtype == array.dtype
+        assert np.array_equal(found.arrays[name], array)
+    with np.load(tmp_path / "a.npz") as plain:
+        assert np.array_equal(plain["model/0000"], ARRAYS["model/0000"])
+    assert (tmp_path / "a.npz").stat().st_mode & 0o077 == 0  # Nobody else's to read.
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
+    directory = tmp_path_factory.mktemp("damaged")
+    write(directory / "whole.npz", SNAPSHOT)
+    return (directory / "whole.npz").read_bytes(), directory / "damaged.npz"
+
+
+@given(st.data())
+def test_no_change_goes_unnoticed(written: tuple[bytes, Path], data: st.DataObject) -> None:
+    """Any bit flipped, or any end cut off: an error, or (in unused fields) the same content."""
+    whole, path = written
+    at = data.draw(st.integers(0, len(whole) - 1))
+    changed = bytearray(whole)
+    if data.draw(st.booleans()):
+        changed[at] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del changed[at:]
+    path.write_bytes(changed)
+    try:
+        found = read(path)
+    except CheckpointError:
+        return
+    assert repr(found.meta) == repr(read(path.with_name("whole.npz")).meta)
+    assert all(np.array_equal(found.arrays[name], array) for name, array in ARRAYS.items())
+
+
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "b", keep=2)
+    store.prepare()
+    for step in (5, 10, 100, 1000):
+        store.write(_step(step), step=step, is_best=step == 10)
+    assert [path.name for path in store.files()] == ["step-0000001000.npz", "step-0000000100.npz"]
+    assert store.best().meta["step"] == 10
+    assert {path.name for path in store.directory.iterdir()} == {
+        "step-0000001000.npz",
+        "step-0000000100.npz",
+        BEST,
+    }
+
+
+def test_a_damaged_one_is_passed_over_and_does_not_count(tmp_path: Path) -> None:
+    store = Store(tmp_path, keep=1)
+    store.write(_step(1), step=1)
+    damaged = tmp_path / "step-0000000007.npz"
+    damaged.write_bytes(b"nonsense")
+    (_, error), (path, found) = store.newest_first()
+    assert isinstance(error, CheckpointError)
+    assert str(damaged) in str(error)
+    assert isinstance(found, Snapshot)
+    store.set_aside(damaged)
+    store.write(_step(2), step=2)
+    assert [file.name for file in store.files()] == ["step-0000000002.npz"]
+
+
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    path = store.write(_step(1), step=1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.write(_step(1), step=1)
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert read(path).meta["step"] == 1
+
+
+def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / ".writing-abc").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    store.prepare()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="keep is 0; it must be at least 1"):
+        Store(tmp_path, keep=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="can't be written to .*file"):
+        Store(tmp_path / "file").prepare()
+    with pytest.raises(CheckpointError, match="There is no best.npz in "):
+        Store(tmp_path).best()
+    newer = tmp_path / "newer.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tfddl.checkpoint.FORMAT", 2)
+        write(newer, SNAPSHOT)
+    with pytest.raises(CheckpointError, match="has format 2, and this tfddl reads 1"):
+        read(newer)
