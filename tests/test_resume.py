@@ -159,7 +159,10 @@ def test_keras_own_callbacks_write_on_rank_0(groups: Groups, tmp_path: Path) -> 
 
 def test_a_job_that_was_killed_ends_in_the_same_weights(groups: Groups, tmp_path: Path) -> None:
     """The same command twice: killed within its first epoch, and again."""
-    undisturbed = {"directory": str(tmp_path / "a"), "out": str(tmp_path / "undisturbed.npz")}
+    undisturbed: dict[str, Any] = {
+        "directory": str(tmp_path / "a"),
+        "out": str(tmp_path / "undisturbed.npz"),
+    }
     groups(2).run("tests.killed:main", **undisturbed)
     job = _start(tmp_path / "killed", tmp_path / "killed.npz")
     seen = ""

@@ -384,10 +384,11 @@ def saves(directory: str) -> None:
     plain.compile(optimizer, loss="sparse_categorical_crossentropy")
     x, y = problem.data(SPEC)[0][:, 1:], problem.labels(SPEC)
     plain.fit(tfddl.shard_dataset(x, y, batch_size=4), epochs=2, verbose=0)
+    predictions = plain.predict(x, verbose=0)
     if tfddl.rank() == 0:
         plain.save(f"{directory}/model.keras")
         plain.save(f"{directory}/model.h5")
-        np.save(f"{directory}/predictions.npy", plain.predict(x, verbose=0))
+        np.save(f"{directory}/predictions.npy", predictions)
 
 
 def batches_by_hand() -> None:

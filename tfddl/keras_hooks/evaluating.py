@@ -1,6 +1,8 @@
 """`evaluate` and `predict` of a job: the data dealt out, metrics exact, predictions in order."""
 
 import inspect
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,8 @@ from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import Fit
 from tfddl.runtime import current, is_started
 
+_LOG = logging.getLogger("tfddl")
+_PATIENCE_S = 15.0
 _BATCH_SIZE = 32  # Keras' default.
 _PIECE_BYTES = 16 << 20
 
@@ -38,7 +42,9 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
     parts = [given.get(name) for name in ("x", "y", "sample_weight")]
-    if find_share(parts[0]) is None and whole_data.is_whole(parts, name="evaluate"):
+    with _company("evaluate"):
+        is_whole = whole_data.is_whole(parts, name="evaluate")
+    if find_share(parts[0]) is None and is_whole:
         parts = _first_steps(parts, given)
         given["x"], given["y"], given["sample_weight"], _ = whole_data.cut(*parts)
     _one_progress_bar(given)
@@ -55,8 +61,10 @@ def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
     share = find_share(given["x"])
-    # Asked for every kind of data, because ranks may have got different ones.
-    if whole_data.is_whole(given["x"], name="predict"):
+    with _company("predict"):
+        # Asked for every kind of data, because ranks may have got different ones.
+        is_whole = whole_data.is_whole(given["x"], name="predict")
+    if is_whole:
         return _predict_whole(original, call)
     _one_progress_bar(given)
     if share is None:
@@ -114,6 +122,25 @@ def _first_steps(parts: list[Any], given: dict[str, Any]) -> list[Any]:
 def _one_progress_bar(given: dict[str, Any]) -> None:
     if current().cluster.rank:
         given.setdefault("verbose", 0)
+
+
+@contextmanager
+def _company(name: str) -> Iterator[None]:
+    """Says so where the other ranks don't come."""
+    rank = current().cluster.rank
+    timer = threading.Timer(_PATIENCE_S, _LOG.warning, args=(_ALONE, name, rank, name))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+_ALONE = (
+    "%s on rank %d has been waiting for the other ranks: it is the job's, and all ranks must call "
+    "it together. For one rank alone, keras.Model(model.inputs, model.outputs).%s(…) does it."
+)
 
 
 @contextmanager

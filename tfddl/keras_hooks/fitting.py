@@ -250,26 +250,27 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
         resuming.end_rest(fit)
     if not fit.together:
         return original(self, logs)
-    _raise_failures(fit, is_end_of_epoch=was_training)
+    if was_training:
+        _check_epoch_is_complete(fit)
+    _raise_failures(fit)
     _sum_metrics(self)
     results = original(self, logs)
     return _averaged(results) if results is logs else results
 
 
-def _raise_failures(fit: Fit, *, is_end_of_epoch: bool = False) -> None:
+def _raise_failures(fit: Fit) -> None:
     """Raises on all ranks what went wrong on any of them with its data."""
 
     def check() -> None:
         failure = fit.failure()
         if failure is not None:
             raise failure
-        if is_end_of_epoch:
-            _check_epoch_is_complete(fit)
 
     on_all_ranks(check, error=DataError)
 
 
 def _check_epoch_is_complete(fit: Fit) -> None:
+    """Raises on a rank without data for the next step; the others are in that step, and wait."""
     steps = int(state_of(fit.model).steps.numpy())
     if fit.steps is not None and steps < fit.steps and not fit.model.stop_training:
         raise DataError(
