@@ -19,7 +19,7 @@ FLOORS: list[list[str]] = [
     ["optimizer", "data"],
     ["keras_hooks"],
     ["models"],
-    ["segmentation"],
+    ["segmentation", "bench"],
     ["api"],
 ]
 SIBLINGS: dict[str, list[str]] = {
@@ -71,11 +71,12 @@ SIBLINGS: dict[str, list[str]] = {
         "loss_scaling",
     ],
     "models": ["unet"],
+    "bench": ["usage", "reading", "table", "jobs", "memory"],
 }
 WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
 # The public surface, which commands of the application use as any user would.
-SURFACE = {"segmentation"}
+SURFACE = {"segmentation", "bench"}
 
 
 def _modules() -> list[str]:
