@@ -19,7 +19,7 @@ FLOORS: list[list[str]] = [
     ["optimizer", "data", "checkpoint"],
     ["keras_hooks"],
     ["callbacks", "models"],
-    ["segmentation"],
+    ["segmentation", "bench"],
     ["api"],
 ]
 SIBLINGS: dict[str, list[str]] = {
@@ -89,11 +89,12 @@ SIBLINGS: dict[str, list[str]] = {
         "state",
     ],
     "models": ["unet"],
+    "bench": ["usage", "reading", "table", "jobs", "memory"],
 }
 WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
 # The public surface, which commands of the application use as any user would.
-SURFACE = {"segmentation"}
+SURFACE = {"segmentation", "bench"}
 
 
 def _modules() -> list[str]:

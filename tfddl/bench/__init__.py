@@ -1,0 +1,8 @@
+"""Commands that measure tfddl on the machine at hand.
+
+* `usage`: what a process keeps in memory.
+* `reading`: a file of examples, and what it costs a worker to read its share.
+* `table`: what was measured, as text.
+* `jobs`: runs the workers that measure.
+* `memory`: the command ``python -m tfddl.bench.memory``.
+"""
