@@ -28,7 +28,7 @@ def test_the_lines_that_train_do(tmp_path: Path) -> None:
     script.write_text(DATA + lines.replace("epochs=10", "epochs=1") + END)
     done = subprocess.run(
         [sys.executable, "-m", "tfddl.launcher", "-np", "2", sys.executable, str(script)],
-        cwd=ROOT,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=150,
