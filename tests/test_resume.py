@@ -203,3 +203,11 @@ def _run_to_the_end(directory: Path, out: Path) -> str:
         output, _ = process.communicate(timeout=100)
         assert process.returncode == 0, output
     return output
+
+
+def test_steps_per_epoch_changes_no_order(groups: Groups) -> None:
+    """Keras then makes an epoch's iterator while the epoch before is still going on."""
+    [plain] = groups(1).run(f"{CASES}:orders")
+    [given] = groups(1).run(f"{CASES}:orders", steps_per_epoch=13)
+    assert plain == given
+    assert plain[0] != plain[1] != plain[2]
