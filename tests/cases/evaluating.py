@@ -15,7 +15,10 @@ SPEC: dict[str, Any] = {"n": 24, "loss": "bce", "optimizer": "sgd", "batch_size"
 
 def _model() -> keras.Model:
     made, _ = problem.model(SPEC)
-    two = keras.Model(made.inputs, {"p": made.output, "rows": made.layers[1].output})
+    # Keras 3.11 calls outputs after their layers.
+    outputs = {"p": made.output, "rows": made.layers[1].output}
+    outputs = {name: keras.layers.Identity(name=name)(value) for name, value in outputs.items()}
+    two = keras.Model(made.inputs, outputs)
     two.compile(
         tfddl.DistributedOptimizer(problem.optimizer(SPEC)),
         loss={"p": "binary_crossentropy", "rows": None},
@@ -36,7 +39,7 @@ def everything(n: int) -> dict[str, Any]:
     tfddl.broadcast_variables(model.variables)
     x, y = _data(n)
     # What one process would say: another model, compiled without tfddl.
-    alone = keras.Model(model.inputs, model.outputs[0])
+    alone = keras.Model(model.inputs, model.get_layer("p").output)
     alone.compile(
         "sgd",
         "binary_crossentropy",
