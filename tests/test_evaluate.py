@@ -66,3 +66,13 @@ def test_a_file_that_vanishes_ends_all_ranks(groups: Groups, tmp_path: Path) -> 
         assert ".npy" in message
         assert seconds < 30
     assert "Rank 1 has stopped: " in results[0][1]
+
+
+def test_stock_callbacks_act_alike(groups: Groups, tmp_path: Path) -> None:
+    first, second = groups(2).run(f"{CASES}:stock", directory=str(tmp_path))
+    assert first == second
+    # What isn't a number reaches all in the first step; all end with the second or the third.
+    assert len(first["batches"]) in (8, 9)
+    assert first["epochs"] == [0, 1, 2]
+    assert first["rates"] == [0.1, 0.05, 0.1 / 3]
+    assert len(first["log"].splitlines()) == 4

@@ -263,3 +263,40 @@ def vanishing(directory: str) -> tuple[str, str, float]:
     y = problem.labels(SPEC)
     data = tfddl.shard_dataset(paths, y, batch_size=4, load=load)
     return raised(lambda: model.fit(data, epochs=5, verbose=0))
+
+
+def stock(directory: str) -> dict[str, Any]:
+    """Keras' callbacks on all ranks; in the third epoch one rank's data isn't a number."""
+    model, _ = problem.model(SPEC)
+    model.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="binary_crossentropy")
+    x, y = problem.data(SPEC)[0].copy(), problem.labels(SPEC)
+    batches: list[int] = []
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2 and tfddl.rank() == 1:
+                x[:] = np.nan
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            batches.append(batch)
+
+    rates: list[float] = []
+
+    def rate(epoch: int) -> float:
+        rates.append(0.1 / (1 + epoch))
+        return rates[-1]
+
+    history = model.fit(
+        tfddl.shard_dataset(x, y, batch_size=4),
+        epochs=5,
+        callbacks=[
+            Spoil(),
+            keras.callbacks.LearningRateScheduler(rate),
+            keras.callbacks.TerminateOnNaN(),
+            keras.callbacks.CSVLogger(f"{directory}/log.csv"),
+        ],
+        verbose=0,
+    )
+    tfddl.barrier()
+    with open(f"{directory}/log.csv") as file:
+        return {"batches": batches, "epochs": history.epoch, "rates": rates, "log": file.read()}
