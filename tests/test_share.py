@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.ranks import shares, table
-from tfddl.data import Resume, find_share
+from tfddl.data import Resume, find_share, repeats_share
 from tfddl.errors import PlanError, UnsupportedError
 from tfddl.plan import BlockPlan, GlobalPlan, Plan, Position
 
@@ -77,6 +77,11 @@ def test_a_share_is_found_through_what_makes_one_of_one() -> None:
         None,
     ]
     assert [other for other in others if find_share(other) is not None] == []
+    repeated = [dataset.repeat(2), dataset.map(tf.identity).repeat().prefetch(2)]
+    assert all(repeats_share(other) for other in repeated)
+    assert not any(
+        repeats_share(found) for found in [*one_to_one, tf.data.Dataset.range(3).repeat()]
+    )
 
 
 def test_where_tensorflow_does_not_tell_there_is_no_share(monkeypatch: pytest.MonkeyPatch) -> None:

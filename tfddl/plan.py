@@ -327,7 +327,6 @@ class BlockPlan:
 Plan = GlobalPlan | BlockPlan
 
 
-@functools.lru_cache(maxsize=4)
 def permutation(num_examples: int, seed: int | None, *stream: int) -> Indices:
     """The order of the examples, the same on every rank for the same arguments.
 
@@ -339,6 +338,12 @@ def permutation(num_examples: int, seed: int | None, *stream: int) -> Indices:
     Returns:
         int64 of shape (num_examples,), read-only.
     """
+    # The natural order is the same in each epoch, and need be kept only once.
+    return _permutation(num_examples, seed, *(() if seed is None else stream))
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_examples: int, seed: int | None, *stream: int) -> Indices:
     if seed is None:
         order = np.arange(num_examples, dtype=np.int64)
     else:

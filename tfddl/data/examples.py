@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -104,16 +104,18 @@ class Examples:
                 row[i] = leaf[()]  # A string of shape () would stay an array.
         return rows
 
-    @contextlib.contextmanager
-    def _naming(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except DataError as error:
-            raise DataError(f"{self._source.describe(number)}: {error}") from error
+    def _naming(self, number: int) -> contextlib.AbstractContextManager[None]:
+        return _in_front(lambda: self._source.describe(number))
 
-    @contextlib.contextmanager
-    def _naming_rank(self) -> Iterator[None]:
-        try:
-            yield
-        except DataError as error:
-            raise DataError(f"rank {self._rank}: {error}") from error
+    def _naming_rank(self) -> contextlib.AbstractContextManager[None]:
+        return _in_front(lambda: f"rank {self._rank}")
+
+
+@contextlib.contextmanager
+def _in_front(name: Callable[[], str]) -> Iterator[None]:
+    """Puts a name in front of the message of an error of ours."""
+    try:
+        yield
+    except DataError as error:
+        error.args = (f"{name()}: {error}",)
+        raise

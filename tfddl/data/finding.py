@@ -47,3 +47,18 @@ def find_failure(dataset: Any) -> DataError | None:
         if isinstance(share, Share) and share.failure is not None:
             return share.failure
     return None
+
+
+def repeats_share(dataset: Any) -> bool:
+    """Whether a dataset begins a share anew by itself, by ``repeat()``.
+
+    It may do so before the epoch that `fit` is in has ended, sooner on one rank than on another:
+    the ranks' passes would then have the orders of different epochs.
+    """
+    return any(
+        lineage.kind(ancestor) == "RepeatDataset"
+        and any(
+            isinstance(getattr(a, "tfddl_share", None), Share) for a in lineage.ancestors(ancestor)
+        )
+        for ancestor in lineage.ancestors(dataset)
+    )

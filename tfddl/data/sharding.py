@@ -35,8 +35,9 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     steps, and no batch is empty, whatever the number of examples and workers. Auto-sharding is
     off.
 
-    Within `fit` every epoch has an order of its own. In a loop written by hand, make the dataset
-    anew in every epoch, with ``epoch=…``: a dataset that is iterated again repeats itself.
+    Within `fit` every epoch has an order of its own; leave ``repeat()`` out, `fit` begins the
+    dataset anew by itself, in the right epoch. In a loop written by hand, make the dataset anew in
+    every epoch, with ``epoch=…``: a dataset that is iterated again repeats itself.
 
     What a worker reads, and what it keeps in memory besides what it was given:
 
@@ -56,8 +57,8 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
       own. A few batches are kept, and what the dataset itself keeps (cache, shuffle, prefetch).
       It must have the same elements in the same order on every rank, each time it is iterated.
 
-    In any of these, an int64 per example is kept for the order (with "block", per example of the
-    worker's part).
+    In any of these, an order takes 8 bytes per example (with "block", per example of the worker's
+    part), and those of up to four epochs are kept.
 
     With a batch size of 1 and a number of examples that the workers don't divide, some steps have
     fewer examples than workers. The ranks left over then run a real example with sample weight

@@ -119,7 +119,8 @@ class Share:
         except DataError as error:
             self.failure = error
             if not getattr(self._runtime.fit, "together", False):
-                raise
+                # TensorFlow makes a message of it, with all tracebacks in it.
+                raise DataError(str(error)) from None
             # `fit` tells the other ranks of it; until they know, this one has to keep step.
             for _ in range(plan.steps - done):
                 yield self._element(self._examples.sample, count=1)
