@@ -19,7 +19,9 @@ def shares(
     """The runtime and the dataset of each rank."""
     found = []
     for rank in range(plan.size):
-        runtime: Any = SimpleNamespace(cluster=SimpleNamespace(rank=rank), epoch=None, resume=None)
+        runtime: Any = SimpleNamespace(
+            cluster=SimpleNamespace(rank=rank), epoch=None, resume=None, fit=None
+        )
         first = plan.batch(epoch=0, step=0, rank=rank).indices[:1]
         examples = Examples(
             source, recipe or Recipe(seed=plan.seed), rank=rank, num_threads=2, first=first

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,16 @@ def test_a_later_example_that_is_wrong_is_named(
         raise failure
     assert find_failure(dataset.take(1)) is failure
     assert find_failure(tf.data.Dataset.range(3)) is None
+
+
+def test_a_rank_keeps_step_until_the_others_know_what_is_wrong(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.npy" for i in range(8)]
+    plan = GlobalPlan(num_examples=8, size=1, batch_size=2)
+    source = table(paths, loaded=True)
+    ((runtime, dataset),) = shares(plan, source, Recipe(load=_load_with(_boom)))
+    runtime.fit = SimpleNamespace(together=True)
+    assert [len(x) for x, _ in dataset.as_numpy_iterator()] == [2, 2, 1, 1]
+    assert "example 5" in str(find_failure(dataset))
 
 
 @pytest.mark.usefixtures("_initialized")
