@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfddl
+from tests.group import Groups
 from tests.ranks import flat, in_epoch, shares, table
 from tfddl.data import Resume, find_failure
 from tfddl.data.examples import Examples
@@ -366,3 +367,17 @@ def test_stand_ins_of_datasets_and_files() -> None:
         ranks = shares(plan, source, recipe)
         weights = [[float(w[0]) for _, _, w in dataset] for _, dataset in ranks]
         assert weights == [[1, 1], [1, 1], [0, 0]]
+
+
+def test_workers_train_on_every_example_once(groups: Groups) -> None:
+    of_ranks = groups(2).run("tests.cases.kinds:seen_in", epochs=2)
+    for kind in of_ranks[0]:
+        # 23 examples in batches of up to 8 are 3 steps, of 12 and 11 in blocks as well.
+        assert [len(found[kind]) for found in of_ranks] == [6, 6]
+        for steps in (slice(0, 3), slice(3, 6)):
+            seen = [i for found in of_ranks for batch in found[kind][steps] for i in batch]
+            assert sorted(seen) == list(range(23)), kind
+    first = of_ranks[0]
+    assert first["files"][:3] != first["files"][3:]
+    blocks = [{i for batch in found["block of a dataset"] for i in batch} for found in of_ranks]
+    assert blocks == [set(range(12)), set(range(12, 23))]

@@ -106,9 +106,9 @@ def _take_up(ranks: list[tuple[Any, tf.data.Dataset]], position: Position) -> li
         found.append(list(rest.as_numpy_iterator()))
         assert len(list(dataset.as_numpy_iterator())) == share.plan.steps, "placeholders first"
         runtime.epoch += 1
-        assert len(list(dataset.as_numpy_iterator())) == share.plan.steps
-        ids = np.concatenate([batch[0] for batch in dataset.as_numpy_iterator()])
-        assert len(ids) == len(set(ids)), "the epoch after it is a whole one"
+        ids = [batch[0] for batch in dataset.as_numpy_iterator()]
+        assert len(ids) == share.plan.steps, "the epoch after it is a whole one"
+        assert len(np.concatenate(ids)) == len(set(np.concatenate(ids)))
         runtime.resume = None
     return found
 
