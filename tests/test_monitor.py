@@ -176,6 +176,20 @@ def test_one_worker_and_a_training_that_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(("stops", "steps"), [(False, [4, 7, 11, 14]), (True, [4])])
+def test_epochs_that_end_when_nobody_knew(tmp_path: Path, stops: bool, steps: list[int]) -> None:
+    monitoring.of_unknown_length(str(tmp_path), stops)
+    # The optimizer counts the attempt that finds no more data as a step.
+    assert list(events.scalars(tmp_path)["speed/examples_per_second"]) == steps
+    examples = events.scalars(tmp_path / "rank_0")["ranks/examples"]
+    assert examples == ({1: 16.0} if stops else {1: 23.0, 2: 23.0})
+    shards = events.texts(tmp_path)["shards"][0]
+    assert shards.startswith("Counted in the first epoch")
+    assert re.search(r"^\| 0 \| \S+ \| 16 \| 4 \|$" if stops else r"\| 23 \| 6 \|$", shards, re.M)
+
+
+@pytest.mark.usefixtures("alone")
 def test_what_an_interrupted_training_leaves_can_be_read(tmp_path: Path) -> None:
     monitoring.interrupted(str(tmp_path))
     job = events.scalars(tmp_path)
