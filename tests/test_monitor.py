@@ -58,8 +58,10 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
             assert list(points.values()) == pytest.approx(logs[prefix + name], rel=1e-6)
     rates = job["step/learning_rate"]
     assert rates == pytest.approx({step: 0.1 - 0.01 * step for step in [0, *steps]}, rel=1e-5)
-    assert list(job["step/loss"]) == [2, 5, 8], "not of the rest of an epoch"
-    assert job["step/loss"][2] > job["step/loss"][8]
+    assert list(job["step/loss"]) == steps
+    for epoch, loss in enumerate(logs["loss"]):  # 16 examples, and then 7.
+        parts = [job["step/loss"][3 * epoch + step] for step in (2, 3)]
+        assert np.average(parts, weights=[16, 7]) == pytest.approx(loss, rel=1e-5)
 
     # Rank 1 sleeps 150 ms in each step.
     median, p95 = job["speed/step_ms_median"], job["speed/step_ms_p95"]
@@ -171,6 +173,20 @@ def test_one_worker_and_a_training_that_goes_on(tmp_path: Path) -> None:
     assert "| 0 | " in texts["shards"][0]
     assert texts["ranks/table"][2].startswith("Epoch 2.\n")
     assert list(events.images(tmp_path)) == ["scores"]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(("stops", "steps"), [(False, [4, 7, 11, 14]), (True, [4])])
+def test_epochs_that_end_when_nobody_knew(tmp_path: Path, stops: bool, steps: list[int]) -> None:
+    monitoring.of_unknown_length(str(tmp_path), stops)
+    # The optimizer counts the attempt that finds no more data as a step.
+    assert list(events.scalars(tmp_path)["speed/examples_per_second"]) == steps
+    examples = events.scalars(tmp_path / "rank_0")["ranks/examples"]
+    assert examples == ({1: 16.0} if stops else {1: 23.0, 2: 23.0})
+    shards = events.texts(tmp_path)["shards"][0]
+    assert shards.startswith("Counted in the first epoch")
+    assert re.search(r"^\| 0 \| \S+ \| 16 \| 4 \|$" if stops else r"\| 23 \| 6 \|$", shards, re.M)
 
 
 @pytest.mark.usefixtures("alone")
@@ -287,9 +303,11 @@ def test_the_meter() -> None:
     step(30.0, 20.0)  # TensorFlow makes the graph.
     for seconds in (1.0, 3.0, 1.0):
         step(seconds, 0.25)
-    now[0] += 100.0  # Validation.
+    meter.note()
+    now[0], now[1], now[2] = now[0] + 100.0, 0.0, now[2] + 50.0  # Validation.
     meter.resume()
     step(4.0, 1.0, steps=2)
+    meter.note()
     work = meter.take()
     assert (work.steps, work.examples) == (6, 24)
     assert (work.timed_steps, work.timed_examples) == (5, 20)

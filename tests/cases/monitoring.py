@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfddl
 from tests import problem
@@ -105,6 +106,21 @@ def refusals(log_dir: str, under_a_file: str) -> list[str]:
         _raised(monitor(log_dir, predictions=broken)),
         _raised(monitor(log_dir, predictions=flat)),
     ]
+
+
+class Stops(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.model.stop_training = batch == 3
+
+
+def of_unknown_length(log_dir: str, stops: bool) -> None:
+    """Data that nobody knows the length of, and a training that ends within an epoch."""
+    x, y = problem.data(SPEC)[0], problem.labels(SPEC)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4).filter(lambda x, y: True)
+    callbacks = [tfddl.callbacks.Monitor(log_dir, update_every_steps=4), *[Stops()] * stops]
+    _compiled().fit(
+        data, validation_data=_data("val"), epochs=2, verbose=0, callbacks=callbacks, shuffle=False
+    )
 
 
 def interrupted(log_dir: str) -> None:

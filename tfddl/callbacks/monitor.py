@@ -133,7 +133,11 @@ class Monitor(LastCallback):
         """Measures the steps; now and then, adds a point to the charts."""
         self._meter.step_ended(fit.done - self._done)
         self._done = fit.done
-        if self._meter.steps >= self._pace.steps:
+        is_last = fit.model.stop_training or (fit.steps is not None and fit.done >= fit.steps)
+        is_due = is_last or self._meter.steps >= self._pace.steps
+        if is_due or fit.steps is None:
+            self._meter.note()  # Now: validation may follow, and set counters to zero.
+        if is_due:
             self._update(**self._loss_since())
             self._meter.resume()
 
@@ -143,7 +147,7 @@ class Monitor(LastCallback):
         Raises:
             DataError: On every rank: ``predictions`` failed, or returned something else.
         """
-        if self._meter.steps:
+        if self._meter.steps:  # The data has ended, and nobody knew when it would.
             self._update()
         if self._writer is not None:
             self._write_epoch(self._writer, fit.epoch + 1, dict(logs or {}))

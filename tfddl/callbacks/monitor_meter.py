@@ -90,8 +90,8 @@ class Meter:
         meter = Meter(read)
         meter.resume()              # steps begin
         meter.step_ended(1)         # after each
-        work = meter.take()         # what was done since the last time
-        meter.resume()              # after anything that isn't part of a step
+        meter.note()                # before anything that isn't part of a step
+        work = meter.take()         # what was done between the two
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Meter:
         """Makes a meter for one `fit`.
 
         Args:
-            read: Reads the counters.
+            read: Reads the counters; takes some microseconds, unlike the clock.
             clock: Seconds since any moment.
         """
         self._read = read
@@ -116,7 +116,8 @@ class Meter:
 
     def resume(self) -> None:
         """The next step begins now."""
-        self._last_s, self._last = self._clock(), self._read()
+        self._last = self._read()
+        self._last_s = self._clock()
 
     def step_ended(self, steps: int) -> None:
         """Steps that were executed together have ended.
@@ -124,20 +125,26 @@ class Meter:
         Args:
             steps: How many, >= 1.
         """
-        before_s, before = self._last_s, self._last
-        self.resume()
-        examples = self._last.examples - before.examples
+        before_s, self._last_s = self._last_s, self._clock()
         self._steps += steps
-        self._examples += examples
-        if self._is_first:
-            self._is_first = False
+        if not self._is_first:
+            self._step_s += [(self._last_s - before_s) / steps] * steps
             return
-        self._step_s += [(self._last_s - before_s) / steps] * steps
+        self._is_first = False
+        before = self._last
+        self.resume()
+        self._examples += self._last.examples - before.examples
+
+    def note(self) -> None:
+        """Takes in what the counters say of the steps so far."""
+        before, self._last = self._last, self._read()
+        examples = self._last.examples - before.examples
+        self._examples += examples
         self._timed_examples += examples
         self._collective_s += self._last.collective_s - before.collective_s
 
     def take(self) -> Work:
-        """What was done since the last time; counting starts anew."""
+        """What was done up to the last `note`; counting starts anew."""
         timed = self._step_s
         work = Work(
             steps=self._steps,
