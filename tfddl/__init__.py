@@ -49,13 +49,9 @@ if TYPE_CHECKING:
         grouped_broadcast,
     )
     from tfddl.data import shard_dataset
+    from tfddl.gradients import Compression, DistributedGradientTape, loss_count
     from tfddl.keras_hooks import pool_batch_normalization
-    from tfddl.optimizer import (
-        Compression,
-        DistributedGradientTape,
-        DistributedOptimizer,
-        loss_count,
-    )
+    from tfddl.optimizer import DistributedOptimizer
     from tfddl.plan import Order, shard_range
 
 __version__ = "0.1.0"
@@ -122,12 +118,8 @@ _ROOMS = {
     ),
     "data": ("shard_dataset",),
     "keras_hooks": ("pool_batch_normalization",),
-    "optimizer": (
-        "Compression",
-        "DistributedGradientTape",
-        "DistributedOptimizer",
-        "loss_count",
-    ),
+    "gradients": ("Compression", "DistributedGradientTape", "loss_count"),
+    "optimizer": ("DistributedOptimizer",),
     "plan": ("Order", "shard_range"),
 }
 
