@@ -68,6 +68,7 @@ SIBLINGS: dict[str, list[str]] = {
         "statistics",
         "steps",
         "session",
+        "failing",
         "whole_data",
         "comparing",
         "resuming",

@@ -195,13 +195,21 @@ class Store:
 
 def _write(file: Any, snapshot: Snapshot) -> None:
     dtypes = {name: array.dtype.name for name, array in snapshot.arrays.items()}
-    meta = json.dumps({**snapshot.meta, "format": FORMAT, "dtypes": dtypes})
+    known = {**snapshot.meta, "format": FORMAT, "dtypes": dtypes}
+    meta = json.dumps(known, default=_simple)
     members = {_META: np.frombuffer(meta.encode(), np.uint8), **snapshot.arrays}
     # Uncompressed: weights hardly shrink, and NumPy can map them.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in members.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, _plain(np.asarray(array)), allow_pickle=False)
+
+
+def _simple(value: Any) -> Any:
+    """What callbacks put into logs need not be a number of Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return repr(value)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:

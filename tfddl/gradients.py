@@ -184,8 +184,10 @@ class _Header:
         stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
         broken = 0.0 if finite is None else 1.0 - tf.cast(finite, dtype)
         self._changes = [] if step.statistics is None else step.statistics.change(dtype)
-        weighted = [_scaled(change, self._count) for change in self._changes]
-        flags = tf.stack([self._count, tf.cast(stop, dtype), tf.cast(broken, dtype)])
+        examples = tf.constant(1.0, dtype) if step.examples is None else step.examples
+        examples = tf.cast(examples, dtype)
+        weighted = [_scaled(change, examples) for change in self._changes]
+        flags = tf.stack([self._count, tf.cast(stop, dtype), tf.cast(broken, dtype), examples])
         self.mine = tf.concat([flags, *weighted], axis=0)
 
     def received(self, total: tf.Tensor) -> tf.Tensor:
@@ -194,7 +196,8 @@ class _Header:
             self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
         if self._step.statistics is not None and self._changes:
             lengths = [change.shape[0] for change in self._changes]
-            self._step.statistics.take(tf.split(total[3:] / total[0], lengths))
+            means = tf.math.divide_no_nan(total[4:], total[3])
+            self._step.statistics.take(tf.split(means, lengths))
         return total[0] if self._divides else tf.ones_like(total[0])
 
     def weight(self) -> tf.Tensor:

@@ -71,7 +71,10 @@ class Step:
     """Float scalar that becomes above 0 once any rank wants training to end."""
 
     statistics: Statistics | None = None
-    """What else is averaged along with the gradients."""
+    """What else is averaged along with the gradients, by the number of examples."""
+
+    examples: tf.Tensor | None = None
+    """How many examples the rank has in the step, 0 for a stand-in; needed by the statistics."""
 
 
 class Runtime:

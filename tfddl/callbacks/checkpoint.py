@@ -15,7 +15,10 @@ from tfddl.keras_hooks import Fit, LastCallback, resuming
 from tfddl.runtime import current
 
 _LOG = logging.getLogger("tfddl")
-_LARGER_IS_BETTER = ("acc", "auc", "dice", "f1", "iou", "precision", "recall")
+_LARGER_IS_BETTER = (
+    *("acc", "auc", "cosine", "dice", "f1", "fbeta", "io_u", "iou", "precision", "psnr"),
+    *("r2", "recall", "sensitivity", "specificity", "ssim", "true_"),
+)
 
 
 class Checkpoint(LastCallback):
@@ -82,6 +85,7 @@ class Checkpoint(LastCallback):
         self._monitor = monitor
         self._mode = mode
         self._best: float | None = None
+        self._best_of: str | None = None
         self._saved_at = 0
         self._restored: snapshots.Restored | None = None
 
@@ -112,16 +116,21 @@ class Checkpoint(LastCallback):
         if self._restored is not None:
             self._restored.add_metrics(fit)
             self._restored = None
-        if self._every is None or not fit.knows_position:
+        if not fit.knows_position:
             return
         is_end = fit.steps is not None and fit.done >= fit.steps
-        if fit.done - self._saved_at >= self._every and not is_end:
+        is_due = self._every is not None and fit.done - self._saved_at >= self._every
+        # Where training stops here, callbacks and metrics of this epoch go on in the next run.
+        if (is_due or fit.model.stop_training) and not is_end:
             self._saved_at = fit.done
             self._save(fit, logs, is_best=False)
 
     def after_epoch(self, fit: Fit, logs: Any) -> None:
-        """Saves."""
-        value, before = self._value(logs or {}), self._best
+        """Saves, where the epoch is complete."""
+        if not fit.is_complete:
+            return
+        value = self._value(logs or {})
+        before = self._best
         is_best = value is not None and (before is None or value < before)
         if is_best:
             self._best = value
@@ -132,11 +141,10 @@ class Checkpoint(LastCallback):
         if current().cluster.rank == 0:
             self.store.prepare()
 
-    def _newest(self) -> tuple[Path, Snapshot | None] | None:
-        """The newest valid checkpoint; other ranks than 0 only look whether there is one."""
+    def _newest(self) -> tuple[Path, Snapshot] | None:
+        """The newest valid checkpoint, on rank 0."""
         if current().cluster.rank:
-            files = self.store.files()
-            return (files[0], None) if files else None
+            return None
         for path, found in self.store.newest_first():
             if isinstance(found, Snapshot):
                 return path, found
@@ -145,7 +153,9 @@ class Checkpoint(LastCallback):
         return None
 
     def _compare(self, mine: Path | None) -> Path | None:
-        """What rank 0 goes on from; ranks must not have more than it has."""
+        """What rank 0 goes on from; other ranks must not have one where it has none."""
+        if current().cluster.rank:  # By now rank 0 has set aside what is damaged.
+            mine = next(iter(self.store.files()), None)
         names = allgather_object(None if mine is None else mine.name)
         if names[0] is None and any(names):
             rank = next(rank for rank, name in enumerate(names) if name)
@@ -158,8 +168,7 @@ class Checkpoint(LastCallback):
 
     def _go_on(self, fit: Fit, snapshot: Snapshot | None, path: Path) -> None:
         self._restored = restored = snapshots.restore(fit, snapshot)
-        if restored.best is not None:
-            self._best = restored.best
+        self._best, self._best_of = restored.best["value"], restored.best["of"]
         position = restored.position
         if restored.finished or position.epoch >= fit.epochs:
             resuming.begin_at(fit, fit.epochs)
@@ -176,12 +185,14 @@ class Checkpoint(LastCallback):
 
     def _save(self, fit: Fit, logs: Any, *, is_best: bool) -> bool:
         """Saves, and says on rank 0 whether that went well."""
-        snapshot = snapshots.take(fit, logs, best=self._best)
+        best = {"value": self._best, "of": self._best_of}
+        snapshot = snapshots.take(fit, logs, best=best)
         if current().cluster.rank:
             return True
         if snapshot is None:
             _LOG.error(
-                "no checkpoint was saved in epoch %d after %d steps: the loss isn't finite",
+                "no checkpoint was saved in epoch %d after %d steps: the loss isn't finite, or "
+                "data can't be read",
                 fit.epoch,
                 fit.done,
             )
@@ -211,6 +222,8 @@ class Checkpoint(LastCallback):
         value = float(logs[name])
         if not math.isfinite(value):
             return None
+        if self._best_of != name:  # An earlier run was told another one.
+            self._best, self._best_of = None, name
         more_is_better = self._mode == "max" or (
             self._mode == "auto"
             and any(measure in name.lower() for measure in _LARGER_IS_BETTER)

@@ -175,8 +175,10 @@ class LearningRateWarmup(LearningRateSchedule):
 
     def _share(self, epoch: float) -> float:
         size = current().cluster.size
-        # The last batch of the last epoch is the first with the whole learning rate.
-        done = (epoch + 1 / (self._steps_per_epoch() or 1)) / self._warmup_epochs
+        # The last batch of the last epoch is the first with the whole learning rate; Keras tells
+        # of the first of several that it executes together.
+        stride = self.model.steps_per_execution
+        done = (epoch + stride / (self._steps_per_epoch() or 1)) / self._warmup_epochs
         return (1 + (size - 1) * min(done, 1.0)) / size
 
 

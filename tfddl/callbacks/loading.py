@@ -31,7 +31,7 @@ def load_checkpoint(
 
     Returns:
         What is known of it: "epoch" and "consumed" (the position it was saved at), "iterations",
-        "best" (what the best was told by, negated where more is better), "history".
+        "best" (its "value", negated where more is better, "of" which entry of the logs), "history".
 
     Raises:
         CheckpointError: On all ranks: there is none, it is damaged, or of another model.

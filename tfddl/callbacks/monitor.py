@@ -121,7 +121,7 @@ class Monitor(LastCallback):
         self._begin_s = time.perf_counter()
         self._works: list[list[Work]] = []
         # What an earlier run did of the epoch comes into the sum later.
-        self._loss_before = (0.0, 0.0) if fit.rest is None else None
+        self._loss_before = (0.0, 0.0) if fit.rest_of_epoch is None else None
         self._done = fit.done
         if self._writer is not None and not self._has_begun:
             self._has_begun = True

@@ -27,7 +27,7 @@ from tfddl.runtime import current
 _LOG = logging.getLogger("tfddl")
 
 
-def take(fit: Fit, logs: Any, *, best: float | None) -> Snapshot | None:
+def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
     """The state after the steps that are done. All ranks must call it together.
 
     Weights and optimizer are alike on all ranks, and come from rank 0. What isn't alike (random
@@ -61,7 +61,7 @@ def take(fit: Fit, logs: Any, *, best: float | None) -> Snapshot | None:
     for i, weights in enumerate(best_weights):
         arrays |= _named(f"best-weights-{i}", weights)
     position = fit.position()
-    history = fit.model.history
+    history = getattr(fit.model, "history", None)
     meta = {
         "size": current().cluster.size,
         "epoch": position.epoch,
@@ -73,11 +73,14 @@ def take(fit: Fit, logs: Any, *, best: float | None) -> Snapshot | None:
         "optimizer": _kind(optimizer),
         "model": _describe(model.variables),
         "slots": _describe(optimizer.variables),
-        "best": best,
+        "best": dict(best),
         "metrics": len(metrics[0]) if metrics else 0,
         "best_weights": [len(weights) for weights in best_weights],
         "memory": stock.memory_of(fit.callbacks),
-        "history": {"epoch": history.epoch, "logs": history.history},
+        "history": {
+            "epoch": [] if history is None else history.epoch,
+            "logs": {} if history is None else history.history,
+        },
     }
     return Snapshot(meta, arrays)
 
@@ -116,8 +119,10 @@ def restore(fit: Fit, snapshot: Snapshot | None) -> "Restored":
         for i, length in enumerate(meta["best_weights"])
     ]
     stock.remember(fit.callbacks, meta["memory"], broadcast_object(best_weights))
-    model.history.epoch[:] = meta["history"]["epoch"]
-    model.history.history.update(meta["history"]["logs"])
+    history = getattr(model, "history", None)
+    if history is not None:
+        history.epoch[:] = meta["history"]["epoch"]
+        history.history.update(meta["history"]["logs"])
     metrics = _metrics_of_rank(broadcast_object(_metrics_in(arrays, meta)), size=meta["size"])
     return Restored(position, finished=meta["finished"], best=meta["best"], metrics=metrics)
 
@@ -126,7 +131,7 @@ class Restored:
     """What a fit goes on from."""
 
     def __init__(
-        self, position: Position, *, finished: bool, best: float | None, metrics: Sequence[Any]
+        self, position: Position, *, finished: bool, best: Mapping[str, Any], metrics: Sequence[Any]
     ) -> None:
         self.position = position
         self.best = best
@@ -297,7 +302,11 @@ def _data(fit: Fit) -> dict[str, Any] | None:
         return None
     plan = fit.share.plan
     order = Order.BLOCK if isinstance(plan, BlockPlan) else Order.GLOBAL
-    return {"examples": plan.num_examples, "order": order.value, "seed": plan.seed}
+    return {
+        "examples": int(plan.num_examples),
+        "order": order.value,
+        "seed": None if plan.seed is None else int(plan.seed),
+    }
 
 
 def _say(facts: dict[str, Any]) -> str:

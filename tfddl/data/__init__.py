@@ -16,7 +16,7 @@ Usage:
     share.plan.position(epoch=3, steps=40)
 """
 
-from tfddl.data.finding import find_failure, find_share, repeats_share
+from tfddl.data.finding import find_failure, find_share, forget_failures, repeats_share
 from tfddl.data.sharding import shard_dataset
 from tfddl.data.share import Resume, Share
 from tfddl.data.weights import STAND_IN_WEIGHT
@@ -27,6 +27,7 @@ __all__ = [
     "Share",
     "find_failure",
     "find_share",
+    "forget_failures",
     "repeats_share",
     "shard_dataset",
 ]

@@ -49,6 +49,14 @@ def find_failure(dataset: Any) -> DataError | None:
     return None
 
 
+def forget_failures(dataset: Any) -> None:
+    """Forgets what went wrong when the dataset was read before."""
+    for ancestor in lineage.ancestors(dataset):
+        share = getattr(ancestor, "tfddl_share", None)
+        if isinstance(share, Share):
+            share.failure = None
+
+
 def repeats_share(dataset: Any) -> bool:
     """Whether a dataset begins a share anew by itself, by ``repeat()``.
 

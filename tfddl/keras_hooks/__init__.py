@@ -11,6 +11,7 @@ What each part of it does, and on what in Keras it relies:
 * `evaluating`: `evaluate` and `predict` are the job's: `whole_data` deals arrays out.
 * `resuming`: an epoch goes on where an earlier run left it.
 * `stock`: Keras' own callbacks write files on rank 0 only, and whole; what they remember.
+* `failing`: data that can't be read ends all ranks, with the error that there was.
 * `session`: what the others know of the `fit` that is running.
 * `statistics`: BatchNormalization's moving statistics are those of all ranks' examples.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.

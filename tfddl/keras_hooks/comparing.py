@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfddl.collectives import ReduceOp, allgather_object, allreduce
 from tfddl.collectives.agreement import rank_names
 from tfddl.errors import DisagreementError, UnsupportedError
-from tfddl.keras_hooks.session import BroadcastCallback, last_callbacks
+from tfddl.keras_hooks.session import BroadcastCallback, Fit, last_callbacks
 from tfddl.optimizer import innermost
 
 _HINTS = {
@@ -21,6 +21,7 @@ _HINTS = {
     "iterations": "start every rank from the same checkpoint, or from none; or load it on rank 0 "
     "and call tfddl.broadcast_variables(optimizer.variables) on every rank.",
     "validates": "pass validation_data (or validation_split) on every rank, or on none.",
+    "validation_freq": "pass the same validation_freq to fit on every rank.",
     "optimizer": "compile with the same optimizer on every rank.",
     "learning_rate": "compile with the same learning rate on every rank.",
     "callbacks": "give tfddl's callbacks to fit on every rank; files are written by rank 0 anyway.",
@@ -56,6 +57,7 @@ class Facts:
     initial_epoch: int
     iterations: int
     validates: bool
+    validation_freq: str
     optimizer: str
     learning_rate: str
     callbacks: tuple[str, ...]
@@ -67,17 +69,18 @@ class Facts:
     variables: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: Any, params: dict[str, Any], fit: Any) -> "Facts":
+    def of(cls, model: Any, fit: Fit) -> "Facts":
         """Of a `fit` that is about to begin; builds the optimizer."""
         optimizer = innermost(model.optimizer)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         return cls(
-            steps=params["steps"],
-            epochs=int(params["epochs"]),
+            steps=fit.steps,
+            epochs=fit.epochs,
             initial_epoch=int(fit.initial_epoch),
             iterations=iterations(model),
             validates=fit.validates,
+            validation_freq=fit.validation_freq,
             optimizer=type(optimizer).__name__,
             learning_rate=f"{float(tf.convert_to_tensor(optimizer.learning_rate)):.9g}",
             callbacks=tuple(type(callback).__name__ for callback in last_callbacks(fit.callbacks)),

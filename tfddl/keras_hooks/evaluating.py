@@ -12,16 +12,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl.collectives import allgather
-from tfddl.data import find_share
+from tfddl.data import find_share, forget_failures
+from tfddl.errors import UnsupportedError
 from tfddl.keras_hooks import whole_data
 from tfddl.keras_hooks.compiling import acts_on
+from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import Fit
 from tfddl.runtime import current, is_started
 
 _LOG = logging.getLogger("tfddl")
 _PATIENCE_S = 15.0
-_BATCH_SIZE = 32  # Keras' default.
 _PIECE_BYTES = 16 << 20
 
 
@@ -37,46 +38,53 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
         # What `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
         with _in_fit(fit, validates=bool(kwargs.get("_use_cached_eval_dataset"))):
             return original(self, *args, **kwargs)
-    if not acts_on(self.optimizer):
-        return original(self, *args, **kwargs)
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
-    parts = [given.get(name) for name in ("x", "y", "sample_weight")]
-    with _company("evaluate"):
-        is_whole = whole_data.is_whole(parts, name="evaluate")
-    if find_share(parts[0]) is None and is_whole:
-        parts = _first_steps(parts, given)
-        given["x"], given["y"], given["sample_weight"], _ = whole_data.cut(*parts)
-    _one_progress_bar(given)
-    fit = Fit(model=self, together=True, share=None, validating=True, datasets=(given.get("x"),))
-    with _session(fit):
+    with _outside_of_fit(given) as session:
+        if not acts_on(getattr(self, "optimizer", None)):
+            return original(*call.args, **call.kwargs)
+        parts = [given.get(name) for name in ("x", "y", "sample_weight")]
+        with _company("evaluate"):
+            is_whole = whole_data.is_whole(parts, name="evaluate")
+        if is_whole:
+            steps, batch_size = given.pop("steps", None), given.get("batch_size")
+            parts = whole_data.first_steps(parts, steps=steps, batch_size=batch_size)
+            given["x"], given["y"], given["sample_weight"] = whole_data.cut(*parts)
+        _one_progress_bar(given)
+        session(Fit(model=self, together=True, share=None, validating=True, datasets=(parts[0],)))
         return original(*call.args, **call.kwargs)
 
 
 def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     fit: Fit | None = current().fit if is_started() else None
-    if not acts_on(self.optimizer) or (fit is not None and fit.model is self):
+    if fit is not None and fit.model is self:
         with _in_fit(fit, validates=False):
             return original(self, *args, **kwargs)
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
     share = find_share(given["x"])
-    with _company("predict"):
-        # Asked for every kind of data, because ranks may have got different ones.
-        is_whole = whole_data.is_whole(given["x"], name="predict")
-    if is_whole:
-        return _predict_whole(original, call)
-    _one_progress_bar(given)
-    if share is None:
-        return original(*call.args, **call.kwargs)
-    steps = given.get("steps") or share.plan.steps
-    mine = original(*call.args, **call.kwargs)
-    return _in_order(mine, share.plan, steps=min(steps, share.plan.steps))
+    with _outside_of_fit(given) as session:
+        together = acts_on(getattr(self, "optimizer", None))
+        if together:
+            with _company("predict"):
+                # Asked for every kind of data, because ranks may have got different ones.
+                is_whole = whole_data.is_whole(given["x"], name="predict")
+            if is_whole:
+                return _predict_whole(original, call)
+            _one_progress_bar(given)
+        if share is None or not (together or current().cluster.size == 1):
+            return original(*call.args, **call.kwargs)
+        session(job := Fit(model=self, together=together, share=None, datasets=(given["x"],)))
+        mine = original(*call.args, **call.kwargs)
+        if together:
+            raise_failures(job)
+        return _in_order(mine, share.plan, steps=given.get("steps"))
 
 
 def _predict_whole(original: Callable[..., Any], call: inspect.BoundArguments) -> Any:
     given = call.arguments
-    (x,) = _first_steps([given["x"]], given)
+    steps, batch_size = given.pop("steps", None), given.get("batch_size")
+    (x,) = whole_data.first_steps([given["x"]], steps=steps, batch_size=batch_size)
     start, stop = whole_data.share(whole_data.length(x))
     # A rank without an example runs the first, so that it knows what a prediction looks like.
     low, high = (start, stop) if start < stop else (0, 1)
@@ -86,18 +94,30 @@ def _predict_whole(original: Callable[..., Any], call: inspect.BoundArguments) -
     return tf.nest.map_structure(lambda rows: _gathered(rows[: stop - start]), mine)
 
 
-def _in_order(mine: Any, plan: Any, *, steps: int) -> Any:
+def _in_order(mine: Any, plan: Any, *, steps: int | None) -> Any:
     """All ranks' predictions of a plan's first steps, in the order of the data."""
     rank = current().cluster.rank
-    batches = [plan.batch(epoch=0, step=step, rank=rank) for step in range(steps)]
+    # Keras runs whole executions of steps, maybe a few more than it was asked for.
+    batches = [plan.batch(epoch=0, step=step, rank=rank) for step in range(plan.steps)]
     counts = np.concatenate([np.full(len(b.indices), b.count > 0) for b in batches])
-    indices = np.concatenate([b.indices for b in batches])[counts]
-    order = np.argsort(_gathered(indices), kind="stable")
+    indices = np.concatenate([b.indices for b in batches])
+    if steps is not None:
+        done = len(tf.nest.flatten(mine)[0])
+        counts, indices = counts[:done], indices[:done]
+    order = np.argsort(_gathered(indices[counts]), kind="stable")
     return tf.nest.map_structure(lambda rows: _gathered(rows[counts])[order], mine)
 
 
-def _gathered(rows: np.ndarray) -> np.ndarray:
+def _gathered(rows: Any) -> np.ndarray:
     """The rows of all ranks, in rank order, in pieces that don't take much memory twice."""
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biufV":
+        raise UnsupportedError(
+            f"predict returned {type(rows).__name__} of {getattr(rows, 'dtype', 'no dtype')}, "
+            "which can't be gathered from the ranks; numbers can. Predict with a model that isn't "
+            "compiled with the DistributedOptimizer, on a share of tfddl.shard_range."
+        )
+    if current().cluster.size == 1:
+        return rows
     row_bytes = max(1, rows.itemsize * int(np.prod(rows.shape[1:])))
     size = max(1, _PIECE_BYTES // row_bytes)
     lengths = allgather(tf.constant([len(rows)], tf.int64), name="predictions").numpy()
@@ -110,15 +130,6 @@ def _gathered(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([piece for of_rank in pieces for piece in of_rank])
 
 
-def _first_steps(parts: list[Any], given: dict[str, Any]) -> list[Any]:
-    """Where only some steps are asked for, the examples of those."""
-    steps = given.pop("steps", None)
-    if steps is None:
-        return parts
-    end = steps * (given.get("batch_size") or _BATCH_SIZE)
-    return [whole_data.rows(part, 0, end) for part in parts]
-
-
 def _one_progress_bar(given: dict[str, Any]) -> None:
     if current().cluster.rank:
         given.setdefault("verbose", 0)
@@ -128,7 +139,7 @@ def _one_progress_bar(given: dict[str, Any]) -> None:
 def _company(name: str) -> Iterator[None]:
     """Says so where the other ranks don't come."""
     rank = current().cluster.rank
-    timer = threading.Timer(_PATIENCE_S, _LOG.warning, args=(_ALONE, name, rank, name))
+    timer = threading.Timer(_PATIENCE_S, _LOG.warning, args=(_ALONE, name, rank))
     timer.daemon = True
     timer.start()
     try:
@@ -139,27 +150,38 @@ def _company(name: str) -> Iterator[None]:
 
 _ALONE = (
     "%s on rank %d has been waiting for the other ranks: it is the job's, and all ranks must call "
-    "it together. For one rank alone, keras.Model(model.inputs, model.outputs).%s(…) does it."
+    "it together. For one rank alone, take a model that isn't compiled with the "
+    "DistributedOptimizer, such as keras.Model(model.inputs, model.outputs)."
 )
 
 
 @contextmanager
-def _session(fit: Fit) -> Iterator[None]:
+def _outside_of_fit(given: dict[str, Any]) -> Iterator[Callable[[Fit], None]]:
+    """While no fit is running, as far as this model and its data are concerned."""
+    if not is_started():
+        yield lambda _: None
+        return
     runtime = current()
-    before = runtime.fit, runtime.epoch
-    runtime.fit, runtime.epoch = fit, None
+    before = runtime.fit, runtime.epoch, runtime.resume
+    forget_failures(given.get("x"))
+    runtime.fit, runtime.epoch, runtime.resume = None, None, None
+
+    def begin(fit: Fit) -> None:
+        runtime.fit = fit
+        runtime.epoch = (
+            0  # A share then has the order of the first epoch, whatever it was made for.
+        )
+
     try:
-        yield
+        with readable_failures((given.get("x"),)):
+            yield begin
     finally:
-        runtime.fit, runtime.epoch = before
+        runtime.fit, runtime.epoch, runtime.resume = before
 
 
 @contextmanager
-def _in_fit(fit: Fit | None, *, validates: bool) -> Iterator[None]:
-    """While a fit that is running evaluates or predicts."""
-    if fit is None:
-        yield
-        return
+def _in_fit(fit: Fit, *, validates: bool) -> Iterator[None]:
+    """While a fit that is running evaluates or predicts with its own model."""
     runtime = current()
     before = fit.training, fit.validating, runtime.resume
     fit.training, fit.validating, runtime.resume = False, validates, None

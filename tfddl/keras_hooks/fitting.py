@@ -15,10 +15,11 @@ from tfddl.collectives import (
     grouped_allreduce,
     on_all_ranks,
 )
-from tfddl.data import find_share
+from tfddl.data import find_share, forget_failures, repeats_share
 from tfddl.errors import DataError, UnsupportedError
 from tfddl.keras_hooks import comparing, resuming, stock, whole_data
 from tfddl.keras_hooks.compiling import acts_on
+from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import Fit, LastCallback, last_callbacks, running
 from tfddl.keras_hooks.steps import state_of
@@ -48,14 +49,13 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     # The callbacks set the epoch that begins; outside of `fit` there is none.
     runtime.epoch = call.arguments.get("initial_epoch", 0)
     runtime.resume = None
+    datasets = (call.arguments.get("x"), call.arguments.get("validation_data"))
+    for dataset in datasets:
+        forget_failures(dataset)
     try:
-        runtime.fit = _session(self, call)
-        return original(*call.args, **call.kwargs)
-    except tf.errors.OpError:
-        failure = None if runtime.fit is None else runtime.fit.failure()
-        if failure is None:
-            raise
-        raise failure from None  # What TensorFlow has made an error of its own.
+        with readable_failures(datasets):
+            runtime.fit = _session(self, call)
+            return original(*call.args, **call.kwargs)
     finally:
         runtime.fit, runtime.epoch, runtime.resume = before
         self._initial_epoch = None  # A later `fit` begins where it is told to.
@@ -65,6 +65,12 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
     """The `fit` that begins; None where the ranks train models of their own."""
     given = call.arguments
     together = acts_on(model.optimizer)
+    if repeats_share(given.get("x")):
+        raise UnsupportedError(
+            "fit got a dataset of tfddl.shard_dataset with repeat() after it: TensorFlow begins "
+            "the next pass before the epoch ends, on one rank sooner than on another, and examples "
+            "would be mixed up. Leave repeat() out; fit makes a pass for every epoch by itself."
+        )
     if not together:
         _refuse_hidden_optimizers(model)
         if current().cluster.size > 1:
@@ -80,6 +86,8 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
         model=model,
         together=together,
         share=find_share(given.get("x")),
+        epochs=given.get("epochs", 1),
+        validation_freq=str(given.get("validation_freq", 1)),
         datasets=(given.get("x"), given.get("validation_data")),
         initial_epoch=given.get("initial_epoch", 0),
         validates=bool(given.get("validation_split")) or given.get("validation_data") is not None,
@@ -89,18 +97,21 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
 def _deal_out_validation(given: dict[str, Any]) -> None:
     """Validation arrays that all ranks have got whole are dealt out."""
     data = given.get("validation_data")
-    if not isinstance(data, tuple | list) or given.get("validation_steps") is not None:
+    if not isinstance(data, tuple | list):
         data = ()
     # Asked on every rank, because some may have got none; these are told by name later.
     if whole_data.is_whole(data, name="validation data"):
-        *parts, _ = whole_data.cut(*keras.utils.unpack_x_y_sample_weight(tuple(data)))
-        given["validation_data"] = tuple(parts)
+        batch_size = given.get("validation_batch_size") or given.get("batch_size")
+        parts = list(keras.utils.unpack_x_y_sample_weight(tuple(data)))
+        parts = whole_data.first_steps(
+            parts, steps=given.pop("validation_steps", None), batch_size=batch_size
+        )
+        given["validation_data"] = whole_data.cut(*parts)
 
 
 def _refuse_last_callbacks(callbacks: Any) -> None:
     """A checkpoint of many models that don't know of each other is none."""
-    listed = getattr(callbacks, "callbacks", callbacks) or []
-    for callback in [listed] if isinstance(listed, keras.callbacks.Callback) else listed:
+    for callback in stock.flat(callbacks):
         if isinstance(callback, LastCallback):
             raise UnsupportedError(
                 f"tfddl's {type(callback).__name__} needs a model that the ranks train together: "
@@ -128,7 +139,7 @@ def _build(model: Any, x: Any) -> None:
     if model.built and all(layer.built for layer in model.layers):
         return
     if isinstance(x, tf.data.Dataset):
-        first = keras.utils.unpack_x_y_sample_weight(next(iter(x)))[0]
+        first = keras.utils.unpack_x_y_sample_weight(_first_batch(x))[0]
     elif isinstance(x, keras.utils.PyDataset):
         first = keras.utils.unpack_x_y_sample_weight(x[0])[0]
     elif hasattr(x, "__next__"):
@@ -142,12 +153,24 @@ def _build(model: Any, x: Any) -> None:
     model(first, training=False)
 
 
+def _first_batch(dataset: tf.data.Dataset) -> Any:
+    """A batch to build the model with; where one rank can't read its, all raise."""
+
+    def read() -> Any:
+        with readable_failures((dataset,)):
+            return next(iter(dataset))
+
+    return on_all_ranks(read, error=DataError)
+
+
 def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -> Any:
     fit = running(self)
     if fit is None:
         return original(self, logs)
     fit.callbacks = self
-    fit.steps, fit.epochs = self.params["steps"], int(self.params["epochs"])
+    params = self.params or {}  # A CallbackList of the user's may have been told nothing.
+    fit.steps = params.get("steps") or (None if fit.share is None else fit.share.plan.steps)
+    fit.epochs = int(params.get("epochs", fit.epochs))
     if fit.share is not None and fit.share.plan.steps != fit.steps:
         fit.share = None  # Not an epoch of it is trained on, but some other number of batches.
     if fit.together:
@@ -161,7 +184,7 @@ def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -
 
 def _begin_together(original: Callable[..., Any], self: Any, fit: Fit, logs: Any) -> Any:
     state_of(fit.model).forget_stop()  # A fit that failed may have left a wish to stop.
-    facts = comparing.Facts.of(fit.model, self.params, fit)
+    facts = comparing.Facts.of(fit.model, fit)
     if facts.root_rank is None:
         comparing.compare(facts)
     else:  # The ranks may have made different numbers of steps, as long as they know whose count.
@@ -193,7 +216,9 @@ def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: A
     fit = running(self)
     if fit is None:
         return original(self, epoch, logs)
-    fit.epoch, fit.done = epoch, 0 if fit.rest is None else fit.rest.skipped
+    fit.epoch, fit.done, fit.is_complete = epoch, 0, False
+    if fit.rest_of_epoch is not None:
+        fit.done = fit.rest_of_epoch.skipped
     if fit.together:
         state_of(fit.model).steps.assign(fit.done)
     result = original(self, epoch, logs)
@@ -219,7 +244,7 @@ def _on_train_batch_end(
             state.stop.assign(1.0)
         fit.model.stop_training = bool(state.stop_agreed.numpy())
         if fit.model.stop_training:
-            _raise_failures(fit)
+            raise_failures(fit)
     for callback in last_callbacks(self):
         callback.after_train_batch(fit, logs)
     return result
@@ -237,8 +262,16 @@ def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any
         fit.model.stop_training = bool(anyone.numpy())
         state.forget_stop()
     for callback in last_callbacks(self):
-        callback.after_epoch(fit, logs)
+        callback.after_epoch(fit, {**(logs or {}), **_recorded(fit, epoch)})
     return result
+
+
+def _recorded(fit: Fit, epoch: int) -> dict[str, Any]:
+    """An epoch's logs with what callbacks have added: Keras hands each list of them a copy."""
+    history = getattr(fit.model, "history", None)
+    if history is None or not history.epoch or history.epoch[-1] != epoch:
+        return {}
+    return {name: values[-1] for name, values in history.history.items()}
 
 
 def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
@@ -248,25 +281,16 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     was_training, fit.training = fit.training, False
     if was_training:
         resuming.end_rest(fit)
+        at_end = not fit.model.stop_training if fit.steps is None else fit.done >= fit.steps
+        fit.is_complete = at_end
     if not fit.together:
         return original(self, logs)
     if was_training:
         _check_epoch_is_complete(fit)
-    _raise_failures(fit)
+    raise_failures(fit)
     _sum_metrics(self)
     results = original(self, logs)
     return _averaged(results) if results is logs else results
-
-
-def _raise_failures(fit: Fit) -> None:
-    """Raises on all ranks what went wrong on any of them with its data."""
-
-    def check() -> None:
-        failure = fit.failure()
-        if failure is not None:
-            raise failure
-
-    on_all_ranks(check, error=DataError)
 
 
 def _check_epoch_is_complete(fit: Fit) -> None:
@@ -276,7 +300,7 @@ def _check_epoch_is_complete(fit: Fit) -> None:
         raise DataError(
             f"rank {current().cluster.rank} ran out of data after {steps} of {fit.steps} steps of "
             "the epoch; the other ranks can't go on without it. Give every rank as many batches as "
-            "steps_per_epoch says (dataset.repeat()), or use tfddl.shard_dataset."
+            "steps_per_epoch says, or use tfddl.shard_dataset."
         )
 
 

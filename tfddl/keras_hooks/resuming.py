@@ -48,21 +48,30 @@ def go_on(fit: Fit, position: Position, *, size: int) -> None:
             "tfddl.shard_dataset returned (map and prefetch may follow), as the earlier run did."
         )
     plan = fit.share.plan.after(position)
-    fit.rest = Rest(plan=plan, skipped=fit.share.steps_done(position))
+    fit.rest = Rest(plan=plan, epoch=position.epoch, skipped=fit.share.steps_done(position))
     current().resume = Resume(fit.share, position)
 
 
 def begin_at(fit: Fit, epoch: int) -> None:
     """Makes a `fit` that has just begun start with a later epoch; with none, if that's the last."""
-    fit.model._initial_epoch = epoch
+    fit.model._initial_epoch = _Epoch(epoch)
     fit.initial_epoch = fit.epoch = epoch
 
 
 def end_rest(fit: Fit) -> None:
     """The epoch that was begun by an earlier run is at its end."""
     if fit.rest is not None:
-        fit.rest = None
         current().resume = None
+
+
+class _Epoch(int):
+    """A number that is true even where it is zero.
+
+    Keras takes ``initial_epoch`` instead of one that isn't.
+    """
+
+    def __bool__(self) -> bool:
+        return True
 
 
 def _enumerate_iterator(original: Callable[..., Any], self: Any) -> Any:
@@ -72,7 +81,8 @@ def _enumerate_iterator(original: Callable[..., Any], self: Any) -> Any:
     # With steps_per_epoch Keras has made this epoch's iterator at the end of the last one, in the
     # order of that.
     self._current_iterator = None
-    return original(self) if fit.rest is None else _rest(self, fit.rest.skipped)
+    rest = fit.rest_of_epoch
+    return original(self) if rest is None else _rest(self, rest.skipped)
 
 
 def _rest(iterator: Any, skipped: int) -> Iterator[tuple[int, int, Any]]:

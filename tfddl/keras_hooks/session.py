@@ -31,6 +31,7 @@ class Fit:
 
     initial_epoch: int = 0
     validates: bool = False
+    validation_freq: str = "1"
     epochs: int = 1
     steps: int | None = None
     """Per epoch; None where the data has no known length."""
@@ -39,8 +40,11 @@ class Fit:
     done: int = 0
     """Steps of the epoch that are done, those before a resume included."""
 
+    is_complete: bool = False
+    """Whether the epoch was trained to its end."""
+
     rest: "Rest | None" = None
-    """What is left of the epoch, where it was begun by an earlier run."""
+    """What was left of the first epoch, where an earlier run began it; see `rest_of_epoch`."""
 
     restored_size: int | None = None
     """The number of workers of the run that is being gone on with."""
@@ -51,14 +55,20 @@ class Fit:
     validating: bool = False
     """While `fit` itself evaluates the model."""
 
+    @property
+    def rest_of_epoch(self) -> "Rest | None":
+        """What was left of the epoch, where that was begun by an earlier run."""
+        return self.rest if self.rest is not None and self.rest.epoch == self.epoch else None
+
     def position(self) -> Position:
         """The place in the data after the steps that are done."""
-        if self.steps is not None and self.done >= self.steps:
+        if self.is_complete:
             return Position(self.epoch + 1, 0)
         if not self.done or self.share is None:
             return Position(self.epoch, 0)
-        if self.rest is not None:
-            return self.rest.plan.position(epoch=self.epoch, steps=self.done - self.rest.skipped)
+        rest = self.rest_of_epoch
+        if rest is not None:
+            return rest.plan.position(epoch=self.epoch, steps=self.done - rest.skipped)
         return self.share.plan.position(epoch=self.epoch, steps=self.done)
 
     def failure(self) -> DataError | None:
@@ -79,6 +89,8 @@ class Rest:
     plan: Plan
     """Of the rest."""
 
+    epoch: int
+
     skipped: int
     """How many steps an undisturbed epoch of this run would have had before."""
 
@@ -96,7 +108,7 @@ class LastCallback(keras.callbacks.Callback):
         """Steps have been done."""
 
     def after_epoch(self, fit: Fit, logs: Any) -> None:
-        """An epoch has ended, with validation; the logs are the job's."""
+        """An epoch has ended, with validation; the logs are the job's, and what callbacks added."""
 
 
 class BroadcastCallback(LastCallback):

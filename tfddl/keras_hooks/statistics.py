@@ -16,6 +16,8 @@ import tensorflow as tf
 from tfddl.collectives import ReduceOp, allreduce
 from tfddl.runtime import current
 
+_ROUNDING = 1e-6
+
 _AVERAGED = ("moving_stddev", "renorm_mean", "renorm_stddev")
 """Further state of a BatchNormalization with renorm=True."""
 
@@ -39,22 +41,23 @@ def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
     layers = _layers(model)
     if current().cluster.size == 1 or not layers:
         return
-    weight = tf.constant(1.0) if count is None else tf.cast(count, tf.float32)
+    weight = tf.constant(1.0, tf.float64) if count is None else tf.cast(count, tf.float64)
     means, variances = (
-        tf.concat([tf.convert_to_tensor(getattr(layer, name)) for layer in layers], axis=0)
+        tf.concat([tf.cast(getattr(layer, name), tf.float64) for layer in layers], axis=0)
         for name in ("moving_mean", "moving_variance")
     )
-    weight = tf.cast(weight, means.dtype)
     first = allreduce(tf.concat([[weight], weight * means], axis=0), ReduceOp.SUM, name="means")
     pooled = first[1:] / first[0]
     # Around the pooled mean, because the difference of two large squares would cancel.
     spread = allreduce(weight * (variances + (means - pooled) ** 2), ReduceOp.SUM, name="spread")
+    if float(first[0]) == 0:
+        return  # Nobody has trained: the statistics are alike.
     lengths = [layer.moving_mean.shape[0] for layer in layers]
     for layer, mean, variance in zip(
         layers, tf.split(pooled, lengths), tf.split(spread / first[0], lengths), strict=True
     ):
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(variance)
+        layer.moving_mean.assign(tf.cast(mean, layer.moving_mean.dtype))
+        layer.moving_variance.assign(tf.cast(variance, layer.moving_variance.dtype))
 
 
 class MovingStatistics:
@@ -82,27 +85,26 @@ class MovingStatistics:
         return [v for pair in self._moments for v in pair] + self._averaged
 
     def change(self, dtype: tf.DType) -> list[tf.Tensor]:
-        """What this rank's own batch has changed, one flat tensor per variable."""
+        """What this rank's own batch has changed: of each variable, and the means' squares."""
         changes = [
-            tf.convert_to_tensor(v) - before
+            tf.cast(tf.convert_to_tensor(v), dtype) - tf.cast(before, dtype)
             for v, before in zip(self.variables, self._before, strict=True)
         ]
-        for i, rate in enumerate(self._rates):
-            # The square of a mean's change, over the rate: its variance over the ranks is how far
-            # apart the ranks' batches lie, at the rate of the moving variance.
-            changes[2 * i + 1] += changes[2 * i] ** 2 / rate
-        return [tf.cast(change, dtype) for change in changes]
+        return changes + [change**2 for change in changes[: 2 * len(self._rates) : 2]]
 
     def take(self, changes: Sequence[tf.Tensor]) -> None:
-        """Takes in the mean over the ranks, by count, of what `change` gave."""
-        changes = [
-            tf.cast(change, before.dtype)
-            for change, before in zip(changes, self._before, strict=True)
-        ]
-        for i, rate in enumerate(self._rates):
-            changes[2 * i + 1] -= changes[2 * i] ** 2 / rate
-        for variable, before, change in zip(self.variables, self._before, changes, strict=True):
-            variable.assign(before + change)
+        """Takes in the mean over the ranks, by examples, of what `change` gave."""
+        own, squares = changes[: len(self._before)], changes[len(self._before) :]
+        pooled = list(own)
+        for i, (rate, square) in enumerate(zip(self._rates, squares, strict=True)):
+            # How far apart the ranks' batches lie, at the rate of the moving variance. Where it is
+            # no more than the rounding of the squares, it is none.
+            spread = square - own[2 * i] ** 2
+            spread = tf.where(spread > _ROUNDING * square, spread, tf.zeros_like(spread))
+            pooled[2 * i + 1] += spread / rate
+        for variable, before, change in zip(self.variables, self._before, pooled, strict=True):
+            new = tf.cast(before, change.dtype) + change
+            variable.assign(tf.cast(new, before.dtype))
 
 
 def _layers(model: Any) -> list[Any]:

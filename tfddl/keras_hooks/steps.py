@@ -98,7 +98,13 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             count = tf.where(counts, count, 0.0)
             num_examples = tf.where(counts, num_examples, 0)
         pooled = MovingStatistics(model)
-        step = Step(count=count, stop=state.stop, stop_agreed=state.stop_agreed, statistics=pooled)
+        step = Step(
+            count=count,
+            stop=state.stop,
+            stop_agreed=state.stop_agreed,
+            statistics=pooled,
+            examples=num_examples,
+        )
         with (
             current().in_step(step),
             _unchanged_unless(counts, lambda: _own_state(model, pooled.variables)),

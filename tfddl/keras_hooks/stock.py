@@ -47,10 +47,7 @@ def for_this_rank(callbacks: Any) -> Any:
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.callbacks = for_this_rank(callbacks.callbacks)
         return callbacks
-    if callbacks is None or isinstance(callbacks, keras.callbacks.Callback):
-        listed = [] if callbacks is None else [callbacks]
-    else:
-        listed = list(callbacks)
+    listed = flat(callbacks)
     for callback in listed:
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             raise UnsupportedError(
@@ -62,6 +59,13 @@ def for_this_rank(callbacks: Any) -> Any:
     if current().cluster.rank == 0:
         return listed
     return [callback for callback in listed if not isinstance(callback, _WRITERS)]
+
+
+def flat(callbacks: Any) -> list[Any]:
+    """The callbacks in what `fit` takes: none, one, a list of lists, a CallbackList."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return [callback for callback in keras.tree.flatten(callbacks) if callback is not None]
 
 
 def memory_of(callbacks: Any) -> list[dict[str, Any]]:
@@ -131,6 +135,9 @@ def _whole_files(model: Any) -> Iterator[None]:
 
 
 def _save(original: Callable[..., Any], filepath: Any, overwrite: bool = True) -> None:
+    if "://" in str(filepath):  # An object store takes files whole anyway.
+        original(filepath, overwrite=overwrite)
+        return
     path = Path(filepath)
     # Keras tells the format from the ending.
     temporary = path.with_name(f".writing-{path.name}")

@@ -16,6 +16,7 @@ from tfddl.errors import UnsupportedError
 from tfddl.plan import shard_range
 from tfddl.runtime import current
 
+_BATCH_SIZE = 32  # Keras' default.
 _BYTES = 64 << 20
 """Of each array that go into its digest, in rows from all over it."""
 
@@ -37,28 +38,37 @@ def length(data: Any) -> int:
     return int(_leaves(data)[0].shape[0])
 
 
-def cut(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any, int]:
+def cut(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """This rank's share of whole arrays.
 
     A rank for which there is none gets the first example, with a weight that doesn't count.
 
     Returns:
-        ``x``, ``y``, ``sample_weight`` of the share, and how many of its examples count.
+        ``x``, ``y``, ``sample_weight`` of the share.
 
     Raises:
         UnsupportedError: There are fewer examples than ranks, and no ``y`` to weigh.
     """
-    start, stop = share(length(x))
-    if start < stop:
-        return (*(rows(part, start, stop) for part in (x, y, sample_weight)), stop - start)
-    if y is None:
+    if y is None and length(x) < current().cluster.size:
         raise UnsupportedError(
             f"There are {length(x)} examples for {current().cluster.size} workers, and no y whose "
             "loss could be weighed for those that have none. Evaluate on fewer workers."
         )
+    start, stop = share(length(x))
+    if start < stop:
+        x, y, sample_weight = (rows(part, start, stop) for part in (x, y, sample_weight))
+        return x, y, sample_weight
     weights = np.zeros(1, np.float32) if sample_weight is None else sample_weight
     absent = tf.nest.map_structure(lambda _: np.full(1, STAND_IN_WEIGHT), weights)
-    return rows(x, 0, 1), rows(y, 0, 1), absent, 0
+    return rows(x, 0, 1), rows(y, 0, 1), absent
+
+
+def first_steps(parts: list[Any], *, steps: int | None, batch_size: int | None) -> list[Any]:
+    """Where only some steps are asked for, the examples of those."""
+    if steps is None:
+        return parts
+    end = steps * (batch_size or _BATCH_SIZE)
+    return [rows(part, 0, end) for part in parts]
 
 
 def share(num_examples: int) -> tuple[int, int]:
