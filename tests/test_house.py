@@ -12,7 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors"],
-    ["cluster", "plan"],
+    ["cluster", "plan", "threads"],
     ["launcher", "transport"],
     ["runtime"],
     ["collectives"],
@@ -56,7 +56,6 @@ SIBLINGS: dict[str, list[str]] = {
         "lineage",
         "stream",
         "recipe",
-        "in_order",
         "examples",
         "share",
         "finding",
@@ -92,7 +91,7 @@ SIBLINGS: dict[str, list[str]] = {
     "models": ["unet"],
     "bench": ["usage", "reading", "table", "jobs", "memory"],
 }
-WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "launcher"]
+WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "threads", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
 # The public surface, which commands of the application use as any user would.
 SURFACE = {"segmentation", "bench"}
