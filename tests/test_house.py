@@ -106,9 +106,11 @@ SIBLINGS: dict[str, list[str]] = {
         "training_data",
         "training",
         "preparing",
+        "predicting",
         "command",
         "train",
         "prepare",
+        "predict",
     ],
     "bench": ["usage", "reading", "table", "jobs", "memory"],
 }

@@ -12,9 +12,10 @@ from unittest import mock
 
 import tfddl
 from tfddl.errors import TfddlError
-from tfddl.segmentation import training_data
+from tfddl.segmentation import pixels as pixels_module
+from tfddl.segmentation import predicting, training_data
 from tfddl.segmentation.augment import Augmentation
-from tfddl.segmentation.config import TrainConfig
+from tfddl.segmentation.config import PredictConfig, TrainConfig
 from tfddl.segmentation.training import train
 
 
@@ -65,6 +66,19 @@ def seen(config: TrainConfig) -> dict[str, list[str]]:
         "next epoch": digests(data.training, epoch=1, **training),
         "validation": digests(data.validation),
     }
+
+
+def predicted(config: PredictConfig) -> dict[str, Any]:
+    """Predicts; what it said, what came of it, which files this rank wrote, or its error."""
+    written: list[str] = []
+
+    def write_png(path: Path, pixels: Any) -> None:
+        pixels_module.write_png(path, pixels)
+        written.append(path.name)
+
+    with mock.patch.object(predicting, "write_png", write_png):
+        outcome = _outcome(lambda: predicting.predict(config))
+    return {**outcome, "written": sorted(written)}
 
 
 def _outcome(act: Callable[[], Any]) -> dict[str, Any]:
