@@ -12,7 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors"],
-    ["cluster", "plan"],
+    ["cluster", "plan", "threads"],
     ["launcher", "transport"],
     ["runtime"],
     ["collectives"],
@@ -56,7 +56,6 @@ SIBLINGS: dict[str, list[str]] = {
         "lineage",
         "stream",
         "recipe",
-        "in_order",
         "examples",
         "share",
         "finding",
@@ -91,9 +90,32 @@ SIBLINGS: dict[str, list[str]] = {
         "state",
     ],
     "models": ["unet"],
+    "segmentation": [
+        "scenery",
+        "car",
+        "pixels",
+        "synthetic",
+        "layout",
+        "examples",
+        "augment",
+        "presets",
+        "config",
+        "progress",
+        "dice",
+        "picture",
+        "ranks",
+        "training_data",
+        "training",
+        "preparing",
+        "predicting",
+        "command",
+        "train",
+        "prepare",
+        "predict",
+    ],
     "bench": ["usage", "reading", "table", "jobs", "memory"],
 }
-WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "launcher"]
+WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "threads", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
 # The public surface, which commands of the application use as any user would.
 SURFACE = {"segmentation", "bench"}

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.test_segmentation import default_config
 from tfddl.segmentation.config import TrainConfig
 from tfddl.segmentation.dice import dice
-from tfddl.segmentation.folder import split_examples
+from tfddl.segmentation.examples import split_examples
 from tfddl.segmentation.synthetic import make_example, write_dataset
 
 Images = NDArray[np.uint8]

@@ -181,6 +181,16 @@ class Store:
             raise CheckpointError(f"There is no {BEST} in {self.directory}.")
         return read(self.directory / BEST)
 
+    def clear(self) -> None:
+        """Removes all checkpoints.
+
+        Raises:
+            OSError: One of them can't be removed.
+        """
+        for pattern in ("step-*.npz*", BEST):
+            for path in self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def _link(self, path: Path, name: Path) -> None:
         """Gives a file a second name, whatever had it before."""
         temporary = name.with_name(f"{_TEMPORARY}{name.name}")

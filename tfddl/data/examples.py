@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl.data.in_order import map_in_order
 from tfddl.data.recipe import Recipe, checked, specs_of
 from tfddl.data.sources import Source, Table
 from tfddl.errors import DataError
 from tfddl.plan import Indices
+from tfddl.threads import map_in_order
 
 Raw = tuple[int, tuple[Any, ...]]
 """The number and the parts of an example."""

@@ -6,7 +6,6 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl.data.examples import Examples
-from tfddl.data.in_order import threads_of_worker
 from tfddl.data.recipe import Recipe
 from tfddl.data.share import Share
 from tfddl.data.sources import Source, Table
@@ -14,6 +13,7 @@ from tfddl.data.stream import Stream
 from tfddl.errors import DataError, UnsupportedError
 from tfddl.plan import BlockPlan, GlobalPlan, Order, Plan
 from tfddl.runtime import current
+from tfddl.threads import threads_of_worker
 
 
 def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight) as in Keras' fit

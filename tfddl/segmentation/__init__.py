@@ -3,10 +3,13 @@
 Usage, in a shell::
 
     tfddlrun -np 2 tfddl-train                        # on images that it makes
-    tfddlrun -np 2 tfddl-train --data_dir=DIR         # on images/X.png and masks/X_mask.png
-    tfddl-train --help
+    tfddlrun -np 2 tfddl-train --data_dir=DIR         # on yours; the same again goes on
+    tfddl-prepare --input_dir=DIR --output_dir=DIR2   # decode them once, for a faster --data_dir
+    tfddlrun -np 2 tfddl-predict --model=best.keras --input_dir=DIR3 --output_dir=MASKS
 
-`folder` reads images and masks, `synthetic` makes some (`scenery` and `car` draw them), `dice` has
-the loss and the metrics, `picture` shows what was learnt, `config` holds the flags, `train` is the
-command.
+`layout` finds what lies in a folder, `examples` reads it (with `pixels`), `augment` changes it,
+`synthetic` makes some (`scenery` and `car` draw it). `dice` has losses and metric, `picture`
+shows what was learnt. `config` holds the flags of the commands and `presets` sets of them. The
+commands `train`, `prepare` and `predict` are flags only; the work is done in `training`,
+`preparing` and `predicting`.
 """

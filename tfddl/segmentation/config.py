@@ -1,14 +1,18 @@
-"""What one run of the application is asked to do, checked at birth."""
+"""What the commands of the application are asked to do, checked at birth."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfddl.errors import UnsupportedError
+from tfddl.segmentation.augment import Augmentation
+from tfddl.segmentation.presets import PRESETS
 
 CHANNELS = (1, 3, 4)
 COLLECTIVES = ("auto", "ring", "nccl")
 DECAYS = ("cosine", "none")
+LOSSES = ("dice_crossentropy", "dice")
 PROGRESS = ("bar", "lines", "none")
+SIZES = ("original", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,28 +23,37 @@ class TrainConfig:
         UnsupportedError: A value is out of its range.
     """
 
+    preset: str
     data_dir: Path | None
     image_size: tuple[int, int]
     validation_split: float
     num_examples: int
     skip_bad: bool
+    augment: tuple[str, ...]
     seed: int
     filters: tuple[int, ...]
     in_channels: int
     batchnorm_momentum: float
+    loss: str
     epochs: int
     batch_size: int
     learning_rate: float
     learning_rate_decay: str
+    checkpoint_dir: Path
+    resume: bool
+    save_every_steps: int | None
+    keep: int
     collective: str
     intra_op_threads: int | None
     inter_op_threads: int | None
     output_dir: Path
+    tensorboard_dir: Path | None
     progress: str
 
     def __post_init__(self) -> None:
         """Checks each value by itself; what depends on the data is checked where they are read."""
-        _require("image_size", self.image_size, min(self.image_size) >= 1, "positive")
+        _require_one_of("preset", self.preset, tuple(PRESETS))
+        _require_image_size(self.image_size)
         _require(
             "validation_split", self.validation_split, 0 < self.validation_split < 1, "in (0, 1)"
         )
@@ -52,6 +65,7 @@ class TrainConfig:
             len(self.filters) >= 1 and min(self.filters) >= 1,
             "one positive number for each level, such as 8,16,32,64",
         )
+        Augmentation(self.augment)
         _require_one_of("in_channels", self.in_channels, CHANNELS)
         _require(
             "batchnorm_momentum",
@@ -59,11 +73,76 @@ class TrainConfig:
             0 <= self.batchnorm_momentum < 1,
             "in [0, 1)",
         )
-        _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _require_one_of("loss", self.loss, LOSSES)
+        _require_positive("epochs", self.epochs)
+        _require_positive("batch_size", self.batch_size)
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         _require_one_of("learning_rate_decay", self.learning_rate_decay, DECAYS)
+        if self.save_every_steps is not None:
+            _require_positive("save_every_steps", self.save_every_steps)
+        _require_positive("keep", self.keep)
         _require_one_of("collective", self.collective, COLLECTIVES)
+        _require_one_of("progress", self.progress, PROGRESS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """The flags of `tfddl-predict`, under the same names; their help texts say what they mean.
+
+    Raises:
+        UnsupportedError: A value is out of its range.
+    """
+
+    model: Path
+    input_dir: Path
+    output_dir: Path
+    size: str
+    threshold: float
+    probabilities: bool
+    skip_existing: bool
+    skip_bad: bool
+    batch_size: int
+    collective: str
+    intra_op_threads: int | None
+    inter_op_threads: int | None
+    progress: str
+
+    def __post_init__(self) -> None:
+        """Checks each value by itself."""
+        _require_one_of("size", self.size, SIZES)
+        _require("threshold", self.threshold, 0 < self.threshold <= 1, "in (0, 1]")
+        _require_positive("batch_size", self.batch_size)
+        _require_one_of("collective", self.collective, COLLECTIVES)
+        _require_one_of("progress", self.progress, PROGRESS)
+        if self.input_dir.resolve() == self.output_dir.resolve():
+            raise UnsupportedError(
+                f"--output_dir is --input_dir, {self.input_dir}: masks would lie among the images, "
+                "and over masks that may be there. Choose another folder."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """The flags of `tfddl-prepare`, under the same names; their help texts say what they mean.
+
+    Raises:
+        UnsupportedError: A value is out of its range.
+    """
+
+    input_dir: Path
+    output_dir: Path
+    image_size: tuple[int, int]
+    in_channels: int
+    skip_bad: bool
+    overwrite: bool
+    threads: int
+    progress: str
+
+    def __post_init__(self) -> None:
+        """Checks each value by itself."""
+        _require_image_size(self.image_size)
+        _require_one_of("in_channels", self.in_channels, CHANNELS)
+        _require_positive("threads", self.threads)
         _require_one_of("progress", self.progress, PROGRESS)
 
 
@@ -93,6 +172,19 @@ def parse_filters(texts: list[str]) -> tuple[int, ...]:
             "8,16,32,64."
         )
     return tuple(int(text) for text in texts)
+
+
+def parse_names(texts: list[str]) -> tuple[str, ...]:
+    """Reads a comma-separated list of words; an empty text is an empty list."""
+    return tuple(text.strip() for text in texts if text.strip())
+
+
+def _require_image_size(image_size: tuple[int, int]) -> None:
+    _require("image_size", image_size, min(image_size) >= 1, "positive")
+
+
+def _require_positive(name: str, value: int) -> None:
+    _require(name, value, value >= 1, "at least 1")
 
 
 def _require(name: str, value: object, is_right: bool, expected: str) -> None:

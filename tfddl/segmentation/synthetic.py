@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from tfddl.segmentation import car, scenery
+from tfddl.segmentation.pixels import write_png
 
 # Drawn this many times larger and scaled down: the edges are as soft as a camera's.
 _OVERSAMPLING = 2
@@ -57,7 +58,7 @@ def write_dataset(
     seed: int,
     only: range | None = None,
 ) -> None:
-    """Writes `images/0001.png`, `masks/0001_mask.png`, … below a directory.
+    """Writes `images/0001.png`, `masks/0001_mask.png`, … below a directory, if they aren't there.
 
     Every file appears whole or not at all, and always with the same content: several processes may
     write the same set at the same time.
@@ -73,9 +74,12 @@ def write_dataset(
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
     for index in range(num_examples) if only is None else only:
-        image, mask = make_example(index, image_size=image_size, seed=seed)
-        _write(images / f"{index + 1:04}.png", image)
-        _write(masks / f"{index + 1:04}_mask.png", mask)
+        image_path = images / f"{index + 1:04}.png"
+        mask_path = masks / f"{index + 1:04}_mask.png"
+        if not (image_path.exists() and mask_path.exists()):
+            image, mask = make_example(index, image_size=image_size, seed=seed)
+            write_png(image_path, image)
+            write_png(mask_path, mask)
 
 
 def _any_placement(
@@ -122,9 +126,3 @@ def _shrink_mask(mask: scenery.Coverage, image_size: tuple[int, int]) -> NDArray
     height, width = image_size
     covered = mask.reshape(height, _OVERSAMPLING, width, _OVERSAMPLING).mean((1, 3))
     return np.where(covered >= 0.5, 255, 0).astype(np.uint8)
-
-
-def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(partial, format="PNG", compress_level=3)
-    partial.replace(path)

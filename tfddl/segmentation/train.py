@@ -1,53 +1,50 @@
 """Trains a U-Net on images and masks, on as many workers as there are.
 
-Writes the model (model.keras) and a picture of what it predicts (predictions.png).
+Writes the models (model.keras as training ended, best.keras with the lowest validation loss), a
+picture of what is predicted (predictions.png), checkpoints and charts. The same command again goes
+on where a run was broken off.
 """
 
-import logging
-import sys
-import time
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import keras
-import numpy as np
-from absl import app, flags
-from numpy.typing import NDArray
+from absl import flags
 
 import tfddl
-from tfddl.errors import DataError, DisagreementError, TfddlError
-from tfddl.models import unet
+from tfddl.segmentation import command
+from tfddl.segmentation.augment import CHANGES
 from tfddl.segmentation.config import (
     COLLECTIVES,
     DECAYS,
+    LOSSES,
     PROGRESS,
     TrainConfig,
     parse_filters,
     parse_image_size,
+    parse_names,
 )
-from tfddl.segmentation.dice import dice, dice_crossentropy
-from tfddl.segmentation.folder import Examples, find_pairs, load_pairs, split_examples
-from tfddl.segmentation.picture import draw_predictions
-from tfddl.segmentation.synthetic import write_dataset
+from tfddl.segmentation.presets import PRESETS, describe
 
-# How many validation examples the picture shows.
-_NUM_PICTURED = 6
-_MODEL, _PICTURE = "model.keras", "predictions.png"
-
-_T = TypeVar("_T")
-
+_PRESET = flags.DEFINE_enum(
+    "preset",
+    "default",
+    list(PRESETS),
+    "[preset] Sets other flags, but none that is given. source is the network and the training of "
+    f"the system that tfddl took over from: {describe('source')}",
+)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "[data] A folder with images/X.png and masks/X_mask.png (or masks/X.png; also .jpg, .bmp, "
-    ".gif, .tif). Without it, pictures of cars are made and trained on.",
+    "[data] A folder with images/X.png and masks/X_mask.png, or train/X.jpg and "
+    "train_masks/X_mask.gif, or X.jpg and X_mask.gif side by side, or images.npy and masks.npy "
+    "from tfddl-prepare. Without it, pictures of cars are made and trained on.",
 )
 _IMAGE_SIZE = flags.DEFINE_string(
     "image_size",
     "96",
     "[data] What images are scaled to, in pixels: 96, or height x width as in 96x128. A multiple "
-    "of 2 ** (levels - 1).",
+    "of 2 ** (levels - 1). Arrays (.npy) must have it already.",
 )
 _VALIDATION_SPLIT = flags.DEFINE_float(
     "validation_split",
@@ -58,7 +55,15 @@ _NUM_EXAMPLES = flags.DEFINE_integer(
     "num_examples", 600, "[data] How many pictures are made where there is no --data_dir."
 )
 _SKIP_BAD = flags.DEFINE_bool(
-    "skip_bad", False, "[data] Leave out pairs that are missing or unreadable, instead of stopping."
+    "skip_bad",
+    False,
+    "[data] Leave out pairs that are missing or unreadable, instead of stopping; to find them, all "
+    "files are read once before training.",
+)
+_AUGMENT = flags.DEFINE_list(
+    "augment",
+    "",
+    f"[data] How examples are changed at random, anew in every epoch: some of {','.join(CHANGES)}.",
 )
 _SEED = flags.DEFINE_integer(
     "seed", 0, "[data] Of the made pictures, the split, the order and the initial weights."
@@ -76,6 +81,13 @@ _BATCHNORM_MOMENTUM = flags.DEFINE_float(
     0.9,
     "[model] Of BatchNormalization's moving statistics; 0.99 suits runs of thousands of steps.",
 )
+_LOSS = flags.DEFINE_enum(
+    "loss",
+    "dice_crossentropy",
+    LOSSES,
+    "[training] dice_crossentropy (of each image: the same on any number of workers) or dice "
+    "(minus the Dice over the whole batch of a worker).",
+)
 _EPOCHS = flags.DEFINE_integer("epochs", 9, "[training] How often each example is seen.")
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 4, "[training] Examples of one worker in one step."
@@ -88,6 +100,26 @@ _LEARNING_RATE_DECAY = flags.DEFINE_enum(
     "cosine",
     DECAYS,
     "[training] How the learning rate falls: along a cosine to zero at the last step, or not.",
+)
+_CHECKPOINT_DIR = flags.DEFINE_string(
+    "checkpoint_dir",
+    None,
+    "[checkpoints] Where they are written, and taken up from. [default: checkpoints in "
+    "--output_dir]",
+)
+_RESUME = flags.DEFINE_bool(
+    "resume",
+    True,
+    "[checkpoints] Go on from the newest one; --noresume removes those that are there.",
+)
+_SAVE_EVERY_STEPS = flags.DEFINE_integer(
+    "save_every_steps",
+    None,
+    "[checkpoints] Also save within an epoch, after so many steps each. [default: after each "
+    "epoch]",
+)
+_KEEP = flags.DEFINE_integer(
+    "keep", 3, "[checkpoints] How many of the newest are kept, beside the best."
 )
 _COLLECTIVE = flags.DEFINE_enum(
     "collective",
@@ -110,7 +142,13 @@ _INTER_OP_THREADS = flags.DEFINE_integer(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
     "runs/segmentation",
-    "[output] Where model and picture are written, over those of an earlier run, and made data.",
+    "[output] Where models and picture are written, over those of an earlier run, and made data.",
+)
+_TENSORBOARD_DIR = flags.DEFINE_string(
+    "tensorboard_dir",
+    None,
+    "[output] Where what TensorBoard shows is written; empty for none. [default: tensorboard in "
+    "--output_dir]",
 )
 _PROGRESS = flags.DEFINE_enum(
     "progress",
@@ -121,234 +159,73 @@ _PROGRESS = flags.DEFINE_enum(
 
 
 def config_from_flags() -> TrainConfig:
-    """The parsed flags, checked.
+    """The parsed flags, checked; the preset fills in what isn't given.
 
     Raises:
         UnsupportedError: A value is out of its range.
     """
-    return TrainConfig(
+    output_dir = Path(_OUTPUT_DIR.value)
+    tensorboard_dir = _TENSORBOARD_DIR.value
+    if tensorboard_dir is None:
+        tensorboard_dir = str(output_dir / "tensorboard")
+    config = TrainConfig(
+        preset=_PRESET.value,
         data_dir=Path(_DATA_DIR.value) if _DATA_DIR.value is not None else None,
         image_size=parse_image_size(_IMAGE_SIZE.value),
         validation_split=_VALIDATION_SPLIT.value,
         num_examples=_NUM_EXAMPLES.value,
         skip_bad=_SKIP_BAD.value,
+        augment=parse_names(_AUGMENT.value),
         seed=_SEED.value,
         filters=parse_filters(_FILTERS.value),
         in_channels=_IN_CHANNELS.value,
         batchnorm_momentum=_BATCHNORM_MOMENTUM.value,
+        loss=_LOSS.value,
         epochs=_EPOCHS.value,
         batch_size=_BATCH_SIZE.value,
         learning_rate=_LEARNING_RATE.value,
         learning_rate_decay=_LEARNING_RATE_DECAY.value,
+        checkpoint_dir=Path(_CHECKPOINT_DIR.value or output_dir / "checkpoints"),
+        resume=_RESUME.value,
+        save_every_steps=_SAVE_EVERY_STEPS.value,
+        keep=_KEEP.value,
         collective=_COLLECTIVE.value,
         intra_op_threads=_INTRA_OP_THREADS.value,
         inter_op_threads=_INTER_OP_THREADS.value,
-        output_dir=Path(_OUTPUT_DIR.value),
+        output_dir=output_dir,
+        tensorboard_dir=Path(tensorboard_dir) if tensorboard_dir else None,
         progress=_PROGRESS.value,
     )
-
-
-def train(config: TrainConfig) -> None:
-    """Trains as the configuration says, and writes and tells what came of it.
-
-    All ranks must call it together, after `tfddl.init()`.
-
-    Args:
-        config: The same on every rank.
-
-    Raises:
-        PlanError: The image size doesn't suit the network, or there are fewer examples to train
-            on, or to validate with, than workers.
-        DataError: The data can't be read, on this rank or on another one.
-        DisagreementError: The ranks read different examples.
-    """
-    keras.utils.set_random_seed(config.seed)
-    model = unet(
-        (*config.image_size, config.in_channels),
-        filters=config.filters,
-        scale=1 / 255,
-        momentum=config.batchnorm_momentum,
-    )
-    # Now, and not after the training, is the time to find out that it can't be written.
-    _on_all_ranks(lambda: config.output_dir.mkdir(parents=True, exist_ok=True))
-    examples = _examples(config)
-    training, validation = split_examples(
-        len(examples.names), validation_split=config.validation_split, seed=config.seed
-    )
-    _say(
-        f"tfddl: {len(training)} examples to train on, {len(validation)} to validate with, "
-        f"{config.image_size[0]} x {config.image_size[1]} pixels; "
-        f"{tfddl.size()} worker{'s' if tfddl.size() > 1 else ''}, {config.batch_size} examples "
-        "each in a step"
-    )
-    started_s = time.monotonic()
-    history = _fit(model, examples, training=training, validation=validation, config=config)
-    took_s = time.monotonic() - started_s
-    _on_all_ranks(lambda: _write_results(model, examples, shown=validation, config=config))
-    _say(
-        f"tfddl: validation Dice {history['val_dice'][-1]:.4f} after {took_s:.0f} s of training\n"
-        f"tfddl: model    {config.output_dir / _MODEL}\n"
-        f"tfddl: picture  {config.output_dir / _PICTURE}"
-    )
-
-
-def _fit(
-    model: keras.Model,
-    examples: Examples,
-    *,
-    training: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    config: TrainConfig,
-) -> dict[str, list[float]]:
-    dataset = tfddl.shard_dataset(
-        examples.images[training],
-        examples.masks[training],
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    validation_dataset = tfddl.shard_dataset(
-        examples.images[validation], examples.masks[validation], batch_size=config.batch_size
-    )
-    rate = _learning_rate(config, num_steps=config.epochs * int(dataset.cardinality()))
-    model.compile(
-        optimizer=tfddl.DistributedOptimizer(keras.optimizers.Adam(rate)),
-        loss=dice_crossentropy,
-        metrics=[dice],
-    )
-    history = model.fit(
-        dataset,
-        validation_data=validation_dataset,
-        epochs=config.epochs,
-        verbose={"none": 0, "bar": 1, "lines": 2}[config.progress] if tfddl.rank() == 0 else 0,
-    )
-    return dict(history.history)
-
-
-def _learning_rate(config: TrainConfig, *, num_steps: int) -> Any:
-    rate = config.learning_rate * tfddl.size()
-    if config.learning_rate_decay == "none":
-        return rate
-    return keras.optimizers.schedules.CosineDecay(rate, num_steps)
-
-
-def _examples(config: TrainConfig) -> Examples:
-    """The same examples on every rank, or an error on every rank."""
-    directory = config.data_dir
-    if directory is None:
-        height, width = config.image_size
-        kind = f"cars_{height}x{width}_{config.num_examples}_seed{config.seed}"
-        directory = config.output_dir / "data" / kind
-        _say(f"tfddl: no --data_dir; making {config.num_examples} pictures in {directory}")
-        _on_all_ranks(lambda: _make_share(directory, config))
-    examples = _on_all_ranks(lambda: _read(directory, config))
-    _compare_names(examples.names)
-    return examples
-
-
-def _make_share(directory: Path, config: TrainConfig) -> None:
-    """Writes this worker's share of the pictures; every host makes its own set."""
-    write_dataset(
-        directory,
-        num_examples=config.num_examples,
-        image_size=config.image_size,
-        seed=config.seed,
-        only=range(*tfddl.shard_range(config.num_examples, tfddl.local_rank(), tfddl.local_size())),
-    )
-
-
-def _read(directory: Path, config: TrainConfig) -> Examples:
-    return load_pairs(
-        find_pairs(directory, skip_bad=config.skip_bad),
-        image_size=config.image_size,
-        channels=config.in_channels,
-        skip_bad=config.skip_bad,
-    )
-
-
-def _on_all_ranks(action: Callable[[], _T]) -> _T:
-    """Does something on every rank; where it fails on one of them, all raise."""
-    outcome: _T | Exception
-    try:
-        outcome = action()
-    except (DataError, OSError) as error:
-        outcome = error
-    problem = str(outcome) if isinstance(outcome, Exception) else None
-    problems = tfddl.allgather_object(problem)
-    if isinstance(outcome, Exception):
-        raise DataError(problem) from outcome
-    for rank, text in enumerate(problems):
-        if text is not None:
-            raise DataError(f"Rank {rank} has stopped: {text}")
-    return outcome
-
-
-def _compare_names(names: tuple[str, ...]) -> None:
-    """Checks that all ranks read the same examples: they take shares of one whole."""
-    of_ranks = tfddl.allgather_object(names)
-    for rank, others in enumerate(of_ranks):
-        if others != of_ranks[0]:
-            different = sorted(set(others) ^ set(of_ranks[0]))
-            raise DisagreementError(
-                f"Rank 0 reads {len(of_ranks[0])} examples and rank {rank} {len(others)}; only one "
-                f"of them has {', '.join(different[:10])}. All hosts need the same --data_dir."
-            )
-
-
-def _write_results(
-    model: keras.Model, examples: Examples, *, shown: NDArray[np.int64], config: TrainConfig
-) -> None:
-    """Rank 0 saves the model, and a picture of what it predicts."""
-    if tfddl.rank() != 0:
-        return
-    # A model around the same layers that was never compiled: to load the file needs Keras, and
-    # neither tfddl nor the loss.
-    keras.Model(model.inputs, model.outputs, name=model.name).save(config.output_dir / _MODEL)
-
-    chosen = shown[:_NUM_PICTURED]
-    images, masks = examples.images[chosen], examples.masks[chosen]
-    # Called: `predict` is for all ranks together.
-    probabilities = keras.ops.convert_to_numpy(model(images, training=False))
-    draw_predictions(
-        images,
-        masks=masks[..., 0] > 0,
-        predictions=probabilities[..., 0] >= 0.5,
-        scores=keras.ops.convert_to_numpy(dice(masks, probabilities)).tolist(),
-    ).save(config.output_dir / _PICTURE)
-
-
-def _say(text: str) -> None:
-    """Rank 0 speaks."""
-    if tfddl.rank() == 0:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+    not_given = {
+        name: value
+        for name, value in PRESETS[config.preset].items()
+        if flags.FLAGS[name].using_default_value
+    }
+    return dataclasses.replace(config, **not_given)
 
 
 def main(argv: Sequence[str]) -> None:
     """Starts tfddl and trains, as the flags say; an error of ours ends it with its message."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}; all values are flags.")
-    # What TensorFlow tells of its start; absl would print it a second time.
-    logging.getLogger("tensorflow").setLevel(logging.WARNING)
-    try:
-        config = config_from_flags()
-        tfddl.init(
-            collective=config.collective,
-            intra_op_threads=config.intra_op_threads,
-            inter_op_threads=config.inter_op_threads,
-        )
-        train(config)
-    except TfddlError as error:
-        sys.exit(f"tfddl-train: {type(error).__name__}: {error}")
-    tfddl.shutdown()
+    command.execute("tfddl-train", argv, _train)
 
 
 def run() -> None:
     """The command `tfddl-train`."""
-    # absl shows with --help the flags of the module that is run as a script, which for an installed
-    # command is a file without flags.
-    for flag in flags.FLAGS.get_flags_for_module(__name__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(main)
+    command.run(main, module=__name__)
+
+
+def _train() -> None:
+    config = config_from_flags()
+    # TensorFlow takes seconds to load, which --help and a mistake in the flags needn't wait for.
+    from tfddl.segmentation.training import train
+
+    tfddl.init(
+        collective=config.collective,
+        intra_op_threads=config.intra_op_threads,
+        inter_op_threads=config.inter_op_threads,
+    )
+    train(config)
+    tfddl.shutdown()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tfddl.data.in_order import map_in_order, threads_of_worker
+from tfddl.threads import map_in_order, threads_of_worker
 
 
 def _threads() -> int:

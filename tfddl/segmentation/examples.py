@@ -1,0 +1,301 @@
+"""The examples of a data set: each is read when it is asked for, and none is kept."""
+
+import abc
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfddl.errors import DataError
+from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, Pair, look_into
+from tfddl.segmentation.pixels import (
+    foreground_of,
+    look_at,
+    read_pair,
+    scale_image,
+    scale_mask,
+)
+
+Example = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""An image (height, width, channels), 0..255, and its mask (height, width, 1), 0 or 1."""
+
+# How many problems a message names before it only counts them.
+_NAMED = 10
+
+
+class Examples(abc.ABC):
+    """Images and masks of one size, by number.
+
+    Attributes:
+        directory: Where they come from.
+    """
+
+    directory: Path
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    @abc.abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the examples, in order."""
+
+    @abc.abstractmethod
+    def load(self, index: int) -> Example:
+        """Reads one example.
+
+        Raises:
+            DataError: It can't be read.
+        """
+
+    @abc.abstractmethod
+    def find_problem(self, index: int, *, thorough: bool) -> str | None:
+        """What is wrong with an example, in words, if anything is.
+
+        Args:
+            index: Which example.
+            thorough: Read all of it. Otherwise only the beginning and the end of its files are
+                read, and all where these look wrong: it doesn't show damage inside.
+        """
+
+    @abc.abstractmethod
+    def without(self, indices: Collection[int]) -> "Examples":
+        """The others, in order."""
+
+
+@dataclass(frozen=True)
+class FileExamples(Examples):
+    """Files, decoded and scaled each time that they are asked for.
+
+    Attributes:
+        pairs: Of files.
+        image_size: (height, width) in pixels.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+    """
+
+    directory: Path
+    pairs: tuple[Pair, ...]
+    image_size: tuple[int, int]
+    channels: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the examples, in order."""
+        return tuple(pair.name for pair in self.pairs)
+
+    def load(self, index: int) -> Example:
+        """Reads one example."""
+        pair = self.pairs[index]
+        try:
+            image, mask = read_pair(pair.image, pair.mask, channels=self.channels)
+        except DataError as error:
+            raise DataError(f"{pair.name}: {error}") from error
+        return scale_image(image, self.image_size), scale_mask(mask, self.image_size)
+
+    def find_problem(self, index: int, *, thorough: bool) -> str | None:
+        """What is wrong with an example."""
+        pair = self.pairs[index]
+        try:
+            image, mask = look_at(pair.image), look_at(pair.mask)
+            are_alike = image.size == mask.size  # If not, a camera may have turned the image.
+            if thorough or not (are_alike and image.is_complete and mask.is_complete):
+                read_pair(pair.image, pair.mask, channels=self.channels)
+        except DataError as error:
+            return f"{pair.name}: {error}"
+        return None
+
+    def without(self, indices: Collection[int]) -> "FileExamples":
+        """The others, in order."""
+        left = tuple(pair for i, pair in enumerate(self.pairs) if i not in indices)
+        return dataclasses.replace(self, pairs=left)
+
+
+@dataclass(frozen=True)
+class ArrayExamples(Examples):
+    """Rows of two memory-mapped arrays.
+
+    Attributes:
+        images: (n, height, width, channels), uint8, 0..255.
+        masks: (n, height, width, 1), uint8 or bool, background and foreground.
+        row_names: Of all n.
+        rows: Which row each example is.
+    """
+
+    directory: Path
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    row_names: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the examples, in order."""
+        return tuple(self.row_names[row] for row in self.rows)
+
+    @classmethod
+    def open(
+        cls, directory: Path, *, image_size: tuple[int, int], channels: int
+    ) -> "ArrayExamples":
+        """Maps images.npy and masks.npy into memory; names.json may be there too.
+
+        Raises:
+            DataError: One of them is missing or cut short, or they don't fit one another or what
+                is asked for.
+        """
+        images, masks = _map(directory / IMAGES_NPY), _map(directory / MASKS_NPY)
+        _check_arrays(images, masks, directory)
+        height, width, found = images.shape[1:]
+        if (height, width) != image_size or found != channels:
+            raise DataError(
+                f"{directory / IMAGES_NPY} has images of {height} x {width} x {found}, but "
+                f"--image_size is {image_size[0]}x{image_size[1]} and --in_channels {channels}. "
+                f"HINT: give --image_size={height}x{width} --in_channels={found}, or make arrays "
+                "of the other size with tfddl-prepare."
+            )
+        names = _names(directory / NAMES_JSON, len(images))
+        return cls(directory, images, masks, names, tuple(range(len(images))))
+
+    def load(self, index: int) -> Example:
+        """Reads one example."""
+        row = self.rows[index]
+        return np.array(self.images[row]), foreground_of(np.array(self.masks[row], np.uint8))
+
+    def find_problem(self, index: int, *, thorough: bool) -> str | None:
+        """Nothing: `open` has checked what can be wrong."""
+        return None
+
+    def without(self, indices: Collection[int]) -> "ArrayExamples":
+        """The others, in order."""
+        left = tuple(row for i, row in enumerate(self.rows) if i not in indices)
+        return dataclasses.replace(self, rows=left)
+
+
+def open_examples(
+    directory: str | os.PathLike[str], *, image_size: tuple[int, int], channels: int
+) -> tuple[Examples, tuple[str, ...]]:
+    """Opens a data set of any layout; no image is read yet.
+
+    Args:
+        directory: Of one of the layouts of `tfddl.segmentation.layout`.
+        image_size: (height, width) in pixels: what files are scaled to, and arrays must have.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+
+    Returns:
+        The examples, sorted by name, and in words what is there but can't be used.
+
+    Raises:
+        DataError: There is no data set, or arrays that don't fit.
+    """
+    found = look_into(directory)
+    if isinstance(found, Arrays):
+        return ArrayExamples.open(found.directory, image_size=image_size, channels=channels), ()
+    return FileExamples(found.directory, found.pairs, image_size, channels), found.problems
+
+
+def require_usable(
+    examples: Examples, problems: Sequence[str], *, skip_bad: bool, hint: str = "--skip_bad"
+) -> None:
+    """Checks that there are examples, and nothing wrong with any unless that may be left out.
+
+    Raises:
+        DataError: There are problems, which the message names, or there is no example.
+    """
+    if problems and not skip_bad:
+        raise DataError(
+            f"{len(problems)} of the pairs in {examples.directory} can't be used:"
+            f"{_listed(problems)}\nHINT: mend them, or leave them out with {hint}."
+        )
+    if not len(examples):
+        raise DataError(
+            f"There is no usable pair in {examples.directory}: all {len(problems)} have been left "
+            f"out.{_listed(problems)}"
+        )
+
+
+def split_examples(
+    num_examples: int, *, validation_split: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divides examples at random into those to train on and those to validate with.
+
+    Args:
+        num_examples: At least 2.
+        validation_split: The share for validation, in (0, 1); it is rounded to whole examples,
+            but at least one remains on either side.
+        seed: The same seed divides alike, on every worker.
+
+    Returns:
+        The indices to train on and the indices to validate with, each sorted.
+
+    Raises:
+        DataError: There are fewer than 2 examples.
+    """
+    if num_examples < 2:
+        raise DataError(
+            f"There is {num_examples} example; training needs at least 2, one to train on and one "
+            "to validate with."
+        )
+    num_validation = min(max(round(num_examples * validation_split), 1), num_examples - 1)
+    order = np.random.default_rng(seed).permutation(num_examples)
+    return np.sort(order[num_validation:]), np.sort(order[:num_validation])
+
+
+def _listed(problems: Sequence[str]) -> str:
+    named = "".join(f"\n  {problem}" for problem in problems[:_NAMED])
+    return named + (f"\n  … and {len(problems) - _NAMED} more" if len(problems) > _NAMED else "")
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        array: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no {path}; {IMAGES_NPY} and {MASKS_NPY} belong together. HINT: run "
+            "tfddl-prepare again if it was broken off."
+        ) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path} can't be read, or is cut short: {error}. HINT: make it again with "
+            "tfddl-prepare."
+        ) from error
+    return array
+
+
+def _check_arrays(images: NDArray[np.uint8], masks: NDArray[np.uint8], directory: Path) -> None:
+    expected = (
+        f"expected {IMAGES_NPY} of (n, height, width, channels), uint8, and {MASKS_NPY} of "
+        "(n, height, width, 1), uint8, 0 or 1"
+    )
+    is_right = (
+        images.ndim == 4
+        and images.dtype == np.uint8
+        and masks.dtype in (np.uint8, np.bool_)
+        and masks.shape == (*images.shape[:3], 1)
+    )
+    if not is_right:
+        raise DataError(
+            f"The arrays in {directory} don't fit: {IMAGES_NPY} is {images.shape}, {images.dtype}, "
+            f"and {MASKS_NPY} {masks.shape}, {masks.dtype}; {expected}."
+        )
+    if 0 in images.shape:
+        raise DataError(f"{directory / IMAGES_NPY} is empty, {images.shape}; {expected}.")
+
+
+def _names(path: Path, num_examples: int) -> tuple[str, ...]:
+    """The names in a file next to arrays; numbers if there is no such file."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return tuple(f"{i:06}" for i in range(num_examples))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+    if not isinstance(names, list) or len(names) != num_examples:
+        raise DataError(
+            f"{path} has {len(names) if isinstance(names, list) else 'no list of'} names, but "
+            f"{IMAGES_NPY} {num_examples} images. HINT: make both again with tfddl-prepare."
+        )
+    return tuple(map(str, names))

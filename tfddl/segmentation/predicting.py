@@ -1,0 +1,246 @@
+"""Predicts the masks of a folder of images, each worker those of its share."""
+
+import contextlib
+import functools
+import itertools
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import tfddl
+from tfddl.collectives import on_all_ranks
+from tfddl.errors import DataError
+from tfddl.segmentation.config import PredictConfig
+from tfddl.segmentation.layout import image_files
+from tfddl.segmentation.pixels import EXTENSIONS, MODES, read_image, scale_image, write_png
+from tfddl.segmentation.progress import Progress
+from tfddl.segmentation.ranks import compare_names, make_folder, say
+from tfddl.threads import map_in_order, threads_of_worker
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a job predicted; the same on every rank.
+
+    Attributes:
+        num_masks: How many images got their mask now.
+        num_there: How many were passed over, because theirs was there.
+        left_out: The images that can't be read, in words.
+    """
+
+    num_masks: int
+    num_there: int
+    left_out: tuple[str, ...]
+
+
+def predict(config: PredictConfig) -> Predicted:
+    """Writes `X_mask.png` for every image `X`, and says how far the job has come.
+
+    All ranks must call it together, after `tfddl.init()`. Each predicts its share of the images;
+    a rank without any waits for the others. A file appears whole or not at all.
+
+    Args:
+        config: The same on every rank.
+
+    Returns:
+        What all ranks together did.
+
+    Raises:
+        DataError: On this rank or another one: the model can't be read or makes no masks, the
+            folder can't be read, or an image can't and `skip_bad` is not set, or a mask can't be
+            written. All stop.
+        DisagreementError: The ranks see different images.
+    """
+    started_s = time.monotonic()
+    model = on_all_ranks(lambda: _load_model(config.model), error=DataError)
+    images = on_all_ranks(lambda: _images(config.input_dir), error=DataError)
+    compare_names([path.name for path in images], flag="input_dir")
+    on_all_ranks(lambda: make_folder(config.output_dir), error=DataError)
+    todo = _todo(images, config)
+    height, width, channels = model.input_shape[1:]
+    num_workers = tfddl.size()
+    say(
+        f"tfddl: {len(todo)} images for a model of {height} x {width} x {channels}; "
+        f"{num_workers} worker{'s' if num_workers > 1 else ''}"
+    )
+    share = _Share(model, todo[slice(*tfddl.shard_range(len(todo), tfddl.rank(), num_workers))])
+    _predict_together(share, num_images=len(todo), config=config)
+    left_out = tuple(text for texts in tfddl.allgather_object(share.problems) for text in texts)
+    predicted = Predicted(len(todo) - len(left_out), len(images) - len(todo), left_out)
+    _sum_up(predicted, config, took_s=time.monotonic() - started_s)
+    return predicted
+
+
+@dataclass
+class _Share:
+    """The images of this rank, and what has become of them."""
+
+    model: keras.Model
+    images: Sequence[Path]
+    num_done: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image as the model takes it, and its own (height, width)."""
+
+    path: Path
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+_Read = _Image | DataError
+
+
+def _predict_together(share: _Share, *, num_images: int, config: PredictConfig) -> None:
+    """Predicts batch by batch, as many on every rank; after each, all know how the others do."""
+    of_largest_share = -(-num_images // tfddl.size())
+    rounds = -(-of_largest_share // config.batch_size)
+    kind = config.progress if tfddl.rank() == 0 else "none"
+    with (
+        contextlib.closing(_batches(share, config.batch_size)) as batches,
+        Progress(num_images, kind=kind) as progress,
+    ):
+        for _ in range(rounds):
+            on_all_ranks(lambda: _predict_batch(share, next(batches, []), config), error=DataError)
+            progress.show(sum(tfddl.allgather_object(share.num_done)))
+
+
+def _batches(share: _Share, batch_size: int) -> Generator[list[_Read]]:
+    """Reads images ahead of the model, into batches."""
+    image_size, channels = share.model.input_shape[1:3], share.model.input_shape[3]
+    read = functools.partial(_read, image_size=image_size, channels=channels)
+    num_threads = threads_of_worker(tfddl.local_size())
+    with contextlib.closing(map_in_order(read, share.images, num_threads=num_threads)) as images:
+        while batch := list(itertools.islice(images, batch_size)):
+            yield batch
+
+
+def _read(path: Path, *, image_size: tuple[int, int], channels: int) -> _Read:
+    try:
+        image = read_image(path, channels=channels)
+    except DataError as error:
+        return error
+    return _Image(path, scale_image(image, image_size), (image.height, image.width))
+
+
+def _predict_batch(share: _Share, batch: Sequence[_Read], config: PredictConfig) -> None:
+    problems = [str(one) for one in batch if isinstance(one, DataError)]
+    if problems and not config.skip_bad:
+        raise DataError(f"{problems[0]}\nHINT: mend it, or leave such images out with --skip_bad.")
+    share.problems += problems
+    good = [one for one in batch if isinstance(one, _Image)]
+    if good:  # A model must never see an empty batch.
+        # Not `predict`, which is for all ranks together.
+        probabilities = share.model.predict_on_batch(np.stack([one.pixels for one in good]))
+        for one, of_image in zip(good, probabilities, strict=True):
+            _write(one, of_image, config=config)
+    share.num_done += len(batch)
+
+
+def _write(one: _Image, probabilities: NDArray[np.float32], *, config: PredictConfig) -> None:
+    """Writes the mask of one image, as large as the image itself or as the model made it."""
+    picture = Image.fromarray(np.asarray(probabilities[..., 0], np.float32))
+    if config.size == "original":
+        # Scaled while they are probabilities: an edge stays smooth.
+        picture = picture.resize(one.size[::-1], Image.Resampling.BILINEAR)
+    values = np.asarray(picture)
+    mask_path, probability_path = _targets(one.path, config.output_dir)
+    if config.probabilities:
+        write_png(probability_path, (values * 255).round().clip(0, 255).astype(np.uint8))
+    write_png(mask_path, np.where(values >= config.threshold, 255, 0).astype(np.uint8))
+
+
+def _targets(image: Path, directory: Path) -> tuple[Path, Path]:
+    """Where the mask of an image is written, and where its probabilities."""
+    return directory / f"{image.stem}_mask.png", directory / f"{image.stem}_probability.png"
+
+
+def _load_model(path: Path) -> keras.Model:
+    """The model, if it makes one mask of one image."""
+    if not path.is_file():
+        raise DataError(f"There is no model {path}; tfddl-train writes one, model.keras.")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} can't be read as a Keras model: {error}") from error
+    _check_shapes(getattr(model, "input_shape", None), getattr(model, "output_shape", None), path)
+    return model
+
+
+def _check_shapes(inputs: Any, outputs: Any, path: Path) -> None:
+    """A model with several inputs has a list of shapes; one that was never built has none."""
+    is_right = (
+        isinstance(inputs, tuple)
+        and len(inputs) == 4
+        and None not in inputs[1:]
+        and outputs == (None, *inputs[1:3], 1)
+    )
+    if not is_right:
+        raise DataError(
+            f"{path} makes {outputs} of {inputs}; expected a model that makes (None, height, "
+            "width, 1) of (None, height, width, channels)."
+        )
+    if inputs[3] not in MODES:
+        raise DataError(
+            f"{path} takes images of {inputs[3]} channels; image files have "
+            f"{', '.join(map(str, MODES))}."
+        )
+
+
+def _images(directory: Path) -> list[Path]:
+    """The images of a folder, sorted; masks that lie beside them are no images."""
+    files = image_files(directory)
+    names = [
+        name
+        for name in files
+        if not (name.endswith("_mask") and name.removesuffix("_mask") in files)
+    ]
+    twice = [name for name in names if len(files[name]) > 1]
+    if twice:
+        raise DataError(
+            f"Several images would have the mask {twice[0]}_mask.png: "
+            f"{', '.join(path.name for path in files[twice[0]])}. Rename all but one."
+        )
+    if not names:
+        has_inner = any((directory / name).is_dir() for name in ("images", "train"))
+        raise DataError(
+            f"There is no image in {directory}; expected files of the kinds "
+            f"{', '.join(EXTENSIONS)}."
+            + (f" HINT: --input_dir={directory}/images" if has_inner else "")
+        )
+    return [files[name][0] for name in names]
+
+
+def _todo(images: Sequence[Path], config: PredictConfig) -> list[Path]:
+    """The images whose masks are to be made, the same on every rank."""
+    if not config.skip_existing:
+        return list(images)
+    mine = {path.name for path in images if _is_there(path, config)}
+    # Hosts that don't share a disk each see their own.
+    there = set().union(*tfddl.allgather_object(mine))
+    return [path for path in images if path.name not in there]
+
+
+def _is_there(image: Path, config: PredictConfig) -> bool:
+    mask, probability = _targets(image, config.output_dir)
+    return mask.exists() and (probability.exists() or not config.probabilities)
+
+
+def _sum_up(predicted: Predicted, config: PredictConfig, *, took_s: float) -> None:
+    for problem in predicted.left_out:
+        say(f"tfddl: left out {problem}")
+    there = f", {predicted.num_there} were there" if predicted.num_there else ""
+    left_out = f", {len(predicted.left_out)} left out" if predicted.left_out else ""
+    say(
+        f"tfddl: {predicted.num_masks} masks in {config.output_dir}{there}{left_out}, "
+        f"{took_s:.0f} s"
+    )

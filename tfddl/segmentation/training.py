@@ -1,0 +1,200 @@
+"""Trains the application's network, as a configuration says."""
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from PIL import Image
+
+import tfddl
+from tfddl.checkpoint import Store
+from tfddl.collectives import on_all_ranks
+from tfddl.errors import DataError
+from tfddl.models import unet
+from tfddl.segmentation.augment import Augmentation
+from tfddl.segmentation.config import TrainConfig
+from tfddl.segmentation.dice import dice, dice_crossentropy, dice_loss
+from tfddl.segmentation.picture import draw_predictions
+from tfddl.segmentation.ranks import make_folder, say
+from tfddl.segmentation.training_data import TrainingData, open_data
+
+# How many validation examples the picture shows.
+_NUM_PICTURED = 6
+_MODEL, _BEST, _PICTURE = "model.keras", "best.keras", "predictions.png"
+_LOSSES = {"dice_crossentropy": dice_crossentropy, "dice": dice_loss}
+_VERBOSE = {"none": 0, "bar": 1, "lines": 2}
+
+
+def train(config: TrainConfig) -> None:
+    """Trains as the configuration says, and writes and tells what came of it.
+
+    All ranks must call it together, after `tfddl.init()`.
+
+    Args:
+        config: The same on every rank.
+
+    Raises:
+        PlanError: The image size doesn't suit the network, or there are fewer examples to train
+            on, or to validate with, than workers.
+        DataError: The data can't be read, or the results not written, on this rank or on another
+            one.
+        DisagreementError: The ranks read different examples, or have different checkpoints.
+        CheckpointError: The checkpoints are those of another model, or can't be written.
+    """
+    keras.utils.set_random_seed(config.seed)
+    model = unet(
+        (*config.image_size, config.in_channels),
+        filters=config.filters,
+        scale=1 / 255,
+        momentum=config.batchnorm_momentum,
+    )
+    on_all_ranks(functools.partial(_make_folders, config), error=DataError)
+    data = open_data(config)
+    _tell(data, config)
+    started_s = time.monotonic()
+    logs = _fit(model, data, config=config)
+    took_s = time.monotonic() - started_s
+    best = _write_results(model, data, config=config)
+    lines = [
+        f"validation Dice {logs['val_dice'][-1]:.4f} after {took_s:.0f} s of training",
+        f"model    {config.output_dir / _MODEL}",
+        f"best     {config.output_dir / _BEST} (validation loss {best['best']:.4f}, after epoch "
+        f"{best['epoch']})",
+        f"picture  {config.output_dir / _PICTURE}",
+    ]
+    if config.tensorboard_dir is not None:
+        lines.append(f"charts   tensorboard --logdir {config.tensorboard_dir}")
+    say("\n".join(f"tfddl: {line}" for line in lines))
+
+
+def _tell(data: TrainingData, config: TrainConfig) -> None:
+    """Rank 0 says what will be done."""
+    num_workers = tfddl.size()
+    height, width = config.image_size
+    decay = "" if config.learning_rate_decay == "none" else f" ({config.learning_rate_decay} decay)"
+    say(
+        f"tfddl: {len(data.training)} examples to train on, {len(data.validation)} to validate "
+        f"with, {height} x {width} pixels; {num_workers} worker{'s' if num_workers > 1 else ''}, "
+        f"{config.batch_size} examples each in a step\n"
+        f"tfddl: preset {config.preset}: filters {','.join(map(str, config.filters))}, loss "
+        f"{config.loss}, learning rate {config.learning_rate} x {num_workers}{decay}, "
+        f"{config.epochs} epochs, augment {','.join(config.augment) or 'none'}, seed {config.seed}"
+    )
+
+
+def _fit(model: keras.Model, data: TrainingData, *, config: TrainConfig) -> dict[str, list[float]]:
+    """Trains, from the newest checkpoint on; the logs of all epochs, also of those before it."""
+    dataset = data.shard(
+        data.training,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=Augmentation(config.augment) if config.augment else None,
+    )
+    validation = data.shard(data.validation, batch_size=config.batch_size)
+    rate = _learning_rate(config, num_steps=config.epochs * int(dataset.cardinality()))
+    model.compile(
+        optimizer=tfddl.DistributedOptimizer(keras.optimizers.Adam(rate)),
+        loss=_LOSSES[config.loss],
+        metrics=[dice],
+    )
+    begun: list[int] = []
+    counter = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begun.append(epoch))
+    history = model.fit(
+        dataset,
+        validation_data=validation,
+        epochs=config.epochs,
+        callbacks=[counter, *_callbacks(data, config)],
+        verbose=_VERBOSE[config.progress] if tfddl.rank() == 0 else 0,
+    )
+    if not begun:
+        say(
+            "tfddl: its results are written again. HINT: --noresume trains anew; a larger --epochs "
+            "goes on; another --output_dir is another training."
+        )
+    return dict(history.history)
+
+
+def _callbacks(data: TrainingData, config: TrainConfig) -> list[keras.callbacks.Callback]:
+    callbacks: list[keras.callbacks.Callback] = [
+        tfddl.callbacks.Checkpoint(
+            config.checkpoint_dir, save_every_steps=config.save_every_steps, keep=config.keep
+        )
+    ]
+    if config.tensorboard_dir is not None:
+        callbacks.append(
+            tfddl.callbacks.Monitor(
+                config.tensorboard_dir,
+                hparams=dataclasses.asdict(config),
+                predictions=lambda model: {"predictions": np.asarray(_draw(model, data))[None]},
+            )
+        )
+    return callbacks
+
+
+def _learning_rate(config: TrainConfig, *, num_steps: int) -> Any:
+    rate = config.learning_rate * tfddl.size()
+    if config.learning_rate_decay == "none":
+        return rate
+    return keras.optimizers.schedules.CosineDecay(rate, num_steps)
+
+
+def _write_results(
+    model: keras.Model, data: TrainingData, *, config: TrainConfig
+) -> dict[str, Any]:
+    """Writes both models and the picture; what is known of the best checkpoint."""
+
+    def write_final() -> None:
+        if tfddl.rank() == 0:
+            _save(model, config.output_dir / _MODEL)
+            _draw(model, data).save(config.output_dir / _PICTURE)
+
+    def write_best() -> None:
+        if tfddl.rank() == 0:
+            _save(model, config.output_dir / _BEST)
+
+    on_all_ranks(write_final, error=DataError)
+    best = tfddl.load_checkpoint(config.checkpoint_dir, model, which="best")
+    on_all_ranks(write_best, error=DataError)
+    return best
+
+
+def _draw(model: keras.Model, data: TrainingData) -> Image.Image:
+    """A picture of what the model predicts; for one rank alone."""
+    images, masks = data.load(data.validation[:_NUM_PICTURED])
+    # Called: `predict` is for all ranks together.
+    probabilities = keras.ops.convert_to_numpy(model(images, training=False))
+    return draw_predictions(
+        images,
+        masks=masks[..., 0] > 0,
+        predictions=probabilities[..., 0] >= 0.5,
+        scores=keras.ops.convert_to_numpy(dice(masks, probabilities)).tolist(),
+    )
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    """Saves a model in a file that appears whole or not at all."""
+    partial = path.with_name(f".partial-{path.name}")
+    # A model around the same layers that was never compiled: to load the file needs Keras, and
+    # neither tfddl nor the loss.
+    keras.Model(model.inputs, model.outputs, name=model.name).save(partial)
+    partial.replace(path)
+
+
+def _make_folders(config: TrainConfig) -> None:
+    """Now, and not after the training, is the time to find out that one can't be written."""
+    make_folder(config.output_dir)
+    if tfddl.rank() == 0 and not config.resume:
+        Store(config.checkpoint_dir).clear()
+        if config.tensorboard_dir is not None:
+            _remove_charts(config.tensorboard_dir)
+
+
+def _remove_charts(directory: Path) -> None:
+    """Removes what a Monitor wrote; others' event files below the folder stay."""
+    for where in ("", "train/", "validation/", "rank_*/"):
+        for path in directory.glob(f"{where}events.out.tfevents.*"):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""The data of a training: the same on every rank, looked at before the first step."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tfddl
+from tfddl.collectives import on_all_ranks
+from tfddl.errors import DataError, PlanError
+from tfddl.segmentation.config import TrainConfig
+from tfddl.segmentation.examples import (
+    Example,
+    Examples,
+    FileExamples,
+    open_examples,
+    require_usable,
+    split_examples,
+)
+from tfddl.segmentation.ranks import compare_names, say
+from tfddl.segmentation.synthetic import write_dataset
+
+# Reading that takes longer, per epoch and worker, is worth a hint.
+_SLOW_READING_S = 30.0
+_NUM_TIMED = 3
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The examples, and what they are for.
+
+    Attributes:
+        examples: All that can be used.
+        training: Which to train on.
+        validation: Which to validate with.
+    """
+
+    examples: Examples
+    training: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+    def shard(self, indices: NDArray[np.int64], **options: Any) -> Any:
+        """This worker's share of some of the examples, each read when its turn comes.
+
+        All ranks must call it together.
+
+        Args:
+            indices: Which.
+            **options: Of `tfddl.shard_dataset`.
+
+        Raises:
+            DataError: The first example of this rank, or of another one, can't be read.
+        """
+        return on_all_ranks(
+            lambda: tfddl.shard_dataset(indices, load=self._load, **options), error=DataError
+        )
+
+    def load(self, indices: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Reads some examples: images (n, height, width, channels), masks (n, height, width, 1)."""
+        loaded = [self.examples.load(int(i)) for i in indices]
+        return [np.stack(part) for part in zip(*loaded, strict=True)]
+
+    def _load(self, index: NDArray[np.int64]) -> Example:
+        try:
+            return self.examples.load(int(index))
+        except DataError as error:
+            raise DataError(f"{error}. HINT: --skip_bad leaves out what can't be read.") from error
+
+
+def open_data(config: TrainConfig) -> TrainingData:
+    """Opens the data set (or makes it), leaves out what may be, and divides the rest.
+
+    All ranks must call it together.
+
+    Args:
+        config: The same on every rank.
+
+    Raises:
+        DataError: On all ranks: one of them can't read the data, or there are fewer than two
+            examples.
+        DisagreementError: The ranks see different examples.
+        PlanError: There are fewer examples to train on, or to validate with, than workers.
+    """
+    examples = _open(config.data_dir or _make_pictures(config), config)
+    training, validation = split_examples(
+        len(examples), validation_split=config.validation_split, seed=config.seed
+    )
+    for indices, what in ((training, "train on"), (validation, "validate with")):
+        if len(indices) < tfddl.size():
+            raise PlanError(
+                f"Of {len(examples)} examples {len(indices)} are to {what}, for {tfddl.size()} "
+                "workers; every worker needs at least one. HINT: use fewer workers, more data, or "
+                f"another --validation_split than {config.validation_split}."
+            )
+    data = TrainingData(examples, training, validation)
+    _hint_at_slow_reading(data)
+    return data
+
+
+def _open(directory: Path, config: TrainConfig) -> Examples:
+    """The same examples on every rank, or an error on every rank."""
+    examples, problems = on_all_ranks(
+        lambda: open_examples(directory, image_size=config.image_size, channels=config.in_channels),
+        error=DataError,
+    )
+    compare_names(examples.names, flag="data_dir")
+    bad = _find_bad(examples, thorough=config.skip_bad)
+    problems = (*problems, *bad.values())
+    examples = examples.without(bad)
+    on_all_ranks(
+        lambda: require_usable(examples, problems, skip_bad=config.skip_bad), error=DataError
+    )
+    for problem in problems:
+        say(f"tfddl: left out {problem}")
+    return examples
+
+
+def _find_bad(examples: Examples, *, thorough: bool) -> dict[int, str]:
+    """What can't be used, by number: the workers of each host look at the files together."""
+    share = tfddl.shard_range(len(examples), tfddl.local_rank(), tfddl.local_size())
+    mine = {i: examples.find_problem(i, thorough=thorough) for i in range(*share)}
+    found = {i: problem for i, problem in mine.items() if problem is not None}
+    merged = {i: problem for bad in tfddl.allgather_object(found) for i, problem in bad.items()}
+    return dict(sorted(merged.items()))
+
+
+def _make_pictures(config: TrainConfig) -> Path:
+    """Writes pictures of cars where they aren't there yet; every host makes its own set."""
+    height, width = config.image_size
+    kind = f"cars_{height}x{width}_{config.num_examples}_seed{config.seed}"
+    directory = config.output_dir / "data" / kind
+    share = tfddl.shard_range(config.num_examples, tfddl.local_rank(), tfddl.local_size())
+    on_all_ranks(
+        lambda: write_dataset(
+            directory,
+            num_examples=config.num_examples,
+            image_size=config.image_size,
+            seed=config.seed,
+            only=range(*share),
+        ),
+        error=DataError,
+    )
+    say(f"tfddl: no --data_dir; {config.num_examples} made pictures are in {directory}")
+    return directory
+
+
+def _hint_at_slow_reading(data: TrainingData) -> None:
+    timed = data.training[:_NUM_TIMED]
+    started_s = time.monotonic()
+    on_all_ranks(lambda: data.load(timed), error=DataError)
+    one_s = (time.monotonic() - started_s) / len(timed)
+    epoch_s = one_s * len(data.training) / tfddl.size()
+    if epoch_s > _SLOW_READING_S and isinstance(data.examples, FileExamples):
+        say(
+            f"tfddl: to read the files will take each worker {epoch_s:.0f} s in every epoch. "
+            f"HINT: tfddl-prepare --input_dir={data.examples.directory} --output_dir=… does so "
+            "once."
+        )
