@@ -30,13 +30,19 @@ CASES = "tests.cases.monitoring"
 
 
 @pytest.fixture
+def job_dir(tmp_path: Path) -> Path:
+    """Where a Monitor of tmp_path writes."""
+    return tmp_path / "job"
+
+
+@pytest.fixture
 def alone() -> Iterator[None]:
     tfddl.init()
     yield
     tfddl.shutdown()
 
 
-def test_two_workers(groups: Groups, tmp_path: Path) -> None:
+def test_two_workers(groups: Groups, tmp_path: Path, job_dir: Path) -> None:
     began_s = time.monotonic()
     logs, other = groups(2).run(
         f"{CASES}:watched", log_dir=str(tmp_path), slow=1, update_every_steps=2
@@ -45,7 +51,7 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
     assert logs == other
 
     # Three epochs of 23 examples: 8 + 8 + 7 in three steps, points after the 2nd and the last.
-    job = events.scalars(tmp_path)
+    job = events.scalars(job_dir)
     steps = [2, 3, 5, 6, 8, 9]
     assert job.keys() >= DESCRIPTIONS.keys() - {"ranks/busy_ms", "ranks/step_ms", "ranks/examples"}
     for tag in job:
@@ -53,7 +59,7 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
             assert list(job[tag]) == steps, tag
     for name in ("loss", "accuracy"):
         for run, prefix in (("train", ""), ("validation", "val_")):
-            points = events.scalars(tmp_path / run)[f"epoch/{name}"]
+            points = events.scalars(job_dir / run)[f"epoch/{name}"]
             assert list(points) == [1, 2, 3]
             assert list(points.values()) == pytest.approx(logs[prefix + name], rel=1e-6)
     rates = job["step/learning_rate"]
@@ -72,7 +78,7 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
         assert 7 / took_s < job["speed/examples_per_second"][step] < 8 / 0.15
     assert sum(job["epoch/seconds"].values()) < took_s
 
-    ranks = [events.scalars(tmp_path / f"rank_{rank}") for rank in range(2)]
+    ranks = [events.scalars(job_dir / f"rank_{rank}") for rank in range(2)]
     assert [list(r["ranks/examples"].values()) for r in ranks] == [[12.0] * 3, [11.0] * 3]
     busy = [np.array(list(r["ranks/busy_ms"].values())) for r in ranks]
     step_ms = [np.array(list(r["ranks/step_ms"].values())) for r in ranks]
@@ -82,7 +88,7 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
     assert busy[1].sum() > busy[0].sum(), "the slowest rank doesn't stand out"
     assert step_ms[0].sum() == pytest.approx(step_ms[1].sum(), rel=0.3), "ranks wait for another"
 
-    texts = events.texts(tmp_path)
+    texts = events.texts(job_dir)
     assert "**23 examples in 3 steps per epoch**, shuffled by seed 1" in texts["shards"][0]
     rows = re.findall(r"^\| (\d) \| \S+ \| (\d+) \| 3 \| (.*) \|$", texts["shards"][0], re.M)
     assert rows == [("0", "12", "3 × 4"), ("1", "11", "2 × 4, 1 × 3")]
@@ -91,7 +97,7 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
     assert f"The others wait for **rank {slowest}**" in texts["ranks/table"][3]
     assert f"| **{slowest}** |" in texts["ranks/table"][3]
 
-    pictures = events.images(tmp_path)
+    pictures = events.images(job_dir)
     assert {tag: list(points) for tag, points in pictures.items()} == {
         "scores": [1, 2, 3],
         "ranks/picture": [1, 2, 3],
@@ -99,7 +105,7 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
     assert [p.shape for p in pictures["scores"][3]] == [(8, 3, 1)] * 5
     assert pictures["ranks/picture"][3][0].shape[2] == 3
 
-    hparams = events.hparams(tmp_path)
+    hparams = events.hparams(job_dir)
     start = hparams["session_start_info"].session_start_info
     assert {name: v.WhichOneof("kind") for name, v in start.hparams.items()} == {
         "learning_rate": "number_value",
@@ -118,19 +124,19 @@ def test_two_workers(groups: Groups, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("eager", [False, True])
 def test_steps_that_are_executed_together_and_eagerly(
-    groups: Groups, tmp_path: Path, eager: bool
+    groups: Groups, tmp_path: Path, job_dir: Path, eager: bool
 ) -> None:
     compiled = {"run_eagerly": True} if eager else {"steps_per_execution": 2}
     groups(2).run(
         f"{CASES}:watched", log_dir=str(tmp_path), compiled=compiled, epochs=2, order="block"
     )
-    assert list(events.scalars(tmp_path)["speed/collectives_ms"]) == [3, 6]
+    assert list(events.scalars(job_dir)["speed/collectives_ms"]) == [3, 6]
     for rank, examples in enumerate([12.0, 11.0]):
-        points = events.scalars(tmp_path / f"rank_{rank}")
+        points = events.scalars(job_dir / f"rank_{rank}")
         assert list(points["ranks/examples"].values()) == [examples] * 2
         for epoch in (1, 2):
             assert 0 < points["ranks/busy_ms"][epoch] < points["ranks/step_ms"][epoch]
-    assert "| [0, 12) |" in events.texts(tmp_path)["shards"][0]
+    assert "| [0, 12) |" in events.texts(job_dir)["shards"][0]
 
 
 def test_what_goes_wrong_stops_all_ranks(groups: Groups, tmp_path: Path) -> None:
@@ -156,46 +162,48 @@ def test_what_goes_wrong_stops_all_ranks(groups: Groups, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("alone")
-def test_one_worker_and_a_training_that_goes_on(tmp_path: Path) -> None:
+def test_one_worker_and_a_training_that_goes_on(tmp_path: Path, job_dir: Path) -> None:
     for _ in range(2):
         monitoring.watched(str(tmp_path), epochs=2, update_every_steps=1)
-    job = events.scalars(tmp_path)
-    assert len(list(tmp_path.glob("events.*"))) == 2
+    job = events.scalars(job_dir)
+    assert len(list(job_dir.glob("events.*"))) == 2
     # 6 steps of 4, 4, 4, 4, 4, 3.
     assert list(job["speed/step_ms_median"]) == list(range(2, 13)), "the first isn't timed"
     assert set(job["speed/collectives_ms"].values()) == {0.0}
     assert list(job["step/loss"]) == list(range(1, 13))
     assert list(job["step/learning_rate"]) == list(range(13))
-    rank = events.scalars(tmp_path / "rank_0")
+    rank = events.scalars(job_dir / "rank_0")
     assert list(rank["ranks/examples"].values()) == [23.0, 23.0]
     assert rank["ranks/busy_ms"] == rank["ranks/step_ms"]
-    texts = events.texts(tmp_path)
+    texts = events.texts(job_dir)
     assert "| 0 | " in texts["shards"][0]
     assert texts["ranks/table"][2].startswith("Epoch 2.\n")
-    assert list(events.images(tmp_path)) == ["scores"]
+    assert list(events.images(job_dir)) == ["scores"]
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize(("stops", "steps"), [(False, [4, 7, 11, 14]), (True, [4])])
-def test_epochs_that_end_when_nobody_knew(tmp_path: Path, stops: bool, steps: list[int]) -> None:
+def test_epochs_that_end_when_nobody_knew(
+    tmp_path: Path, job_dir: Path, stops: bool, steps: list[int]
+) -> None:
     monitoring.of_unknown_length(str(tmp_path), stops)
     # The optimizer counts the attempt that finds no more data as a step.
-    assert list(events.scalars(tmp_path)["speed/examples_per_second"]) == steps
-    examples = events.scalars(tmp_path / "rank_0")["ranks/examples"]
+    assert list(events.scalars(job_dir)["speed/examples_per_second"]) == steps
+    examples = events.scalars(job_dir / "rank_0")["ranks/examples"]
     assert examples == ({1: 16.0} if stops else {1: 23.0, 2: 23.0})
-    shards = events.texts(tmp_path)["shards"][0]
+    shards = events.texts(job_dir)["shards"][0]
     assert shards.startswith("Counted in the first epoch")
     assert re.search(r"^\| 0 \| \S+ \| 16 \| 4 \|$" if stops else r"\| 23 \| 6 \|$", shards, re.M)
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_an_interrupted_training_leaves_can_be_read(tmp_path: Path) -> None:
+def test_what_an_interrupted_training_leaves_can_be_read(tmp_path: Path, job_dir: Path) -> None:
     monitoring.interrupted(str(tmp_path))
-    job = events.scalars(tmp_path)
+    job = events.scalars(job_dir)
     assert list(job["speed/step_ms_median"]) == [6]
     assert list(job["epoch/seconds"]) == [1]
-    assert list(events.scalars(tmp_path / "train")["epoch/loss"]) == [1]
+    assert list(events.scalars(job_dir / "train")["epoch/loss"]) == [1]
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, None])
@@ -414,7 +422,7 @@ def test_picture_of_the_ranks(size: int) -> None:
     picture = draw_ranks(works)
     assert picture is not None
     red = (np.abs(picture.astype(int) - (235, 87, 60)).sum(-1) < 10).sum(1)
-    longest = np.flatnonzero(red > 250)
+    longest = np.flatnonzero(red > 150)
     assert longest.min() > 0.8 * len(picture) - 40, "the last bar is the slowest rank's"
     assert draw_ranks(works[:1]) is None
     assert draw_ranks([_work(1.0, collective_s=math.nan)] * 2) is None

@@ -62,9 +62,10 @@ class Monitor(LastCallback):
         """Watches a `fit`.
 
         Args:
-            log_dir: A folder of this training's own, which rank 0 makes and writes.
+            log_dir: A folder of this training's own, which rank 0 makes and writes. To compare
+                trainings, give each a folder, and TensorBoard the one that these are in.
             update_every_steps: About how many steps there are between two points of ``step/`` and
-                ``speed/``, at least 1. An epoch is cut into equal parts of about that length.
+                ``speed/``, at least 1. An epoch is cut into about equal parts of about that length.
             hparams: The flags of the training: numbers, booleans, texts; others are shown as text.
             predictions: Called at the end of each epoch, on rank 0 alone, with the model; returns
                 batches of images by name: (n, height, width, 1, 3 or 4), bytes or numbers in 0..1.

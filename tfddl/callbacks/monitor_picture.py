@@ -11,7 +11,7 @@ from tfddl.callbacks.monitor_meter import Work
 
 _PAPER, _INK = (250, 250, 248), (35, 38, 42)
 _BUSY, _SLOWEST, _WAITS = (66, 135, 245), (235, 87, 60), (212, 216, 220)
-_BAR, _LEFT, _RIGHT, _HEAD = 300, 76, 140, 56
+_BAR, _LEFT, _RIGHT, _HEAD = 240, 72, 138, 56
 
 
 def draw_ranks(works: Sequence[Work]) -> NDArray[np.uint8] | None:
@@ -53,8 +53,8 @@ def _draw_legend(
 ) -> None:
     for left, top, colour, text in (
         (_LEFT, 8, _BUSY, "busy"),
-        (_LEFT + 90, 8, _SLOWEST, "busy, and the others wait for it"),
-        (_LEFT, 30, _WAITS, "in collectives, where ranks wait for each other"),
+        (_LEFT + 90, 8, _SLOWEST, "busy, and the others wait"),
+        (_LEFT, 30, _WAITS, "in collectives, where ranks wait"),
     ):
         draw.rectangle((left, top, left + 13, top + 13), fill=colour)
         draw.text((left + 20, top + 7), text, fill=_INK, font=font, anchor="lm")

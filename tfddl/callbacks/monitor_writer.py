@@ -18,13 +18,15 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 class EventWriter:
-    """Writes the event files of one folder: a folder in it for each run.
+    """Writes the event files of one training: in ``job``, and in a folder in that for each run.
 
-    TensorBoard draws what has the same tag in several runs on one chart.
+    TensorBoard draws what has the same tag in several runs on one chart. It finds the results that
+    belong to flags in the runs below that of the flags, unless that is the top folder itself; hence
+    the ``job``.
     """
 
     def __init__(self, log_dir: str) -> None:
-        """Makes the folder and an event file.
+        """Makes the folders and an event file.
 
         Args:
             log_dir: Any path that TensorFlow can write to.
@@ -32,13 +34,13 @@ class EventWriter:
         Raises:
             DataError: The folder can't be written.
         """
-        self._log_dir = log_dir
+        self._folder = tf.io.gfile.join(log_dir, "job")
         self._writers: dict[str, Any] = {}
         self._hparams: Any = None
         self._has_more = self._has_warned = False
         try:
-            tf.io.gfile.makedirs(log_dir)
-            probe = tf.io.gfile.join(log_dir, ".tfddl_can_write")
+            tf.io.gfile.makedirs(self._folder)
+            probe = tf.io.gfile.join(self._folder, ".tfddl_can_write")
             with tf.io.gfile.GFile(probe, "w") as file:
                 file.write("?")
             tf.io.gfile.remove(probe)
@@ -112,7 +114,7 @@ class EventWriter:
         if expected and self._bytes <= before and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"Monitor's event file in {self._log_dir!r} no longer grows; is the disk full? "
+                f"Monitor's event file in {self._folder!r} no longer grows; is the disk full? "
                 "Training goes on, but TensorBoard won't show the rest of it.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -121,12 +123,12 @@ class EventWriter:
     def _run(self, run: str) -> Any:
         self._has_more |= run == JOB
         if run not in self._writers:
-            path = self._log_dir if run == JOB else tf.io.gfile.join(self._log_dir, run)
+            path = self._folder if run == JOB else tf.io.gfile.join(self._folder, run)
             self._writers[run] = tf.summary.create_file_writer(path)
         return self._writers[run]
 
     def _bytes_on_disk(self) -> int:
-        files = tf.io.gfile.glob(tf.io.gfile.join(self._log_dir, "events.out.tfevents.*"))
+        files = tf.io.gfile.glob(tf.io.gfile.join(self._folder, "events.out.tfevents.*"))
         return sum(tf.io.gfile.stat(file).length for file in files)
 
 
