@@ -62,8 +62,8 @@ def train(config: TrainConfig) -> None:
     lines = [
         f"validation Dice {logs['val_dice'][-1]:.4f} after {took_s:.0f} s of training",
         f"model    {config.output_dir / _MODEL}",
-        f"best     {config.output_dir / _BEST} (validation loss {best['best']:.4f}, after epoch "
-        f"{best['epoch']})",
+        f"best     {config.output_dir / _BEST} (validation loss {best['best']['value']:.4f}, after "
+        f"epoch {best['epoch']})",
         f"picture  {config.output_dir / _PICTURE}",
     ]
     if config.tensorboard_dir is not None:
