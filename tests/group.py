@@ -163,7 +163,7 @@ class WorkerGroup:
         texts = []
         for rank in ranks:
             log = Path(self._directory.name) / f"log.{rank}"
-            texts.append(f"--- log of rank {rank}:\n{log.read_text(errors='replace')[-3000:]}")
+            texts.append(f"--- log of rank {rank}:\n{log.read_text(errors='replace')[-9000:]}")
         return "\n".join(texts)
 
 

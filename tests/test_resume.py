@@ -35,7 +35,13 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_in_the_same_weights(
         assert rest == whole[steps + 2 :]  # Saved after every second step.
 
 
-@pytest.mark.parametrize(("order", "batch_sizes"), [("global", [4, 6, 12]), ("block", [4, 5, 7])])
+@pytest.mark.parametrize(
+    ("order", "batch_sizes"),
+    [
+        ("global", [4, 6, 12]),
+        pytest.param("block", [4, 5, 7], marks=pytest.mark.long),
+    ],
+)
 def test_other_numbers_of_workers_see_each_remaining_example_once(
     groups: Groups, tmp_path: Path, order: str, batch_sizes: list[int]
 ) -> None:
