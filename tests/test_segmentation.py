@@ -311,10 +311,10 @@ CASE = "tests.cases.segmentation:run"
 
 def _check_charts(directory: Path, config: TrainConfig) -> None:
     """TensorBoard has the flags, and the picture of the predictions."""
-    (picture,) = events.images(directory)["predictions"][1]
+    (picture,) = events.images(directory / "job")["predictions"][1]
     assert picture.shape[0] > 300
     assert picture.shape[1] > 500
-    start = events.hparams(directory)["session_start_info"].session_start_info
+    start = events.hparams(directory / "job")["session_start_info"].session_start_info
     assert set(start.hparams) == set(FLAGS)
     assert start.hparams["loss"].string_value == config.loss
 
@@ -350,8 +350,8 @@ def test_several_workers_make_their_data_train_and_go_on(tmp_path: Path, groups:
     assert (tmp_path / "model.keras").stat().st_mtime_ns > made
 
     charts = tmp_path / "charts"
-    for folder in (charts, charts / "train", charts / "mine"):
-        folder.mkdir()
+    for folder in (charts, charts / "job" / "train", charts / "mine"):
+        folder.mkdir(parents=True)
         (folder / "events.out.tfevents.1").touch()
     config = _tiny(tmp_path, resume=False, loss="dice", tensorboard_dir=charts)
     first, _ = groups(2).run(CASE, config=config)

@@ -194,7 +194,6 @@ def _make_folders(config: TrainConfig) -> None:
 
 
 def _remove_charts(directory: Path) -> None:
-    """Removes what a Monitor wrote; others' event files below the folder stay."""
-    for where in ("", "train/", "validation/", "rank_*/"):
-        for path in directory.glob(f"{where}events.out.tfevents.*"):
-            path.unlink(missing_ok=True)
+    """Removes what a Monitor wrote; other event files in the folder stay."""
+    for path in (directory / "job").rglob("events.out.tfevents.*"):
+        path.unlink(missing_ok=True)
