@@ -350,8 +350,8 @@ def test_several_workers_make_their_data_train_and_go_on(tmp_path: Path, groups:
     assert (tmp_path / "model.keras").stat().st_mtime_ns > made
 
     charts = tmp_path / "charts"
-    for folder in (charts, charts / "job" / "train", charts / "mine"):
-        folder.mkdir(parents=True)
+    for folder in (charts / "job", charts / "job" / "train", charts / "mine"):
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "events.out.tfevents.1").touch()
     config = _tiny(tmp_path, resume=False, loss="dice", tensorboard_dir=charts)
     first, _ = groups(2).run(CASE, config=config)
