@@ -22,6 +22,12 @@ CASES = "tests.cases.fitting"
         ("steps", "steps per epoch: {others}: {steps}; {last}: {fewer}", "or pass steps_per_epoch"),
         ("epochs", "epochs: {others}: 2; {last}: 3", "the same epochs to fit on every rank"),
         ("initial_epoch", "initial_epoch: {others}: 0; {last}: 1", "broadcast_object(initial_epo"),
+        (
+            "data",
+            "data: {others}: 24 examples in global order, seed 1, batches of 4; "
+            "{last}: 24 examples in global order, seed 2, batches of 4",
+            "the same data, batch_size, seed and order on every rank",
+        ),
         ("iterations", "optimizer.iterations: {others}: 0; {last}: 7", "the same checkpoint"),
         ("validation", "validation: {others}: False; {last}: True", "on every rank, or on none"),
         ("learning_rate", "learning rate: {others}: 0.100000001; {last}: 0.5", "the same learning"),

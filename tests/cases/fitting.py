@@ -67,6 +67,9 @@ def differ(what: str) -> tuple[str, str, float, list[list[int]]]:
         options["epochs"] = 3 if odd else 2
     elif what == "initial_epoch":
         options["initial_epoch"] = int(odd)
+    elif what == "data" and odd:
+        x, y = problem.data(SPEC)[0], problem.labels(SPEC)
+        data = tfddl.shard_dataset(x, y, batch_size=4, seed=2)
     elif what == "iterations" and odd:
         model.optimizer.build(model.trainable_variables)
         model.optimizer.iterations.assign(7)

@@ -24,6 +24,8 @@ _HINTS = {
     "validation_freq": "pass the same validation_freq to fit on every rank.",
     "optimizer": "compile with the same optimizer on every rank.",
     "learning_rate": "compile with the same learning rate on every rank.",
+    "data": "give tfddl.shard_dataset the same data, batch_size, seed and order on every rank, or "
+    "some examples would be seen twice and others never.",
     "callbacks": "give tfddl's callbacks to fit on every rank; files are written by rank 0 anyway.",
     "root_rank": "give BroadcastGlobalVariables the same root_rank on every rank.",
     "variables": "build the same model on every rank, and give its layers names if other models "
@@ -58,6 +60,7 @@ class Facts:
     iterations: int
     validates: bool
     validation_freq: str
+    data: str
     optimizer: str
     learning_rate: str
     callbacks: tuple[str, ...]
@@ -81,6 +84,7 @@ class Facts:
             iterations=iterations(model),
             validates=fit.validates,
             validation_freq=fit.validation_freq,
+            data=fit.data,
             optimizer=type(optimizer).__name__,
             learning_rate=f"{float(tf.convert_to_tensor(optimizer.learning_rate)):.9g}",
             callbacks=tuple(type(callback).__name__ for callback in last_callbacks(fit.callbacks)),

@@ -23,6 +23,7 @@ from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import Fit, LastCallback, last_callbacks, running
 from tfddl.keras_hooks.steps import state_of
+from tfddl.plan import BlockPlan, Order, Plan
 from tfddl.runtime import current, is_started
 
 
@@ -82,15 +83,25 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
         given["callbacks"] = stock.for_this_rank(given.get("callbacks"))
         if current().cluster.rank:
             given.setdefault("verbose", 0)  # One progress bar is enough.
+    share = find_share(given.get("x"))
     return Fit(
         model=model,
         together=together,
-        share=find_share(given.get("x")),
+        share=share,
+        data=Fit.data if share is None else _describe(share.plan),
         epochs=given.get("epochs", 1),
         validation_freq=str(given.get("validation_freq", 1)),
         datasets=(given.get("x"), given.get("validation_data")),
         initial_epoch=given.get("initial_epoch", 0),
         validates=bool(given.get("validation_split")) or given.get("validation_data") is not None,
+    )
+
+
+def _describe(plan: Plan) -> str:
+    order = Order.BLOCK if isinstance(plan, BlockPlan) else Order.GLOBAL
+    return (
+        f"{plan.num_examples} examples in {order} order, seed {plan.seed}, "
+        f"batches of {plan.batch_size}"
     )
 
 

@@ -26,6 +26,9 @@ class Fit:
     share: Any
     """The `tfddl.data.Share` that is trained on; None where the data is of another kind."""
 
+    data: str = "not from tfddl.shard_dataset"
+    """What the data is, as far as the ranks must have it alike."""
+
     datasets: tuple[Any, ...] = ()
     """What is trained on and validated with, as it was given."""
 
