@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from tfddl.errors import UnsupportedError
 from tfddl.transport.base import Collective, Reduction, Transport
+from tfddl.transport.watch import Watch
 
 _GROUP_KEY = 7_366_684  # "tfddl"; the strategy itself counts its own groups up from 1.
 
@@ -76,6 +77,7 @@ class StrategyTransport(Transport):
         self._options = options
         with tf.device(options.device):
             self._ordering_token = tf.Variable(0.0, trainable=False, name="tfddl_ordering_token")
+        self._watch = Watch(options.timeout_s)
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
@@ -125,7 +127,8 @@ class StrategyTransport(Transport):
             "instance_key": family * 2**_LENGTH_BITS + length,
             "ordering_token": [self._ordering_token.handle],
             "communication_hint": self._options.collective.value,
-            "timeout_seconds": float(self._options.timeout_s),
+            # Not TensorFlow's own: for each op it keeps a thread that sleeps all that time.
+            "timeout_seconds": 0.0,
         }
 
     def _in_pieces(
@@ -142,11 +145,13 @@ class StrategyTransport(Transport):
             if length is None:
                 short = tf.debugging.assert_less_equal(tf.size(flat), _MAX_LENGTH, _TOO_LONG)
                 with tf.control_dependencies([] if short is None else [short]):
-                    return tf.cond(tf.size(flat) > 0, lambda: launch(flat), lambda: empty)
+                    return tf.cond(
+                        tf.size(flat) > 0, lambda: self._watch.over(launch, flat), lambda: empty
+                    )
             if length == 0:
                 return empty
             pieces = [flat[i : i + _MAX_LENGTH] for i in range(0, length, _MAX_LENGTH)]
-            return tf.concat([launch(piece) for piece in pieces], axis=-1)
+            return tf.concat([self._watch.over(launch, piece) for piece in pieces], axis=-1)
 
 
 _REDUCED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
