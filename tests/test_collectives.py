@@ -173,3 +173,8 @@ def test_topology(groups: Groups, size: int) -> None:
 
 def test_the_strategy_s_own_collectives_work_beside_ours(groups: Groups) -> None:
     assert groups(2).run(f"{CASES}:strategy_still_works") == [2.0, 2.0]
+
+
+def test_operations_leave_no_threads_behind(groups: Groups) -> None:
+    """TensorFlow's own timeout would keep two asleep for each."""
+    assert all(left < 20 for left in groups(2).run(f"{CASES}:threads"))

@@ -1,5 +1,6 @@
 """Cases of `tests/test_collectives.py`, run by every worker."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,3 +244,18 @@ def absent_rank() -> str:
     except tf.errors.OpError as error:
         return type(error).__name__
     return "no error"
+
+
+def threads() -> int:
+    """How many threads 100 operations leave behind."""
+
+    def count() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    add = tf.function(lambda x: tfddl.allreduce(x))
+    add(tf.ones([7]))
+    before = count()
+    for _ in range(50):
+        add(tf.ones([7]))
+        tfddl.allreduce(tf.ones([5]))
+    return count() - before
