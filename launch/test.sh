@@ -4,12 +4,13 @@
 #   ./launch/test.sh                        at most 10 minutes
 #   ./launch/test.sh --all                  the long tests too, at most 60 minutes
 #   ./launch/test.sh -- -k cluster -x       what follows -- goes to pytest
+#   ./launch/test.sh -- -n 0 --pdb          one file after the other instead of two at once
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-selection=(-m "not long")
+selection=(-m "not long" -n 2 --dist loadfile --no-loadscope-reorder)
 while (($#)); do
   case "$1" in
     -h | --help) usage; exit ;;

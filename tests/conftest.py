@@ -7,15 +7,18 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.group import Groups
+from tfddl.launcher import ports
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE_S = 3.0
 # These live until the session ends: the groups' workers, and multiprocessing's own helper.
 _LONG_LIVED = ("tests.worker", "multiprocessing.resource_tracker")
+_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # pytest's own, and those that importing TensorFlow and Keras sets.
 _OTHERS_VARIABLES = ("PYTEST_", "TF2_", "TPU_ML_", "KMP_", "HDF5_", "ENABLE_RUNTIME_UPTIME_")
 
@@ -34,8 +37,37 @@ def _adopted_orphans() -> Iterator[None]:
     assert not left, f"the tests left processes behind: {left}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _signals_reach_children() -> Iterator[None]:
+    """Lets children be interrupted though pytest was started by `nohup … &`.
+
+    What is ignored stays so across exec, and what has a handler becomes the default again.
+    """
+    ignored = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ports_of_our_own() -> Iterator[None]:
+    """Keeps two processes of pytest-xdist from choosing the same ports at once.
+
+    Launchers choose among all, and start again on others where one is taken.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ours = ports._candidates()[number::count]
+    with mock.patch.object(ports, "_candidates", return_value=ours):
+        yield
+
+
 @pytest.fixture(scope="session")
-def groups(_adopted_orphans: None) -> Iterator[Groups]:
+def groups(
+    _adopted_orphans: None, _signals_reach_children: None, _ports_of_our_own: None
+) -> Iterator[Groups]:
     """Real worker processes that many tests share."""
     made = Groups()
     yield made

@@ -4,6 +4,7 @@ Both sides of an exactness test build the same model from it: the workers, and t
 are compared with.
 """
 
+import contextlib
 from typing import Any
 
 import keras
@@ -28,7 +29,10 @@ def data(spec: dict[str, Any], part: str = "train") -> tuple[np.ndarray, np.ndar
 def sample_weights(spec: dict[str, Any]) -> np.ndarray | None:
     if not spec.get("sample_weight"):
         return None
-    return np.random.default_rng(11).uniform(0.2, 2.0, spec["n"]).astype("float32")
+    weights = np.random.default_rng(11).uniform(0.2, 2.0, spec["n"]).astype("float32")
+    if spec["sample_weight"] == "some zero":  # Batches without any weight among them.
+        weights[: spec["n"] // 2] = 0
+    return weights
 
 
 class _Log:
@@ -67,20 +71,45 @@ class Recorder(keras.layers.Layer):
         return (input_shape[0], FEATURES)
 
 
-def model(spec: dict[str, Any]) -> tuple[keras.Model, Recorder]:
+def model(
+    spec: dict[str, Any], scope: contextlib.AbstractContextManager[Any] | None = None
+) -> tuple[keras.Model, Recorder]:
     keras.utils.clear_session()  # Names count from the beginning, on every rank alike.
     keras.utils.set_random_seed(spec.get("init_seed", 3))
+    with contextlib.nullcontext() if scope is None else scope:
+        return _model(spec)
+
+
+def _model(spec: dict[str, Any]) -> tuple[keras.Model, Recorder]:
     recorder = Recorder()
     inputs = keras.Input((1 + FEATURES,))
     decay = keras.regularizers.L2(0.01) if spec.get("l2") else None
-    hidden = keras.layers.Dense(8, activation="tanh", kernel_regularizer=decay)(recorder(inputs))
-    if spec["loss"] == "bce":
+    if "batch_normalization" in spec:
+        hidden = _normalizing(spec, recorder(inputs), decay)
+    else:
+        dense = keras.layers.Dense(8, activation="tanh", kernel_regularizer=decay)
+        hidden = dense(recorder(inputs))
+    if spec["loss"] in ("bce", "dice"):
         outputs = keras.layers.Dense(1, activation="sigmoid")(hidden)
     elif spec["loss"] == "mse":
         outputs = keras.layers.Dense(1)(hidden)
     else:
         outputs = keras.layers.Dense(CLASSES, activation="softmax")(hidden)
     return keras.Model(inputs, outputs), recorder
+
+
+def _normalizing(spec: dict[str, Any], inputs: Any, decay: Any) -> Any:
+    """Layers that normalize, on the workers by the batch of all of them."""
+    options = {"synchronized": spec.get("synchronized", False), "momentum": 0.8}
+    hidden = keras.layers.Dense(8, use_bias=False, kernel_regularizer=decay)(inputs)
+    hidden = keras.layers.BatchNormalization(**options)(hidden)
+    hidden = keras.layers.Activation("tanh")(hidden)
+    if spec["batch_normalization"] == "conv":
+        hidden = keras.layers.Reshape((4, 2))(hidden)
+        hidden = keras.layers.Conv1D(3, 2, use_bias=False)(hidden)
+        hidden = keras.layers.BatchNormalization(axis=1, **options)(hidden)
+        hidden = keras.layers.Flatten()(keras.layers.Activation("tanh")(hidden))
+    return hidden
 
 
 def optimizer(spec: dict[str, Any]) -> keras.optimizers.Optimizer:
@@ -92,6 +121,12 @@ def optimizer(spec: dict[str, Any]) -> keras.optimizers.Optimizer:
     return kinds[spec["optimizer"]](**spec.get("optimizer_options", {}))
 
 
+def batch_dice(y_true: Any, y_pred: Any) -> Any:
+    """A loss that isn't a mean over examples."""
+    both = tf.reduce_sum(y_true) + tf.reduce_sum(y_pred)
+    return -(2 * tf.reduce_sum(y_true * y_pred) + 1) / (both + 1)
+
+
 def compile_options(spec: dict[str, Any]) -> dict[str, Any]:
     reduction = spec.get("reduction", "sum_over_batch_size")
     if spec["loss"] == "mse":
@@ -100,6 +135,8 @@ def compile_options(spec: dict[str, Any]) -> dict[str, Any]:
     elif spec["loss"] == "bce":
         loss = keras.losses.BinaryCrossentropy(reduction=reduction)
         metrics = ["accuracy", keras.metrics.AUC(name="auc"), keras.metrics.Precision(name="prec")]
+    elif spec["loss"] == "dice":
+        loss, metrics = batch_dice, ["accuracy"]
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(reduction=reduction)
         metrics = ["accuracy"]
@@ -115,7 +152,7 @@ def compile_options(spec: dict[str, Any]) -> dict[str, Any]:
 
 def labels(spec: dict[str, Any], part: str = "train") -> Any:
     y = data(spec, part)[1]
-    return (y > 0).astype("float32")[:, None] if spec["loss"] == "bce" else y
+    return (y > 0).astype("float32")[:, None] if spec["loss"] in ("bce", "dice") else y
 
 
 def class_weight(spec: dict[str, Any]) -> dict[int, float] | None:
@@ -124,7 +161,7 @@ def class_weight(spec: dict[str, Any]) -> dict[int, float] | None:
 
 def result(trained: keras.Model, history: Any) -> dict[str, Any]:
     return {
-        "weights": {v.path: np.asarray(v) for v in trained.trainable_variables},
+        "weights": {v.path: np.asarray(v) for v in trained.weights},
         "history": {k: [float(v) for v in values] for k, values in history.history.items()},
         "iterations": int(trained.optimizer.iterations.numpy()),
     }

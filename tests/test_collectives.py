@@ -21,7 +21,8 @@ ROUNDING = {"bfloat16": 4e-3, "float16": 1e-3}
             ["sum", "average", "min", "max", "product"],
             marks=pytest.mark.long,
         ),
-        (2, [*DTYPES, "uint8"], ["average", "max"]),
+        (2, [*DTYPES, "uint8"], ["average"]),
+        pytest.param(2, [*DTYPES, "uint8"], ["max"], marks=pytest.mark.long),
     ],
 )
 def test_allreduce(groups: Groups, size: int, dtypes: list[str], ops: list[str]) -> None:
@@ -60,7 +61,14 @@ def test_allgather_joins_what_differs_in_length(
             np.testing.assert_array_equal(result, np.repeat(rows[:, None], 3, axis=1), name)
 
 
-@pytest.mark.parametrize(("size", "dtypes"), [(2, DTYPES), (3, ["float64", "float16"])])
+@pytest.mark.parametrize(
+    ("size", "dtypes"),
+    [
+        (2, ["bfloat16", "float32", "int32", "int64"]),
+        (3, ["float64", "float16"]),
+        pytest.param(3, DTYPES, marks=pytest.mark.long),
+    ],
+)
 def test_broadcast(groups: Groups, size: int, dtypes: list[str]) -> None:
     for found in groups(size).run(f"{CASES}:broadcasts", dtypes=dtypes):
         assert len(found) == 2 * size * len(dtypes)
@@ -81,7 +89,7 @@ def test_objects(groups: Groups, size: int) -> None:
         assert gathered == [(rank, 1000 * rank) for rank in range(size)]
 
 
-@pytest.mark.parametrize("size", [3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_gradients(groups: Groups, size: int) -> None:
     """Against the derivative of the sum of all ranks' losses, worked out by hand."""
     ranks = groups(size).run(f"{CASES}:gradients")

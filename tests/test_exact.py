@@ -13,6 +13,7 @@ from tests.group import ROOT, Groups
 
 BASE = {"n": 47, "n_val": 11, "loss": "scce", "optimizer": "sgd", "batch_size": 4}
 TWO = {**BASE, "epochs": 4}  # 6 steps of 8 or 7 examples
+SCOPE = {"under_scope": True}  # A plain optimizer, compiled under tfddl.strategy().scope().
 THREE = {**BASE, "epochs": 5}  # 4 steps of 12 or 11 examples
 
 # name: (workers, the problem, how many examples each rank trains on in an epoch)
@@ -23,14 +24,9 @@ CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
         {**TWO, "loss": "bce", "optimizer": "adam", "l2": True, "seed": 1},
         [24, 23],
     ),
-    "adamw, class weights": (
-        3,
-        {**THREE, "optimizer": "adamw", "class_weight": True, "seed": 2},
-        [16, 16, 15],
-    ),
-    "adam, sample weights": (
+    "adamw, class weights, steps_per_execution": (
         2,
-        {**TWO, "optimizer": "adam", "sample_weight": True, "seed": 3},
+        {**TWO, "optimizer": "adamw", "class_weight": True, "steps_per_execution": 4, "seed": 2},
         [24, 23],
     ),
     "accumulation, clipping by global norm": (
@@ -42,7 +38,37 @@ CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
         },
         [16, 16, 15],
     ),
-    "clipping by value, moving averages of the weights": (
+    "sample weights, clipping by value, moving averages of the weights": (
+        2,
+        {
+            **TWO,
+            "loss": "mse",
+            "sample_weight": True,
+            "seed": 3,
+            "optimizer_options": {
+                "clipvalue": 0.02,
+                "use_ema": True,
+                "ema_overwrite_frequency": 3,
+            },
+        },
+        [24, 23],
+    ),
+    "run_eagerly": (2, {**TWO, "run_eagerly": True, "seed": 7}, [24, 23]),
+    "block order": (3, {**THREE, "order": "block", "seed": 8}, [16, 16, 15]),
+    # 7 examples are 3 + 2 + 2: in the last two steps the last rank has none, and runs one that
+    # doesn't count.
+    "batches of one": (3, {**BASE, "n": 7, "n_val": 4, "batch_size": 1, "epochs": 7}, [3, 3, 1]),
+    "long: adamw, class weights": (
+        3,
+        {**THREE, "optimizer": "adamw", "class_weight": True, "seed": 2},
+        [16, 16, 15],
+    ),
+    "long: adam, sample weights": (
+        2,
+        {**TWO, "optimizer": "adam", "sample_weight": True, "seed": 3},
+        [24, 23],
+    ),
+    "long: clipping by value, moving averages of the weights": (
         2,
         {
             **TWO,
@@ -55,17 +81,147 @@ CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
         },
         [24, 23],
     ),
-    "steps_per_execution": (2, {**TWO, "steps_per_execution": 4, "seed": 6}, [24, 23]),
-    "run_eagerly": (2, {**TWO, "run_eagerly": True, "seed": 7}, [24, 23]),
-    "block order": (3, {**THREE, "order": "block", "seed": 8}, [16, 16, 15]),
-    # 7 examples are 3 + 2 + 2: in the last two steps the last rank has none, and runs one that
-    # doesn't count.
-    "batches of one": (3, {**BASE, "n": 7, "n_val": 4, "batch_size": 1, "epochs": 7}, [3, 3, 1]),
-    "long: everything divides": (2, {**TWO, "n": 48, "n_val": 8, "loss": "mse"}, [24, 24]),
-    "long: a loss divided by the sum of the weights": (
+    "batch normalization, adam": (
         2,
-        {**TWO, "sample_weight": True, "reduction": "mean_with_sample_weight"},
+        {**TWO, "batch_normalization": "conv", "optimizer": "adam", "seed": 10},
         [24, 23],
+    ),
+    # Clipped, because batches of two or three examples multiply every rounding.
+    "batch normalization, batches of one": (
+        3,
+        {
+            **BASE,
+            "batch_normalization": "dense",
+            "n": 7,
+            "n_val": 4,
+            "batch_size": 1,
+            "epochs": 7,
+            "optimizer_options": {"global_clipnorm": 0.05},
+        },
+        [3, 3, 1],
+    ),
+    # In some steps all of a rank's examples have a weight of zero, but are in the moments.
+    "long: batch normalization, a loss divided by the sum of the weights": (
+        2,
+        {
+            **TWO,
+            "batch_normalization": "dense",
+            "sample_weight": "some zero",
+            "reduction": "mean_with_sample_weight",
+            "batch_size": 2,
+            "epochs": 2,
+            "l2": True,
+        },
+        [24, 23],
+    ),
+    "long: batch normalization, run_eagerly": (
+        2,
+        {**TWO, "batch_normalization": "conv", "run_eagerly": True, "seed": 12},
+        [24, 23],
+    ),
+    "long: batch normalization, steps_per_execution, 3 workers": (
+        3,
+        {**THREE, "batch_normalization": "conv", "steps_per_execution": 3, "optimizer": "adam"},
+        [16, 16, 15],
+    ),
+    "long: batch normalization, accumulation, clipping by global norm": (
+        3,
+        {
+            **THREE,
+            "batch_normalization": "conv",
+            "seed": 4,
+            "optimizer_options": {"gradient_accumulation_steps": 3, "global_clipnorm": 0.05},
+        },
+        [16, 16, 15],
+    ),
+    "long: scope: batch normalization, adam": (
+        2,
+        {**TWO, **SCOPE, "batch_normalization": "conv", "optimizer": "adam", "seed": 10},
+        [24, 23],
+    ),
+    "scope: adam, regularizer, AUC, steps_per_execution": (
+        2,
+        {**TWO, **SCOPE, "loss": "bce", "optimizer": "adam", "l2": True, "steps_per_execution": 4},
+        [24, 23],
+    ),
+    "scope: accumulation, clipping by global norm": (
+        3,
+        {
+            **THREE,
+            **SCOPE,
+            "seed": 4,
+            "optimizer_options": {"gradient_accumulation_steps": 3, "global_clipnorm": 0.05},
+        },
+        [16, 16, 15],
+    ),
+    "scope: dice of the global batch": (
+        3,
+        {**THREE, **SCOPE, "loss": "dice", "l2": True, "n_val": 0, "seed": 10},
+        [16, 16, 15],
+    ),
+    "long: scope, adamw, class weights": (
+        3,
+        {**THREE, **SCOPE, "optimizer": "adamw", "class_weight": True, "seed": 2},
+        [16, 16, 15],
+    ),
+    "long: scope, a loss divided by the sum of the weights": (
+        2,
+        {**TWO, **SCOPE, "sample_weight": True, "reduction": "mean_with_sample_weight"},
+        [24, 23],
+    ),
+    "long: scope, moving averages of the weights, eagerly": (
+        2,
+        {
+            **TWO,
+            **SCOPE,
+            "run_eagerly": True,
+            "optimizer_options": {"use_ema": True, "ema_overwrite_frequency": 3},
+        },
+        [24, 23],
+    ),
+    "long: scope, block order": (3, {**THREE, **SCOPE, "order": "block"}, [16, 16, 15]),
+    "long: scope, batches of one": (
+        3,
+        {**BASE, **SCOPE, "n": 7, "n_val": 4, "batch_size": 1, "epochs": 7},
+        [3, 3, 1],
+    ),
+    "long: steps_per_execution": (2, {**TWO, "steps_per_execution": 4, "seed": 6}, [24, 23]),
+    "long: everything divides": (2, {**TWO, "n": 48, "n_val": 8, "loss": "mse"}, [24, 24]),
+    "a loss divided by the sum of the weights, regularizer": (
+        2,
+        {**TWO, "sample_weight": True, "reduction": "mean_with_sample_weight", "l2": True},
+        [24, 23],
+    ),
+    # Validation is per worker with this loss.
+    "long: dice of the global batch, regularizer": (
+        3,
+        {**THREE, "loss": "dice", "l2": True, "n_val": 0, "seed": 10},
+        [16, 16, 15],
+    ),
+    "long: dice of the global batch, adam, accumulation": (
+        2,
+        {
+            **TWO,
+            "loss": "dice",
+            "n_val": 0,
+            "optimizer": "adam",
+            "optimizer_options": {"gradient_accumulation_steps": 2},
+            "steps_per_execution": 2,
+        },
+        [24, 23],
+    ),
+    "dice of the global batch, batches of one, gradients added up": (
+        3,
+        {
+            **BASE,
+            "n": 7,
+            "n_val": 0,
+            "batch_size": 1,
+            "epochs": 7,
+            "loss": "dice",
+            "distributed_options": {"op": "sum"},
+        },
+        [3, 3, 1],
     ),
     "long: clipping by norm": (2, {**TWO, "optimizer_options": {"clipnorm": 0.03}}, [24, 23]),
     "long: four workers": (
@@ -74,7 +230,7 @@ CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
         [12, 12, 12, 11],
     ),
 }
-STAND_INS = {"batches of one": [[0, 1, 2], [3, 4], [5, 6]]}
+STAND_INS = {name: [[0, 1, 2], [3, 4], [5, 6]] for name in CASES if "batches of one" in name}
 LONG = [name for name in CASES if name.startswith("long")]
 NAMES = [
     *[name for name in CASES if name not in LONG],
@@ -163,7 +319,7 @@ def test_weights_are_those_of_one_process(runs: Runs, name: str, tmp_path: Path)
             assert value.tobytes() == rank["weights"][path].tobytes(), "ranks differ"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "divided by" not in str(name)])
+@pytest.mark.parametrize("name", NAMES)
 def test_logs_are_those_of_one_process(runs: Runs, name: str, tmp_path: Path) -> None:
     workers = runs.workers(name)
     expected = runs.one_process(name, tmp_path)["history"]

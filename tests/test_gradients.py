@@ -59,7 +59,7 @@ def test_a_loop_by_hand_averages(groups: Groups, counted: bool) -> None:
             np.testing.assert_allclose(value, kernel, rtol=1e-5, err_msg=way)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize("as_dense", [True, False])
 def test_sparse_gradients(groups: Groups, size: int, as_dense: bool) -> None:
     ranks = groups(size).run(f"{CASES}:sparse", as_dense=as_dense)

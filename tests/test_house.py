@@ -16,7 +16,7 @@ FLOORS: list[list[str]] = [
     ["launcher", "transport"],
     ["runtime"],
     ["collectives"],
-    ["gradients", "data", "checkpoint"],
+    ["gradients", "moments", "data", "checkpoint"],
     ["optimizer"],
     ["keras_hooks"],
     ["callbacks", "models"],
@@ -60,15 +60,19 @@ SIBLINGS: dict[str, list[str]] = {
         "share",
         "finding",
         "sharding",
+        "slicing",
     ],
     "keras_hooks": [
         "patching",
+        "scope",
+        "normalizing",
         "compiling",
         "statistics",
         "steps",
         "session",
         "failing",
         "whole_data",
+        "plain_data",
         "comparing",
         "resuming",
         "stock",
@@ -113,7 +117,7 @@ SIBLINGS: dict[str, list[str]] = {
         "prepare",
         "predict",
     ],
-    "bench": ["usage", "reading", "table", "jobs", "memory"],
+    "bench": ["usage", "reading", "table", "jobs", "memory", "problems", "proof", "exactness"],
 }
 WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "threads", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}

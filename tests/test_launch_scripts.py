@@ -104,8 +104,8 @@ def test_worker_ends_with_the_status_of_the_command(tmp_path: Path) -> None:
 
 
 def test_local_trains_on_two_workers(tmp_path: Path) -> None:
-    data = ("--num_examples", "40", "--image_size", "32", "--validation_split", "0.2")
-    model = ("--filters", "4,8", "--epochs", "1", "--output_dir", "my runs")
+    data = ("--num_examples", "16", "--image_size", "16", "--validation_split", "0.25")
+    model = ("--filters", "2,4", "--epochs", "1", "--output_dir", "my runs")
     done = run("local.sh", "--workers", "2", "--", *data, *model, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("my runs/**/*.keras"))

@@ -21,13 +21,20 @@ def _ids(ranks: list[list[list[int]]]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("size", "order"), [(2, "global"), pytest.param(3, "block", marks=pytest.mark.long)]
+    ("size", "order", "under_scope"),
+    [
+        (2, "global", False),
+        (2, "global", True),
+        pytest.param(3, "block", False, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_was_stopped_ends_bit_for_bit_in_the_same_weights(
-    groups: Groups, tmp_path: Path, size: int, order: str
+    groups: Groups, tmp_path: Path, size: int, order: str, under_scope: bool
 ) -> None:
     """With dropout, BatchNormalization, validation and an EarlyStopping; in mid-epoch."""
-    ranks = groups(size).run(f"{CASES}:interrupted", directory=str(tmp_path), order=order)
+    ranks = groups(size).run(
+        f"{CASES}:interrupted", directory=str(tmp_path), order=order, under_scope=under_scope
+    )
     for rank in ranks:
         steps = rank["steps"]
         whole, begun, rest = rank["seen"]

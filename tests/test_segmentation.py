@@ -130,7 +130,7 @@ def test_filters() -> None:
         ({"filters": (8, 0)}, r"--filters is \(8, 0\); it must be one positive number"),
         ({"preset": "x"}, r"--preset is x; it must be one of default, source\."),
         ({"augment": ("spin",)}, r"--augment is spin; it must be some of flip,"),
-        ({"loss": "x"}, r"--loss is x; it must be one of dice_crossentropy, dice\."),
+        ({"loss": "x"}, r"--loss is x; it must be one of dice_crossentropy, dice, exact_dice\."),
         ({"save_every_steps": 0}, r"--save_every_steps is 0; it must be at least 1\."),
         ({"keep": 0}, r"--keep is 0; it must be at least 1\."),
         ({"in_channels": 2}, r"--in_channels is 2; it must be one of 1, 3, 4\."),

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfddl.segmentation.dice import dice, dice_coefficient, dice_crossentropy, dice_loss
+from tests.group import Groups
+from tfddl.segmentation.dice import (
+    dice,
+    dice_coefficient,
+    dice_crossentropy,
+    dice_loss,
+    exact_dice_loss,
+)
 
 
 def _images(*masks: list[int]) -> NDArray[np.float32]:
@@ -72,3 +79,34 @@ def test_the_loss_decomposes_over_shares_and_the_batch_dice_does_not() -> None:
 
     halves = [float(dice_coefficient(true[i:j], predicted[i:j])) for i, j in ((0, 3), (3, 6))]
     assert abs(np.mean(halves) - float(dice_coefficient(true, predicted))) > 1e-3
+
+
+def test_exact_dice_of_one_process_is_that_of_its_batch() -> None:
+    rng = np.random.default_rng(1)
+    true, predicted = rng.integers(0, 2, (3, 4, 4, 1)), rng.random((3, 4, 4, 1))
+    assert float(exact_dice_loss(true, predicted)) == float(dice_loss(true, predicted))
+
+
+def test_exact_dice_by_hand(groups: Groups) -> None:
+    """The last rank's image doesn't count; the others have 3 and 1."""
+    ranks = groups(3).run("tests.cases.segmentation:exact_dice_by_hand")
+    true = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], np.float32)
+    weights = np.array([0.2, 0.6], np.float32)
+    shared, covered = float((true * weights).sum()), float(true.sum() + 4 * weights.sum())
+    dice_of_all = (2 * shared + 1) / (covered + 1)
+    gradient = -(2 * true.sum(0) - 4 * dice_of_all) / (covered + 1)
+    for loss, found in (way for of_rank in ranks for way in of_rank):
+        assert loss == pytest.approx(-dice_of_all, rel=1e-6)
+        assert found == pytest.approx(gradient, rel=1e-5)
+
+
+def test_exact_dice_validates_by_worker(groups: Groups) -> None:
+    """With 2, 1 and 1 steps: nobody waits."""
+    ranks = groups(3).run("tests.cases.segmentation:exact_dice_validates")
+    true = [[1, 0], [1, 1], [0, 1], [0, 0], [1, 0], [1, 1], [0, 1]]
+    of_batches = []
+    for start, stop in ((0, 2), (2, 3), (3, 5), (5, 7)):
+        batch = np.array(true[start:stop], np.float32)
+        of_batches += [float(dice_loss(batch, np.full_like(batch, 0.5)))] * len(batch)
+    for found in ranks:
+        assert found == pytest.approx(np.mean(of_batches), rel=1e-6)

@@ -106,5 +106,9 @@ def cross_size() -> int:
 
 
 def strategy() -> tf.distribute.Strategy:
-    """The `tf.distribute.MultiWorkerMirroredStrategy` of the job."""
+    """The `tf.distribute.MultiWorkerMirroredStrategy` of the job.
+
+    A Keras model made and compiled under its ``scope()``, with a plain Keras optimizer, trains with
+    an ordinary `fit`, as one compiled with `tfddl.DistributedOptimizer` does outside of it.
+    """
     return runtime.current().strategy()

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfddl.collectives import ReduceOp, allgather, allreduce, grouped_allreduce
 from tfddl.errors import UnsupportedError
-from tfddl.runtime import Step, current
+from tfddl.runtime import Step, current, is_started
 
 Gradient = Any
 """A `tf.Tensor`, `tf.IndexedSlices`, or None."""
@@ -47,6 +47,10 @@ class Averaging:
     sparse_as_dense: bool = False
     """Whether `tf.IndexedSlices` are made dense before they travel."""
 
+    scale: float = 1.0
+    """What averages are multiplied with: under ``strategy.scope()`` the number of workers, by which
+    Keras has divided each worker's loss."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "op", ReduceOp(self.op))
         object.__setattr__(self, "compression", Compression(self.compression))
@@ -66,7 +70,9 @@ def loss_count(count: Any) -> Iterator[None]:
             optimizer.apply_gradients(zip(gradients, variables))
 
     Without it, every rank's gradient weighs the same. `fit` needs none of this. Before such a loop,
-    `tfddl.broadcast_variables` gives all ranks the same weights; `fit` does that by itself.
+    `tfddl.broadcast_variables` gives all ranks the same weights; `fit` does that by itself. With
+    ``BatchNormalization(synchronized=True)`` in the model, the gradients themselves depend on the
+    counts: then compute them inside, too.
 
     Args:
         count: Scalar, >= 0: the number of examples of the rank's batch, or the sum of their
@@ -76,6 +82,37 @@ def loss_count(count: Any) -> Iterator[None]:
     step = dataclasses.replace(runtime.step, count=tf.cast(count, tf.float32))
     with runtime.in_step(step):
         yield
+
+
+def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
+    """What a loss that doesn't decompose into examples is made of, over the whole global batch.
+
+    In a training step of `fit`, and within `loss_count`, where all ranks must call it together, it
+    is the sum over the ranks; one whose count is 0 contributes nothing. Each rank's gradient is
+    that of its own values, multiplied by all ranks' counts over its own: averaged by the counts,
+    as gradients are, the ranks' parts then add up to the gradient of the loss.
+
+    Anywhere else (in `evaluate`, in validation) it is the rank's own values, and nothing travels:
+    ranks may take different numbers of steps there, and would wait for each other.
+
+    Args:
+        values: One dimension, floating point, of the same size on all ranks.
+
+    Returns:
+        The same shape and dtype.
+    """
+    step = current().step if is_started() else Step()
+    if step.count is None:
+        return values
+    count = tf.cast(step.count, values.dtype)
+
+    @tf.custom_gradient
+    def summed(own: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name="loss")
+        weight = tf.math.divide_no_nan(total[0], count) if step.averages else tf.ones_like(count)
+        return total[1:], lambda upstream: upstream * weight
+
+    return summed(tf.where(count > 0, values, tf.zeros_like(values)))
 
 
 class DistributedGradientTape:
@@ -126,9 +163,10 @@ class DistributedGradientTape:
         Returns:
             The structure of ``sources``.
         """
-        gradients = self._tape.gradient(target, sources, output_gradients)
-        flat = tf.nest.flatten(gradients, expand_composites=False)
-        with contextlib.nullcontext() if count is None else loss_count(count):
+        weighs = count is not None and self._averaging.op is ReduceOp.AVERAGE
+        with loss_count(count) if weighs else contextlib.nullcontext():
+            gradients = self._tape.gradient(target, sources, output_gradients)
+            flat = tf.nest.flatten(gradients, expand_composites=False)
             reduced = reduce_gradients(flat, self._averaging)
         return tf.nest.pack_sequence_as(gradients, reduced)
 
@@ -179,7 +217,9 @@ class _Header:
         self._step = step
         self._divides = averaging.op is ReduceOp.AVERAGE
         self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
-        self.weight_sent = self._count if self._divides else tf.constant(1.0, dtype)
+        self.weight_sent = (
+            self._count * averaging.scale if self._divides else tf.constant(1.0, dtype)
+        )
         """What this rank's gradients are multiplied with before they are added up."""
         stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
         broken = 0.0 if finite is None else 1.0 - tf.cast(finite, dtype)
@@ -194,6 +234,9 @@ class _Header:
         """Takes in what came back; returns what the summed gradients are divided by."""
         if self._step.stop_agreed is not None:
             self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
+        if self._step.totals is not None:
+            totals = tf.stack([total[0], total[3]])
+            self._step.totals.assign(tf.cast(totals, self._step.totals.dtype))
         if self._step.statistics is not None and self._changes:
             lengths = [change.shape[0] for change in self._changes]
             means = tf.math.divide_no_nan(total[4:], total[3])

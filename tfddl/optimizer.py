@@ -21,6 +21,10 @@ from tfddl.gradients import (
 )
 from tfddl.runtime import current
 
+_OVERRIDDEN = ("_clip_gradients", "_all_reduce_sum_gradients")
+"""Private methods of Keras' optimizers: where accumulated gradients are clipped, and where
+TensorFlow's strategy adds gradients up."""
+
 
 def DistributedOptimizer(
     optimizer: keras.optimizers.Optimizer,
@@ -66,12 +70,39 @@ def DistributedOptimizer(
     averaging = make_averaging(op, compression, sparse_as_dense)
     current()
     refuse_strategy_scope()
+    _distribute(optimizer, averaging)
+    return optimizer
+
+
+def distribute_under_scope(optimizer: keras.optimizers.Optimizer, *, op: ReduceOp) -> None:
+    """Makes an optimizer of a model under ``strategy.scope()`` average by count.
+
+    It is changed as `DistributedOptimizer` changes one, and TensorFlow's own sum of the workers'
+    gradients is left out.
+
+    Args:
+        optimizer: A Keras optimizer that was made under the scope.
+        op: AVERAGE of losses that are means, which Keras has divided by the number of workers; or
+            SUM of losses that are sums.
+
+    Raises:
+        UnsupportedError: Not a Keras 3 optimizer, or a Keras that we don't know.
+    """
+    _distribute(optimizer, Averaging(op=op, scale=float(current().cluster.size)))
+    innermost(optimizer).tfddl_under_scope = True
+
+
+def is_under_scope(optimizer: Any) -> bool:
+    """Whether an optimizer went through `distribute_under_scope`."""
+    return is_distributed(optimizer) and innermost(optimizer).tfddl_under_scope
+
+
+def _distribute(optimizer: keras.optimizers.Optimizer, averaging: Averaging) -> None:
     _check_optimizer(optimizer)
     inner = innermost(optimizer)
     base: Any = type(inner)
     inner.__class__ = _distributed_class(base)
     inner.tfddl_averaging = averaging
-    return optimizer
 
 
 def is_distributed(optimizer: Any) -> bool:
@@ -93,9 +124,13 @@ class _Distributed:
     tfddl_reduced: bool = False
     """Set while gradients arrive that were dealt with before."""
 
+    tfddl_under_scope: bool = False
+    """Whether the model is one of ``strategy.scope()``."""
+
     def apply(self, grads: Sequence[Gradient], trainable_variables: Any = None) -> None:
         """Averages the gradients over the workers, then applies them."""
-        refuse_strategy_scope()
+        if not self.tfddl_under_scope:
+            refuse_strategy_scope()
         if not self.tfddl_reduced:
             grads = reduce_or_weigh(self, grads)
         super().apply(grads, trainable_variables)  # type: ignore[misc]
@@ -105,6 +140,10 @@ class _Distributed:
         if accumulates(self) and current().cluster.size > 1:
             grads = add_up_gradients(grads, self.tfddl_averaging)
         return super()._clip_gradients(grads)  # type: ignore[misc]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        """Under ``strategy.scope()`` TensorFlow would add up what is averaged already."""
+        return list(grads_and_vars)
 
 
 def reduce_or_weigh(
@@ -162,11 +201,12 @@ def _check_optimizer(optimizer: Any) -> None:
         )
     if is_distributed(optimizer):
         raise UnsupportedError("This optimizer is distributed already; wrap it once.")
-    if not callable(getattr(keras.optimizers.Optimizer, "_clip_gradients", None)):
-        raise UnsupportedError(
-            f"Keras {keras.__version__} has no Optimizer._clip_gradients, where accumulated "
-            "gradients are averaged. Update tfddl, or use an older Keras."
-        )
+    for name in _OVERRIDDEN:
+        if not callable(getattr(keras.optimizers.Optimizer, name, None)):
+            raise UnsupportedError(
+                f"Keras {keras.__version__} has no Optimizer.{name}, which tfddl replaces. Use a "
+                "Keras that tfddl's README names, or a newer tfddl."
+            )
 
 
 @functools.cache

@@ -64,17 +64,23 @@ class Step:
     count: tf.Tensor | None = None
     """What the rank's mean loss was divided by; None where nobody said."""
 
+    averages: bool = True
+    """Whether gradients are averaged by these counts; otherwise they are added up."""
+
     stop: tf.Variable | None = None
     """Float scalar: above 0 where this rank wants training to end."""
 
     stop_agreed: tf.Variable | None = None
     """Float scalar that becomes above 0 once any rank wants training to end."""
 
+    totals: tf.Variable | None = None
+    """Float, (2,): becomes all ranks' count and number of examples once the step has heard them."""
+
     statistics: Statistics | None = None
     """What else is averaged along with the gradients, by the number of examples."""
 
     examples: tf.Tensor | None = None
-    """How many examples the rank has in the step, 0 for a stand-in; needed by the statistics."""
+    """How many examples the rank has in the step, 0 for a stand-in."""
 
 
 class Runtime:

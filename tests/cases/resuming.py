@@ -1,5 +1,6 @@
 """Cases about checkpoints, run by every worker."""
 
+import contextlib
 import logging
 import resource
 from pathlib import Path
@@ -31,9 +32,20 @@ class InterruptAfter(keras.callbacks.Callback):
                 raise Interrupt
 
 
-def model(*, dropout: bool, layers: int = 1) -> tuple[keras.Model, problem.Recorder]:
+def model(
+    *, dropout: bool, layers: int = 1, under_scope: bool = False
+) -> tuple[keras.Model, problem.Recorder]:
     keras.utils.clear_session()
     keras.utils.set_random_seed(3)
+    with _scope(under_scope):
+        return _model(dropout, layers)
+
+
+def _scope(under_scope: bool) -> contextlib.AbstractContextManager[Any]:
+    return tfddl.strategy().scope() if under_scope else contextlib.nullcontext()
+
+
+def _model(dropout: bool, layers: int) -> tuple[keras.Model, problem.Recorder]:
     recorder = problem.Recorder()
     inputs = keras.Input((1 + problem.FEATURES,))
     x = recorder(inputs)
@@ -51,14 +63,18 @@ def run(
     interrupt_after: int | None = None,
     dropout: bool = True,
     save_every_steps: int | None = None,
+    under_scope: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """One run of a training, perhaps not its first."""
     spec = {**SPEC, **changes}
-    made, recorder = model(dropout=dropout)
-    made.compile(
-        tfddl.DistributedOptimizer(problem.optimizer(spec)), **problem.compile_options(spec)
-    )
+    made, recorder = model(dropout=dropout, under_scope=under_scope)
+    with _scope(under_scope):
+        optimizer = problem.optimizer(spec)
+        made.compile(
+            optimizer if under_scope else tfddl.DistributedOptimizer(optimizer),
+            **problem.compile_options(spec),
+        )
     data = tfddl.shard_dataset(
         problem.data(spec)[0],
         problem.labels(spec),
@@ -90,10 +106,10 @@ def run(
     }
 
 
-def interrupted(directory: str, order: str) -> dict[str, Any]:
+def interrupted(directory: str, order: str, under_scope: bool) -> dict[str, Any]:
     """A run, and the same stopped within its second epoch and then gone on with."""
-    whole = run(None, order=order)
-    options: dict[str, Any] = {"order": order, "save_every_steps": 2}
+    whole = run(None, order=order, under_scope=under_scope)
+    options: dict[str, Any] = {"order": order, "save_every_steps": 2, "under_scope": under_scope}
     steps = len(whole["seen"]) // 3
     begun = run(directory, interrupt_after=steps + 3, **options)
     rest = run(directory, **options)

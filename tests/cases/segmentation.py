@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import keras
+import numpy as np
+import tensorflow as tf
+
 import tfddl
 from tfddl.errors import TfddlError
 from tfddl.segmentation import pixels as pixels_module
 from tfddl.segmentation import predicting, training_data
 from tfddl.segmentation.augment import Augmentation
 from tfddl.segmentation.config import PredictConfig, TrainConfig
+from tfddl.segmentation.dice import exact_dice_loss
 from tfddl.segmentation.training import train
 
 
@@ -90,3 +95,35 @@ def _outcome(act: Callable[[], Any]) -> dict[str, Any]:
         except TfddlError as caught:
             error = f"{type(caught).__name__}: {caught}"
     return {"output": output.getvalue(), "error": error, "result": result}
+
+
+def exact_dice_by_hand() -> list[tuple[float, np.ndarray]]:
+    """The loss and its averaged gradient, eagerly and in a graph."""
+    true, count = [
+        ([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], 3),
+        ([[0.0, 0.0]], 1),
+        ([[1.0, 1.0]], 0),
+    ][tfddl.rank()]
+    weights = tf.Variable([0.2, 0.6])
+
+    def step() -> tuple[tf.Tensor, tf.Tensor]:
+        with tfddl.loss_count(count):
+            with tf.GradientTape() as tape:
+                loss = exact_dice_loss(true, tf.tile(weights[None], [len(true), 1]))
+            return loss, tfddl.DistributedGradientTape(tape).gradient(loss, weights)
+
+    return [(float(loss), gradient.numpy()) for loss, gradient in (step(), tf.function(step)())]
+
+
+def exact_dice_validates() -> float:
+    """The validation loss of 7 examples in batches of 2, of a model that predicts 0.5."""
+    true = np.array([[1, 0], [1, 1], [0, 1], [0, 0], [1, 0], [1, 1], [0, 1]], "float32")
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, "sigmoid", kernel_initializer="zeros")]
+    )
+    model.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(0.0)), loss=exact_dice_loss)
+    data = tfddl.shard_dataset(true, true, batch_size=2)
+    history = model.fit(
+        data, validation_data=(true, true), validation_batch_size=2, verbose=0
+    ).history
+    return float(history["val_loss"][0])

@@ -4,18 +4,28 @@ from typing import Any
 
 import tfddl
 from tests import problem
+from tfddl.segmentation.dice import exact_dice_loss
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
-    """`fit` with a `DistributedOptimizer` on what `shard_dataset` gives."""
-    spec = {**spec, "init_seed": 100 + tfddl.rank() * (not spec.get("same_init"))}
+    """`fit` on what `shard_dataset` gives, through either door."""
+    init_seed = 100 + tfddl.rank() * (not spec.get("same_init"))
+    spec = {**spec, "synchronized": True, "init_seed": init_seed}
     if tfddl.rank() == 0:
         spec["init_seed"] = 3  # Rank 0's weights are everyone's.
-    model, recorder = problem.model(spec)
-    optimizer = tfddl.DistributedOptimizer(
-        problem.optimizer(spec), **spec.get("distributed_options", {})
-    )
-    model.compile(optimizer, **problem.compile_options(spec))
+    options = problem.compile_options(spec)
+    if spec["loss"] == "dice":
+        options["loss"] = exact_dice_loss
+    if spec.get("under_scope"):
+        model, recorder = problem.model(spec, tfddl.strategy().scope())
+        with tfddl.strategy().scope():
+            model.compile(problem.optimizer(spec), **options)
+    else:
+        model, recorder = problem.model(spec)
+        optimizer = tfddl.DistributedOptimizer(
+            problem.optimizer(spec), **spec.get("distributed_options", {})
+        )
+        model.compile(optimizer, **options)
     validation = None
     if spec.get("n_val"):
         validation = tfddl.shard_dataset(

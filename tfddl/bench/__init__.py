@@ -5,4 +5,7 @@
 * `table`: what was measured, as text.
 * `jobs`: runs the workers that measure.
 * `memory`: the command ``python -m tfddl.bench.memory``.
+* `problems`: small training problems, and one process that trains on them, without tfddl.
+* `proof`: workers that train on them, and how far they are from the one process.
+* `exactness`: the command ``python -m tfddl.bench.exactness``.
 """

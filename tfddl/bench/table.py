@@ -26,3 +26,16 @@ def span(values: Sequence[float]) -> str:
     """The least and the most, as whole numbers: "3..12", or "7" where they are the same."""
     least, most = round(min(values)), round(max(values))
     return str(least) if least == most else f"{least}..{most}"
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a README.
+
+    >>> print(markdown(["order", "MB"], [["global", "7"]]))
+    | order | MB |
+    |---|---|
+    | global | 7 |
+    """
+    lines = [headings, *rows]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(headings), *text[1:]])

@@ -22,6 +22,7 @@ from tfddl.collectives.operations import (
     broadcast,
     grouped_allreduce,
     grouped_broadcast,
+    stack,
 )
 from tfddl.collectives.together import on_all_ranks
 from tfddl.collectives.variables import broadcast_variables
@@ -38,4 +39,5 @@ __all__ = [
     "grouped_allreduce",
     "grouped_broadcast",
     "on_all_ranks",
+    "stack",
 ]

@@ -147,6 +147,27 @@ def allgather(tensor: tf.Tensor, *, name: str | None = None) -> tf.Tensor:
     return gather(tensor)
 
 
+def stack(tensor: tf.Tensor, *, name: str | None = None) -> tf.Tensor:
+    """Stacks the tensors of all ranks; unlike `allgather` it needs no round trip for the lengths.
+
+    All ranks must call it together. It has no gradient.
+
+    Args:
+        tensor: Shape (n,), the same on all ranks.
+        name: How messages call it.
+
+    Returns:
+        Shape (size, n), in rank order, the same on every rank.
+
+    Raises:
+        DisagreementError: Ranks came with different dtypes or lengths.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    runtime = current()
+    agree(runtime, Signature.of(_kind("stack", name), [tensor]))
+    return _all_gather(runtime, tf.stop_gradient(tensor))
+
+
 def broadcast(tensor: tf.Tensor, root_rank: int = 0, *, name: str | None = None) -> tf.Tensor:
     """Gives every rank the tensor of one. All ranks must call it together.
 

@@ -8,7 +8,7 @@
 * `examples`: all of these together: the batches of one rank, in arrays.
 * `share`: what one worker reads in an epoch, or in the rest of one.
 * `finding`: from a dataset that the user transformed back to its share.
-* `sharding`: `shard_dataset`.
+* `sharding`: `shard_dataset`; `slicing`: a worker's part of each batch of any dataset.
 
 Usage:
     dataset = shard_dataset(images, masks, batch_size=12, seed=1)
@@ -16,9 +16,16 @@ Usage:
     share.plan.position(epoch=3, steps=40)
 """
 
-from tfddl.data.finding import find_failure, find_share, forget_failures, repeats_share
+from tfddl.data.finding import (
+    find_failure,
+    find_share,
+    forget_failures,
+    has_share,
+    repeats_share,
+)
 from tfddl.data.sharding import shard_dataset
 from tfddl.data.share import Resume, Share
+from tfddl.data.slicing import slice_batches
 from tfddl.data.weights import STAND_IN_WEIGHT
 
 __all__ = [
@@ -28,6 +35,8 @@ __all__ = [
     "find_failure",
     "find_share",
     "forget_failures",
+    "has_share",
     "repeats_share",
     "shard_dataset",
+    "slice_batches",
 ]

@@ -64,9 +64,13 @@ def repeats_share(dataset: Any) -> bool:
     the ranks' passes would then have the orders of different epochs.
     """
     return any(
-        lineage.kind(ancestor) == "RepeatDataset"
-        and any(
-            isinstance(getattr(a, "tfddl_share", None), Share) for a in lineage.ancestors(ancestor)
-        )
+        lineage.kind(ancestor) == "RepeatDataset" and has_share(ancestor)
         for ancestor in lineage.ancestors(dataset)
+    )
+
+
+def has_share(dataset: Any) -> bool:
+    """Whether a dataset was made from a share, by whatever transformations."""
+    return any(
+        isinstance(getattr(a, "tfddl_share", None), Share) for a in lineage.ancestors(dataset)
     )

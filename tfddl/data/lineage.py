@@ -30,3 +30,8 @@ def keeps_order(dataset: Any) -> bool:
     """Whether the transformation itself wasn't told that it need not."""
     # What map(…, deterministic=…) leaves: "true", "false" or "default".
     return getattr(dataset, "_deterministic", "default") != "false"
+
+
+def seeds(dataset: Any) -> tuple[int, int]:
+    """What a shuffle was seeded with; zeros where it draws another seed in every process."""
+    return int(getattr(dataset, "_seed", 0)), int(getattr(dataset, "_seed2", 0))

@@ -134,6 +134,6 @@ def _shuffles_alike(dataset: Any) -> bool:
     """Whether the dataset, if it shuffles, does so in the same way on each rank, each time."""
     if lineage.kind(dataset) != "ShuffleDataset":
         return True
-    seeds = (getattr(dataset, "_seed", 0), getattr(dataset, "_seed2", 0))
-    unseeded = all(int(seed) == 0 for seed in seeds)
-    return not unseeded and getattr(dataset, "_reshuffle_each_iteration", True) is False
+    return (
+        any(lineage.seeds(dataset)) and getattr(dataset, "_reshuffle_each_iteration", True) is False
+    )

@@ -4,6 +4,7 @@ What each part of it does, and on what in Keras it relies:
 
 * `patching`: puts a function of ours around one of Keras', after checking that it is the one we
   know. A Keras that has changed beyond that fails here, with a message.
+* `scope`: models made under ``tfddl.strategy().scope()`` train as those in Horovod's door do.
 * `compiling`: `compile` refuses what can't work, and keeps XLA out of steps with collectives.
 * `steps`: `train_step` tells the optimizer the count of its batch; stand-ins leave no trace.
 * `fitting`: ranks compare their plans before the first step, start from the same state, end at the
@@ -14,13 +15,25 @@ What each part of it does, and on what in Keras it relies:
 * `failing`: data that can't be read ends all ranks, with the error that there was.
 * `session`: what the others know of the `fit` that is running.
 * `statistics`: BatchNormalization's moving statistics are those of all ranks' examples.
+* `normalizing`: BatchNormalization(synchronized=True) normalizes by the batch of all ranks.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
 
 The hooks act only on models compiled with `tfddl.DistributedOptimizer`, in a job of several
-workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`.
+workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`, and
+`normalizing` acts on every layer that asks for it by ``synchronized=True``.
 """
 
-from tfddl.keras_hooks import compiling, evaluating, fitting, loss_scaling, resuming, steps, stock
+from tfddl.keras_hooks import (
+    compiling,
+    evaluating,
+    fitting,
+    loss_scaling,
+    normalizing,
+    resuming,
+    scope,
+    steps,
+    stock,
+)
 from tfddl.keras_hooks.session import BroadcastCallback as BroadcastCallback
 from tfddl.keras_hooks.session import Fit as Fit
 from tfddl.keras_hooks.session import LastCallback as LastCallback
@@ -33,6 +46,7 @@ def install() -> None:
     Raises:
         UnsupportedError: Keras has changed in something that a hook relies on.
     """
+    scope.install()
     compiling.install()
     steps.install()
     fitting.install()
@@ -40,3 +54,4 @@ def install() -> None:
     resuming.install()
     stock.install()
     loss_scaling.install()
+    normalizing.install()

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfddl.collectives import ReduceOp, allgather_object, allreduce
 from tfddl.collectives.agreement import rank_names
 from tfddl.errors import DisagreementError, UnsupportedError
+from tfddl.keras_hooks import scope
 from tfddl.keras_hooks.session import BroadcastCallback, Fit, last_callbacks
 from tfddl.optimizer import innermost
 
@@ -76,7 +77,8 @@ class Facts:
         """Of a `fit` that is about to begin; builds the optimizer."""
         optimizer = innermost(model.optimizer)
         if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
+            with scope.of(model):
+                model.optimizer.build(model.trainable_variables)
         return cls(
             steps=fit.steps,
             epochs=fit.epochs,

@@ -7,13 +7,14 @@ from typing import Any
 import keras
 
 from tfddl.errors import UnsupportedError
+from tfddl.keras_hooks import scope
 from tfddl.keras_hooks.patching import wrap_method
-from tfddl.optimizer import is_distributed, refuse_strategy_scope
+from tfddl.optimizer import is_distributed, is_under_scope, refuse_strategy_scope
 from tfddl.runtime import current, is_started
 
 NO_XLA = (
-    "jit_compile=True can't work with a DistributedOptimizer on several workers: XLA can't compile "
-    'the exchange of gradients. Leave jit_compile at "auto" (it then means False), or set it to '
+    "jit_compile=True can't work on several workers: XLA can't compile the exchange of gradients, "
+    'neither by RING nor by NCCL. Leave jit_compile at "auto" (it then means False), or set it to '
     "False."
 )
 
@@ -28,14 +29,22 @@ def acts_on(optimizer: Any) -> bool:
     return is_started() and current().cluster.size > 1 and is_distributed(optimizer)
 
 
-def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     call = inspect.signature(original).bind(self, *args, **kwargs)
-    optimizer = call.arguments.get("optimizer")
-    if is_distributed(optimizer):
+    call.apply_defaults()
+    optimizer = call.arguments["optimizer"]
+    if is_distributed(optimizer) and not is_under_scope(optimizer):
         refuse_strategy_scope()
+    with scope.of(self):
+        optimizer = scope.adopt_optimizer(self, optimizer, call.arguments["loss"])
+        call.arguments["optimizer"] = optimizer
+        _compile_for_workers(original, call)
+
+
+def _compile_for_workers(original: Callable[..., Any], call: inspect.BoundArguments) -> None:
+    optimizer = call.arguments["optimizer"]
     if acts_on(optimizer):
-        asked = call.arguments.get("jit_compile", "auto")
-        if asked is True:
+        if call.arguments["jit_compile"] is True:
             raise UnsupportedError(NO_XLA)
         call.arguments["jit_compile"] = False
-    return original(*call.args, **call.kwargs)
+    original(*call.args, **call.kwargs)

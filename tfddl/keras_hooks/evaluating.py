@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfddl.collectives import allgather
 from tfddl.data import find_share, forget_failures
 from tfddl.errors import UnsupportedError
-from tfddl.keras_hooks import whole_data
+from tfddl.keras_hooks import plain_data, scope, whole_data
 from tfddl.keras_hooks.compiling import acts_on
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
@@ -50,6 +50,8 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
             steps, batch_size = given.pop("steps", None), given.get("batch_size")
             parts = whole_data.first_steps(parts, steps=steps, batch_size=batch_size)
             given["x"], given["y"], given["sample_weight"] = whole_data.cut(*parts)
+        elif scope.is_in(self) and isinstance(given.get("x"), tf.data.Dataset):
+            given["x"] = plain_data.sliced(given["x"], weigh=True)
         _one_progress_bar(given)
         session(Fit(model=self, together=True, share=None, validating=True, datasets=(parts[0],)))
         return original(*call.args, **call.kwargs)

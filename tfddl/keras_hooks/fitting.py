@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfddl.collectives import (
@@ -17,7 +18,7 @@ from tfddl.collectives import (
 )
 from tfddl.data import find_share, forget_failures, repeats_share
 from tfddl.errors import DataError, UnsupportedError
-from tfddl.keras_hooks import comparing, resuming, stock, whole_data
+from tfddl.keras_hooks import comparing, plain_data, resuming, scope, stock, whole_data
 from tfddl.keras_hooks.compiling import acts_on
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
@@ -78,6 +79,8 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
             _refuse_last_callbacks(given.get("callbacks"))
             return None
     else:
+        if scope.is_in(model):
+            plain_data.share_out(given)
         _build(model, given.get("x"))
         _deal_out_validation(given)
         given["callbacks"] = stock.for_this_rank(given.get("callbacks"))
@@ -88,7 +91,7 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
         model=model,
         together=together,
         share=share,
-        data=Fit.data if share is None else _describe(share.plan),
+        data=_describe(given.get("x"), None if share is None else share.plan),
         epochs=given.get("epochs", 1),
         validation_freq=str(given.get("validation_freq", 1)),
         datasets=(given.get("x"), given.get("validation_data")),
@@ -97,7 +100,11 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
     )
 
 
-def _describe(plan: Plan) -> str:
+def _describe(x: Any, plan: Plan | None) -> str:
+    """What has to be alike on all ranks of the data, as far as it can be told."""
+    if plan is None:
+        is_sliced = isinstance(x, tf.data.Dataset) and hasattr(x, "tfddl_order")
+        return x.tfddl_order if is_sliced else Fit.data
     order = Order.BLOCK if isinstance(plan, BlockPlan) else Order.GLOBAL
     return (
         f"{plan.num_examples} examples in {order} order, seed {plan.seed}, "
@@ -149,6 +156,8 @@ def _build(model: Any, x: Any) -> None:
     """
     if model.built and all(layer.built for layer in model.layers):
         return
+    if isinstance(x, tf.distribute.DistributedDataset):
+        return  # Keras builds a model under the scope by itself.
     if isinstance(x, tf.data.Dataset):
         first = keras.utils.unpack_x_y_sample_weight(_first_batch(x))[0]
     elif isinstance(x, keras.utils.PyDataset):
@@ -161,7 +170,8 @@ def _build(model: Any, x: Any) -> None:
         )
     else:
         first = tf.nest.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
-    model(first, training=False)
+    with scope.of(model):
+        model(first, training=False)
 
 
 def _first_batch(dataset: tf.data.Dataset) -> Any:
@@ -301,7 +311,7 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     raise_failures(fit)
     _sum_metrics(self)
     results = original(self, logs)
-    return _averaged(results) if results is logs else results
+    return _job_s_own(self, results) if results is logs else results
 
 
 def _check_epoch_is_complete(fit: Fit) -> None:
@@ -317,7 +327,12 @@ def _check_epoch_is_complete(fit: Fit) -> None:
 
 def _sum_metrics(model: Any) -> None:
     """Makes the state of the metrics the job's: results don't average, states add up."""
-    variables = [variable for metric in model.metrics for variable in metric.variables]
+    variables = [
+        variable
+        for metric in model.metrics
+        for variable in metric.variables
+        if not scope.sums_by_itself(variable)
+    ]
     totals = grouped_allreduce(
         [tf.convert_to_tensor(v) for v in variables], ReduceOp.SUM, name="metrics"
     )
@@ -325,11 +340,20 @@ def _sum_metrics(model: Any) -> None:
         variable.assign(total)
 
 
-def _averaged(logs: Any) -> Any:
-    """The mean over the ranks of what a user's own `train_step` returned."""
+def _job_s_own(model: Any, logs: Any) -> Any:
+    """The job's logs where a user's own `train_step` returned others than Keras would.
+
+    What is called as a metric of the model that has been updated is the metric's result, which may
+    be a dictionary of several; of anything else it is the mean over the ranks.
+    """
     if not isinstance(logs, dict) or not logs:
         return logs
-    names = sorted(logs)
+    metered = {
+        metric.name: metric.result()
+        for metric in model.metrics
+        if metric.name in logs and any(np.any(np.asarray(v)) for v in metric.variables)
+    }
+    names = sorted(set(logs) - set(metered))
     values = [tf.reduce_mean(tf.cast(logs[name], tf.float32)) for name in names]
     means = grouped_allreduce(values, ReduceOp.AVERAGE, name=f"logs {', '.join(names)}")
-    return dict(zip(names, means, strict=True))
+    return {**dict(zip(names, means, strict=True)), **metered}

@@ -28,7 +28,8 @@ def _apply(
     inner = innermost(self)
     if not acts_on(self) or inner.tfddl_reduced:
         return original(self, grads, trainable_variables)
-    refuse_strategy_scope()
+    if not inner.tfddl_under_scope:
+        refuse_strategy_scope()
     grads = reduce_or_weigh(inner, grads, check_finite=self.check_finite)
     with reduced_before(inner):
         return original(self, grads, trainable_variables)

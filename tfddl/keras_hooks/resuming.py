@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
-
 from tfddl.data import Resume
 from tfddl.errors import UnsupportedError
-from tfddl.keras_hooks.patching import wrap_method
+from tfddl.keras_hooks.patching import changed, wrap_method
 from tfddl.keras_hooks.session import Fit, Rest
 from tfddl.plan import Position
 from tfddl.runtime import current, is_started
@@ -18,11 +16,8 @@ def install() -> None:
     try:
         from keras.src.trainers.epoch_iterator import EpochIterator
     except ImportError as error:
-        raise UnsupportedError(
-            f"Keras {keras.__version__} has changed in a way that tfddl doesn't know: "
-            "keras.src.trainers.epoch_iterator.EpochIterator is gone. Use a Keras that tfddl's "
-            "README names, or a newer tfddl."
-        ) from error
+        gone = "keras.src.trainers.epoch_iterator.EpochIterator is gone"
+        raise UnsupportedError(changed(gone)) from error
     wrap_method(EpochIterator, "_enumerate_iterator", (), _enumerate_iterator)
 
 

@@ -5,6 +5,8 @@ examples only: what rank 0 saves, and what each rank validates with, would know 
 others' data. The pooled mean is the mean of the means, by the number of examples; the pooled
 variance is the mean of the variances plus the variance of the means, since the mean of the
 variances alone leaves out how far the ranks lie apart.
+
+With ``synchronized=True`` (see `normalizing`) there is nothing to pool.
 """
 
 from collections.abc import Sequence
@@ -71,7 +73,11 @@ class MovingStatistics:
 
     def __init__(self, model: keras.Model) -> None:
         """Notes where the statistics stand."""
-        layers = [layer for layer in _layers(model) if layer.trainable and layer.momentum < 1]
+        layers = [
+            layer
+            for layer in _layers(model)
+            if layer.trainable and layer.momentum < 1 and not layer.synchronized
+        ]
         self._moments = [(layer.moving_mean, layer.moving_variance) for layer in layers]
         self._rates = [1 - layer.momentum for layer in layers]
         self._averaged = [
@@ -81,7 +87,7 @@ class MovingStatistics:
 
     @property
     def variables(self) -> list[Any]:
-        """What all ranks have alike after the step, whatever they did in it."""
+        """What `take` makes alike on all ranks."""
         return [v for pair in self._moments for v in pair] + self._averaged
 
     def change(self, dtype: tf.DType) -> list[tf.Tensor]:
@@ -105,6 +111,12 @@ class MovingStatistics:
         for variable, before, change in zip(self.variables, self._before, pooled, strict=True):
             new = tf.cast(before, change.dtype) + change
             variable.assign(tf.cast(new, before.dtype))
+
+
+def synchronized(model: Any) -> list[Any]:
+    """The moving statistics that are alike without any pooling: of the moments of all ranks."""
+    layers = [layer for layer in _layers(model) if layer.synchronized]
+    return [variable for layer in layers for variable in layer.non_trainable_variables]
 
 
 def _layers(model: Any) -> list[Any]:

@@ -6,7 +6,7 @@ own. It stays there: Keras keeps the compiled function from one `fit` to the nex
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -14,9 +14,12 @@ import tensorflow as tf
 
 from tfddl.collectives import ReduceOp
 from tfddl.errors import UnsupportedError
+from tfddl.gradients import Averaging
+from tfddl.keras_hooks import scope
 from tfddl.keras_hooks.compiling import NO_XLA, acts_on
 from tfddl.keras_hooks.patching import wrap_method
-from tfddl.keras_hooks.statistics import MovingStatistics
+from tfddl.keras_hooks.statistics import MovingStatistics, synchronized
+from tfddl.moments import NEGLIGIBLE_COUNT
 from tfddl.optimizer import innermost
 from tfddl.runtime import Step, current
 
@@ -42,6 +45,9 @@ class StepState:
     steps: tf.Variable
     """Steps run since it was last set to 0."""
 
+    totals: tf.Variable
+    """All ranks' count and number of examples in the step, once it has heard of them."""
+
     examples: tf.Variable
     """Examples that this rank has trained on since the state was made; stand-ins don't count."""
 
@@ -52,6 +58,7 @@ class StepState:
             return cls(
                 stop=tf.Variable(0.0, trainable=False, name="tfddl_stop"),
                 stop_agreed=tf.Variable(0.0, trainable=False, name="tfddl_stop_agreed"),
+                totals=tf.Variable([0.0, 0.0], trainable=False, name="tfddl_totals"),
                 steps=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_steps"),
                 examples=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_examples"),
             )
@@ -71,6 +78,8 @@ def _make_train_function(original: Callable[..., Any], self: Any, force: bool = 
     if acts_on(self.optimizer):
         if self.jit_compile:
             raise UnsupportedError(NO_XLA)
+        if scope.is_in(self):
+            scope.write_in_place(self)
         if not hasattr(self.train_step, "tfddl_state"):
             self.train_step = _training_step(self, self.train_step)
             force = True  # A function traced before knows nothing of counts.
@@ -100,14 +109,19 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         pooled = MovingStatistics(model)
         step = Step(
             count=count,
+            averages=_averages(model),
             stop=state.stop,
             stop_agreed=state.stop_agreed,
+            totals=state.totals,
             statistics=pooled,
             examples=num_examples,
         )
+        is_weighted = _is_weighted(model, weight)
+        logged = _logged_by_weight(model, step, state.totals) if is_weighted else nullcontext()
         with (
             current().in_step(step),
-            _unchanged_unless(counts, lambda: _own_state(model, pooled.variables)),
+            logged,
+            _unchanged_unless(counts, lambda: _own_state(model, pooled)),
         ):
             outputs = original(data)
         # Tied to the outputs, because a step without data would count as well.
@@ -118,6 +132,27 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
 
     train_step.tfddl_state = state  # type: ignore[attr-defined]
     return train_step
+
+
+@contextmanager
+def _logged_by_weight(model: Any, step: Step, totals: tf.Variable) -> Iterator[None]:
+    """Makes the ranks' contributions to the logged loss add up to the global batch's.
+
+    A loss that is divided by the sum of the weights is logged, in one process too, as a mean over
+    the batches by their numbers of *examples*. So what a rank adds is the whole batch's number of
+    examples, times the loss of its own, by the rank's part of the batch's *weights*.
+    """
+    variables = model._loss_tracker.variables
+    before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
+    totals.assign([0.0, 0.0])
+    yield
+    count, examples = tf.unstack(tf.convert_to_tensor(totals))
+    own = tf.math.divide_no_nan(step.count, count) * examples
+    # Where all weights are 0, every loss is 0 (but for regularizers), and counts as it is.
+    scale = tf.where(count > 0, own / tf.cast(tf.maximum(step.examples, 1), own.dtype), 1.0)
+    for variable, old in zip(variables, before, strict=True):
+        added = tf.convert_to_tensor(variable) - old
+        variable.assign(old + tf.cast(scale, old.dtype) * added)
 
 
 def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -133,15 +168,14 @@ def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any],
 def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
     """What the rank's mean loss is divided by: examples, or the sum of their weights."""
     reductions = {_reduction(loss) for loss in tf.nest.flatten(model.loss)}
-    averages = innermost(model.optimizer).tfddl_averaging.op is ReduceOp.AVERAGE
-    if averages and not reductions.isdisjoint({"sum", "none", None}):
+    if _averages(model) and not reductions.isdisjoint({"sum", "none", None}):
         raise UnsupportedError(
             f"A loss with reduction {sorted(map(str, reductions))} isn't a mean over the batch, "
             "so that the workers' gradients can't be averaged exactly. Use a loss with "
             'reduction="sum_over_batch_size" (the default), or DistributedOptimizer(…, op="sum"), '
             "which adds the gradients up."
         )
-    if weight is None or _WEIGHTED not in reductions:
+    if not _is_weighted(model, weight):
         return tf.cast(_num_examples(x), tf.float32)
     if len(reductions) > 1 or len(tf.nest.flatten(weight)) > 1:
         raise UnsupportedError(
@@ -149,7 +183,19 @@ def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
             "on every worker, and can't be averaged exactly. Use the same reduction for all, with "
             "one sample weight per example."
         )
-    return tf.cast(tf.reduce_sum(tf.nest.flatten(weight)[0]), tf.float32)
+    total = tf.cast(tf.reduce_sum(tf.nest.flatten(weight)[0]), tf.float32)
+    return tf.where(total == 0, NEGLIGIBLE_COUNT, total)
+
+
+def _averages(model: Any) -> bool:
+    """Whether gradients are averaged by the counts, not just added up."""
+    averaging: Averaging = innermost(model.optimizer).tfddl_averaging
+    return averaging.op is ReduceOp.AVERAGE
+
+
+def _is_weighted(model: Any, weight: Any) -> bool:
+    """Whether a loss is divided by the sum of the sample weights."""
+    return weight is not None and _WEIGHTED in map(_reduction, tf.nest.flatten(model.loss))
 
 
 def _num_examples(x: Any) -> tf.Tensor:
@@ -192,9 +238,9 @@ def _unchanged_unless(
         variable.assign(tf.where(counts, now, old))
 
 
-def _own_state(model: Any, pooled: Sequence[Any]) -> list[Any]:
+def _own_state(model: Any, pooled: MovingStatistics) -> list[Any]:
     """What a step changes without asking the other ranks."""
-    shared = {id(v) for v in pooled}
+    shared = {id(v) for v in [*pooled.variables, *synchronized(model)]}
     own = [v for v in model.non_trainable_weights if id(v) not in shared]
     return [*_metric_variables(model), *own]
 

@@ -10,7 +10,7 @@ from tfddl.segmentation.presets import PRESETS
 CHANNELS = (1, 3, 4)
 COLLECTIVES = ("auto", "ring", "nccl")
 DECAYS = ("cosine", "none")
-LOSSES = ("dice_crossentropy", "dice")
+LOSSES = ("dice_crossentropy", "dice", "exact_dice")
 PROGRESS = ("bar", "lines", "none")
 SIZES = ("original", "model")
 

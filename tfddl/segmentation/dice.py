@@ -8,12 +8,15 @@ batch, so `dice_crossentropy` and `dice` give on N workers what they give in one
 over the *whole batch* is a ratio of sums over all its images, which is not the mean of such ratios
 over parts of it: with `dice_coefficient` and `dice_loss` each worker computes the value (and the
 gradient) of its own share, and the workers' mean of them is near one process' value, not equal.
+`exact_dice_loss` adds up the sums of all workers first, and is equal.
 """
 
 from typing import Any
 
 import keras
 from keras import ops
+
+from tfddl.gradients import sum_over_ranks
 
 _PACKAGE = "tfddl.segmentation"
 
@@ -51,6 +54,33 @@ def dice_loss(y_true: Any, y_pred: Any) -> Any:
         A scalar in float32.
     """
     return -dice_coefficient(y_true, y_pred)
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+def exact_dice_loss(y_true: Any, y_pred: Any) -> Any:
+    """The negative `dice_coefficient` of the global batch, over the images of all workers.
+
+    In training (in `fit`, or within `tfddl.loss_count` in a loop by hand, around the loss *and*
+    `apply_gradients`) the workers add up both sums of the ratio: all have the same value, and
+    train as one process with the whole batch would. All ranks must compute it together there.
+
+    In `evaluate` and in validation it is that of the worker's own batch, like `dice_loss`: workers
+    may take different numbers of steps there. What is logged is the mean over the batches of all
+    workers, by their numbers of images.
+
+    Not meant for sample weights, which Keras multiplies with the loss of the whole batch.
+
+    Args:
+        y_true: Masks, any shape, 0 or 1.
+        y_pred: Probabilities of the same shape, 0..1.
+
+    Returns:
+        A scalar in float32.
+    """
+    y_true, y_pred = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
+    own = ops.stack([ops.sum(y_true * y_pred), ops.sum(y_true) + ops.sum(y_pred)])
+    sums = sum_over_ranks(own)
+    return -(2 * sums[0] + 1) / (sums[1] + 1)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)

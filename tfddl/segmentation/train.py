@@ -85,8 +85,9 @@ _LOSS = flags.DEFINE_enum(
     "loss",
     "dice_crossentropy",
     LOSSES,
-    "[training] dice_crossentropy (of each image: the same on any number of workers) or dice "
-    "(minus the Dice over the whole batch of a worker).",
+    "[training] dice_crossentropy (of each image: the same on any number of workers), dice "
+    "(minus the Dice over the whole batch of a worker), or exact_dice (minus the Dice over the "
+    "batches of all workers, as one process computes it; in validation, of each worker's).",
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 9, "[training] How often each example is seen.")
 _BATCH_SIZE = flags.DEFINE_integer(

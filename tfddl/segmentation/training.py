@@ -17,7 +17,7 @@ from tfddl.errors import DataError
 from tfddl.models import unet
 from tfddl.segmentation.augment import Augmentation
 from tfddl.segmentation.config import TrainConfig
-from tfddl.segmentation.dice import dice, dice_crossentropy, dice_loss
+from tfddl.segmentation.dice import dice, dice_crossentropy, dice_loss, exact_dice_loss
 from tfddl.segmentation.picture import draw_predictions
 from tfddl.segmentation.ranks import make_folder, say
 from tfddl.segmentation.training_data import TrainingData, open_data
@@ -25,7 +25,11 @@ from tfddl.segmentation.training_data import TrainingData, open_data
 # How many validation examples the picture shows.
 _NUM_PICTURED = 6
 _MODEL, _BEST, _PICTURE = "model.keras", "best.keras", "predictions.png"
-_LOSSES = {"dice_crossentropy": dice_crossentropy, "dice": dice_loss}
+_LOSSES = {
+    "dice_crossentropy": dice_crossentropy,
+    "dice": dice_loss,
+    "exact_dice": exact_dice_loss,
+}
 _VERBOSE = {"none": 0, "bar": 1, "lines": 2}
 
 
