@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allgather, allreduce, grouped_allreduce
+from tfddl.collectives import ReduceOp, allgather, allreduce, grouped_allreduce, sum_narrow
 from tfddl.errors import UnsupportedError
 from tfddl.runtime import Step, current, is_started
 
@@ -271,19 +271,25 @@ def _reduce_after_header(values: Sequence[Any], averaging: Averaging) -> list[An
     weight = _Header(current().step, averaging, dtype=_header_dtype(values)).weight()
     weighted = [_scaled(value, weight) for value in values]
     dense = [i for i, value in enumerate(weighted) if not isinstance(value, tf.IndexedSlices)]
-    carried = [_compressed(weighted[i], averaging.compression) for i in dense]
-    sums = grouped_allreduce(carried, ReduceOp.SUM, name="gradients")
+    sums = _summed([weighted[i] for i in dense], averaging.compression, name="gradients")
     reduced: list[Any] = [None] * len(weighted)
     for i, total in zip(dense, sums, strict=True):
-        reduced[i] = tf.cast(total, weighted[i].dtype)
+        reduced[i] = total
     for i, value in enumerate(weighted):
         if isinstance(value, tf.IndexedSlices):
             reduced[i] = _gathered(value)
     return reduced
 
 
+def _summed(values: Sequence[tf.Tensor], compression: Compression, *, name: str) -> list[tf.Tensor]:
+    if compression is Compression.NONE:
+        return grouped_allreduce(values, ReduceOp.SUM, name=name)
+    sums = sum_narrow([_compressed(value, compression) for value in values], name=name)
+    return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
+
+
 def _compressed(value: tf.Tensor, compression: Compression) -> tf.Tensor:
-    if compression is Compression.NONE or value.dtype not in (tf.float32, tf.float64):
+    if value.dtype not in (tf.float32, tf.float64):
         return value
     return tf.cast(value, _COMPRESSED[compression])
 
@@ -331,12 +337,8 @@ def weigh_gradients(
 
 def add_up_gradients(gradients: Sequence[tf.Tensor], averaging: Averaging) -> list[tf.Tensor]:
     """The sum over the ranks of gradients that went through `weigh_gradients`."""
-    sums = grouped_allreduce(
-        [_compressed(tf.convert_to_tensor(g), averaging.compression) for g in gradients],
-        ReduceOp.SUM,
-        name="accumulated gradients",
-    )
-    return [tf.cast(s, g.dtype) for s, g in zip(sums, gradients, strict=True)]
+    values = [tf.convert_to_tensor(g) for g in gradients]
+    return _summed(values, averaging.compression, name="accumulated gradients")
 
 
 def make_averaging(
