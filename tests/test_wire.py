@@ -39,16 +39,18 @@ def test_a_scale_is_multiplied_in() -> None:
     [(40, 4_000), (6, 200_000)],  # Within messages, more than a mailbox holds; through memory.
 )
 def test_threads_call_in_any_order(count: int, length: int) -> None:
-    assert run("threads", 3, count=count, length=length) == [[3.0 * n + 3 for n in range(count)]] * 3
+    assert (
+        run("threads", 3, count=count, length=length) == [[3.0 * n + 3 for n in range(count)]] * 3
+    )
 
 
 def test_ranks_that_differ_say_so_and_go_on() -> None:
     for messages in run("disagree", 3):
         assert len(messages) == 3
-        assert "rank 10: allreduce <loss>, 24 bytes\n  rank 11" in messages[0]
-        assert "rank 12: allreduce <loss>, 32 bytes" in messages[0]
-        assert "rank 12: kind True <loss>, 32 bytes" in messages[1]
-        assert "rank 12: large <loss>, 800008 bytes" in messages[2]
+        assert "ranks 10..11: allreduce <loss> of 24 bytes" in messages[0]
+        assert "rank 12: allreduce <loss> of 32 bytes" in messages[0]
+        assert "rank 12: kind True\n" in messages[1]
+        assert "rank 12: large of 800008 bytes" in messages[2]
 
 
 @pytest.mark.parametrize("length", [3, 500_000])
@@ -64,9 +66,9 @@ def test_a_rank_that_dies_is_noticed_at_once(length: int) -> None:
 def test_ranks_that_wait_for_each_other_say_for_whom_and_where() -> None:
     first, second = run("stalls", 2, patience=Patience(warn_s=1.0, give_up_s=3.0))
     assert "rank 10 has waited for" in first
-    assert "in allreduce float64 (3) <left>: rank 11 hasn't come to it" in first
-    assert "rank 11 waits in allreduce float64 (3) <right> itself" in first
-    assert "rank 10 waits in allreduce float64 (3) <left> itself" in second
+    assert "in allreduce <left> of float64 (3): rank 11 hasn't come to it" in first
+    assert "rank 11 waits in allreduce <right> of float64 (3) itself" in first
+    assert "rank 10 waits in allreduce <left> of float64 (3) itself" in second
 
 
 def test_sets_of_ranks_side_by_side() -> None:

@@ -130,7 +130,11 @@ def threads(wire: Wire, mesh: Mesh, count: int, length: int) -> list[float]:
 def disagree(wire: Wire, mesh: Mesh) -> list[str]:
     messages = []
     odd = wire.rank == wire.size - 1
-    for length, text in ((3 + odd, "allreduce"), (4, f"kind {odd}"), (100_000 + odd, "large")):
+    for length, text in (
+        (3 + odd, "allreduce <loss>"),
+        (4, f"kind {odd}"),
+        (100_000 + odd, "large"),
+    ):
         try:
             wire.all_reduce([np.zeros(length)], Reduction.SUM, Call("loss", text))
         except DisagreementError as error:
@@ -148,7 +152,9 @@ def dies(wire: Wire, mesh: Mesh, length: int) -> tuple[str, float]:
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        wire.all_reduce([np.zeros(length)], Reduction.SUM, Call("gradients", "allreduce"))
+        wire.all_reduce(
+            [np.zeros(length)], Reduction.SUM, Call("gradients", "allreduce <gradients>")
+        )
     except PeerLostError as error:
         return str(error), time.monotonic() - begin_s
     return "no error", 0.0
@@ -158,7 +164,9 @@ def stalls(wire: Wire, mesh: Mesh) -> str:
     """Ranks wait for each other in different calls."""
     name = "left" if wire.rank == 0 else "right"
     try:
-        wire.all_reduce([np.zeros(3)], Reduction.SUM, Call(name, "allreduce float64 (3)"))
+        wire.all_reduce(
+            [np.zeros(3)], Reduction.SUM, Call(name, f"allreduce <{name}>\nfloat64 (3)")
+        )
     except StalledError as error:
         return str(error)
     return "no error"

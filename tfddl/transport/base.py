@@ -56,6 +56,9 @@ class Transport(abc.ABC):
     dtypes: frozenset[tf.DType]
     """What it carries; others have to be cast before."""
 
+    rounds_once = False
+    """Whether sums of 8 and 16 bits come out as if they had been added up in 32."""
+
     compares = False
     """Whether its operations compare the ranks' calls, see `for_call`, before anything is moved."""
 
@@ -157,16 +160,22 @@ class Transport(abc.ABC):
         ends = starts + lengths[:, self.rank]
         return tf.concat([rows[r, starts[r] : ends[r]] for r in range(self.size)], axis=0)
 
-    def all_reduce_pack(self, pack: Sequence[tf.Tensor], reduction: Reduction) -> list[tf.Tensor]:
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
         """Reduces several tensors together.
 
         Args:
             pack: At least one, any shapes, one dtype of `dtypes`; the same on all ranks.
             reduction: How.
+            scale: Scalar, floating point: what this rank's tensors, floats, are multiplied with
+                before. 0 makes zeros even of what isn't a number.
 
         Returns:
             The same shapes and dtype.
         """
+        if scale is not None:
+            pack = [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]
         return _joined(pack, lambda flat: self.all_reduce(flat, reduction))
 
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
@@ -181,12 +190,17 @@ class Transport(abc.ABC):
         """
         return _joined(pack, lambda flat: self.broadcast(flat, root_rank))
 
-    def for_call(self, call: Call) -> "Transport":
+    def for_call(self, call: Call, *, compare_shapes: bool = False) -> "Transport":
         """The same transport, whose operations belong to a call.
 
         Where `compares` says so, its operations compare the calls of the ranks by themselves.
+
+        Args:
+            call: What the operations belong to.
+            compare_shapes: Whether the call doesn't tell the shapes, so that those of packs have to
+                be compared when they are there.
         """
-        del call
+        del call, compare_shapes
         return self
 
     def measure(self, wanted: bool) -> bool:
@@ -219,9 +233,7 @@ class Transport(abc.ABC):
         return {}
 
 
-def _joined(
-    pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]
-) -> list[tf.Tensor]:
+def _joined(pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
     """Lets tensors travel as one, flattened and joined."""
     arrived = travel(tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], axis=0))
     lengths = [tensor.shape.num_elements() for tensor in pack]

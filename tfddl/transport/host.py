@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl.errors import DisagreementError
+from tfddl.errors import DisagreementError, PeerLostError, StalledError
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Lengths, Reduction, Transport
+from tfddl.transport.errors import RankLostError, RanksDisagreeError, RankStalledError
 from tfddl.wire import Call, Mesh, Wire
 from tfddl.wire import Reduction as WireReduction
 
@@ -56,10 +57,11 @@ class HostTransport(Transport):
     name = "shared memory"
     dtypes = frozenset(
         {
-            *(tf.bool, tf.uint8, tf.int8, tf.uint16, tf.int16, tf.uint32, tf.int32, tf.uint64),
+            *(tf.bool, tf.uint8, tf.int8, tf.uint16, tf.int16, tf.uint32, tf.int32),
             *(tf.int64, tf.float16, tf.bfloat16, tf.float32, tf.float64),
         }
     )
+    rounds_once = True
     compares = True
 
     def __init__(self, mesh: Mesh, ranks: Sequence[int]) -> None:
@@ -73,14 +75,15 @@ class HostTransport(Transport):
         super().__init__(self._wire.rank, self._wire.size)
         self._mesh = mesh
         self._call = Call("", "an operation")
+        self._compares_shapes = False
         self._clock = _Clock()
         with tf.device("CPU:0"):
             self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_order")
 
-    def for_call(self, call: Call) -> Transport:
+    def for_call(self, call: Call, *, compare_shapes: bool = False) -> Transport:
         """See `Transport.for_call`."""
         bound = copy.copy(self)
-        bound._call = call
+        bound._call, bound._compares_shapes = call, compare_shapes
         return bound
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
@@ -95,28 +98,38 @@ class HostTransport(Transport):
         """See `Transport.all_reduce`."""
         return self.all_reduce_pack([flat], reduction)[0]
 
-    def all_reduce_pack(self, pack: Sequence[tf.Tensor], reduction: Reduction) -> list[tf.Tensor]:
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
         """See `Transport.all_reduce_pack`."""
-        return self._run_alike(
-            lambda arrays: self._wire.all_reduce(arrays, _REDUCTIONS[reduction], self._call), pack
-        )
+
+        def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
+            return self._wire.all_reduce(arrays, _REDUCTIONS[reduction], call, scale=factor)
+
+        return self._run_alike(work, pack, scale)
 
     def reduce_to(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, root_rank: int
+        self,
+        pack: Sequence[tf.Tensor],
+        reduction: Reduction,
+        root_rank: int,
+        *,
+        scale: tf.Tensor | None = None,
     ) -> list[tf.Tensor]:
         """Reduces for one rank alone; elsewhere what comes out is arbitrary."""
-        return self._run_alike(
-            lambda arrays: self._wire.all_reduce(
-                arrays, _REDUCTIONS[reduction], self._call, only=root_rank
-            ),
-            pack,
-        )
+
+        def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
+            return self._wire.all_reduce(
+                arrays, _REDUCTIONS[reduction], call, scale=factor, only=root_rank
+            )
+
+        return self._run_alike(work, pack, scale)
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
 
         def work(arrays: Arrays) -> Arrays:
-            return [self._wire.all_gather(arrays[0], self._call)]
+            return [self._wire.all_gather(arrays[0].reshape(-1), self._call)]
 
         [rows] = self._run(work, [flat], [flat.dtype])
         rows.set_shape([self.size, flat.shape[0]])
@@ -129,7 +142,7 @@ class HostTransport(Transport):
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
         """See `Transport.broadcast_pack`."""
         return self._run_alike(
-            lambda arrays: self._wire.broadcast(arrays, root_rank, self._call), pack
+            lambda call, arrays, _: self._wire.broadcast(arrays, root_rank, call), pack, None
         )
 
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
@@ -179,34 +192,48 @@ class HostTransport(Transport):
         return {"bytes_reduced": counters.reduced, "bytes_written": counters.written}
 
     def _run_alike(
-        self, work: Callable[[Arrays], Arrays], pack: Sequence[tf.Tensor]
+        self,
+        work: Callable[[Call, Arrays, float | None], Arrays],
+        pack: Sequence[tf.Tensor],
+        scale: tf.Tensor | None,
     ) -> list[tf.Tensor]:
         """Runs what returns arrays of the lengths that it got."""
-        arrived = self._run(work, pack, [tensor.dtype for tensor in pack], keep_shapes=True)
+        scales = [] if scale is None else [tf.cast(scale, tf.float64)]
+
+        def run(arrays: Arrays) -> Arrays:
+            given = arrays[: len(pack)]
+            factor = float(arrays[-1]) if scales else None
+            arrived = work(self._call_of(given), [a.reshape(-1) for a in given], factor)
+            return [a.reshape(b.shape) for a, b in zip(arrived, given, strict=True)]
+
+        arrived = self._run(run, [*pack, *scales], [tensor.dtype for tensor in pack])
         for tensor, like in zip(arrived, pack, strict=True):
             tensor.set_shape(like.shape)
         return arrived
+
+    def _call_of(self, arrays: Arrays) -> Call:
+        if not self._compares_shapes:
+            return self._call
+        kind, *_ = self._call.text.split("\n")
+        shapes = [f"{array.dtype.name} {array.shape}" for array in arrays]
+        return Call(self._call.name, "\n".join([kind, *shapes]))
 
     def _run(
         self,
         work: Callable[[Arrays], Arrays],
         inputs: Sequence[tf.Tensor],
         dtypes: Sequence[tf.DType],
-        *,
-        keep_shapes: bool = False,
     ) -> list[tf.Tensor]:
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
             begin_s = time.perf_counter()
-            arrived = work([array.reshape(-1) for array in arrays])
-            self._count(time.perf_counter() - begin_s)
-            if keep_shapes:
-                return [a.reshape(b.shape) for a, b in zip(arrived, arrays, strict=True)]
-            return arrived
+            try:
+                return work(arrays)
+            finally:
+                self._count(time.perf_counter() - begin_s)
 
         if tf.executing_eagerly():
-            with tf.device("CPU:0"):
-                return [tf.convert_to_tensor(a) for a in run(*(t.numpy() for t in inputs))]
+            return _run_eagerly(run, inputs)
         return self._run_in_graph(run, inputs, dtypes)
 
     def _run_in_graph(
@@ -232,3 +259,16 @@ class HostTransport(Transport):
         if self._clock.runs:
             with self._clock.lock:
                 self._clock.seconds += seconds
+
+
+def _run_eagerly(run: Callable[..., Arrays], inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    try:
+        arrived = run(*(tensor.numpy() for tensor in inputs))
+    except DisagreementError as error:
+        raise RanksDisagreeError(str(error)) from None
+    except PeerLostError as error:
+        raise RankLostError(str(error)) from None
+    except StalledError as error:
+        raise RankStalledError(str(error)) from None
+    with tf.device("CPU:0"):
+        return [tf.convert_to_tensor(array) for array in arrived]

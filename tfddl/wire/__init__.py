@@ -16,10 +16,12 @@ Usage::
 """
 
 from tfddl.wire.exchange import Reduction, Wire
-from tfddl.wire.meeting import Seat, connect
-from tfddl.wire.mesh import Call, Mesh, Patience
+from tfddl.wire.meeting import connect
+from tfddl.wire.mesh import Call, Mesh, Patience, Seat
+from tfddl.wire.telling import HEADLINE, describe_difference, rank_names
 
 __all__ = [
+    "HEADLINE",
     "Call",
     "Mesh",
     "Patience",
@@ -27,4 +29,6 @@ __all__ = [
     "Seat",
     "Wire",
     "connect",
+    "describe_difference",
+    "rank_names",
 ]

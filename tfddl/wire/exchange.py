@@ -23,6 +23,7 @@ import enum
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from tfddl.plan import shard_range
 from tfddl.wire.flat import Flat
 from tfddl.wire.memory import Buffers
 from tfddl.wire.mesh import LONGEST_PAYLOAD, Call, Mesh, Message, Tag, hashed
+from tfddl.wire.telling import describe_difference
 
 CHUNK_BYTES = 2**20
 """What all workers together reduce in one step: small enough for caches, large enough that the step
@@ -145,9 +147,7 @@ class Wire:
                 self._show_in_chunks(session, mine, {r: Flat([rows[r]]) for r in everyone})
         return rows
 
-    def broadcast(
-        self, arrays: Sequence[np.ndarray], root: int, call: Call
-    ) -> list[np.ndarray]:
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, call: Call) -> list[np.ndarray]:
         """Gives everyone the arrays of one.
 
         Args:
@@ -237,9 +237,7 @@ class Wire:
         return joined
 
     @contextlib.contextmanager
-    def _begun(
-        self, call: Call, mine: Flat, *, num_bytes: int | None = None
-    ) -> Iterator[_Session]:
+    def _begun(self, call: Call, mine: Flat, *, num_bytes: int | None = None) -> Iterator[_Session]:
         """Meets the others, compares, and waits for its turn if something large is to be moved.
 
         Args:
@@ -253,8 +251,11 @@ class Wire:
         tag = self._tag(call.name)
         self._mesh.send(self._others, tag, Message(call.digest, num_bytes, payload))
         heard = self._mesh.collect(tag, self._others, call)
-        if any(m.digest != call.digest or m.number != num_bytes for m in heard.values()):
-            self._disagree(tag, call, num_bytes)
+        others = list(heard.values())
+        if any(m.digest != call.digest or m.number != num_bytes for m in others):
+            # Where the calls are alike, only the sizes can tell the difference.
+            same = all(m.digest == call.digest for m in others)
+            self._disagree(tag, call, num_bytes if same else None)
         session = _Session(self, tag, call, heard)
         if is_inline:
             yield session
@@ -285,23 +286,20 @@ class Wire:
         first = self.ranks[0]
         return self._mesh.collect(tag, [first], session.call)[first].number
 
-    def _disagree(self, tag: Tag, call: Call, num_bytes: int) -> None:
+    def _disagree(self, tag: Tag, call: Call, num_bytes: int | None) -> NoReturn:
         """Tells what each worker is about to do; all of them have noticed."""
         tag = tag._replace(step=_TEXT)
-        text = f"{call}, {num_bytes} bytes".encode()[:LONGEST_PAYLOAD]
+        told = call.text if num_bytes is None else f"{call.text}\n{num_bytes} bytes"
+        text = told.encode()[:LONGEST_PAYLOAD]
         self._mesh.send(self._others, tag, Message(0, 0, text))
         heard = self._mesh.collect(tag, self._others, call)
-        texts = {self._mesh.names[self._mesh.rank]: text}
-        texts |= {self._mesh.names[rank]: m.payload for rank, m in heard.items()}
-        lines = [f"  rank {rank}: {texts[rank].decode(errors='replace')}" for rank in sorted(texts)]
+        heard[self._mesh.rank] = Message(0, 0, text)
         raise DisagreementError(
-            "\n".join(
-                [
-                    "The ranks are about to do different things:",
-                    *lines,
-                    "All ranks must call the same operations in the same order, with the same "
-                    "dtypes and shapes. The next operation can go on.",
-                ]
+            describe_difference(
+                {
+                    self._mesh.names[rank]: heard[rank].payload.decode(errors="replace")
+                    for rank in self.ranks
+                }
             )
         )
 
@@ -328,9 +326,7 @@ class Wire:
                 [area[start + CHUNK_BYTES : start + 2 * CHUNK_BYTES] for area in areas],
             )
 
-    def _reduce_in_chunks(
-        self, session: _Session, mine: Flat, results: Flat, way: _Way
-    ) -> None:
+    def _reduce_in_chunks(self, session: _Session, mine: Flat, results: Flat, way: _Way) -> None:
         chunks = mine.chunks(CHUNK_BYTES)
         slots = self._slots(session)
         before: tuple[range, list[np.ndarray]] | None = None

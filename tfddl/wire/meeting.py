@@ -14,43 +14,14 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from tfddl.errors import WireError
 from tfddl.wire.memory import PeerMemory, SharedMemory
-from tfddl.wire.mesh import Mesh, Patience, hashed
+from tfddl.wire.mesh import Mesh, Seat, hashed
 
 _CREDENTIALS = struct.Struct("3i")
 _HELLO = struct.Struct("<I")
 _RETRY_S = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Who sits where.
-
-    Attributes:
-        job: what only the workers of this job have in common.
-        rank: this worker's number within the host, in [0, size).
-        size: number of workers on the host.
-        names: the ranks of these workers in the whole job, for messages; by default 0, 1, …
-        timeout_s: how long to wait for the others to come.
-        patience: how long to wait for them later.
-        spins: whether to look for the first microseconds of a wait instead of sleeping at once.
-    """
-
-    job: str
-    rank: int
-    size: int
-    names: Sequence[int] = ()
-    timeout_s: float = 60.0
-    patience: Patience = field(default_factory=Patience)
-    spins: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size:
-            raise WireError(f"local rank {self.rank} among {self.size} workers")
 
 
 def connect(seat: Seat) -> Mesh:
@@ -81,15 +52,7 @@ def connect(seat: Seat) -> Mesh:
     except WireError:
         _close(sockets)
         raise
-    return Mesh(
-        seat.rank,
-        sockets,
-        memory=memory,
-        peers=peers,
-        names=seat.names or tuple(range(seat.size)),
-        patience=seat.patience,
-        spins=seat.spins,
-    )
+    return Mesh(seat, sockets, memory, peers)
 
 
 def _name(seat: Seat, rank: int) -> str:

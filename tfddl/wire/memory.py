@@ -50,7 +50,7 @@ class SharedMemory:
         num_bytes = -(-num_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         with self._lock:
             offset = self._size
-            # Not ftruncate alone: where memory is short, it has to fail here, not by a SIGBUS later.
+            # Not ftruncate: where memory is short, it has to fail here, not by a SIGBUS later.
             os.posix_fallocate(self._fd, offset, num_bytes)
             self._size += num_bytes
         return offset, _mapped(self._fd, offset, num_bytes)

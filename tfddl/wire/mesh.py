@@ -18,11 +18,11 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple
 
-from tfddl.errors import PeerLostError, StalledError
+from tfddl.errors import PeerLostError, StalledError, WireError
 from tfddl.wire.memory import PeerMemory, SharedMemory
 
 LONGEST_PAYLOAD = 32 * 2**10
@@ -31,6 +31,7 @@ LONGEST_PAYLOAD = 32 * 2**10
 _HEADER = struct.Struct("<QIIQQ")
 _SPIN_S = 50e-6
 _LOOK_S = 1.0
+_SHOWN = 3
 _LOG = logging.getLogger("tfddl")
 
 
@@ -70,7 +71,7 @@ class Call:
     Attributes:
         name: calls of one name meet in their order, whatever happens under other names. "" is for
             those without a name: they meet in program order.
-        text: kind, dtype and shape, as messages show them.
+        text: a line that says which operation, then one for each tensor.
     """
 
     name: str
@@ -82,7 +83,9 @@ class Call:
         return hashed(self.text)
 
     def __str__(self) -> str:
-        return f"{self.text} <{self.name}>" if self.name else self.text
+        kind, *tensors = self.text.split("\n")
+        shown = [*tensors[:_SHOWN], "…"] if len(tensors) > _SHOWN else tensors
+        return f"{kind} of {', '.join(shown)}" if shown else kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,33 @@ class Patience:
     give_up_s: float = 600.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Who sits where.
+
+    Attributes:
+        job: what only the workers of this job have in common.
+        rank: this worker's number within the host, in [0, size).
+        size: number of workers on the host.
+        names: the ranks of these workers in the whole job, for messages; by default 0, 1, …
+        timeout_s: how long to wait for the others to come.
+        patience: how long to wait for them later.
+        spins: whether to look for the first microseconds of a wait instead of sleeping at once.
+    """
+
+    job: str
+    rank: int
+    size: int
+    names: Sequence[int] = ()
+    timeout_s: float = 60.0
+    patience: Patience = field(default_factory=Patience)
+    spins: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise WireError(f"local rank {self.rank} among {self.size} workers")
+
+
 def hashed(text: str) -> int:
     """A number of 64 bits that is the same in all processes."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -108,36 +138,27 @@ class Mesh:
 
     def __init__(
         self,
-        rank: int,
+        seat: Seat,
         sockets: Mapping[int, socket.socket],
-        *,
         memory: SharedMemory,
         peers: Mapping[int, PeerMemory],
-        names: Sequence[int],
-        patience: Patience,
-        spins: bool,
     ) -> None:
         """Takes over connected sockets (SOCK_SEQPACKET).
 
         Args:
-            rank: this worker's number within the host.
+            seat: who this worker is.
             sockets: one to each other worker of the host.
             memory: what this worker shows the others.
             peers: what each other one shows.
-            names: how messages call the workers: their ranks in the whole job.
-            patience: how long to wait.
-            spins: whether to look for the first microseconds instead of sleeping at once; good
-                where every worker has a core.
         """
-        self.rank = rank
-        self.size = len(sockets) + 1
-        self.names = tuple(names)
+        self.rank, self.size = seat.rank, seat.size
+        self.names = tuple(seat.names) or tuple(range(seat.size))
         self.memory = memory
         self.peers = dict(peers)
         self.waited_s = 0.0
         self._sockets = dict(sockets)
-        self._patience = patience
-        self._spin_s = _SPIN_S if spins else 0.0
+        self._patience = seat.patience
+        self._spin_s = _SPIN_S if seat.spins else 0.0
         self._mail: dict[Tag, dict[int, Message]] = {}
         self._told: dict[int, str] = {}
         self._lost: set[int] = set()
