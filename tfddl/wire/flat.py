@@ -58,14 +58,6 @@ class Flat:
         for piece, at in self.pieces(wanted):
             self._copy_scaled(piece, target[at : at + len(piece)])
 
-    def scaled(self, piece: np.ndarray) -> np.ndarray:
-        """A piece as it is copied; itself, where there is no scale."""
-        if self._scale is None:
-            return piece
-        copied = np.empty_like(piece)
-        self._copy_scaled(piece, copied)
-        return copied
-
     def copy_from(self, wanted: range, source: np.ndarray) -> None:
         """Fills a range from an array of its length."""
         for piece, at in self.pieces(wanted):
@@ -73,8 +65,8 @@ class Flat:
 
     def take(self, start: int, stop: int) -> np.ndarray:
         """A range as one array, scaled; a part of the array itself, where that will do."""
-        if len(self.arrays) == 1:
-            return self.scaled(self.arrays[0][start:stop])
+        if len(self.arrays) == 1 and self._scale is None:
+            return self.arrays[0][start:stop]
         joined = np.empty(stop - start, self.dtype)
         self.copy_to(range(start, stop), joined)
         return joined
