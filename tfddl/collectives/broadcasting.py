@@ -61,9 +61,8 @@ def grouped_broadcast(
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             totals = reduce_dense(group, upstream, Reducing(op=ReduceOp.SUM), name=name)
-            if group.rank == root:
-                return totals
-            return [tf.zeros_like(total) for total in totals]
+            # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
+            return [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
 
         return outputs, gradient
 

@@ -121,7 +121,7 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
 
 
 def _splits(group: Group, first: tf.Tensor, splits: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """What this rank was given, made `size` long, and how many numbers that were; -1 is nonsense."""
+    """What this rank was given, made `size` long, and how many there were; -1: nonsense."""
     size = tf.constant(group.size, tf.int64)
     if splits is None:
         return tf.fill([group.size], first // size), size
