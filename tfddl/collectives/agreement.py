@@ -23,28 +23,23 @@ _SHOWN = 3
 """Of how many tensors that differ the messages tell."""
 
 
-class RanksDisagreeError(DisagreementError, tf.errors.FailedPreconditionError):
+# These are made as TensorFlow's errors are (node, op, message): it makes them anew, with the same
+# arguments, where they leave a `tf.function`. So its classes come first.
+
+
+class RanksDisagreeError(tf.errors.FailedPreconditionError, DisagreementError):
     """Ranks are about to do different things. All of them raise it, and the next operation works.
 
     It is the kind of error that Horovod's users catch, too.
     """
 
-    def __init__(self, message: str) -> None:
-        tf.errors.FailedPreconditionError.__init__(self, None, None, message)
 
-
-class WrongArgumentError(UnsupportedError, tf.errors.InvalidArgumentError):
+class WrongArgumentError(tf.errors.InvalidArgumentError, UnsupportedError):
     """A root rank that isn't there, or splits that don't add up."""
 
-    def __init__(self, message: str) -> None:
-        tf.errors.InvalidArgumentError.__init__(self, None, None, message)
 
-
-class NoDimensionError(UnsupportedError, tf.errors.FailedPreconditionError):
+class NoDimensionError(tf.errors.FailedPreconditionError, UnsupportedError):
     """A scalar, where tensors are joined or cut on their first dimension."""
-
-    def __init__(self, message: str) -> None:
-        tf.errors.FailedPreconditionError.__init__(self, None, None, message)
 
     @classmethod
     def check(cls, operation: str, name: str | None, tensors: Sequence[tf.Tensor]) -> None:
@@ -56,8 +51,10 @@ class NoDimensionError(UnsupportedError, tf.errors.FailedPreconditionError):
         for tensor in tensors:
             if tensor.shape.rank == 0:
                 raise cls(
+                    None,
+                    None,
                     f"{_call(operation, name)} works on the first dimension of a tensor, but this "
-                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0)."
+                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0).",
                 )
 
 
@@ -142,7 +139,7 @@ def _agree_eagerly(group: Group, signature: Signature) -> None:
     lengths = group.transport.all_gather(tf.constant([len(text)])).numpy()
     codes = group.transport.all_gather(_text_codes(text.ljust(lengths.max()))).numpy()
     lines = [bytes(row.tolist()).decode().rstrip().split("\n") for row in codes]
-    raise RanksDisagreeError(_describe(group, _differing(lines)))
+    raise RanksDisagreeError(None, None, _describe(group, _differing(lines)))
 
 
 def _agree_in_graph(group: Group, signature: Signature) -> None:

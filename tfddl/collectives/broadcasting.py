@@ -55,7 +55,8 @@ def grouped_broadcast(
         agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
         if root_rank not in group.ranks:
             known = f"0..{group.size - 1}" if group.is_world else f"one of {list(group.ranks)}"
-            raise WrongArgumentError(f"root_rank is {root_rank}; it must be {known}.")
+            text = f"root_rank is {root_rank}; it must be {known}."
+            raise WrongArgumentError(None, None, text)
         root = group.ranks.index(root_rank)
         outputs = in_packs(group, inputs, lambda t: group.transport.broadcast(t, root))
 

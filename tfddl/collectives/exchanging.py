@@ -93,8 +93,8 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
     )
     what = f"alltoall <{name}>" if name else "alltoall"
     expected = (
-        f"{what} needs splits of {group.size} integers, 0 or more, that add up to the tensor's "
-        f"first dimension; without splits, that has to be divisible by {group.size}."
+        f"{what} needs splits of {group.size} integers, 0 or more, that add up to the first "
+        f"dimension; without splits, that has to be divisible by {group.size}."
     )
     if tf.executing_eagerly():
         texts = [
@@ -103,20 +103,16 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
             if wrong
         ]
         if texts:
-            raise WrongArgumentError(f"{expected} But {', '.join(texts)}.")
+            raise WrongArgumentError(None, None, f"{expected} But {', '.join(texts)}.")
         return rows
     ranks = tf.boolean_mask(tf.constant(group.ranks), bad)
     found = tf.strings.format(
-        "{} Not so on ranks {}; their splits are {}, their first dimensions {}.",
-        [
-            tf.constant(expected),
-            ranks,
-            tf.boolean_mask(rows, bad),
-            tf.boolean_mask(told[:, 1], bad),
-        ],
+        "But ranks {} have splits {} for first dimensions of {}.",
+        [ranks, tf.boolean_mask(rows, bad), tf.boolean_mask(told[:, 1], bad)],
         summarize=-1,
     )
-    with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(bad), [found])]):
+    text = tf.strings.join([expected, found], separator=" ")
+    with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(bad), [text])]):
         return tf.identity(rows)
 
 
