@@ -85,16 +85,21 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
     first = tf.shape(value, tf.int64)[0]
     mine, number = _splits(group, first, splits)
     told = group.transport.all_gather(tf.concat([[number, first], mine], axis=0))
-    rows = told[:, 2:]
-    bad = (
-        (told[:, 0] != group.size)
-        | (tf.reduce_sum(rows, axis=1) != told[:, 1])
-        | tf.reduce_any(rows < 0, axis=1)
-    )
-    what = f"alltoall <{name}>" if name else "alltoall"
-    expected = (
-        f"{what} needs splits of {group.size} integers, 0 or more, that add up to the first "
+    call = f"alltoall <{name}>" if name else "alltoall"
+    rule = (
+        f"{call} needs splits of {group.size} integers, 0 or more, that add up to the first "
         f"dimension; without splits, that has to be divisible by {group.size}."
+    )
+    return _checked(group, told, rule)
+
+
+def _checked(group: Group, told: tf.Tensor, rule: str) -> tf.Tensor:
+    """The splits of all ranks, each of which has told how many, its first dimension, and them."""
+    numbers, firsts, rows = told[:, 0], told[:, 1], told[:, 2:]
+    bad = (
+        (numbers != group.size)
+        | (tf.reduce_sum(rows, axis=1) != firsts)
+        | tf.reduce_any(rows < 0, axis=1)
     )
     if tf.executing_eagerly():
         texts = [
@@ -103,15 +108,14 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
             if wrong
         ]
         if texts:
-            raise WrongArgumentError(None, None, f"{expected} But {', '.join(texts)}.")
+            raise WrongArgumentError(None, None, f"{rule} But {', '.join(texts)}.")
         return rows
-    ranks = tf.boolean_mask(tf.constant(group.ranks), bad)
     found = tf.strings.format(
         "But ranks {} have splits {} for first dimensions of {}.",
-        [ranks, tf.boolean_mask(rows, bad), tf.boolean_mask(told[:, 1], bad)],
+        [tf.boolean_mask(x, bad) for x in (tf.constant(group.ranks), rows, firsts)],
         summarize=-1,
     )
-    text = tf.strings.join([expected, found], separator=" ")
+    text = tf.strings.join([rule, found], separator=" ")
     with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(bad), [text])]):
         return tf.identity(rows)
 
