@@ -28,7 +28,7 @@ TEXTS = {
         "broadcast from rank 0 of float32 (2, 3)",
         "broadcast from rank 0 of float32 (2, 4)",
     ),
-    "kind": ("allgather of float32 (*)", "allreduce sum <barrier> of int32 ()"),
+    "kind": ("allgather of float32 (*)", "barrier"),
     "inner": ("allgather of float32 (*, 3)", "allgather of float32 (*, 4)"),
     "scalar": ("allgather of float32 ()", "allgather of float32 (*)"),
     "gathered dtype": ("allgather of int32 (*)", "allgather of bool (*)"),

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tfddl"
 FLOORS: list[list[str]] = [
     ["errors"],
     ["cluster", "plan", "threads"],
+    ["wire"],
     ["launcher", "transport"],
     ["runtime"],
     ["collectives"],
@@ -46,7 +47,8 @@ SIBLINGS: dict[str, list[str]] = {
         "main",
         "__main__",
     ],
-    "transport": ["base", "alone", "watch", "strategy", "timed"],
+    "wire": ["telling", "memory", "flat", "mesh", "meeting", "exchange"],
+    "transport": ["errors", "base", "alone", "watch", "strategy", "timed", "host"],
     "collectives": [
         "process_sets",
         "agreement",
@@ -133,7 +135,7 @@ SIBLINGS: dict[str, list[str]] = {
     ],
     "bench": ["usage", "reading", "table", "jobs", "memory", "problems", "proof", "exactness"],
 }
-WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "threads", "launcher"]
+WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "threads", "wire", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
 # The public surface, which commands of the application use as any user would.
 SURFACE = {"segmentation", "bench"}

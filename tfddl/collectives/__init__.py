@@ -24,8 +24,8 @@ sets don't meet: they wait for each other, as for a rank that doesn't come.
 """
 
 from tfddl.collectives.agreement import (
+    Label,
     NoDimensionError,
-    RanksDisagreeError,
     WrongArgumentError,
 )
 from tfddl.collectives.broadcasting import broadcast, grouped_broadcast
@@ -35,12 +35,14 @@ from tfddl.collectives.gathering import allgather, grouped_allgather, stack
 from tfddl.collectives.meeting import barrier
 from tfddl.collectives.objects import allgather_object, broadcast_object
 from tfddl.collectives.process_sets import ProcessSet, global_process_set
-from tfddl.collectives.reducing import allreduce, grouped_allreduce, sum_narrow
+from tfddl.collectives.reducing import allreduce, grouped_allreduce, sum_narrow, sum_scaled
 from tfddl.collectives.scattering import grouped_reducescatter, reducescatter
 from tfddl.collectives.together import on_all_ranks
 from tfddl.collectives.variables import broadcast_variables
+from tfddl.transport import RanksDisagreeError
 
 __all__ = [
+    "Label",
     "NoDimensionError",
     "ProcessSet",
     "RanksDisagreeError",
@@ -63,4 +65,5 @@ __all__ = [
     "reducescatter",
     "stack",
     "sum_narrow",
+    "sum_scaled",
 ]

@@ -5,7 +5,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import NoDimensionError, Signature, WrongArgumentError, agree
+from tfddl.collectives.agreement import (
+    NoDimensionError,
+    Signature,
+    WrongArgumentError,
+    agree,
+    refusing_alike,
+)
 from tfddl.collectives.packs import carried
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 
@@ -53,16 +59,18 @@ def _exchange(
     def exchanged(
         value: tf.Tensor,
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
-        agree(group, Signature.of(group, "alltoall", name, [value], free_first_dimension=True))
-        NoDimensionError.check("alltoall", name, [value])
-        rows = _rows(group, value, splits, name)
+        signature = Signature.of(group, "alltoall", name, [value], free_first_dimension=True)
+        bound = agree(group, signature)
+        with refusing_alike(bound):
+            NoDimensionError.check("alltoall", name, [value])
+        rows = _rows(bound, value, splits, name)
         received_splits = tf.cast(rows[:, group.rank], tf.int32)
 
         def gradient(upstream: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
             back, _ = _exchange(group, tf.convert_to_tensor(upstream), received_splits, name)
             return tf.ensure_shape(back, value.shape)
 
-        return (_travel(group, value, rows), received_splits), gradient
+        return (_travel(bound, value, rows), received_splits), gradient
 
     received, received_splits = exchanged(tensor)
     return received, received_splits

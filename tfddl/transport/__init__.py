@@ -7,13 +7,17 @@ Usage:
 
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Collective, Lengths, Reduction, Transport
+from tfddl.transport.errors import RanksDisagreeError
+from tfddl.transport.host import HostTransport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 
 __all__ = [
     "AloneTransport",
     "Collective",
+    "HostTransport",
     "Lengths",
+    "RanksDisagreeError",
     "Reduction",
     "StrategyOptions",
     "StrategyTransport",
