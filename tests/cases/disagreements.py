@@ -1,5 +1,6 @@
 """Cases of `tests/test_disagreements.py`, run by every worker."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ EAGER: dict[str, Callable[[bool], Any]] = {
 
 def eager(names: list[str]) -> dict[str, tuple[list[str], str]]:
     """One after the other: classes and text of what each rank raises."""
-    return {name: _provoked(lambda name=name: EAGER[name](_is_odd())) for name in names}
+    return {name: _provoked(functools.partial(EAGER[name], _is_odd())) for name in names}
 
 
 def subset() -> tuple[list[str], str]:
@@ -94,7 +95,7 @@ def splits() -> dict[str, tuple[list[str], str]]:
         "kind": [1.0] * size,
     }
     found = {
-        name: _provoked(lambda s=s: tfddl.alltoall(rows, s if odd else good, name="t"))
+        name: _provoked(functools.partial(tfddl.alltoall, rows, s if odd else good, name="t"))
         for name, s in bad.items()
     }
     found["none"] = _provoked(lambda: tfddl.alltoall(tf.zeros([size + odd])))

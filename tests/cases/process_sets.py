@@ -1,5 +1,6 @@
 """Cases of `tests/test_process_sets.py`, run by every worker."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,11 +74,12 @@ def gradients() -> list[float]:
     process_set = tfddl.ProcessSet([0, 2])
     if process_set.included():
         x = tf.constant(tfddl.rank() + 1.0)
-        for operation in (
+        operations: tuple[Callable[[tf.Tensor], tf.Tensor], ...] = (
             lambda x: tfddl.allreduce(x, process_set=process_set),
             lambda x: tfddl.broadcast(x, 2, process_set=process_set),
             lambda x: tfddl.allgather(x[tf.newaxis], process_set=process_set)[1],
-        ):
+        )
+        for operation in operations:
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 loss = operation(x) * (tfddl.rank() + 1.0)

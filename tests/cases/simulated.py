@@ -3,7 +3,7 @@
 Every function takes the values of all ranks, and gives what each rank gets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,13 +14,14 @@ Arrays = list[np.ndarray]
 
 def allreduce(xs: Arrays, op: str, *, pre: float = 1.0, post: float = 1.0) -> Arrays:
     stacked = np.stack(xs) * pre if pre != 1.0 else np.stack(xs)
-    total = {
-        "sum": lambda: stacked.sum(0),
-        "average": lambda: _mean(stacked),
-        "min": lambda: stacked.min(0),
-        "max": lambda: stacked.max(0),
-        "product": lambda: stacked.prod(0),
-    }[op]()
+    reduced: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "sum": lambda x: x.sum(0),
+        "average": _mean,
+        "min": lambda x: x.min(0),
+        "max": lambda x: x.max(0),
+        "product": lambda x: x.prod(0),
+    }
+    total = reduced[op](stacked)
     return [total * post if post != 1.0 else total] * len(xs)
 
 
