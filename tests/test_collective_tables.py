@@ -1,5 +1,7 @@
 """Every collective, for every dtype, against NumPy in one process."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,41 +13,47 @@ NAMES = list(ROWS)
 # What can be differentiated; the product can't.
 SMOOTH = [name for name in NAMES if name not in ("product", "reducescatter max")]
 LONG = pytest.mark.long
+RING: dict[str, Any] = {"collective": "ring"}  # TensorFlow's own; otherwise it is shared memory.
+SIZES = pytest.mark.parametrize(
+    ("size", "init"),
+    [(2, RING), (3, {}), pytest.param(2, {}, marks=LONG), pytest.param(3, RING, marks=LONG)],
+)
 
 
-@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=LONG)])
-def test_every_operation_and_dtype(groups: Groups, size: int) -> None:
-    every = 11 if size < 4 else 2
-    found = groups(size).run(f"{CASES}:every_dtype", every=every, timeout_s=170)
+@SIZES
+def test_every_operation_and_dtype(groups: Groups, size: int, init: dict[str, Any]) -> None:
+    found = groups(size, **init).run(f"{CASES}:every_dtype", every=11, timeout_s=170)
     assert all(compared > sum(len(row.dtypes) for row in ROWS.values()) for compared in found)
 
 
 @pytest.mark.parametrize(
-    ("size", "order", "in_graphs"),
+    ("size", "init", "order", "in_graphs"),
     [
-        (2, 1, True),
-        (3, 1, False),
-        (3, 2, False),
-        pytest.param(2, 2, True, marks=LONG),
-        pytest.param(3, 1, True, marks=LONG),
-        pytest.param(4, 2, False, marks=LONG),
+        (2, RING, 1, True),
+        (2, RING, 2, True),
+        (3, {}, 1, True),
+        (3, {}, 2, True),
+        pytest.param(3, RING, 1, True, marks=LONG),
+        pytest.param(3, RING, 2, True, marks=LONG),
     ],
 )
-def test_gradients(groups: Groups, size: int, order: int, in_graphs: bool) -> None:
-    ranks = groups(size).run(
+def test_gradients(
+    groups: Groups, size: int, init: dict[str, Any], order: int, in_graphs: bool
+) -> None:
+    ranks = groups(size, **init).run(
         f"{CASES}:differentiated", order=order, names=SMOOTH, in_graphs=in_graphs, timeout_s=170
     )
     assert all(compared > 40 for compared in ranks)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_groups_of_tensors(groups: Groups, size: int) -> None:
-    assert all(found > 30 for found in groups(size).run(f"{CASES}:groups"))
+@SIZES
+def test_groups_of_tensors(groups: Groups, size: int, init: dict[str, Any]) -> None:
+    assert all(found > 30 for found in groups(size, **init).run(f"{CASES}:groups"))
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_scalars_and_empty_tensors(groups: Groups, size: int) -> None:
-    for found in groups(size).run(f"{CASES}:shapes"):
+@SIZES
+def test_scalars_and_empty_tensors(groups: Groups, size: int, init: dict[str, Any]) -> None:
+    for found in groups(size, **init).run(f"{CASES}:shapes"):
         assert found == {
             "scalar allreduce": (),
             "scalar broadcast": (),
@@ -71,12 +79,12 @@ def test_scalars_and_empty_tensors(groups: Groups, size: int) -> None:
         }
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_slices(groups: Groups, size: int) -> None:
+@SIZES
+def test_slices(groups: Groups, size: int, init: dict[str, Any]) -> None:
     # Rank r gives r + 1 slices of r + 1, times 2; each rank's loss weighs its sum by r + 1.
     total = [2.0 * sum(range(row + 1, size + 1)) for row in range(5)]
     weight = 2.0 * sum(range(1, size + 1))
-    for rank, found in enumerate(groups(size).run(f"{CASES}:slices")):
+    for rank, found in enumerate(groups(size, **init).run(f"{CASES}:slices")):
         assert len(found) == 4
         for name, (dense, gradient) in found.items():
             divisor = size if "average" in name else 1
@@ -86,9 +94,11 @@ def test_slices(groups: Groups, size: int) -> None:
             )
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_small_numbers_are_reduced_in_large_ones(groups: Groups, size: int) -> None:
-    for found in groups(size).run(f"{CASES}:roundings"):
+@SIZES
+def test_small_numbers_are_reduced_in_large_ones(
+    groups: Groups, size: int, init: dict[str, Any]
+) -> None:
+    for found in groups(size, **init).run(f"{CASES}:roundings"):
         assert found == {
             "large": 60000,  # Their sum is beyond float16.
             # In bfloat16 256 + 1 is 256, and 258 is the next number: two ones count together.

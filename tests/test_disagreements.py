@@ -1,11 +1,15 @@
 """Ranks that differ: an error on each of them that says what each has, and it goes on."""
 
+from typing import Any
+
 import pytest
 
 from tests.cases.disagreements import EAGER
 from tests.group import Groups
 
 CASES = "tests.cases.disagreements"
+RING: dict[str, Any] = {"collective": "ring"}  # TensorFlow's own; otherwise it is shared memory.
+SIZES = pytest.mark.parametrize(("size", "init"), [(2, RING), (3, {})])
 
 # What the odd rank has, and the others.
 TEXTS = {
@@ -56,11 +60,11 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_eagerly(groups: Groups, size: int) -> None:
+@SIZES
+def test_eagerly(groups: Groups, size: int, init: dict[str, Any]) -> None:
     assert TEXTS.keys() == EAGER.keys()
     others = "rank 0" if size == 2 else "ranks 0..1"
-    for found in groups(size).run(f"{CASES}:eager", names=list(EAGER), timeout_s=120):
+    for found in groups(size, **init).run(f"{CASES}:eager", names=list(EAGER), timeout_s=120):
         for name, (odd, even) in TEXTS.items():
             kinds, text = found[name]
             assert kinds == ["FailedPrecondition", "Disagreement"], name
@@ -69,8 +73,9 @@ def test_eagerly(groups: Groups, size: int) -> None:
             assert "All ranks must call the same operations in the same order" in text
 
 
-def test_in_a_set_of_some(groups: Groups) -> None:
-    first, beside, last = groups(3).run(f"{CASES}:subset")
+@pytest.mark.parametrize("init", [{}, pytest.param(RING, marks=pytest.mark.long)])
+def test_in_a_set_of_some(groups: Groups, init: dict[str, Any]) -> None:
+    first, beside, last = groups(3, **init).run(f"{CASES}:subset")
     assert beside == ([], "3.0")
     assert first == last
     assert first[0] == ["FailedPrecondition", "Disagreement"]
@@ -78,8 +83,8 @@ def test_in_a_set_of_some(groups: Groups) -> None:
     assert "rank 2: allreduce average <y> among ranks 0, 2 of float32 (4)" in first[1]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_in_graphs(groups: Groups, size: int) -> None:
+@SIZES
+def test_in_graphs(groups: Groups, size: int, init: dict[str, Any]) -> None:
     expected = {
         "known": ("allreduce sum <graph> of float32 (4)", "allreduce sum <graph> of float32 (5)"),
         "unknown": (
@@ -97,7 +102,7 @@ def test_in_graphs(groups: Groups, size: int) -> None:
         ),
         "root": ("broadcast from rank 0 <r> of float32", "broadcast from rank 1 <r> of float32"),
     }
-    for found in groups(size).run(f"{CASES}:graph"):
+    for found in groups(size, **init).run(f"{CASES}:graph"):
         assert found.keys() == expected.keys()
         for name, (even, odd) in expected.items():
             kinds, text = found[name]
@@ -107,8 +112,8 @@ def test_in_graphs(groups: Groups, size: int) -> None:
             assert f"rank {size - 1}: {odd}" in text, name
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_splits_that_do_not_add_up(groups: Groups, size: int) -> None:
+@SIZES
+def test_splits_that_do_not_add_up(groups: Groups, size: int, init: dict[str, Any]) -> None:
     rule = (
         f"needs splits of {size} integers, 0 or more, that add up to the first dimension; "
         f"without splits, that has to be divisible by {size}."
@@ -122,7 +127,7 @@ def test_splits_that_do_not_add_up(groups: Groups, size: int) -> None:
         "kind": f"But rank {last} has splits that aren't a list of integers.",
         "none": f"But rank {last} has splits {[1] * size} for a first dimension of {size + 1}.",
     }
-    for found in groups(size).run(f"{CASES}:splits"):
+    for found in groups(size, **init).run(f"{CASES}:splits"):
         kinds, text = found.pop("graph")
         assert kinds == ["InvalidArgument"]
         assert rule in text
@@ -135,7 +140,8 @@ def test_splits_that_do_not_add_up(groups: Groups, size: int) -> None:
             assert text == f"{what} {rule} {words}"
 
 
-def test_refusals(groups: Groups) -> None:
+@pytest.mark.parametrize("init", [{}, RING])
+def test_refusals(groups: Groups, init: dict[str, Any]) -> None:
     """All ranks do the same, which doesn't work."""
     dimension = (
         "works on the first dimension of a tensor, but this one (float32) has none. Give it one: "
@@ -168,7 +174,7 @@ def test_refusals(groups: Groups) -> None:
         ),
         (unsupported, "reducescatter max has no gradient; only those of sum and average have."),
     ]
-    for found in groups(2).run(f"{CASES}:refusals"):
+    for found in groups(2, **init).run(f"{CASES}:refusals"):
         assert [kinds for kinds, _ in found] == [kinds for kinds, _ in expected]
         for (_, text), (_, words) in zip(found, expected, strict=True):
             assert words in text

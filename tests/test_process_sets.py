@@ -1,21 +1,27 @@
+from typing import Any
+
 import pytest
 
 from tests.group import Groups
 
 CASES = "tests.cases.process_sets"
+RING: dict[str, Any] = {"collective": "ring"}  # TensorFlow's own; otherwise it is shared memory.
 
 
 @pytest.mark.parametrize(
-    ("size", "sets"),
+    ("size", "init", "sets"),
     [
-        (3, [[0, 2], [1]]),
-        (2, [[0], [1]]),
-        pytest.param(4, [[0, 1], [2, 3]], marks=pytest.mark.long),
-        pytest.param(4, [[3, 0], [2, 1]], marks=pytest.mark.long),
+        (3, {}, [[0, 2], [1]]),
+        (2, RING, [[0], [1]]),
+        pytest.param(3, RING, [[0, 2], [1]], marks=pytest.mark.long),
+        pytest.param(4, RING, [[0, 1], [2, 3]], marks=pytest.mark.long),
+        pytest.param(4, {}, [[3, 0], [2, 1]], marks=pytest.mark.long),
     ],
 )
-def test_disjoint_sets_side_by_side(groups: Groups, size: int, sets: list[list[int]]) -> None:
-    for rank, found in enumerate(groups(size).run(f"{CASES}:disjoint", ranks=sets)):
+def test_disjoint_sets_side_by_side(
+    groups: Groups, size: int, init: dict[str, Any], sets: list[list[int]]
+) -> None:
+    for rank, found in enumerate(groups(size, **init).run(f"{CASES}:disjoint", ranks=sets)):
         mine = sorted(next(ranks for ranks in sets if rank in ranks))
         root, total = mine[-1], float(sum(mine))
         assert found == [
@@ -35,13 +41,14 @@ def test_disjoint_sets_side_by_side(groups: Groups, size: int, sets: list[list[i
         ]
 
 
-def test_overlapping_sets_keep_one_order(groups: Groups) -> None:
+@pytest.mark.parametrize("init", [{}, pytest.param(RING, marks=pytest.mark.long)])
+def test_overlapping_sets_keep_one_order(groups: Groups, init: dict[str, Any]) -> None:
     values = [1.0, 2.0, 3.0]
     for _ in range(3):
         for ranks in ([0, 1], [1, 2], [2, 0], [0, 1, 2]):
             total = sum(values[rank] for rank in ranks)
             values = [x + total if rank in ranks else x for rank, x in enumerate(values)]
-    assert groups(3).run(f"{CASES}:overlapping") == [[x, x] for x in values]
+    assert groups(3, **init).run(f"{CASES}:overlapping") == [[x, x] for x in values]
 
 
 def test_gradients_stay_within_a_set(groups: Groups) -> None:
