@@ -31,18 +31,16 @@ class Label(str):
     __slots__ = ()
 
 
-class WrongArgumentError(UnsupportedError, tf.errors.InvalidArgumentError):
+# These are made as TensorFlow's errors are (node, op, message): it makes them anew, with the same
+# arguments, where they leave a `tf.function`. So its classes come first.
+
+
+class WrongArgumentError(tf.errors.InvalidArgumentError, UnsupportedError):
     """A root rank that isn't there, or splits that don't add up."""
 
-    def __init__(self, message: str) -> None:
-        tf.errors.InvalidArgumentError.__init__(self, None, None, message)
 
-
-class NoDimensionError(UnsupportedError, tf.errors.FailedPreconditionError):
+class NoDimensionError(tf.errors.FailedPreconditionError, UnsupportedError):
     """A scalar, where tensors are joined or cut on their first dimension."""
-
-    def __init__(self, message: str) -> None:
-        tf.errors.FailedPreconditionError.__init__(self, None, None, message)
 
     @classmethod
     def check(cls, operation: str, name: str | None, tensors: Sequence[tf.Tensor]) -> None:
@@ -54,8 +52,10 @@ class NoDimensionError(UnsupportedError, tf.errors.FailedPreconditionError):
         for tensor in tensors:
             if tensor.shape.rank == 0:
                 raise cls(
+                    None,
+                    None,
                     f"{_call(operation, name)} works on the first dimension of a tensor, but this "
-                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0)."
+                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0).",
                 )
 
 

@@ -59,9 +59,8 @@ def grouped_broadcast(
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             totals = reduce_dense(group, upstream, Reducing(op=ReduceOp.SUM), name=name)
-            if group.rank == root:
-                return totals
-            return [tf.zeros_like(total) for total in totals]
+            # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
+            return [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
 
         return outputs, gradient
 
@@ -72,5 +71,6 @@ def _place(group: Group, root_rank: int) -> int:
     """The root's place in the group."""
     if root_rank not in group.ranks:
         known = f"0..{group.size - 1}" if group.is_world else f"one of {list(group.ranks)}"
-        raise WrongArgumentError(f"root_rank is {root_rank}; it must be {known}.")
+        text = f"root_rank is {root_rank}; it must be {known}."
+        raise WrongArgumentError(None, None, text)
     return group.ranks.index(root_rank)
