@@ -148,6 +148,7 @@ SIBLINGS: dict[str, list[str]] = {
         "report",
         "charts",
         "plots",
+        "board",
         "speed",
         "main",
         "__main__",

@@ -9,7 +9,9 @@ import tensorflow as tf
 from tfddl.bench.devices import wait_for_devices
 from tfddl.bench.orders import Call, Mode, Operation
 
-_CHAIN = 8
+_CHAIN = 4
+"""Each more takes a good while to trace."""
+
 _LONGEST_CHAINED = 2**20
 _FLOAT_BYTES = 4
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from tfddl import __version__
+from tfddl.bench.board import write_events
 from tfddl.bench.orders import Operation
-from tfddl.bench.plots import write_events, write_pictures
+from tfddl.bench.plots import write_pictures
 from tfddl.bench.progress import Progress
 from tfddl.bench.report import report
 from tfddl.bench.results import Results, write_json
@@ -96,7 +97,7 @@ def _write_files(results: Results, settings: Settings, progress: Progress) -> No
         for path in write_pictures(results, settings.plots):
             progress.say(f"wrote {path}")
     if settings.logdir is not None:
-        write_events(results, settings.logdir)
+        write_events(results, settings.logdir, environment=os.environ)
         progress.say(f"wrote what TensorBoard shows: tensorboard --logdir {settings.logdir}")
 
 

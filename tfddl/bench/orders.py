@@ -54,6 +54,9 @@ class Hello:
     init_s: float
     """How long `tfddl.init()`, or the strategy, took."""
 
+    kept_bytes: int
+    """Anonymous and shared memory."""
+
     versions: dict[str, str]
 
 

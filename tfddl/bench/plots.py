@@ -1,17 +1,14 @@
-"""What was measured, as charts: pictures, and curves for TensorBoard."""
+"""What was measured, as pictures."""
 
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from tfddl.bench.charts import Axis, Line, draw_chart
 from tfddl.bench.orders import Mode
-from tfddl.bench.report import report
 from tfddl.bench.results import Results
 from tfddl.bench.settings import format_size
-from tfddl.bench.table import markdown
 
 IN_MEMORY = "sum in memory"
 
@@ -83,33 +80,3 @@ def write_pictures(results: Results, folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.png")
         picture.save(paths[-1])
     return paths
-
-
-def write_events(results: Results, logdir: Path) -> None:
-    """Writes pictures, curves and tables for TensorBoard, which lets go of those before.
-
-    The horizontal axis of the curves isn't time: it is the number of bytes, or of workers.
-
-    Raises:
-        DataError: The folder can't be written.
-    """
-    # TensorFlow takes seconds to load, which only this needs.
-    from tfddl.callbacks.monitor_writer import EventWriter
-
-    writer = EventWriter(str(logdir))
-    for key, chart in bandwidths(results).items():
-        for name, points in chart.items():
-            for x, y in points:
-                writer.scalars(_run(name), {f"bandwidth_gb_per_s/{key}": y}, int(x))
-    for name, points in efficiencies(results).items():
-        for x, y in points:
-            writer.scalars(_run(name), {"efficiency/over_workers": y}, int(x))
-    for name, picture in draw(results).items():
-        writer.images(f"charts/{name}", np.asarray(picture)[np.newaxis], 0)
-    writer.text("tables", report(results, markdown), 0)
-    writer.end()
-
-
-def _run(name: str) -> str:
-    """A name as a folder."""
-    return "".join(c if c.isalnum() else "_" for c in name)

@@ -44,7 +44,7 @@ def _collectives(results: Results, render: Render) -> str:
     in_graph = ("collective", "workers", "size", "by", "ms", "p95", "GB/s", "of the sum")
     headings = (*in_graph, "eager ms", "p95", "GB/s")
     return (
-        "Collectives, float32: inside tf.function (up to 1 MiB a chain of 8, each of what the one\n"
+        "Collectives, float32: inside tf.function (up to 1 MiB a chain of 4, each of what the one\n"
         "before made), and eagerly. GB/s are bytes of a rank's tensor per time. The sum: NumPy\n"
         "adds two such arrays into a third, which is kept, in all workers at once.\n\n"
     ) + render(headings, rows)
@@ -52,7 +52,7 @@ def _collectives(results: Results, render: Render) -> str:
 
 def _collective_row(results: Results, speed: CollectiveSpeed, eager: CollectiveSpeed) -> list[str]:
     in_memory = results.sum_speed(speed.workers, speed.num_bytes)
-    share = _NOTHING if in_memory is None else f"{speed.gb_per_s / in_memory:.3f}"
+    share = _NOTHING if in_memory is None else f"{speed.gb_per_s / in_memory:.2g}"
     return [
         speed.operation,
         str(speed.workers),
@@ -130,11 +130,13 @@ def _start_row(start: Start, single_s: float) -> list[str]:
 def _memory(results: Results, render: Render) -> str:
     if not results.memory:
         return ""
-    headings = ("memory", "workers", "by", "MB", "alone", "more", "gradients", "in gradients")
+    kept = ("memory", "workers", "by", "MB", "alone", "more", "at start")
+    headings = (*kept, "gradients", "in gradients")
     rows = [_memory_row(memory) for memory in results.memory]
     return (
         "Memory of a worker between steps, anonymous and shared, in MB, against that of a lone\n"
-        "worker with plain Keras; and what it has more, in units of the gradients' size.\n\n"
+        "worker with plain Keras. at start: what it had more before any model was made. in\n"
+        "gradients: what it has more, in units of the gradients' size.\n\n"
     ) + render(headings, rows)
 
 
@@ -149,6 +151,7 @@ def _memory_row(memory: Memory) -> list[str]:
         f"{kept:.0f}",
         f"{lone:.0f}",
         f"{kept - lone:+.0f}",
+        f"{(memory.started_bytes - memory.lone_started_bytes) / 1e6:+.0f}",
         f"{gradients:.1f}",
         f"{memory.beyond_in_gradients:+.1f}",
     ]

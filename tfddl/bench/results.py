@@ -79,6 +79,10 @@ class Memory:
     """Anonymous and shared memory between steps: the median over the workers and rounds."""
 
     lone_kept_bytes: int
+    started_bytes: int
+    """What it kept before any model was made."""
+
+    lone_started_bytes: int
     gradient_bytes: int
 
     @property

@@ -31,6 +31,10 @@ def measure(settings: Settings, *, environment: Mapping[str, str], progress: Pro
     results.machine = machine(num_cores=len(cores))
     # Who starts and ends within a stretch of time can't be told from others: START isn't watched.
     loads = {part: ForeignLoad(cores) for part in (Part.TRAINING, Part.COLLECTIVES)}
+    progress.say(
+        f"{', '.join(settings.only)}, with {', '.join(map(str, settings.workers))} workers on "
+        f"{len(cores)} cores, {settings.rounds} rounds of each"
+    )
     with tempfile.TemporaryDirectory(prefix="tfddl-bench-") as name:
         place = Place(
             settings=settings, environment=environment, directory=Path(name), progress=progress

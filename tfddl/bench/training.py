@@ -88,6 +88,8 @@ def _memory(
         transport=crew.label,
         kept_bytes=_median_kept(rounds[crew.label]),
         lone_kept_bytes=_median_kept(rounds[field.lone.label]),
+        started_bytes=_median_started(crew),
+        lone_started_bytes=_median_started(field.lone),
         gradient_bytes=gradient_bytes,
     )
 
@@ -120,3 +122,7 @@ def _median_step(rounds: Rounds) -> float:
 
 def _median_kept(rounds: Rounds) -> int:
     return round(statistics.median(rank.kept_bytes for ran in rounds for rank in ran))
+
+
+def _median_started(crew: Crew) -> int:
+    return round(statistics.median(hello.kept_bytes for hello in crew.hellos))

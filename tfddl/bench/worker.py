@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tfddl.bench.cores import share_of_cores
 from tfddl.bench.orders import Call, Called, Done, End, Hello, Mode, Operation, Train
+from tfddl.bench.usage import Usage
 from tfddl.cluster import Cluster, detect
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def main() -> None:
             _obey(_start(arguments.way, connection), connection)
         except EOFError:
             sys.exit("tfddl.bench.worker: nobody gives orders any more")
+    os._exit(0)  # TensorFlow takes seconds to let go of what the kernel lets go of at once.
 
 
 def _start(way: str, connection: Connection) -> "Contestant":
@@ -50,6 +52,7 @@ def _start(way: str, connection: Connection) -> "Contestant":
             others=contestant.others,
             import_s=imported_s - began_s,
             init_s=time.perf_counter() - imported_s,
+            kept_bytes=Usage.now().kept,
             versions=contestants.versions(),
         )
     )
