@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ _ANSWER_S = 900.0
 _END_S = 20.0
 _LOOK_S = 0.2
 _TAIL_LINES = 40
+_LONGEST_SOCKET = 107
 
 
 class Crew:
@@ -50,6 +52,9 @@ class Crew:
             environment: What they inherit.
             directory: For the socket and the output, readable for nobody else. Crews may share it.
             is_job: False starts the one worker without `tfddlrun`, as any program.
+
+        Raises:
+            LaunchError: The name of the folder is too long.
         """
         assert is_job or num_workers == 1
         self.way, self.num_workers = way, num_workers
@@ -58,8 +63,13 @@ class Crew:
         """When it was started, by `time.monotonic`."""
         self._is_job = is_job
         self._environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **environment}
-        name = f"{os.getpid()}.{time.monotonic_ns()}"
+        name = secrets.token_hex(4)
         self._socket, self._log = directory / name, directory / f"{name}.log"
+        if len(os.fsencode(self._socket)) > _LONGEST_SOCKET:
+            raise LaunchError(
+                f"{self._socket} is too long a name for a socket, which can have {_LONGEST_SOCKET} "
+                "bytes. HINT: let TMPDIR be a folder with a shorter name."
+            )
         self._process: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
 

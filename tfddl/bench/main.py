@@ -80,7 +80,7 @@ def settings_from(argv: Sequence[str], *, prog: str, num_cores: int) -> Settings
     """
     usual = Settings(workers=default_workers(num_cores))
     arguments = vars(_make_parser(prog, usual).parse_args(argv))
-    given = {n: value for n, value in arguments.items() if value not in (None, False)}
+    given = {n: value for n, value in arguments.items() if value is not None and value is not False}
     if given.pop("quick", False):
         usual = quick_settings()
     shape = {name: given.pop(name) for name in ("batch_size", "image_size") if name in given}
@@ -146,7 +146,8 @@ def _add_what(group: argparse._ArgumentGroup, usual: Settings) -> None:
         type=_list_of(WORKLOADS.__getitem__, WORKLOADS),
         metavar="NAMES",
         help="what is trained: "
-        + "; ".join(f"{name} ({w.describe()})" for name, w in WORKLOADS.items()),
+        + "; ".join(f"{name} ({w.describe()})" for name, w in WORKLOADS.items())
+        + f" (default: {_join(workload.model for workload in usual.models)})",
     )
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="of all models")
     group.add_argument("--batch-size", type=int, metavar="N", help="per worker, of all models")

@@ -12,6 +12,7 @@ from tfddl.models import unet
 
 _FILTERS = (8, 16, 32, 64, 128)
 _CLASSES = 1000
+_UNITS = 1024
 
 
 def make_model(workload: Workload) -> keras.Model:
@@ -21,6 +22,14 @@ def make_model(workload: Workload) -> keras.Model:
         "unet": lambda: unet(shape, filters=_FILTERS),
         "resnet50": lambda: keras.applications.ResNet50(
             weights=None, input_shape=shape, classes=_CLASSES
+        ),
+        "mlp": lambda: keras.Sequential(
+            [
+                keras.Input(shape),
+                keras.layers.Flatten(),
+                *(keras.layers.Dense(_UNITS, activation="relu") for _ in range(3)),
+                keras.layers.Dense(_CLASSES, activation="softmax"),
+            ]
         ),
     }
     return makers[workload.model]()

@@ -37,7 +37,7 @@ class Settings:
     only: tuple[Part, ...] = tuple(Part)
     operations: tuple[Operation, ...] = (Operation.ALLREDUCE,)
     sizes: tuple[int, ...] = SIZES
-    models: tuple[Workload, ...] = tuple(WORKLOADS.values())
+    models: tuple[Workload, ...] = (WORKLOADS["unet"], WORKLOADS["resnet50"])
     rounds: int = 5
     round_seconds: float = 2.5
     starts: int = 3
@@ -100,7 +100,7 @@ def parse_size(text: str) -> int:
     units = {"": 0, "K": 10, "M": 20, "G": 30}
     number = text.strip().upper().removesuffix("IB").strip()
     unit = number[-1:] if number[-1:] in ("K", "M", "G") else ""
-    digits = number.removesuffix(unit)
+    digits = number.removesuffix(unit).strip()
     if not digits.isdecimal():
         raise DataError(f"{text!r} is no size; sizes are like 4096, 64K or 16M.")
     return int(digits) * 2 ** units[unit]

@@ -38,6 +38,7 @@ WORKLOADS = {
     for workload in (
         Workload(model="unet", label="U-Net 8..128", image_size=128, batch_size=8),
         Workload(model="resnet50", label="ResNet-50", image_size=96, batch_size=8),
+        Workload(model="mlp", label="four dense layers", image_size=32, batch_size=8),
     )
 }
-"""By the name of the model."""
+"""By the name of the model. The last one computes little and has large gradients: a hard case."""
