@@ -196,16 +196,19 @@ def _workers(directory: str) -> list[int]:
 def test_a_worker_that_dies_is_named_with_what_it_said() -> None:
     with tempfile.TemporaryDirectory() as directory:
         crew = Crew(LONE, num_workers=2, environment=os.environ, directory=Path(directory))
-        order = Call(operation=Operation.ALLREDUCE, mode=Mode.GRAPH, num_bytes=4096, calls=3)
-        with crew:
-            called = crew.ask(order)
-            assert [len(of_rank.call_s) for of_rank in called] == [3, 3]
-            assert all(isinstance(of_rank, Called) for of_rank in called)
-            os.kill(crew.hellos[1].pid, signal.SIGKILL)
-            with pytest.raises(LaunchError, match=r"rank 1 died\. They said:\n") as caught:
-                crew.ask(order)
+        with pytest.raises(LaunchError, match=r"rank \d died\. They said:\n") as caught, crew:
+            _ask_before_and_after_a_death(crew)
         assert "tfddlrun: rank 1 failed: killed by SIGKILL" in str(caught.value)
         assert list(Path(directory).iterdir()) == []
+
+
+def _ask_before_and_after_a_death(crew: Crew) -> None:
+    order = Call(operation=Operation.ALLREDUCE, mode=Mode.GRAPH, num_bytes=4096, calls=3)
+    called = crew.ask(order)
+    assert all(isinstance(of_rank, Called) for of_rank in called)
+    assert [len(of_rank.call_s) for of_rank in called] == [3, 3]
+    os.kill(crew.hellos[1].pid, signal.SIGKILL)
+    crew.ask(order)
 
 
 def test_a_job_that_can_not_start_says_why() -> None:
