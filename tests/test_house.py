@@ -48,7 +48,7 @@ SIBLINGS: dict[str, list[str]] = {
         "__main__",
     ],
     "wire": ["telling", "memory", "flat", "mesh", "meeting", "exchange"],
-    "transport": ["errors", "base", "alone", "watch", "strategy", "timed", "host"],
+    "transport": ["errors", "base", "alone", "watch", "strategy", "timed", "host", "two_level"],
     "collectives": [
         "process_sets",
         "agreement",

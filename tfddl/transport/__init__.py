@@ -11,6 +11,7 @@ from tfddl.transport.errors import RanksDisagreeError
 from tfddl.transport.host import HostTransport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
+from tfddl.transport.two_level import TwoLevelTransport
 
 __all__ = [
     "AloneTransport",
@@ -23,4 +24,5 @@ __all__ = [
     "StrategyTransport",
     "TimedTransport",
     "Transport",
+    "TwoLevelTransport",
 ]
