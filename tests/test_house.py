@@ -50,6 +50,7 @@ SIBLINGS: dict[str, list[str]] = {
     "wire": ["telling", "memory", "flat", "mesh", "meeting", "exchange"],
     "transport": ["errors", "base", "alone", "watch", "strategy", "timed", "host", "two_level"],
     "collectives": [
+        "untouched",
         "process_sets",
         "agreement",
         "packs",

@@ -25,6 +25,7 @@ from tfddl.collectives import (
     sum_narrow,
     sum_scaled,
 )
+from tfddl.collectives.untouched import as_it_is
 from tfddl.errors import UnsupportedError
 from tfddl.runtime import Step, current, is_started
 
@@ -93,6 +94,7 @@ def loss_count(count: Any) -> Iterator[None]:
         yield
 
 
+@as_it_is
 def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
     """What a loss that doesn't decompose into examples is made of, over the whole global batch.
 
@@ -190,6 +192,7 @@ class DistributedGradientTape:
         return getattr(self._tape, name)
 
 
+@as_it_is
 def reduce_gradients(gradients: Sequence[Gradient], averaging: Averaging) -> list[Gradient]:
     """Combines the gradients of all ranks; what the step knows of itself travels with them.
 
@@ -316,6 +319,7 @@ def _scaled(gradient: Any, weight: tf.Tensor) -> Any:
     return tf.math.multiply_no_nan(gradient, tf.cast(weight, gradient.dtype))
 
 
+@as_it_is
 def weigh_gradients(
     gradients: Sequence[Gradient],
     averaging: Averaging,
@@ -335,6 +339,7 @@ def weigh_gradients(
     return [None if g is None else _scaled(_prepared(g, averaging), weight) for g in gradients]
 
 
+@as_it_is
 def add_up_gradients(gradients: Sequence[tf.Tensor], averaging: Averaging) -> list[tf.Tensor]:
     """The sum over the ranks of gradients that went through `weigh_gradients`."""
     values = [tf.convert_to_tensor(g) for g in gradients]

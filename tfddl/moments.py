@@ -35,6 +35,7 @@ from typing import NoReturn
 import tensorflow as tf
 
 from tfddl.collectives import Label, ReduceOp, allreduce, stack
+from tfddl.collectives.untouched import as_it_is
 from tfddl.errors import UnsupportedError
 from tfddl.runtime import current
 
@@ -47,6 +48,7 @@ by zero. Nothing is rounded by it, and no float32 overflows."""
 _SMALL = (tf.float16, tf.bfloat16)
 
 
+@as_it_is
 def moments_of_all_ranks(
     x: tf.Tensor, axes: Sequence[int], mask: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -8,8 +8,10 @@ from tfddl.collectives.agreement import Signature, WrongArgumentError, agree, re
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
 from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl.collectives.untouched import as_it_is
 
 
+@as_it_is
 def broadcast(
     tensor: tf.Tensor,
     root_rank: int = 0,
@@ -37,6 +39,7 @@ def broadcast(
     return grouped_broadcast([tensor], root_rank, name=name, process_set=process_set)[0]
 
 
+@as_it_is
 def grouped_broadcast(
     tensors: Sequence[tf.Tensor],
     root_rank: int = 0,

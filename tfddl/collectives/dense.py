@@ -81,6 +81,12 @@ class Reducing:
         return self.op in _LINEAR
 
     @property
+    def _is_plain(self) -> bool:
+        """Whether nothing is multiplied or divided, so that the total is the result."""
+        factors = (self.prescale_factor, self.postscale_factor)
+        return self.op is not ReduceOp.AVERAGE and factors == (1.0, 1.0)
+
+    @property
     def reduction(self) -> Reduction:
         """What the transport does."""
         return _REDUCTIONS[self.op]
@@ -95,7 +101,7 @@ class Reducing:
         if tensor.dtype == tf.bool and self.op not in (ReduceOp.MIN, ReduceOp.MAX):
             raise UnsupportedError(f"{self.op} of bool has no meaning; use min or max.")
         wide = tensor.dtype
-        if not transport.rounds_once:
+        if not (transport.rounds_once and self._is_plain):
             wide = CARRIERS.get(wide, wide)
             if wide in (tf.float16, tf.bfloat16) and not self.narrow:
                 wide = tf.float32

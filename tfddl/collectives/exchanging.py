@@ -14,8 +14,10 @@ from tfddl.collectives.agreement import (
 )
 from tfddl.collectives.packs import carried
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl.collectives.untouched import as_it_is
 
 
+@as_it_is
 def alltoall(
     tensor: tf.Tensor,
     splits: Any = None,

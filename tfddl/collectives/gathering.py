@@ -13,8 +13,10 @@ from tfddl.collectives.agreement import (
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
 from tfddl.collectives.packs import all_gather, by_dtype
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl.collectives.untouched import as_it_is
 
 
+@as_it_is
 def allgather(
     tensor: tf.Tensor, *, name: str | None = None, process_set: ProcessSet | None = None
 ) -> tf.Tensor:
@@ -39,6 +41,7 @@ def allgather(
     return grouped_allgather([tensor], name=name, process_set=process_set)[0]
 
 
+@as_it_is
 def grouped_allgather(
     tensors: Sequence[tf.Tensor],
     *,
@@ -50,6 +53,7 @@ def grouped_allgather(
     return gather(group, list(tensors), operation="allgather", name=name)
 
 
+@as_it_is
 def stack(tensor: tf.Tensor, *, name: str | None = None) -> tf.Tensor:
     """Stacks the tensors of all ranks; unlike `allgather` it needs no round trip for the lengths.
 

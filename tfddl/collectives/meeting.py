@@ -4,8 +4,10 @@ import tensorflow as tf
 
 from tfddl.collectives.agreement import Signature, agree
 from tfddl.collectives.process_sets import ProcessSet, group_of
+from tfddl.collectives.untouched import as_it_is
 
 
+@as_it_is
 def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -> None:
     """Returns once every rank has called it.
 

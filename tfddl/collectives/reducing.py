@@ -10,9 +10,11 @@ from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense, times
 from tfddl.collectives.gathering import gather
 from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl.collectives.untouched import as_it_is
 from tfddl.errors import NotBuiltError
 
 
+@as_it_is
 def allreduce(  # noqa: PLR0913 - as Horovod's users know it
     tensor: Any,
     op: ReduceOp | str = ReduceOp.AVERAGE,
@@ -57,6 +59,7 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
     )[0]
 
 
+@as_it_is
 def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
     tensors: Sequence[Any],
     op: ReduceOp | str = ReduceOp.AVERAGE,
@@ -103,6 +106,7 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
     return outputs
 
 
+@as_it_is
 def sum_scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor, *, name: str) -> list[tf.Tensor]:
     """The sums over all ranks of tensors that each rank multiplies with a number of its own.
 
@@ -134,6 +138,7 @@ def sum_scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor, *, name: str) -> 
     return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
 
 
+@as_it_is
 def sum_narrow(tensors: Sequence[tf.Tensor], *, name: str) -> list[tf.Tensor]:
     """The sums over all ranks, 16-bit floats added up as they are: half the bytes, more rounding.
 

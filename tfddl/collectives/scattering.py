@@ -14,10 +14,12 @@ from tfddl.collectives.dense import ReduceOp, Reducing, times
 from tfddl.collectives.gathering import gather
 from tfddl.collectives.packs import carried
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl.collectives.untouched import as_it_is
 from tfddl.errors import UnsupportedError
 from tfddl.plan import shard_range
 
 
+@as_it_is
 def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     tensor: tf.Tensor,
     op: ReduceOp | str = ReduceOp.AVERAGE,
@@ -60,6 +62,7 @@ def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     )[0]
 
 
+@as_it_is
 def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     tensors: Sequence[tf.Tensor],
     op: ReduceOp | str = ReduceOp.AVERAGE,

@@ -3,8 +3,11 @@
 The arithmetic and the waiting are `tfddl.wire`'s; here is how TensorFlow gets there. A graph calls
 Python for it (`tf.numpy_function`), which costs some 0.03 ms and no copy on the way in; on the way
 out TensorFlow takes over the buffer as it is. Tensors of a pack go side by side, without being
-joined first. Calls of a graph are chained by an *ordering token*, a variable that each of them
-touches before and after, so that they run in program order in branches and loops too.
+joined first.
+
+Calls of a graph run in program order. Each takes in a *ticket* and gives out the next, which goes
+through a variable, for branches and loops, and straight from one call to the next within a graph:
+Grappler's dependency optimizer drops some of the edges that only say what comes first.
 """
 
 import copy
@@ -32,6 +35,8 @@ _REDUCTIONS = {
 }
 
 Arrays = list[np.ndarray]
+
+_TICKETS = "tfddl_tickets"
 
 
 class RefusedError(ValueError):
@@ -78,7 +83,7 @@ class HostTransport(Transport):
         self._compares_shapes = False
         self._clock = _Clock()
         with tf.device("CPU:0"):
-            self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_order")
+            self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ticket")
 
     def for_call(self, call: Call, *, compare_shapes: bool = False) -> Transport:
         """See `Transport.for_call`."""
@@ -239,26 +244,34 @@ class HostTransport(Transport):
     def _run_in_graph(
         self, run: Callable[..., Arrays], inputs: Sequence[tf.Tensor], dtypes: Sequence[tf.DType]
     ) -> list[tf.Tensor]:
-        def run_or_refuse(*given: Any) -> Arrays:
+        def run_or_refuse(ticket: Any, _: Any, *given: Any) -> Arrays:
             try:
-                return run(*given)
+                return [np.asarray(ticket + 1), *run(*given)]
             except DisagreementError as error:
                 raise RefusedError(str(error)) from None
 
+        graph = tf.compat.v1.get_default_graph()
         with tf.device("CPU:0"):
-            with tf.control_dependencies(inputs):
-                before = self._token.assign_add(1, read_value=False)
-            with tf.control_dependencies([before]):
-                arrived = tf.numpy_function(run_or_refuse, inputs, list(dtypes))
-            with tf.control_dependencies(arrived):
-                after = self._token.assign_add(1, read_value=False)
-            with tf.control_dependencies([after]):
-                return [tf.identity(tensor) for tensor in arrived]
+            ticket = self._token.read_value()
+            order = [ticket, _last_ticket(graph, ticket)]
+            next_ticket, *arrived = tf.numpy_function(
+                run_or_refuse, [*order, *inputs], [tf.int64, *dtypes]
+            )
+            self._token.assign(next_ticket, read_value=False)
+        next_ticket.set_shape([])
+        graph.get_collection_ref(_TICKETS).append(next_ticket)
+        return arrived
 
     def _count(self, seconds: float) -> None:
         if self._clock.runs:
             with self._clock.lock:
                 self._clock.seconds += seconds
+
+
+def _last_ticket(graph: tf.Graph, default: tf.Tensor) -> tf.Tensor:
+    """What the operation before gave out, if it is in the same graph."""
+    mine = [ticket for ticket in graph.get_collection_ref(_TICKETS) if ticket.graph is graph]
+    return mine[-1] if mine else default
 
 
 def _run_eagerly(run: Callable[..., Arrays], inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:

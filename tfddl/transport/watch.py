@@ -41,12 +41,14 @@ class Watch:
         """Launches an operation, and counts its beginning and its end."""
         if self._timeout_s <= 0:
             return launch(piece)
+        with tf.device("CPU:0"):
+            one = tf.constant(1, tf.int64)  # Made within, it would wait instead of what adds it.
         with tf.device("CPU:0"), tf.control_dependencies([piece]):
-            begun = self._begun.assign_add(1, read_value=False)
+            begun = self._begun.assign_add(one, read_value=False)
         with tf.control_dependencies(_ops(begun)):
             result = launch(tf.identity(piece))
         with tf.device("CPU:0"), tf.control_dependencies([result]):
-            ended = self._ended.assign_add(1, read_value=False)
+            ended = self._ended.assign_add(one, read_value=False)
         with tf.control_dependencies(_ops(ended)):
             return tf.identity(result)
 
