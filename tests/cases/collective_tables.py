@@ -186,7 +186,7 @@ def differentiated(order: int, names: list[str], *, in_graphs: bool) -> int:
     random = np.random.default_rng(1)
     for name in names:
         row = ROWS[name]
-        xs = [random.uniform(0.5, 1.5, [row.rows(rank, size), 2]) for rank in range(size)]
+        xs = _apart(random, [row.rows(rank, size) for rank in range(size)])
         loss = Loss(
             row,
             weights=[random.uniform(0.5, 1.5, y.shape) for y in row.theirs(xs)],
@@ -201,6 +201,12 @@ def differentiated(order: int, names: list[str], *, in_graphs: bool) -> int:
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
             compared += found.size
     return compared
+
+
+def _apart(random: np.random.Generator, rows: list[int]) -> Arrays:
+    """Numbers of all ranks, no two of which are near each other: min and max have kinks there."""
+    numbers = random.permutation(np.linspace(0.5, 1.5, 2 * sum(rows)))
+    return np.split(numbers.reshape(-1, 2), np.cumsum(rows)[:-1])
 
 
 @dataclasses.dataclass(frozen=True)
