@@ -117,6 +117,10 @@ class StrategyTransport(Transport):
         total = self.all_reduce(mine, Reduction.SUM)
         return tf.bitcast(tf.cast(total, bits.dtype), flat.dtype)
 
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`."""
+        return self._watch.counts()
+
     def _arguments(self, piece: tf.Tensor, family: int) -> dict[str, object]:
         length = piece.shape[0]
         if length is None:
