@@ -87,6 +87,8 @@ SIBLINGS: dict[str, list[str]] = {
     "callbacks": [
         "snapshots",
         "loading",
+        "writing",
+        "preemption",
         "checkpoint",
         "learning_rate",
         "monitor_meter",

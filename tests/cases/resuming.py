@@ -182,6 +182,7 @@ def full_disk(directory: str) -> tuple[list[str], list[str]]:
 
     class Fill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            checkpoint.wait()
             files.append(" ".join(sorted(path.name for path in Path(directory).iterdir())))
             if tfddl.rank() == 0:
                 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -191,7 +192,8 @@ def full_disk(directory: str) -> tuple[list[str], list[str]]:
     made, _ = model(dropout=False)
     made.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="binary_crossentropy")
     data = tfddl.shard_dataset(problem.data(SPEC)[0], problem.labels(SPEC), batch_size=8)
-    callbacks = [tfddl.callbacks.Checkpoint(directory, monitor="loss"), Fill()]
+    checkpoint = tfddl.callbacks.Checkpoint(directory, monitor="loss")
+    callbacks = [checkpoint, Fill()]
     logging.getLogger("tfddl").addHandler(messages)
     made.fit(data, epochs=4, callbacks=callbacks, verbose=0)
     logging.getLogger("tfddl").removeHandler(messages)

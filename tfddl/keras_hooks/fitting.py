@@ -51,6 +51,7 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
         # Keras' default is True, and warns that a dataset isn't shuffled.
         call.arguments.setdefault("shuffle", False)
     before = runtime.fit, runtime.epoch, runtime.resume
+    fit: Fit | None = None
     # The callbacks set the epoch that begins; outside of `fit` there is none.
     runtime.epoch = call.arguments.get("initial_epoch", 0)
     runtime.resume = None
@@ -59,9 +60,12 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
         forget_failures(dataset)
     try:
         with readable_failures(datasets), runtime.board.during(Stage.TRAINING):
-            runtime.fit = _session(self, call)
+            runtime.fit = fit = _session(self, call)
             return original(*call.args, **call.kwargs)
     finally:
+        if fit is not None and fit.callbacks is not None:
+            for callback in last_callbacks(fit.callbacks):
+                callback.after_fit()
         runtime.fit, runtime.epoch, runtime.resume = before
         self._initial_epoch = None  # A later `fit` begins where it is told to.
 
