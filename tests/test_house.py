@@ -123,7 +123,22 @@ SIBLINGS: dict[str, list[str]] = {
         "prepare",
         "predict",
     ],
-    "bench": ["usage", "reading", "table", "jobs", "memory", "problems", "proof", "exactness"],
+    "bench": [
+        "usage",
+        "reading",
+        "table",
+        "jobs",
+        "memory",
+        "problems",
+        "proof",
+        "exactness",
+        "blows",
+        "evidence",
+        "victim",
+        "ordeal",
+        "ordeals",
+        "faults",
+    ],
 }
 WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "progress", "threads", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
