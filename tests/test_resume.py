@@ -163,6 +163,24 @@ def test_a_full_disk_leaves_the_checkpoint_before(groups: Groups, tmp_path: Path
     assert others == []
 
 
+def test_a_run_that_is_asked_to_end_saves_first(groups: Groups, tmp_path: Path) -> None:
+    """SIGTERM to one rank: all of them save after the next step, and end with status 75."""
+    for rank in groups(2).run(f"{CASES}:asked_to_end", directory=str(tmp_path / "a")):
+        steps = rank["steps"]
+        assert rank["all"]  # No step twice, none left out.
+        # The second is asked after the epoch's last step, and saves once it is validated.
+        assert rank["seen"] == [4, steps - 4, 2 * steps]
+    assert sum(groups(2).run(f"{CASES}:own_handler", directory=str(tmp_path / "b"))) == 1
+
+
+def test_training_does_not_wait_for_the_disk(groups: Groups, tmp_path: Path) -> None:
+    [told] = groups(1).run(f"{CASES}:slow_disk", directory=str(tmp_path))
+    written = [line for line in told if line.startswith("written")]
+    assert written == [f"written step-{n:010d}.npz" for n in (2, 4, 6, 8, 10)]
+    assert told.index(written[0]) > told.index("step 3")
+    assert told[-2:] == [written[-1], "end"]
+
+
 def test_keras_own_callbacks_write_on_rank_0(groups: Groups, tmp_path: Path) -> None:
     results: list[tuple[list[str], str]] = groups(2).run(f"{CASES}:stock", directory=str(tmp_path))
     for found, log in results:
