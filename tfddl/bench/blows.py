@@ -79,7 +79,7 @@ class Blow:
     @property
     def options(self) -> list[str]:
         """For `tfddlrun`."""
-        options = ["-np", str(self.num_workers), "--verbose", "--max-restarts", "3"]
+        options = ["-np", str(self.num_workers), "--max-restarts", "3"]
         if self.min_workers is not None:
             options += ["--min-np", str(self.min_workers)]
         if self.act in (Act.STOP, Act.HANG):

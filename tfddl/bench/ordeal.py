@@ -15,14 +15,12 @@ from pathlib import Path
 from tfddl.bench import blows, evidence
 from tfddl.bench.blows import Act, Blow, Trouble
 from tfddl.errors import LaunchError
-from tfddl.launcher.ports import is_free
 
 _LAUNCHER = (sys.executable, "-m", "tfddl.launcher")
 _TIMEOUT_S = 300.0
 _PATIENCE_S = 5.0
 _REPORT = re.compile(r"tfddlrun: (rank \d+ failed|ended by)")
 _PLACE = re.compile(r"tfddlrun: it had come to (step \d+ of epoch \d+|before the first step)")
-_PORTS = re.compile(r"tfddlrun: \d+ workers on ports ([\d, ]+)")
 _SMALL_DISK = "size=256k"
 
 
@@ -48,7 +46,7 @@ class Finding:
     """Of the final weights from those of an undisturbed training; 0 is bit for bit."""
 
     left: tuple[str, ...]
-    """Processes, ports and files that were left behind."""
+    """Processes and files that were left behind."""
 
     log: str
 
@@ -171,7 +169,6 @@ def undergo(
     Raises:
         LaunchError: The training wasn't struck, or didn't come to its end.
     """
-    shared_before = shared_memory()
     run = make_run(directory, [f"--case={name}"], blow.options, environment)
     with _disk(directory / "checkpoints", small=blow.trouble is Trouble.FULL_DISK):
         run.once()
@@ -184,12 +181,10 @@ def undergo(
                 f"{name}: struck {len(struck)} times, ended with {first_status} and then "
                 f"{run.status}:\n{run.log}"
             )
-        return look(run, reference, struck_s=max(struck), blow=blow, shared_before=shared_before)
+        return look(run, reference, struck_s=max(struck), blow=blow)
 
 
-def look(
-    run: Run, reference: Path, *, struck_s: float, blow: Blow, shared_before: frozenset[str]
-) -> Finding:
+def look(run: Run, reference: Path, *, struck_s: float, blow: Blow) -> Finding:
     """Looks at a training that has come to its end."""
     reports = [at for at, line in run.lines if at >= struck_s and _REPORT.match(line)]
     first_steps = [n["time"] for n in evidence.read_notes(run.directory, "first")]
@@ -203,28 +198,25 @@ def look(
         last_step=places[-1] if places else "",
         exposure=evidence.exposure(starts, num_examples=blows.EXAMPLES, epochs=blows.EPOCHS),
         difference=evidence.weights_differ(run.directory, reference),
-        left=leftovers(run, shared_before),
+        left=leftovers(run),
         log=run.log,
     )
 
 
-def leftovers(run: Run, shared_before: frozenset[str]) -> tuple[str, ...]:
-    """What the training has left: processes of its sessions, ports, files.
+def leftovers(run: Run) -> tuple[str, ...]:
+    """What the training has left: processes of its sessions, and files.
 
-    Memory without a name, and sockets, are gone with the last process that holds them.
+    Ports, sockets and memory without a name are gone with the last process that holds them.
     """
     sessions = {note["session"] for note in evidence.read_notes(run.directory, "starts")}
     end_s = time.monotonic() + _PATIENCE_S
     while (processes := _in_sessions(sessions)) and time.monotonic() < end_s:
         time.sleep(0.1)
-    ports = {int(p) for text in _PORTS.findall(run.log) for p in text.split(",")}
     temporary = [*(run.directory / "tmp").iterdir()]
     half_written = [*(run.directory / "checkpoints").glob(".writing-*")]
     return (
         *(f"process {pid}" for pid in processes),
-        *(f"port {port}" for port in sorted(ports) if not is_free(port)),
         *(str(path) for path in [*temporary, *half_written]),
-        *(f"/dev/shm/{name}" for name in sorted(shared_memory() - shared_before)),
     )
 
 
@@ -236,12 +228,6 @@ def _in_sessions(sessions: set[int]) -> list[int]:
             if fields[0] != "Z" and int(fields[3]) in sessions:
                 found.append(int(entry.name))
     return found
-
-
-def shared_memory() -> frozenset[str]:
-    """The names of what there is."""
-    shared = Path("/dev/shm")
-    return frozenset(path.name for path in shared.iterdir()) if shared.is_dir() else frozenset()
 
 
 @contextlib.contextmanager

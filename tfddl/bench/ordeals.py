@@ -95,9 +95,8 @@ def at_random(directory: Path, num_kills: int, *, seed: int, environment: Mappin
     flags = [f"--epochs={epochs}"]
     reference = ordeal.make_run(directory / "undisturbed", flags, ["-np", "2"], environment)
     reference.once()
-    shared_before = ordeal.shared_memory()
     flags.append(f"--pause_ms={_PAUSE_MS}")
-    options = ["-np", "2", "--verbose", "--max-restarts", str(num_kills)]
+    options = ["-np", "2", "--max-restarts", str(num_kills)]
     run = ordeal.make_run(directory / "struck", flags, options, environment)
     killed = _strike_at_random(run, num_kills, random.Random(seed))
     if reference.status or run.status:
@@ -107,7 +106,7 @@ def at_random(directory: Path, num_kills: int, *, seed: int, environment: Mappin
     starts = evidence.read_starts(run.directory)
     seen = evidence.exposure(starts, num_examples=blows.EXAMPLES, epochs=epochs)
     difference = evidence.weights_differ(run.directory, reference.directory)
-    left = ordeal.leftovers(run, shared_before)
+    left = ordeal.leftovers(run)
     text = (
         f"{killed} of {num_kills} kills at random, {len(starts) - 1} starts that came to train "
         f"after the first, {epochs} epochs; steps trained again: {seen.repeated}; examples lost: "
