@@ -43,6 +43,7 @@ SIBLINGS: dict[str, list[str]] = {
         "stalls",
         "restarts",
         "report",
+        "attendance",
         "worker",
         "supervise",
         "recovery",

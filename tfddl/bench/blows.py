@@ -67,6 +67,11 @@ class Blow:
         return self.min_workers is not None
 
     @property
+    def step(self) -> int:
+        """Steps of the epoch that are done when it strikes, a few after a save."""
+        return SAVE_EVERY + 2 if self.is_repeated else STEP
+
+    @property
     def ends_job(self) -> bool:
         """Whether the same command has to be given again."""
         return self.act in (Act.TERM, Act.KILL_LAUNCHER, Act.TERM_LAUNCHER)

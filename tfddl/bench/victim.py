@@ -152,7 +152,7 @@ class Notes(keras.callbacks.Callback):
             self._seen.write(json.dumps(known) + "\n")
             time.sleep(self._pause_s)
             if self._blow is not None and self._blow.place is Place.STEP:
-                self._strike_if(self._is_time(blows.STEP))
+                self._strike_if(self._is_time(self._blow.step))
         elif self._validating and self._blow is not None:
             in_it = self._blow.place is Place.VALIDATION and self._epoch == blows.EPOCH
             self._strike_if(in_it)

@@ -52,10 +52,9 @@ def supervise(
     Every worker is a session of its own, so that Ctrl-C reaches only us. The first that fails
     ends the others: SIGTERM to each one's process group, soon after SIGKILL. So does one that gets
     no further, see `StallWatch`. SIGTERM to us goes on to those workers that can save, and they
-    get the time for it. Whatever the
-    workers leave behind is killed at the end, daemons included, so the calling process must have
-    no other children and no threads. A worker dies with the caller, even by SIGKILL; processes
-    that the worker itself has started may then live on.
+    get the time for it. Whatever the workers leave behind is killed at the end, daemons included,
+    so the calling process must have no other children and no threads. A worker dies with the
+    caller, even by SIGKILL; processes that the worker itself has started may then live on.
 
     Args:
         plans: the workers.
@@ -191,8 +190,10 @@ class _Job:
             return
         self._look_at_s = now_s + self._stalls.period_s
         alive = {worker.rank: worker for worker in self.workers if worker.ended_s is None}
-        readings = {rank: worker.read_board() for rank, worker in alive.items()}
-        stopped = frozenset(r for r, worker in alive.items() if is_stopped(worker.training_pid))
+        readings = {rank: worker.attendance.read() for rank, worker in alive.items()}
+        stopped = frozenset(
+            r for r, worker in alive.items() if is_stopped(worker.attendance.training_pid)
+        )
         found = self._stalls.find(readings, stopped=stopped, now_s=now_s)
         if not found:
             self._stacks_until_s = None
@@ -200,7 +201,7 @@ class _Job:
             self._console.say(warning)
         elif self._stacks_until_s is None:
             for rank in found:
-                alive[rank].ask_for_stacks()
+                alive[rank].attendance.ask_for_stacks()
             self._stacks_until_s = self._look_at_s = now_s + _STACKS_S
         else:
             for rank, stall in found.items():

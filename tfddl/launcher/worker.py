@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO
 
 from tfddl.errors import LaunchError
+from tfddl.launcher.attendance import Attendance
 from tfddl.launcher.output import Console, LineAssembler, Outlet, without_chatter
 from tfddl.launcher.plan import LOG_LEVEL, ProcessPlan
 from tfddl.launcher.report import WorkerExit
 from tfddl.launcher.stalls import Stall
-from tfddl.progress import STACKS_SIGNAL, Ability, Reading
 
 _KEPT_LINES = 200
 _PROGRESS_S = 10.0
@@ -100,6 +100,7 @@ class Worker:
         pid: its process, process group and session.
         ended_s: when it was found to have ended (`time.monotonic`), or None.
         returncode: then its exit code, or the negative number of the signal that killed it.
+        attendance: how far it has come, and what may be asked of it.
         stall: what was found when it got no further, or None.
     """
 
@@ -124,13 +125,13 @@ class Worker:
         """
         self.rank = plan.rank
         self.stall: Stall | None = None
-        self._board = plan.board
         self.ended_s: float | None = None
         self.returncode = 0
         self._ended_with: signal.Signals | None = None
         logs = [_open_log(log_folder, outlet, appends=appends_logs) for outlet in Outlet]
         self._process = _start(plan)
         self.pid = self._process.pid
+        self.attendance = Attendance(plan.board, session=self.pid)
         self._started_s = time.monotonic()
         pipes = (self._process.stdout, self._process.stderr)
         self.streams = tuple(
@@ -162,36 +163,11 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
-    def read_board(self) -> Reading:
-        """How far it has come."""
-        return Reading() if self._board is None else self._board.read()
-
-    @property
-    def training_pid(self) -> int:
-        """The process that trains: the worker itself, or one that its command has started."""
-        pid = self.read_board().pid
-        with contextlib.suppress(ProcessLookupError):
-            if pid and os.getsid(pid) == self.pid:
-                return pid
-        return self.pid
-
-    def ask_for_stacks(self) -> None:
-        """Makes it write the stacks of its threads to stderr, if it can."""
-        if Ability.SHOWS_STACKS in self.read_board().abilities:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.training_pid, STACKS_SIGNAL)
-
     def ask_to_save(self) -> bool:
-        """Makes it save and end, if it can.
-
-        Only the process that trains is asked: a shell around it would end at once, and the worker
-        with it.
-        """
-        if self.ended_s is not None or Ability.SAVES not in self.read_board().abilities:
+        """Makes it save and end, if it can."""
+        if self.ended_s is not None or not self.attendance.ask_to_save():
             return False
         self._ended_with = signal.SIGTERM
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.training_pid, signal.SIGTERM)
         return True
 
     def reap(self) -> None:
@@ -211,7 +187,7 @@ class Worker:
             after_s=self.ended_s - self._started_s,
             stderr_lines=tuple(self.streams[-1].tail),
             ended_with=self._ended_with,
-            reading=self.read_board(),
+            reading=self.attendance.read(),
             stall=self.stall,
         )
 
