@@ -32,6 +32,7 @@ from tfddl.launcher.output import LineAssembler
 from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.report import Outcome, WorkerExit, failure_report
 from tfddl.launcher.restarts import RestartOptions
+from tfddl.progress import Ability, Reading
 
 LAUNCHER = [sys.executable, "-m", "tfddl.launcher"]
 TIMEOUT_S = 20.0
@@ -341,6 +342,21 @@ def outcome(*exits: WorkerExit, root: int | None = 0, num_oom_kills: int = 0) ->
 )
 def test_reports(ended: Outcome, lines: list[str]) -> None:
     assert failure_report(ended).splitlines() == lines
+
+
+def test_only_sigterm_has_the_status_of_what_is_saved() -> None:
+    asked = Reading(abilities=Ability.SAVES | Ability.WAS_ASKED)
+    exits = tuple(end(rank, 75, reading=asked) for rank in range(2))
+    statuses = {
+        number: Outcome(exits=exits, root=None, interrupted_by=number, num_oom_kills=0).status
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    assert statuses == {signal.SIGTERM: 75, signal.SIGINT: 130}
+    assert outcome(*exits).status == 75
+    late = outcome(exits[0], end(1, -signal.SIGKILL, ended_with=signal.SIGKILL), root=None)
+    assert not late.has_saved
+    # A script may end with 75 for reasons of its own.
+    assert not outcome(end(0, 75)).has_saved
 
 
 @pytest.mark.parametrize(

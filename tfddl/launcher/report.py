@@ -67,7 +67,9 @@ class Outcome:
 
     @property
     def has_saved(self) -> bool:
-        """Whether the job was asked to end, and has saved before."""
+        """Whether SIGTERM has asked the job to end, and it has saved before."""
+        if self.interrupted_by not in (None, signal.SIGTERM):
+            return False  # Nor does Ctrl-C wait for it, though workers may have come to it.
         ends = self.exits if self.root is None else (self.root,)
         return bool(ends) and all(end.has_saved for end in ends)
 
