@@ -12,7 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors"],
-    ["cluster", "plan", "threads"],
+    ["cluster", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
     ["runtime"],
@@ -37,12 +37,17 @@ SIBLINGS: dict[str, list[str]] = {
     ],
     "launcher": [
         "plan",
+        "memory",
         "ports",
         "signals",
         "output",
+        "stalls",
+        "restarts",
         "report",
+        "attendance",
         "worker",
         "supervise",
+        "recovery",
         "job",
         "main",
         "__main__",
@@ -100,6 +105,8 @@ SIBLINGS: dict[str, list[str]] = {
     "callbacks": [
         "snapshots",
         "loading",
+        "writing",
+        "preemption",
         "checkpoint",
         "learning_rate",
         "monitor_meter",
@@ -169,9 +176,15 @@ SIBLINGS: dict[str, list[str]] = {
         "speed",
         "main",
         "__main__",
+        "blows",
+        "evidence",
+        "victim",
+        "ordeal",
+        "ordeals",
+        "faults",
     ],
 }
-WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "threads", "wire", "launcher"]
+WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "progress", "threads", "wire", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
 # The public surface, which commands of the application use as any user would.
 SURFACE = {"segmentation", "bench"}

@@ -1,17 +1,13 @@
 """Training is stopped and gone on with, by the same and by other numbers of workers."""
 
-import contextlib
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.group import ROOT, Groups
+from tests.group import Groups
 
 CASES = "tests.cases.resuming"
 
@@ -163,59 +159,29 @@ def test_a_full_disk_leaves_the_checkpoint_before(groups: Groups, tmp_path: Path
     assert others == []
 
 
+def test_a_run_that_is_asked_to_end_saves_first(groups: Groups, tmp_path: Path) -> None:
+    """SIGTERM to one rank: all of them save after the next step, and end with status 75."""
+    for rank in groups(2).run(f"{CASES}:asked_to_end", directory=str(tmp_path / "a")):
+        steps = rank["steps"]
+        assert rank["all"]  # No step twice, none left out.
+        # The second is asked after the epoch's last step, and saves once it is validated.
+        assert rank["seen"] == [4, steps - 4, 2 * steps]
+    assert sum(groups(2).run(f"{CASES}:own_handler", directory=str(tmp_path / "b"))) == 1
+
+
+def test_training_does_not_wait_for_the_disk(groups: Groups, tmp_path: Path) -> None:
+    [told] = groups(1).run(f"{CASES}:slow_disk", directory=str(tmp_path))
+    written = [line for line in told if line.startswith("written")]
+    assert written == [f"written step-{n:010d}.npz" for n in (2, 4, 6, 8, 10)]
+    assert told.index(written[0]) > told.index("step 3")
+    assert told[-2:] == [written[-1], "end"]
+
+
 def test_keras_own_callbacks_write_on_rank_0(groups: Groups, tmp_path: Path) -> None:
     results: list[tuple[list[str], str]] = groups(2).run(f"{CASES}:stock", directory=str(tmp_path))
     for found, log in results:
         assert found == ["1.weights.h5", "2.weights.h5", "best.keras", "board", "log.csv"]
         assert len(log.splitlines()) == 3
-
-
-def test_a_job_that_was_killed_ends_in_the_same_weights(groups: Groups, tmp_path: Path) -> None:
-    """The same command twice: killed within its first epoch, and again."""
-    undisturbed: dict[str, Any] = {
-        "directory": str(tmp_path / "a"),
-        "out": str(tmp_path / "undisturbed.npz"),
-    }
-    groups(2).run("tests.killed:main", **undisturbed)
-    job = _start(tmp_path / "killed", tmp_path / "killed.npz")
-    seen = ""
-    with job as process, contextlib.ExitStack() as stack:
-        stack.callback(process.kill)
-        assert process.stdout is not None
-        for line in process.stdout:
-            seen += line
-            if line.endswith("step 70\n"):
-                break
-        process.kill()
-    assert "step 70" in seen
-    assert not (tmp_path / "killed.npz").exists()
-    output = _run_to_the_end(tmp_path / "killed", tmp_path / "killed.npz")
-    assert "step-0000000060.npz: epoch 1 of 2, 480 of 1200 examples of it done" in output
-    assert output.count("step 59\n") == 2  # Of both ranks, in the second epoch.
-    with np.load(tmp_path / "undisturbed.npz") as a, np.load(tmp_path / "killed.npz") as b:
-        for name in a.files:
-            assert np.array_equal(a[name], b[name])
-
-
-def _start(directory: Path, out: Path) -> subprocess.Popen[str]:
-    command = ["-m", "tfddl.launcher", "-np", "2", sys.executable, "-m", "tests.killed"]
-    return subprocess.Popen(
-        [sys.executable, *command, str(directory), str(out)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _run_to_the_end(directory: Path, out: Path) -> str:
-    with _start(directory, out) as process, contextlib.ExitStack() as stack:
-        stack.callback(process.kill)
-        output, _ = process.communicate(timeout=100)
-        assert process.returncode == 0, output
-    return output
 
 
 def test_steps_per_epoch_changes_no_order(groups: Groups) -> None:

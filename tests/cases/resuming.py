@@ -1,8 +1,12 @@
 """Cases about checkpoints, run by every worker."""
 
 import contextlib
+import dataclasses
 import logging
+import os
 import resource
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import numpy as np
 import tfddl
 from tests import problem
 from tests.cases.fitting import raised
+from tfddl.checkpoint import Store
 
 SPEC: dict[str, Any] = {"n": 50, "n_val": 9, "loss": "bce", "optimizer": "adam", "batch_size": 4}
 
@@ -30,6 +35,20 @@ class InterruptAfter(keras.callbacks.Callback):
             self._left -= 1
             if self._left == 0:
                 raise Interrupt
+
+
+class AskAfter(keras.callbacks.Callback):
+    """Sends SIGTERM to the last rank, after so many steps."""
+
+    def __init__(self, steps: int | None) -> None:
+        super().__init__()
+        self._left = steps if tfddl.rank() == tfddl.size() - 1 else None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def model(
@@ -67,6 +86,7 @@ def run(
     **changes: Any,
 ) -> dict[str, Any]:
     """One run of a training, perhaps not its first."""
+    asker = AskAfter(changes.pop("ask_after", None))
     spec = {**SPEC, **changes}
     made, recorder = model(dropout=dropout, under_scope=under_scope)
     with _scope(under_scope):
@@ -93,11 +113,13 @@ def run(
             data,
             epochs=3,
             validation_data=(problem.data(spec, "val")[0], problem.labels(spec, "val")),
-            callbacks=[*checkpoint, stopper, InterruptAfter(interrupt_after)],
+            callbacks=[asker, *checkpoint, stopper, InterruptAfter(interrupt_after)],
             verbose=0,
         )
     except Interrupt:
         return {"seen": recorder.seen}
+    except SystemExit as end:
+        return {"seen": recorder.seen, "status": end.code}
     return {
         "seen": recorder.seen,
         "weights": [np.asarray(w) for w in made.weights],
@@ -123,6 +145,66 @@ def interrupted(directory: str, order: str, under_scope: bool) -> dict[str, Any]
     for a, b in zip(whole["weights"], again["weights"], strict=True):
         assert np.array_equal(a, b)
     return {"steps": steps, "seen": [whole["seen"], begun["seen"], rest["seen"]]}
+
+
+def asked_to_end(directory: str) -> dict[str, Any]:
+    """A run, and the same asked to end: within an epoch, at the end of one, and gone on with."""
+    whole = run(None)
+    steps = len(whole["seen"]) // 3
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    within = run(directory, ask_after=3)
+    at_end = run(directory, ask_after=steps - 4)
+    rest = run(directory)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (within["status"], at_end["status"]) == (75, 75)
+    for a, b in zip(whole["weights"], rest["weights"], strict=True):
+        assert np.array_equal(a, b)
+    assert whole["history"] == rest["history"]
+    return {
+        "steps": steps,
+        "seen": [len(part["seen"]) for part in (within, at_end, rest)],
+        "all": [*within["seen"], *at_end["seen"], *rest["seen"]] == whole["seen"],
+    }
+
+
+def own_handler(directory: str) -> int:
+    """How often a script's own handler has been called, of which training is none the wiser."""
+    calls: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+    try:
+        assert "weights" in run(directory, ask_after=3)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return len(calls)
+
+
+def slow_disk(directory: str) -> list[str]:
+    """A checkpoint isn't written before two more steps have been done."""
+    done = threading.Event()
+    told: list[str] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Slow(Store):
+        def write(self, *args: Any, **kwargs: Any) -> Path:
+            on_time = done.wait(timeout=30)
+            path = super().write(*args, **kwargs)
+            told.append(f"written {path.name}{'' if on_time else ', too late'}")
+            return path
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            told.append(f"step {batch}")
+            if batch == 3:
+                done.set()
+
+    made, _ = model(dropout=False)
+    made.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="binary_crossentropy")
+    data = tfddl.shard_dataset(problem.data(SPEC)[0], problem.labels(SPEC), batch_size=5)
+    checkpoint = tfddl.callbacks.Checkpoint(directory, save_every_steps=2)
+    checkpoint.store = Slow(Path(directory))
+    made.fit(data, epochs=1, callbacks=[checkpoint, Count()], verbose=0)
+    told.append("end")
+    return told
 
 
 def begin(directory: str, interrupt_after: int, **options: Any) -> list[list[int]]:
@@ -182,6 +264,7 @@ def full_disk(directory: str) -> tuple[list[str], list[str]]:
 
     class Fill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            checkpoint.wait()
             files.append(" ".join(sorted(path.name for path in Path(directory).iterdir())))
             if tfddl.rank() == 0:
                 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -191,7 +274,8 @@ def full_disk(directory: str) -> tuple[list[str], list[str]]:
     made, _ = model(dropout=False)
     made.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="binary_crossentropy")
     data = tfddl.shard_dataset(problem.data(SPEC)[0], problem.labels(SPEC), batch_size=8)
-    callbacks = [tfddl.callbacks.Checkpoint(directory, monitor="loss"), Fill()]
+    checkpoint = tfddl.callbacks.Checkpoint(directory, monitor="loss")
+    callbacks = [checkpoint, Fill()]
     logging.getLogger("tfddl").addHandler(messages)
     made.fit(data, epochs=4, callbacks=callbacks, verbose=0)
     logging.getLogger("tfddl").removeHandler(messages)

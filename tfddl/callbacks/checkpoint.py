@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from tfddl.callbacks import snapshots
+from tfddl.callbacks.preemption import Preemption
+from tfddl.callbacks.writing import BackgroundWriter
 from tfddl.checkpoint import Snapshot, Store
-from tfddl.collectives import allgather_object, on_all_ranks
+from tfddl.collectives import ReduceOp, allgather_object, allreduce, on_all_ranks
 from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
 from tfddl.keras_hooks import Fit, LastCallback, resuming
+from tfddl.progress import SAVED_STATUS, Ability
 from tfddl.runtime import current
 
 _LOG = logging.getLogger("tfddl")
@@ -44,7 +49,14 @@ class Checkpoint(LastCallback):
     A save that fails (a full disk) is logged as an error, and training goes on; so it is where the
     loss isn't finite, which is nothing to go on from.
 
-    All ranks save together: each save waits for the slowest rank and for rank 0's disk.
+    All ranks save together: each save waits for the slowest rank, and for rank 0's copy of the
+    weights in memory. What is copied is written in the background; the next save, and the end of
+    training, wait for that.
+
+    While `fit` runs, SIGTERM to any of the workers makes all of them save after the next step (or,
+    within validation, after that) and end with status 75. The same command goes on from there. It
+    needs the main thread, and a script without a handler of its own for that signal; data that
+    can't be entered within an epoch is gone on with from the last end of one.
     """
 
     def __init__(
@@ -85,9 +97,25 @@ class Checkpoint(LastCallback):
         self._monitor = monitor
         self._mode = mode
         self._best: float | None = None
+        self._best_if_unwritten: float | None = None
         self._best_of: str | None = None
         self._saved_at = 0
         self._restored: snapshots.Restored | None = None
+        self._writer = BackgroundWriter()
+        self._preemption = Preemption()
+
+    def wait(self) -> None:
+        """Waits until what was saved last is on the disk; only rank 0 ever has to."""
+        error = self._writer.wait()
+        if error is None:
+            return
+        self._best = self._best_if_unwritten
+        _LOG.error(
+            "a checkpoint could not be saved to %s: %s. Training goes on; the earlier "
+            "checkpoints are as they were.",
+            self.store.directory,
+            error,
+        )
 
     def after_train_begin(self, fit: Fit) -> None:
         """Goes on from the newest valid checkpoint, if there is one."""
@@ -106,6 +134,26 @@ class Checkpoint(LastCallback):
                 "returned, and can't be entered within an epoch. Saving at the ends of epochs.",
                 self._every,
             )
+        self._preemption.listen()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Asks all ranks to stop, where this one was asked to."""
+        if self._preemption.asked:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Asks all ranks to stop, where this one was asked to."""
+        if self._preemption.asked:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Waits for the disk."""
+        self.wait()
+
+    def after_fit(self) -> None:
+        """Lets go of thread and signal, however training has ended."""
+        self._preemption.stop_listening(answered=False)
+        self.wait()
 
     def after_epoch_begin(self, fit: Fit) -> None:
         """Counts the steps until the next save from here."""
@@ -116,26 +164,48 @@ class Checkpoint(LastCallback):
         if self._restored is not None:
             self._restored.add_metrics(fit)
             self._restored = None
-        if not fit.knows_position:
+        if fit.steps is not None and fit.done >= fit.steps:
             return
-        is_end = fit.steps is not None and fit.done >= fit.steps
         is_due = self._every is not None and fit.done - self._saved_at >= self._every
         # Where training stops here, callbacks and metrics of this epoch go on in the next run.
-        if (is_due or fit.model.stop_training) and not is_end:
+        if fit.knows_position and (is_due or fit.model.stop_training):
             self._saved_at = fit.done
+            self.wait()
+            self._best_if_unwritten = self._best
             self._save(fit, logs, is_best=False)
+        self._leave_if_asked(fit)
 
     def after_epoch(self, fit: Fit, logs: Any) -> None:
         """Saves, where the epoch is complete."""
-        if not fit.is_complete:
+        if fit.is_complete:
+            self.wait()
+            value = self._value(logs or {})
+            before = self._best
+            is_best = value is not None and (before is None or value < before)
+            if is_best:
+                self._best = value
+            self._best_if_unwritten = before
+            if not self._save(fit, logs, is_best=is_best):
+                self._best = before
+        self._leave_if_asked(fit)
+
+    def _leave_if_asked(self, fit: Fit) -> None:
+        """Ends the process on all ranks, once they stop because one of them was asked to."""
+        if not fit.model.stop_training:  # All ranks have agreed on it, so all come here or none.
             return
-        value = self._value(logs or {})
-        before = self._best
-        is_best = value is not None and (before is None or value < before)
-        if is_best:
-            self._best = value
-        if not self._save(fit, logs, is_best=is_best):
-            self._best = before
+        asked = int(self._preemption.asked)
+        if fit.together:
+            asked = int(allreduce(tf.constant(asked), ReduceOp.MAX, name="SIGTERM").numpy())
+        if not asked:
+            return
+        on_all_ranks(self.wait, error=CheckpointError)  # Nobody leaves before it is written.
+        self._preemption.stop_listening(answered=True)
+        current().board.set(Ability.WAS_ASKED)
+        _say(
+            f"tfddl: SIGTERM has come: saved to {self.store.directory}; ending with status "
+            f"{SAVED_STATUS}, and the same command goes on from there"
+        )
+        raise SystemExit(SAVED_STATUS)
 
     def _prepare(self) -> None:
         if current().cluster.rank == 0:
@@ -184,7 +254,7 @@ class Checkpoint(LastCallback):
         _say(f"tfddl: going on from {path}: epoch {position.epoch + 1} of {fit.epochs}{within}")
 
     def _save(self, fit: Fit, logs: Any, *, is_best: bool) -> bool:
-        """Saves, and says on rank 0 whether that went well."""
+        """Begins to save, and says on rank 0 whether that is going well."""
         best = {"value": self._best, "of": self._best_of}
         snapshot = snapshots.take(fit, logs, best=best)
         if current().cluster.rank:
@@ -197,16 +267,8 @@ class Checkpoint(LastCallback):
                 fit.done,
             )
             return False
-        try:
-            self.store.write(snapshot, step=snapshot.meta["iterations"], is_best=is_best)
-        except OSError as error:
-            _LOG.error(
-                "a checkpoint could not be saved to %s: %s. Training goes on; the earlier "
-                "checkpoints are as they were.",
-                self.store.directory,
-                error,
-            )
-            return False
+        step = snapshot.meta["iterations"]
+        self._writer.begin(lambda: self.store.write(snapshot, step=step, is_best=is_best))
         return True
 
     def _value(self, logs: dict[str, Any]) -> float | None:

@@ -1,5 +1,6 @@
 """The state of a running `fit`: taken from all ranks, and given back to them."""
 
+import copy
 import hashlib
 import logging
 import math
@@ -40,8 +41,9 @@ def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
         best: What the best checkpoint so far is told by; kept along.
 
     Returns:
-        On rank 0 the state, elsewhere None. None on all ranks where the loss of one of them isn't
-        finite, or its data can't be read: such a state is nothing to go on from.
+        On rank 0 a copy of the state, which later steps don't change; elsewhere None. None on all
+        ranks where the loss of one of them isn't finite, or its data can't be read: such a state
+        is nothing to go on from.
     """
     if not _is_sound_everywhere(fit, logs):
         return None
@@ -83,7 +85,7 @@ def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
             "logs": {} if history is None else history.history,
         },
     }
-    return Snapshot(meta, arrays)
+    return Snapshot(copy.deepcopy(meta), arrays)
 
 
 def restore(fit: Fit, snapshot: Snapshot | None) -> "Restored":

@@ -113,6 +113,9 @@ class LastCallback(keras.callbacks.Callback):
     def after_epoch(self, fit: Fit, logs: Any) -> None:
         """An epoch has ended, with validation; the logs are the job's, and what callbacks added."""
 
+    def after_fit(self) -> None:
+        """`fit` has ended, with an error or without, if it had begun to train."""
+
 
 class BroadcastCallback(LastCallback):
     """A callback that says whose state all ranks start from."""

@@ -111,7 +111,9 @@ class MovingStatistics:
             # no more than the rounding of the squares, it is none.
             spread = square - own[2 * i] ** 2
             spread = tf.where(spread > _ROUNDING * square, spread, tf.zeros_like(spread))
-            pooled[2 * i + 1] += spread / rate
+            # Not own + spread / rate: TensorFlow would add that up with what was before in one
+            # go or two, in a process' first step otherwise than later, and round otherwise.
+            pooled[2 * i + 1] = (rate * own[2 * i + 1] + spread) / rate
         for variable, before, change in zip(self.variables, self._before, pooled, strict=True):
             new = tf.cast(before, change.dtype) + change
             variable.assign(tf.cast(new, before.dtype))

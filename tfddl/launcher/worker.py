@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import IO
 
 from tfddl.errors import LaunchError
+from tfddl.launcher.attendance import Attendance
 from tfddl.launcher.output import Console, LineAssembler, Outlet, without_chatter
 from tfddl.launcher.plan import LOG_LEVEL, ProcessPlan
 from tfddl.launcher.report import WorkerExit
+from tfddl.launcher.stalls import Stall
 
 _KEPT_LINES = 200
 _PROGRESS_S = 10.0
@@ -98,21 +100,38 @@ class Worker:
         pid: its process, process group and session.
         ended_s: when it was found to have ended (`time.monotonic`), or None.
         returncode: then its exit code, or the negative number of the signal that killed it.
+        attendance: how far it has come, and what may be asked of it.
+        stall: what was found when it got no further, or None.
     """
 
-    def __init__(self, plan: ProcessPlan, *, console: Console, log_folder: Path | None) -> None:
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        *,
+        console: Console,
+        log_folder: Path | None,
+        appends_logs: bool = False,
+    ) -> None:
         """Starts it.
+
+        Args:
+            plan: what to start.
+            console: takes its output.
+            log_folder: where its whole output is written besides, or None.
+            appends_logs: whether to what an earlier start has written there.
 
         Raises:
             LaunchError: the command can't be started, or a log can't be opened.
         """
         self.rank = plan.rank
+        self.stall: Stall | None = None
         self.ended_s: float | None = None
         self.returncode = 0
         self._ended_with: signal.Signals | None = None
-        logs = [_open_log(log_folder, outlet) for outlet in Outlet]
+        logs = [_open_log(log_folder, outlet, appends=appends_logs) for outlet in Outlet]
         self._process = _start(plan)
         self.pid = self._process.pid
+        self.attendance = Attendance(plan.board, session=self.pid)
         self._started_s = time.monotonic()
         pipes = (self._process.stdout, self._process.stderr)
         self.streams = tuple(
@@ -144,6 +163,13 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def ask_to_save(self) -> bool:
+        """Makes it save and end, if it can."""
+        if self.ended_s is not None or not self.attendance.ask_to_save():
+            return False
+        self._ended_with = signal.SIGTERM
+        return True
+
     def reap(self) -> None:
         """Kills what is left of its group, and takes leave of it."""
         self.signal_group(signal.SIGKILL)
@@ -161,6 +187,8 @@ class Worker:
             after_s=self.ended_s - self._started_s,
             stderr_lines=tuple(self.streams[-1].tail),
             ended_with=self._ended_with,
+            reading=self.attendance.read(),
+            stall=self.stall,
         )
 
 
@@ -194,6 +222,7 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=plan.descriptors,
             preexec_fn=_die_with_parent(),  # safe: this process has one thread
         )
     except OSError as error:
@@ -220,12 +249,12 @@ def _load_prctl() -> Callable[[int, int], int]:
     return prctl
 
 
-def _open_log(folder: Path | None, outlet: Outlet) -> IO[bytes] | None:
+def _open_log(folder: Path | None, outlet: Outlet, *, appends: bool) -> IO[bytes] | None:
     if folder is None:
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (folder / outlet.name.lower()).open("wb", buffering=0)
+        return (folder / outlet.name.lower()).open("ab" if appends else "wb", buffering=0)
     except OSError as error:
         raise LaunchError(
             f"can't write logs to {folder}: {error.strerror}. HINT: --output-filename names a "

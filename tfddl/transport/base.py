@@ -220,6 +220,14 @@ class Transport(abc.ABC):
         """
         return 0.0
 
+    def counts(self) -> tuple[int, int]:
+        """How many operations have begun and ended on this rank; zeros where nobody counts.
+
+        May be asked by any thread. All ranks begin the same operations, in the same order: so the
+        one that has begun fewest is the one that others wait for.
+        """
+        return 0, 0
+
     def waited_seconds(self) -> float:
         """How many seconds of all collectives so far were waiting for other ranks, where known."""
         return 0.0

@@ -56,6 +56,14 @@ class _Clock:
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
+@dataclasses.dataclass
+class _Counts:
+    """Operations of these ranks that have begun and ended here; only one runs at a time."""
+
+    begun: int = 0
+    ended: int = 0
+
+
 class HostTransport(Transport):
     """Shared memory between the workers of one host. Compares calls by itself."""
 
@@ -82,6 +90,7 @@ class HostTransport(Transport):
         self._call = Call("", "an operation")
         self._compares_shapes = False
         self._clock = _Clock()
+        self._counts = _Counts()
         with tf.device("CPU:0"):
             self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ticket")
 
@@ -95,6 +104,7 @@ class HostTransport(Transport):
         if len(ranks) == 1:
             return AloneTransport()
         made = copy.copy(self)
+        made._counts = _Counts()
         made._wire = Wire(self._mesh, [self._wire.ranks[rank] for rank in ranks])
         Transport.__init__(made, made._wire.rank, made._wire.size)
         return made
@@ -187,6 +197,10 @@ class HostTransport(Transport):
         """See `Transport.seconds`."""
         return self._clock.seconds
 
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`."""
+        return self._counts.begun, self._counts.ended
+
     def waited_seconds(self) -> float:
         """See `Transport.waited_seconds`."""
         return self._mesh.waited_s
@@ -232,9 +246,11 @@ class HostTransport(Transport):
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
             begin_s = time.perf_counter()
+            self._counts.begun += 1
             try:
                 return work(arrays)
             finally:
+                self._counts.ended += 1
                 self._count(time.perf_counter() - begin_s)
 
         if tf.executing_eagerly():

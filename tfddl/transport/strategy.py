@@ -153,6 +153,10 @@ class StrategyTransport(Transport):
         total = self.all_reduce(mine, Reduction.SUM)
         return tf.bitcast(tf.cast(total, bits.dtype), flat.dtype)
 
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`."""
+        return self._shared.watch.counts()
+
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
         """See `Transport.reduce_scatter`: an exchange, and arithmetic here.
 

@@ -108,6 +108,10 @@ class TwoLevelTransport(Transport):
         own = self._local.seconds()
         return own if self._between is None else own + self._between.seconds()
 
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`: those within the host, which all its workers begin alike."""
+        return self._local.counts()
+
     def waited_seconds(self) -> float:
         """See `Transport.waited_seconds`."""
         return self._local.waited_seconds()
