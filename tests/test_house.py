@@ -62,6 +62,7 @@ SIBLINGS: dict[str, list[str]] = {
         "sharding",
         "slicing",
     ],
+    "gradients": ["averaging", "reducing", "counting", "tape"],
     "keras_hooks": [
         "patching",
         "scope",

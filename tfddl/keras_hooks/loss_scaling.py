@@ -30,6 +30,6 @@ def _apply(
         return original(self, grads, trainable_variables)
     if not inner.tfddl_under_scope:
         refuse_strategy_scope()
-    grads = reduce_or_weigh(inner, grads, check_finite=self.check_finite)
+    grads = reduce_or_weigh(inner, grads, trainable_variables, check_finite=self.check_finite)
     with reduced_before(inner):
         return original(self, grads, trainable_variables)
