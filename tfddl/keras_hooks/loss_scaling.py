@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tfddl.keras_hooks.compiling import acts_on
+from tfddl.keras_hooks.compiling import exchanges
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.optimizer import innermost, reduce_or_weigh, reduced_before, refuse_strategy_scope
 
@@ -26,7 +26,7 @@ def _apply(
     original: Callable[..., Any], self: Any, grads: Any, trainable_variables: Any = None
 ) -> Any:
     inner = innermost(self)
-    if not acts_on(self) or inner.tfddl_reduced:
+    if not exchanges(self) or inner.tfddl_reduced:
         return original(self, grads, trainable_variables)
     if not inner.tfddl_under_scope:
         refuse_strategy_scope()
