@@ -161,12 +161,12 @@ def test_ranks_that_disagree_in_a_graph(groups: Groups, size: int) -> None:
 
 def test_refusals(groups: Groups) -> None:
     expected = [
-        "allgather joins tensors on their first dimension, but this one (float32) has none. "
+        "allgather works on the first dimension of a tensor, but this one (float32) has none. "
         "Give it one: tf.expand_dims(tensor, 0).",
         "root_rank is 99; it must be 0..1.",
         "string can't travel between workers; these can: bfloat16, bool, float16, float32, "
         "float64, int16, int32, int64, int8, uint16, uint32, uint8.",
-        "allreduce sum of bool has no meaning; use min or max.",
+        "sum of bool has no meaning; use min or max.",
         "op is 'mean'; it must be one of average, sum, min, max, product.",
     ]
     assert groups(2).run(f"{CASES}:refusals") == [expected, expected]

@@ -11,6 +11,7 @@ works as usual::
     ├── NotInitializedError (ValueError)  tfddl.init() has not been called
     ├── StartError (RuntimeError)         init() can't start: too late, no GPU, a port taken
     ├── UnsupportedError (ValueError)     asked for something that can't work, with what to do
+    │   └── NotBuiltError (NotImplementedError)  what could work, but isn't there
     ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
     └── LaunchError (RuntimeError)        a job that can't be started, or a worker that failed
 """
@@ -46,6 +47,10 @@ class StartError(TfddlError, RuntimeError):
 
 class UnsupportedError(TfddlError, ValueError):
     """What was asked for can't work here; the message says what does."""
+
+
+class NotBuiltError(UnsupportedError, NotImplementedError):
+    """What was asked for could work, but hasn't been built; the message says what has."""
 
 
 class DisagreementError(TfddlError, RuntimeError):

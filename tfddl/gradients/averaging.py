@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp
+from tfddl.collectives import ProcessSet, ReduceOp
 from tfddl.errors import UnsupportedError
 from tfddl.runtime import current
 
@@ -55,8 +55,8 @@ class Averaging:
     """In how many exchanges gradients travel, one after the other; or the variables of each
     exchange, the others then in one of their own."""
 
-    process_set: Any = None
-    """The `tfddl.collectives.ProcessSet` whose ranks take part; None is all."""
+    process_set: ProcessSet | None = None
+    """Whose ranks take part; None is all."""
 
     local: tuple[Any, ...] = ()
     """Variables whose gradients stay the rank's own."""
@@ -91,13 +91,7 @@ class Averaging:
         """How many ranks take part."""
         if self.process_set is None:
             return current().cluster.size
-        number: int = self.process_set.size()
-        return number
-
-    @property
-    def among(self) -> dict[str, Any]:
-        """The argument that tells a collective which ranks take part."""
-        return {} if self.process_set is None else {"process_set": self.process_set}
+        return self.process_set.size()
 
     def compress(self, value: tf.Tensor) -> tf.Tensor:
         """A dense gradient as it travels."""

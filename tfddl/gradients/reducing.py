@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allgather, allreduce, grouped_allreduce
+from tfddl.collectives import ReduceOp, allgather, allreduce, grouped_allreduce, sum_narrow
 from tfddl.gradients.averaging import Averaging, Compression, Gradient
 from tfddl.runtime import Step, current
 
@@ -64,7 +64,7 @@ class _Header:
         self, step: Step, averaging: Averaging, *, dtype: tf.DType, finite: Any = None
     ) -> None:
         self._step = step
-        self._among = averaging.among
+        self._process_set = averaging.process_set
         self._divides = averaging.op is ReduceOp.AVERAGE
         self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
         self.weight_sent = (
@@ -95,7 +95,9 @@ class _Header:
 
     def weight(self) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with."""
-        total = allreduce(self.mine, ReduceOp.SUM, name="step", **self._among)
+        total = allreduce(
+            self.mine, ReduceOp.SUM, name="step", process_set=self._process_set
+        )
         weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
         return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
 
@@ -117,7 +119,10 @@ def _reduce_with_header(
         weighted = [_scaled(value, header.weight_sent / before) for value in group]
         leading = [header.mine] if divisor is None else []
         sums = grouped_allreduce(
-            [*leading, *weighted], ReduceOp.SUM, name="gradients", **averaging.among
+            [*leading, *weighted],
+            ReduceOp.SUM,
+            name="gradients",
+            process_set=averaging.process_set,
         )
         if divisor is None:
             divisor = header.received(sums.pop(0)) / before
@@ -133,15 +138,25 @@ def _reduce_by_weight(values: Sequence[Any], averaging: Averaging, weight: tf.Te
     """Weighs before anything is summed: 16 bits would overflow, and slices are never summed."""
     weighted = [_scaled(value, weight * _spread(averaging)) for value in values]
     dense = [i for i, value in enumerate(weighted) if not isinstance(value, tf.IndexedSlices)]
-    carried = [averaging.compress(weighted[i]) for i in dense]
-    sums = grouped_allreduce(carried, ReduceOp.SUM, name="gradients", **averaging.among)
+    sums = _summed([weighted[i] for i in dense], averaging, name="gradients")
     reduced: list[Any] = [None] * len(weighted)
     for i, total in zip(dense, sums, strict=True):
-        reduced[i] = _divided(tf.cast(total, weighted[i].dtype), averaging)
+        reduced[i] = _divided(total, averaging)
     for i, value in enumerate(weighted):
         if isinstance(value, tf.IndexedSlices):
             reduced[i] = _divided(_gathered(value, averaging), averaging)
     return reduced
+
+
+def _summed(
+    values: Sequence[tf.Tensor], averaging: Averaging, *, name: str
+) -> list[tf.Tensor]:
+    process_set = averaging.process_set
+    if averaging.compression is Compression.NONE:
+        return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)
+    narrow = [averaging.compress(value) for value in values]
+    sums = sum_narrow(narrow, name=name, process_set=process_set)
+    return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
 
 
 def _spread(averaging: Averaging) -> float:
@@ -155,10 +170,10 @@ def _divided(value: Any, averaging: Averaging) -> Any:
 
 
 def _gathered(slices: tf.IndexedSlices, averaging: Averaging) -> tf.IndexedSlices:
-    among = averaging.among
+    process_set = averaging.process_set
     return tf.IndexedSlices(
-        values=allgather(slices.values, name="gradient values", **among),
-        indices=allgather(slices.indices, name="gradient indices", **among),
+        values=allgather(slices.values, name="gradient values", process_set=process_set),
+        indices=allgather(slices.indices, name="gradient indices", process_set=process_set),
         dense_shape=slices.dense_shape,
     )
 
@@ -216,10 +231,7 @@ def add_up_gradients(
     values = [tf.convert_to_tensor(g) for g in gradients]
     shared = [i for i, v in enumerate(variables) if not averaging.is_local(v)]
     for group in averaging.in_groups(shared, variables):
-        carried = [averaging.compress(values[i]) for i in group]
-        sums = grouped_allreduce(
-            carried, ReduceOp.SUM, name="accumulated gradients", **averaging.among
-        )
+        sums = _summed([values[i] for i in group], averaging, name="accumulated gradients")
         for i, total in zip(group, sums, strict=True):
-            values[i] = _divided(tf.cast(total, values[i].dtype), averaging)
+            values[i] = _divided(total, averaging)
     return values

@@ -6,13 +6,14 @@ Usage:
 """
 
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import Collective, Reduction, Transport
+from tfddl.transport.base import Collective, Lengths, Reduction, Transport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 
 __all__ = [
     "AloneTransport",
     "Collective",
+    "Lengths",
     "Reduction",
     "StrategyOptions",
     "StrategyTransport",
