@@ -12,7 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors"],
-    ["cluster", "plan", "threads"],
+    ["cluster", "plan", "progress", "threads"],
     ["launcher", "transport"],
     ["runtime"],
     ["collectives"],
@@ -36,12 +36,16 @@ SIBLINGS: dict[str, list[str]] = {
     ],
     "launcher": [
         "plan",
+        "memory",
         "ports",
         "signals",
         "output",
+        "stalls",
+        "restarts",
         "report",
         "worker",
         "supervise",
+        "recovery",
         "job",
         "main",
         "__main__",
@@ -134,7 +138,7 @@ SIBLINGS: dict[str, list[str]] = {
     ],
     "bench": ["usage", "reading", "table", "jobs", "memory", "problems", "proof", "exactness"],
 }
-WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "threads", "launcher"]
+WITHOUT_TENSORFLOW = ["errors", "cluster", "plan", "progress", "threads", "launcher"]
 TENSORFLOW = {"tensorflow", "keras", "tensorboard"}
 # The public surface, which commands of the application use as any user would.
 SURFACE = {"segmentation", "bench"}

@@ -31,6 +31,7 @@ from tfddl.launcher.main import _make_parser
 from tfddl.launcher.output import LineAssembler
 from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.report import Outcome, WorkerExit, failure_report
+from tfddl.launcher.restarts import RestartOptions
 
 LAUNCHER = [sys.executable, "-m", "tfddl.launcher"]
 TIMEOUT_S = 20.0
@@ -377,6 +378,8 @@ def test_only_a_taken_port_starts_again(ended: Outcome, held: bool, taken: bool)
         ({"num_workers": 1025}, "the number of workers (-np) is 1025; it must be 1..1024"),
         ({"grace_s": -1.0}, "the grace period is -1.0; it must be 0 or more seconds"),
         ({"grace_s": float("nan")}, "the grace period is nan"),
+        ({"stall_timeout_s": -1.0}, "--stall-timeout is -1.0; it must be 0 (never) or more sec"),
+        ({"restarts": RestartOptions(min_workers=3)}, "--min-np is 3, more than the 2 workers of"),
         ({"command": ()}, "there is no command to run. HINT: tfddlrun -np 2 python train.py"),
     ],
 )
@@ -395,6 +398,9 @@ def test_flags_are_pinned() -> None:
         "--num-proc",
         "--output-filename",
         "--grace-period",
+        "--max-restarts",
+        "--min-np",
+        "--stall-timeout",
         "--verbose",
         "--version",
     }
@@ -408,6 +414,8 @@ def test_flags_are_pinned() -> None:
         (("-np", "0", "true"), 2, "the number of workers (-np) is 0; it must be 1..1024"),
         (("-np", "x", "true"), 2, "invalid int value: 'x'"),
         (("-np", "2", "--wrong", "true"), 2, "--wrong"),
+        (("-np", "2", "--max-restarts", "-1", "true"), 2, "--max-restarts is -1; it must be 0 or"),
+        (("-np", "2", "--min-np", "0", "true"), 2, "--min-np is 0; it must be at least 1"),
         (("-np", "2", "./no such"), 127, "tfddlrun: can't start './no such': No such file or dir"),
         (("-np", "2", "/"), 127, "can't start '/': Permission denied. HINT: it must be a program"),
         (
@@ -561,21 +569,25 @@ def test_signals_end_everything(number: signal.Signals, tmp_path: Path) -> None:
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     script = """
-if rank == 0:
-    wait_for("rank 1 is ready")
-    sys.exit(5)
-signal.signal(signal.SIGTERM, lambda *_: say("rank 1 was asked"))
-say("rank 1 is ready")
+from tfddl.progress import Ability, Board
+board = Board.given(os.environ)
+board.sign()
+board.set(Ability.SAVES)
+signal.signal(signal.SIGTERM, lambda *_: say(f"rank {rank} was asked"))
+say(f"rank {rank} is ready")
 while True:
     time.sleep(60)
 """
     with launched("-np", "2", "--grace-period", "60", *worker(script), cwd=tmp_path) as process:
-        left = pids(tmp_path, "rank 1 is ready", "rank 1 was asked")
-        assert process.poll() is None  # it has a minute
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        process.send_signal(signal.SIGTERM)
+        pids(tmp_path, "rank 0 was asked", "rank 1 was asked")
+        assert process.poll() is None  # they have a minute to save
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 5
-    assert "rank 0 failed: exit code 5" in err
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "ended by SIGTERM, and all workers with it" in err
+    assert "HINT: --grace-period" in err
     assert not in_sessions(left)
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfddl import runtime
 from tfddl.cluster import detect
 from tfddl.errors import StartError
+from tfddl.progress import Board
 from tfddl.transport import Collective
 
 
@@ -54,7 +55,7 @@ def init(
         inter_op_threads=inter_op_threads,
         timeout_s=timeout_s,
     )
-    runtime.start(detect(os.environ), options)
+    runtime.start(detect(os.environ), options, Board.given(os.environ))
     keras_hooks.install()
 
 

@@ -3,6 +3,7 @@
 The one mutable module global of tfddl lives here.
 """
 
+import atexit
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from tfddl.cluster import Cluster, rendezvous
 from tfddl.errors import NotInitializedError, StartError
+from tfddl.progress import Board, Teller
 from tfddl.transport import (
     AloneTransport,
     Collective,
@@ -86,9 +88,11 @@ class Step:
 class Runtime:
     """The runtime of this process; `start` makes the only one."""
 
-    def __init__(self, cluster: Cluster, options: Options) -> None:
+    def __init__(self, cluster: Cluster, options: Options, board: Board) -> None:
         self.cluster = cluster
         self.options = options
+        self.board = board
+        """Where the launcher reads how far this worker has come."""
         self.agreed: dict[str, tf.Variable] = {}
         """Signatures that all ranks have compared inside a graph, and whether they have yet."""
         self.epoch: int | None = None
@@ -101,6 +105,7 @@ class Runtime:
         self._strategy: tf.distribute.Strategy | None = None
         self.collective = _set_up_devices(cluster, options)
         self.transport = self._connect()
+        self._report_progress()
 
     def strategy(self) -> tf.distribute.Strategy:
         """The `MultiWorkerMirroredStrategy` of the job."""
@@ -116,6 +121,12 @@ class Runtime:
             yield
         finally:
             self.step = before
+
+    def _report_progress(self) -> None:
+        self.board.sign()
+        self.board.show_stacks_at_signal()
+        if self.board.is_shared and self.cluster.size > 1:
+            atexit.register(Teller(self.board, self.transport.counts).end)
 
     def _connect(self) -> Transport:
         if self.cluster.size == 1:
@@ -140,8 +151,13 @@ class _Slot:
 _SLOT = _Slot()
 
 
-def start(cluster: Cluster, options: Options) -> Runtime:
+def start(cluster: Cluster, options: Options, board: Board) -> Runtime:
     """Starts the runtime, or takes up the one that is there.
+
+    Args:
+        cluster: Who takes part.
+        options: What was asked for.
+        board: Where the launcher reads how far this worker has come.
 
     Raises:
         StartError: A TensorFlow operation ran before; a port is taken, or not all workers came in
@@ -149,7 +165,7 @@ def start(cluster: Cluster, options: Options) -> Runtime:
         DisagreementError: The ranks were told of different clusters.
     """
     if _SLOT.runtime is None:
-        _SLOT.runtime = Runtime(cluster, options)
+        _SLOT.runtime = Runtime(cluster, options, board)
     elif (_SLOT.runtime.cluster, _SLOT.runtime.options) != (cluster, options):
         raise StartError(
             "tfddl.init() was called before with other settings, and TensorFlow can't change them "

@@ -19,6 +19,7 @@ from tfddl.keras_hooks.compiling import acts_on
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import Fit
+from tfddl.progress import Stage
 from tfddl.runtime import current, is_started
 
 _LOG = logging.getLogger("tfddl")
@@ -36,11 +37,12 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
     fit: Fit | None = current().fit if is_started() else None
     if fit is not None and fit.model is self:
         # What `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
-        with _in_fit(fit, validates=bool(kwargs.get("_use_cached_eval_dataset"))):
+        validates = bool(kwargs.get("_use_cached_eval_dataset"))
+        with _in_fit(fit, Stage.EVALUATING, validates=validates):
             return original(self, *args, **kwargs)
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
-    with _outside_of_fit(given) as session:
+    with _outside_of_fit(given, Stage.EVALUATING) as session:
         if not acts_on(getattr(self, "optimizer", None)):
             return original(*call.args, **call.kwargs)
         parts = [given.get(name) for name in ("x", "y", "sample_weight")]
@@ -60,12 +62,12 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     fit: Fit | None = current().fit if is_started() else None
     if fit is not None and fit.model is self:
-        with _in_fit(fit, validates=False):
+        with _in_fit(fit, Stage.PREDICTING, validates=False):
             return original(self, *args, **kwargs)
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
     share = find_share(given["x"])
-    with _outside_of_fit(given) as session:
+    with _outside_of_fit(given, Stage.PREDICTING) as session:
         together = acts_on(getattr(self, "optimizer", None))
         if together:
             with _company("predict"):
@@ -158,7 +160,7 @@ _ALONE = (
 
 
 @contextmanager
-def _outside_of_fit(given: dict[str, Any]) -> Iterator[Callable[[Fit], None]]:
+def _outside_of_fit(given: dict[str, Any], stage: Stage) -> Iterator[Callable[[Fit], None]]:
     """While no fit is running, as far as this model and its data are concerned."""
     if not is_started():
         yield lambda _: None
@@ -175,19 +177,20 @@ def _outside_of_fit(given: dict[str, Any]) -> Iterator[Callable[[Fit], None]]:
         )
 
     try:
-        with readable_failures((given.get("x"),)):
+        with readable_failures((given.get("x"),)), runtime.board.during(stage):
             yield begin
     finally:
         runtime.fit, runtime.epoch, runtime.resume = before
 
 
 @contextmanager
-def _in_fit(fit: Fit, *, validates: bool) -> Iterator[None]:
+def _in_fit(fit: Fit, stage: Stage, *, validates: bool) -> Iterator[None]:
     """While a fit that is running evaluates or predicts with its own model."""
     runtime = current()
     before = fit.training, fit.validating, runtime.resume
     fit.training, fit.validating, runtime.resume = False, validates, None
     try:
-        yield
+        with runtime.board.during(stage):
+            yield
     finally:
         fit.training, fit.validating, runtime.resume = before

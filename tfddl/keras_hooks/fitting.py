@@ -33,6 +33,7 @@ from tfddl.keras_hooks.session import (
 from tfddl.keras_hooks.steps import state_of
 from tfddl.optimizer import innermost
 from tfddl.plan import BlockPlan, Order, Plan
+from tfddl.progress import Stage
 from tfddl.runtime import current, is_started
 
 
@@ -54,6 +55,8 @@ def install() -> None:
     wrap_method(callbacks, "on_epoch_begin", ("epoch", "logs"), _on_epoch_begin)
     wrap_method(callbacks, "on_train_batch_end", ("batch", "logs"), _on_train_batch_end)
     wrap_method(callbacks, "on_epoch_end", ("epoch", "logs"), _on_epoch_end)
+    for batches in ("test", "predict"):
+        wrap_method(callbacks, f"on_{batches}_batch_end", ("batch", "logs"), _beat)
 
 
 def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +75,7 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     for dataset in datasets:
         forget_failures(dataset)
     try:
-        with readable_failures(datasets):
+        with readable_failures(datasets), runtime.board.during(Stage.TRAINING):
             runtime.fit = _session(self, call)
             return original(*call.args, **call.kwargs)
     finally:
@@ -280,11 +283,14 @@ def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: A
 def _on_train_batch_end(
     original: Callable[..., Any], self: Any, batch: int, logs: Any = None
 ) -> Any:
-    result = original(self, batch, logs)
     fit = running(self)
     if fit is None:
-        return result
-    fit.done = batch + 1 if fit.steps is None else min(batch + 1, fit.steps)
+        _beat_here()
+        return original(self, batch, logs)
+    done = batch + 1 if fit.steps is None else min(batch + 1, fit.steps)
+    current().board.count_step(epoch=fit.epoch, step=done)
+    result = original(self, batch, logs)
+    fit.done = done
     if fit.together:
         state = state_of(fit.model)
         if fit.model.stop_training or (fit.share is not None and fit.share.failure is not None):
@@ -295,6 +301,16 @@ def _on_train_batch_end(
     for callback in last_callbacks(self):
         callback.after_train_batch(fit, logs)
     return result
+
+
+def _beat(original: Callable[..., Any], self: Any, batch: int, logs: Any = None) -> Any:
+    _beat_here()
+    return original(self, batch, logs)
+
+
+def _beat_here() -> None:
+    if is_started():
+        current().board.beat()
 
 
 def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:

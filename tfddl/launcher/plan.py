@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from tfddl.cluster import Cluster, join_address, tf_config
+from tfddl.progress import Board
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -30,11 +31,15 @@ class ProcessPlan:
         rank: its rank.
         argv: the command and its arguments.
         environment: the whole environment it gets.
+        descriptors: what it inherits besides the standard ones.
+        board: where it writes how far it has come, or None.
     """
 
     rank: int
     argv: tuple[str, ...]
     environment: Mapping[str, str]
+    descriptors: tuple[int, ...] = ()
+    board: Board | None = None
 
 
 def plan_processes(

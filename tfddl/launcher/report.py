@@ -5,7 +5,11 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
+from tfddl.launcher.stalls import Stall
+from tfddl.progress import SAVED_STATUS, Ability, Reading, Stage
+
 _REPORTED_LINES = 20
+_STACKS_LINES = 100
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class WorkerExit:
         after_s: seconds from its start.
         stderr_lines: the last lines of its stderr.
         ended_with: the signal that we had sent before, or None if it ended by itself.
+        reading: how far it had come.
+        stall: what was found when it got no further, for which we killed it; or None.
     """
 
     rank: int
@@ -25,6 +31,13 @@ class WorkerExit:
     after_s: float
     stderr_lines: tuple[str, ...]
     ended_with: signal.Signals | None
+    reading: Reading = Reading()
+    stall: Stall | None = None
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether it was asked to end, and has saved before."""
+        return self.returncode == SAVED_STATUS and Ability.WAS_ASKED in self.reading.abilities
 
     @property
     def was_ended_by_us(self) -> bool:
@@ -53,8 +66,16 @@ class Outcome:
     num_oom_kills: int
 
     @property
+    def has_saved(self) -> bool:
+        """Whether the job was asked to end, and has saved before."""
+        ends = self.exits if self.root is None else (self.root,)
+        return bool(ends) and all(end.has_saved for end in ends)
+
+    @property
     def status(self) -> int:
         """The exit status of the job, as a shell would give it."""
+        if self.has_saved:
+            return SAVED_STATUS
         if self.root is not None:
             code = self.root.returncode
             return code if code >= 0 else 128 - code
@@ -84,19 +105,41 @@ def failure_report(outcome: Outcome) -> str:
     """
     root = outcome.root
     assert root is not None
-    lines = [
-        f"rank {root.rank} failed: {describe_exit(root.returncode)} after {root.after_s:.1f} s"
-    ]
+    stall = "" if root.stall is None else f"no progress for {root.stall.for_s:.0f} s, "
+    end = describe_exit(root.returncode)
+    lines = [f"rank {root.rank} failed: {stall}{end} after {root.after_s:.1f} s"]
+    if root.reading.beats:
+        lines.append(f"it had come to {describe_place(root.reading)}")
     hint = _hint(root.returncode, outcome.num_oom_kills)
+    if root.stall is not None:
+        hint = _describe_stall(root.stall)
     if hint:
         lines.append(hint)
     if root.stderr_lines:
         lines.append("the last lines of its stderr:")
-        lines += [f"  {line}" for line in root.stderr_lines[-_REPORTED_LINES:]]
+        count = _REPORTED_LINES if root.stall is None else _STACKS_LINES
+        lines += [f"  {line}" for line in root.stderr_lines[-count:]]
     else:
         lines.append("it wrote nothing to stderr")
     lines += _others(outcome, root)
     return "\n".join(lines)
+
+
+def describe_place(reading: Reading) -> str:
+    """Says "step 37 of epoch 2, training": the last step that was done, counted from 1."""
+    place = "before the first step"
+    if reading.steps:
+        place = f"step {reading.step} of epoch {reading.epoch + 1}"
+    stage = "" if reading.stage is Stage.OUTSIDE else f", {reading.stage.name.lower()}"
+    return place + stage
+
+
+def _describe_stall(stall: Stall) -> str:
+    waiting = ", ".join(map(str, stall.waiting))
+    others = f"rank {waiting} waited for it; " if waiting else ""
+    if stall.is_stopped:
+        return f"{others}its process was stopped, by SIGSTOP, Ctrl-Z or a debugger, and was killed"
+    return f"{others}it was running, was asked for the stacks of its threads, and was killed"
 
 
 def _hint(returncode: int, num_oom_kills: int) -> str:
@@ -118,7 +161,9 @@ def _hint(returncode: int, num_oom_kills: int) -> str:
 def _others(outcome: Outcome, root: WorkerExit) -> list[str]:
     """What the other workers did before and after, a line per kind."""
     before = outcome.exits[: outcome.exits.index(root)]
-    after = outcome.exits[len(before) + 1 :]
+    after = [
+        end for end in outcome.exits if end is not root and (end not in before or end.returncode)
+    ]
     done = [str(end.rank) for end in before if end.returncode == 0]
     failed = [f"{e.rank} ({describe_exit(e.returncode)})" for e in after if _failed_too(e)]
     ended = [str(end.rank) for end in after if end.was_ended_by_us]

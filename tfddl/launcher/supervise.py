@@ -7,33 +7,52 @@ import selectors
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.report import Outcome, WorkerExit
 from tfddl.launcher.signals import Signals
+from tfddl.launcher.stalls import StallWatch, is_stopped
 from tfddl.launcher.worker import Stream, Worker, adopt_orphans, kill_orphans
 
 # What a worker that has ended may leave to its children: a `tee` that still has lines to write.
 _DRAIN_S = 1.0
-# Ctrl-C is to be quick; TensorFlow's processes don't end at a SIGTERM, however long one waits.
-_INTERRUPT_GRACE_S = 1.0
+# Ctrl-C is to be quick, and so is the end of those whose peer is dead: TensorFlow's processes don't
+# end at a SIGTERM, however long one waits.
+_SHORT_GRACE_S = 1.0
+# What a worker gets to write its threads' stacks.
+_STACKS_S = 1.0
 _VMSTAT = Path("/proc/vmstat")
 
 
+@dataclass(frozen=True)
+class Care:
+    """How workers are looked after.
+
+    Attributes:
+        grace_s: seconds that workers which can save get for it, from SIGTERM to SIGKILL.
+        stall_timeout_s: seconds without progress after which one is killed; 0 is never.
+        logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
+        appends_logs: whether to what is there.
+    """
+
+    grace_s: float
+    stall_timeout_s: float = 0.0
+    logs: Path | None = None
+    appends_logs: bool = False
+
+
 def supervise(
-    plans: Sequence[ProcessPlan],
-    *,
-    console: Console,
-    signals: Signals,
-    grace_s: float,
-    logs: Path | None = None,
+    plans: Sequence[ProcessPlan], *, console: Console, signals: Signals, care: Care
 ) -> Outcome:
     """Runs a job to its end.
 
     Every worker is a session of its own, so that Ctrl-C reaches only us. The first that fails
-    ends the others: SIGTERM to each one's process group, after the grace SIGKILL. Whatever the
+    ends the others: SIGTERM to each one's process group, soon after SIGKILL. So does one that gets
+    no further, see `StallWatch`. SIGTERM to us goes on to those workers that can save, and they
+    get the time for it. Whatever the
     workers leave behind is killed at the end, daemons included, so the calling process must have
     no other children and no threads. A worker dies with the caller, even by SIGKILL; processes
     that the worker itself has started may then live on.
@@ -41,20 +60,22 @@ def supervise(
     Args:
         plans: the workers.
         console: takes their output.
-        signals: SIGINT, SIGTERM and SIGHUP end the job at once; a second one without any grace.
-        grace_s: seconds from SIGTERM to SIGKILL.
-        logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
+        signals: SIGINT, SIGTERM and SIGHUP end the job; a second one without any grace.
+        care: how the workers are looked after.
 
     Raises:
         LaunchError: the command can't be started, or a log can't be written.
     """
-    job = _Job(console=console, signals=signals, grace_s=grace_s)
+    job = _Job(console=console, signals=signals, care=care)
+    logs = care.logs
     oom_kills = _count_oom_kills()
     adopt_orphans()
     try:
         for plan in plans:
             folder = None if logs is None else log_folder(logs, rank=plan.rank, size=len(plans))
-            job.add(Worker(plan, console=console, log_folder=folder))
+            job.add(
+                Worker(plan, console=console, log_folder=folder, appends_logs=care.appends_logs)
+            )
         while job.workers:
             job.turn()
     finally:
@@ -70,14 +91,18 @@ def log_folder(logs: Path, *, rank: int, size: int) -> Path:
 class _Job:
     """The workers that are left, those that have ended, and the state of the ending."""
 
-    def __init__(self, *, console: Console, signals: Signals, grace_s: float) -> None:
+    def __init__(self, *, console: Console, signals: Signals, care: Care) -> None:
         self.workers: list[Worker] = []
         self._ended: list[Worker] = []
         self._root: Worker | None = None
         self._interrupted_by: signal.Signals | None = None
         # None: nobody has been asked to end. inf: everybody has been killed.
         self._kill_at_s: float | None = None
-        self._console, self._signals, self._grace_s = console, signals, grace_s
+        self._console, self._signals, self._care = console, signals, care
+        self._stalls = StallWatch(care.stall_timeout_s)
+        self._look_at_s = 0.0
+        # When those that have stalled have had the time to write their stacks.
+        self._stacks_until_s: float | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ)
 
@@ -96,6 +121,7 @@ class _Job:
                 self._signals.read()
         self._notice_interruption()
         self._notice_ends()
+        self._notice_stalls()
         if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
             self._signal_all(signal.SIGKILL)
             self._kill_at_s = math.inf
@@ -123,6 +149,8 @@ class _Job:
         times = [worker.ended_s + _DRAIN_S for worker in self.workers if worker.ended_s is not None]
         if self._kill_at_s is not None:
             times.append(self._kill_at_s)
+        else:
+            times.append(self._look_at_s)
         first = min(times, default=math.inf)
         return None if first == math.inf else max(0.0, first - time.monotonic())
 
@@ -133,7 +161,12 @@ class _Job:
         for number in signals:
             if self._kill_at_s is None:
                 self._interrupted_by = number
-                self._end_all(min(self._grace_s, _INTERRUPT_GRACE_S))
+                # Those that can't save yet are left in peace, since the others need them for it.
+                savers = [w for w in self.workers if number == signal.SIGTERM and w.ask_to_save()]
+                if savers:
+                    self._kill_at_s = time.monotonic() + self._care.grace_s
+                else:
+                    self._end_all()
             else:
                 self._kill_at_s = time.monotonic()
 
@@ -143,11 +176,42 @@ class _Job:
         failed = [worker for worker in found if worker.returncode != 0]
         if failed and self._kill_at_s is None:
             self._root = failed[0]
-            self._end_all(self._grace_s)
+            if self._root.describe_end().has_saved:  # So have the others, and are about to end.
+                self._kill_at_s = time.monotonic() + self._care.grace_s
+            else:
+                self._end_all()
+        elif self._kill_at_s is not None and not all(w.describe_end().has_saved for w in failed):
+            # One that was to save has failed; the others wait for it in vain.
+            self._kill_at_s = min(self._kill_at_s, time.monotonic() + _SHORT_GRACE_S)
 
-    def _end_all(self, grace_s: float) -> None:
+    def _notice_stalls(self) -> None:
+        """Kills a worker that gets no further, after it was asked for its stacks."""
+        now_s = time.monotonic()
+        if self._kill_at_s is not None or now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + self._stalls.period_s
+        alive = {worker.rank: worker for worker in self.workers if worker.ended_s is None}
+        readings = {rank: worker.read_board() for rank, worker in alive.items()}
+        stopped = frozenset(r for r, worker in alive.items() if is_stopped(worker.training_pid))
+        found = self._stalls.find(readings, stopped=stopped, now_s=now_s)
+        if not found:
+            self._stacks_until_s = None
+            warning = self._stalls.warning(readings, stopped=stopped, now_s=now_s)
+            self._console.say(warning)
+        elif self._stacks_until_s is None:
+            for rank in found:
+                alive[rank].ask_for_stacks()
+            self._stacks_until_s = self._look_at_s = now_s + _STACKS_S
+        else:
+            for rank, stall in found.items():
+                alive[rank].stall = stall
+                alive[rank].signal_group(signal.SIGKILL)
+            self._root = alive[min(found)]
+            self._end_all()
+
+    def _end_all(self) -> None:
         self._signal_all(signal.SIGTERM)
-        self._kill_at_s = time.monotonic() + grace_s
+        self._kill_at_s = time.monotonic() + min(self._care.grace_s, _SHORT_GRACE_S)
 
     def _signal_all(self, number: signal.Signals) -> None:
         for worker in self.workers:

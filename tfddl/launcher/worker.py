@@ -17,6 +17,8 @@ from tfddl.errors import LaunchError
 from tfddl.launcher.output import Console, LineAssembler, Outlet, without_chatter
 from tfddl.launcher.plan import LOG_LEVEL, ProcessPlan
 from tfddl.launcher.report import WorkerExit
+from tfddl.launcher.stalls import Stall
+from tfddl.progress import STACKS_SIGNAL, Ability, Reading
 
 _KEPT_LINES = 200
 _PROGRESS_S = 10.0
@@ -98,19 +100,35 @@ class Worker:
         pid: its process, process group and session.
         ended_s: when it was found to have ended (`time.monotonic`), or None.
         returncode: then its exit code, or the negative number of the signal that killed it.
+        stall: what was found when it got no further, or None.
     """
 
-    def __init__(self, plan: ProcessPlan, *, console: Console, log_folder: Path | None) -> None:
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        *,
+        console: Console,
+        log_folder: Path | None,
+        appends_logs: bool = False,
+    ) -> None:
         """Starts it.
+
+        Args:
+            plan: what to start.
+            console: takes its output.
+            log_folder: where its whole output is written besides, or None.
+            appends_logs: whether to what an earlier start has written there.
 
         Raises:
             LaunchError: the command can't be started, or a log can't be opened.
         """
         self.rank = plan.rank
+        self.stall: Stall | None = None
+        self._board = plan.board
         self.ended_s: float | None = None
         self.returncode = 0
         self._ended_with: signal.Signals | None = None
-        logs = [_open_log(log_folder, outlet) for outlet in Outlet]
+        logs = [_open_log(log_folder, outlet, appends=appends_logs) for outlet in Outlet]
         self._process = _start(plan)
         self.pid = self._process.pid
         self._started_s = time.monotonic()
@@ -144,6 +162,38 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def read_board(self) -> Reading:
+        """How far it has come."""
+        return Reading() if self._board is None else self._board.read()
+
+    @property
+    def training_pid(self) -> int:
+        """The process that trains: the worker itself, or one that its command has started."""
+        pid = self.read_board().pid
+        with contextlib.suppress(ProcessLookupError):
+            if pid and os.getsid(pid) == self.pid:
+                return pid
+        return self.pid
+
+    def ask_for_stacks(self) -> None:
+        """Makes it write the stacks of its threads to stderr, if it can."""
+        if Ability.SHOWS_STACKS in self.read_board().abilities:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.training_pid, STACKS_SIGNAL)
+
+    def ask_to_save(self) -> bool:
+        """Makes it save and end, if it can.
+
+        Only the process that trains is asked: a shell around it would end at once, and the worker
+        with it.
+        """
+        if self.ended_s is not None or Ability.SAVES not in self.read_board().abilities:
+            return False
+        self._ended_with = signal.SIGTERM
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.training_pid, signal.SIGTERM)
+        return True
+
     def reap(self) -> None:
         """Kills what is left of its group, and takes leave of it."""
         self.signal_group(signal.SIGKILL)
@@ -161,6 +211,8 @@ class Worker:
             after_s=self.ended_s - self._started_s,
             stderr_lines=tuple(self.streams[-1].tail),
             ended_with=self._ended_with,
+            reading=self.read_board(),
+            stall=self.stall,
         )
 
 
@@ -194,6 +246,7 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=plan.descriptors,
             preexec_fn=_die_with_parent(),  # safe: this process has one thread
         )
     except OSError as error:
@@ -220,12 +273,12 @@ def _load_prctl() -> Callable[[int, int], int]:
     return prctl
 
 
-def _open_log(folder: Path | None, outlet: Outlet) -> IO[bytes] | None:
+def _open_log(folder: Path | None, outlet: Outlet, *, appends: bool) -> IO[bytes] | None:
     if folder is None:
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (folder / outlet.name.lower()).open("wb", buffering=0)
+        return (folder / outlet.name.lower()).open("ab" if appends else "wb", buffering=0)
     except OSError as error:
         raise LaunchError(
             f"can't write logs to {folder}: {error.strerror}. HINT: --output-filename names a "

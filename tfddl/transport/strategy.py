@@ -184,6 +184,10 @@ class StrategyTransport(Transport):
         arrived = [rows[r, : lengths[r, self.rank]] for r in range(self.size)]
         return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
 
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`."""
+        return self._shared.watch.counts()
+
     def _arguments(self, piece: tf.Tensor, family: int) -> dict[str, object]:
         length = piece.shape[-1]
         if length is None:

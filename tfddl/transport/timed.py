@@ -69,6 +69,10 @@ class TimedTransport(Transport):
         """See `Transport.seconds`."""
         return float(self._clock.numpy()[0])
 
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`."""
+        return self._timed.counts()
+
     def _measured(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         with tf.control_dependencies([flat]), tf.device("CPU:0"):
             ready_s = tf.cond(self._measuring, tf.timestamp, lambda: tf.zeros([], tf.float64))

@@ -39,8 +39,6 @@ class Watch:
 
     def over(self, launch: Callable[[tf.Tensor], tf.Tensor], piece: tf.Tensor) -> tf.Tensor:
         """Launches an operation, and counts its beginning and its end."""
-        if self._timeout_s <= 0:
-            return launch(piece)
         with tf.device("CPU:0"), tf.control_dependencies([piece]):
             begun = self._begun.assign_add(1, read_value=False)
         with tf.control_dependencies(_ops(begun)):
@@ -50,10 +48,14 @@ class Watch:
         with tf.control_dependencies(_ops(ended)):
             return tf.identity(result)
 
+    def counts(self) -> tuple[int, int]:
+        """How many operations have begun and ended."""
+        return int(self._begun.numpy()), int(self._ended.numpy())
+
     def _look(self) -> None:
         seen, since_s = (0, 0), time.monotonic()
         while not self._stop.wait(min(self._timeout_s / _LOOKS, 10.0)):
-            now = (int(self._begun.numpy()), int(self._ended.numpy()))
+            now = self.counts()
             if now[0] == now[1] or now != seen:
                 seen, since_s = now, time.monotonic()
             elif time.monotonic() - since_s >= self._timeout_s:

@@ -1,0 +1,311 @@
+"""Restarts, stalls and preemption, with real processes: small ones, without TensorFlow."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import in_sessions
+from tests.test_launcher import TIMEOUT_S, launch, launched, pids, worker
+from tfddl.launcher.restarts import Failure, RestartOptions, workers_after
+from tfddl.launcher.stalls import Stall, StallWatch, find_suspects
+from tfddl.progress import VARIABLE, Ability, Board, Reading, Stage
+
+ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
+TWO_HOSTS = {"a": 2, "b": 2}
+
+
+def failed(*hosts: str, every_s: float = 1.0) -> list[Failure]:
+    """Failures in a row; "a+" is one after progress."""
+    return [
+        Failure(host.rstrip("+"), at_s=n * every_s, progressed=host.endswith("+"))
+        for n, host in enumerate(hosts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failures", "options", "hosts", "workers"),
+    [
+        (failed("a+"), RestartOptions(), {"a": 2}, None),
+        (failed("a+"), RestartOptions(max_restarts=1), {"a": 2}, {"a": 2}),
+        (failed("a+", "a+"), RestartOptions(max_restarts=1), {"a": 2}, None),
+        # Without --min-np the size stays, however often it fails.
+        (failed(*["a"] * 5), RestartOptions(max_restarts=9), {"a": 4}, {"a": 4}),
+        # Fewer may go on, and nothing is said of restarts: there are some.
+        (failed("a", "a"), RestartOptions(min_workers=2), {"a": 4}, {"a": 3}),
+        (failed("a+"), ELASTIC, {"a": 4}, {"a": 4}),
+        (failed("a+", "a"), ELASTIC, {"a": 4}, {"a": 3}),
+        (failed("a+", "a+"), ELASTIC, {"a": 4}, {"a": 4}),
+        (failed("a+", "a", "a+", "a"), ELASTIC, {"a": 4}, {"a": 2}),
+        (failed(*["a"] * 8), ELASTIC, {"a": 4}, {"a": 2}),  # Never below the least.
+        # Its time is over after a minute.
+        (failed("a", "a", "a+", every_s=40.0), ELASTIC, {"a": 4}, {"a": 3}),
+        (failed("a", "a", "a+", every_s=70.0), ELASTIC, {"a": 4}, {"a": 4}),
+        (failed("a", "b"), ELASTIC, TWO_HOSTS, TWO_HOSTS),
+        (failed("a", "b", "b"), ELASTIC, TWO_HOSTS, {"a": 2}),
+        # The second time is twice as long: 40 + 120 s.
+        (failed("b", "b", "a+", "b", "b", every_s=20.0), ELASTIC, TWO_HOSTS, {"a": 2}),
+        (failed("b", "b", "a+", "b", "b", *["a+"] * 3, every_s=30.0), ELASTIC, TWO_HOSTS, {"a": 2}),
+        # Too few would be left: the one whose time ends first is back.
+        (failed("b", "b", "a", "a"), ELASTIC, {"a": 2, "b": 1}, {"a": 1, "b": 1}),
+    ],
+)
+def test_who_starts_again(
+    failures: list[Failure],
+    options: RestartOptions,
+    hosts: dict[str, int],
+    workers: dict[str, int] | None,
+) -> None:
+    now_s = failures[-1].at_s
+    assert workers_after(failures, options, hosts=hosts, now_s=now_s) == workers
+
+
+def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> Reading:
+    return Reading(beats=beats, steps=beats, stage=stage, begun=begun, ended=ended)
+
+
+@pytest.mark.parametrize(
+    ("readings", "stopped", "suspects"),
+    [
+        ([at(7, 6), at(6, 6), at(7, 6)], [], [1]),  # It doesn't come to what the others are in.
+        ([at(7, 6), at(7, 7)], [], [1]),
+        ([at(9, 6), at(7, 6), at(7, 7)], [], [2]),
+        ([at(7, 6), at(7, 6)], [], [0, 1]),  # The network between them.
+        ([at(0, 0), at(0, 0)], [], [0, 1]),  # Nobody counts.
+        ([at(7, 6), at(7, 6)], [0], [0]),
+        ([], [], []),
+    ],
+)
+def test_whom_the_others_wait_for(
+    readings: list[Reading], stopped: list[int], suspects: list[int]
+) -> None:
+    found = find_suspects(dict(enumerate(readings)), frozenset(stopped))
+    assert list(found) == suspects
+
+
+def test_a_stall_is_the_suspects_and_has_a_beginning() -> None:
+    def find(watch: StallWatch, now_s: float, *readings: Reading) -> dict[int, Stall]:
+        return watch.find(dict(enumerate(readings)), stopped=frozenset(), now_s=now_s)
+
+    watch = StallWatch(10.0)
+    late, waiting = at(6, 6), at(7, 6)
+    assert find(watch, 0.0, waiting, late) == {}
+    # Rank 0 may wait as long as rank 1 does something.
+    assert find(watch, 9.0, waiting, at(6, 6, beats=6)) == {}
+    assert find(watch, 18.0, waiting, at(6, 6, beats=6)) == {}
+    [(rank, stall)] = find(watch, 19.0, waiting, at(6, 6, beats=6)).items()
+    assert (rank, stall) == (1, Stall(for_s=10.0, is_stopped=False, waiting=(0,)))
+    # Before the first step, and outside of fit, evaluate and predict, anything may take its time.
+    for stage, beats in ((Stage.TRAINING, 0), (Stage.OUTSIDE, 5)):
+        idle = at(6, 6, beats=beats, stage=stage)
+        assert find(watch, 100.0, idle, idle) == find(watch, 200.0, idle, idle) == {}
+    assert find(StallWatch(0.0), 0.0, waiting, late) == {}
+
+
+def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
+    watch = StallWatch(0.0)
+
+    def warn(now_s: float, *readings: Reading) -> str:
+        return watch.warning(dict(enumerate(readings)), stopped=frozenset([1]), now_s=now_s)
+
+    late = at(6, 6)
+    assert [warn(s, at(7, 6), late) for s in (0.0, 59.0)] == ["", ""]
+    assert warn(61.0, at(7, 6), late) == (
+        "rank 1 has made no progress for 61 s (its process is stopped), and others wait for it: "
+        "rank 0"
+    )
+    assert [warn(s, at(7, 6), late) for s in (62.0, 600.0)] == ["", ""]
+    assert warn(601.0, at(8, 8), at(8, 8)) == ""
+    assert "no progress for 99 s" in warn(700.0, at(9, 8), at(8, 8))
+
+
+def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
+    with Board.create() as board:
+        copy = Board.given({VARIABLE: str(os.dup(board.fileno()))})
+        copy.count_step(epoch=2, step=7)
+        with copy.during(Stage.EVALUATING):
+            assert board.read().stage is Stage.EVALUATING
+        copy.tell((4, 3))
+        copy.set(Ability.SAVES)
+        expected = Reading(beats=3, epoch=2, step=7, steps=1, abilities=Ability.SAVES)
+        expected = Reading(**{**vars(expected), "begun": 4, "ended": 3})
+        assert board.read() == expected
+        assert board.read().waits
+        copy.close()
+    other = tmp_path / "file"
+    other.write_bytes(b"mine" * 2000)
+    with other.open("r+b") as file:
+        for number in (str(file.fileno()), "999", "-1", "", "x"):
+            with Board.given({VARIABLE: number}) as nobodys:
+                assert not nobodys.is_shared
+                nobodys.beat()
+    assert other.read_bytes() == b"mine" * 2000
+
+
+BOARD = """
+from tfddl.progress import Ability, Board, Stage
+start = int(os.environ["TFDDL_RESTARTS"])
+board = Board.given(os.environ)
+board.sign()
+board.show_stacks_at_signal()
+"""
+
+
+def test_a_failed_job_starts_again_on_other_ports(tmp_path: Path) -> None:
+    script = (
+        BOARD
+        + """
+with open(f"port.{start}.{rank}", "w") as file:
+    file.write(str(port))
+print(f"start {start}")
+store = int(os.environ["TFDDL_STORE_FD"])
+assert os.pread(store, 100, 0) == b"".join(f"{rank} in {n}. ".encode() for n in range(start))
+os.pwrite(store, f"{rank} in {start}. ".encode(), 8 * start)
+say(f"rank {rank} is ready in {start}")
+wait_for(f"rank {1 - rank} is ready in {start}")
+if start < 2:
+    board.count_step(epoch=0, step=4 + start)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+"""
+    )
+    options = ("-np", "2", "--max-restarts", "2", "--output-filename", "logs")
+    done = launch(*options, *worker(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
+    assert [line for line in report if "restart" in line or "come to" in line] == [
+        "tfddlrun: it had come to step 4 of epoch 1",
+        "tfddlrun: starting again on other ports (restart 1 of 2)",
+        "tfddlrun: it had come to step 5 of epoch 1",
+        "tfddlrun: starting again on other ports (restart 2 of 2)",
+    ]
+    assert sum("rank 1 failed: killed by SIGKILL" in line for line in report) == 2
+    ports = [path.read_text() for path in tmp_path.glob("port.*")]
+    assert len(set(ports)) == len(ports) == 6
+    assert (tmp_path / "logs/rank.1/stdout").read_text() == "start 0\nstart 1\nstart 2\n"
+
+
+def test_the_last_failure_is_the_status(tmp_path: Path) -> None:
+    script = 'sys.exit(3 + int(os.environ["TFDDL_RESTARTS"]))'
+    done = launch("-np", "1", "--max-restarts", "2", *worker(script), cwd=tmp_path)
+    assert done.returncode == 5
+    assert done.stderr.count("rank 0 failed: exit code") == 3
+    assert done.stderr.count("starting again") == 2
+
+
+def test_fewer_go_on_where_the_job_fails_again_and_again(tmp_path: Path) -> None:
+    script = """
+size = len(task["cluster"]["worker"])
+print(f"{rank} of {size}")
+if size > 2 and rank == 1:
+    sys.exit(7)
+if size > 2:
+    time.sleep(60)
+"""
+    options = ("-np", "3", "--max-restarts", "5", "--min-np", "2")
+    done = launch(*options, *worker(script), cwd=tmp_path)
+    assert done.returncode == 0
+    assert "(restart 2 of 5, with 2 workers instead of 3)" in done.stderr
+    assert {"[0] 0 of 2", "[1] 1 of 2"} <= set(done.stdout.splitlines())
+
+
+STUCK: dict[str, tuple[str, list[str]]] = {
+    "stopped": (
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        ["rank 0 waited for it; its process was stopped, by SIGSTOP, Ctrl-Z or a debugger"],
+    ),
+    "running": (
+        "def loop_without_end():\n    while True:\n        time.sleep(0.01)\nloop_without_end()",
+        ["it was running, was asked for the stacks of its threads", "in loop_without_end"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STUCK)
+def test_a_worker_that_gets_no_further_is_found(kind: str, tmp_path: Path) -> None:
+    action, texts = STUCK[kind]
+    script = f"""{BOARD}
+def stick():
+    {action.replace(chr(10), chr(10) + "    ")}
+with board.during(Stage.TRAINING):
+    board.tell((1, 1))
+    board.count_step(epoch=1, step=3)
+    say(f"rank {{rank}} is ready")
+    wait_for(f"rank {{1 - rank}} is ready")
+    if start:
+        sys.exit()
+    if rank == 1:
+        stick()
+    board.tell((2, 1))
+    while True:
+        time.sleep(60)
+"""
+    options = ("-np", "2", "--stall-timeout", "1", "--max-restarts", "1")
+    done = launch(*options, *worker(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = "\n".join(line for line in done.stderr.splitlines() if line.startswith("tfddlrun: "))
+    assert re.search(r"rank 1 failed: no progress for [1-9] s, killed by SIGKILL after", report)
+    assert "it had come to step 3 of epoch 2, training" in report
+    for text in texts:
+        assert text in report
+    assert "restart 1 of 1" in report
+    assert not in_sessions(pids(tmp_path, "rank 0 is ready", "rank 1 is ready"))
+
+
+def _saver(then: str) -> str:
+    """A worker that saves when one of the workers is asked to, as a training does."""
+    return f"""{BOARD}
+def ask(*_):
+    Path("somebody was asked").touch()
+signal.signal(signal.SIGTERM, ask)
+board.set(Ability.SAVES)
+board.count_step(epoch=0, step=9)
+say(f"rank {{rank}} is ready")
+wait_for("somebody was asked")
+board.set(Ability.WAS_ASKED)
+{then}
+"""
+
+
+@pytest.mark.parametrize("asked", ["tfddlrun", "rank 1"])
+def test_sigterm_lets_workers_save(asked: str, tmp_path: Path) -> None:
+    script = _saver("time.sleep(1.5 * rank); sys.exit(75)")
+    # The shell stays, and would die of the signal.
+    shell = ["sh", "-c", '"$0" "$@"; exit $?']
+    line = ["-np", "2", "--max-restarts", "3", *shell, *worker(script)]
+    with launched(*line, cwd=tmp_path) as process:
+        workers = {os.getsid(pid) for pid in pids(tmp_path, "rank 0 is ready", "rank 1 is ready")}
+        if asked == "tfddlrun":
+            process.send_signal(signal.SIGTERM)
+        else:
+            os.kill(int((tmp_path / "rank 1 is ready").read_text()), signal.SIGTERM)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 75, err
+    assert err == (
+        "tfddlrun: ended by SIGTERM, after the training was saved at step 9 of epoch 1; the same "
+        "command goes on from there\n"
+    )
+    assert not in_sessions(workers)
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("time.sleep(60)", "the workers did not come to save in time; HINT: --grace-period"),
+        # One fails while it saves: nobody waits for the rest of the grace.
+        ("if rank: sys.exit(3)\ntime.sleep(60)", "ended by SIGTERM"),
+    ],
+)
+def test_sigterm_does_not_wait_for_ever(then: str, message: str, tmp_path: Path) -> None:
+    grace_s = "0.5" if "rank" not in then else "60"
+    line: list[Any] = ["-np", "2", "--grace-period", grace_s, *worker(_saver(then))]
+    with launched(*line, cwd=tmp_path) as process:
+        pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert message in err
