@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tfddl.cluster import Cluster, rendezvous
+from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError
 from tfddl.progress import Board, Teller
 from tfddl.transport import (
@@ -21,6 +22,8 @@ from tfddl.transport import (
     StrategyOptions,
     StrategyTransport,
     TimedTransport,
+    TracedTransport,
+    Tracer,
     Transport,
 )
 
@@ -101,9 +104,14 @@ class Runtime:
         """The `fit` that is running on all ranks, if one is; `tfddl.keras_hooks` keeps it."""
         self.resume: Any = None
         """The `tfddl.data.Resume` of the `fit` that is running, if it takes up an epoch."""
+        self.process_sets: tuple[Any, ...] = ()
+        """Those that Horovod's `init` was told of, in the order of their ids."""
+        self.commits: CommitStore | None = None
+        """What outlives this process, if the launcher has given it anything."""
         self.step = Step()
         self._strategy: tf.distribute.Strategy | None = None
         self.collective = _set_up_devices(cluster, options)
+        self.tracer = Tracer()
         self.transport = self._connect()
         self._report_progress()
 
@@ -138,7 +146,7 @@ class Runtime:
         )
         transport = TimedTransport(StrategyTransport(self.cluster.rank, self.cluster.size, options))
         _check_order(transport)
-        return transport
+        return TracedTransport(transport, self.tracer)
 
 
 class _Slot:

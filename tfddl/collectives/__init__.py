@@ -36,6 +36,7 @@ from tfddl.collectives.objects import allgather_object, broadcast_object
 from tfddl.collectives.process_sets import ProcessSet, global_process_set
 from tfddl.collectives.reducing import allreduce, grouped_allreduce, sum_narrow
 from tfddl.collectives.scattering import grouped_reducescatter, reducescatter
+from tfddl.collectives.timeline import start_timeline, stop_timeline
 from tfddl.collectives.together import on_all_ranks
 from tfddl.collectives.variables import broadcast_variables
 
@@ -61,5 +62,7 @@ __all__ = [
     "on_all_ranks",
     "reducescatter",
     "stack",
+    "start_timeline",
+    "stop_timeline",
     "sum_narrow",
 ]

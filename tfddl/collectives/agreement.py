@@ -126,12 +126,15 @@ def agree(group: Group, signature: Signature) -> None:
     """
     if group.size == 1:
         return
+    tracer = group.runtime.tracer
+    tracer.doing = f"comparing before {signature.kind}"
     if tf.executing_eagerly():
         _agree_eagerly(group, signature)
     elif signature.running:
         _agree_at_every_run(group, signature)
     else:
         _agree_in_graph(group, signature)
+    tracer.doing = signature.kind
 
 
 def _agree_eagerly(group: Group, signature: Signature) -> None:

@@ -95,9 +95,7 @@ class _Header:
 
     def weight(self) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with."""
-        total = allreduce(
-            self.mine, ReduceOp.SUM, name="step", process_set=self._process_set
-        )
+        total = allreduce(self.mine, ReduceOp.SUM, name="step", process_set=self._process_set)
         weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
         return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
 
@@ -148,9 +146,7 @@ def _reduce_by_weight(values: Sequence[Any], averaging: Averaging, weight: tf.Te
     return reduced
 
 
-def _summed(
-    values: Sequence[tf.Tensor], averaging: Averaging, *, name: str
-) -> list[tf.Tensor]:
+def _summed(values: Sequence[tf.Tensor], averaging: Averaging, *, name: str) -> list[tf.Tensor]:
     process_set = averaging.process_set
     if averaging.compression is Compression.NONE:
         return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)

@@ -113,10 +113,11 @@ class State:
         here = [(tuple(v.shape), tf.as_dtype(v.dtype).name) for v in self._variables()]
         there = [(a.shape, tf.as_dtype(a.dtype).name) for a in saved["arrays"]]
         names = set(saved["values"]) ^ set(self._names)
+        counted = f"{len(there)} variables, not {len(here)}"
         if names or here != there:
             raise UnsupportedError(
                 "The commit of an earlier start has other values or variables than this state "
-                f"({', '.join(sorted(names)) or f'{len(there)} variables, not {len(here)}'}). Build "
+                f"({', '.join(sorted(names)) or counted}). Build "
                 "the same model, and give the state the same names, in every start."
             )
 

@@ -36,7 +36,6 @@ from tfddl.plan import BlockPlan, Order, Plan
 from tfddl.progress import Stage
 from tfddl.runtime import current, is_started
 
-
 UNEVEN = (
     "Workers had different numbers of examples in a step, and their mean gradients were averaged "
     "as Horovod does: an example in a small batch weighs more than one in a large one. "

@@ -9,14 +9,18 @@ from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Collective, Lengths, Reduction, Transport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
+from tfddl.transport.traced import Event, TracedTransport, Tracer
 
 __all__ = [
     "AloneTransport",
     "Collective",
+    "Event",
     "Lengths",
     "Reduction",
     "StrategyOptions",
     "StrategyTransport",
     "TimedTransport",
+    "TracedTransport",
+    "Tracer",
     "Transport",
 ]

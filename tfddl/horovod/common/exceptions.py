@@ -5,7 +5,7 @@ class HorovodInternalError(RuntimeError):
     """A collective failed, and the process can't go on; the launcher starts the job again."""
 
 
-class HostsUpdatedInterrupt(RuntimeError):  # noqa: N818 - Horovod's name
+class HostsUpdatedInterrupt(RuntimeError):
     """Hosts have come or gone; nothing is lost."""
 
     def __init__(self, skip_sync: bool = False) -> None:

@@ -21,7 +21,7 @@ class _Installer:
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in ("horovod", "keras"):
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         try:
             from tfddl.horovod.aliases import install
         except ModuleNotFoundError as error:
@@ -45,5 +45,5 @@ def _run_hidden() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-sys.meta_path.insert(0, _Installer())  # type: ignore[arg-type]
+sys.meta_path.insert(0, _Installer())
 _run_hidden()

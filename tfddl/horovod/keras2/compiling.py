@@ -1,0 +1,55 @@
+"""`compile`, and the methods for generators that Keras 3 has dropped."""
+
+import functools
+import inspect
+from typing import Any
+
+import keras
+
+from tfddl.horovod.keras2.telling import MARK, Telling
+
+_DROPPED = "experimental_run_tf_function"
+_GENERATORS = {
+    "fit_generator": "fit",
+    "evaluate_generator": "evaluate",
+    "predict_generator": "predict",
+}
+
+
+def install(telling: Telling) -> None:
+    """Puts the compatibility in place."""
+    _wrap_compile(telling)
+    for old, modern in _GENERATORS.items():
+        if not hasattr(keras.Model, old):
+            setattr(keras.Model, old, _forwarding(telling, old, modern))
+
+
+def _wrap_compile(telling: Telling) -> None:
+    original = keras.Model.compile
+    if hasattr(original, MARK):
+        return
+
+    @functools.wraps(original)
+    def compile(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _DROPPED in kwargs:
+            kwargs.pop(_DROPPED)
+            telling.once(f"compile({_DROPPED}=…)", "compile(…) without it.")
+        return original(self, *args, **kwargs)
+
+    # Whoever looks must see that it takes the argument.
+    signature = inspect.signature(original)
+    dropped = inspect.Parameter(_DROPPED, inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = [*signature.parameters.values(), dropped]
+    compile.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    setattr(compile, MARK, True)
+    keras.Model.compile = compile
+
+
+def _forwarding(telling: Telling, old: str, modern: str) -> Any:
+    def method(self: Any, generator: Any, *args: Any, **kwargs: Any) -> Any:
+        telling.once(f"model.{old}(generator, …)", f"model.{modern}(generator, …).")
+        return getattr(self, modern)(generator, *args, **kwargs)
+
+    method.__name__ = old
+    method.__doc__ = f"Keras 2's `{old}`: the same as `{modern}`."
+    return method
