@@ -38,9 +38,11 @@ ranks = np.arange(size)
 
 # allreduce, with all operations
 x = tf.constant([1.0, 2.0, 3.0]) * (rank + 1)
-np.testing.assert_allclose(hvd.allreduce(x), [1, 2, 3] * np.mean(ranks + 1), rtol=1e-6)
-np.testing.assert_allclose(hvd.allreduce(x, average=False), [1, 2, 3] * np.sum(ranks + 1))
-np.testing.assert_allclose(hvd.allreduce(x, op=hvd.Sum, name="sum"), [1, 2, 3] * np.sum(ranks + 1))
+np.testing.assert_allclose(hvd.allreduce(x), np.array([1, 2, 3]) * np.mean(ranks + 1), rtol=1e-6)
+np.testing.assert_allclose(hvd.allreduce(x, average=False), np.array([1, 2, 3]) * np.sum(ranks + 1))
+np.testing.assert_allclose(
+    hvd.allreduce(x, op=hvd.Sum, name="sum"), np.array([1, 2, 3]) * np.sum(ranks + 1)
+)
 np.testing.assert_allclose(hvd.allreduce(x, op=hvd.Min), [1, 2, 3])
 np.testing.assert_allclose(hvd.allreduce(x, op=hvd.Max), np.array([1, 2, 3]) * size)
 np.testing.assert_allclose(
@@ -50,7 +52,7 @@ scaled = hvd.allreduce(x, op=hvd.Sum, prescale_factor=0.5, postscale_factor=4.0)
 np.testing.assert_allclose(scaled, np.array([2, 4, 6]) * np.sum(ranks + 1))
 halves = hvd.allreduce(x, op=hvd.Average, compression=hvd.Compression.fp16)
 assert halves.dtype == tf.float32
-np.testing.assert_allclose(halves, [1, 2, 3] * np.mean(ranks + 1), rtol=1e-2)
+np.testing.assert_allclose(halves, np.array([1, 2, 3]) * np.mean(ranks + 1), rtol=1e-2)
 for dtype in (tf.uint8, tf.int8, tf.int32, tf.int64, tf.float16, tf.bfloat16, tf.float64):
     total = hvd.allreduce(tf.ones([2, 2], dtype), op=hvd.Sum)
     assert total.dtype == dtype and np.all(tf.cast(total, tf.float32).numpy() == size)
