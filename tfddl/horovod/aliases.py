@@ -1,10 +1,11 @@
 """`import horovod` finds the modules of `tfddl.horovod`: the same module objects."""
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
 from typing import Any
@@ -86,26 +87,47 @@ class _Alias(Loader):
 
 
 class _AfterKeras(MetaPathFinder):
-    """Waits for Keras to be imported; nothing is loaded for the sake of a script without it."""
+    """Waits for Keras to be imported; nothing is loaded for the sake of a script without it.
+
+    Keras and TensorFlow import each other, whichever comes first: what comes after Keras has to
+    wait until neither is in the middle of it.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._waits = ["keras", "tensorflow"]
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "keras":
+        if fullname not in self._waits:
             return None
-        sys.meta_path.remove(self)
+        self._waits.remove(fullname)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Then(spec.loader, _bear_with_keras2)
+            spec.loader = _Around(spec.loader, self._while_executing)
         return spec
 
+    @contextlib.contextmanager
+    def _while_executing(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self._depth == 0 and "keras" not in self._waits and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            _bear_with_keras2()
 
-class _Then(Loader):
-    """A loader that does something more when the module is there."""
 
-    def __init__(self, loader: Any, action: Callable[[], None]) -> None:
+class _Around(Loader):
+    """A loader that works within a context."""
+
+    def __init__(
+        self, loader: Any, context: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> None:
         self._loader = loader
-        self._action = action
+        self._context = context
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         created: ModuleType | None = self._loader.create_module(spec)
@@ -114,8 +136,8 @@ class _Then(Loader):
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        self._action()
+        with self._context():
+            self._loader.exec_module(module)
 
 
 def _bear_with_keras2() -> None:

@@ -1,6 +1,6 @@
 """Python runs this at its start when `tfddlrun --horovod` has put this folder before all others.
 
-It arranges that the first `import horovod`, or `import keras`, calls `tfddl.horovod.install`;
+It arranges that the first import of horovod, keras or tensorflow calls `tfddl.horovod.install`;
 until then it loads nothing. Then it runs the `sitecustomize` that this one hides, if there is one.
 """
 
@@ -19,7 +19,7 @@ class _Installer:
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in ("horovod", "keras"):
+        if fullname not in ("horovod", "keras", "tensorflow"):
             return None
         sys.meta_path.remove(self)
         try:
