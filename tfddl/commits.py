@@ -51,6 +51,8 @@ class CommitStore:
             fd: A file descriptor that can be read, written, and made longer.
         """
         self._fd = fd
+        self.has_written = False
+        """Whether what it has is of this process, not of an earlier start."""
 
     @property
     def newest(self) -> int:
@@ -85,6 +87,7 @@ class CommitStore:
         digest = record.of(data)
         slot = _SLOT.pack(record.number, record.offset, record.length, digest)
         self._write_all(slot, record.number % _SLOTS * _SLOT.size)
+        self.has_written = True
         os.ftruncate(self._fd, max(last.offset + last.length, offset + len(data)))
 
     def _find(self) -> tuple[_Record, bytes] | None:

@@ -98,12 +98,13 @@ class State:
             UnsupportedError: It is of another model.
         """
         store = current().commits
-        known = tfddl.allgather_object(-1 if store is None else store.newest, name="commits")
+        mine = -1 if store is None or store.has_written else store.newest
+        known = tfddl.allgather_object(mine, name="commits")
         if max(known) < 0:
             return False
         root = known.index(max(known))
-        mine = None if store is None or tfddl.rank() != root else pickle.loads(store.read())
-        saved = tfddl.broadcast_object(mine, root, name="commit")
+        data = None if store is None or tfddl.rank() != root else store.read()
+        saved = pickle.loads(tfddl.broadcast_object(data, root, name="commit"))
         self._check(saved)
         self._saved = saved
         self.restore()

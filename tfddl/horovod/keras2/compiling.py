@@ -36,10 +36,10 @@ def _wrap_compile(telling: Telling) -> None:
             telling.once(f"compile({_DROPPED}=…)", "compile(…) without it.")
         return original(self, *args, **kwargs)
 
-    # Whoever looks must see that it takes the argument.
+    # `tfddl.keras_hooks` binds arguments by the signature.
     signature = inspect.signature(original)
-    dropped = inspect.Parameter(_DROPPED, inspect.Parameter.KEYWORD_ONLY, default=None)
-    parameters = [*signature.parameters.values(), dropped]
+    more = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+    parameters = [*signature.parameters.values(), more]
     compile.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     setattr(compile, MARK, True)
     keras.Model.compile = compile

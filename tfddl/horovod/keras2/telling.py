@@ -1,8 +1,11 @@
 """Warnings that show the modern line, each once."""
 
+import sys
 import warnings
 
 import tfddl
+
+_LIBRARIES = ("tfddl.", "keras.", "tensorflow.", "contextlib", "functools")
 
 
 class Keras2Warning(UserWarning):
@@ -26,7 +29,16 @@ class Telling:
             return
         self._told.add(old)
         if not tfddl.is_initialized() or tfddl.rank() == 0:
-            warnings.warn(f"{old} is of Keras 2; write {modern}", Keras2Warning, stacklevel=3)
+            message = f"{old} is of Keras 2; write {modern}"
+            warnings.warn(message, Keras2Warning, stacklevel=_level_of_script())
+
+
+def _level_of_script() -> int:
+    """How far up the script's own line is, seen from the caller of this."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_LIBRARIES):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 MARK = "_tfddl_keras2"
