@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
@@ -148,12 +149,19 @@ def _agree_eagerly(group: Group, signature: Signature) -> None:
     raise RanksDisagreeError(_describe(group, _differing(lines)))
 
 
+def _new_flag() -> tf.Variable:
+    with tf.device("CPU:0"):
+        return tf.Variable(False, trainable=False, name="tfddl_agreed")
+
+
 def _agree_in_graph(group: Group, signature: Signature) -> None:
     agreed = group.runtime.agreed
     key = str(signature)
     if key not in agreed:
-        with tf.init_scope(), tf.device("CPU:0"):
-            agreed[key] = tf.Variable(False, trainable=False, name="tfddl_agreed")
+        # From another thread, since a `tf.function` that is traced a second time, with other
+        # arguments, allows no new variables, not even in an init_scope.
+        with ThreadPoolExecutor(1) as outside:
+            agreed[key] = outside.submit(_new_flag).result()
 
     def compare() -> tf.Tensor:
         digest = tf.constant([signature.digest], tf.int64)

@@ -45,7 +45,9 @@ def among(process_set: Any) -> Any:
     """
     if not isinstance(process_set, collectives.ProcessSet):
         raise UnsupportedError(f"process_set is {process_set!r}; it must be a hvd.ProcessSet.")
-    return None if process_set.ranks == collectives.global_process_set.ranks else process_set
+    if process_set.given is None or len(process_set.ranks) == current().cluster.size:
+        return None
+    return process_set
 
 
 def add_process_set(process_set: Any) -> ProcessSet:
