@@ -51,9 +51,12 @@ def test_a_write_that_is_broken_off_leaves_what_was_there(
     before = _contents(fd)
     written: list[tuple[bytes, int]] = []
     real = os.pwrite
-    monkeypatch.setattr(
-        os, "pwrite", lambda _, data, at: written.append((bytes(data), at)) or len(data)
-    )
+
+    def only_noted(_: int, data: memoryview, at: int) -> int:
+        written.append((bytes(data), at))
+        return len(data)
+
+    monkeypatch.setattr(os, "pwrite", only_noted)
     store.write(b"n" * sizes[1])
     monkeypatch.undo()
     all_bytes = [(byte, at + i) for data, at in written for i, byte in enumerate(data)]

@@ -9,7 +9,8 @@ import keras
 
 from tfddl.horovod.keras2.telling import MARK, Telling
 
-_LEGACY = "keras.optimizers.legacy"
+# Python makes a module of its own for each of these names.
+_LEGACY = ("keras.optimizers.legacy", "tensorflow.keras.optimizers.legacy")
 _LEGACY_NAMES = ("Adagrad", "Adam", "Ftrl", "Optimizer", "RMSprop", "SGD")
 
 
@@ -87,14 +88,15 @@ def _lr(telling: Telling) -> property:
 
 def _bring_back_legacy(telling: Telling) -> None:
     """``optimizers.legacy.Adam`` is Keras 3's Adam."""
-    module = importlib.import_module(_LEGACY)
-    for name in _LEGACY_NAMES:
-        vars(module).pop(name, None)  # Classes that only raise.
 
     def legacy(name: str) -> Any:
         if name not in _LEGACY_NAMES:
-            raise AttributeError(f"module {_LEGACY!r} has no attribute {name!r}")
+            raise AttributeError(f"module {_LEGACY[0]!r} has no attribute {name!r}")
         telling.once(f"keras.optimizers.legacy.{name}", f"keras.optimizers.{name}.")
         return getattr(keras.optimizers, name)
 
-    module.__getattr__ = legacy  # type: ignore[method-assign]
+    for path in _LEGACY:
+        module = importlib.import_module(path)
+        for name in _LEGACY_NAMES:
+            vars(module).pop(name, None)  # Classes that only raise.
+        module.__getattr__ = legacy  # type: ignore[method-assign]
