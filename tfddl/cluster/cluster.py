@@ -76,6 +76,11 @@ class Cluster:
         return self._hosts_by_rank.count(self.host)
 
     @property
+    def ranks_of_host(self) -> tuple[int, ...]:
+        """The ranks of the workers of this worker's host."""
+        return tuple(r for r, host in enumerate(self._hosts_by_rank) if host == self.host)
+
+    @property
     def cross_rank(self) -> int:
         """This host's number among the hosts that have a worker of this local rank."""
         return self._hosts_with_this_local_rank.index(self.host)

@@ -10,21 +10,22 @@ Usage:
     half = allreduce(x, process_set=ProcessSet([0, 1]))  # between some ranks
 
 Every rank must call the same operations in the same order, with tensors that agree in dtype and
-shape (`allgather`, `alltoall`: but for the first dimension). Eagerly that is checked before every
-operation: where ranks differ, each of them raises a `RanksDisagreeError` (a `DisagreementError`,
-and a `tf.errors.FailedPreconditionError`, which Horovod raises) that says what each has, and the
-next operation works. Inside a graph it is checked when a kind of operation (name, dtype, shape) is first
-run, and at every run where the graph doesn't know the shapes; there it is a
-`tf.errors.InvalidArgumentError` with the same facts.
+shape (`allgather`, `alltoall`: but for the first dimension). Where ranks differ, each of them
+raises an error that names the operation and says what each has, and the next operation works:
+
+* Eagerly it is found before every operation. It is a `RanksDisagreeError`: a `DisagreementError`,
+  and a `tf.errors.FailedPreconditionError`, which Horovod raises.
+* In a graph it is found when a kind of operation (name, dtypes, shapes) is first run, and at every
+  run where the graph doesn't know the shapes. It is a `tf.errors.InvalidArgumentError`.
 
 What a rank refuses before it asks the others (an op that isn't there, a process set that it isn't
-in), the others don't hear of; called alike, all refuse alike. Ranks that name different
-process sets don't meet: they wait for each other as for a rank that doesn't come.
+in), the others don't hear of; called alike, all refuse alike. Ranks that name different process
+sets don't meet: they wait for each other, as for a rank that doesn't come.
 """
 
 from tfddl.collectives.agreement import (
+    Label,
     NoDimensionError,
-    RanksDisagreeError,
     WrongArgumentError,
 )
 from tfddl.collectives.broadcasting import broadcast, grouped_broadcast
@@ -34,13 +35,15 @@ from tfddl.collectives.gathering import allgather, grouped_allgather, stack
 from tfddl.collectives.meeting import barrier
 from tfddl.collectives.objects import allgather_object, broadcast_object
 from tfddl.collectives.process_sets import ProcessSet, global_process_set
-from tfddl.collectives.reducing import allreduce, grouped_allreduce, sum_narrow
+from tfddl.collectives.reducing import allreduce, grouped_allreduce, sum_narrow, sum_scaled
 from tfddl.collectives.scattering import grouped_reducescatter, reducescatter
 from tfddl.collectives.timeline import start_timeline, stop_timeline
 from tfddl.collectives.together import on_all_ranks
 from tfddl.collectives.variables import broadcast_variables
+from tfddl.transport import RanksDisagreeError
 
 __all__ = [
+    "Label",
     "NoDimensionError",
     "ProcessSet",
     "RanksDisagreeError",
@@ -65,4 +68,5 @@ __all__ = [
     "start_timeline",
     "stop_timeline",
     "sum_narrow",
+    "sum_scaled",
 ]

@@ -5,47 +5,43 @@ dtypes. So the ranks first exchange something whose shape never differs: a diges
 about to do.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
 from tfddl.collectives.process_sets import Group
-from tfddl.errors import DisagreementError, UnsupportedError
+from tfddl.errors import TfddlError, UnsupportedError
+from tfddl.transport import RanksDisagreeError
+from tfddl.wire import HEADLINE, Call, describe_difference, rank_names
 
 _TEXT_BYTES = 512
 """How much of a signature a graph tells; eagerly, it is all."""
 
-_SHOWN = 3
-"""Of how many tensors that differ the messages tell."""
 
+class Label(str):
+    """A name for messages only: the call meets those of the other ranks in program order.
 
-class RanksDisagreeError(DisagreementError, tf.errors.FailedPreconditionError):
-    """Ranks are about to do different things. All of them raise it, and the next operation works.
-
-    It is the kind of error that Horovod's users catch, too.
+    Calls that users have named meet by their names, in whatever order.
     """
 
-    def __init__(self, message: str) -> None:
-        tf.errors.FailedPreconditionError.__init__(self, None, None, message)
+    __slots__ = ()
 
 
-class WrongArgumentError(UnsupportedError, tf.errors.InvalidArgumentError):
+# These are made as TensorFlow's errors are (node, op, message): it makes them anew, with the same
+# arguments, where they leave a `tf.function`. So its classes come first.
+
+
+class WrongArgumentError(tf.errors.InvalidArgumentError, UnsupportedError):
     """A root rank that isn't there, or splits that don't add up."""
 
-    def __init__(self, message: str) -> None:
-        tf.errors.InvalidArgumentError.__init__(self, None, None, message)
 
-
-class NoDimensionError(UnsupportedError, tf.errors.FailedPreconditionError):
+class NoDimensionError(tf.errors.FailedPreconditionError, UnsupportedError):
     """A scalar, where tensors are joined or cut on their first dimension."""
-
-    def __init__(self, message: str) -> None:
-        tf.errors.FailedPreconditionError.__init__(self, None, None, message)
 
     @classmethod
     def check(cls, operation: str, name: str | None, tensors: Sequence[tf.Tensor]) -> None:
@@ -57,8 +53,10 @@ class NoDimensionError(UnsupportedError, tf.errors.FailedPreconditionError):
         for tensor in tensors:
             if tensor.shape.rank == 0:
                 raise cls(
+                    None,
+                    None,
                     f"{_call(operation, name)} works on the first dimension of a tensor, but this "
-                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0)."
+                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0).",
                 )
 
 
@@ -71,6 +69,9 @@ class Signature:
 
     tensors: tuple[str, ...]
     """Dtype and shape of each tensor: "float32 (3, 4)"."""
+
+    key: str = ""
+    """Calls of one key meet in their order, whatever happens under other keys."""
 
     running: tuple[tf.Tensor, ...] = ()
     """The shapes that are known only when the graph runs; empty where all are known before."""
@@ -99,12 +100,18 @@ class Signature:
         known = all(t.shape[first:].is_fully_defined() for t in tensors)
         return cls(
             kind=_call(operation, name) + among,
+            key="" if name is None or isinstance(name, Label) else name,
             tensors=tuple(f"{t.dtype.name} {_shape(t.shape, first)}" for t in tensors),
             running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
         )
 
+    @property
+    def lines(self) -> str:
+        """A line for the operation, then one for each tensor."""
+        return "\n".join([self.kind, *self.tensors])
+
     def __str__(self) -> str:
-        return f"{self.kind} of {', '.join(self.tensors)}"
+        return f"{self.kind} of {', '.join(self.tensors)}" if self.tensors else self.kind
 
     @property
     def digest(self) -> int:
@@ -113,40 +120,61 @@ class Signature:
         return int.from_bytes(digest, "little", signed=True)
 
 
-def agree(group: Group, signature: Signature) -> None:
+def agree(group: Group, signature: Signature) -> Group:
     """Makes sure that all ranks of a group are about to do the same.
 
-    Eagerly this compares at every call. In a graph it adds ops that compare when the graph first
-    meets the signature, because each comparison costs a round trip; where shapes are known only
-    when the graph runs, they compare these at every run.
+    A transport that compares by itself does so with every operation. Otherwise, eagerly, this
+    compares at every call. In a graph it adds ops that compare when the graph first meets the
+    signature, because each comparison costs a round trip; where shapes are known only when the
+    graph runs, they compare these at every run.
 
     Ranks that name different process sets wait for each other: they don't meet.
+
+    Returns:
+        The group, whose transport knows what it is used for.
 
     Raises:
         RanksDisagreeError: Eagerly, on every rank, where the signatures differ.
     """
     if group.size == 1:
-        return
-    tracer = group.runtime.tracer
-    tracer.doing = f"comparing before {signature.kind}"
-    if tf.executing_eagerly():
-        _agree_eagerly(group, signature)
-    elif signature.running:
-        _agree_at_every_run(group, signature)
-    else:
-        _agree_in_graph(group, signature)
-    tracer.doing = signature.kind
+        return group
+    if not group.transport.compares:
+        if tf.executing_eagerly():
+            _agree_eagerly(group, signature)
+        elif signature.running:
+            _agree_at_every_run(group, signature)
+        else:
+            _agree_in_graph(group, signature)
+    call = Call(signature.key, signature.lines)
+    # What isn't known yet is compared when it is.
+    bound = group.transport.for_call(call, compare_shapes=bool(signature.running))
+    return dataclasses.replace(group, transport=bound)
+
+
+@contextlib.contextmanager
+def refusing_alike(bound: Group) -> Iterator[None]:
+    """Around checks of what the signature tells, which come before anything is moved.
+
+    What fails a check on all ranks raises on all of them. Where others don't fail, they have other
+    signatures: then all raise that they differ, instead of waiting for this rank.
+    """
+    try:
+        yield
+    except TfddlError:
+        if bound.transport.compares and tf.executing_eagerly():
+            bound.transport.all_gather(tf.zeros([0], tf.int32))
+        raise
 
 
 def _agree_eagerly(group: Group, signature: Signature) -> None:
     digests = group.transport.all_gather(tf.constant([signature.digest], tf.int64)).numpy()
     if (digests == digests[0]).all():
         return
-    text = "\n".join([signature.kind, *signature.tensors]).encode("ascii", "replace")
+    text = signature.lines.encode("ascii", "replace")
     lengths = group.transport.all_gather(tf.constant([len(text)])).numpy()
     codes = group.transport.all_gather(_text_codes(text.ljust(lengths.max()))).numpy()
-    lines = [bytes(row.tolist()).decode().rstrip().split("\n") for row in codes]
-    raise RanksDisagreeError(_describe(group, _differing(lines)))
+    texts = [bytes(row.tolist()).decode().rstrip() for row in codes]
+    raise RanksDisagreeError(describe_difference(dict(zip(group.ranks, texts, strict=True))))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -202,59 +230,12 @@ def _checked(group: Group, digest: tf.Tensor, codes: Callable[[], tf.Tensor]) ->
         texts = tf.strings.strip(tf.strings.unicode_encode(arrived, "UTF-8"))
         lines = tf.strings.join([[f"rank {r}: " for r in group.ranks], texts])
         # On one line: the op's message would show the end of a line as two characters.
-        message = tf.strings.join([_HEADLINE, " ", tf.strings.reduce_join(lines, separator="; ")])
+        message = tf.strings.join([HEADLINE, " ", tf.strings.reduce_join(lines, separator="; ")])
         with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
             return tf.constant(False)
 
     digests = group.transport.all_gather(digest)
     return tf.cond(tf.reduce_all(digests == digests[0]), lambda: tf.constant(True), fail)
-
-
-_HEADLINE = "The ranks are about to do different things:"
-
-
-def _differing(lines: Sequence[Sequence[str]]) -> list[str]:
-    """What each rank has (the operation, then its tensors), without what all have alike."""
-    if max(len(line) for line in lines) <= 2 * _SHOWN:
-        return [f"{kind} of {', '.join(tensors)}" for kind, *tensors in lines]
-    columns = list(itertools.zip_longest(*lines, fillvalue="nothing"))[1:]
-    differing = [i for i, column in enumerate(columns) if len(set(column)) > 1][:_SHOWN]
-    return [
-        ", ".join(
-            [
-                f"{line[0]} of {len(line) - 1} tensors",
-                *(f"the {i + 1}. is {columns[i][rank]}" for i in differing),
-            ]
-        )
-        for rank, line in enumerate(lines)
-    ]
-
-
-def _describe(group: Group, texts: Sequence[str]) -> str:
-    by_text: dict[str, list[int]] = {}
-    for rank, text in zip(group.ranks, texts, strict=True):
-        by_text.setdefault(text, []).append(rank)
-    lines = [f"  {rank_names(ranks)}: {text}" for text, ranks in by_text.items()]
-    return "\n".join(
-        [
-            _HEADLINE,
-            *lines,
-            "All ranks must call the same operations in the same order, with the same dtypes and "
-            "shapes. The next operation can go on.",
-        ]
-    )
-
-
-def rank_names(ranks: Sequence[int]) -> str:
-    """Ranks as people write them: "rank 3", "ranks 0..2, 5"."""
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    texts = [str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs]
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(texts)}"
 
 
 def _call(operation: str, name: str | None) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import Signature, WrongArgumentError, agree
+from tfddl.collectives.agreement import Signature, WrongArgumentError, agree, refusing_alike
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
 from tfddl.collectives.packs import in_packs
-from tfddl.collectives.process_sets import ProcessSet, group_of
+from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 
 
 def broadcast(
@@ -52,19 +52,25 @@ def grouped_broadcast(
 
     @tf.custom_gradient
     def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
-        agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
-        if root_rank not in group.ranks:
-            known = f"0..{group.size - 1}" if group.is_world else f"one of {list(group.ranks)}"
-            raise WrongArgumentError(f"root_rank is {root_rank}; it must be {known}.")
-        root = group.ranks.index(root_rank)
-        outputs = in_packs(group, inputs, lambda t: group.transport.broadcast(t, root))
+        bound = agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
+        with refusing_alike(bound):
+            root = _place(group, root_rank)
+        outputs = in_packs(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             totals = reduce_dense(group, upstream, Reducing(op=ReduceOp.SUM), name=name)
-            if group.rank == root:
-                return totals
-            return [tf.zeros_like(total) for total in totals]
+            # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
+            return [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
 
         return outputs, gradient
 
     return list(spread(*tensors))
+
+
+def _place(group: Group, root_rank: int) -> int:
+    """The root's place in the group."""
+    if root_rank not in group.ranks:
+        known = f"0..{group.size - 1}" if group.is_world else f"one of {list(group.ranks)}"
+        text = f"root_rank is {root_rank}; it must be {known}."
+        raise WrongArgumentError(None, None, text)
+    return group.ranks.index(root_rank)

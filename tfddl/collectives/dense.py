@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import Signature, agree
+from tfddl.collectives.agreement import Label, Signature, agree, refusing_alike
 from tfddl.collectives.packs import CARRIERS, in_packs
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import UnsupportedError
-from tfddl.transport import Reduction
+from tfddl.transport import Reduction, Transport
 
 
 class ReduceOp(enum.StrEnum):
@@ -90,13 +90,15 @@ class Reducing:
         divisor = size if self.op is ReduceOp.AVERAGE else 1
         return self.prescale_factor * self.postscale_factor / divisor
 
-    def before(self, tensor: tf.Tensor) -> tf.Tensor:
+    def before(self, tensor: tf.Tensor, transport: Transport) -> tf.Tensor:
         """A rank's tensor as it travels: scaled, in a dtype in which the result is right."""
         if tensor.dtype == tf.bool and self.op not in (ReduceOp.MIN, ReduceOp.MAX):
             raise UnsupportedError(f"{self.op} of bool has no meaning; use min or max.")
-        wide = CARRIERS.get(tensor.dtype, tensor.dtype)
-        if wide in (tf.float16, tf.bfloat16) and not self.narrow:
-            wide = tf.float32
+        wide = tensor.dtype
+        if not transport.rounds_once:
+            wide = CARRIERS.get(wide, wide)
+            if wide in (tf.float16, tf.bfloat16) and not self.narrow:
+                wide = tf.float32
         return times(tf.cast(tensor, wide), self.prescale_factor)
 
     def after(self, total: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:
@@ -133,10 +135,11 @@ def reduce_dense(
 
     @tf.custom_gradient
     def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
-        agree(group, Signature.of(group, f"allreduce {reducing}", name, inputs))
-        sent = [reducing.before(tensor) for tensor in inputs]
-        travel = functools.partial(group.transport.all_reduce, reduction=reducing.reduction)
-        totals = in_packs(group, sent, travel)
+        bound = agree(group, Signature.of(group, f"allreduce {reducing}", name, inputs))
+        with refusing_alike(bound):
+            sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
+        travel = functools.partial(bound.transport.all_reduce_pack, reduction=reducing.reduction)
+        totals = in_packs(bound, sent, travel)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             arrived = [tf.convert_to_tensor(u) for u in upstream]
@@ -169,7 +172,7 @@ def _to_the_extremum(
         tf.cast(mine == best, u.dtype) for mine, best, u in zip(sent, totals, upstream, strict=True)
     ]
     add_up = Reducing(op=ReduceOp.SUM)
-    ties = reduce_dense(group, reached, add_up, name="ties")
-    sums = reduce_dense(group, upstream, add_up, name="gradients")
+    ties = reduce_dense(group, reached, add_up, name=Label("ties"))
+    sums = reduce_dense(group, upstream, add_up, name=Label("gradients"))
     factor = reducing.factor(group.size)
     return [times(s * r / n, factor) for s, r, n in zip(sums, reached, ties, strict=True)]

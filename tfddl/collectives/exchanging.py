@@ -5,7 +5,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import NoDimensionError, Signature, WrongArgumentError, agree
+from tfddl.collectives.agreement import (
+    NoDimensionError,
+    Signature,
+    WrongArgumentError,
+    agree,
+    refusing_alike,
+)
 from tfddl.collectives.packs import carried
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 
@@ -53,16 +59,18 @@ def _exchange(
     def exchanged(
         value: tf.Tensor,
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
-        agree(group, Signature.of(group, "alltoall", name, [value], free_first_dimension=True))
-        NoDimensionError.check("alltoall", name, [value])
-        rows = _rows(group, value, splits, name)
+        signature = Signature.of(group, "alltoall", name, [value], free_first_dimension=True)
+        bound = agree(group, signature)
+        with refusing_alike(bound):
+            NoDimensionError.check("alltoall", name, [value])
+        rows = _rows(bound, value, splits, name)
         received_splits = tf.cast(rows[:, group.rank], tf.int32)
 
         def gradient(upstream: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
             back, _ = _exchange(group, tf.convert_to_tensor(upstream), received_splits, name)
             return tf.ensure_shape(back, value.shape)
 
-        return (_travel(group, value, rows), received_splits), gradient
+        return (_travel(bound, value, rows), received_splits), gradient
 
     received, received_splits = exchanged(tensor)
     return received, received_splits
@@ -85,16 +93,21 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
     first = tf.shape(value, tf.int64)[0]
     mine, number = _splits(group, first, splits)
     told = group.transport.all_gather(tf.concat([[number, first], mine], axis=0))
-    rows = told[:, 2:]
-    bad = (
-        (told[:, 0] != group.size)
-        | (tf.reduce_sum(rows, axis=1) != told[:, 1])
-        | tf.reduce_any(rows < 0, axis=1)
+    call = f"alltoall <{name}>" if name else "alltoall"
+    rule = (
+        f"{call} needs splits of {group.size} integers, 0 or more, that add up to the first "
+        f"dimension; without splits, that has to be divisible by {group.size}."
     )
-    what = f"alltoall <{name}>" if name else "alltoall"
-    expected = (
-        f"{what} needs splits of {group.size} integers, 0 or more, that add up to the tensor's "
-        f"first dimension; without splits, that has to be divisible by {group.size}."
+    return _checked(group, told, rule)
+
+
+def _checked(group: Group, told: tf.Tensor, rule: str) -> tf.Tensor:
+    """The splits of all ranks, each of which has told how many, its first dimension, and them."""
+    numbers, firsts, rows = told[:, 0], told[:, 1], told[:, 2:]
+    bad = (
+        (numbers != group.size)
+        | (tf.reduce_sum(rows, axis=1) != firsts)
+        | tf.reduce_any(rows < 0, axis=1)
     )
     if tf.executing_eagerly():
         texts = [
@@ -103,25 +116,20 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
             if wrong
         ]
         if texts:
-            raise WrongArgumentError(f"{expected} But {', '.join(texts)}.")
+            raise WrongArgumentError(None, None, f"{rule} But {', '.join(texts)}.")
         return rows
-    ranks = tf.boolean_mask(tf.constant(group.ranks), bad)
     found = tf.strings.format(
-        "{} Not so on ranks {}; their splits are {}, their first dimensions {}.",
-        [
-            tf.constant(expected),
-            ranks,
-            tf.boolean_mask(rows, bad),
-            tf.boolean_mask(told[:, 1], bad),
-        ],
+        "But ranks {} have splits {} for first dimensions of {}.",
+        [tf.boolean_mask(x, bad) for x in (tf.constant(group.ranks), rows, firsts)],
         summarize=-1,
     )
-    with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(bad), [found])]):
+    text = tf.strings.join([rule, found], separator=" ")
+    with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(bad), [text])]):
         return tf.identity(rows)
 
 
 def _splits(group: Group, first: tf.Tensor, splits: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """What this rank was given, made `size` long, and how many numbers that were; -1 is nonsense."""
+    """What this rank was given, made `size` long, and how many there were; -1: nonsense."""
     size = tf.constant(group.size, tf.int64)
     if splits is None:
         return tf.fill([group.size], first // size), size

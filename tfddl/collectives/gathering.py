@@ -4,7 +4,12 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import NoDimensionError, Signature, agree
+from tfddl.collectives.agreement import (
+    NoDimensionError,
+    Signature,
+    agree,
+    refusing_alike,
+)
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
 from tfddl.collectives.packs import all_gather, by_dtype
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
@@ -62,8 +67,8 @@ def stack(tensor: tf.Tensor, *, name: str | None = None) -> tf.Tensor:
         NotInitializedError: `tfddl.init()` has not been called.
     """
     group = group_of(None)
-    agree(group, Signature.of(group, "stack", name, [tensor]))
-    return all_gather(group, tf.stop_gradient(tensor))
+    bound = agree(group, Signature.of(group, "stack", name, [tensor]))
+    return all_gather(bound, tf.stop_gradient(tensor))
 
 
 def gather(
@@ -75,10 +80,12 @@ def gather(
 
     @tf.custom_gradient
     def joined(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
-        agree(group, Signature.of(group, operation, name, inputs, free_first_dimension=True))
-        NoDimensionError.check(operation, name, inputs)
+        signature = Signature.of(group, operation, name, inputs, free_first_dimension=True)
+        bound = agree(group, signature)
+        with refusing_alike(bound):
+            NoDimensionError.check(operation, name, inputs)
         # How many rows each rank has of each tensor.
-        rows = all_gather(group, tf.stack([tf.shape(t, tf.int64)[0] for t in inputs]))
+        rows = all_gather(bound, tf.stack([tf.shape(t, tf.int64)[0] for t in inputs]))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             sums = reduce_dense(group, upstream, Reducing(op=ReduceOp.SUM), name=name)
@@ -88,7 +95,7 @@ def gather(
                 for i, (total, t) in enumerate(zip(sums, inputs, strict=True))
             ]
 
-        return _gathered(group, inputs, rows), gradient
+        return _gathered(bound, inputs, rows), gradient
 
     return list(joined(*[tf.convert_to_tensor(t) for t in tensors]))
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
+from tfddl.collectives.agreement import Signature, agree
 from tfddl.collectives.process_sets import ProcessSet, group_of
 
 
@@ -21,5 +21,5 @@ def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -
         NotInitializedError: `tfddl.init()` has not been called.
     """
     group = group_of(process_set)
-    reducing = Reducing(op=ReduceOp.SUM)
-    reduce_dense(group, [tf.zeros([], tf.int32)], reducing, name=name or "barrier")
+    word = tf.zeros([1], tf.int32)
+    agree(group, Signature.of(group, "barrier", name, [])).transport.all_gather(word)

@@ -1,6 +1,5 @@
 """How tensors of any dtype and shape fit into what a transport carries."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -29,6 +28,8 @@ def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     Raises:
         UnsupportedError: There is none.
     """
+    if tensor.dtype in group.transport.dtypes:
+        return tensor
     carrier = CARRIERS.get(tensor.dtype, tensor.dtype)
     if carrier not in group.transport.dtypes:
         known = sorted(d.name for d in {*group.transport.dtypes, *CARRIERS})
@@ -44,18 +45,19 @@ def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
 
 
 def in_packs(
-    group: Group, tensors: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]
+    group: Group,
+    tensors: Sequence[tf.Tensor],
+    travel: Callable[[list[tf.Tensor]], list[tf.Tensor]],
 ) -> list[tf.Tensor]:
-    """Lets tensors travel flattened and joined, those of one dtype together, in order."""
+    """Lets tensors travel in packs, those of one dtype together, in order."""
     outputs: list[tf.Tensor] = [None] * len(tensors)
     for positions in by_dtype(tensors):
         sizes = [_bytes(tensors[i]) for i in positions]
         for run in pack(sizes, _PACK_BYTES):
             members = [positions[i] for i in run]
-            joined = tf.concat([tf.reshape(tensors[i], [-1]) for i in members], axis=0)
-            arrived = tf.cast(travel(carried(group, joined)), joined.dtype)
-            for i, part in zip(members, _cut(arrived, [tensors[i] for i in members]), strict=True):
-                outputs[i] = part
+            arrived = travel([carried(group, tensors[i]) for i in members])
+            for i, part in zip(members, arrived, strict=True):
+                outputs[i] = tf.cast(part, tensors[i].dtype)
     return outputs
 
 
@@ -65,20 +67,6 @@ def by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
     for i, tensor in enumerate(tensors):
         positions.setdefault(tensor.dtype, []).append(i)
     return list(positions.values())
-
-
-def _cut(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Cuts a flat tensor into pieces of the shapes of others."""
-    lengths = [t.shape.num_elements() for t in like]
-    if None in lengths:
-        lengths = [tf.size(t) for t in like]
-        ends = list(itertools.accumulate(lengths, tf.add))
-    else:
-        ends = list(itertools.accumulate(lengths))
-    return [
-        tf.ensure_shape(tf.reshape(flat[end - length : end], tf.shape(t)), t.shape)
-        for end, length, t in zip(ends, lengths, like, strict=True)
-    ]
 
 
 def _bytes(tensor: tf.Tensor) -> int:

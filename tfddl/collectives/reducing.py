@@ -5,8 +5,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfddl.collectives.agreement import Signature, agree
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense, times
 from tfddl.collectives.gathering import gather
+from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl.errors import NotBuiltError
 
@@ -99,6 +101,44 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
     for i in sparse:
         outputs[i] = _reduce_sparse(group, outputs[i], reducing, name=name)
     return outputs
+
+
+def sum_scaled(
+    tensors: Sequence[tf.Tensor],
+    scale: tf.Tensor,
+    *,
+    name: str,
+    process_set: ProcessSet | None = None,
+) -> list[tf.Tensor]:
+    """The sums over all ranks of tensors that each rank multiplies with a number of its own.
+
+    All ranks must call it together. It has no gradient.
+
+    Args:
+        tensors: The same number, dtypes and shapes on all ranks, floating point. 16-bit floats are
+            added up in float32 and rounded once.
+        scale: Scalar, floating point. 0 makes zeros even of what isn't a number.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The sums, in the order given.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different tensors.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    if not tensors:
+        return []
+    group = group_of(process_set)
+    bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
+    reducing = Reducing(op=ReduceOp.SUM)
+    sums = in_packs(
+        bound,
+        [reducing.before(tensor, bound.transport) for tensor in tensors],
+        lambda pack: bound.transport.all_reduce_pack(pack, reducing.reduction, scale=scale),
+    )
+    return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
 
 
 def sum_narrow(

@@ -4,7 +4,12 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import NoDimensionError, Signature, agree
+from tfddl.collectives.agreement import (
+    NoDimensionError,
+    Signature,
+    agree,
+    refusing_alike,
+)
 from tfddl.collectives.dense import ReduceOp, Reducing, times
 from tfddl.collectives.gathering import gather
 from tfddl.collectives.packs import carried
@@ -74,8 +79,9 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     @tf.custom_gradient
     def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
         operation = f"reducescatter {reducing}"
-        agree(group, Signature.of(group, operation, name, inputs))
-        NoDimensionError.check(operation, name, inputs)
+        bound = agree(group, Signature.of(group, operation, name, inputs))
+        with refusing_alike(bound):
+            NoDimensionError.check(operation, name, inputs)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             if not reducing.is_linear:
@@ -89,7 +95,7 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
                 for whole, tensor in zip(joined, inputs, strict=True)
             ]
 
-        return [_scattered(group, tensor, reducing) for tensor in inputs], gradient
+        return [_scattered(bound, tensor, reducing) for tensor in inputs], gradient
 
     return list(scatter(*tensors))
 
@@ -97,7 +103,7 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
 def _scattered(group: Group, tensor: tf.Tensor, reducing: Reducing) -> tf.Tensor:
     rows = _rows(group, tensor)
     inner = tf.shape(tensor, tf.int64)[1:]
-    sent = carried(group, tf.reshape(reducing.before(tensor), [-1]))
+    sent = carried(group, tf.reshape(reducing.before(tensor, group.transport), [-1]))
     lengths = rows * tf.reduce_prod(inner)
     total = group.transport.reduce_scatter(sent, lengths, reducing.reduction)
     shape = tf.concat([[rows[group.rank]], inner], axis=0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfddl.collectives.agreement import Label
 from tfddl.collectives.broadcasting import grouped_broadcast
 from tfddl.collectives.process_sets import ProcessSet, group_of
 
@@ -32,7 +33,7 @@ def broadcast_variables(
     values = grouped_broadcast(
         [tf.convert_to_tensor(v) for v in variables],
         root_rank,
-        name="variables",
+        name=Label("variables"),
         process_set=process_set,
     )
     for variable, value in zip(variables, values, strict=True):

@@ -1,10 +1,11 @@
 """Gradients averaged over the workers.
 
 The weight travels with the gradient. A rank's gradient is that of a mean over its own examples;
-their number is the *count*. What the ranks add up is count times gradient, and the count itself in
-the same pack; the sum divided by the summed count is the gradient of the mean over all examples,
-also where ranks have different numbers of them. Averaging the ranks' means would weigh an example
-in a small batch more than one in a large batch.
+their number is the *count*. At the beginning of a step's backward pass the ranks add up their
+counts; each then multiplies its gradients with its count's part of the sum, and what all of them
+add up to is the gradient of the mean over all examples, also where ranks have different numbers of
+them. Averaging the ranks' means would weigh an example in a small batch more than one in a large
+batch.
 
 Usage::
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allreduce
+from tfddl.collectives import Label, ReduceOp, allreduce
 from tfddl.runtime import Step, current, is_started
 
 
@@ -59,7 +59,7 @@ def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
 
     @tf.custom_gradient
     def summed(own: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name="loss")
+        total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name=Label("loss"))
         weight = tf.math.divide_no_nan(total[0], count) if step.averages else tf.ones_like(count)
         return total[1:], lambda upstream: upstream * weight
 

@@ -5,7 +5,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allgather, allreduce, grouped_allreduce, sum_narrow
+from tfddl.collectives import (
+    Label,
+    ReduceOp,
+    allgather,
+    allreduce,
+    grouped_allreduce,
+    sum_narrow,
+    sum_scaled,
+)
 from tfddl.gradients.averaging import Averaging, Compression, Gradient
 from tfddl.runtime import Step, current
 
@@ -36,15 +44,11 @@ def reduce_gradients(
         if gradient is not None and not averaging.is_local(variable)
     ]
     present.reverse()  # The last layers' gradients are there first.
-    groups = averaging.in_groups(present, variables)
-    values = [[_prepared(gradients[i], averaging) for i in group] for group in groups]
-    flat = [value for group in values for value in group]
-    if averaging.compression is not Compression.NONE or any(map(_is_sparse_or_small, flat)):
-        weight = _Header(current().step, averaging, dtype=_header_dtype(flat)).weight()
-        reduced = [_reduce_by_weight(group, averaging, weight) for group in values]
-    else:
-        reduced = _reduce_with_header(values, averaging, dtype=_header_dtype(flat))
-    for group, totals in zip(groups, reduced, strict=True):
+    values = {i: _prepared(gradients[i], averaging) for i in present}
+    dtype = _header_dtype(list(values.values()))
+    weight = _Header(current().step, averaging, dtype=dtype).weight()
+    for group in averaging.in_groups(present, variables):
+        totals = _sum_of_scaled([values[i] for i in group], averaging, weight)
         for i, total in zip(group, totals, strict=True):
             result[i] = total
     return result
@@ -95,7 +99,9 @@ class _Header:
 
     def weight(self) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with."""
-        total = allreduce(self.mine, ReduceOp.SUM, name="step", process_set=self._process_set)
+        total = allreduce(
+            self.mine, ReduceOp.SUM, name=Label("step"), process_set=self._process_set
+        )
         weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
         return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
 
@@ -105,44 +111,29 @@ def _header_dtype(gradients: Sequence[Gradient]) -> tf.DType:
     return tf.float64 if any(g.dtype == tf.float64 for g in gradients) else tf.float32
 
 
-def _reduce_with_header(
-    groups: Sequence[Sequence[tf.Tensor]], averaging: Averaging, *, dtype: tf.DType
-) -> list[list[tf.Tensor]]:
-    """The header travels with the first group, and tells what all are divided by."""
-    header = _Header(current().step, averaging, dtype=dtype)
-    before = 1.0 if averaging.predivide is None else averaging.predivide
-    divisor: Any = None
-    reduced = []
-    for group in groups or [[]]:
-        weighted = [_scaled(value, header.weight_sent / before) for value in group]
-        leading = [header.mine] if divisor is None else []
-        sums = grouped_allreduce(
-            [*leading, *weighted],
-            ReduceOp.SUM,
-            name="gradients",
+def _sum_of_scaled(values: Sequence[Any], averaging: Averaging, weight: tf.Tensor) -> list[Any]:
+    """The sum over the ranks of what each multiplies with a weight of its own.
+
+    It is weighed before it is added up: 16 bits would overflow, and slices are never added up.
+    """
+    before = weight * _spread(averaging)
+    sparse = [i for i, value in enumerate(values) if isinstance(value, tf.IndexedSlices)]
+    dense = [i for i in range(len(values)) if i not in sparse]
+    if averaging.compression is Compression.NONE:
+        sums = sum_scaled(
+            [values[i] for i in dense],
+            before,
+            name=Label("gradients"),
             process_set=averaging.process_set,
         )
-        if divisor is None:
-            divisor = header.received(sums.pop(0)) / before
-        reduced.append([tf.math.divide_no_nan(s, tf.cast(divisor, s.dtype)) for s in sums])
-    return reduced[: len(groups)]
-
-
-def _is_sparse_or_small(value: Any) -> bool:
-    return isinstance(value, tf.IndexedSlices) or value.dtype in (tf.float16, tf.bfloat16)
-
-
-def _reduce_by_weight(values: Sequence[Any], averaging: Averaging, weight: tf.Tensor) -> list[Any]:
-    """Weighs before anything is summed: 16 bits would overflow, and slices are never summed."""
-    weighted = [_scaled(value, weight * _spread(averaging)) for value in values]
-    dense = [i for i, value in enumerate(weighted) if not isinstance(value, tf.IndexedSlices)]
-    sums = _summed([weighted[i] for i in dense], averaging, name="gradients")
-    reduced: list[Any] = [None] * len(weighted)
+    else:
+        scaled = [_scaled(values[i], before) for i in dense]
+        sums = _summed(scaled, averaging, name=Label("gradients"))
+    reduced = list(values)
     for i, total in zip(dense, sums, strict=True):
         reduced[i] = _divided(total, averaging)
-    for i, value in enumerate(weighted):
-        if isinstance(value, tf.IndexedSlices):
-            reduced[i] = _divided(_gathered(value, averaging), averaging)
+    for i in sparse:
+        reduced[i] = _divided(_gathered(_scaled(values[i], before), averaging), averaging)
     return reduced
 
 
@@ -168,8 +159,8 @@ def _divided(value: Any, averaging: Averaging) -> Any:
 def _gathered(slices: tf.IndexedSlices, averaging: Averaging) -> tf.IndexedSlices:
     process_set = averaging.process_set
     return tf.IndexedSlices(
-        values=allgather(slices.values, name="gradient values", process_set=process_set),
-        indices=allgather(slices.indices, name="gradient indices", process_set=process_set),
+        values=allgather(slices.values, name=Label("gradient values"), process_set=process_set),
+        indices=allgather(slices.indices, name=Label("gradient indices"), process_set=process_set),
         dense_shape=slices.dense_shape,
     )
 
@@ -227,7 +218,7 @@ def add_up_gradients(
     values = [tf.convert_to_tensor(g) for g in gradients]
     shared = [i for i, v in enumerate(variables) if not averaging.is_local(v)]
     for group in averaging.in_groups(shared, variables):
-        sums = _summed([values[i] for i in group], averaging, name="accumulated gradients")
+        sums = _summed([values[i] for i in group], averaging, name=Label("accumulated gradients"))
         for i, total in zip(group, sums, strict=True):
             values[i] = _divided(total, averaging)
     return values

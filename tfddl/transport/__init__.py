@@ -7,6 +7,8 @@ Usage:
 
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Collective, Lengths, Reduction, Transport
+from tfddl.transport.errors import RanksDisagreeError
+from tfddl.transport.host import HostTransport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import Event, TracedTransport, Tracer
@@ -15,7 +17,9 @@ __all__ = [
     "AloneTransport",
     "Collective",
     "Event",
+    "HostTransport",
     "Lengths",
+    "RanksDisagreeError",
     "Reduction",
     "StrategyOptions",
     "StrategyTransport",

@@ -2,10 +2,12 @@
 
 import abc
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
+
+from tfddl.wire import Call
 
 Lengths: TypeAlias = Sequence[int] | tf.Tensor
 """How many elements go to each rank, in rank order: numbers, or shape (size,), int64, known only
@@ -53,6 +55,12 @@ class Transport(abc.ABC):
 
     dtypes: frozenset[tf.DType]
     """What it carries; others have to be cast before."""
+
+    rounds_once = False
+    """Whether sums of 8 and 16 bits come out as if they had been added up in 32."""
+
+    compares = False
+    """Whether its operations compare the ranks' calls, see `for_call`, before anything is moved."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -152,6 +160,49 @@ class Transport(abc.ABC):
         ends = starts + lengths[:, self.rank]
         return tf.concat([rows[r, starts[r] : ends[r]] for r in range(self.size)], axis=0)
 
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """Reduces several tensors together.
+
+        Args:
+            pack: At least one, any shapes, one dtype of `dtypes`; the same on all ranks.
+            reduction: How.
+            scale: Scalar, floating point: what this rank's tensors, floats, are multiplied with
+                before. 0 makes zeros even of what isn't a number.
+
+        Returns:
+            The same shapes and dtype.
+        """
+        if scale is not None:
+            pack = [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]
+        return _joined(pack, lambda flat: self.all_reduce(flat, reduction))
+
+    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
+        """Gives every rank several tensors of one.
+
+        Args:
+            pack: As for `all_reduce_pack`.
+            root_rank: Whose.
+
+        Returns:
+            The same shapes and dtype.
+        """
+        return _joined(pack, lambda flat: self.broadcast(flat, root_rank))
+
+    def for_call(self, call: Call, *, compare_shapes: bool = False) -> "Transport":
+        """The same transport, whose operations belong to a call.
+
+        Where `compares` says so, its operations compare the calls of the ranks by themselves.
+
+        Args:
+            call: What the operations belong to.
+            compare_shapes: Whether the call doesn't tell the shapes, so that those of packs have to
+                be compared when they are there.
+        """
+        del call, compare_shapes
+        return self
+
     def measure(self, wanted: bool) -> bool:
         """Starts or stops the clock that `seconds` reads; this rank's own affair.
 
@@ -176,3 +227,28 @@ class Transport(abc.ABC):
         one that has begun fewest is the one that others wait for.
         """
         return 0, 0
+
+    def waited_seconds(self) -> float:
+        """How many seconds of all collectives so far were waiting for other ranks, where known."""
+        return 0.0
+
+    def counters(self) -> dict[str, int]:
+        """What has been moved so far, where that is counted.
+
+        Returns:
+            "bytes_reduced", of the tensors given to reductions; "bytes_written" into memory for it.
+        """
+        return {}
+
+
+def _joined(pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
+    """Lets tensors travel as one, flattened and joined."""
+    arrived = travel(tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], axis=0))
+    lengths = [tensor.shape.num_elements() for tensor in pack]
+    if None in lengths:
+        lengths = [tf.size(tensor) for tensor in pack]
+    pieces = tf.split(arrived, lengths) if len(pack) > 1 else [arrived]
+    return [
+        tf.ensure_shape(tf.reshape(piece, tf.shape(tensor)), tensor.shape)
+        for piece, tensor in zip(pieces, pack, strict=True)
+    ]

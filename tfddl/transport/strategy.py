@@ -211,7 +211,8 @@ class StrategyTransport(Transport):
         """Launches an op for any length of the last axis, along which the results are joined."""
         watch = self._shared.watch
         with tf.device(self._options.device):
-            tensor = tf.identity(tensor)
+            # Whoever calls has the gradient. Under two tapes `tf.cond` would look for another one.
+            tensor = tf.stop_gradient(tensor)
             length = tensor.shape[-1]
             empty = tensor if empty_rows is None else tf.zeros([empty_rows, 0], tensor.dtype)
             if length is None:

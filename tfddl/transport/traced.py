@@ -4,13 +4,14 @@ import collections
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfddl.transport.base import Lengths, Reduction, Transport
+from tfddl.wire import Call
 
 _MOST_EVENTS = 1_000_000
 
@@ -36,8 +37,6 @@ class Tracer:
     """Collects events while somebody wants them; the newest million of them."""
 
     def __init__(self) -> None:
-        self.doing = ""
-        """What the operation that is being run, or traced, is called."""
         self.path: Any = None
         """Where the trace that is running will be written, if one is."""
         self._events: collections.deque[Event] = collections.deque(maxlen=_MOST_EVENTS)
@@ -78,37 +77,69 @@ class TracedTransport(Transport):
         super().__init__(traced.rank, traced.size)
         self.name = traced.name
         self.dtypes = traced.dtypes
+        self.rounds_once = traced.rounds_once
+        self.compares = traced.compares
         self._traced = traced
         self._tracer = tracer
         self._ranks = tuple(range(traced.size))
         self._running = tracer.running
+        self._operation = "comparing the ranks"
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+        inner = self._traced.among(ranks)
         made = copy.copy(self)
-        made._traced = self._traced.among(ranks)
+        Transport.__init__(made, inner.rank, inner.size)
+        made._traced = inner
         made._ranks = tuple(self._ranks[rank] for rank in ranks)
-        Transport.__init__(made, made._traced.rank, made._traced.size)
+        made.dtypes, made.compares = inner.dtypes, inner.compares
         return made
+
+    def for_call(self, call: Call, *, compare_shapes: bool = False) -> Transport:
+        """See `Transport.for_call`."""
+        bound = copy.copy(self)
+        bound._traced = self._traced.for_call(call, compare_shapes=compare_shapes)
+        bound._operation = call.lines.partition("\n")[0]
+        return bound
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
-        return self._recorded(flat, lambda t: self._traced.all_reduce(t, reduction))
+        return self._one(flat, lambda t: self._traced.all_reduce(t, reduction))
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
-        return self._recorded(flat, self._traced.all_gather)
+        return self._one(flat, self._traced.all_gather)
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
         """See `Transport.broadcast`."""
-        return self._recorded(flat, lambda t: self._traced.broadcast(t, root_rank))
+        return self._one(flat, lambda t: self._traced.broadcast(t, root_rank))
 
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
         """See `Transport.reduce_scatter`."""
-        return self._recorded(flat, lambda t: self._traced.reduce_scatter(t, lengths, reduction))
+        return self._one(flat, lambda t: self._traced.reduce_scatter(t, lengths, reduction))
 
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_to_all`."""
-        return self._recorded(flat, lambda t: self._traced.all_to_all(t, lengths))
+        return self._one(flat, lambda t: self._traced.all_to_all(t, lengths))
+
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """See `Transport.all_reduce_pack`."""
+        return self._recorded(
+            pack, lambda tensors: self._traced.all_reduce_pack(tensors, reduction, scale=scale)
+        )
+
+    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
+        """See `Transport.broadcast_pack`."""
+        return self._recorded(pack, lambda tensors: self._traced.broadcast_pack(tensors, root_rank))
+
+    def waited_seconds(self) -> float:
+        """See `Transport.waited_seconds`."""
+        return self._traced.waited_seconds()
+
+    def counters(self) -> dict[str, int]:
+        """See `Transport.counters`."""
+        return self._traced.counters()
 
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""
@@ -122,8 +153,15 @@ class TracedTransport(Transport):
         """See `Transport.seconds`."""
         return self._traced.seconds()
 
-    def _recorded(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        name = self._tracer.doing
+    def _one(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        return self._recorded([flat], lambda tensors: [travel(tensors[0])])[0]
+
+    def _recorded(
+        self,
+        pack: Sequence[tf.Tensor],
+        travel: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+    ) -> list[tf.Tensor]:
+        name = self._operation
 
         def record(begin_s: Any, num_bytes: Any) -> Any:
             self._tracer.add(
@@ -131,12 +169,12 @@ class TracedTransport(Transport):
             )
             return np.float64(0.0)
 
-        with tf.control_dependencies([flat]), tf.device("CPU:0"):
+        with tf.control_dependencies(list(pack)), tf.device("CPU:0"):
             begin_s = tf.cond(self._running, _now, _zero)
         with tf.control_dependencies([begin_s]):
-            arrived = travel(tf.identity(flat))
-        with tf.control_dependencies([arrived]), tf.device("CPU:0"):
-            num_bytes = tf.size(flat, tf.int64) * flat.dtype.size
+            arrived = travel([tf.identity(tensor) for tensor in pack])
+        with tf.control_dependencies(arrived), tf.device("CPU:0"):
+            num_bytes = tf.add_n([tf.size(t, tf.int64) * t.dtype.size for t in pack])
             tf.cond(
                 begin_s > 0,
                 lambda: _ensure_scalar(tf.numpy_function(record, [begin_s, num_bytes], tf.float64)),
