@@ -98,7 +98,7 @@ class TracedTransport(Transport):
         """See `Transport.for_call`."""
         bound = copy.copy(self)
         bound._traced = self._traced.for_call(call, compare_shapes=compare_shapes)
-        bound._operation = call.lines.partition("\n")[0]
+        bound._operation = call.text.partition("\n")[0]
         return bound
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:

@@ -25,7 +25,10 @@ def install(telling: Telling) -> None:
 
 
 def _wrap_compile(telling: Telling) -> None:
-    original = keras.Model.compile
+    # Where it is defined: a `compile` of `keras.Model` itself would pass for one of the user's own,
+    # which Keras doesn't call when it loads a model.
+    home: Any = next(base for base in keras.Model.__mro__ if "compile" in vars(base))
+    original = home.compile
     if hasattr(original, MARK):
         return
 
@@ -42,7 +45,7 @@ def _wrap_compile(telling: Telling) -> None:
     parameters = [*signature.parameters.values(), more]
     compile.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     setattr(compile, MARK, True)
-    keras.Model.compile = compile
+    home.compile = compile
 
 
 def _forwarding(telling: Telling, old: str, modern: str) -> Any:
