@@ -28,6 +28,7 @@ from tfddl.transport import (
     TracedTransport,
     Tracer,
     Transport,
+    TwoLevelTransport,
 )
 
 _TOO_LATE = (
@@ -162,14 +163,18 @@ class Runtime:
             if self._wants_shared_memory():
                 _LOG.warning(_NO_SHARED_MEMORY)
             return transport
-        return HostTransport(mesh, range(self.cluster.local_size))
+        local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
+        layout = self.cluster.ranks_of_hosts
+        if len(layout) == 1:
+            return local
+        return TwoLevelTransport(self.cluster.rank, layout, local, transport)
 
     def _wants_shared_memory(self) -> bool:
-        """Whether gradients are to go through memory: CPUs of one host, and nobody forbids it."""
+        """Whether gradients go through memory: several CPU workers on a host, nobody forbids it."""
         return (
             self.options.collective is None
             and self.collective is Collective.RING
-            and self.cluster.local_size == self.cluster.size
+            and max(map(len, self.cluster.ranks_of_hosts)) > 1
         )
 
     def _share_memory(self) -> wire.Mesh | None:
@@ -178,10 +183,11 @@ class Runtime:
             return None
         cluster = self.cluster
         seat = wire.Seat(
-            job=" ".join(cluster.addresses),
+            # Hosts may be names of one machine.
+            job=" ".join([cluster.host, *cluster.addresses]),
             rank=cluster.local_rank,
             size=cluster.local_size,
-            names=cluster.ranks_of_host,
+            names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
             patience=wire.Patience(give_up_s=self.options.timeout_s),
             spins=cluster.local_size <= len(os.sched_getaffinity(0)),
         )

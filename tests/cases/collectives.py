@@ -2,11 +2,13 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
 import tfddl
+from tfddl.runtime import current
 
 
 def exact_bits() -> list[bytes]:
@@ -99,3 +101,15 @@ def threads() -> int:
         add(tf.ones([7]))
         tfddl.allreduce(tf.ones([5]))
     return count() - before
+
+
+def transport() -> str:
+    return current().transport.name
+
+
+def sent(n: int) -> int:
+    """How many numbers this rank has given to TensorFlow's collectives, for a sum of n."""
+    with mock.patch.object(tf.raw_ops, "CollectiveReduceV2", wraps=tf.raw_ops.CollectiveReduceV2):
+        tfddl.allreduce(tf.ones([n]), "sum")
+        calls = tf.raw_ops.CollectiveReduceV2.call_args_list
+        return sum(int(tf.size(call.kwargs["input"])) for call in calls)

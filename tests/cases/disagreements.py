@@ -15,7 +15,6 @@ EAGER: dict[str, Callable[[bool], Any]] = {
     "op": lambda odd: tfddl.allreduce(tf.zeros([2]), "sum" if odd else "max", name="loss"),
     "prescale": lambda odd: tfddl.allreduce(tf.zeros([2]), prescale_factor=0.5 if odd else 1.0),
     "postscale": lambda odd: tfddl.allreduce(tf.zeros([2]), postscale_factor=3 if odd else 2),
-    "name": lambda odd: tfddl.allreduce(tf.zeros([2]), name="a" if odd else "b"),
     "root": lambda odd: tfddl.broadcast(tf.zeros([2]), root_rank=int(odd), name="x"),
     "no root": lambda odd: tfddl.broadcast(tf.zeros([2]), root_rank=99 if odd else 0),
     "broadcast": lambda odd: tfddl.broadcast(tf.zeros([2, 3 if odd else 4])),

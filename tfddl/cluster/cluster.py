@@ -76,9 +76,12 @@ class Cluster:
         return self._hosts_by_rank.count(self.host)
 
     @property
-    def ranks_of_host(self) -> tuple[int, ...]:
-        """The ranks of the workers of this worker's host."""
-        return tuple(r for r, host in enumerate(self._hosts_by_rank) if host == self.host)
+    def ranks_of_hosts(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of the workers of each host, as `hosts` has them."""
+        by_rank = self._hosts_by_rank
+        return tuple(
+            tuple(rank for rank, host in enumerate(by_rank) if host == name) for name in self.hosts
+        )
 
     @property
     def cross_rank(self) -> int:

@@ -12,6 +12,7 @@ from tfddl.transport.host import HostTransport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import Event, TracedTransport, Tracer
+from tfddl.transport.two_level import TwoLevelTransport
 
 __all__ = [
     "AloneTransport",
@@ -27,4 +28,5 @@ __all__ = [
     "TracedTransport",
     "Tracer",
     "Transport",
+    "TwoLevelTransport",
 ]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Reduction, Transport
 from tfddl.transport.host import HostTransport
 
@@ -125,8 +124,3 @@ class TwoLevelTransport(Transport):
             for number, rank in enumerate(ranks)
         }
         return [place[rank] for rank in range(self.size)]
-
-
-def local_transport(made: HostTransport | None) -> Transport:
-    """The transport within a host, which may have one worker only."""
-    return AloneTransport() if made is None else made

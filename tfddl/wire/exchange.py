@@ -7,8 +7,8 @@ extra for it: where they differ, each of them raises, and the next operation wor
 What is larger goes in chunks that fit the processors' caches, through two slots of each worker's
 area that are used in turn. In each step a worker writes its part of a chunk, waits until all have
 written theirs, and reads. A slot is written again two steps later, when all have said that they
-have read it. To reduce, each worker adds up one part of the chunk, its own numbers first, so that all
-get the same bits, and copies the others' parts one step later: 2 bytes written for each byte
+have read it. To reduce, each worker adds up one part of the chunk, its own numbers first, so that
+all get the same bits, and copies the others' parts one step later: 2 bytes written for each byte
 reduced, whatever the number of workers.
 
 What little travels within the messages is added up by everyone, in the order of ranks.
@@ -36,7 +36,7 @@ from tfddl.wire.memory import Buffers
 from tfddl.wire.mesh import LONGEST_PAYLOAD, Call, Mesh, Message, Tag, hashed
 from tfddl.wire.telling import describe_difference
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**22
 """What all workers together reduce in one step: small enough for caches, large enough that the step
 costs more than the messages around it."""
 
