@@ -44,6 +44,8 @@ EXPORTED = [
     "shard_range",
     "shutdown",
     "size",
+    "start_timeline",
+    "stop_timeline",
     "strategy",
 ]
 

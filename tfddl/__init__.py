@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         grouped_broadcast,
         grouped_reducescatter,
         reducescatter,
+        start_timeline,
+        stop_timeline,
     )
     from tfddl.data import shard_dataset
     from tfddl.gradients import Compression, DistributedGradientTape, loss_count
@@ -99,6 +101,8 @@ __all__ = [
     "shard_range",
     "shutdown",
     "size",
+    "start_timeline",
+    "stop_timeline",
     "strategy",
 ]
 
@@ -133,6 +137,8 @@ _ROOMS = {
         "grouped_broadcast",
         "grouped_reducescatter",
         "reducescatter",
+        "start_timeline",
+        "stop_timeline",
     ),
     "data": ("shard_dataset",),
     "keras_hooks": ("pool_batch_normalization",),

@@ -67,7 +67,18 @@ def DistributedOptimizer(
         "Horovod: fast and easy distributed deep learning in TensorFlow", 2018,
         https://arxiv.org/abs/1802.05799
     """
-    averaging = make_averaging(op, compression, sparse_as_dense)
+    return distribute(optimizer, make_averaging(op, compression, sparse_as_dense))
+
+
+def distribute(
+    optimizer: keras.optimizers.Optimizer, averaging: Averaging
+) -> keras.optimizers.Optimizer:
+    """`DistributedOptimizer`, with all the options there are.
+
+    Raises:
+        UnsupportedError: As `DistributedOptimizer`.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
     current()
     refuse_strategy_scope()
     _distribute(optimizer, averaging)
@@ -124,6 +135,9 @@ class _Distributed:
     tfddl_reduced: bool = False
     """Set while gradients arrive that were dealt with before."""
 
+    tfddl_applied: Sequence[Any] = ()
+    """The variables of the gradients that are being applied."""
+
     tfddl_under_scope: bool = False
     """Whether the model is one of ``strategy.scope()``."""
 
@@ -131,14 +145,23 @@ class _Distributed:
         """Averages the gradients over the workers, then applies them."""
         if not self.tfddl_under_scope:
             refuse_strategy_scope()
+        grads = list(grads)
+        variables = _variables(self, trainable_variables)
         if not self.tfddl_reduced:
-            grads = reduce_or_weigh(self, grads)
+            grads = reduce_or_weigh(self, grads, variables)
+        applied = [v for g, v in zip(grads, variables, strict=True) if g is not None]
+        # Past Keras, which would take the model's variables for the optimizer's.
+        object.__setattr__(self, "tfddl_applied", applied)
         super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def _clip_gradients(self, grads: Sequence[Gradient]) -> Any:
         """With accumulation: what was accumulated, already weighed, is added up just once."""
-        if accumulates(self) and current().cluster.size > 1:
-            grads = add_up_gradients(grads, self.tfddl_averaging)
+        if accumulates(self):
+            if self.tfddl_averaging.size > 1:
+                grads = add_up_gradients(grads, self.tfddl_averaging, self.tfddl_applied)
+            if self.tfddl_averaging.sum_passes:  # Keras has made a mean of them.
+                passes = self.gradient_accumulation_steps  # type: ignore[attr-defined]
+                grads = [g * tf.cast(passes, g.dtype) for g in grads]
         return super()._clip_gradients(grads)  # type: ignore[misc]
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
@@ -147,7 +170,11 @@ class _Distributed:
 
 
 def reduce_or_weigh(
-    optimizer: Any, gradients: Sequence[Gradient], *, check_finite: Callable[..., Any] | None = None
+    optimizer: Any,
+    gradients: Sequence[Gradient],
+    variables: Any,
+    *,
+    check_finite: Callable[..., Any] | None = None,
 ) -> list[Gradient]:
     """What an optimizer does with a step's gradients before anything else.
 
@@ -156,12 +183,18 @@ def reduce_or_weigh(
     become NaN on all.
     """
     gradients = list(gradients)
-    if current().cluster.size == 1:
-        return gradients
     averaging = optimizer.tfddl_averaging
+    if averaging.size == 1:
+        return gradients
+    variables = _variables(optimizer, variables)
     if accumulates(optimizer):
-        return weigh_gradients(gradients, averaging, check_finite=check_finite)
-    return reduce_gradients(gradients, averaging)
+        return weigh_gradients(gradients, averaging, variables, check_finite=check_finite)
+    return reduce_gradients(gradients, averaging, variables)
+
+
+def _variables(optimizer: Any, given: Any) -> list[Any]:
+    """What gradients given to `apply` are those of; Keras lets them be left out."""
+    return list(optimizer._trainable_variables if given is None else given)
 
 
 @contextlib.contextmanager

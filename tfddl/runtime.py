@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfddl import wire
 from tfddl.cluster import Cluster, rendezvous
+from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError, WireError
 from tfddl.progress import Board, Teller
 from tfddl.transport import (
@@ -24,6 +25,8 @@ from tfddl.transport import (
     StrategyOptions,
     StrategyTransport,
     TimedTransport,
+    TracedTransport,
+    Tracer,
     Transport,
     TwoLevelTransport,
 )
@@ -111,10 +114,17 @@ class Runtime:
         """The `fit` that is running on all ranks, if one is; `tfddl.keras_hooks` keeps it."""
         self.resume: Any = None
         """The `tfddl.data.Resume` of the `fit` that is running, if it takes up an epoch."""
+        self.process_sets: tuple[Any, ...] = ()
+        """Those that Horovod's `init` was told of, in the order of their ids."""
+        self.commits: CommitStore | None = None
+        """What outlives this process, if the launcher has given it anything."""
         self.step = Step()
         self._strategy: tf.distribute.Strategy | None = None
         self.collective = _set_up_devices(cluster, options)
+        self.tracer = Tracer()
         self.transport = self._connect()
+        if cluster.size > 1:
+            self.transport = TracedTransport(self.transport, self.tracer)
         self._report_progress()
 
     def strategy(self) -> tf.distribute.Strategy:

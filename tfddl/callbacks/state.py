@@ -1,6 +1,7 @@
 """What the ranks have alike: the state they start from, and the numbers in their logs."""
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,11 +20,12 @@ class BroadcastGlobalVariables(BroadcastCallback):
     counts too, such as after a checkpoint was loaded on one of them only.
     """
 
-    def __init__(self, root_rank: int = 0) -> None:
+    def __init__(self, root_rank: int = 0, *, local_variables: Sequence[Any] = ()) -> None:
         """Takes the rank.
 
         Args:
             root_rank: Whose state, 0 <= root_rank < size.
+            local_variables: What stays each rank's own.
 
         Raises:
             UnsupportedError: There is no such rank.
@@ -31,7 +33,7 @@ class BroadcastGlobalVariables(BroadcastCallback):
         size = current().cluster.size
         if not 0 <= root_rank < size:
             raise UnsupportedError(f"root_rank is {root_rank}; it must be 0..{size - 1}.")
-        super().__init__(root_rank)
+        super().__init__(root_rank, local_variables)
 
 
 class MetricAverage(keras.callbacks.Callback):

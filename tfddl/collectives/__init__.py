@@ -37,6 +37,7 @@ from tfddl.collectives.objects import allgather_object, broadcast_object
 from tfddl.collectives.process_sets import ProcessSet, global_process_set
 from tfddl.collectives.reducing import allreduce, grouped_allreduce, sum_narrow, sum_scaled
 from tfddl.collectives.scattering import grouped_reducescatter, reducescatter
+from tfddl.collectives.timeline import start_timeline, stop_timeline
 from tfddl.collectives.together import on_all_ranks
 from tfddl.collectives.variables import broadcast_variables
 from tfddl.transport import RanksDisagreeError
@@ -64,6 +65,8 @@ __all__ = [
     "on_all_ranks",
     "reducescatter",
     "stack",
+    "start_timeline",
+    "stop_timeline",
     "sum_narrow",
     "sum_scaled",
 ]

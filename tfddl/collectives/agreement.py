@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
@@ -176,12 +177,27 @@ def _agree_eagerly(group: Group, signature: Signature) -> None:
     raise RanksDisagreeError(describe_difference(dict(zip(group.ranks, texts, strict=True))))
 
 
+@tf.autograph.experimental.do_not_convert
+def _new_flag() -> tf.Variable:
+    """A variable for a graph that is being made.
+
+    It is made in another thread, since a `tf.function` that is traced a second time, for other
+    arguments, allows no new variables, not even in an init_scope.
+    """
+
+    def make() -> tf.Variable:
+        with tf.device("CPU:0"):
+            return tf.Variable(False, trainable=False, name="tfddl_agreed")
+
+    with ThreadPoolExecutor(1) as outside:
+        return outside.submit(make).result()
+
+
 def _agree_in_graph(group: Group, signature: Signature) -> None:
     agreed = group.runtime.agreed
     key = str(signature)
     if key not in agreed:
-        with tf.init_scope(), tf.device("CPU:0"):
-            agreed[key] = tf.Variable(False, trainable=False, name="tfddl_agreed")
+        agreed[key] = _new_flag()
 
     def compare() -> tf.Tensor:
         digest = tf.constant([signature.digest], tf.int64)

@@ -107,7 +107,13 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
 
 
 @as_it_is
-def sum_scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor, *, name: str) -> list[tf.Tensor]:
+def sum_scaled(
+    tensors: Sequence[tf.Tensor],
+    scale: tf.Tensor,
+    *,
+    name: str,
+    process_set: ProcessSet | None = None,
+) -> list[tf.Tensor]:
     """The sums over all ranks of tensors that each rank multiplies with a number of its own.
 
     All ranks must call it together. It has no gradient.
@@ -117,6 +123,7 @@ def sum_scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor, *, name: str) -> 
             added up in float32 and rounded once.
         scale: Scalar, floating point. 0 makes zeros even of what isn't a number.
         name: How messages call it.
+        process_set: Between which ranks; without it, all.
 
     Returns:
         The sums, in the order given.
@@ -127,7 +134,7 @@ def sum_scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor, *, name: str) -> 
     """
     if not tensors:
         return []
-    group = group_of(None)
+    group = group_of(process_set)
     bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
     reducing = Reducing(op=ReduceOp.SUM)
     sums = in_packs(
@@ -139,7 +146,9 @@ def sum_scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor, *, name: str) -> 
 
 
 @as_it_is
-def sum_narrow(tensors: Sequence[tf.Tensor], *, name: str) -> list[tf.Tensor]:
+def sum_narrow(
+    tensors: Sequence[tf.Tensor], *, name: str, process_set: ProcessSet | None = None
+) -> list[tf.Tensor]:
     """The sums over all ranks, 16-bit floats added up as they are: half the bytes, more rounding.
 
     All ranks must call it together.
@@ -147,6 +156,7 @@ def sum_narrow(tensors: Sequence[tf.Tensor], *, name: str) -> list[tf.Tensor]:
     Args:
         tensors: The same number, dtypes and shapes on all ranks.
         name: How messages call it.
+        process_set: Between which ranks; without it, all.
 
     Returns:
         The sums, in the order given.
@@ -156,7 +166,7 @@ def sum_narrow(tensors: Sequence[tf.Tensor], *, name: str) -> list[tf.Tensor]:
         NotInitializedError: `tfddl.init()` has not been called.
     """
     reducing = Reducing(op=ReduceOp.SUM, narrow=True)
-    return reduce_dense(group_of(None), tensors, reducing, name=name)
+    return reduce_dense(group_of(process_set), tensors, reducing, name=name)
 
 
 def _reduce_sparse(

@@ -7,9 +7,10 @@ from typing import Any
 import keras
 
 from tfddl.errors import UnsupportedError
+from tfddl.gradients import Averaging
 from tfddl.keras_hooks import scope
 from tfddl.keras_hooks.patching import wrap_method
-from tfddl.optimizer import is_distributed, is_under_scope, refuse_strategy_scope
+from tfddl.optimizer import innermost, is_distributed, is_under_scope, refuse_strategy_scope
 from tfddl.runtime import current, is_started
 
 NO_XLA = (
@@ -24,9 +25,17 @@ def install() -> None:
     wrap_method(keras.Model, "compile", ("optimizer", "loss"), _compile)
 
 
+def exchanges(optimizer: Any) -> bool:
+    """Whether this optimizer exchanges gradients with other workers."""
+    if not is_started() or current().cluster.size == 1 or not is_distributed(optimizer):
+        return False
+    averaging: Averaging = innermost(optimizer).tfddl_averaging
+    return averaging.size > 1
+
+
 def acts_on(optimizer: Any) -> bool:
-    """Whether a model with this optimizer trains together with other workers."""
-    return is_started() and current().cluster.size > 1 and is_distributed(optimizer)
+    """Whether a model with this optimizer trains together with all other workers."""
+    return exchanges(optimizer) and innermost(optimizer).tfddl_averaging.process_set is None
 
 
 def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +52,7 @@ def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
 
 def _compile_for_workers(original: Callable[..., Any], call: inspect.BoundArguments) -> None:
     optimizer = call.arguments["optimizer"]
-    if acts_on(optimizer):
+    if exchanges(optimizer):
         if call.arguments["jit_compile"] is True:
             raise UnsupportedError(NO_XLA)
         call.arguments["jit_compile"] = False

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +24,26 @@ from tfddl.keras_hooks import comparing, plain_data, resuming, scope, stock, who
 from tfddl.keras_hooks.compiling import acts_on
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
-from tfddl.keras_hooks.session import Fit, LastCallback, last_callbacks, running
+from tfddl.keras_hooks.session import (
+    BroadcastCallback,
+    Fit,
+    LastCallback,
+    last_callbacks,
+    running,
+)
 from tfddl.keras_hooks.steps import state_of
+from tfddl.optimizer import innermost
 from tfddl.plan import BlockPlan, Order, Plan
 from tfddl.progress import Stage
 from tfddl.runtime import current, is_started
+
+UNEVEN = (
+    "Workers had different numbers of examples in a step, and their mean gradients were averaged "
+    "as Horovod does: an example in a small batch weighs more than one in a large one. "
+    "tfddl.DistributedOptimizer(optimizer) weighs them by their numbers, and "
+    "tfddl.shard_dataset(x, y, batch_size=…) deals the examples out evenly: together they train as "
+    "one process would."
+)
 
 
 def install() -> None:
@@ -217,17 +233,26 @@ def _begin_together(original: Callable[..., Any], self: Any, fit: Fit, logs: Any
     if facts.root_rank is None:
         comparing.compare(facts)
     else:  # The ranks may have made different numbers of steps, as long as they know whose count.
-        comparing.compare(dataclasses.replace(facts, iterations=0))
-        _broadcast_state(fit.model, facts.root_rank)
+        comparing.compare(dataclasses.replace(facts, iterations=0, learning_rate=""))
+        _broadcast_state(fit, facts.root_rank)
     result = original(self, logs)
-    comparing.compare(dataclasses.replace(facts, iterations=comparing.iterations(fit.model)))
-    _broadcast_state(fit.model, facts.root_rank or 0)
+    comparing.compare(comparing.Facts.of(fit.model, fit))
+    _broadcast_state(fit, facts.root_rank or 0)
     _give_ranks_their_own_randomness(fit.model)
     return result
 
 
-def _broadcast_state(model: Any, root_rank: int) -> None:
-    broadcast_variables([*model.weights, *model.optimizer.variables], root_rank)
+def _broadcast_state(fit: Fit, root_rank: int) -> None:
+    """Gives all ranks the state of one, but for what is each rank's own."""
+    own = [*innermost(fit.model.optimizer).tfddl_averaging.local]
+    for callback in last_callbacks(fit.callbacks):
+        if isinstance(callback, BroadcastCallback):
+            own.extend(callback.local_variables)
+    # Keras names the optimizer's variables after what they belong to.
+    slots = tuple(f"{getattr(v, 'path', v.name).replace('/', '_')}_" for v in own)
+    weights = [v for v in fit.model.weights if not any(v is mine for mine in own)]
+    state = [v for v in fit.model.optimizer.variables if not v.name.startswith(slots)]
+    broadcast_variables([*weights, *state], root_rank)
 
 
 def _give_ranks_their_own_randomness(model: Any) -> None:
@@ -303,9 +328,21 @@ def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any
         anyone = allreduce(tf.constant(int(wanted)), ReduceOp.MAX, name=Label("stop_training"))
         fit.model.stop_training = bool(anyone.numpy())
         state.forget_stop()
+        _warn_of_uneven_steps(fit)
     for callback in last_callbacks(self):
         callback.after_epoch(fit, {**(logs or {}), **_recorded(fit, epoch)})
     return result
+
+
+def _warn_of_uneven_steps(fit: Fit) -> None:
+    """Says once that ranks' means were averaged though they are of different numbers."""
+    if fit.warned_of_uneven or innermost(fit.model.optimizer).tfddl_averaging.by_count:
+        return
+    anyone = allreduce(tf.cast(state_of(fit.model).uneven, tf.int32), ReduceOp.MAX, name="uneven")
+    if anyone.numpy():
+        fit.warned_of_uneven = True
+        if current().cluster.rank == 0:
+            warnings.warn(UNEVEN, stacklevel=2)
 
 
 def _recorded(fit: Fit, epoch: int) -> dict[str, Any]:

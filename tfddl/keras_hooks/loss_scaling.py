@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tfddl.keras_hooks.compiling import acts_on
+from tfddl.keras_hooks.compiling import exchanges
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.optimizer import innermost, reduce_or_weigh, reduced_before, refuse_strategy_scope
 
@@ -26,10 +26,10 @@ def _apply(
     original: Callable[..., Any], self: Any, grads: Any, trainable_variables: Any = None
 ) -> Any:
     inner = innermost(self)
-    if not acts_on(self) or inner.tfddl_reduced:
+    if not exchanges(self) or inner.tfddl_reduced:
         return original(self, grads, trainable_variables)
     if not inner.tfddl_under_scope:
         refuse_strategy_scope()
-    grads = reduce_or_weigh(inner, grads, check_finite=self.check_finite)
+    grads = reduce_or_weigh(inner, grads, trainable_variables, check_finite=self.check_finite)
     with reduced_before(inner):
         return original(self, grads, trainable_variables)

@@ -1,7 +1,7 @@
 """A `fit` that is running: where it stands, and who is told."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -52,6 +52,7 @@ class Fit:
     restored_size: int | None = None
     """The number of workers of the run that is being gone on with."""
 
+    warned_of_uneven: bool = False
     training: bool = False
     """Between the beginning of an epoch and its training logs."""
 
@@ -120,9 +121,11 @@ class LastCallback(keras.callbacks.Callback):
 class BroadcastCallback(LastCallback):
     """A callback that says whose state all ranks start from."""
 
-    def __init__(self, root_rank: int) -> None:
+    def __init__(self, root_rank: int, local_variables: Sequence[Any] = ()) -> None:
         super().__init__()
         self.root_rank = root_rank
+        self.local_variables = tuple(local_variables)
+        """What stays each rank's own."""
 
 
 def running(callbacks: Any) -> Fit | None:

@@ -75,12 +75,16 @@ class MovingStatistics:
     examples, its variance that of all examples around it.
     """
 
-    def __init__(self, model: keras.Model) -> None:
-        """Notes where the statistics stand."""
+    def __init__(self, model: keras.Model, local: Sequence[Any] = ()) -> None:
+        """Notes where the statistics stand; those among the local variables aren't touched."""
+        own = {id(variable) for variable in local}
         layers = [
             layer
             for layer in _layers(model)
-            if layer.trainable and layer.momentum < 1 and not layer.synchronized
+            if layer.trainable
+            and layer.momentum < 1
+            and not layer.synchronized
+            and id(layer.moving_mean) not in own
         ]
         self._moments = [(layer.moving_mean, layer.moving_variance) for layer in layers]
         self._rates = [1 - layer.momentum for layer in layers]

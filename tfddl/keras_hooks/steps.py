@@ -16,7 +16,7 @@ from tfddl.collectives import ReduceOp
 from tfddl.errors import UnsupportedError
 from tfddl.gradients import Averaging
 from tfddl.keras_hooks import scope
-from tfddl.keras_hooks.compiling import NO_XLA, acts_on
+from tfddl.keras_hooks.compiling import NO_XLA, acts_on, exchanges
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.statistics import MovingStatistics, synchronized
 from tfddl.moments import NEGLIGIBLE_COUNT
@@ -48,6 +48,9 @@ class StepState:
     totals: tf.Variable
     """All ranks' count and number of examples in the step, once it has heard of them."""
 
+    uneven: tf.Variable
+    """Whether ranks had different numbers of examples in a step that didn't weigh them by these."""
+
     examples: tf.Variable
     """Examples that this rank has trained on since the state was made; stand-ins don't count."""
 
@@ -60,6 +63,7 @@ class StepState:
                 stop_agreed=tf.Variable(0.0, trainable=False, name="tfddl_stop_agreed"),
                 totals=tf.Variable([0.0, 0.0], trainable=False, name="tfddl_totals"),
                 steps=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_steps"),
+                uneven=tf.Variable(False, trainable=False, name="tfddl_uneven"),
                 examples=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_examples"),
             )
 
@@ -75,9 +79,9 @@ def state_of(model: Any) -> StepState:
 
 
 def _make_train_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
+    if exchanges(self.optimizer) and self.jit_compile:
+        raise UnsupportedError(NO_XLA)
     if acts_on(self.optimizer):
-        if self.jit_compile:
-            raise UnsupportedError(NO_XLA)
         if scope.is_in(self):
             scope.write_in_place(self)
         if not hasattr(self.train_step, "tfddl_state"):
@@ -101,12 +105,14 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             return original(data)
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
         counts = _stand_in(weight)
-        count = _count(model, x, weight)
+        averaging: Averaging = innermost(model.optimizer).tfddl_averaging
+        by_count = averaging.by_count
+        count = _count(model, x, weight) if by_count else tf.constant(1.0)
         num_examples = _num_examples(x)
         if counts is not None:
             count = tf.where(counts, count, 0.0)
             num_examples = tf.where(counts, num_examples, 0)
-        pooled = MovingStatistics(model)
+        pooled = MovingStatistics(model, averaging.local)
         step = Step(
             count=count,
             averages=_averages(model),
@@ -116,7 +122,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             statistics=pooled,
             examples=num_examples,
         )
-        is_weighted = _is_weighted(model, weight)
+        is_weighted = by_count and _is_weighted(model, weight)
         logged = _logged_by_weight(model, step, state.totals) if is_weighted else nullcontext()
         with (
             current().in_step(step),
@@ -128,6 +134,10 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         with tf.control_dependencies(tf.nest.flatten(outputs)):
             state.steps.assign_add(1)
             state.examples.assign_add(num_examples)
+            if not by_count:
+                mine = tf.cast(num_examples, tf.float32) * current().cluster.size
+                is_uneven = tf.logical_and(state.totals[1] > 0, mine != state.totals[1])
+                state.uneven.assign(tf.logical_or(state.uneven, is_uneven))
         return outputs
 
     train_step.tfddl_state = state  # type: ignore[attr-defined]

@@ -41,6 +41,7 @@ class JobOptions:
         stall_timeout_s: seconds without progress after which a worker is killed; 0 is never.
         restarts: whether the job starts again when it has failed.
         logs: a folder for every worker's whole output, or None.
+        as_horovod: whether `import horovod` finds tfddl in the workers.
         verbose: also tell ports and restarts of what goes well.
 
     Raises:
@@ -53,6 +54,7 @@ class JobOptions:
     stall_timeout_s: float = 0.0
     restarts: RestartOptions = field(default_factory=RestartOptions)
     logs: Path | None = None
+    as_horovod: bool = False
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -120,7 +122,9 @@ def _start(
         ports = free_ports(num_workers)
         if options.verbose:
             means.console.say(f"{num_workers} workers on ports {', '.join(map(str, ports))}")
-        plans = plan_processes(options.command, ports=ports, environment=environment)
+        plans = plan_processes(
+            options.command, ports=ports, environment=environment, as_horovod=options.as_horovod
+        )
         care = Care(
             grace_s=options.grace_s,
             stall_timeout_s=options.stall_timeout_s,

@@ -36,6 +36,7 @@ exit status:
 
 examples:
   tfddlrun -np 2 python train.py --lr=0.1
+  tfddlrun --horovod -np 4 python horovod_script.py
   tfddlrun -np 4 --output-filename logs python -m package.train --epochs 3
 """
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str], *, prog: str = "tfddlrun") -> int:
                 max_restarts=arguments.max_restarts, min_workers=arguments.min_np
             ),
             logs=arguments.output_filename,
+            as_horovod=arguments.horovod,
             verbose=arguments.verbose,
         )
     except LaunchError as error:
@@ -82,6 +84,12 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-np", "--num-proc", type=int, required=True, metavar="N", help="number of workers"
+    )
+    parser.add_argument(
+        "--horovod",
+        action="store_true",
+        help="run a script written for Horovod: `import horovod` finds tfddl, and what scripts of "
+        "the age of Keras 2 say is borne with",
     )
     parser.add_argument(
         "--output-filename",

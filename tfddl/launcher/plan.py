@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from tfddl.cluster import Cluster, join_address, tf_config
+from tfddl.launcher import horovod
 from tfddl.progress import Board
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -43,7 +44,11 @@ class ProcessPlan:
 
 
 def plan_processes(
-    command: Sequence[str], *, ports: Sequence[int], environment: Mapping[str, str]
+    command: Sequence[str],
+    *,
+    ports: Sequence[int],
+    environment: Mapping[str, str],
+    as_horovod: bool = False,
 ) -> tuple[ProcessPlan, ...]:
     """Plans the workers of a job on this machine.
 
@@ -52,6 +57,7 @@ def plan_processes(
         ports: the port of each worker, in rank order.
         environment: what the workers inherit. TF_CONFIG is replaced; what else a worker wants is
             added only where the user has set nothing.
+        as_horovod: whether `import horovod` finds tfddl there.
 
     Returns:
         One plan per port, in rank order.
@@ -60,17 +66,22 @@ def plan_processes(
         ClusterError: the ports are no ports, or repeat.
     """
     addresses = tuple(join_address(_HOST, port) for port in ports)
+
+    def variables(cluster: Cluster) -> Mapping[str, str]:
+        return horovod.variables(cluster, environment) if as_horovod else {}
+
     return tuple(
         ProcessPlan(
-            rank=rank,
+            rank=cluster.rank,
             argv=tuple(command),
             environment=MappingProxyType(
                 {
                     **_DEFAULTS,
                     **environment,
-                    tf_config.VARIABLE: tf_config.render(Cluster(addresses=addresses, rank=rank)),
+                    **variables(cluster),
+                    tf_config.VARIABLE: tf_config.render(cluster),
                 }
             ),
         )
-        for rank in range(len(addresses))
+        for cluster in (Cluster(addresses, rank) for rank in range(len(addresses)))
     )

@@ -11,11 +11,13 @@ from tfddl.transport.errors import RanksDisagreeError
 from tfddl.transport.host import HostTransport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
+from tfddl.transport.traced import Event, TracedTransport, Tracer
 from tfddl.transport.two_level import TwoLevelTransport
 
 __all__ = [
     "AloneTransport",
     "Collective",
+    "Event",
     "HostTransport",
     "Lengths",
     "RanksDisagreeError",
@@ -23,6 +25,8 @@ __all__ = [
     "StrategyOptions",
     "StrategyTransport",
     "TimedTransport",
+    "TracedTransport",
+    "Tracer",
     "Transport",
     "TwoLevelTransport",
 ]

@@ -1,0 +1,95 @@
+"""What outlives a worker: the newest that is whole, whatever happened while it was written."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tfddl import commits
+from tfddl.commits import CommitStore
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    number = os.memfd_create(f"{commits.NAME}-0")
+    yield number
+    os.close(number)
+
+
+def _contents(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def test_the_newest_is_read(fd: int) -> None:
+    store = CommitStore(fd)
+    assert store.newest == -1
+    with pytest.raises(LookupError):
+        store.read()
+    # Longer, shorter, empty, much longer: the room that is left differs each time.
+    for number, data in enumerate([b"a" * 10, b"b" * 9000, b"", b"c" * 5000, b"d" * 100_000, b"e"]):
+        store.write(data)
+        assert (store.newest, store.read()) == (number, data)
+        assert CommitStore(fd).read() == data
+    assert store.has_written
+    assert not CommitStore(fd).has_written
+
+
+def test_it_takes_no_more_than_what_two_commits_need(fd: int) -> None:
+    store = CommitStore(fd)
+    for number in range(20):
+        store.write(bytes([number]) * 10_000)
+    assert os.fstat(fd).st_size <= 4096 + 2 * 10_000
+
+
+@pytest.mark.parametrize("sizes", [(3000, 3000), (3000, 90), (90, 3000), (3000, 6000)])
+def test_a_write_that_is_broken_off_leaves_what_was_there(
+    fd: int, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CommitStore(fd)
+    store.write(b"older" * 100)
+    store.write(b"o" * sizes[0])
+    before = _contents(fd)
+    written: list[tuple[bytes, int]] = []
+    real = os.pwrite
+
+    def only_noted(_: int, data: memoryview, at: int) -> int:
+        written.append((bytes(data), at))
+        return len(data)
+
+    monkeypatch.setattr(os, "pwrite", only_noted)
+    store.write(b"n" * sizes[1])
+    monkeypatch.undo()
+    all_bytes = [(byte, at + i) for data, at in written for i, byte in enumerate(data)]
+    for end in range(0, len(all_bytes) + 1, 7):
+        os.ftruncate(fd, 0)
+        real(fd, before, 0)
+        for byte, at in all_bytes[:end]:
+            real(fd, bytes([byte]), at)
+        assert CommitStore(fd).read() in (b"o" * sizes[0], b"n" * sizes[1])
+        if end < len(all_bytes):
+            assert CommitStore(fd).newest == 1
+
+
+def test_a_flipped_bit_is_found(fd: int) -> None:
+    store = CommitStore(fd)
+    store.write(b"first")
+    store.write(b"second")
+    whole = _contents(fd)
+    at = whole.index(b"second")
+    os.pwrite(fd, b"S", at)
+    assert CommitStore(fd).read() == b"first"
+    os.ftruncate(fd, 50)
+    assert CommitStore(fd).newest == -1
+
+
+def test_only_a_store_is_one(fd: int) -> None:
+    found = commits.find({commits.VARIABLE: str(fd)})
+    assert found is not None
+    found.write(b"x")
+    assert CommitStore(fd).read() == b"x"
+    assert commits.find({}) is None
+    # A process that has the environment of a worker, but not its files, may have others there.
+    with open(os.devnull) as other:
+        assert commits.find({commits.VARIABLE: str(other.fileno())}) is None
+    for nonsense in ("", "x", "-1", "99999"):
+        assert commits.find({commits.VARIABLE: nonsense}) is None

@@ -1,0 +1,271 @@
+"""Horovod's names: the modules, the signatures and defaults of Horovod 0.28.1, `import horovod`."""
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.group import ROOT
+from tfddl.cluster import Cluster
+from tfddl.errors import UnsupportedError
+from tfddl.launcher import horovod as launched
+
+DEVICES = "device_dense='', device_sparse=''"
+COMPRESSION = "compression=none"
+SET = "process_set=all"
+FACTORS = "prescale_factor=1.0, postscale_factor=1.0"
+TAPE = (
+    f"gradtape, {DEVICES}, {COMPRESSION}, sparse_as_dense=False, op=average, "
+    f"gradient_predivide_factor=1.0, num_groups=0, groups=None, {SET}"
+)
+KERAS_OPTIMIZER = (
+    f"optimizer, name=None, {DEVICES}, {COMPRESSION}, sparse_as_dense=False, "
+    "gradient_predivide_factor=1.0, op=average, num_groups=0, groups=None, "
+    f"backward_passes_per_step=1, average_aggregated_gradients=False, {SET}"
+)
+
+WITHOUT_ARGUMENTS = """
+    shutdown is_initialized is_homogeneous stop_timeline
+    size local_size cross_size rank local_rank cross_rank
+    mpi_threads_supported mpi_enabled mpi_built gloo_enabled gloo_built
+    nccl_built ddl_built ccl_built cuda_built rocm_built
+"""
+BOTH = {
+    **dict.fromkeys(WITHOUT_ARGUMENTS.split(), ""),
+    "init": "comm=None, process_sets=None",
+    "start_timeline": "file_path, mark_cycles=False",
+    "barrier": SET,
+    "broadcast_variables": f"variables, root_rank, {SET}, inplace=False",
+    "broadcast_object": f"obj, root_rank=0, session=None, name=None, {SET}",
+    "allgather_object": f"obj, session=None, name=None, {SET}",
+    "broadcast_global_variables": "root_rank",
+    "add_process_set": "process_set",
+    "remove_process_set": "process_set",
+}
+TENSORFLOW = {
+    **BOTH,
+    "rank_op": "name=None",
+    "local_rank_op": "name=None",
+    "size_op": "process_set_id=0, name=None",
+    "local_size_op": "name=None",
+    "process_set_included_op": "process_set_id=0, name=None",
+    "allreduce": f"tensor, average=None, {DEVICES}, {COMPRESSION}, op=None, {FACTORS}, name=None, "
+    f"{SET}, ignore_name_scope=False",
+    "grouped_allreduce": f"tensors, average=None, {DEVICES}, {COMPRESSION}, op=None, {FACTORS}, "
+    f"{SET}, ignore_name_scope=False, name=None",
+    "allgather": f"tensor, name=None, ignore_name_scope=False, {SET}",
+    "grouped_allgather": f"tensors, name=None, ignore_name_scope=False, {SET}",
+    "broadcast": f"tensor, root_rank, name=None, ignore_name_scope=False, {SET}",
+    "broadcast_": f"variables, root_rank, name=None, {SET}",
+    "alltoall": f"tensor, splits=None, name=None, ignore_name_scope=False, {SET}",
+    "reducescatter": f"tensor, device_dense='', {COMPRESSION}, op=average, name=None, {SET}, "
+    f"ignore_name_scope=False, {FACTORS}",
+    "grouped_reducescatter": f"tensors, device_dense='', {COMPRESSION}, op=average, {SET}, "
+    f"{FACTORS}, name=None",  # The name is ours.
+    "join": "",
+    "DistributedGradientTape": f"{TAPE}, scale_local_gradients=True",
+    "PartialDistributedGradientTape": f"{TAPE}, local_layers=None, scale_local_gradients=True",
+    "DistributedOptimizer": f"optimizer, name=None, use_locking=False, {DEVICES}, {COMPRESSION}, "
+    "sparse_as_dense=False, backward_passes_per_step=1, op=average, "
+    "gradient_predivide_factor=1.0, average_aggregated_gradients=False, num_groups=0, "
+    f"groups=None, {SET}, scale_local_gradients=True",
+    "SyncBatchNormalization": "fused=False, **kwargs",
+    "BroadcastGlobalVariablesHook": "root_rank, device=''",
+    "broadcast_object_fn": "root_rank=0, session=None, name=None",
+}
+KERAS = {
+    **BOTH,
+    "allreduce": f"value, name=None, average=None, {FACTORS}, op=None, {COMPRESSION}",
+    "allgather": "value, name=None",
+    "broadcast": "value, root_rank, name=None",
+    "reducescatter": "value, name=None, op=average",
+    "DistributedOptimizer": f"{KERAS_OPTIMIZER}, scale_local_gradients=True",
+    "PartialDistributedOptimizer": f"{KERAS_OPTIMIZER}, local_layers=None, "
+    "scale_local_gradients=True",
+    "load_model": f"filepath, custom_optimizers=None, custom_objects=None, {COMPRESSION}, "
+    "legacy_opts=False",
+}
+CALLBACKS = {
+    "BroadcastGlobalVariablesCallback": "root_rank, device='', local_variables=None",
+    "MetricAverageCallback": "device=''",
+    "LearningRateScheduleCallback": "initial_lr, multiplier, start_epoch=0, end_epoch=None, "
+    "staircase=True, momentum_correction=True, steps_per_epoch=None",
+    "LearningRateWarmupCallback": "initial_lr, warmup_epochs=5, momentum_correction=True, "
+    "steps_per_epoch=None, verbose=0",
+    "BestModelCheckpoint": "monitor='val_loss', verbose=0, save_weights_only=False, mode='auto', "
+    "save_freq='epoch'",
+}
+ELASTIC = {
+    "run": "func",
+    "KerasState": "model, optimizer=None, **kwargs",
+    "CommitStateCallback": "state, batches_per_commit=1",
+    "UpdateBatchStateCallback": "state",
+    "UpdateEpochStateCallback": "state",
+}
+MODULES = {
+    "tensorflow": TENSORFLOW,
+    "keras": KERAS,
+    "tensorflow.keras": KERAS,
+    "keras.callbacks": CALLBACKS,
+    "tensorflow.keras.callbacks": CALLBACKS,
+    "keras.elastic": ELASTIC,
+    "tensorflow.keras.elastic": ELASTIC,
+    "tensorflow.elastic": {
+        "run": "func",
+        "TensorFlowKerasState": "model, optimizer=None, backend=None, **kwargs",
+        "TensorFlowState": "variables=None, session=None, **kwargs",
+    },
+    "runner": {},
+    "tensorflow.util": {"_executing_eagerly": ""},
+    "common.exceptions": {"HostsUpdatedInterrupt": "skip_sync=False"},
+}
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"tfddl.horovod.{name}")
+
+
+def _default(value: Any) -> str:
+    hvd = _module("tensorflow")
+    if value is hvd.global_process_set:
+        return "all"
+    return str(value) if value in (hvd.Average, hvd.Compression.none) else repr(value)
+
+
+def _signature(function: Any) -> str:
+    texts = []
+    for parameter in inspect.signature(function).parameters.values():
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        has_default = parameter.default is not parameter.empty
+        default = f"={_default(parameter.default)}" if has_default else ""
+        texts.append(f"{stars}{parameter.name}{default}")
+    return ", ".join(texts)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_signatures_and_defaults_are_horovod_s(name: str) -> None:
+    module = _module(name)
+    found = {known: _signature(getattr(module, known)) for known in MODULES[name]}
+    assert found == MODULES[name]
+
+
+def test_one_home() -> None:
+    for name in KERAS:
+        assert getattr(_module("keras"), name) is getattr(_module("tensorflow.keras"), name)
+    for part, known in (("callbacks", CALLBACKS), ("elastic", ELASTIC)):
+        for name in known:
+            theirs = getattr(_module(f"tensorflow.keras.{part}"), name)
+            assert getattr(_module(f"keras.{part}"), name) is theirs
+    assert _module("runner").run is importlib.import_module("tfddl.horovod").run
+
+
+def test_horovod_run_s_first_arguments_are_horovod_s() -> None:
+    expected = "func, args=(), kwargs=None, num_proc=1, min_num_proc=None, max_num_proc=None, slots"
+    assert _signature(_module("runner").run).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda h: h.Adasum, "Adasum isn't there. Use op=hvd.Average"),
+        (lambda h: h.join(), "join isn't there. tfddl.shard_dataset"),
+        (lambda h: h.add_process_set(h.ProcessSet([0])), "hvd.init\\(process_sets="),
+        (lambda h: h.broadcast_global_variables(0), "Use hvd.broadcast_variables"),
+        (lambda h: h.init(comm=[0, 1]), "needs MPI"),
+        (lambda h: h.init(process_sets=[3]), "must be a list of hvd.ProcessSet"),
+        (lambda h: h.allreduce(1.0, average=True, op=h.Sum), "either op or average"),
+        (lambda h: h.allreduce(1.0, op="nonsense"), "op is 'nonsense'"),
+        (lambda h: h.allreduce(1.0, compression=object), "compress before hvd.allreduce"),
+        (lambda h: h.allreduce(1.0, process_set=[0]), "must be a hvd.ProcessSet"),
+        (lambda h: h.TensorFlowState(), "has no attribute"),
+        (lambda h: h.elastic.TensorFlowState(), "needs variables"),
+        (lambda h: h.DistributedGradientTape(3), "must be a tf.GradientTape"),
+    ],
+)
+def test_what_is_not_there_says_what_to_use(call: Any, message: str) -> None:
+    with pytest.raises((UnsupportedError, AttributeError), match=message):
+        call(_module("tensorflow"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hosts": "a:2,b:2"}, "on this machine only"),
+        ({"hosts": "localhost:1"}, "'localhost:2'"),
+        ({"use_mpi": True}, "run\\(…, use_mpi=True\\)"),
+        ({"hostfile": "hosts"}, "start it with tfddlrun"),
+    ],
+)
+def test_run_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        _module("runner").run(print, num_proc=2, **options)
+
+
+def _python(code: str, **environment: str) -> str:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120
+    )
+    return done.stdout + done.stderr
+
+
+def test_import_horovod_finds_the_same_modules() -> None:
+    printed = _python("""
+import tfddl.horovod
+tfddl.horovod.install(); tfddl.horovod.install()
+import horovod, sys
+assert "tensorflow" not in sys.modules
+from horovod.tensorflow.keras.callbacks import MetricAverageCallback
+import horovod.tensorflow.keras as hvd
+import horovod.keras.elastic, horovod.runner, horovod.tensorflow.util
+import tfddl.horovod.tensorflow.keras as ours
+assert hvd is ours and horovod is tfddl.horovod and horovod.run is horovod.runner.run
+assert hvd.__spec__.name == "tfddl.horovod.tensorflow.keras"
+assert hvd.callbacks.MetricAverageCallback is MetricAverageCallback
+import keras
+assert not hasattr(keras.optimizers.SGD(), "lr")  # Nobody asked for Keras 2.
+try:
+    import horovod.torch
+except ModuleNotFoundError as error:
+    print(horovod.__version__, error)
+""")
+    assert "0.28.1 No module named 'horovod.torch'. HINT: `import horovod` is tfddl's" in printed
+
+
+def test_the_real_horovod_is_refused() -> None:
+    printed = _python("""
+import sys, types
+sys.modules["horovod"] = types.ModuleType("horovod")
+import tfddl.horovod
+tfddl.horovod.install()
+""")
+    assert "StartError: The real Horovod (None) has been imported before" in printed
+
+
+def test_launched_scripts_find_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('the hidden one')\n")
+    cluster = Cluster(("a:1", "a:2", "b:1"), 1)
+    variables = launched.variables(cluster, {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert variables.pop("PYTHONPATH").split(":")[1:] == [str(tmp_path), str(ROOT)]
+    assert variables == {
+        "HOROVOD_HOSTNAME": "a",
+        "HOROVOD_RANK": "1",
+        "HOROVOD_SIZE": "3",
+        "HOROVOD_LOCAL_RANK": "1",
+        "HOROVOD_LOCAL_SIZE": "2",
+        "HOROVOD_CROSS_RANK": "0",
+        "HOROVOD_CROSS_SIZE": "1",
+    }
+    code = "import sys; print('tfddl' in sys.modules); import horovod; print(horovod.__name__)"
+    found = launched.variables(cluster, {"PYTHONPATH": f"{tmp_path}:{ROOT}"})["PYTHONPATH"]
+    printed = _python(code, PYTHONPATH=found)
+    assert printed.splitlines() == ["the hidden one", "False", "tfddl.horovod"]
+    # A Python that has no tfddl says so, and runs everything else.
+    alone = found.replace(f":{ROOT}", "")
+    printed = _python(f"{code}", PYTHONPATH=alone, PYTHONNOUSERSITE="1")
+    assert "tfddl.horovod" in printed or "has no tfddl. HINT: install tfddl there" in printed

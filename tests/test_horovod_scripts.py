@@ -1,0 +1,170 @@
+"""Scripts as Horovod's users wrote them, run unedited by `tfddlrun --horovod`."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.group import ROOT
+
+LONG = pytest.mark.long
+
+
+def _run(script: str, *arguments: str, workers: int, flags: tuple[str, ...] = ()) -> list[str]:
+    """The lines of both outputs, each with the rank in front."""
+    launcher = [sys.executable, "-m", "tfddl.launcher", "--horovod", "-np", str(workers), *flags]
+    done = subprocess.run(
+        [*launcher, "--", sys.executable, f"tests/scripts/horovod/{script}.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()
+
+
+def _of_ranks(lines: list[str], start: str, workers: int) -> list[str]:
+    """What each rank printed last on a line that begins so."""
+    found = [re.fullmatch(rf"\[(\d+)\] ({start}.*)", line) for line in lines]
+    by_rank = {int(match[1]): match[2] for match in found if match}
+    assert sorted(by_rank) == list(range(workers)), "\n".join(lines)
+    return [by_rank[rank] for rank in range(workers)]
+
+
+def _alike(lines: list[str], start: str, workers: int) -> str:
+    """What all ranks printed alike."""
+    first, *others = _of_ranks(lines, start, workers)
+    assert others == [first] * (workers - 1), "\n".join(lines)
+    return first
+
+
+def _number(line: str, name: str) -> float:
+    match = re.search(rf"\b{name} (\S+)", line)
+    assert match, line
+    return float(match[1])
+
+
+def _has(lines: list[str], text: str) -> bool:
+    return any(text in line for line in lines)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=LONG), pytest.param(3, marks=LONG)])
+def test_mnist_with_a_tape(tmp_path: Path, workers: int) -> None:
+    lines = _run("tf2_mnist", str(tmp_path), workers=workers)
+    assert _number(_alike(lines, "accuracy", workers), "accuracy") > 0.85
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.index")] == ["ckpt-1.index"]
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
+def test_mnist_with_fit_and_all_callbacks(tmp_path: Path, workers: int) -> None:
+    lines = _run("tf2_keras_mnist", str(tmp_path), workers=workers)
+    assert _number(_alike(lines, "accuracy", workers), "accuracy") > 0.8
+    full = 0.02 * workers
+    # Warmed up over two epochs, held, and cut by half twice.
+    expected = [(full + 0.02) / 2, full, full, full, full / 2, full / 4]
+    rates = [float(rate) for rate in _alike(lines, "rates", workers).split()[1:]]
+    assert rates == pytest.approx(expected, abs=1e-5)
+    names = {f"checkpoint-{epoch}.h5" for epoch in range(1, 7)} | {"best.keras"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for old in ("compile(experimental_run_tf_function", "optimizer(lr=", "optimizer.lr"):
+        assert sum(f"Keras2Warning: {old}" in line for line in lines) == 1, old
+
+
+@LONG
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("tf2_synthetic_benchmark", ()),
+        ("tf2_synthetic_benchmark", ("--fp16-allreduce",)),
+        ("tf2_keras_synthetic_benchmark", ("--fp16-allreduce",)),
+    ],
+)
+def test_synthetic_benchmarks(script: str, flags: tuple[str, ...]) -> None:
+    lines = _run(script, *flags, workers=2)
+    assert math.isfinite(_number(_alike(lines, "weights", 2), "weights"))
+    assert _has(lines, "Total img/sec on 2 CPU(s): ")
+
+
+@LONG
+@pytest.mark.parametrize("workers", [2, 3])
+def test_unet_goes_on_from_rank_0_s_file(tmp_path: Path, workers: int) -> None:
+    first = _run("unet", str(tmp_path), "--epochs=2", workers=workers)
+    line = _alike(first, "dice", workers)
+    steps = _number(line, "steps") / 2
+    assert _alike(first, "epochs", workers) == "epochs 1 2"
+    assert _has(first, "Workers had different numbers of examples in a step")
+    again = _run("unet", str(tmp_path), "--epochs=5", workers=workers)
+    assert _alike(again, "resume from", workers) == "resume from epoch 2"
+    assert _alike(again, "epochs", workers) == "epochs 3 4 5"
+    line = _alike(again, "dice", workers)
+    assert _number(line, "steps") == 5 * steps
+    assert _number(line, "val_dice") > 0.7
+    assert _number(line, "lr") == pytest.approx(2e-3 * workers)
+    names = {f"unet-{epoch}.h5" for epoch in range(1, 6)} | {"unet.h5"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
+def test_all_collectives(tmp_path: Path, workers: int) -> None:
+    lines = _run("collectives", str(tmp_path), workers=workers)
+    _alike(lines, "all collectives done", workers)
+    assert _alike(lines, "no maximum of slices", workers)
+    assert sum("ranks disagree" in line for line in lines) == 2 * workers
+    assert sum("Adasum isn't there. Use" in line for line in lines) == workers
+    events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
+    traced = [e for e in events if e["name"].startswith("allreduce") and "traced" in e["name"]]
+    assert sorted(e["pid"] for e in traced) == list(range(workers))
+    assert {e["args"]["bytes"] for e in traced} == {12}
+    assert len({e["args"].get("waited_for_rank") for e in traced} - {None}) == 1
+    assert all(e["dur"] >= 0 for e in events if e["ph"] == "X")
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
+def test_all_wrappers(workers: int) -> None:
+    lines = _run("wrappers", workers=workers)
+    _alike(lines, "all wrappers done", workers)
+    assert sum("refused: gradient_predivide_factor" in line for line in lines) == workers
+
+
+@LONG
+def test_process_sets() -> None:
+    _alike(_run("process_sets", workers=3), "all sets done", 3)
+
+
+@LONG
+@pytest.mark.parametrize("workers", [2, 3])
+def test_elastic_states(workers: int) -> None:
+    lines = _run("legacy_elastic_state", workers=workers)
+    assert _alike(lines, "trained", workers) == "trained to epoch and batch (3, 0) ['reset']"
+
+
+@LONG
+@pytest.mark.parametrize("script", ["tf2_mnist_elastic", "tf2_keras_mnist_elastic"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_elastic_training(tmp_path: Path, script: str, fails: bool) -> None:
+    arguments = [str(tmp_path), *(["105"] if fails else [])]
+    lines = _run(script, *arguments, workers=2, flags=("--max-restarts=1",))
+    assert _number(_alike(lines, "accuracy", 2), "accuracy") > 0.85
+    begun = _alike(lines, "training from", 2)
+    is_new = {"tf2_mnist_elastic": "batch 0", "tf2_keras_mnist_elastic": "epoch 0 batch 0"}
+    assert (is_new[script] in begun) is not fails
+    if fails:
+        assert _has(lines, "rank 1 failed: exit code 7")
+        last = {"tf2_mnist_elastic": "batch 101", "tf2_keras_mnist_elastic": "epoch 4 batch 4"}
+        assert last[script] in begun
+
+
+@LONG
+@pytest.mark.parametrize("workers", [2, 3])
+def test_run_a_function(workers: int) -> None:
+    lines = _run("run_function", str(workers), workers=1)
+    texts = [line.removeprefix("[0] ") for line in lines]
+    assert str([(rank, 80 + rank) for rank in range(workers)]) in texts
+    assert str([10] * workers) in texts
+    assert "failed with no such key: True" in texts

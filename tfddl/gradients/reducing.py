@@ -1,0 +1,228 @@
+"""The ranks' gradients are exchanged, and what a step knows of itself travels with them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl.collectives import (
+    Label,
+    ReduceOp,
+    allgather,
+    allreduce,
+    grouped_allreduce,
+    sum_narrow,
+    sum_scaled,
+)
+from tfddl.collectives.untouched import as_it_is
+from tfddl.gradients.averaging import Averaging, Compression, Gradient
+from tfddl.runtime import Step, current
+
+
+@as_it_is
+def reduce_gradients(
+    gradients: Sequence[Gradient], averaging: Averaging, variables: Sequence[Any]
+) -> list[Gradient]:
+    """Combines the gradients of all ranks; what the step knows of itself travels with them.
+
+    Args:
+        gradients: The rank's own; None where a variable has none, alike on all ranks but for local
+            ones.
+        averaging: How.
+        variables: What they are the gradients of, in the same order.
+
+    Returns:
+        The same on every rank (but local ones), in the same order, None where there was None.
+    """
+    if averaging.size == 1:
+        return list(gradients)
+    result = [
+        _own(gradient, averaging) if averaging.is_local(variable) else None
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+    present = [
+        i
+        for i, (gradient, variable) in enumerate(zip(gradients, variables, strict=True))
+        if gradient is not None and not averaging.is_local(variable)
+    ]
+    present.reverse()  # The last layers' gradients are there first.
+    values = {i: _prepared(gradients[i], averaging) for i in present}
+    dtype = _header_dtype(list(values.values()))
+    weight = _Header(current().step, averaging, dtype=dtype).weight()
+    for group in averaging.in_groups(present, variables):
+        totals = _sum_of_scaled([values[i] for i in group], averaging, weight)
+        for i, total in zip(group, totals, strict=True):
+            result[i] = total
+    return result
+
+
+def _own(gradient: Gradient, averaging: Averaging) -> Gradient:
+    """A gradient that stays with the rank, as much as it would count in an average."""
+    if gradient is None or not averaging.scale_local:
+        return gradient
+    return _scaled(gradient, tf.constant(1.0 / averaging.size))
+
+
+class _Header:
+    """The few numbers of a step that travel with its gradients."""
+
+    def __init__(
+        self, step: Step, averaging: Averaging, *, dtype: tf.DType, finite: Any = None
+    ) -> None:
+        self._step = step
+        self._process_set = averaging.process_set
+        self._divides = averaging.op is ReduceOp.AVERAGE
+        self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
+        self.weight_sent = (
+            self._count * averaging.scale if self._divides else tf.constant(1.0, dtype)
+        )
+        """What this rank's gradients are multiplied with before they are added up."""
+        stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
+        broken = 0.0 if finite is None else 1.0 - tf.cast(finite, dtype)
+        self._changes = [] if step.statistics is None else step.statistics.change(dtype)
+        examples = tf.constant(1.0, dtype) if step.examples is None else step.examples
+        examples = tf.cast(examples, dtype)
+        weighted = [_scaled(change, examples) for change in self._changes]
+        flags = tf.stack([self._count, tf.cast(stop, dtype), tf.cast(broken, dtype), examples])
+        self.mine = tf.concat([flags, *weighted], axis=0)
+
+    def received(self, total: tf.Tensor) -> tf.Tensor:
+        """Takes in what came back; returns what the summed gradients are divided by."""
+        if self._step.stop_agreed is not None:
+            self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
+        if self._step.totals is not None:
+            totals = tf.stack([total[0], total[3]])
+            self._step.totals.assign(tf.cast(totals, self._step.totals.dtype))
+        if self._step.statistics is not None and self._changes:
+            lengths = [change.shape[0] for change in self._changes]
+            means = tf.math.divide_no_nan(total[4:], total[3])
+            self._step.statistics.take(tf.split(means, lengths))
+        return total[0] if self._divides else tf.ones_like(total[0])
+
+    def weight(self) -> tf.Tensor:
+        """Sends the header alone; returns what this rank's gradients are multiplied with."""
+        total = allreduce(
+            self.mine, ReduceOp.SUM, name=Label("step"), process_set=self._process_set
+        )
+        weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
+        return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
+
+
+def _header_dtype(gradients: Sequence[Gradient]) -> tf.DType:
+    """That of the counts: no less than that of the gradients."""
+    return tf.float64 if any(g.dtype == tf.float64 for g in gradients) else tf.float32
+
+
+def _sum_of_scaled(values: Sequence[Any], averaging: Averaging, weight: tf.Tensor) -> list[Any]:
+    """The sum over the ranks of what each multiplies with a weight of its own.
+
+    It is weighed before it is added up: 16 bits would overflow, and slices are never added up.
+    """
+    before = weight * _spread(averaging)
+    sparse = [i for i, value in enumerate(values) if isinstance(value, tf.IndexedSlices)]
+    dense = [i for i in range(len(values)) if i not in sparse]
+    if averaging.compression is Compression.NONE:
+        sums = sum_scaled(
+            [values[i] for i in dense],
+            before,
+            name=Label("gradients"),
+            process_set=averaging.process_set,
+        )
+    else:
+        scaled = [_scaled(values[i], before) for i in dense]
+        sums = _summed(scaled, averaging, name=Label("gradients"))
+    reduced = list(values)
+    for i, total in zip(dense, sums, strict=True):
+        reduced[i] = _divided(total, averaging)
+    for i in sparse:
+        reduced[i] = _divided(_gathered(_scaled(values[i], before), averaging), averaging)
+    return reduced
+
+
+def _summed(values: Sequence[tf.Tensor], averaging: Averaging, *, name: str) -> list[tf.Tensor]:
+    process_set = averaging.process_set
+    if averaging.compression is Compression.NONE:
+        return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)
+    narrow = [averaging.compress(value) for value in values]
+    sums = sum_narrow(narrow, name=name, process_set=process_set)
+    return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
+
+
+def _spread(averaging: Averaging) -> float:
+    """What is left for after the sum, of the division of what is weighed before it."""
+    return 1.0 if averaging.predivide is None else averaging.size / averaging.predivide
+
+
+def _divided(value: Any, averaging: Averaging) -> Any:
+    spread = _spread(averaging)
+    return value if spread == 1.0 else _scaled(value, tf.constant(1.0 / spread))
+
+
+def _gathered(slices: tf.IndexedSlices, averaging: Averaging) -> tf.IndexedSlices:
+    process_set = averaging.process_set
+    return tf.IndexedSlices(
+        values=allgather(slices.values, name=Label("gradient values"), process_set=process_set),
+        indices=allgather(slices.indices, name=Label("gradient indices"), process_set=process_set),
+        dense_shape=slices.dense_shape,
+    )
+
+
+def _prepared(gradient: Any, averaging: Averaging) -> Any:
+    if isinstance(gradient, tf.IndexedSlices) and not averaging.sparse_as_dense:
+        return gradient
+    return tf.convert_to_tensor(gradient)
+
+
+def _scaled(gradient: Any, weight: tf.Tensor) -> Any:
+    """Zero where the weight is zero, whatever the gradient; NaN where the weight is."""
+    if isinstance(gradient, tf.IndexedSlices):
+        values = _scaled(gradient.values, weight)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return tf.math.multiply_no_nan(gradient, tf.cast(weight, gradient.dtype))
+
+
+@as_it_is
+def weigh_gradients(
+    gradients: Sequence[Gradient],
+    averaging: Averaging,
+    variables: Sequence[Any],
+    *,
+    check_finite: Callable[..., Any] | None = None,
+) -> list[Gradient]:
+    """Multiplies a rank's gradients so that their sum over the ranks is the average.
+
+    Args:
+        gradients: The rank's own.
+        averaging: How they are averaged.
+        variables: What they are the gradients of, in the same order.
+        check_finite: Where they aren't finite on any rank by this, they become NaN on all.
+    """
+    finite = None if check_finite is None else check_finite(gradients)
+    dtype = _header_dtype([g for g in gradients if g is not None])
+    header = _Header(current().step, averaging, dtype=dtype, finite=finite)
+    weight = header.weight() * _spread(averaging)
+    # A loss-scale optimizer must skip the step for local gradients too.
+    finite_anywhere = tf.where(tf.math.is_nan(weight), weight, tf.ones_like(weight))
+
+    def weighed(gradient: Gradient, variable: Any) -> Gradient:
+        if gradient is None:
+            return None
+        if averaging.is_local(variable):
+            return _scaled(_own(gradient, averaging), finite_anywhere)
+        return _scaled(_prepared(gradient, averaging), weight)
+
+    return [weighed(g, v) for g, v in zip(gradients, variables, strict=True)]
+
+
+@as_it_is
+def add_up_gradients(
+    gradients: Sequence[tf.Tensor], averaging: Averaging, variables: Sequence[Any]
+) -> list[tf.Tensor]:
+    """The sum over the ranks of gradients that went through `weigh_gradients`."""
+    values = [tf.convert_to_tensor(g) for g in gradients]
+    shared = [i for i, v in enumerate(variables) if not averaging.is_local(v)]
+    for group in averaging.in_groups(shared, variables):
+        sums = _summed([values[i] for i in group], averaging, name=Label("accumulated gradients"))
+        for i, total in zip(group, sums, strict=True):
+            values[i] = _divided(total, averaging)
+    return values

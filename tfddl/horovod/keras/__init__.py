@@ -1,0 +1,146 @@
+"""`horovod.keras`, and the same as `horovod.tensorflow.keras`: for scripts that call `fit`.
+
+Usage::
+
+    import tfddl.horovod.tensorflow.keras as hvd
+
+    hvd.init()
+    model.compile(hvd.DistributedOptimizer(optimizer), loss="mse")
+    model.fit(x, y, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
+"""
+
+from typing import Any
+
+from tfddl.errors import UnsupportedError
+from tfddl.horovod import __version__ as __version__
+from tfddl.horovod.arrays import allgather as allgather
+from tfddl.horovod.arrays import allreduce as allreduce
+from tfddl.horovod.arrays import broadcast as broadcast
+from tfddl.horovod.arrays import reducescatter as reducescatter
+from tfddl.horovod.keras import callbacks as callbacks
+from tfddl.horovod.keras import elastic as elastic
+from tfddl.horovod.loading import load_model as load_model
+from tfddl.horovod.reductions import ADASUM
+from tfddl.horovod.reductions import Average as Average
+from tfddl.horovod.reductions import Compression as Compression
+from tfddl.horovod.reductions import Max as Max
+from tfddl.horovod.reductions import Min as Min
+from tfddl.horovod.reductions import Product as Product
+from tfddl.horovod.reductions import Sum as Sum
+from tfddl.horovod.sets import ProcessSet as ProcessSet
+from tfddl.horovod.sets import add_process_set as add_process_set
+from tfddl.horovod.sets import global_process_set as global_process_set
+from tfddl.horovod.sets import remove_process_set as remove_process_set
+from tfddl.horovod.tensors import allgather_object as allgather_object
+from tfddl.horovod.tensors import barrier as barrier
+from tfddl.horovod.tensors import broadcast_global_variables as broadcast_global_variables
+from tfddl.horovod.tensors import broadcast_object as broadcast_object
+from tfddl.horovod.tensors import broadcast_variables as broadcast_variables
+from tfddl.horovod.timeline import start_timeline as start_timeline
+from tfddl.horovod.timeline import stop_timeline as stop_timeline
+from tfddl.horovod.topology import ccl_built as ccl_built
+from tfddl.horovod.topology import cross_rank as cross_rank
+from tfddl.horovod.topology import cross_size as cross_size
+from tfddl.horovod.topology import cuda_built as cuda_built
+from tfddl.horovod.topology import ddl_built as ddl_built
+from tfddl.horovod.topology import gloo_built as gloo_built
+from tfddl.horovod.topology import gloo_enabled as gloo_enabled
+from tfddl.horovod.topology import init as init
+from tfddl.horovod.topology import is_homogeneous as is_homogeneous
+from tfddl.horovod.topology import is_initialized as is_initialized
+from tfddl.horovod.topology import local_rank as local_rank
+from tfddl.horovod.topology import local_size as local_size
+from tfddl.horovod.topology import mpi_built as mpi_built
+from tfddl.horovod.topology import mpi_enabled as mpi_enabled
+from tfddl.horovod.topology import mpi_threads_supported as mpi_threads_supported
+from tfddl.horovod.topology import nccl_built as nccl_built
+from tfddl.horovod.topology import rank as rank
+from tfddl.horovod.topology import rocm_built as rocm_built
+from tfddl.horovod.topology import shutdown as shutdown
+from tfddl.horovod.topology import size as size
+from tfddl.horovod.training import Options, wrap_optimizer
+
+
+def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
+    optimizer: Any,
+    name: str | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Any = Compression.none,
+    sparse_as_dense: bool = False,
+    gradient_predivide_factor: float = 1.0,
+    op: Any = Average,
+    num_groups: int = 0,
+    groups: Any = None,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
+    process_set: Any = global_process_set,
+    scale_local_gradients: bool = True,
+) -> Any:
+    """See `tfddl.horovod.tensorflow.DistributedOptimizer`."""
+    return PartialDistributedOptimizer(
+        optimizer,
+        name,
+        device_dense,
+        device_sparse,
+        compression,
+        sparse_as_dense,
+        gradient_predivide_factor,
+        op,
+        num_groups,
+        groups,
+        backward_passes_per_step,
+        average_aggregated_gradients,
+        process_set,
+        scale_local_gradients=scale_local_gradients,
+    )
+
+
+def PartialDistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
+    optimizer: Any,
+    name: str | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Any = Compression.none,
+    sparse_as_dense: bool = False,
+    gradient_predivide_factor: float = 1.0,
+    op: Any = Average,
+    num_groups: int = 0,
+    groups: Any = None,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
+    process_set: Any = global_process_set,
+    local_layers: Any = None,
+    scale_local_gradients: bool = True,
+) -> Any:
+    """A `DistributedOptimizer` that leaves some layers each rank's own.
+
+    Their gradients aren't averaged, and `fit` doesn't give all ranks the same weights of them.
+    ``local_layers`` are one or several layers, built; the other arguments are those of
+    `tfddl.horovod.tensorflow.DistributedOptimizer`.
+    """
+    options = Options(
+        compression=compression,
+        sparse_as_dense=sparse_as_dense,
+        op=op,
+        gradient_predivide_factor=gradient_predivide_factor,
+        num_groups=num_groups,
+        groups=groups,
+        process_set=process_set,
+        scale_local_gradients=scale_local_gradients,
+        device_dense=device_dense,
+        device_sparse=device_sparse,
+        local_layers=local_layers,
+    )
+    return wrap_optimizer(
+        optimizer,
+        options,
+        backward_passes_per_step=backward_passes_per_step,
+        average_aggregated_gradients=average_aggregated_gradients,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Adasum":
+        raise UnsupportedError(ADASUM)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,182 @@
+"""`run`: a function on several workers, and what each returned."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import cloudpickle
+
+from tfddl.errors import LaunchError, UnsupportedError
+
+CALL, SEARCH_PATH, RESULT, FAILURE = "call", "path.json", "result.{}", "failure.{}"
+"""The files through which this process and the workers speak."""
+
+_LOCAL = ("localhost", "127.0.0.1")
+
+
+def run(  # noqa: PLR0913 - Horovod's signature
+    func: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    num_proc: int = 1,
+    min_num_proc: int | None = None,
+    max_num_proc: int | None = None,
+    slots: int | None = None,
+    reset_limit: int | None = None,
+    cooldown_range: Any = None,
+    hosts: str | None = None,
+    hostfile: str | None = None,
+    start_timeout: int | None = None,
+    ssh_port: int | None = None,
+    ssh_identity_file: str | None = None,
+    disable_cache: bool | None = None,
+    output_filename: str | None = None,
+    verbose: Any = None,
+    use_gloo: bool | None = None,
+    use_mpi: bool | None = None,
+    mpi_args: str | None = None,
+    network_interface: str | None = None,
+    executable: str | None = None,
+    np: int | None = None,
+    min_np: int | None = None,
+    max_np: int | None = None,
+) -> list[Any]:
+    """Runs a function on several workers of this machine, and returns what each returned.
+
+    The workers are new processes, started as by ``tfddlrun --horovod``; their output appears here.
+    The function, its arguments and its results are pickled, also where they are defined in a
+    script or a notebook; this goes through files that only this user can read. As any pickle,
+    they must come from nowhere else.
+
+    Args:
+        func: The function; it imports what it needs, and calls `init`.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+        num_proc: The number of workers.
+        min_num_proc: As ``--min-np`` of `tfddlrun`.
+        max_num_proc: Must not be given.
+        slots: Must not be given.
+        reset_limit: As ``--max-restarts`` of `tfddlrun`.
+        cooldown_range: Must not be given.
+        hosts: "localhost:N" with N at least ``num_proc``, or None.
+        hostfile: Must not be given.
+        start_timeout: Has no effect.
+        ssh_port: Must not be given.
+        ssh_identity_file: Must not be given.
+        disable_cache: Has no effect: nothing is cached.
+        output_filename: As for `tfddlrun`.
+        verbose: As for `tfddlrun`.
+        use_gloo: Has no effect.
+        use_mpi: Must not be given.
+        mpi_args: Must not be given.
+        network_interface: Must not be given.
+        executable: The Python; without it, the one that runs this.
+        np: ``num_proc``, by its older name.
+        min_np: ``min_num_proc``, by its older name.
+        max_np: ``max_num_proc``, by its older name.
+
+    Returns:
+        The results, in rank order.
+
+    Raises:
+        UnsupportedError: An argument that can't be honoured.
+        LaunchError: A worker failed, with its traceback; it is a `RuntimeError`.
+    """
+    _refuse(
+        max_num_proc=max_num_proc or max_np,
+        slots=slots,
+        cooldown_range=cooldown_range,
+        hostfile=hostfile,
+        ssh_port=ssh_port,
+        ssh_identity_file=ssh_identity_file,
+        use_mpi=use_mpi,
+        mpi_args=mpi_args,
+        network_interface=network_interface,
+    )
+    num_workers = np if np is not None and num_proc == 1 else num_proc
+    _check_hosts(hosts, num_workers)
+    flags = ["-np", str(num_workers), "--horovod"]
+    options = {
+        "--min-np": min_num_proc if min_num_proc is not None else min_np,
+        "--max-restarts": reset_limit,
+        "--output-filename": output_filename,
+    }
+    for flag, value in options.items():
+        flags += [] if value is None else [flag, str(value)]
+    flags += ["--verbose"] if verbose else []
+    with tempfile.TemporaryDirectory(prefix="tfddl-run-") as name:
+        folder = Path(name)
+        (folder / CALL).write_bytes(cloudpickle.dumps((func, tuple(args), dict(kwargs or {}))))
+        (folder / SEARCH_PATH).write_text(json.dumps(sys.path))
+        launcher = [sys.executable, "-m", "tfddl.launcher", *flags]
+        worker = [executable or sys.executable, "-m", "tfddl.horovod.calling", name]
+        status = _pass_on([*launcher, "--", *worker])
+        return [_result(folder, rank, status) for rank in range(num_workers)]
+
+
+def _refuse(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise UnsupportedError(
+                f"run(…, {name}={value!r}) can't be honoured: run starts workers on this machine "
+                "only. For several hosts, write the function into a script of its own and start it "
+                "with tfddlrun."
+            )
+
+
+def _check_hosts(hosts: str | None, num_workers: int) -> None:
+    if hosts is None:
+        return
+    host, _, number = hosts.partition(":")
+    if host not in _LOCAL or not (number or "1").isdigit() or int(number or "1") < num_workers:
+        raise UnsupportedError(
+            f"run(…, hosts={hosts!r}) can't be honoured: run starts workers on this machine only; "
+            f"hosts=None, or 'localhost:{num_workers}'. For several hosts, start a script with "
+            "tfddlrun."
+        )
+
+
+def _pass_on(command: Sequence[str]) -> int:
+    """Runs a command; what it writes goes to Python's own outputs, which notebooks show."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    copying = [
+        threading.Thread(target=_copy, args=(process.stdout, sys.stdout), daemon=True),
+        threading.Thread(target=_copy, args=(process.stderr, sys.stderr), daemon=True),
+    ]
+    try:
+        for thread in copying:
+            thread.start()
+        for thread in copying:
+            thread.join()
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _copy(source: IO[str], target: Any) -> None:
+    for line in source:
+        target.write(line)
+    target.flush()
+
+
+def _result(folder: Path, rank: int, status: int) -> Any:
+    failures = sorted(folder.glob(FAILURE.format("*")), key=lambda path: path.stat().st_mtime_ns)
+    if status and failures:
+        failed = failures[0].suffix.removeprefix(".")
+        raise LaunchError(f"rank {failed} failed:\n{failures[0].read_text()}")
+    path = folder / RESULT.format(rank)
+    if status or not path.exists():
+        raise LaunchError(
+            f"the workers ended with status {status}, and no traceback; what they said last is in "
+            "the output above"
+        )
+    return cloudpickle.loads(path.read_bytes())

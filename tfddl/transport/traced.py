@@ -1,0 +1,195 @@
+"""A record of what travels: when each collective began and ended, and how much it moved."""
+
+import collections
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfddl.transport.base import Lengths, Reduction, Transport
+from tfddl.wire import Call
+
+_MOST_EVENTS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """A collective, as one rank saw it."""
+
+    name: str
+    ranks: tuple[int, ...]
+    """Who took part."""
+
+    num_bytes: int
+    """What this rank gave."""
+
+    begin_s: float
+    """When this rank was ready, in seconds since the epoch, by its own clock."""
+
+    end_s: float
+
+
+class Tracer:
+    """Collects events while somebody wants them; the newest million of them."""
+
+    def __init__(self) -> None:
+        self.path: Any = None
+        """Where the trace that is running will be written, if one is."""
+        self._events: collections.deque[Event] = collections.deque(maxlen=_MOST_EVENTS)
+        self._running: tf.Variable | None = None
+
+    @property
+    def running(self) -> tf.Variable:
+        """Whether events are collected; made when it is first asked for, after the strategy."""
+        if self._running is None:
+            with tf.init_scope(), tf.device("CPU:0"):
+                self._running = tf.Variable(False, trainable=False, name="tfddl_tracing")
+        return self._running
+
+    def start(self) -> None:
+        """Forgets all events, and collects new ones."""
+        self._events.clear()
+        self.running.assign(True)
+
+    def stop(self) -> list[Event]:
+        """Collects no more; returns what there is, in the order in which it ended."""
+        self.running.assign(False)
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def add(self, event: Event) -> None:
+        """Keeps an event."""
+        self._events.append(event)
+
+
+class TracedTransport(Transport):
+    """Another transport, and a tracer that is told of all that travels while it collects.
+
+    Whether it does is asked when a graph runs, not when it is made.
+    """
+
+    def __init__(self, traced: Transport, tracer: Tracer) -> None:
+        super().__init__(traced.rank, traced.size)
+        self.name = traced.name
+        self.dtypes = traced.dtypes
+        self.rounds_once = traced.rounds_once
+        self.compares = traced.compares
+        self._traced = traced
+        self._tracer = tracer
+        self._ranks = tuple(range(traced.size))
+        self._running = tracer.running
+        self._operation = "comparing the ranks"
+
+    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+        inner = self._traced.among(ranks)
+        made = copy.copy(self)
+        Transport.__init__(made, inner.rank, inner.size)
+        made._traced = inner
+        made._ranks = tuple(self._ranks[rank] for rank in ranks)
+        made.dtypes, made.compares = inner.dtypes, inner.compares
+        return made
+
+    def for_call(self, call: Call, *, compare_shapes: bool = False) -> Transport:
+        """See `Transport.for_call`."""
+        bound = copy.copy(self)
+        bound._traced = self._traced.for_call(call, compare_shapes=compare_shapes)
+        bound._operation = call.text.partition("\n")[0]
+        return bound
+
+    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
+        """See `Transport.all_reduce`."""
+        return self._one(flat, lambda t: self._traced.all_reduce(t, reduction))
+
+    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+        """See `Transport.all_gather`."""
+        return self._one(flat, self._traced.all_gather)
+
+    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
+        """See `Transport.broadcast`."""
+        return self._one(flat, lambda t: self._traced.broadcast(t, root_rank))
+
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+        """See `Transport.reduce_scatter`."""
+        return self._one(flat, lambda t: self._traced.reduce_scatter(t, lengths, reduction))
+
+    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """See `Transport.all_to_all`."""
+        return self._one(flat, lambda t: self._traced.all_to_all(t, lengths))
+
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """See `Transport.all_reduce_pack`."""
+        return self._recorded(
+            pack, lambda tensors: self._traced.all_reduce_pack(tensors, reduction, scale=scale)
+        )
+
+    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
+        """See `Transport.broadcast_pack`."""
+        return self._recorded(pack, lambda tensors: self._traced.broadcast_pack(tensors, root_rank))
+
+    def waited_seconds(self) -> float:
+        """See `Transport.waited_seconds`."""
+        return self._traced.waited_seconds()
+
+    def counters(self) -> dict[str, int]:
+        """See `Transport.counters`."""
+        return self._traced.counters()
+
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`."""
+        return self._traced.counts()
+
+    def measure(self, wanted: bool) -> bool:
+        """See `Transport.measure`."""
+        return self._traced.measure(wanted)
+
+    def seconds(self) -> float:
+        """See `Transport.seconds`."""
+        return self._traced.seconds()
+
+    def _one(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        return self._recorded([flat], lambda tensors: [travel(tensors[0])])[0]
+
+    def _recorded(
+        self,
+        pack: Sequence[tf.Tensor],
+        travel: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+    ) -> list[tf.Tensor]:
+        name = self._operation
+
+        def record(begin_s: Any, num_bytes: Any) -> Any:
+            self._tracer.add(
+                Event(name, self._ranks, int(num_bytes), float(begin_s), end_s=time.time())
+            )
+            return np.float64(0.0)
+
+        with tf.control_dependencies(list(pack)), tf.device("CPU:0"):
+            begin_s = tf.cond(self._running, _now, _zero)
+        with tf.control_dependencies([begin_s]):
+            arrived = travel([tf.identity(tensor) for tensor in pack])
+        with tf.control_dependencies(arrived), tf.device("CPU:0"):
+            num_bytes = tf.add_n([tf.size(t, tf.int64) * t.dtype.size for t in pack])
+            tf.cond(
+                begin_s > 0,
+                lambda: _ensure_scalar(tf.numpy_function(record, [begin_s, num_bytes], tf.float64)),
+                _zero,
+            )
+        return arrived
+
+
+def _now() -> tf.Tensor:
+    return _ensure_scalar(tf.numpy_function(lambda: np.float64(time.time()), [], tf.float64))
+
+
+def _zero() -> tf.Tensor:
+    return tf.zeros([], tf.float64)
+
+
+def _ensure_scalar(value: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(value, [])
