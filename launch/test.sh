@@ -2,7 +2,9 @@
 # Checks everything: lint, format, types, tests.
 #
 #   ./launch/test.sh                        at most 10 minutes
-#   ./launch/test.sh --all                  the long tests too, at most 60 minutes
+#   ./launch/test.sh --all                  the long tests too, at most 90 minutes
+#   ./launch/test.sh --ring                 several workers over TensorFlow's collectives instead of
+#                                           shared memory, wherever a test leaves the choice
 #   ./launch/test.sh -- -k cluster -x       what follows -- goes to pytest
 #   ./launch/test.sh -- -n 0 --pdb          one file after the other instead of two at once
 
@@ -15,6 +17,7 @@ while (($#)); do
   case "$1" in
     -h | --help) usage; exit ;;
     --all) selection=(); shift ;;
+    --ring) export TFDDL_TEST_COLLECTIVE=ring; shift ;;
     --) shift; break ;;
     *) fail "unknown argument '$1'; arguments for pytest come after --" ;;
   esac

@@ -43,11 +43,12 @@ class WorkerGroup:
             size: How many workers.
             hosts: How many of them each host has, for which names of this machine stand; by
                 default there is one.
-            init: What `tfddl.init` gets.
+            init: What `tfddl.init` gets. TFDDL_TEST_COLLECTIVE in the environment is the collective
+                of groups that don't choose one.
         """
         self.size = size
         self.hosts = hosts or (size,)
-        self.init = init
+        self.init = {"collective": os.environ.get("TFDDL_TEST_COLLECTIVE", "auto"), **init}
         self._directory = tempfile.TemporaryDirectory(prefix="tfddl-group-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []

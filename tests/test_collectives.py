@@ -45,3 +45,13 @@ def test_the_strategy_s_own_collectives_work_beside_ours(groups: Groups) -> None
 def test_operations_leave_no_threads_behind(groups: Groups) -> None:
     """TensorFlow's own timeout would keep two asleep for each."""
     assert all(left < 20 for left in groups(2).run(f"{CASES}:threads"))
+
+
+def test_the_transport_is_what_was_asked_for(groups: Groups) -> None:
+    """Where TensorFlow's collectives are forced, they run."""
+    case = "tests.cases.collectives:transport"
+    assert groups(2, collective="auto").run(case) == ["shared memory"] * 2
+    ring = groups(2, collective="ring")
+    assert ring.run(case) == ["RING"] * 2
+    # One to compare what the ranks are about to do, one for the sum.
+    assert ring.run("tests.cases.collectives:launched") == [2, 2]

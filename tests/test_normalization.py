@@ -45,7 +45,7 @@ def test_under_the_strategy_as_well(groups: Groups) -> None:
 
 
 def test_what_a_layer_costs(groups: Groups) -> None:
-    for found in groups(2).run(f"{CASES}:collectives"):
+    for found in groups(2, collective="auto").run(f"{CASES}:collectives"):
         assert found == {
             "forward": ["PyFunc 13"],  # Through shared memory.
             "both": ["PyFunc 13", "PyFunc 12"],

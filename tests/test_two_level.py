@@ -11,6 +11,7 @@ import pytest
 from tests.group import Groups
 
 CASES = "tests.cases.collective_tables"
+SHARED: dict[str, Any] = {"collective": "auto"}
 LAYOUTS = pytest.mark.parametrize(
     "hosts", [(2, 1), pytest.param((2, 2), marks=pytest.mark.long)], ids=str
 )
@@ -18,7 +19,7 @@ LAYOUTS = pytest.mark.parametrize(
 
 @LAYOUTS
 def test_every_operation_and_dtype(groups: Groups, hosts: tuple[int, ...]) -> None:
-    group = groups(sum(hosts), hosts=hosts)
+    group = groups(sum(hosts), hosts=hosts, **SHARED)
     assert all(group.run(f"{CASES}:every_dtype", every=11, timeout_s=170))
     name = "shared memory, RING between hosts"
     others = "none (one worker), RING between hosts"
@@ -27,7 +28,7 @@ def test_every_operation_and_dtype(groups: Groups, hosts: tuple[int, ...]) -> No
 
 
 def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
-    group = groups(3, hosts=(2, 1))
+    group = groups(3, hosts=(2, 1), **SHARED)
     for found in group.run("tests.cases.disagreements:eager", names=["shape"]):
         kinds, text = found["shape"]
         assert kinds == ["FailedPrecondition", "Disagreement"]
@@ -42,7 +43,7 @@ def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
 def test_training_is_that_of_one_process(groups: Groups, hosts: tuple[int, ...]) -> None:
     size = sum(hosts)
     arguments: dict[str, Any] = {"kind": "sequential", "options": {}}
-    ranks = groups(size, hosts=hosts).run("tests.cases.scope:doors", **arguments)
+    ranks = groups(size, hosts=hosts, **SHARED).run("tests.cases.scope:doors", **arguments)
     ring = groups(size, collective="ring").run("tests.cases.scope:doors", **arguments)
     for rank in ranks:
         for a, b in zip(rank["weights"][0], ring[0]["weights"][0], strict=True):
@@ -54,6 +55,6 @@ def test_training_is_that_of_one_process(groups: Groups, hosts: tuple[int, ...])
 def test_only_leaders_speak_between_hosts(groups: Groups) -> None:
     """The bytes between two hosts don't grow with the workers of each."""
     one = groups(2, hosts=(1, 1), collective="ring").run("tests.cases.collectives:sent", n=100_000)
-    three = groups(3, hosts=(2, 1)).run("tests.cases.collectives:sent", n=100_000)
+    three = groups(3, hosts=(2, 1), **SHARED).run("tests.cases.collectives:sent", n=100_000)
     assert three[1] == 0  # Not the first of its host.
     assert three[0] == three[2] == one[0] == one[1] > 0

@@ -30,7 +30,7 @@ if (($#)); then
   exit
 fi
 failed=0
-for versions in "2.18.1 3.11.3" "2.21.0 3.11.3" "2.21.0 3.15.1"; do
+for versions in "2.18.1 3.11.3" "2.21.0 3.12.0" "2.21.0 3.15.1"; do
   # shellcheck disable=SC2086 # two words
   run $versions || failed=1
 done

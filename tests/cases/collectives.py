@@ -107,6 +107,13 @@ def transport() -> str:
     return current().transport.name
 
 
+def launched() -> int:
+    """How many of TensorFlow's collectives a sum takes."""
+    before, _ = current().transport.counts()
+    tfddl.allreduce(tf.ones([3]), "sum")
+    return current().transport.counts()[0] - before
+
+
 def sent(n: int) -> int:
     """How many numbers this rank has given to TensorFlow's collectives, for a sum of n."""
     with mock.patch.object(tf.raw_ops, "CollectiveReduceV2", wraps=tf.raw_ops.CollectiveReduceV2):
