@@ -132,3 +132,19 @@ def test_buffers_are_taken_again_once_they_are_free() -> None:
     assert third.ctypes.data != at
     del second
     assert buffers.take(np.dtype(np.float32), [100_000, 7])[0].ctypes.data == at
+
+
+def test_buffers_of_many_lengths_do_not_pile_up() -> None:
+    buffers = Buffers()
+    for length in range(100_000, 400_000, 1_000):
+        assert len(buffers.take(np.dtype(np.uint8), [length])[0]) == length
+    assert len(buffers._kept) < 10
+    # A step's, all in use until its end.
+    packs = [500_000] * 40 + list(range(1_000_000, 3_000_000, 100_000))
+    places = []
+    for _ in range(5):
+        step = [buffers.take(np.dtype(np.uint8), [n])[0] for n in packs]
+        places.append({array.ctypes.data for array in step})
+        del step
+    assert all(there == places[0] for there in places)
+    assert len(buffers._kept) == len(packs)
