@@ -146,6 +146,6 @@ class _Kept:
 
 
 def _rounded_up(num_bytes: int) -> int:
-    """An eighth more at most, so that what differs a little fits. Untouched memory costs nothing."""
+    """An eighth more at most, so that what differs a little fits; untouched, it costs nothing."""
     step = 2 ** max(0, num_bytes.bit_length() - 4)
     return -(-num_bytes // step) * step
