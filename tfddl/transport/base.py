@@ -2,6 +2,7 @@
 
 import abc
 import enum
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -66,6 +67,7 @@ class Transport(abc.ABC):
         self.rank = rank
         self.size = size
         self._among: dict[tuple[int, ...], Transport] = {}
+        self._making = threading.Lock()
 
     def among(self, ranks: tuple[int, ...]) -> "Transport":
         """The transport over some of the ranks, of which this one is one; nothing travels for it.
@@ -81,9 +83,10 @@ class Transport(abc.ABC):
         """
         if ranks == tuple(range(self.size)):
             return self
-        if ranks not in self._among:
-            self._among[ranks] = self._make_among(ranks)
-        return self._among[ranks]
+        with self._making:  # Each counts its operations: there must not be two of them.
+            if ranks not in self._among:
+                self._among[ranks] = self._make_among(ranks)
+            return self._among[ranks]
 
     @abc.abstractmethod
     def _make_among(self, ranks: tuple[int, ...]) -> "Transport":

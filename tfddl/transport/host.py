@@ -58,10 +58,19 @@ class _Clock:
 
 @dataclasses.dataclass
 class _Counts:
-    """Operations of these ranks that have begun and ended here; only one runs at a time."""
+    """Operations of these ranks that have begun and ended here."""
 
     begun: int = 0
     ended: int = 0
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def begin(self) -> None:
+        with self.lock:
+            self.begun += 1
+
+    def end(self) -> None:
+        with self.lock:
+            self.ended += 1
 
 
 class HostTransport(Transport):
@@ -246,11 +255,11 @@ class HostTransport(Transport):
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
             begin_s = time.perf_counter()
-            self._counts.begun += 1
+            self._counts.begin()
             try:
                 return work(arrays)
             finally:
-                self._counts.ended += 1
+                self._counts.end()
                 self._count(time.perf_counter() - begin_s)
 
         if tf.executing_eagerly():
@@ -275,7 +284,7 @@ class HostTransport(Transport):
             )
             self._token.assign(next_ticket, read_value=False)
         next_ticket.set_shape([])
-        graph.get_collection_ref(_TICKETS).append(next_ticket)
+        graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived
 
     def _count(self, seconds: float) -> None:
