@@ -193,17 +193,17 @@ class Transport(abc.ABC):
         """
         return _joined(pack, lambda flat: self.broadcast(flat, root_rank))
 
-    def for_call(self, call: Call, *, compare_shapes: bool = False) -> "Transport":
+    def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> "Transport":
         """The same transport, whose operations belong to a call.
 
         Where `compares` says so, its operations compare the calls of the ranks by themselves.
 
         Args:
             call: What the operations belong to.
-            compare_shapes: Whether the call doesn't tell the shapes, so that those of packs have to
-                be compared when they are there.
+            shapes: Of each tensor, where the call doesn't tell them all because they are known only
+                when the graph runs: what of it has to be alike.
         """
-        del call, compare_shapes
+        del call, shapes
         return self
 
     def measure(self, wanted: bool) -> bool:
