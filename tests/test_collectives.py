@@ -24,6 +24,10 @@ def test_collectives_in_a_loop_of_a_graph(groups: Groups, size: int) -> None:
     assert groups(size).run(f"{CASES}:loops", steps=5) == [mean + 5 * size] * size
 
 
+def test_calls_of_a_graph_keep_their_order_in_branches_and_loops(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:order") == [[], []]
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_grouped_allreduce(groups: Groups, size: int) -> None:
     ranks = sum(range(size))

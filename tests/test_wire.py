@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.wires import run
-from tfddl.errors import WireError
-from tfddl.wire import Patience, Seat, connect
-from tfddl.wire.memory import ALIGNMENT, Buffers
-from tfddl.wire.mesh import hashed
+from tfddl.errors import PeerLostError, WireError
+from tfddl.wire import Call, Mesh, Patience, Seat, connect
+from tfddl.wire.memory import ALIGNMENT, Buffers, SharedMemory
+from tfddl.wire.mesh import Message, Tag, hashed
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -69,6 +69,67 @@ def test_ranks_that_wait_for_each_other_say_for_whom_and_where() -> None:
     assert "in allreduce <left> of float64 (3): rank 11 hasn't come to it" in first
     assert "rank 11 waits in allreduce <right> of float64 (3) itself" in first
     assert "rank 10 waits in allreduce <left> of float64 (3) itself" in second
+
+
+def test_after_a_failure_in_the_middle_nothing_goes_on() -> None:
+    first, last = run("fails", 2, patience=Patience(warn_s=1.0, give_up_s=2.0))
+    assert last[0].startswith("StalledError: rank 11 has waited")
+    for errors in (first, last):
+        assert len(errors) == 4
+        # Slots and turns aren't alike any more; threads that wait for their turns have to hear it.
+        for error in errors[1:]:
+            assert "can't go on together, since an operation before has failed" in error
+
+
+def test_warnings_that_are_errors_end_nobody() -> None:
+    assert run("overflows", 2) == [[True, True]] * 2
+
+
+def _pair() -> tuple[Mesh, Mesh]:
+    sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    patience = Patience(warn_s=0, give_up_s=20.0)
+    first, second = (
+        Mesh(
+            Seat(job="pair", rank=rank, size=2, patience=patience),
+            {1 - rank: sockets[rank]},
+            SharedMemory(),
+            {},
+        )
+        for rank in range(2)
+    )
+    return first, second
+
+
+def test_last_words_are_heard() -> None:
+    ending, staying = _pair()
+    call, said = Call("", "barrier"), Message(0, 7, b"")
+    with staying:
+        staying.send([0], Tag(9, 9, 9), said)  # Isn't read: the socket is reset.
+        ending.send([1], Tag(1, 0, 0), said)
+        ending.close()
+        for _ in range(2):
+            staying.send([0], Tag(1, 0, 0), said)
+        assert staying.collect(Tag(1, 0, 0), [0], call) == {0: said}
+        with pytest.raises(PeerLostError, match="rank 0 has ended"):
+            staying.collect(Tag(1, 1, 0), [0], call)
+
+
+def test_children_keep_no_sockets() -> None:
+    ending, staying = _pair()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    try:
+        ending.close()
+        with staying, pytest.raises(PeerLostError, match="rank 0 has ended"):
+            staying.collect(Tag(1, 0, 0), [0], Call("", "barrier"))
+    finally:
+        os.close(write)
+        os.close(read)
+        os.waitpid(child, 0)
 
 
 def test_sets_of_ranks_side_by_side() -> None:
@@ -132,3 +193,19 @@ def test_buffers_are_taken_again_once_they_are_free() -> None:
     assert third.ctypes.data != at
     del second
     assert buffers.take(np.dtype(np.float32), [100_000, 7])[0].ctypes.data == at
+
+
+def test_buffers_of_many_lengths_do_not_pile_up() -> None:
+    buffers = Buffers()
+    for length in range(100_000, 400_000, 1_000):
+        assert len(buffers.take(np.dtype(np.uint8), [length])[0]) == length
+    assert len(buffers._kept) < 10
+    # A step's, all in use until its end.
+    packs = [500_000] * 40 + list(range(1_000_000, 3_000_000, 100_000))
+    places = []
+    for _ in range(5):
+        step = [buffers.take(np.dtype(np.uint8), [n])[0] for n in packs]
+        places.append({array.ctypes.data for array in step})
+        del step
+    assert all(there == places[0] for there in places)
+    assert len(buffers._kept) == len(packs)

@@ -162,6 +162,8 @@ class Runtime:
         if mesh is None or not shares:
             if self._wants_shared_memory():
                 _LOG.warning(_NO_SHARED_MEMORY)
+            if mesh is not None:
+                mesh.close()
             return transport
         local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
         layout = self.cluster.ranks_of_hosts

@@ -39,6 +39,63 @@ def loops(steps: int) -> float:
     return float(many(tf.constant(float(tfddl.rank()))))
 
 
+def order() -> list[str]:
+    """Calls in branches, loops and functions of a graph, each ready early on one rank, late on the
+    other; none needs another's result. What is wrong."""
+    nested = _Nested()
+    wrong = []
+    for pattern in ("call branch call", "function branch loop function", "loop call loop", "both"):
+        kinds = pattern.split()
+        graph = tf.function(lambda x, flag, kinds=kinds: nested.all(kinds, x, flag))
+        for flag in (True, False, True):
+            try:
+                graph(tf.ones([256, 256]), tf.constant(flag))
+            except tf.errors.OpError as error:
+                wrong.append(f"{pattern}: {error.message}")
+    return wrong
+
+
+class _Nested:
+    """Calls that differ in their shapes, so that ranks that come in another order say so."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def all(self, kinds: list[str], x: tf.Tensor, flag: tf.Tensor) -> tf.Tensor:
+        return tf.add_n([getattr(self, kind)(x, flag) for kind in kinds])
+
+    def call(self, x: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        self._number += 1
+        is_late = (self._number + tfddl.rank()) % 2
+        for _ in range(6 * is_late):
+            x = tf.linalg.matmul(x, x) / 256.0
+        return tfddl.allreduce(tf.fill([self._number], tf.reduce_mean(x)), "sum")[0]
+
+    def branch(self, x: tf.Tensor, flag: tf.Tensor) -> tf.Tensor:
+        def two() -> tf.Tensor:
+            return self.call(x, flag) + self.call(x, flag)
+
+        return tf.cond(flag, lambda: self.call(x, flag), two)
+
+    def function(self, x: tf.Tensor, flag: tf.Tensor) -> tf.Tensor:
+        return tf.function(lambda: self.call(x, flag) + self.call(x, flag))()
+
+    def loop(self, x: tf.Tensor, flag: tf.Tensor) -> tf.Tensor:
+        """The number of rounds doesn't wait for the calls."""
+
+        def body(i: tf.Tensor) -> tuple[tf.Tensor]:
+            self.call(x, flag)
+            return (i + 1,)
+
+        return tf.cast(tf.while_loop(lambda i: i < 3, body, [tf.constant(0)])[0], tf.float32)
+
+    def both(self, x: tf.Tensor, flag: tf.Tensor) -> tf.Tensor:
+        def body(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return i + 1, total + self.branch(x, flag == tf.equal(i % 2, 0))
+
+        return tf.while_loop(lambda i, _: i < 3, body, [tf.constant(0), tf.constant(0.0)])[1]
+
+
 def grouped() -> list[Any]:
     """Mixed dtypes and sizes; one tensor larger than a pack."""
     rank = tfddl.rank()

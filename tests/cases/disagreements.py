@@ -10,6 +10,8 @@ import tfddl
 
 EAGER: dict[str, Callable[[bool], Any]] = {
     "shape": lambda odd: tfddl.allreduce(tf.zeros([3 if odd else 2])),
+    "no dtype": lambda odd: tfddl.broadcast(tf.constant([""]) if odd else tf.zeros([1])),
+    "no number": lambda odd: tfddl.reducescatter(tf.constant([""]) if odd else tf.zeros([1])),
     "rank": lambda odd: tfddl.allreduce(tf.zeros([2, 1] if odd else [2])),
     "dtype": lambda odd: tfddl.allreduce(tf.zeros([2], tf.float64 if odd else tf.float32)),
     "op": lambda odd: tfddl.allreduce(tf.zeros([2]), "sum" if odd else "max", name="loss"),
@@ -64,7 +66,12 @@ def graph() -> dict[str, tuple[list[str], str]]:
     inner = tf.function(
         lambda x: tfddl.allgather(x, name="inner"), input_signature=[tf.TensorSpec([None, None])]
     )
+    scattered = tf.function(
+        lambda x: tfddl.reducescatter(x, "sum", name="s"),
+        input_signature=[tf.TensorSpec([None, None])],
+    )
     found = {
+        "scattered": _provoked(lambda: scattered(tf.zeros([3, 4] if odd else [4, 3]))),
         "known": _provoked(lambda: known(tf.zeros([5 if odd else 4]))),
         "unknown": _provoked(lambda: unknown(tf.zeros([5 if odd else 4, 2]))),
         "inner": _provoked(lambda: inner(tf.zeros([4, 5 if odd else 2]))),

@@ -172,6 +172,40 @@ def stalls(wire: Wire, mesh: Mesh) -> str:
     return "no error"
 
 
+def fails(wire: Wire, mesh: Mesh) -> list[str]:
+    """The last rank gives up in an operation that the first comes to later; then more are tried."""
+    errors = []
+
+    def call(name: str) -> None:
+        try:
+            wire.all_reduce([np.zeros(200_000)], Reduction.SUM, Call(name, name))
+        except (PeerLostError, StalledError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+
+    wire.all_reduce([np.zeros(200_000)], Reduction.SUM, Call("", "warm"))
+    if wire.rank == 0:
+        time.sleep(3.0)
+    call("first")
+    running = [threading.Thread(target=call, args=(f"n{number}",)) for number in range(3)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return errors
+
+
+def overflows(wire: Wire, mesh: Mesh) -> list[bool]:
+    """Sums that overflow, or have no value, where whoever runs this wants no warnings."""
+    found = []
+    with np.errstate(all="raise"):
+        for length in (4, 100_000):
+            mine = np.full(length, np.inf if wire.rank else -np.inf, np.float32)
+            mine[0] = np.finfo(np.float32).max
+            [total] = wire.all_reduce([mine], Reduction.SUM, Call("", "sum"))
+            found.append(bool(np.isinf(total[0]) and np.isnan(total[1:]).all()))
+    return found
+
+
 def sets(wire: Wire, mesh: Mesh) -> list[float]:
     """Disjoint sets side by side, then sets that overlap."""
     rank = mesh.rank

@@ -147,7 +147,7 @@ def agree(group: Group, signature: Signature) -> Group:
             _agree_in_graph(group, signature)
     call = Call(signature.key, signature.lines)
     # What isn't known yet is compared when it is.
-    bound = group.transport.for_call(call, compare_shapes=bool(signature.running))
+    bound = group.transport.for_call(call, signature.running)
     return dataclasses.replace(group, transport=bound)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tfddl.collectives.agreement import refusing_alike
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import UnsupportedError
 from tfddl.plan import pack
@@ -50,12 +51,14 @@ def in_packs(
     travel: Callable[[list[tf.Tensor]], list[tf.Tensor]],
 ) -> list[tf.Tensor]:
     """Lets tensors travel in packs, those of one dtype together, in order."""
+    with refusing_alike(group):
+        sent = [carried(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
     for positions in by_dtype(tensors):
         sizes = [_bytes(tensors[i]) for i in positions]
         for run in pack(sizes, _PACK_BYTES):
             members = [positions[i] for i in run]
-            arrived = travel([carried(group, tensors[i]) for i in members])
+            arrived = travel([sent[i] for i in members])
             for i, part in zip(members, arrived, strict=True):
                 outputs[i] = tf.cast(part, tensors[i].dtype)
     return outputs

@@ -12,6 +12,7 @@ from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl.collectives.untouched import as_it_is
 from tfddl.errors import NotBuiltError
+from tfddl.transport import Reduction
 
 
 @as_it_is
@@ -136,11 +137,11 @@ def sum_scaled(
         return []
     group = group_of(process_set)
     bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
-    reducing = Reducing(op=ReduceOp.SUM)
     sums = in_packs(
         bound,
-        [reducing.before(tensor, bound.transport) for tensor in tensors],
-        lambda pack: bound.transport.all_reduce_pack(pack, reducing.reduction, scale=scale),
+        # In 16 bits, what is scaled would be rounded before it is added up.
+        [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
+        lambda pack: bound.transport.all_reduce_pack(pack, Reduction.SUM, scale=scale),
     )
     return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
 

@@ -85,6 +85,7 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
         bound = agree(group, Signature.of(group, operation, name, inputs))
         with refusing_alike(bound):
             NoDimensionError.check(operation, name, inputs)
+            sent = [carried(bound, reducing.before(t, bound.transport)) for t in inputs]
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             if not reducing.is_linear:
@@ -98,17 +99,19 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
                 for whole, tensor in zip(joined, inputs, strict=True)
             ]
 
-        return [_scattered(bound, tensor, reducing) for tensor in inputs], gradient
+        parts = [_scattered(bound, t, s, reducing) for t, s in zip(inputs, sent, strict=True)]
+        return parts, gradient
 
     return list(scatter(*tensors))
 
 
-def _scattered(group: Group, tensor: tf.Tensor, reducing: Reducing) -> tf.Tensor:
+def _scattered(group: Group, tensor: tf.Tensor, sent: tf.Tensor, reducing: Reducing) -> tf.Tensor:
+    """A tensor's part, of what is sent for it."""
     rows = _rows(group, tensor)
     inner = tf.shape(tensor, tf.int64)[1:]
-    sent = carried(group, tf.reshape(reducing.before(tensor, group.transport), [-1]))
     lengths = rows * tf.reduce_prod(inner)
-    total = group.transport.reduce_scatter(sent, lengths, reducing.reduction)
+    flat = tf.reshape(sent, [-1])
+    total = group.transport.reduce_scatter(flat, lengths, reducing.reduction)
     shape = tf.concat([[rows[group.rank]], inner], axis=0)
     static = tf.TensorShape([tf.get_static_value(rows[group.rank])]).concatenate(tensor.shape[1:])
     mine = reducing.after(total, group.size, tensor.dtype)

@@ -2,6 +2,7 @@
 
 import abc
 import enum
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -66,6 +67,7 @@ class Transport(abc.ABC):
         self.rank = rank
         self.size = size
         self._among: dict[tuple[int, ...], Transport] = {}
+        self._making = threading.Lock()
 
     def among(self, ranks: tuple[int, ...]) -> "Transport":
         """The transport over some of the ranks, of which this one is one; nothing travels for it.
@@ -81,9 +83,10 @@ class Transport(abc.ABC):
         """
         if ranks == tuple(range(self.size)):
             return self
-        if ranks not in self._among:
-            self._among[ranks] = self._make_among(ranks)
-        return self._among[ranks]
+        with self._making:  # Each counts its operations: there must not be two of them.
+            if ranks not in self._among:
+                self._among[ranks] = self._make_among(ranks)
+            return self._among[ranks]
 
     @abc.abstractmethod
     def _make_among(self, ranks: tuple[int, ...]) -> "Transport":
@@ -190,17 +193,17 @@ class Transport(abc.ABC):
         """
         return _joined(pack, lambda flat: self.broadcast(flat, root_rank))
 
-    def for_call(self, call: Call, *, compare_shapes: bool = False) -> "Transport":
+    def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> "Transport":
         """The same transport, whose operations belong to a call.
 
         Where `compares` says so, its operations compare the calls of the ranks by themselves.
 
         Args:
             call: What the operations belong to.
-            compare_shapes: Whether the call doesn't tell the shapes, so that those of packs have to
-                be compared when they are there.
+            shapes: Of each tensor, where the call doesn't tell them all because they are known only
+                when the graph runs: what of it has to be alike.
         """
-        del call, compare_shapes
+        del call, shapes
         return self
 
     def measure(self, wanted: bool) -> bool:

@@ -58,10 +58,19 @@ class _Clock:
 
 @dataclasses.dataclass
 class _Counts:
-    """Operations of these ranks that have begun and ended here; only one runs at a time."""
+    """Operations of these ranks that have begun and ended here."""
 
     begun: int = 0
     ended: int = 0
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def begin(self) -> None:
+        with self.lock:
+            self.begun += 1
+
+    def end(self) -> None:
+        with self.lock:
+            self.ended += 1
 
 
 class HostTransport(Transport):
@@ -88,16 +97,16 @@ class HostTransport(Transport):
         super().__init__(self._wire.rank, self._wire.size)
         self._mesh = mesh
         self._call = Call("", "an operation")
-        self._compares_shapes = False
+        self._shapes: tuple[tf.Tensor, ...] = ()
         self._clock = _Clock()
         self._counts = _Counts()
         with tf.device("CPU:0"):
             self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ticket")
 
-    def for_call(self, call: Call, *, compare_shapes: bool = False) -> Transport:
+    def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> Transport:
         """See `Transport.for_call`."""
         bound = copy.copy(self)
-        bound._call, bound._compares_shapes = call, compare_shapes
+        bound._call, bound._shapes = call, tuple(shapes)
         return bound
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
@@ -143,8 +152,8 @@ class HostTransport(Transport):
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
 
-        def work(arrays: Arrays) -> Arrays:
-            return [self._wire.all_gather(arrays[0].reshape(-1), self._call)]
+        def work(call: Call, arrays: Arrays) -> Arrays:
+            return [self._wire.all_gather(arrays[0].reshape(-1), call)]
 
         [rows] = self._run(work, [flat], [flat.dtype])
         rows.set_shape([self.size, flat.shape[0]])
@@ -163,11 +172,9 @@ class HostTransport(Transport):
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
         """See `Transport.reduce_scatter`."""
 
-        def work(arrays: Arrays) -> Arrays:
+        def work(call: Call, arrays: Arrays) -> Arrays:
             flat, each = arrays
-            part = self._wire.reduce_scatter(
-                flat, each.tolist(), _REDUCTIONS[reduction], self._call
-            )
+            part = self._wire.reduce_scatter(flat, each.tolist(), _REDUCTIONS[reduction], call)
             return [part]
 
         each = tf.convert_to_tensor(lengths, tf.int64)
@@ -178,11 +185,11 @@ class HostTransport(Transport):
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_to_all`."""
 
-        def work(arrays: Arrays) -> Arrays:
+        def work(call: Call, arrays: Arrays) -> Arrays:
             flat, each = arrays
             each = each.reshape(self.size, self.size)
             parts = np.split(flat, np.cumsum(each[self.rank])[:-1])
-            return [self._wire.all_to_all(parts, each, self._call)]
+            return [self._wire.all_to_all(parts, each, call)]
 
         [joined] = self._run(work, [flat, tf.cast(lengths, tf.int64)], [flat.dtype])
         joined.set_shape([None])
@@ -219,10 +226,10 @@ class HostTransport(Transport):
         """Runs what returns arrays of the lengths that it got."""
         scales = [] if scale is None else [tf.cast(scale, tf.float64)]
 
-        def run(arrays: Arrays) -> Arrays:
+        def run(call: Call, arrays: Arrays) -> Arrays:
             given = arrays[: len(pack)]
             factor = float(arrays[-1]) if scales else None
-            arrived = work(self._call_of(given), [a.reshape(-1) for a in given], factor)
+            arrived = work(call, [a.reshape(-1) for a in given], factor)
             return [a.reshape(b.shape) for a, b in zip(arrived, given, strict=True)]
 
         arrived = self._run(run, [*pack, *scales], [tensor.dtype for tensor in pack])
@@ -230,32 +237,38 @@ class HostTransport(Transport):
             tensor.set_shape(like.shape)
         return arrived
 
-    def _call_of(self, arrays: Arrays) -> Call:
-        if not self._compares_shapes:
+    def _call_of(self, shapes: Arrays) -> Call:
+        """The call, and the shapes that are known now."""
+        if not shapes:
             return self._call
-        kind, *_ = self._call.text.split("\n")
-        shapes = [f"{array.dtype.name} {array.shape}" for array in arrays]
-        return Call(self._call.name, "\n".join([kind, *shapes]))
+        kind, *tensors = self._call.text.split("\n")
+        texts = [
+            f"{tensor}: ({', '.join(map(str, shape.tolist()))})"
+            for tensor, shape in zip(tensors, shapes, strict=True)
+        ]
+        return Call(self._call.name, "\n".join([kind, *texts]))
 
     def _run(
         self,
-        work: Callable[[Arrays], Arrays],
+        work: Callable[[Call, Arrays], Arrays],
         inputs: Sequence[tf.Tensor],
         dtypes: Sequence[tf.DType],
     ) -> list[tf.Tensor]:
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
+            call = self._call_of(arrays[len(inputs) :])
             begin_s = time.perf_counter()
-            self._counts.begun += 1
+            self._counts.begin()
             try:
-                return work(arrays)
+                return work(call, arrays[: len(inputs)])
             finally:
-                self._counts.ended += 1
+                self._counts.end()
                 self._count(time.perf_counter() - begin_s)
 
+        given = [*inputs, *self._shapes]
         if tf.executing_eagerly():
-            return _run_eagerly(run, inputs)
-        return self._run_in_graph(run, inputs, dtypes)
+            return _run_eagerly(run, given)
+        return self._run_in_graph(run, given, dtypes)
 
     def _run_in_graph(
         self, run: Callable[..., Arrays], inputs: Sequence[tf.Tensor], dtypes: Sequence[tf.DType]
@@ -275,7 +288,7 @@ class HostTransport(Transport):
             )
             self._token.assign(next_ticket, read_value=False)
         next_ticket.set_shape([])
-        graph.get_collection_ref(_TICKETS).append(next_ticket)
+        graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived
 
     def _count(self, seconds: float) -> None:

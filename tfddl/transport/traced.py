@@ -94,10 +94,10 @@ class TracedTransport(Transport):
         made.dtypes, made.compares = inner.dtypes, inner.compares
         return made
 
-    def for_call(self, call: Call, *, compare_shapes: bool = False) -> Transport:
+    def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> Transport:
         """See `Transport.for_call`."""
         bound = copy.copy(self)
-        bound._traced = self._traced.for_call(call, compare_shapes=compare_shapes)
+        bound._traced = self._traced.for_call(call, shapes)
         bound._operation = call.text.partition("\n")[0]
         return bound
 

@@ -29,7 +29,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from tfddl.errors import DisagreementError
+from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
 from tfddl.plan import shard_range
 from tfddl.wire.flat import Flat
 from tfddl.wire.memory import Buffers
@@ -78,7 +78,8 @@ class Wire:
     threads may be in different calls at once, in any order; calls of one name meet in their order.
 
     All raise `DisagreementError` where calls or lengths differ (on every worker, and the next
-    operation works), `PeerLostError`, and `StalledError`.
+    operation works), `PeerLostError`, and `StalledError`. After these, or anything else that has
+    ended an operation in the middle, all that follow raise at once.
     """
 
     def __init__(self, mesh: Mesh, ranks: Sequence[int]) -> None:
@@ -102,6 +103,7 @@ class Wire:
         self._slot = 0
         self._areas: list[np.ndarray] | None = None
         self._buffers = Buffers()
+        self._failure: BaseException | None = None
 
     def all_reduce(
         self,
@@ -247,7 +249,21 @@ class Wire:
             mine: goes along if it is small.
             num_bytes: has to be alike everywhere; that of ``mine`` by default.
         """
+        self._refuse_after_failure()
         num_bytes = mine.num_bytes if num_bytes is None else num_bytes
+        try:
+            # A warning that somebody has made an error would end one worker, and leave the others.
+            with np.errstate(all="ignore"), self._met(call, mine, num_bytes) as session:
+                yield session
+        except DisagreementError:
+            raise
+        except BaseException as error:
+            self._failure = error
+            self._turns.wake()
+            raise
+
+    @contextlib.contextmanager
+    def _met(self, call: Call, mine: Flat, num_bytes: int) -> Iterator[_Session]:
         is_inline = num_bytes <= LONGEST_PAYLOAD
         payload = mine.take(0, mine.length).tobytes() if is_inline else b""
         tag = self._tag(call.name)
@@ -262,8 +278,22 @@ class Wire:
         if is_inline:
             yield session
             return
-        with self._turns.wait_for(self._turn_of(session)):
+        turn = self._turn_of(session)
+        with self._turns.wait_for(turn, unless=lambda: self._failure is not None):
+            self._refuse_after_failure()
             yield session
+
+    def _refuse_after_failure(self) -> None:
+        """Once an operation has failed in the middle, nobody knows how far the others have come."""
+        failure = self._failure
+        if failure is None:
+            return
+        known = (PeerLostError, StalledError)
+        kind = next((kind for kind in known if isinstance(failure, kind)), WireError)
+        raise kind(
+            "these workers can't go on together, since an operation before has failed in the "
+            f"middle: {str(failure) or type(failure).__name__}"
+        )
 
     def exchange(self, tag: Tag, number: int, call: Call) -> dict[int, Message]:
         """Tells all others a number, and waits for theirs."""
@@ -465,15 +495,20 @@ class _Turns:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def wait_for(self, turn: int) -> Iterator[None]:
+    def wait_for(self, turn: int, *, unless: Callable[[], bool]) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: self._turn == turn)
+            self._changed.wait_for(lambda: unless() or self._turn == turn)
         try:
             yield
         finally:
             with self._changed:
                 self._turn += 1
                 self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Lets those who wait see what has changed."""
+        with self._changed:
+            self._changed.notify_all()
 
 
 def _reduced(rows: Sequence[np.ndarray], reduction: Reduction) -> np.ndarray:

@@ -18,7 +18,11 @@ import numpy as np
 ALIGNMENT = 64
 """Bytes: TensorFlow takes over a NumPy array without a copy only if it begins at such a place."""
 
-_KEPT_FREE = 2
+_MOST_ROOM = 2
+"""How many times as large as wanted a buffer may be."""
+
+_KEPT_ROUNDS = 4
+"""How often as many buffers are taken as there are, before one that wasn't among them goes."""
 
 
 class SharedMemory:
@@ -61,6 +65,7 @@ class PeerMemory:
 
     def __init__(self, fd: int) -> None:
         """Takes over a descriptor of it."""
+        os.set_inheritable(fd, False)  # One that was received is, other than one that was made.
         self._fd = fd
 
     def area(self, offset: int, num_bytes: int) -> np.ndarray:
@@ -76,7 +81,8 @@ def _mapped(fd: int, offset: int, num_bytes: int) -> np.ndarray:
 class Buffers:
     """Arrays for results, kept from one step to the next: fresh memory costs more than the sums.
 
-    A buffer is taken again once nobody else refers to it.
+    A buffer is taken again once nobody else refers to it, also for a bit less. One that nobody has
+    wanted for a while goes, so that lengths that differ in each step don't pile up.
     """
 
     def __init__(self, *, smallest: int = 2**16) -> None:
@@ -86,7 +92,8 @@ class Buffers:
             smallest: bytes; what is smaller is made anew each time.
         """
         self._smallest = smallest
-        self._kept: dict[int, list[np.ndarray]] = {}
+        self._kept: list[_Kept] = []
+        self._taken = 0
         self._lock = threading.Lock()
 
     def take(self, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
@@ -107,16 +114,38 @@ class Buffers:
         if num_bytes < self._smallest:
             return np.empty(num_bytes, np.uint8)
         with self._lock:
-            kept = self._kept.setdefault(num_bytes, [])
-            free = [index for index in range(len(kept)) if _is_free(kept, index)]
-            for index in reversed(free[_KEPT_FREE:]):
-                del kept[index]
-            if free:
-                return kept[free[0]]
-            kept.append(np.empty(num_bytes, np.uint8))
-            return kept[-1]
+            self._taken += 1
+            free = [kept for kept in self._kept if kept.is_free]
+            fitting = [k for k in free if num_bytes <= k.array.nbytes <= _MOST_ROOM * num_bytes]
+            if fitting:
+                best = min(fitting, key=lambda kept: kept.array.nbytes)
+            else:
+                best = _Kept(np.empty(_rounded_up(num_bytes), np.uint8))
+                self._kept.append(best)
+            best.taken = self._taken
+            # A step that takes each of them once finds them all again in the next.
+            oldest = self._taken - _KEPT_ROUNDS * len(self._kept)
+            for kept in free:
+                if kept.taken < oldest:
+                    self._kept.remove(kept)
+            return best.array
 
 
-def _is_free(kept: list[np.ndarray], index: int) -> bool:
-    # The list, and the argument of getrefcount itself.
-    return sys.getrefcount(kept[index]) == 2
+class _Kept:
+    """A buffer, and when it was taken last."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.taken = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody else refers to it."""
+        # This object, and the argument of getrefcount itself.
+        return sys.getrefcount(self.array) == 2
+
+
+def _rounded_up(num_bytes: int) -> int:
+    """An eighth more at most, so that what differs a little fits; untouched, it costs nothing."""
+    step = 2 ** max(0, num_bytes.bit_length() - 4)
+    return -(-num_bytes // step) * step

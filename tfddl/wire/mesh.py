@@ -12,11 +12,13 @@ import contextlib
 import functools
 import hashlib
 import logging
+import os
 import select
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -170,18 +172,18 @@ class Mesh:
         for connected in self._sockets.values():
             connected.setblocking(False)
             self._poll.register(connected, select.POLLIN)
+        _close_in_children(self)
 
     def send(self, peers: Iterable[int], tag: Tag, message: Message) -> None:
-        """Tells others something. One that has ended is noticed by who waits for it."""
+        """Tells others something. One that has ended is noticed by who waits for it.
+
+        Not here: what it said before it ended may still have to be read.
+        """
         header = _HEADER.pack(*tag, message.digest, message.number)
         data = header + message.payload if message.payload else header
         for peer in peers:
-            try:
-                self._sockets[peer].send(data)
-            except BlockingIOError:
+            if not self._is_sent(peer, data):
                 self._send_slowly(peer, data)
-            except OSError:
-                self._lost.add(peer)
 
     def collect(self, tag: Tag, peers: Sequence[int], call: Call) -> dict[int, Message]:
         """Waits for the messages of others.
@@ -259,7 +261,8 @@ class Mesh:
             return
         try:
             count = self._sockets[peer].recv_into(self._buffer)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionResetError):
+            # Reset: it has ended without reading all of ours. What it said comes next, then an end.
             return
         except OSError:
             count = 0
@@ -291,18 +294,23 @@ class Mesh:
                 self._read(0.001)
             else:
                 time.sleep(0.001)  # Another thread reads.
-            try:
-                self._sockets[peer].send(data)
-            except BlockingIOError:
-                give_up_s = self._patience.give_up_s
-                if give_up_s and time.monotonic() - begin > give_up_s:
-                    raise StalledError(
-                        f"rank {self.names[peer]} has read nothing for {give_up_s:g} s"
-                    ) from None
-                continue
-            except OSError:
-                self._lost.add(peer)
-            return
+            if self._is_sent(peer, data):
+                return
+            give_up_s = self._patience.give_up_s
+            if give_up_s and time.monotonic() - begin > give_up_s:
+                raise StalledError(f"rank {self.names[peer]} has read nothing for {give_up_s:g} s")
+
+    def _is_sent(self, peer: int, data: bytes) -> bool:
+        """Whether there was room for it, or nobody who would read it."""
+        try:
+            self._sockets[peer].send(data)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
+        except OSError as error:
+            raise WireError(f"can't speak to rank {self.names[peer]}: {error.strerror}") from error
+        return True
 
     def _refuse_lost(self, missing: Sequence[int], call: Call) -> None:
         lost = [self.names[peer] for peer in missing if peer in self._lost]
@@ -323,10 +331,11 @@ class Mesh:
             raise StalledError(self._describe(missing, call, now - waiting.begin_s))
 
     def _describe(self, missing: Sequence[int], call: Call, seconds: float) -> str:
+        told = dict(self._told)  # Another thread may read.
         others = [
-            f"rank {self.names[peer]} waits in {self._told[peer]} itself"
+            f"rank {self.names[peer]} waits in {told[peer]} itself"
             for peer in missing
-            if peer in self._told
+            if peer in told
         ]
         names = ", ".join(str(self.names[peer]) for peer in missing)
         return "; ".join(
@@ -337,6 +346,18 @@ class Mesh:
                 "all ranks must call the same operations",
             ]
         )
+
+
+def _close_in_children(mesh: Mesh) -> None:
+    """A forked child would keep the sockets open after this process has ended."""
+    reference = weakref.ref(mesh)
+
+    def close() -> None:
+        inherited = reference()
+        if inherited is not None:
+            inherited.close()
+
+    os.register_at_fork(after_in_child=close)
 
 
 class _Waiting:
