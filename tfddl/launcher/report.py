@@ -18,6 +18,8 @@ class WorkerExit:
         after_s: seconds from its start.
         stderr_lines: the last lines of its stderr.
         ended_with: the signal that we had sent before, or None if it ended by itself.
+        host: where it ran; "" for this machine.
+        lost: why nothing more is known of it, since its host can't be reached; or None.
     """
 
     rank: int
@@ -25,6 +27,8 @@ class WorkerExit:
     after_s: float
     stderr_lines: tuple[str, ...]
     ended_with: signal.Signals | None
+    host: str = ""
+    lost: str | None = None
 
     @property
     def was_ended_by_us(self) -> bool:
@@ -84,10 +88,10 @@ def failure_report(outcome: Outcome) -> str:
     """
     root = outcome.root
     assert root is not None
-    lines = [
-        f"rank {root.rank} failed: {describe_exit(root.returncode)} after {root.after_s:.1f} s"
-    ]
-    hint = _hint(root.returncode, outcome.num_oom_kills)
+    where = f" on {root.host}" if root.host else ""
+    how = describe_exit(root.returncode) if root.lost is None else "lost with its host"
+    lines = [f"rank {root.rank}{where} failed: {how} after {root.after_s:.1f} s"]
+    hint = root.lost or _hint(root.returncode, outcome.num_oom_kills)
     if hint:
         lines.append(hint)
     if root.stderr_lines:
@@ -103,7 +107,7 @@ def _hint(returncode: int, num_oom_kills: int) -> str:
     if returncode == -signal.SIGKILL:
         if num_oom_kills:
             return (
-                "out of memory: the kernel killed a process of this machine for it meanwhile. "
+                "out of memory: the kernel killed a process of the machine for it meanwhile. "
                 "HINT: a smaller batch, fewer workers, or data read from disk"
             )
         return (

@@ -9,7 +9,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfddl.launcher.output import Console
+from tfddl.launcher.agent import BEAT_S
+from tfddl.launcher.display import Display
+from tfddl.launcher.fleet import Fleet
+from tfddl.launcher.link import Link, RemoteStream, RemoteWorker
+from tfddl.launcher.oom import count_oom_kills
+from tfddl.launcher.output import Console, Outlet
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.report import Outcome, WorkerExit
 from tfddl.launcher.signals import Signals
@@ -19,16 +24,16 @@ from tfddl.launcher.worker import Stream, Worker, adopt_orphans, kill_orphans
 _DRAIN_S = 1.0
 # Ctrl-C is to be quick; TensorFlow's processes don't end at a SIGTERM, however long one waits.
 _INTERRUPT_GRACE_S = 1.0
-_VMSTAT = Path("/proc/vmstat")
 
 
-def supervise(
+def supervise(  # noqa: PLR0913
     plans: Sequence[ProcessPlan],
     *,
     console: Console,
     signals: Signals,
     grace_s: float,
     logs: Path | None = None,
+    fleet: Fleet | None = None,
 ) -> Outcome:
     """Runs a job to its end.
 
@@ -44,22 +49,24 @@ def supervise(
         signals: SIGINT, SIGTERM and SIGHUP end the job at once; a second one without any grace.
         grace_s: seconds from SIGTERM to SIGKILL.
         logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
+        fleet: the hosts that the workers run on; None for this machine.
 
     Raises:
         LaunchError: the command can't be started, or a log can't be written.
     """
-    job = _Job(console=console, signals=signals, grace_s=grace_s)
-    oom_kills = _count_oom_kills()
+    job = _Job(console=console, signals=signals, grace_s=grace_s, fleet=fleet)
+    oom_kills = count_oom_kills()
     adopt_orphans()
     try:
         for plan in plans:
             folder = None if logs is None else log_folder(logs, rank=plan.rank, size=len(plans))
-            job.add(Worker(plan, console=console, log_folder=folder))
+            sinks = [Display(plan, o, console=console, log_folder=folder) for o in Outlet]
+            job.add(Worker(plan, sinks) if fleet is None else fleet.start(plan, sinks))
         while job.workers:
             job.turn()
     finally:
         job.kill_all()
-    return job.outcome(num_oom_kills=_count_oom_kills() - oom_kills)
+    return job.outcome(num_oom_kills=count_oom_kills() - oom_kills)
 
 
 def log_folder(logs: Path, *, rank: int, size: int) -> Path:
@@ -70,21 +77,29 @@ def log_folder(logs: Path, *, rank: int, size: int) -> Path:
 class _Job:
     """The workers that are left, those that have ended, and the state of the ending."""
 
-    def __init__(self, *, console: Console, signals: Signals, grace_s: float) -> None:
-        self.workers: list[Worker] = []
-        self._ended: list[Worker] = []
-        self._root: Worker | None = None
+    def __init__(
+        self, *, console: Console, signals: Signals, grace_s: float, fleet: Fleet | None
+    ) -> None:
+        self.workers: list[Worker | RemoteWorker] = []
+        self._ended: list[Worker | RemoteWorker] = []
+        self._root: Worker | RemoteWorker | None = None
         self._interrupted_by: signal.Signals | None = None
         # None: nobody has been asked to end. inf: everybody has been killed.
         self._kill_at_s: float | None = None
         self._console, self._signals, self._grace_s = console, signals, grace_s
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ)
+        self._fleet = fleet
+        if fleet is not None:
+            console.while_waiting = fleet.beat
+            for link in fleet.links:
+                self._selector.register(link, selectors.EVENT_READ)
 
-    def add(self, worker: Worker) -> None:
+    def add(self, worker: Worker | RemoteWorker) -> None:
         self.workers.append(worker)
         for stream in worker.streams:
-            self._selector.register(stream, selectors.EVENT_READ)
+            if isinstance(stream, Stream):
+                self._selector.register(stream, selectors.EVENT_READ)
 
     def turn(self) -> None:
         """Waits for something to happen, and does what follows from it."""
@@ -92,8 +107,13 @@ class _Job:
             if isinstance(key.fileobj, Stream):
                 if not key.fileobj.pump():
                     self._close(key.fileobj)
+            elif isinstance(key.fileobj, Link):
+                if not key.fileobj.pump():
+                    self._selector.unregister(key.fileobj)
             else:
                 self._signals.read()
+        if self._fleet is not None:
+            self._fleet.beat()
         self._notice_interruption()
         self._notice_ends()
         if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
@@ -107,22 +127,27 @@ class _Job:
         for worker in self.workers:
             worker.reap()
         self._selector.close()
+        self._console.while_waiting = None
+        if self._fleet is not None:
+            self._fleet.close()  # before its connections are killed as orphans
         kill_orphans()
 
     def outcome(self, *, num_oom_kills: int) -> Outcome:
         """How the job ended, once it has."""
-        exits: dict[Worker, WorkerExit] = {w: w.describe_end() for w in self._ended}
+        exits: dict[Worker | RemoteWorker, WorkerExit] = {w: w.describe_end() for w in self._ended}
         return Outcome(
             exits=tuple(exits.values()),
             root=None if self._root is None else exits[self._root],
             interrupted_by=self._interrupted_by,
-            num_oom_kills=num_oom_kills,
+            num_oom_kills=num_oom_kills if self._fleet is None else self._fleet.num_oom_kills,
         )
 
     def _timeout_s(self) -> float | None:
         times = [worker.ended_s + _DRAIN_S for worker in self.workers if worker.ended_s is not None]
         if self._kill_at_s is not None:
             times.append(self._kill_at_s)
+        if self._fleet is not None:
+            times.append(time.monotonic() + BEAT_S / 2)
         first = min(times, default=math.inf)
         return None if first == math.inf else max(0.0, first - time.monotonic())
 
@@ -167,20 +192,12 @@ class _Job:
             worker.reap()
             self.workers.remove(worker)
 
-    def _close(self, stream: Stream) -> None:
-        self._selector.unregister(stream)
+    def _close(self, stream: Stream | RemoteStream) -> None:
+        if isinstance(stream, Stream):
+            self._selector.unregister(stream)
         stream.close()
 
 
-def _suspicion(worker: Worker) -> tuple[bool, int]:
+def _suspicion(worker: Worker | RemoteWorker) -> tuple[bool, int]:
     """Sorts workers found dead at the same moment: signals strike first, errors follow."""
     return worker.returncode >= 0, worker.rank
-
-
-def _count_oom_kills() -> int:
-    """How many processes the kernel has ended for want of memory since it started; 0 if unknown."""
-    try:
-        lines = _VMSTAT.read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
