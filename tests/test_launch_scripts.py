@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.hosts import two_hosts
 from tests.processes import wait_until
 from tfddl.cluster import Cluster, tf_config
 
@@ -276,36 +275,6 @@ places = (tfddl.rank(), tfddl.size(), tfddl.local_rank(), tfddl.cross_rank(), tf
 Path(sys.argv[1], f"rank.{tfddl.rank()}").write_text(f"{places} {float(total)}\\n{network}\\n")
 tfddl.barrier()
 """
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
-
-
-@contextmanager
-def two_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces, 10.77.0.1 and 10.77.0.2, joined by a cable."""
-    if shutil.which("ip") is None:
-        pytest.skip("needs the command ip (Debian: iproute2)")
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make network namespaces")
-    tag = uuid.uuid4().hex[:6]
-    names = (f"tfddl-{tag}-1", f"tfddl-{tag}-2")
-    with ExitStack() as stack:
-        for name in names:
-            try:
-                ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"needs the right to make network namespaces: {error.stderr.strip()}")
-            stack.callback(ip, "netns", "del", name)
-        cable = (f"tf{tag}1", f"tf{tag}2")
-        ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
-        for number, (name, plug) in enumerate(zip(names, cable, strict=True), start=1):
-            ip("link", "set", plug, "netns", name)
-            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", plug)
-            ip("-n", name, "link", "set", plug, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield names
 
 
 @pytest.mark.long

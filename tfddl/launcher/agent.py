@@ -133,6 +133,7 @@ class Agent:
             "beat": lambda message: None,
         }
         self._outbox.put({"is": "hello", "version": __version__})
+        self._outbox.flush()
 
     def serve(self) -> None:
         """Does what it is told until the connection ends; then leaves nothing behind."""

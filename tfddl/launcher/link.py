@@ -22,7 +22,8 @@ from tfddl.launcher.ssh import SshOptions, agent_argv, boot_line, explain_end
 from tfddl.launcher.worker import die_with_parent
 
 _SEND_S = 10.0
-_FAREWELL_S = 5.0
+# For an agent to kill what it has started, then for its connection to end.
+_FAREWELL_S, _END_S = 5.0, 1.0
 _TAIL_BYTES = 4000
 
 
@@ -56,6 +57,7 @@ class Link:
         self._workers: dict[int, RemoteWorker] = {}
         self._answers: list[Message] = []
         self._heard_s = self._said_s = time.monotonic()
+        self._hung_up_s: float | None = None
         self._stderr = tempfile.TemporaryFile()
         argv = agent_argv(options, None if is_here else host)
         try:
@@ -137,22 +139,29 @@ class Link:
             return f"{self.host} says {said[-200:]!r}, but no agent answers there"
         return f"{self.host} doesn't answer"
 
-    def hang_up(self) -> None:
-        """Ends the connection; the agent then kills what it has started, and ends."""
+    def hang_up(self) -> float:
+        """Ends the connection; the agent then kills what it has started, and ends.
+
+        Returns:
+            When that was first asked for (`time.monotonic`).
+        """
+        if self._hung_up_s is None:
+            self._hung_up_s = time.monotonic()
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
+        return self._hung_up_s
 
     def close(self) -> None:
         """Ends the connection, and waits for its end. Again it does nothing."""
         if self._stdout.closed:
             return
-        self.hang_up()
-        deadline = time.monotonic() + _FAREWELL_S
+        # One that has never greeted has nothing to clear away.
+        deadline = self.hang_up() + (0.0 if self.greeting is None else _FAREWELL_S)
         while self.lost is None and time.monotonic() < deadline:
             # What it still says must not keep it from ending.
             if select.select([self], [], [], 0.1)[0] and not os.read(self.fileno(), 1 << 18):
                 break
-        self._end_process()
+        self._end_process(wait_s=0.0 if self.greeting is None else _END_S)
         self._stdout.close()
         self._stderr.close()
 
@@ -185,7 +194,7 @@ class Link:
     def _lose(self, why: str | None) -> None:
         if self.lost is None:
             self.lost = why or "?"  # nothing more is sent from here on
-            self._end_process()
+            self._end_process(wait_s=_END_S)
             if why is None and self.greeting is not None:
                 said = f": {self._tail()[-1].strip()}" if self._tail() else ""
                 self.lost = f"the connection to {self.host} has ended{said}"
@@ -197,10 +206,10 @@ class Link:
                     stderr_lines=self._tail(),
                 )
 
-    def _end_process(self) -> None:
+    def _end_process(self, *, wait_s: float) -> None:
         self.hang_up()
         try:
-            self._process.wait(timeout=1.0)
+            self._process.wait(timeout=wait_s)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

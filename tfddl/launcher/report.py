@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _REPORTED_LINES = 20
@@ -123,19 +124,21 @@ def _others(outcome: Outcome, root: WorkerExit) -> list[str]:
     """What the other workers did before and after, a line per kind."""
     before = outcome.exits[: outcome.exits.index(root)]
     after = outcome.exits[len(before) + 1 :]
-    done = [str(end.rank) for end in before if end.returncode == 0]
+    done = _ranks(end for end in before if end.returncode == 0)
     failed = [f"{e.rank} ({describe_exit(e.returncode)})" for e in after if _failed_too(e)]
-    ended = [str(end.rank) for end in after if end.was_ended_by_us]
+    ended = _ranks(end for end in after if end.was_ended_by_us)
     lines = []
     if done:
-        lines.append(
-            f"before that, ended normally: rank {', '.join(done)} (the others can't go on alone)"
-        )
+        lines.append(f"before that, ended normally: rank {done} (the others can't go on alone)")
     if failed:
         lines.append(f"after that, failed as well: rank {', '.join(failed)}")
     if ended:
-        lines.append(f"after that, ended by tfddlrun: rank {', '.join(ended)}")
+        lines.append(f"after that, ended by tfddlrun: rank {ended}")
     return lines
+
+
+def _ranks(ends: Iterable[WorkerExit]) -> str:
+    return ", ".join(map(str, sorted(end.rank for end in ends)))
 
 
 def _failed_too(end: WorkerExit) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tfddl.errors import LaunchError
 # user may have on the far side, csh and fish included, passes it on as it is.
 _BOOT = (
     "import sys,json;"
-    'sys.path.append(json.loads(open(0,"rb",0,closefd=False).readline()));'
+    'sys.path[:0]=json.loads(open(0,"rb",0,closefd=False).readline());'
     "from tfddl.launcher.agent import run;run()"
 )
 _SSH_FAILED = 255
@@ -91,8 +92,14 @@ def _place_flags(options: SshOptions) -> tuple[str, ...]:
 
 
 def boot_line() -> bytes:
-    """What the agent is told before frames begin: where tfddl is, if it isn't installed there."""
-    return json.dumps(str(Path(tfddl.__file__).parent.parent)).encode("ascii") + b"\n"
+    """What the agent is told before frames begin: where tfddl is, if it isn't installed there.
+
+    A copy that isn't among the installed packages here is looked for at the same place there,
+    and comes first, as it does here.
+    """
+    root = str(Path(tfddl.__file__).parent.parent)
+    places = [] if root == sysconfig.get_path("purelib") else [root]
+    return json.dumps(places).encode("ascii") + b"\n"
 
 
 def explain_end(
