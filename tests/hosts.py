@@ -5,6 +5,7 @@ import getpass
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
