@@ -201,7 +201,7 @@ def _judge_gpus(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
         yield Finding(
             Level.PROBLEM,
             host,
-            f"{num_workers} workers, but {gpus} GPUs; each needs its own",
+            f"{num_workers} workers, but {gpus} GPU{'s' * (gpus > 1)}; each needs its own",
             f"-H {host}:{gpus}",
         )
     elif facts["driver"] is not None and nccl is not None:
