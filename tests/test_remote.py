@@ -175,6 +175,22 @@ for n in range(300):
     assert sorted(done.stderr.splitlines()) == sorted(expected)
 
 
+def test_what_a_worker_started_there_may_finish_writing(tmp_path: Path) -> None:
+    script = """
+if os.fork() == 0:
+    time.sleep(0.3)
+    print("the last word")
+    if os.fork() == 0:
+        time.sleep(60)
+    sys.exit()
+print("bye")
+"""
+    options = ("-H", f"{HERE[0]}:1", "--ssh-command", stand_in(tmp_path / "ssh"))
+    done = launch(*options, *worker(script), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[0] bye\n[0] the last word\n"
+
+
 def test_what_a_shell_says_first_does_no_harm(tmp_path: Path) -> None:
     before = """sh -c 'echo Welcome; echo to this host >&2; exec "$@"' -"""
     options = (*TWO, "--ssh-command", stand_in(tmp_path / "ssh", before=before))
@@ -387,7 +403,7 @@ def test_the_doctor_checks_hosts(ssh: str, tmp_path: Path) -> None:
     for one, other, ports in ((*HERE, "the worker's port"), (*HERE[::-1], "the workers' 2 ports")):
         start = f"ok       {one} -> {other}: "
         assert any(line.startswith(f"{start}{ports} can be reached, a round") for line in lines)
-        assert any(line.startswith(start) and "MB/s" in line for line in lines)
+        assert any(f"{one} -> {other}: " in line and "MB/s" in line for line in lines)
 
 
 def test_the_doctor_goes_on_without_a_host_that_is_down(tmp_path: Path) -> None:

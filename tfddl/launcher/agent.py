@@ -29,7 +29,7 @@ from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Outlet
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.signals import Signals
-from tfddl.launcher.worker import Stream, Worker, adopt_orphans, kill_orphans
+from tfddl.launcher.worker import DRAIN_S, Stream, Worker, adopt_orphans, kill_orphans
 
 BEAT_S = 4.0
 """How often either side says that it is still there."""
@@ -186,13 +186,24 @@ class Agent:
                 poll.register(stream.fileno(), select.POLLIN)
         for fd in self._examination.filenos():
             poll.register(fd, select.POLLIN)
-        return {fd for fd, _ in poll.poll(BEAT_S * 1000 / 2)}
+        is_draining = any(worker.ended_s is not None for worker in self._workers.values())
+        wait_s = DRAIN_S / 4 if is_draining else BEAT_S / 2
+        return {fd for fd, _ in poll.poll(wait_s * 1000)}
 
     def _streams(self) -> list[Stream]:
         return [s for worker in self._workers.values() for s in worker.streams if s.is_open]
 
     def _report_ends(self) -> None:
+        now_s = time.monotonic()
         for worker in self._workers.values():
+            if (
+                worker.ended_s is not None
+                and now_s >= worker.ended_s + worker.drain_s
+                and self._outbox.num_bytes < _MOST_WAITING
+            ):
+                for stream in worker.streams:
+                    if stream.is_open:
+                        stream.close()
             if worker.look():
                 self._outbox.put(
                     {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -248,7 +249,10 @@ class RemoteWorker:
         streams: its stdout and stderr, which `Link.pump` feeds.
         ended_s: when it was found to have ended, or None.
         returncode: then its exit code, or the negative number of the signal that killed it.
+        drain_s: how long its outputs may stay open after its end: until the agent closes them.
     """
+
+    drain_s = math.inf
 
     def __init__(self, plan: ProcessPlan, sinks: Sequence[Sink], *, link: Link) -> None:
         self.rank = plan.rank

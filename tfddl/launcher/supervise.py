@@ -20,8 +20,6 @@ from tfddl.launcher.report import Outcome, WorkerExit
 from tfddl.launcher.signals import Signals
 from tfddl.launcher.worker import Stream, Worker, adopt_orphans, kill_orphans
 
-# What a worker that has ended may leave to its children: a `tee` that still has lines to write.
-_DRAIN_S = 1.0
 # Ctrl-C is to be quick; TensorFlow's processes don't end at a SIGTERM, however long one waits.
 _INTERRUPT_GRACE_S = 1.0
 
@@ -143,7 +141,7 @@ class _Job:
         )
 
     def _timeout_s(self) -> float | None:
-        times = [worker.ended_s + _DRAIN_S for worker in self.workers if worker.ended_s is not None]
+        times = [w.ended_s + w.drain_s for w in self.workers if w.ended_s is not None]
         if self._kill_at_s is not None:
             times.append(self._kill_at_s)
         if self._fleet is not None:
@@ -184,7 +182,7 @@ class _Job:
         for worker in self.workers[:]:
             if worker.ended_s is None:
                 continue
-            if any(s.is_open for s in worker.streams) and now_s < worker.ended_s + _DRAIN_S:
+            if any(s.is_open for s in worker.streams) and now_s < worker.ended_s + worker.drain_s:
                 continue
             for stream in worker.streams:
                 if stream.is_open:

@@ -19,6 +19,11 @@ from tfddl.launcher.display import Sink
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.report import WorkerExit
 
+DRAIN_S = 1.0
+"""What a worker that has ended may leave to its children: a `tee` that still has lines to write."""
+
+# A pipe holds 64 KiB, as much as is read at a time; what is written meanwhile is another's.
+_PIECES_IN_PIPE = 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -50,7 +55,10 @@ class Stream:
         return True
 
     def close(self) -> None:
-        """Closes the pipe, and says so."""
+        """Passes on what the pipe still holds, closes it, and says so."""
+        for _ in range(_PIECES_IN_PIPE):
+            if not self.pump():
+                break
         self._pipe.close()
         self._sink.finish()
 
@@ -63,7 +71,10 @@ class Worker:
         pid: its process, process group and session.
         ended_s: when it was found to have ended (`time.monotonic`), or None.
         returncode: then its exit code, or the negative number of the signal that killed it.
+        drain_s: how long its outputs may stay open after its end.
     """
+
+    drain_s = DRAIN_S
 
     def __init__(self, plan: ProcessPlan, sinks: Sequence[Sink]) -> None:
         """Starts it.
