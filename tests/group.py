@@ -36,8 +36,17 @@ class CaseError(AssertionError):
 class WorkerGroup:
     """Several processes that have called `tfddl.init()` and wait for cases."""
 
-    def __init__(self, size: int, **init: Any) -> None:
+    def __init__(self, size: int, *, hosts: tuple[int, ...] = (), **init: Any) -> None:
+        """A group that isn't started yet.
+
+        Args:
+            size: How many workers.
+            hosts: How many of them each host has, for which names of this machine stand; by
+                default there is one.
+            init: What `tfddl.init` gets.
+        """
         self.size = size
+        self.hosts = hosts or (size,)
         self.init = init
         self._directory = tempfile.TemporaryDirectory(prefix="tfddl-group-")
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -50,7 +59,8 @@ class WorkerGroup:
     def start(self) -> None:
         directory = Path(self._directory.name)
         address = str(directory / "socket")
-        addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(self.size))
+        names = [f"127.0.0.{1 + h}" for h, count in enumerate(self.hosts) for _ in range(count)]
+        addresses = tuple(map("{}:{}".format, names, free_ports(self.size)))
         with Listener(address, family="AF_UNIX", authkey=AUTHKEY) as listener:
             for rank in range(self.size):
                 environ = {

@@ -11,7 +11,11 @@ works as usual::
     ├── NotInitializedError (ValueError)  tfddl.init() has not been called
     ├── StartError (RuntimeError)         init() can't start: too late, no GPU, a port taken
     ├── UnsupportedError (ValueError)     asked for something that can't work, with what to do
+    │   └── NotBuiltError (NotImplementedError)  what could work, but isn't there
     ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
+    ├── PeerLostError (ConnectionError)   a worker that this one waits for has ended
+    ├── StalledError (TimeoutError)       not all workers have come to an operation in time
+    ├── WireError (RuntimeError)          the workers of a host can't share memory
     └── LaunchError (RuntimeError)        a job that can't be started, or a worker that failed
 """
 
@@ -48,8 +52,24 @@ class UnsupportedError(TfddlError, ValueError):
     """What was asked for can't work here; the message says what does."""
 
 
+class NotBuiltError(UnsupportedError, NotImplementedError):
+    """What was asked for could work, but hasn't been built; the message says what has."""
+
+
 class DisagreementError(TfddlError, RuntimeError):
     """Ranks differ in something that has to be alike on all of them."""
+
+
+class PeerLostError(TfddlError, ConnectionError):
+    """A worker that this one waits for has ended."""
+
+
+class StalledError(TfddlError, TimeoutError):
+    """Not all workers have come to an operation in time."""
+
+
+class WireError(TfddlError, RuntimeError):
+    """The workers of a host can't share memory; the message says why."""
 
 
 class LaunchError(TfddlError, RuntimeError):

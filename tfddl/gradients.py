@@ -1,9 +1,10 @@
 """Gradients averaged over the workers.
 
 The weight travels with the gradient. A rank's gradient is that of a mean over its own examples;
-their number is the *count*. What the ranks add up is count times gradient, and the count itself in
-the same pack; the sum divided by the summed count is the gradient of the mean over all examples,
-also where ranks have different numbers of them. Averaging the ranks' means would weigh an example
+their number is the *count*. At the beginning of a step's backward pass the ranks add up their
+counts; each then multiplies its gradients with its count's part of the sum, and what all of them
+add up to is the gradient of the mean over all examples, also where ranks have different numbers of
+them. Averaging the ranks' means would weigh an example
 in a small batch more than one in a large batch.
 """
 
@@ -15,7 +16,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allgather, allreduce, grouped_allreduce
+from tfddl.collectives import (
+    Label,
+    ReduceOp,
+    allgather,
+    allreduce,
+    grouped_allreduce,
+    sum_narrow,
+    sum_scaled,
+)
 from tfddl.errors import UnsupportedError
 from tfddl.runtime import Step, current, is_started
 
@@ -108,7 +117,7 @@ def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
 
     @tf.custom_gradient
     def summed(own: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name="loss")
+        total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name=Label("loss"))
         weight = tf.math.divide_no_nan(total[0], count) if step.averages else tf.ones_like(count)
         return total[1:], lambda upstream: upstream * weight
 
@@ -197,11 +206,8 @@ def reduce_gradients(gradients: Sequence[Gradient], averaging: Averaging) -> lis
     present = [i for i, gradient in enumerate(gradients) if gradient is not None]
     present.reverse()  # The last layers' gradients are there first.
     values = [_prepared(gradients[i], averaging) for i in present]
-    if averaging.compression is not Compression.NONE or any(map(_is_sparse_or_small, values)):
-        reduced = _reduce_after_header(values, averaging)
-    else:
-        header = _Header(runtime.step, averaging, dtype=_header_dtype(values))
-        reduced = _reduce_with_header(values, header)
+    weight = _Header(runtime.step, averaging, dtype=_header_dtype(values)).weight()
+    reduced = _sum_of_scaled(values, weight, averaging.compression)
     result: list[Gradient] = [None] * len(gradients)
     for i, value in zip(present, reduced, strict=True):
         result[i] = value
@@ -245,7 +251,7 @@ class _Header:
 
     def weight(self) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with."""
-        total = allreduce(self.mine, ReduceOp.SUM, name="step")
+        total = allreduce(self.mine, ReduceOp.SUM, name=Label("step"))
         weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
         return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
 
@@ -255,43 +261,43 @@ def _header_dtype(gradients: Sequence[Gradient]) -> tf.DType:
     return tf.float64 if any(g.dtype == tf.float64 for g in gradients) else tf.float32
 
 
-def _reduce_with_header(values: Sequence[tf.Tensor], header: _Header) -> list[tf.Tensor]:
-    weighted = [_scaled(value, header.weight_sent) for value in values]
-    total, *sums = grouped_allreduce([header.mine, *weighted], ReduceOp.SUM, name="gradients")
-    divisor = header.received(total)
-    return [tf.math.divide_no_nan(s, tf.cast(divisor, s.dtype)) for s in sums]
+def _sum_of_scaled(values: Sequence[Any], weight: tf.Tensor, compression: Compression) -> list[Any]:
+    """The sum over the ranks of what each multiplies with a weight of its own.
 
-
-def _is_sparse_or_small(value: Any) -> bool:
-    return isinstance(value, tf.IndexedSlices) or value.dtype in (tf.float16, tf.bfloat16)
-
-
-def _reduce_after_header(values: Sequence[Any], averaging: Averaging) -> list[Any]:
-    """Weighs before anything is summed: 16 bits would overflow, and slices are never summed."""
-    weight = _Header(current().step, averaging, dtype=_header_dtype(values)).weight()
-    weighted = [_scaled(value, weight) for value in values]
-    dense = [i for i, value in enumerate(weighted) if not isinstance(value, tf.IndexedSlices)]
-    carried = [_compressed(weighted[i], averaging.compression) for i in dense]
-    sums = grouped_allreduce(carried, ReduceOp.SUM, name="gradients")
-    reduced: list[Any] = [None] * len(weighted)
+    It is weighed before it is added up: 16 bits would overflow, and slices are never added up.
+    """
+    sparse = [i for i, value in enumerate(values) if isinstance(value, tf.IndexedSlices)]
+    dense = [i for i in range(len(values)) if i not in sparse]
+    if compression is Compression.NONE:
+        sums = sum_scaled([values[i] for i in dense], weight, name=Label("gradients"))
+    else:
+        scaled = [_scaled(values[i], weight) for i in dense]
+        sums = _summed(scaled, compression, name=Label("gradients"))
+    reduced = list(values)
     for i, total in zip(dense, sums, strict=True):
-        reduced[i] = tf.cast(total, weighted[i].dtype)
-    for i, value in enumerate(weighted):
-        if isinstance(value, tf.IndexedSlices):
-            reduced[i] = _gathered(value)
+        reduced[i] = total
+    for i in sparse:
+        reduced[i] = _gathered(_scaled(values[i], weight))
     return reduced
 
 
+def _summed(values: Sequence[tf.Tensor], compression: Compression, *, name: str) -> list[tf.Tensor]:
+    if compression is Compression.NONE:
+        return grouped_allreduce(values, ReduceOp.SUM, name=name)
+    sums = sum_narrow([_compressed(value, compression) for value in values], name=name)
+    return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
+
+
 def _compressed(value: tf.Tensor, compression: Compression) -> tf.Tensor:
-    if compression is Compression.NONE or value.dtype not in (tf.float32, tf.float64):
+    if value.dtype not in (tf.float32, tf.float64):
         return value
     return tf.cast(value, _COMPRESSED[compression])
 
 
 def _gathered(slices: tf.IndexedSlices) -> tf.IndexedSlices:
     return tf.IndexedSlices(
-        values=allgather(slices.values, name="gradient values"),
-        indices=allgather(slices.indices, name="gradient indices"),
+        values=allgather(slices.values, name=Label("gradient values")),
+        indices=allgather(slices.indices, name=Label("gradient indices")),
         dense_shape=slices.dense_shape,
     )
 
@@ -331,12 +337,8 @@ def weigh_gradients(
 
 def add_up_gradients(gradients: Sequence[tf.Tensor], averaging: Averaging) -> list[tf.Tensor]:
     """The sum over the ranks of gradients that went through `weigh_gradients`."""
-    sums = grouped_allreduce(
-        [_compressed(tf.convert_to_tensor(g), averaging.compression) for g in gradients],
-        ReduceOp.SUM,
-        name="accumulated gradients",
-    )
-    return [tf.cast(s, g.dtype) for s, g in zip(sums, gradients, strict=True)]
+    values = [tf.convert_to_tensor(g) for g in gradients]
+    return _summed(values, averaging.compression, name=Label("accumulated gradients"))
 
 
 def make_averaging(

@@ -34,7 +34,7 @@ from typing import NoReturn
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allreduce, stack
+from tfddl.collectives import Label, ReduceOp, allreduce, stack
 from tfddl.errors import UnsupportedError
 from tfddl.runtime import current
 
@@ -133,7 +133,7 @@ def _of_this_rank(
 def _merged(mine: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Count, mean and variance of all ranks."""
     dtype = mine[0].dtype
-    rows = tf.cast(stack(tf.concat(mine, axis=0), name="moments"), tf.float64)
+    rows = tf.cast(stack(tf.concat(mine, axis=0), name=Label("moments")), tf.float64)
     counts, means, squares = tf.split(rows, [part.shape[0] for part in mine], axis=1)
     count = tf.reduce_sum(counts, axis=0)
     mean = tf.math.divide_no_nan(tf.reduce_sum(counts * means, axis=0), count)
@@ -148,7 +148,7 @@ def _of_all_losses(mine: tf.Tensor) -> tf.Tensor:
     counts = step.averages and step.count is not None
     weight = tf.cast(step.count, mine.dtype) if counts else tf.ones([], mine.dtype)
     weighed = tf.math.multiply_no_nan(mine, weight)
-    total = allreduce(weighed, ReduceOp.SUM, name="gradients of moments")
+    total = allreduce(weighed, ReduceOp.SUM, name=Label("gradients of moments"))
     return tf.math.divide_no_nan(total, weight)
 
 

@@ -4,22 +4,26 @@ The one mutable module global of tfddl lives here.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import tensorflow as tf
 
+from tfddl import wire
 from tfddl.cluster import Cluster, rendezvous
-from tfddl.errors import NotInitializedError, StartError
-from tfddl.threads import cores_of_worker
+from tfddl.errors import NotInitializedError, StartError, WireError
+from tfddl.threads import cores_of_worker, has_own_core
 from tfddl.transport import (
     AloneTransport,
     Collective,
+    HostTransport,
     StrategyOptions,
     StrategyTransport,
     TimedTransport,
     Transport,
+    TwoLevelTransport,
 )
 
 _TOO_LATE = (
@@ -27,6 +31,12 @@ _TOO_LATE = (
     "threads, devices and collectives can't be set up afterwards. Move it to the top of the "
     "script, before any model, tensor or dataset is made."
 )
+
+_NO_SHARED_MEMORY = (
+    "the workers of a host can't share memory: TensorFlow's collectives take over, which are slower"
+)
+
+_LOG = logging.getLogger("tfddl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,8 +146,45 @@ class Runtime:
             device=device, collective=self.collective, timeout_s=self.options.timeout_s
         )
         transport = TimedTransport(StrategyTransport(self.cluster.rank, self.cluster.size, options))
-        _check_order(transport)
-        return transport
+        mesh = self._share_memory()
+        shares = _check_order(transport, shares_memory=mesh is not None)
+        if mesh is None or not shares:
+            if self._wants_shared_memory():
+                _LOG.warning(_NO_SHARED_MEMORY)
+            return transport
+        local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
+        layout = self.cluster.ranks_of_hosts
+        if len(layout) == 1:
+            return local
+        return TwoLevelTransport(self.cluster.rank, layout, local, transport)
+
+    def _wants_shared_memory(self) -> bool:
+        """Whether gradients go through memory: several CPU workers on a host, nobody forbids it."""
+        return (
+            self.options.collective is None
+            and self.collective is Collective.RING
+            and max(map(len, self.cluster.ranks_of_hosts)) > 1
+        )
+
+    def _share_memory(self) -> wire.Mesh | None:
+        """Connects the workers of this host, if that is wanted and can be done."""
+        if not self._wants_shared_memory():
+            return None
+        cluster = self.cluster
+        seat = wire.Seat(
+            # Hosts may be names of one machine.
+            job=" ".join([cluster.host, *cluster.addresses]),
+            rank=cluster.local_rank,
+            size=cluster.local_size,
+            names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
+            patience=wire.Patience(give_up_s=self.options.timeout_s),
+            spins=has_own_core(cluster.local_size, own=self.options.cores),
+        )
+        try:
+            return wire.connect(seat)
+        except WireError as error:
+            _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
+            return None
 
 
 class _Slot:
@@ -254,11 +301,17 @@ def _make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.St
         raise StartError(_TOO_LATE) from error
 
 
-def _check_order(transport: Transport) -> None:
-    """Makes sure that the first collective works, and that TensorFlow's order is ours."""
-    order = transport.all_gather(tf.constant([transport.rank], tf.int32)).numpy()[:, 0].tolist()
+def _check_order(transport: Transport, *, shares_memory: bool) -> bool:
+    """Makes sure that the first collective works, and that TensorFlow's order is ours.
+
+    Returns:
+        Whether all ranks share memory with those of their hosts.
+    """
+    said = transport.all_gather(tf.constant([transport.rank, int(shares_memory)])).numpy()
+    order = said[:, 0].tolist()
     if order != list(range(transport.size)):
         raise StartError(
             f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
             "tensors would be mixed up. This TensorFlow can't be used."
         )
+    return bool(said[:, 1].all())

@@ -23,6 +23,11 @@ def cores_of_worker(local_size: int, *, own: int | None = None) -> int:
     return own or max(1, len(os.sched_getaffinity(0)) // local_size)
 
 
+def has_own_core(local_size: int, *, own: int | None = None) -> bool:
+    """Whether each worker of this host can have a core for itself; arguments as above."""
+    return own is not None or local_size <= len(os.sched_getaffinity(0))
+
+
 def threads_of_worker(num_cores: int) -> int:
     """How many threads make examples in a worker that has so many cores.
 

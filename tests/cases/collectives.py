@@ -2,76 +2,13 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
 import tfddl
-
-
-def _modes(function: Any) -> dict[str, Any]:
-    return {"eager": function, "graph": tf.function(function)}
-
-
-def reductions(dtypes: list[str], ops: list[str]) -> dict[str, Any]:
-    """Rank-dependent values, eagerly and in one graph."""
-    values = {d: tf.cast(tf.constant([[1, 2, 3], [4, 5, 6]]) + tfddl.rank(), d) for d in dtypes}
-
-    def reduce_all() -> dict[str, tf.Tensor]:
-        return {f"{d} {op}": tfddl.allreduce(v, op) for d, v in values.items() for op in ops}
-
-    found = {}
-    for mode, reduce in _modes(reduce_all).items():
-        for name, result in reduce().items():
-            assert result.dtype == name.split()[0]
-            assert result.shape == (2, 3)
-            found[f"{name} {mode}"] = tf.cast(result, tf.float64).numpy()
-    return found
-
-
-def shapes() -> list[tuple[int, ...]]:
-    """Scalars, empty tensors, and shapes that a graph knows only when it runs."""
-    tensors = [tf.constant(2.0), tf.zeros([0]), tf.zeros([3, 0]), tf.ones([1, 2, 3])]
-    found = [tuple(tfddl.allreduce(t, "sum").shape) for t in tensors]
-    dynamic = tf.function(
-        lambda t: tfddl.allreduce(t, "sum"), input_signature=[tf.TensorSpec([None, 2])]
-    )
-    for n in (3, 0, 1):
-        total = dynamic(tf.ones([n, 2]))
-        assert (total.numpy() == tfddl.size()).all()
-        found.append(tuple(total.shape))
-    return found
-
-
-def gathers(dtypes: list[str]) -> dict[str, Any]:
-    """First dimensions that differ, one of them 0."""
-    rank = tfddl.rank()
-    mine = {d: tf.cast(tf.fill([rank * 2, 3], rank), d) for d in dtypes}
-
-    def gather_all() -> dict[str, tf.Tensor]:
-        return {d: tfddl.allgather(value) for d, value in mine.items()}
-
-    found = {}
-    for mode, gather in _modes(gather_all).items():
-        for name, result in gather().items():
-            assert result.dtype == name
-            found[f"{name} {mode}"] = tf.cast(result, tf.float64).numpy()
-    return found
-
-
-def broadcasts(dtypes: list[str]) -> dict[str, Any]:
-    mine = {d: tf.cast(tf.constant([[0, 1], [2, 3]]) + 10 * tfddl.rank(), d) for d in dtypes}
-    roots = range(tfddl.size())
-
-    def spread_all() -> dict[str, tf.Tensor]:
-        return {f"{d} {r}": tfddl.broadcast(v, r) for d, v in mine.items() for r in roots}
-
-    found = {}
-    for mode, spread in _modes(spread_all).items():
-        for name, result in spread().items():
-            assert result.dtype == name.split()[0]
-            found[f"{name} {mode}"] = tf.cast(result, tf.float64).numpy()
-    return found
+from tfddl.runtime import current
 
 
 def exact_bits() -> list[bytes]:
@@ -88,44 +25,6 @@ def objects() -> tuple[Any, Any]:
     return tfddl.broadcast_object(["from", rank], root_rank=1), [
         (item["rank"], len(item["text"])) for item in gathered
     ]
-
-
-def gradients() -> dict[str, list[float]]:
-    """d(sum over ranks of w_r * f(x)) / dx on every rank, eagerly and in a graph."""
-    rank, size = tfddl.rank(), tfddl.size()
-    found = {}
-    cases = {
-        "sum": lambda x: tfddl.allreduce(x, "sum"),
-        "average": tfddl.allreduce,
-        "max": lambda x: tfddl.allreduce(x, "max"),
-        "allgather": tfddl.allgather,
-        "broadcast": lambda x: tfddl.broadcast(x, size - 1),
-    }
-    for name, operation in cases.items():
-
-        def derivative(x: tf.Tensor, operation: Any = operation) -> tf.Tensor:
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = operation(x)
-                weights = tf.range(1.0, tf.cast(tf.size(y), tf.float32) + 1) * (rank + 1.0)
-                loss = tf.reduce_sum(weights * y)
-            return tape.gradient(loss, x)
-
-        for mode, function in _modes(derivative).items():
-            x = tf.constant([1.0, 2.0]) * (rank + 1.0)
-            found[f"{name} {mode}"] = function(x).numpy().tolist()
-    return found
-
-
-def second_order() -> list[float]:
-    x = tf.constant([1.0, 2.0]) + tfddl.rank()
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as inner:
-            inner.watch(x)
-            loss = tf.reduce_sum(tfddl.allreduce(x**3, "sum"))
-        first = inner.gradient(loss, x)
-    return outer.gradient(first, x).numpy().tolist()
 
 
 def loops(steps: int) -> float:
@@ -149,63 +48,6 @@ def grouped() -> list[Any]:
     assert [(o.dtype, o.shape) for o in outputs] == [(t.dtype, t.shape) for t in tensors]
     assert tfddl.grouped_allreduce([]) == []
     return [outputs[0].numpy().tolist(), float(outputs[1][-1]), float(outputs[2])]
-
-
-def disagree(what: str) -> tuple[str, float]:
-    """Ranks that differ, eagerly: an error on every rank, and the next operation works."""
-    rank = tfddl.rank()
-    odd = rank == tfddl.size() - 1
-    try:
-        if what == "shape":
-            tfddl.allreduce(tf.zeros([3 if odd else 2]))
-        elif what == "dtype":
-            tfddl.allreduce(tf.zeros([2], tf.float64 if odd else tf.float32))
-        elif what == "op":
-            tfddl.allreduce(tf.zeros([2]), "sum" if odd else "max", name="loss")
-        elif what == "root":
-            tfddl.broadcast(tf.zeros([2]), root_rank=int(odd))
-        elif what == "kind":
-            tfddl.allgather(tf.zeros([2])) if odd else tfddl.barrier()
-        elif what == "inner":
-            tfddl.allgather(tf.zeros([2, 3 if odd else 4]))
-    except tfddl.errors.DisagreementError as error:
-        message = str(error)
-    else:
-        message = "no error"
-    return message, float(tfddl.allreduce(tf.constant(1.0), "sum"))
-
-
-def disagree_in_graph() -> tuple[str, str, float]:
-    odd = tfddl.rank() == tfddl.size() - 1
-
-    @tf.function
-    def reduce(x: tf.Tensor) -> tf.Tensor:
-        return tfddl.allreduce(x, "sum", name="graph")
-
-    try:
-        reduce(tf.zeros([5 if odd else 4]))
-    except tf.errors.OpError as error:
-        kind, message = type(error).__name__, error.message
-    else:
-        kind, message = "no error", ""
-    return kind, message, float(tfddl.allreduce(tf.constant(1.0), "sum"))
-
-
-def refusals() -> list[str]:
-    messages = []
-    attempts: tuple[Any, ...] = (
-        lambda: tfddl.allgather(tf.constant(1.0)),
-        lambda: tfddl.broadcast(tf.zeros([1]), root_rank=99),
-        lambda: tfddl.allreduce(tf.constant(["a"])),
-        lambda: tfddl.allreduce(tf.constant([True]), "sum"),
-        lambda: tfddl.allreduce(tf.zeros([1]), "mean"),
-    )
-    for wrong in attempts:
-        try:
-            wrong()
-        except ValueError as error:
-            messages.append(str(error))
-    return messages
 
 
 def topology() -> tuple[int, ...]:
@@ -241,8 +83,8 @@ def absent_rank() -> str:
         return "absent"
     try:
         tfddl.allreduce(tf.constant(1.0))
-    except tf.errors.OpError as error:
-        return type(error).__name__
+    except tf.errors.DeadlineExceededError as error:
+        return str(error)
     return "no error"
 
 
@@ -259,3 +101,15 @@ def threads() -> int:
         add(tf.ones([7]))
         tfddl.allreduce(tf.ones([5]))
     return count() - before
+
+
+def transport() -> str:
+    return current().transport.name
+
+
+def sent(n: int) -> int:
+    """How many numbers this rank has given to TensorFlow's collectives, for a sum of n."""
+    with mock.patch.object(tf.raw_ops, "CollectiveReduceV2", wraps=tf.raw_ops.CollectiveReduceV2):
+        tfddl.allreduce(tf.ones([n]), "sum")
+        calls = tf.raw_ops.CollectiveReduceV2.call_args_list
+        return sum(int(tf.size(call.kwargs["input"])) for call in calls)

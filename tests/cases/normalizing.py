@@ -177,7 +177,8 @@ def collectives() -> dict[str, list[str]]:
     for name, function in functions.items():
         spec = tf.TensorSpec((None, 5, 5, 6))
         graph = tf.function(function).get_concrete_function(spec).graph
-        ops = [op for op in graph.get_operations() if op.type.startswith("Collective")]
+        kinds = ("CollectiveGatherV2", "CollectiveReduceV2", "PyFunc")
+        ops = [op for op in graph.get_operations() if op.type in kinds]
         found[name] = [f"{op.type} {op.inputs[0].shape[0]}" for op in ops]
     return found
 

@@ -1,5 +1,7 @@
 """Commands that measure tfddl on the machine at hand.
 
+Memory and exactness:
+
 * `usage`: what a process keeps in memory.
 * `reading`: a file of examples, and what it costs a worker to read its share.
 * `table`: what was measured, as text.
@@ -8,4 +10,20 @@
 * `problems`: small training problems, and one process that trains on them, without tfddl.
 * `proof`: workers that train on them, and how far they are from the one process.
 * `exactness`: the command ``python -m tfddl.bench.exactness``.
+
+Speed, ``python -m tfddl.bench`` or ``tfddl-bench``. A *crew* is a job of workers that stay, and do
+what they are told when it is their turn. Of the workers, with TensorFlow:
+
+* `orders`: what they are told, and what they answer; `workloads`: what there is to train.
+* `models`, `calls`: what is timed; `pacer` holds a training between its steps; `devices`.
+* `contestants`: the ways that are compared; `worker`: the process.
+
+Of the command, without TensorFlow:
+
+* `settings`, `progress`, `results`: what is asked for, is going on, and came out.
+* `cores`, `load`, `spread`: who has which cores, what others do on them, what timings come to.
+* `crew`, `field`: starts workers and gives orders; all that compete.
+* `training`, `calling`, `starting`: the measurements, which `speed` makes one after the other.
+* `report`, `charts`, `plots`, `board`: tables, pictures, TensorBoard.
+* `main`: the door.
 """

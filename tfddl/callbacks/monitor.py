@@ -17,13 +17,13 @@ from tfddl.callbacks.monitor_meter import Meter, Reading, Work
 from tfddl.callbacks.monitor_picture import draw_ranks
 from tfddl.callbacks.monitor_tables import rank_table, seen_table, shard_table
 from tfddl.callbacks.monitor_writer import JOB, TRAIN, VALIDATION, EventWriter
-from tfddl.collectives import allgather, allgather_object, on_all_ranks
-from tfddl.collectives.agreement import rank_names
+from tfddl.collectives import Label, allgather, allgather_object, on_all_ranks
 from tfddl.errors import DataError, DisagreementError, UnsupportedError
 from tfddl.keras_hooks import Fit, LastCallback
 from tfddl.keras_hooks.steps import state_of
 from tfddl.optimizer import innermost
 from tfddl.runtime import current
+from tfddl.wire import rank_names
 
 Predictions = Callable[[keras.Model], Mapping[str, Any]]
 
@@ -174,7 +174,7 @@ class Monitor(LastCallback):
     def _update(self, **loss: float) -> None:
         """Tells all ranks what each has done since the last time."""
         mine = dataclasses.replace(self._meter.take(), **loss)
-        rows = allgather(tf.constant([mine.row()], tf.float64), name="Monitor").numpy()
+        rows = allgather(tf.constant([mine.row()], tf.float64), name=Label("Monitor")).numpy()
         works = [Work.of_row(row) for row in rows]
         self._works.append(works)
         if self._writer is not None:
@@ -257,7 +257,9 @@ class _Settings:
 
 def _agree_on_settings(mine: _Settings) -> list[str]:
     """Makes sure that all ranks will do the same; returns their hosts."""
-    everyone = [_Settings(**s) for s in allgather_object(dataclasses.asdict(mine), name="Monitor")]
+    everyone = [
+        _Settings(**s) for s in allgather_object(dataclasses.asdict(mine), name=Label("Monitor"))
+    ]
     first = everyone[0]
     others = [
         rank

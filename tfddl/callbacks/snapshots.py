@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfddl.checkpoint import Snapshot
 from tfddl.collectives import (
+    Label,
     ReduceOp,
     allgather_object,
     allreduce,
@@ -163,7 +164,7 @@ def _is_sound_everywhere(fit: Fit, logs: Any) -> bool:
     loss = (logs or {}).get("loss", 0.0)
     broken = int(not math.isfinite(float(loss)) or fit.failure() is not None)
     if fit.together:
-        broken = int(allreduce(tf.constant(broken), ReduceOp.MAX, name="loss").numpy())
+        broken = int(allreduce(tf.constant(broken), ReduceOp.MAX, name=Label("loss")).numpy())
     return not broken
 
 

@@ -76,6 +76,14 @@ class Cluster:
         return self._hosts_by_rank.count(self.host)
 
     @property
+    def ranks_of_hosts(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of the workers of each host, as `hosts` has them."""
+        by_rank = self._hosts_by_rank
+        return tuple(
+            tuple(rank for rank, host in enumerate(by_rank) if host == name) for name in self.hosts
+        )
+
+    @property
     def cross_rank(self) -> int:
         """This host's number among the hosts that have a worker of this local rank."""
         return self._hosts_with_this_local_rank.index(self.host)

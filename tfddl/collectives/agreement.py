@@ -5,17 +5,58 @@ dtypes. So the ranks first exchange something whose shape never differs: a diges
 about to do.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from tfddl.errors import DisagreementError
-from tfddl.runtime import Runtime
+from tfddl.collectives.process_sets import Group
+from tfddl.errors import TfddlError, UnsupportedError
+from tfddl.transport import RanksDisagreeError
+from tfddl.wire import HEADLINE, Call, describe_difference, rank_names
 
 _TEXT_BYTES = 512
+"""How much of a signature a graph tells; eagerly, it is all."""
+
+
+class Label(str):
+    """A name for messages only: the call meets those of the other ranks in program order.
+
+    Calls that users have named meet by their names, in whatever order.
+    """
+
+    __slots__ = ()
+
+
+# These are made as TensorFlow's errors are (node, op, message): it makes them anew, with the same
+# arguments, where they leave a `tf.function`. So its classes come first.
+
+
+class WrongArgumentError(tf.errors.InvalidArgumentError, UnsupportedError):
+    """A root rank that isn't there, or splits that don't add up."""
+
+
+class NoDimensionError(tf.errors.FailedPreconditionError, UnsupportedError):
+    """A scalar, where tensors are joined or cut on their first dimension."""
+
+    @classmethod
+    def check(cls, operation: str, name: str | None, tensors: Sequence[tf.Tensor]) -> None:
+        """Makes sure that all tensors have a first dimension.
+
+        Raises:
+            NoDimensionError: One hasn't.
+        """
+        for tensor in tensors:
+            if tensor.shape.rank == 0:
+                raise cls(
+                    None,
+                    None,
+                    f"{_call(operation, name)} works on the first dimension of a tensor, but this "
+                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0).",
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +64,53 @@ class Signature:
     """What has to be alike on all ranks."""
 
     kind: str
-    """The operation and its options: "allreduce average"."""
+    """The operation, its options, its name, its ranks: "allreduce average <loss>"."""
 
     tensors: tuple[str, ...]
     """Dtype and shape of each tensor: "float32 (3, 4)"."""
 
+    key: str = ""
+    """Calls of one key meet in their order, whatever happens under other keys."""
+
+    running: tuple[tf.Tensor, ...] = ()
+    """The shapes that are known only when the graph runs; empty where all are known before."""
+
     @classmethod
     def of(
-        cls, kind: str, tensors: Sequence[tf.Tensor], *, free_first_dimension: bool = False
+        cls,
+        group: Group,
+        operation: str,
+        name: str | None,
+        tensors: Sequence[tf.Tensor],
+        *,
+        free_first_dimension: bool = False,
     ) -> "Signature":
-        """Describes an operation on tensors."""
+        """Describes an operation of a group on tensors.
+
+        Args:
+            group: Who takes part.
+            operation: The operation and its options.
+            name: How the user calls it.
+            tensors: What it is applied to.
+            free_first_dimension: Whether the first dimensions may differ.
+        """
         first = int(free_first_dimension)
+        among = "" if group.is_world else f" among {rank_names(group.ranks)}"
+        known = all(t.shape[first:].is_fully_defined() for t in tensors)
         return cls(
-            kind=kind,
-            tensors=tuple(
-                f"{t.dtype.name} ({', '.join(['*'] * first + [str(d) for d in t.shape[first:]])})"
-                for t in tensors
-            ),
+            kind=_call(operation, name) + among,
+            key="" if name is None or isinstance(name, Label) else name,
+            tensors=tuple(f"{t.dtype.name} {_shape(t.shape, first)}" for t in tensors),
+            running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
         )
 
+    @property
+    def lines(self) -> str:
+        """A line for the operation, then one for each tensor."""
+        return "\n".join([self.kind, *self.tensors])
+
     def __str__(self) -> str:
-        return f"{self.kind} of {', '.join(self.tensors)}"
+        return f"{self.kind} of {', '.join(self.tensors)}" if self.tensors else self.kind
 
     @property
     def digest(self) -> int:
@@ -52,94 +119,128 @@ class Signature:
         return int.from_bytes(digest, "little", signed=True)
 
 
-def agree(runtime: Runtime, signature: Signature) -> None:
-    """Makes sure that all ranks are about to do the same.
+def agree(group: Group, signature: Signature) -> Group:
+    """Makes sure that all ranks of a group are about to do the same.
 
-    Eagerly this compares at every call. In a graph it adds ops that compare when the graph first
-    meets the signature, because each comparison costs a round trip.
+    A transport that compares by itself does so with every operation. Otherwise, eagerly, this
+    compares at every call. In a graph it adds ops that compare when the graph first meets the
+    signature, because each comparison costs a round trip; where shapes are known only when the
+    graph runs, they compare these at every run.
+
+    Ranks that name different process sets wait for each other: they don't meet.
+
+    Returns:
+        The group, whose transport knows what it is used for.
 
     Raises:
-        DisagreementError: Eagerly, on every rank, where the signatures differ.
+        RanksDisagreeError: Eagerly, on every rank, where the signatures differ.
     """
-    if runtime.cluster.size == 1:
-        return
-    if tf.executing_eagerly():
-        _agree_eagerly(runtime, signature)
-    else:
-        _agree_in_graph(runtime, signature)
+    if group.size == 1:
+        return group
+    if not group.transport.compares:
+        if tf.executing_eagerly():
+            _agree_eagerly(group, signature)
+        elif signature.running:
+            _agree_at_every_run(group, signature)
+        else:
+            _agree_in_graph(group, signature)
+    call = Call(signature.key, signature.lines)
+    # What isn't known yet is compared when it is.
+    bound = group.transport.for_call(call, compare_shapes=bool(signature.running))
+    return dataclasses.replace(group, transport=bound)
 
 
-def _agree_eagerly(runtime: Runtime, signature: Signature) -> None:
-    digests = runtime.transport.all_gather(tf.constant([signature.digest], tf.int64)).numpy()
+@contextlib.contextmanager
+def refusing_alike(bound: Group) -> Iterator[None]:
+    """Around checks of what the signature tells, which come before anything is moved.
+
+    What fails a check on all ranks raises on all of them. Where others don't fail, they have other
+    signatures: then all raise that they differ, instead of waiting for this rank.
+    """
+    try:
+        yield
+    except TfddlError:
+        if bound.transport.compares and tf.executing_eagerly():
+            bound.transport.all_gather(tf.zeros([0], tf.int32))
+        raise
+
+
+def _agree_eagerly(group: Group, signature: Signature) -> None:
+    digests = group.transport.all_gather(tf.constant([signature.digest], tf.int64)).numpy()
     if (digests == digests[0]).all():
         return
-    codes = runtime.transport.all_gather(_text_codes(signature)).numpy()
-    raise DisagreementError(_describe([_text(row) for row in codes]))
+    text = signature.lines.encode("ascii", "replace")
+    lengths = group.transport.all_gather(tf.constant([len(text)])).numpy()
+    codes = group.transport.all_gather(_text_codes(text.ljust(lengths.max()))).numpy()
+    texts = [bytes(row.tolist()).decode().rstrip() for row in codes]
+    raise RanksDisagreeError(describe_difference(dict(zip(group.ranks, texts, strict=True))))
 
 
-def _agree_in_graph(runtime: Runtime, signature: Signature) -> None:
+def _agree_in_graph(group: Group, signature: Signature) -> None:
+    agreed = group.runtime.agreed
     key = str(signature)
-    if key not in runtime.agreed:
+    if key not in agreed:
         with tf.init_scope(), tf.device("CPU:0"):
-            runtime.agreed[key] = tf.Variable(False, trainable=False, name="tfddl_agreed")
-    agreed = runtime.agreed[key]
+            agreed[key] = tf.Variable(False, trainable=False, name="tfddl_agreed")
 
     def compare() -> tf.Tensor:
-        digests = runtime.transport.all_gather(tf.constant([signature.digest], tf.int64))
-        alike = tf.reduce_all(digests == digests[0])
-        checked = tf.cond(alike, lambda: tf.constant(True), fail)
-        return agreed.assign(checked, read_value=True)
+        digest = tf.constant([signature.digest], tf.int64)
+        checked = _checked(group, digest, lambda: _text_codes(_shortened(signature)))
+        return agreed[key].assign(checked, read_value=True)
+
+    tf.cond(agreed[key], lambda: tf.constant(True), compare)
+
+
+def _agree_at_every_run(group: Group, signature: Signature) -> None:
+    shapes = [
+        tf.strings.reduce_join(tf.strings.as_string(s), separator=", ") for s in signature.running
+    ]
+    found = tf.strings.reduce_join(tf.strings.join(["(", tf.stack(shapes), ")"]), separator=", ")
+    text = tf.strings.join([str(signature), ": ", found])
+    digest = tf.strings.to_hash_bucket_fast(text, 2**62)
+
+    def codes() -> tf.Tensor:
+        padded = tf.io.decode_raw(text, tf.uint8, fixed_length=_TEXT_BYTES)
+        return tf.cast(tf.where(padded == 0, tf.constant(ord(" "), tf.uint8), padded), tf.int32)
+
+    _checked(group, digest[tf.newaxis], codes)
+
+
+def _checked(group: Group, digest: tf.Tensor, codes: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """True, once all ranks have the same digest; fails with everybody's text where they don't."""
 
     def fail() -> tf.Tensor:
-        codes = runtime.transport.all_gather(_text_codes(signature))
-        texts = tf.strings.strip(tf.strings.unicode_encode(codes, "UTF-8"))
-        lines = tf.strings.join([[f"rank {r}: " for r in range(runtime.cluster.size)], texts])
+        arrived = group.transport.all_gather(codes())
+        texts = tf.strings.strip(tf.strings.unicode_encode(arrived, "UTF-8"))
+        lines = tf.strings.join([[f"rank {r}: " for r in group.ranks], texts])
         # On one line: the op's message would show the end of a line as two characters.
-        message = tf.strings.join([_HEADLINE, " ", tf.strings.reduce_join(lines, separator="; ")])
+        message = tf.strings.join([HEADLINE, " ", tf.strings.reduce_join(lines, separator="; ")])
         with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
             return tf.constant(False)
 
-    tf.cond(agreed, lambda: tf.constant(True), compare)
+    digests = group.transport.all_gather(digest)
+    return tf.cond(tf.reduce_all(digests == digests[0]), lambda: tf.constant(True), fail)
 
 
-_HEADLINE = "The ranks are about to do different things:"
+def _call(operation: str, name: str | None) -> str:
+    return operation if name is None else f"{operation} <{name}>"
 
 
-def _describe(texts: Sequence[str]) -> str:
-    by_text: dict[str, list[int]] = {}
-    for rank, text in enumerate(texts):
-        by_text.setdefault(text, []).append(rank)
-    lines = [f"  {rank_names(ranks)}: {text}" for text, ranks in by_text.items()]
-    return "\n".join(
-        [
-            _HEADLINE,
-            *lines,
-            "All ranks must call the same operations in the same order, with the same dtypes and "
-            "shapes. The next operation can go on.",
-        ]
-    )
+def _shape(shape: tf.TensorShape, free: int) -> str:
+    if shape.rank is None:
+        return "of any shape"
+    dimensions = ["*"] * min(free, shape.rank) + [str(d) for d in shape[free:]]
+    return f"({', '.join(dimensions)})"
 
 
-def rank_names(ranks: Sequence[int]) -> str:
-    """Ranks as people write them: "rank 3", "ranks 0..2, 5"."""
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    texts = [str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs]
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(texts)}"
-
-
-def _text_codes(signature: Signature) -> tf.Tensor:
+def _shortened(signature: Signature) -> bytes:
     text = str(signature).encode("ascii", "replace")
     if len(text) > _TEXT_BYTES:
         text = (
             text[: _TEXT_BYTES - 30] + f"... (digest {signature.digest & 0xFFFFFFFF:08x})".encode()
         )
-    return tf.constant(np.frombuffer(text.ljust(_TEXT_BYTES), np.uint8), tf.int32)
+    return text.ljust(_TEXT_BYTES)
 
 
-def _text(codes: np.ndarray) -> str:
-    return bytes(codes.tolist()).decode().rstrip()
+def _text_codes(text: bytes) -> tf.Tensor:
+    return tf.constant(np.frombuffer(text, np.uint8), tf.int32)

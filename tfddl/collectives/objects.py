@@ -9,55 +9,68 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl.collectives.operations import allgather, broadcast
-from tfddl.runtime import current
+from tfddl.collectives.broadcasting import broadcast
+from tfddl.collectives.gathering import allgather
+from tfddl.collectives.process_sets import ProcessSet, group_of
 
 
-def broadcast_object(obj: Any, root_rank: int = 0, *, name: str | None = None) -> Any:
+def broadcast_object(
+    obj: Any,
+    root_rank: int = 0,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> Any:
     """Gives every rank a Python object of one. All ranks must call it together, eagerly.
 
     Args:
         obj: Anything that pickles; only the root's matters.
-        root_rank: Whose.
+        root_rank: Whose: a rank of the job, not its place in the process set.
         name: How messages call it.
+        process_set: Between which ranks; without it, all.
 
     Returns:
         On the root the object itself, elsewhere a copy.
 
     Raises:
-        DisagreementError: Ranks named different roots.
+        RanksDisagreeError: Ranks named different roots.
+        WrongArgumentError: There is no such rank in the set.
+        UnsupportedError: A process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    runtime = current()
-    if runtime.cluster.size == 1:
-        return obj
-    is_root = runtime.cluster.rank == root_rank
+    group = group_of(process_set)
+    is_root = group.ranks[group.rank] == root_rank
     words = _words(obj) if is_root else np.zeros(0, np.int32)
-    length = int(broadcast(tf.constant(len(words), tf.int64), root_rank, name=name))
+    number = tf.constant(len(words), tf.int64)
+    length = int(broadcast(number, root_rank, name=name, process_set=process_set))
     mine = words if is_root else np.zeros(length, np.int32)
-    arrived = broadcast(tf.constant(mine), root_rank, name=name)
+    arrived = broadcast(tf.constant(mine), root_rank, name=name, process_set=process_set)
     return obj if is_root else _object(arrived.numpy())
 
 
-def allgather_object(obj: Any, *, name: str | None = None) -> list[Any]:
+def allgather_object(
+    obj: Any, *, name: str | None = None, process_set: ProcessSet | None = None
+) -> list[Any]:
     """Gives every rank the objects of all. All ranks must call it together, eagerly.
 
     Args:
         obj: Anything that pickles.
         name: How messages call it.
+        process_set: Between which ranks; without it, all.
 
     Returns:
         The objects, in rank order.
 
     Raises:
+        UnsupportedError: A process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    runtime = current()
-    if runtime.cluster.size == 1:
+    if group_of(process_set).size == 1:
         return [obj]
     words = _words(obj)
-    lengths = allgather(tf.constant([len(words)], tf.int64), name=name).numpy()
-    joined = allgather(tf.constant(words), name=name).numpy()
+    length = tf.constant([len(words)], tf.int64)
+    lengths = allgather(length, name=name, process_set=process_set).numpy()
+    joined = allgather(tf.constant(words), name=name, process_set=process_set).numpy()
     return [_object(part) for part in np.split(joined, np.cumsum(lengths)[:-1])]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from tfddl.collectives.agreement import Label
 from tfddl.collectives.objects import allgather_object
 from tfddl.errors import TfddlError
 from tfddl.runtime import current
@@ -33,7 +34,9 @@ def on_all_ranks(action: Callable[[], _T], *, error: type[TfddlError]) -> _T:
     except (TfddlError, OSError) as failure:
         problem = failure
     if current().cluster.size > 1:
-        problems = allgather_object(None if problem is None else str(problem), name="problems")
+        problems = allgather_object(
+            None if problem is None else str(problem), name=Label("problems")
+        )
     else:
         problems = []
     if problem is not None:

@@ -5,27 +5,36 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives.operations import grouped_broadcast
-from tfddl.runtime import current
+from tfddl.collectives.agreement import Label
+from tfddl.collectives.broadcasting import grouped_broadcast
+from tfddl.collectives.process_sets import ProcessSet, group_of
 
 
-def broadcast_variables(variables: Iterable[Any], root_rank: int = 0) -> None:
+def broadcast_variables(
+    variables: Iterable[Any], root_rank: int = 0, *, process_set: ProcessSet | None = None
+) -> None:
     """Sets variables to what one rank has. All ranks must call it together.
 
     Args:
         variables: `keras.Variable` or `tf.Variable`, the same number, dtypes and shapes on all
             ranks, such as ``model.variables`` or ``optimizer.variables``.
-        root_rank: Whose values.
+        root_rank: Whose values: a rank of the job, not its place in the process set.
+        process_set: Between which ranks; without it, all.
 
     Raises:
-        DisagreementError: Ranks have different variables.
+        RanksDisagreeError: Ranks have different variables.
+        WrongArgumentError: There is no such rank in the set.
+        UnsupportedError: A process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     variables = list(variables)
-    if current().cluster.size == 1:
+    if group_of(process_set).size == 1:
         return
     values = grouped_broadcast(
-        [tf.convert_to_tensor(v) for v in variables], root_rank, name="variables"
+        [tf.convert_to_tensor(v) for v in variables],
+        root_rank,
+        name=Label("variables"),
+        process_set=process_set,
     )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -6,12 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allgather_object, allreduce
-from tfddl.collectives.agreement import rank_names
+from tfddl.collectives import Label, ReduceOp, allgather_object, allreduce
 from tfddl.errors import DisagreementError, UnsupportedError
 from tfddl.keras_hooks import scope
 from tfddl.keras_hooks.session import BroadcastCallback, Fit, last_callbacks
 from tfddl.optimizer import innermost
+from tfddl.wire import rank_names
 
 _HINTS = {
     "steps": "use tfddl.shard_dataset(x, y, batch_size=…), which gives every rank the same number "
@@ -120,7 +120,7 @@ def compare_learning_rates(model: Any, epoch: int) -> None:
     optimizer = innermost(model.optimizer)
     rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), tf.float64)
     # The largest of the negatives is the smallest: one round tells whether all are alike.
-    extremes = allreduce(tf.stack([rate, -rate]), ReduceOp.MAX, name="learning rate").numpy()
+    extremes = allreduce(tf.stack([rate, -rate]), ReduceOp.MAX, name=Label("learning rate")).numpy()
     if extremes[0] != -extremes[1]:
         rates = [f"{value:.9g}" for value in allgather_object(float(rate))]
         raise DisagreementError(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfddl.collectives import allgather
+from tfddl.collectives import Label, allgather
 from tfddl.data import find_share, forget_failures
 from tfddl.errors import UnsupportedError
 from tfddl.keras_hooks import plain_data, scope, whole_data
@@ -45,7 +45,7 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
             return original(*call.args, **call.kwargs)
         parts = [given.get(name) for name in ("x", "y", "sample_weight")]
         with _company("evaluate"):
-            is_whole = whole_data.is_whole(parts, name="evaluate")
+            is_whole = whole_data.is_whole(parts, name=Label("evaluate"))
         if is_whole:
             steps, batch_size = given.pop("steps", None), given.get("batch_size")
             parts = whole_data.first_steps(parts, steps=steps, batch_size=batch_size)
@@ -70,7 +70,7 @@ def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
         if together:
             with _company("predict"):
                 # Asked for every kind of data, because ranks may have got different ones.
-                is_whole = whole_data.is_whole(given["x"], name="predict")
+                is_whole = whole_data.is_whole(given["x"], name=Label("predict"))
             if is_whole:
                 return _predict_whole(original, call)
             _one_progress_bar(given)
@@ -122,10 +122,12 @@ def _gathered(rows: Any) -> np.ndarray:
         return rows
     row_bytes = max(1, rows.itemsize * int(np.prod(rows.shape[1:])))
     size = max(1, _PIECE_BYTES // row_bytes)
-    lengths = allgather(tf.constant([len(rows)], tf.int64), name="predictions").numpy()
+    lengths = allgather(tf.constant([len(rows)], tf.int64), name=Label("predictions")).numpy()
     pieces: list[list[np.ndarray]] = [[] for _ in lengths]
     for start in range(0, int(lengths.max()), size):
-        arrived = allgather(tf.constant(rows[start : start + size]), name="predictions").numpy()
+        arrived = allgather(
+            tf.constant(rows[start : start + size]), name=Label("predictions")
+        ).numpy()
         ends = np.cumsum(np.clip(lengths - start, 0, size))
         for rank, piece in enumerate(np.split(arrived, ends[:-1])):
             pieces[rank].append(piece)

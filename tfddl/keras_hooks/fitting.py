@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl.collectives import (
+    Label,
     ReduceOp,
     allreduce,
     broadcast_variables,
@@ -118,7 +119,7 @@ def _deal_out_validation(given: dict[str, Any]) -> None:
     if not isinstance(data, tuple | list):
         data = ()
     # Asked on every rank, because some may have got none; these are told by name later.
-    if whole_data.is_whole(data, name="validation data"):
+    if whole_data.is_whole(data, name=Label("validation data")):
         batch_size = given.get("validation_batch_size") or given.get("batch_size")
         parts = list(keras.utils.unpack_x_y_sample_weight(tuple(data)))
         parts = whole_data.first_steps(
@@ -279,7 +280,7 @@ def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any
     if fit.together:
         state = state_of(fit.model)
         wanted = bool(fit.model.stop_training) or bool(state.stop.numpy())
-        anyone = allreduce(tf.constant(int(wanted)), ReduceOp.MAX, name="stop_training")
+        anyone = allreduce(tf.constant(int(wanted)), ReduceOp.MAX, name=Label("stop_training"))
         fit.model.stop_training = bool(anyone.numpy())
         state.forget_stop()
     for callback in last_callbacks(self):
@@ -334,7 +335,7 @@ def _sum_metrics(model: Any) -> None:
         if not scope.sums_by_itself(variable)
     ]
     totals = grouped_allreduce(
-        [tf.convert_to_tensor(v) for v in variables], ReduceOp.SUM, name="metrics"
+        [tf.convert_to_tensor(v) for v in variables], ReduceOp.SUM, name=Label("metrics")
     )
     for variable, total in zip(variables, totals, strict=True):
         variable.assign(total)
@@ -355,5 +356,5 @@ def _job_s_own(model: Any, logs: Any) -> Any:
     }
     names = sorted(set(logs) - set(metered))
     values = [tf.reduce_mean(tf.cast(logs[name], tf.float32)) for name in names]
-    means = grouped_allreduce(values, ReduceOp.AVERAGE, name=f"logs {', '.join(names)}")
+    means = grouped_allreduce(values, ReduceOp.AVERAGE, name=Label(f"logs {', '.join(names)}"))
     return {**dict(zip(names, means, strict=True)), **metered}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl.collectives import broadcast_object
+from tfddl.collectives import Label, broadcast_object
 from tfddl.data import has_share, shard_dataset, slice_batches
 from tfddl.errors import DisagreementError, UnsupportedError
 from tfddl.keras_hooks import whole_data
@@ -69,7 +69,7 @@ def is_distributed(x: Any) -> bool:
 
 def _share_out_arrays(given: dict[str, Any]) -> None:
     parts = [_structure(given.pop(name, None)) for name in ("x", "y", "sample_weight")]
-    if not whole_data.is_whole(parts, name="data of fit"):
+    if not whole_data.is_whole(parts, name=Label("data of fit")):
         raise DisagreementError(
             "Under tfddl.strategy().scope(), fit got data that isn't alike on all ranks, or that "
             "isn't arrays, so that it can't be shared out. Give fit the same whole arrays on every "

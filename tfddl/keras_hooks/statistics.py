@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfddl.collectives import ReduceOp, allreduce
+from tfddl.collectives import Label, ReduceOp, allreduce
 from tfddl.runtime import current
 
 _ROUNDING = 1e-6
@@ -48,10 +48,14 @@ def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
         tf.concat([tf.cast(getattr(layer, name), tf.float64) for layer in layers], axis=0)
         for name in ("moving_mean", "moving_variance")
     )
-    first = allreduce(tf.concat([[weight], weight * means], axis=0), ReduceOp.SUM, name="means")
+    first = allreduce(
+        tf.concat([[weight], weight * means], axis=0), ReduceOp.SUM, name=Label("means")
+    )
     pooled = first[1:] / first[0]
     # Around the pooled mean, because the difference of two large squares would cancel.
-    spread = allreduce(weight * (variances + (means - pooled) ** 2), ReduceOp.SUM, name="spread")
+    spread = allreduce(
+        weight * (variances + (means - pooled) ** 2), ReduceOp.SUM, name=Label("spread")
+    )
     if float(first[0]) == 0:
         return  # Nobody has trained: the statistics are alike.
     lengths = [layer.moving_mean.shape[0] for layer in layers]

@@ -170,8 +170,10 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
         cores = share_of_cores(
             usable_cores(), local_rank=plan.local_rank, local_size=plan.local_size
         )
-        environment[CORES] = str(max(1, len(cores)))
-        bind = bind_to(cores) if cores else None
+        environment.pop(CORES, None)
+        if cores:
+            environment[CORES] = str(len(cores))
+            bind = bind_to(cores)
     try:
         return subprocess.Popen(
             plan.argv,

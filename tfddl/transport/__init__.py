@@ -6,16 +6,23 @@ Usage:
 """
 
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import Collective, Reduction, Transport
+from tfddl.transport.base import Collective, Lengths, Reduction, Transport
+from tfddl.transport.errors import RanksDisagreeError
+from tfddl.transport.host import HostTransport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
+from tfddl.transport.two_level import TwoLevelTransport
 
 __all__ = [
     "AloneTransport",
     "Collective",
+    "HostTransport",
+    "Lengths",
+    "RanksDisagreeError",
     "Reduction",
     "StrategyOptions",
     "StrategyTransport",
     "TimedTransport",
     "Transport",
+    "TwoLevelTransport",
 ]

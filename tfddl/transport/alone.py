@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfddl.transport.base import Reduction, Transport
+from tfddl.transport.base import Lengths, Reduction, Transport
 
 
 class AloneTransport(Transport):
@@ -16,6 +16,9 @@ class AloneTransport(Transport):
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
 
+    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+        raise AssertionError(f"one worker has no subset {ranks}")
+
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """The tensor itself."""
         return tf.identity(flat)
@@ -25,5 +28,13 @@ class AloneTransport(Transport):
         return flat[tf.newaxis]
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
+        """The tensor itself."""
+        return tf.identity(flat)
+
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+        """The tensor itself."""
+        return tf.identity(flat)
+
+    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         """The tensor itself."""
         return tf.identity(flat)

@@ -2,8 +2,16 @@
 
 import abc
 import enum
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
+
+from tfddl.wire import Call
+
+Lengths: TypeAlias = Sequence[int] | tf.Tensor
+"""How many elements go to each rank, in rank order: numbers, or shape (size,), int64, known only
+when the graph runs."""
 
 
 class Collective(enum.StrEnum):
@@ -25,12 +33,21 @@ class Reduction(enum.Enum):
     MAX = "Max"
 
 
-class Transport(abc.ABC):
-    """Moves flat tensors between all workers.
+OVER_ROWS = {
+    Reduction.SUM: tf.reduce_sum,
+    Reduction.PRODUCT: tf.reduce_prod,
+    Reduction.MIN: tf.reduce_min,
+    Reduction.MAX: tf.reduce_max,
+}
+"""The same arithmetic within one worker."""
 
-    Every method must be called by all ranks, in the same order, with tensors of one length and
-    dtype; it works eagerly and in a graph (loops and branches included). Within a graph, calls
-    travel in program order.
+
+class Transport(abc.ABC):
+    """Moves flat tensors between all workers, or between some of them.
+
+    Every method that moves something must be called by all its ranks, in the same order, with
+    tensors of one length and dtype; it works eagerly and in a graph (loops and branches included).
+    Within a graph, calls travel in program order, also those of several sets of ranks.
     """
 
     name: str
@@ -39,9 +56,38 @@ class Transport(abc.ABC):
     dtypes: frozenset[tf.DType]
     """What it carries; others have to be cast before."""
 
+    rounds_once = False
+    """Whether sums of 8 and 16 bits come out as if they had been added up in 32."""
+
+    compares = False
+    """Whether its operations compare the ranks' calls, see `for_call`, before anything is moved."""
+
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
+        self._among: dict[tuple[int, ...], Transport] = {}
+
+    def among(self, ranks: tuple[int, ...]) -> "Transport":
+        """The transport over some of the ranks, of which this one is one; nothing travels for it.
+
+        Only the members call it. It is made once per set, and kept.
+
+        Args:
+            ranks: Ascending, without repetition, as this transport counts them.
+
+        Returns:
+            A transport whose `rank` and `size` are those within the set, in the order given. Of all
+            ranks it is this transport itself.
+        """
+        if ranks == tuple(range(self.size)):
+            return self
+        if ranks not in self._among:
+            self._among[ranks] = self._make_among(ranks)
+        return self._among[ranks]
+
+    @abc.abstractmethod
+    def _make_among(self, ranks: tuple[int, ...]) -> "Transport":
+        """A new transport for `among`; the ranks are fewer than all."""
 
     @abc.abstractmethod
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
@@ -78,6 +124,85 @@ class Transport(abc.ABC):
             The same shape and dtype, bit for bit what the root has.
         """
 
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+        """Reduces elementwise over the ranks; each rank gets its own part.
+
+        Args:
+            flat: Shape (n,), n >= 0, a dtype of `dtypes`.
+            lengths: How many elements each rank gets; their sum is n. The same on all ranks.
+            reduction: How.
+
+        Returns:
+            Shape (lengths[rank],), the same dtype.
+        """
+        total = self.all_reduce(flat, reduction)
+        each = tf.convert_to_tensor(lengths, tf.int64)
+        start = tf.reduce_sum(each[: self.rank])
+        return total[start : start + each[self.rank]]
+
+    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """Gives every rank a part of its own from each rank.
+
+        Args:
+            flat: Shape (n,), n >= 0, a dtype of `dtypes`: this rank's parts for all ranks, in rank
+                order. n may differ per rank.
+            lengths: Shape (size, size), int64: row i says how many elements rank i sends to each
+                rank, so that row `rank` adds up to n. The same on all ranks.
+
+        Returns:
+            Shape (sum of column `rank`,), the same dtype: what has come from each rank, in rank
+            order.
+        """
+        longest = tf.reduce_max(tf.reduce_sum(lengths, axis=1))
+        padded = tf.pad(flat, [[0, longest - tf.size(flat, tf.int64)]])
+        rows = self.all_gather(padded)
+        starts = tf.cumsum(lengths, axis=1, exclusive=True)[:, self.rank]
+        ends = starts + lengths[:, self.rank]
+        return tf.concat([rows[r, starts[r] : ends[r]] for r in range(self.size)], axis=0)
+
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """Reduces several tensors together.
+
+        Args:
+            pack: At least one, any shapes, one dtype of `dtypes`; the same on all ranks.
+            reduction: How.
+            scale: Scalar, floating point: what this rank's tensors, floats, are multiplied with
+                before. 0 makes zeros even of what isn't a number.
+
+        Returns:
+            The same shapes and dtype.
+        """
+        if scale is not None:
+            pack = [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]
+        return _joined(pack, lambda flat: self.all_reduce(flat, reduction))
+
+    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
+        """Gives every rank several tensors of one.
+
+        Args:
+            pack: As for `all_reduce_pack`.
+            root_rank: Whose.
+
+        Returns:
+            The same shapes and dtype.
+        """
+        return _joined(pack, lambda flat: self.broadcast(flat, root_rank))
+
+    def for_call(self, call: Call, *, compare_shapes: bool = False) -> "Transport":
+        """The same transport, whose operations belong to a call.
+
+        Where `compares` says so, its operations compare the calls of the ranks by themselves.
+
+        Args:
+            call: What the operations belong to.
+            compare_shapes: Whether the call doesn't tell the shapes, so that those of packs have to
+                be compared when they are there.
+        """
+        del call, compare_shapes
+        return self
+
     def measure(self, wanted: bool) -> bool:
         """Starts or stops the clock that `seconds` reads; this rank's own affair.
 
@@ -94,3 +219,28 @@ class Transport(abc.ABC):
         Zero for ever where nothing travels.
         """
         return 0.0
+
+    def waited_seconds(self) -> float:
+        """How many seconds of all collectives so far were waiting for other ranks, where known."""
+        return 0.0
+
+    def counters(self) -> dict[str, int]:
+        """What has been moved so far, where that is counted.
+
+        Returns:
+            "bytes_reduced", of the tensors given to reductions; "bytes_written" into memory for it.
+        """
+        return {}
+
+
+def _joined(pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
+    """Lets tensors travel as one, flattened and joined."""
+    arrived = travel(tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], axis=0))
+    lengths = [tensor.shape.num_elements() for tensor in pack]
+    if None in lengths:
+        lengths = [tf.size(tensor) for tensor in pack]
+    pieces = tf.split(arrived, lengths) if len(pack) > 1 else [arrived]
+    return [
+        tf.ensure_shape(tf.reshape(piece, tf.shape(tensor)), tensor.shape)
+        for piece, tensor in zip(pieces, pack, strict=True)
+    ]

@@ -1,7 +1,7 @@
 """TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING and NCCL.
 
 `strategy.run(… all_reduce …)` can't be used inside the loops that ``steps_per_execution > 1``
-makes, so this speaks to the ops below it. Three things about those ops shape this room:
+makes, so this speaks to the ops below it. Four things about those ops shape this room:
 
 * An op finds its peers by an *instance key*, and a key is bound for ever to the dtype, shape and
   kind it was first used with; a second use with others aborts every later collective of the
@@ -10,17 +10,23 @@ makes, so this speaks to the ops below it. Three things about those ops shape th
 * Ops that aren't tied to each other may run in any order, and two ranks that choose differently
   wait for each other for ever. All ops share one *ordering token*, which makes TensorFlow run them
   in program order.
+* Several sets of ranks are several *groups*, and a group key is all that its members have to agree
+  on. It is computed from the ranks, so that nobody has to be asked; and the sets share the ordering
+  token, so that one process's operations on several sets keep one order.
 * An empty tensor or one without dimensions crashes the process in a gather. Only flat tensors with
   at least one element are ever launched.
 """
 
+import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from tfddl.errors import UnsupportedError
-from tfddl.transport.base import Collective, Reduction, Transport
+from tfddl.transport.alone import AloneTransport
+from tfddl.transport.base import OVER_ROWS, Collective, Lengths, Reduction, Transport
 from tfddl.transport.watch import Watch
 
 _GROUP_KEY = 7_366_684  # "tfddl"; the strategy itself counts its own groups up from 1.
@@ -35,6 +41,19 @@ _TOO_LONG = (
 
 _GATHERED_AS = {tf.bfloat16: tf.float16}
 """The gather op knows no bfloat16; its bits travel as another 16-bit type."""
+
+_EXCHANGED_AS = {
+    tf.float16: tf.float16,
+    tf.bfloat16: tf.float16,
+    tf.float32: tf.int32,
+    tf.float64: tf.int64,
+    tf.int32: tf.int32,
+    tf.int64: tf.int64,
+}
+"""Parts that are exchanged travel as bits, which saves instance keys."""
+
+_SUMMED_AS = {tf.float16: tf.float32, tf.bfloat16: tf.float32}
+"""What is added up here, and not by TensorFlow's op, is rounded to 16 bits only once."""
 
 _BITS_AS = {
     tf.float16: tf.int16,
@@ -58,6 +77,14 @@ class StrategyOptions:
     """After how many seconds without all ranks an op fails; 0 waits for ever."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What the transports of a process have together, whatever their ranks."""
+
+    ordering_token: tf.Variable
+    watch: Watch
+
+
 class StrategyTransport(Transport):
     """RING over gRPC on CPUs, NCCL on GPUs.
 
@@ -76,8 +103,17 @@ class StrategyTransport(Transport):
         self.name = options.collective.name
         self._options = options
         with tf.device(options.device):
-            self._ordering_token = tf.Variable(0.0, trainable=False, name="tfddl_ordering_token")
-        self._watch = Watch(options.timeout_s)
+            token = tf.Variable(0.0, trainable=False, name="tfddl_ordering_token")
+        self._shared = _Shared(token, Watch(options.timeout_s))
+        self._group_key = _GROUP_KEY
+
+    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+        if len(ranks) == 1:
+            return AloneTransport()
+        made = copy.copy(self)
+        Transport.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
+        made._group_key = _group_key(ranks)
+        return made
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
@@ -98,7 +134,7 @@ class StrategyTransport(Transport):
 
         def launch(piece: tf.Tensor) -> tf.Tensor:
             rows = tf.raw_ops.CollectiveGatherV2(
-                input=piece, **self._arguments(piece, _family(None, piece.dtype))
+                input=piece, **self._arguments(piece, _family(_GATHER, piece.dtype))
             )
             return tf.reshape(rows, [self.size, -1])
 
@@ -117,15 +153,46 @@ class StrategyTransport(Transport):
         total = self.all_reduce(mine, Reduction.SUM)
         return tf.bitcast(tf.cast(total, bits.dtype), flat.dtype)
 
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+        """See `Transport.reduce_scatter`: an exchange, and arithmetic here.
+
+        For CPUs TensorFlow registers no reduce-scatter, and launching one aborts every later
+        collective. An exchange moves half of what an all-reduce does.
+        """
+        each = tf.convert_to_tensor(lengths, tf.int64)
+        rows = self.all_to_all(flat, tf.tile(each[tf.newaxis], [self.size, 1]))
+        rows = tf.reshape(rows, tf.stack([self.size, each[self.rank]]))
+        wide = tf.cast(rows, _SUMMED_AS.get(flat.dtype, flat.dtype))
+        return tf.cast(OVER_ROWS[reduction](wide, axis=0), flat.dtype)
+
+    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """See `Transport.all_to_all`: TensorFlow's op, which wants parts of one length."""
+        bits = tf.bitcast(flat, _EXCHANGED_AS[flat.dtype])
+        longest = tf.reduce_max(lengths)
+
+        def launch(piece: tf.Tensor) -> tf.Tensor:
+            family = _family(_EXCHANGE, piece.dtype)
+            return tf.raw_ops.CollectiveAllToAllV2(input=piece, **self._arguments(piece, family))
+
+        mine = lengths[self.rank]
+        ends = tf.cumsum(mine)
+        padded = [
+            tf.pad(bits[ends[r] - mine[r] : ends[r]], [[0, longest - mine[r]]])
+            for r in range(self.size)
+        ]
+        rows = self._in_pieces(tf.stack(padded), launch)
+        arrived = [rows[r, : lengths[r, self.rank]] for r in range(self.size)]
+        return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
+
     def _arguments(self, piece: tf.Tensor, family: int) -> dict[str, object]:
-        length = piece.shape[0]
+        length = piece.shape[-1]
         if length is None:
-            length = tf.size(piece)
+            length = tf.shape(piece)[-1]
         return {
             "group_size": self.size,
-            "group_key": _GROUP_KEY,
+            "group_key": self._group_key,
             "instance_key": family * 2**_LENGTH_BITS + length,
-            "ordering_token": [self._ordering_token.handle],
+            "ordering_token": [self._shared.ordering_token.handle],
             "communication_hint": self._options.collective.value,
             # Not TensorFlow's own: for each op it keeps a thread that sleeps all that time.
             "timeout_seconds": 0.0,
@@ -133,42 +200,51 @@ class StrategyTransport(Transport):
 
     def _in_pieces(
         self,
-        flat: tf.Tensor,
+        tensor: tf.Tensor,
         launch: Callable[[tf.Tensor], tf.Tensor],
         empty_rows: int | None = None,
     ) -> tf.Tensor:
-        """Launches an op for a tensor of any length, the results joined along the last axis."""
+        """Launches an op for any length of the last axis, along which the results are joined."""
+        watch = self._shared.watch
         with tf.device(self._options.device):
-            flat = tf.identity(flat)
-            length = flat.shape[0]
-            empty = flat if empty_rows is None else tf.zeros([empty_rows, 0], flat.dtype)
+            # Whoever calls has the gradient. Under two tapes `tf.cond` would look for another one.
+            tensor = tf.stop_gradient(tensor)
+            length = tensor.shape[-1]
+            empty = tensor if empty_rows is None else tf.zeros([empty_rows, 0], tensor.dtype)
             if length is None:
-                short = tf.debugging.assert_less_equal(tf.size(flat), _MAX_LENGTH, _TOO_LONG)
+                length = tf.shape(tensor)[-1]
+                short = tf.debugging.assert_less_equal(length, _MAX_LENGTH, _TOO_LONG)
                 with tf.control_dependencies([] if short is None else [short]):
-                    return tf.cond(
-                        tf.size(flat) > 0, lambda: self._watch.over(launch, flat), lambda: empty
-                    )
+                    return tf.cond(length > 0, lambda: watch.over(launch, tensor), lambda: empty)
             if length == 0:
                 return empty
-            pieces = [flat[i : i + _MAX_LENGTH] for i in range(0, length, _MAX_LENGTH)]
-            return tf.concat([self._watch.over(launch, piece) for piece in pieces], axis=-1)
+            pieces = [tensor[..., i : i + _MAX_LENGTH] for i in range(0, length, _MAX_LENGTH)]
+            return tf.concat([watch.over(launch, piece) for piece in pieces], axis=-1)
 
 
 _REDUCED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
 _GATHERED = tuple(dtype for dtype in _REDUCED if dtype not in _GATHERED_AS)
-_FAMILIES: dict[tuple[Reduction | None, tf.DType], int] = {
+_GATHER, _EXCHANGE = "gather", "exchange"
+_FAMILIES: dict[tuple[Reduction | str, tf.DType], int] = {
     family: number
     for number, family in enumerate(
         [(reduction, dtype) for reduction in Reduction for dtype in _REDUCED]
-        + [(None, dtype) for dtype in _GATHERED]
+        + [(_GATHER, dtype) for dtype in _GATHERED]
+        + [(_EXCHANGE, dtype) for dtype in dict.fromkeys(_EXCHANGED_AS.values())]
     )
 }
 """The upper bits of an instance key: the kind of op and its dtype, at most 2**5 of them."""
 
 
-def _family(reduction: Reduction | None, dtype: tf.DType) -> int:
+def _group_key(ranks: tuple[int, ...]) -> int:
+    """A key that all members compute alike; above all those that the strategy counts up."""
+    digest = hashlib.blake2b(repr(ranks).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % 2**30 + 2**30
+
+
+def _family(kind: Reduction | str, dtype: tf.DType) -> int:
     try:
-        return _FAMILIES[reduction, dtype]
+        return _FAMILIES[kind, dtype]
     except KeyError:
         raise UnsupportedError(
             f"{dtype.name} can't travel through TensorFlow's collectives; "

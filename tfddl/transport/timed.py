@@ -1,10 +1,11 @@
 """A clock around a transport: how long this worker is in collectives."""
 
+import copy
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfddl.transport.base import Reduction, Transport
+from tfddl.transport.base import Lengths, Reduction, Transport
 
 
 class TimedTransport(Transport):
@@ -32,6 +33,12 @@ class TimedTransport(Transport):
                 [0.0, 0.0], trainable=False, dtype=tf.float64, name="tfddl_clock"
             )
 
+    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+        made = copy.copy(self)  # The clock is the same.
+        made._timed = self._timed.among(ranks)
+        Transport.__init__(made, made._timed.rank, made._timed.size)
+        return made
+
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
         return self._measured(flat, lambda t: self._timed.all_reduce(t, reduction))
@@ -43,6 +50,14 @@ class TimedTransport(Transport):
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
         """See `Transport.broadcast`."""
         return self._measured(flat, lambda t: self._timed.broadcast(t, root_rank))
+
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+        """See `Transport.reduce_scatter`."""
+        return self._measured(flat, lambda t: self._timed.reduce_scatter(t, lengths, reduction))
+
+    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """See `Transport.all_to_all`."""
+        return self._measured(flat, lambda t: self._timed.all_to_all(t, lengths))
 
     def measure(self, wanted: bool) -> bool:
         """See `Transport.measure`."""

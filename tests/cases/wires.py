@@ -1,0 +1,192 @@
+"""Cases about `tfddl.wire`, run by every worker of `tests.wires`."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tfddl.errors import DisagreementError, PeerLostError, StalledError
+from tfddl.wire import Call, Mesh, Reduction, Wire
+
+LENGTHS = (0, 1, 7, 4_096, 300_001, 1_000_003)
+DTYPES = (
+    *(np.bool_, np.uint8, np.int8, np.int16, np.int32, np.int64),
+    *(np.float16, ml_dtypes.bfloat16, np.float32, np.float64),
+)
+_FUNCTIONS = {
+    Reduction.SUM: np.add,
+    Reduction.PRODUCT: np.multiply,
+    Reduction.MIN: np.minimum,
+    Reduction.MAX: np.maximum,
+}
+
+
+def _made(rank: int, length: int, dtype: Any) -> np.ndarray:
+    """Small whole numbers, so that sums and products are exact in every dtype."""
+    return (np.arange(length) % 3 + rank % 2).astype(dtype)
+
+
+def _expected(size: int, length: int, dtype: Any, reduction: Reduction) -> np.ndarray:
+    total = _made(0, length, dtype)
+    for rank in range(1, size):
+        total = _FUNCTIONS[reduction](total, _made(rank, length, dtype))
+    return total
+
+
+def everything(wire: Wire, mesh: Mesh) -> dict[str, Any]:
+    """All operations, dtypes and lengths; what is wrong."""
+    wrong = []
+    digest = hashlib.sha256()
+
+    def check(what: str, found: np.ndarray, expected: np.ndarray) -> None:
+        digest.update(found.tobytes())
+        if found.dtype != expected.dtype or not np.array_equal(found, expected):
+            wrong.append(what)
+
+    for dtype in DTYPES:
+        for length in LENGTHS if dtype in (np.float32, np.int8) else (3, 40_001):
+            what = f"{np.dtype(dtype).name} {length}"
+            mine = _made(wire.rank, length, dtype)
+            for reduction in Reduction:
+                if dtype is np.bool_ and reduction not in (Reduction.MIN, Reduction.MAX):
+                    continue
+                expected = _expected(wire.size, length, dtype, reduction)
+                parts = np.array_split(mine, 3)
+                reduced = wire.all_reduce(parts, reduction, Call("", f"reduce {what}"))
+                check(f"{reduction} {what}", np.concatenate(reduced), expected)
+                lengths = [length, *[0] * (wire.size - 1)][::-1]
+                mine_only = wire.reduce_scatter(mine, lengths, reduction, Call("", what))
+                last = wire.rank == wire.size - 1
+                check(f"scatter {what}", mine_only, expected if last else expected[:0])
+            gathered = wire.all_gather(mine, Call("gather", what))
+            rows = np.stack([_made(rank, length, dtype) for rank in range(wire.size)])
+            check(f"gather {what}", gathered, rows)
+            [given] = wire.broadcast([mine], wire.size - 1, Call("", what))
+            check(f"broadcast {what}", given, rows[-1])
+            table = np.array([[length + i + j for j in wire.ranks] for i in wire.ranks])
+            swapped = wire.all_to_all(
+                [_made(wire.rank + to, n, dtype) for to, n in enumerate(table[wire.rank])],
+                table,
+                Call("", what),
+            )
+            parts = [_made(i + wire.rank, table[i, wire.rank], dtype) for i in wire.ranks]
+            # What stays with a rank has no digest in common with others.
+            if not np.array_equal(swapped, np.concatenate(parts)):
+                wrong.append(f"swap {what}")
+    return {"wrong": wrong, "digest": _common(digest, wire)}
+
+
+def _common(digest: Any, wire: Wire) -> str:
+    """A digest of what all ranks should have alike: reductions, gathers and broadcasts."""
+    return "" if wire.rank == wire.size - 1 else digest.hexdigest()
+
+
+def rounds_once(wire: Wire, mesh: Mesh) -> tuple[list[float], bytes]:
+    """Sums of 16-bit floats, and random sums, whose bits have to be the same everywhere."""
+    ones = wire.all_reduce(
+        [np.full(40_000, 1.0 if wire.rank else 2048.0, np.float16)], Reduction.SUM, Call("", "a")
+    )
+    noise = np.random.default_rng(wire.rank).normal(size=100_003).astype(np.float32)
+    [total] = wire.all_reduce([noise], Reduction.SUM, Call("", "b"))
+    return ones[0][:1].tolist(), total.tobytes()
+
+
+def scaled(wire: Wire, mesh: Mesh) -> list[list[float]]:
+    """Each rank's numbers times its own factor; a factor of 0 hides even what isn't a number."""
+    found = []
+    for length in (5, 100_000):
+        value = np.nan if wire.rank == 0 else 8.0
+        mine = [np.full(length, value, np.float32), np.full(3, 2.0, np.float32)]
+        scale = 0.0 if wire.rank == 0 else 0.25
+        totals = wire.all_reduce(mine, Reduction.SUM, Call("", "scaled"), scale=scale)
+        found.append([float(total[-1]) for total in totals])
+    return found
+
+
+def threads(wire: Wire, mesh: Mesh, count: int, length: int) -> list[float]:
+    """Calls by name from several threads, on each rank in another order."""
+    found = {}
+
+    def call(number: int) -> None:
+        mine = np.full(length, number + wire.rank, np.float64)
+        found[number] = wire.all_reduce([mine], Reduction.SUM, Call(f"n{number}", "x"))[0][-1]
+
+    order = range(count) if wire.rank == 0 else reversed(range(count))
+    running = [threading.Thread(target=call, args=(number,)) for number in order]
+    if wire.rank:
+        time.sleep(0.3)  # The first one's messages have to wait somewhere meanwhile.
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return [float(found[number]) for number in range(count)]
+
+
+def disagree(wire: Wire, mesh: Mesh) -> list[str]:
+    messages = []
+    odd = wire.rank == wire.size - 1
+    for length, text in (
+        (3 + odd, "allreduce <loss>"),
+        (4, f"kind {odd}"),
+        (100_000 + odd, "large"),
+    ):
+        try:
+            wire.all_reduce([np.zeros(length)], Reduction.SUM, Call("loss", text))
+        except DisagreementError as error:
+            messages.append(str(error))
+        [total] = wire.all_reduce([np.ones(50_000)], Reduction.SUM, Call("loss", "next"))
+        assert (total == wire.size).all()
+    return messages
+
+
+def dies(wire: Wire, mesh: Mesh, length: int) -> tuple[str, float]:
+    """The last rank is killed in the middle of a call of the others."""
+    wire.all_reduce([np.zeros(length)], Reduction.SUM, Call("", "warm"))
+    begin_s = time.monotonic()
+    if wire.rank == wire.size - 1:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        wire.all_reduce(
+            [np.zeros(length)], Reduction.SUM, Call("gradients", "allreduce <gradients>")
+        )
+    except PeerLostError as error:
+        return str(error), time.monotonic() - begin_s
+    return "no error", 0.0
+
+
+def stalls(wire: Wire, mesh: Mesh) -> str:
+    """Ranks wait for each other in different calls."""
+    name = "left" if wire.rank == 0 else "right"
+    try:
+        wire.all_reduce(
+            [np.zeros(3)], Reduction.SUM, Call(name, f"allreduce <{name}>\nfloat64 (3)")
+        )
+    except StalledError as error:
+        return str(error)
+    return "no error"
+
+
+def sets(wire: Wire, mesh: Mesh) -> list[float]:
+    """Disjoint sets side by side, then sets that overlap."""
+    rank = mesh.rank
+    halves = [Wire(mesh, half) for half in ((0, 1), (2, 3)) if rank in half]
+    overlapping = [Wire(mesh, some) for some in ((0, 1, 2), (1, 2, 3), (0, 3)) if rank in some]
+    found = []
+    for one in (*halves, wire, *overlapping):
+        for length in (2, 70_000):
+            [total] = one.all_reduce(
+                [np.full(length, 10.0**rank)], Reduction.SUM, Call("", "allreduce")
+            )
+            found.append(float(total[-1]))
+    return found
+
+
+def counted(wire: Wire, mesh: Mesh) -> float:
+    wire.all_reduce([np.zeros(2_000_000, np.float32)], Reduction.SUM, Call("", "allreduce"))
+    return wire.counters.written / wire.counters.reduced

@@ -1,0 +1,59 @@
+"""Shared memory within hosts, and TensorFlow's collectives between them.
+
+Addresses of this machine stand for hosts: 127.0.0.1, 127.0.0.2.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.group import Groups
+
+CASES = "tests.cases.collective_tables"
+LAYOUTS = pytest.mark.parametrize(
+    "hosts", [(2, 1), pytest.param((2, 2), marks=pytest.mark.long)], ids=str
+)
+
+
+@LAYOUTS
+def test_every_operation_and_dtype(groups: Groups, hosts: tuple[int, ...]) -> None:
+    group = groups(sum(hosts), hosts=hosts)
+    assert all(group.run(f"{CASES}:every_dtype", every=11, timeout_s=170))
+    name = "shared memory, RING between hosts"
+    others = "none (one worker), RING between hosts"
+    expected = [name if count > 1 else others for count in hosts for _ in range(count)]
+    assert group.run("tests.cases.collectives:transport") == expected
+
+
+def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
+    group = groups(3, hosts=(2, 1))
+    for found in group.run("tests.cases.disagreements:eager", names=["shape"]):
+        kinds, text = found["shape"]
+        assert kinds == ["FailedPrecondition", "Disagreement"]
+        assert "ranks 0..1: " in text
+    first, beside, last = group.run("tests.cases.disagreements:subset")  # Ranks 0 and 2.
+    assert beside == ([], "3.0")
+    assert first == last
+    assert "among ranks 0, 2 of float32 (2)" in first[1]
+
+
+@LAYOUTS
+def test_training_is_that_of_one_process(groups: Groups, hosts: tuple[int, ...]) -> None:
+    size = sum(hosts)
+    arguments: dict[str, Any] = {"kind": "sequential", "options": {}}
+    ranks = groups(size, hosts=hosts).run("tests.cases.scope:doors", **arguments)
+    ring = groups(size, collective="ring").run("tests.cases.scope:doors", **arguments)
+    for rank in ranks:
+        for a, b in zip(rank["weights"][0], ring[0]["weights"][0], strict=True):
+            assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+        for a, b in zip(rank["weights"][1], ranks[0]["weights"][1], strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_only_leaders_speak_between_hosts(groups: Groups) -> None:
+    """The bytes between two hosts don't grow with the workers of each."""
+    one = groups(2, hosts=(1, 1), collective="ring").run("tests.cases.collectives:sent", n=100_000)
+    three = groups(3, hosts=(2, 1)).run("tests.cases.collectives:sent", n=100_000)
+    assert three[1] == 0  # Not the first of its host.
+    assert three[0] == three[2] == one[0] == one[1] > 0

@@ -1,0 +1,134 @@
+"""Shared memory and sockets between processes, without TensorFlow."""
+
+import multiprocessing
+import os
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.wires import run
+from tfddl.errors import WireError
+from tfddl.wire import Patience, Seat, connect
+from tfddl.wire.memory import ALIGNMENT, Buffers
+from tfddl.wire.mesh import hashed
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_every_operation_dtype_and_length(size: int) -> None:
+    results = run("everything", size)
+    assert [result["wrong"] for result in results] == [[]] * size
+    assert len({result["digest"] for result in results[:-1]}) == 1
+
+
+def test_sums_have_the_same_bits_everywhere_and_round_once() -> None:
+    results = run("rounds_once", 3)
+    again = run("rounds_once", 3)
+    # In float16, 2048 + 1 is 2048 again; 2050 comes out where both ones are added up first.
+    assert [ones for ones, _ in results] == [[2050.0]] * 3
+    assert len({bits for _, bits in [*results, *again]}) == 1
+
+
+def test_a_scale_is_multiplied_in() -> None:
+    assert run("scaled", 3) == [[[4.0, 1.0], [4.0, 1.0]]] * 3
+
+
+@pytest.mark.parametrize(
+    ("count", "length"),
+    [(40, 4_000), (6, 200_000)],  # Within messages, more than a mailbox holds; through memory.
+)
+def test_threads_call_in_any_order(count: int, length: int) -> None:
+    assert (
+        run("threads", 3, count=count, length=length) == [[3.0 * n + 3 for n in range(count)]] * 3
+    )
+
+
+def test_ranks_that_differ_say_so_and_go_on() -> None:
+    for messages in run("disagree", 3):
+        assert len(messages) == 3
+        assert "ranks 10..11: allreduce <loss> of 24 bytes" in messages[0]
+        assert "rank 12: allreduce <loss> of 32 bytes" in messages[0]
+        assert "rank 12: kind True\n" in messages[1]
+        assert "rank 12: large of 800008 bytes" in messages[2]
+
+
+@pytest.mark.parametrize("length", [3, 500_000])
+def test_a_rank_that_dies_is_noticed_at_once(length: int) -> None:
+    *others, dead = run("dies", 3, length=length)
+    assert dead is None
+    # One of the two may notice by the end of the other, which notices first.
+    texts = [text for text, _ in others]
+    assert any("waits in allreduce <gradients>, but rank 12 has ended" in text for text in texts)
+    assert all("has ended; its log says why" in text for text in texts)
+
+
+def test_ranks_that_wait_for_each_other_say_for_whom_and_where() -> None:
+    first, second = run("stalls", 2, patience=Patience(warn_s=1.0, give_up_s=3.0))
+    assert "rank 10 has waited for" in first
+    assert "in allreduce <left> of float64 (3): rank 11 hasn't come to it" in first
+    assert "rank 11 waits in allreduce <right> of float64 (3) itself" in first
+    assert "rank 10 waits in allreduce <left> of float64 (3) itself" in second
+
+
+def test_sets_of_ranks_side_by_side() -> None:
+    everyone = [1111.0] * 2
+    assert run("sets", 4) == [
+        [11.0, 11.0, *everyone, 111.0, 111.0, 1001.0, 1001.0],
+        [11.0, 11.0, *everyone, 111.0, 111.0, 1110.0, 1110.0],
+        [1100.0, 1100.0, *everyone, 111.0, 111.0, 1110.0, 1110.0],
+        [1100.0, 1100.0, *everyone, 1110.0, 1110.0, 1001.0, 1001.0],
+    ]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_two_bytes_are_written_for_each_that_is_reduced(size: int) -> None:
+    for ratio in run("counted", size):
+        assert ratio == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_worker_that_does_not_come_is_named() -> None:
+    with pytest.raises(WireError, match="local rank 1 of 2 hasn't come within 0.2 s"):
+        connect(Seat(job=f"alone {os.getpid()}", rank=0, size=2, timeout_s=0.2))
+    with pytest.raises(WireError, match="local rank 0 of 2 hasn't come within 0.2 s"):
+        connect(Seat(job=f"alone {os.getpid()}", rank=1, size=2, timeout_s=0.2))
+
+
+def _listen_as_nobody(name: str, ready: Any, done: Any) -> None:
+    os.setuid(65534)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(name)
+        listener.listen(1)
+        ready.set()
+        done.wait(30)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+def test_another_user_s_process_is_not_spoken_to() -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    name = f"\0tfddl-{os.getuid()}-{hashed('stolen'):016x}-0"
+    stranger = context.Process(target=_listen_as_nobody, args=(name, ready, done))
+    stranger.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(WireError, match="a process of another user has the name"):
+            connect(Seat(job="stolen", rank=1, size=2, timeout_s=5.0))
+    finally:
+        done.set()
+        stranger.join(30)
+        stranger.close()
+
+
+def test_buffers_are_taken_again_once_they_are_free() -> None:
+    buffers = Buffers()
+    first, second = buffers.take(np.dtype(np.float32), [100_000, 7])
+    assert first.ctypes.data % ALIGNMENT == second.ctypes.data % ALIGNMENT == 0
+    at = first.ctypes.data
+    other = buffers.take(np.dtype(np.float32), [100_000, 7])[0]
+    assert not np.shares_memory(first, other)
+    del first  # The second still holds the memory.
+    third = buffers.take(np.dtype(np.float32), [100_000, 7])[0]
+    assert third.ctypes.data != at
+    del second
+    assert buffers.take(np.dtype(np.float32), [100_000, 7])[0].ctypes.data == at

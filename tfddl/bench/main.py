@@ -1,0 +1,218 @@
+"""The door `tfddl-bench`."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tfddl import __version__
+from tfddl.bench.board import write_events
+from tfddl.bench.orders import Operation
+from tfddl.bench.plots import write_pictures
+from tfddl.bench.progress import Progress
+from tfddl.bench.report import report
+from tfddl.bench.results import Results, write_json
+from tfddl.bench.settings import (
+    Part,
+    Settings,
+    default_workers,
+    format_size,
+    parse_size,
+    quick_settings,
+)
+from tfddl.bench.speed import measure
+from tfddl.bench.workloads import WORKLOADS
+from tfddl.errors import TfddlError
+
+_FAILED = 1
+_INTERRUPTED = 130
+
+T = TypeVar("T")
+
+_EPILOG = """\
+Workers keep to cores of their own, the same in all that is compared, and take turns; medians are
+of neighbours in time. Let nothing else run meanwhile: what others keep busy is measured and said.
+Progress goes to stderr, the tables to stdout.
+
+examples:
+  tfddl-bench --quick
+  tfddl-bench --workers 1,2,4 --compare --json bench.json --plots bench
+  tfddl-bench --only collectives --sizes 4K,1M,64M --operations allreduce,allgather,broadcast
+"""
+
+
+def main(argv: Sequence[str], *, prog: str = "tfddl-bench") -> int:
+    """Measures as the arguments say, and returns the exit status."""
+    progress = Progress()
+    try:
+        settings = settings_from(argv, prog=prog, num_cores=len(os.sched_getaffinity(0)))
+        results = measure(settings, environment=os.environ, progress=progress)
+        sys.stdout.write(report(results) + "\n")
+        _write_files(results, settings, progress)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: interrupted; all workers are ended\n")
+        return _INTERRUPTED
+    except (TfddlError, OSError) as error:
+        sys.stderr.write(f"{prog}: {type(error).__name__}: {error}\n")
+        return _FAILED
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def settings_from(argv: Sequence[str], *, prog: str, num_cores: int) -> Settings:
+    """Reads the arguments.
+
+    Args:
+        argv: Without the command itself.
+        prog: The command.
+        num_cores: How many there are to share out.
+
+    Raises:
+        DataError: A value is out of its range.
+        SystemExit: An argument is unknown or can't be read, or --help was asked for.
+    """
+    usual = Settings(workers=default_workers(num_cores))
+    arguments = vars(_make_parser(prog, usual).parse_args(argv))
+    given = {n: value for n, value in arguments.items() if value is not None and value is not False}
+    if given.pop("quick", False):
+        usual = quick_settings()
+    shape = {name: given.pop(name) for name in ("batch_size", "image_size") if name in given}
+    models = given.pop("models", usual.models)
+    given["models"] = tuple(dataclasses.replace(workload, **shape) for workload in models)
+    return dataclasses.replace(usual, **given)
+
+
+def _write_files(results: Results, settings: Settings, progress: Progress) -> None:
+    if settings.json is not None:
+        write_json(results, settings.json)
+        progress.say(f"wrote {settings.json}")
+    if settings.plots is not None:
+        for path in write_pictures(results, settings.plots):
+            progress.say(f"wrote {path}")
+    if settings.logdir is not None:
+        write_events(results, settings.logdir, environment=os.environ)
+        progress.say(f"wrote what TensorBoard shows: tensorboard --logdir {settings.logdir}")
+
+
+def _make_parser(prog: str, usual: Settings) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Measure tfddl on this machine: collectives by size; training steps of several "
+        "workers, against as many lone ones at once; the start; memory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    _add_what(parser.add_argument_group("what is measured"), usual)
+    _add_how(parser.add_argument_group("how long"), usual)
+    output = parser.add_argument_group("output, beside the tables")
+    output.add_argument("--json", type=Path, metavar="FILE", help="all numbers")
+    output.add_argument(
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        help="charts (PNG): bandwidth over size, efficiency over workers",
+    )
+    output.add_argument(
+        "--logdir", type=Path, metavar="DIR", help="the same, and the tables, for TensorBoard"
+    )
+    return parser
+
+
+def _add_what(group: argparse._ArgumentGroup, usual: Settings) -> None:
+    group.add_argument(
+        "--workers",
+        type=_list_of(int, ["whole numbers"]),
+        metavar="NUMBERS",
+        help="jobs of how many workers; more than cores share them "
+        f"(default here: {_join(usual.workers)})",
+    )
+    group.add_argument(
+        "--only",
+        type=_list_of(Part, Part),
+        metavar="PARTS",
+        help=f"some of {_join(Part)} (default: all; training measures memory, too)",
+    )
+    group.add_argument(
+        "--models",
+        type=_list_of(WORKLOADS.__getitem__, WORKLOADS),
+        metavar="NAMES",
+        help="what is trained: "
+        + "; ".join(f"{name} ({w.describe()})" for name, w in WORKLOADS.items())
+        + f" (default: {_join(workload.model for workload in usual.models)})",
+    )
+    group.add_argument("--image-size", type=int, metavar="PIXELS", help="of all models")
+    group.add_argument("--batch-size", type=int, metavar="N", help="per worker, of all models")
+    group.add_argument(
+        "--operations",
+        type=_list_of(Operation, Operation),
+        metavar="NAMES",
+        help=f"some of {_join(Operation)} (default: {_join(usual.operations)})",
+    )
+    group.add_argument(
+        "--sizes",
+        type=_list_of(parse_size, ["sizes such as 4096, 64K or 16M"]),
+        metavar="SIZES",
+        help="bytes of a rank's tensor (default: "
+        f"{_join(format_size(size) for size in usual.sizes)})",
+    )
+    group.add_argument(
+        "--transports",
+        type=_list_of(str, ["names"]),
+        metavar="NAMES",
+        help="what tfddl.init(collective=…) takes (default: auto, and all that differ from it)",
+    )
+    group.add_argument(
+        "--compare",
+        action="store_true",
+        help="measure TensorFlow's plain strategy, in a loop by hand, as well",
+    )
+
+
+def _add_how(group: argparse._ArgumentGroup, usual: Settings) -> None:
+    group.add_argument(
+        "--quick", action="store_true", help="the least that tells something: under a minute"
+    )
+    group.add_argument(
+        "--rounds", type=int, metavar="N", help=f"turns of each (default: {usual.rounds})"
+    )
+    group.add_argument(
+        "--round-seconds",
+        type=float,
+        metavar="S",
+        help="how long a turn of training takes about; one of a kind of collective takes a tenth "
+        f"(default: {usual.round_seconds})",
+    )
+    group.add_argument("--starts", type=int, metavar="N", help=f"of each (default: {usual.starts})")
+
+
+def _list_of(kind: Callable[[str], T], expected: Iterable[str]) -> Callable[[str], tuple[T, ...]]:
+    """What reads words between commas.
+
+    Args:
+        kind: Reads one word.
+        expected: What there can be, for messages.
+    """
+
+    def read(text: str) -> tuple[T, ...]:
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        try:
+            return tuple(kind(word) for word in words)
+        except (ValueError, KeyError):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}; expected, with commas between: {_join(expected)}"
+            ) from None
+
+    return read
+
+
+def _join(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,100 @@
+"""A worker that is measured: ``python -m tfddl.bench.worker --connect=SOCKET --way=WAY``.
+
+`tfddl.bench.crew` starts it, and tells it through the socket what to do. It ends when the socket
+is closed at the other end.
+"""
+
+import argparse
+import os
+import sys
+import time
+from multiprocessing.connection import Client, Connection
+from typing import TYPE_CHECKING
+
+from tfddl.bench.cores import share_of_cores
+from tfddl.bench.orders import Call, Called, Done, End, Hello, Mode, Operation, Train
+from tfddl.bench.usage import Usage
+from tfddl.cluster import Cluster, detect
+
+if TYPE_CHECKING:
+    from tfddl.bench.calls import Ready
+    from tfddl.bench.contestants import Contestant
+
+
+def main() -> None:
+    """Does what is ordered until the end."""
+    parser = argparse.ArgumentParser(description="One worker of tfddl-bench, which starts it.")
+    parser.add_argument("--connect", required=True, help="the socket that orders come from")
+    parser.add_argument("--way", required=True, help="how to train")
+    arguments = parser.parse_args()
+    with Client(arguments.connect, family="AF_UNIX") as connection:
+        assert isinstance(connection, Connection)
+        try:
+            _obey(_start(arguments.way, connection), connection)
+        except EOFError:
+            sys.exit("tfddl.bench.worker: nobody gives orders any more")
+    os._exit(0)  # TensorFlow takes seconds to let go of what the kernel lets go of at once.
+
+
+def _start(way: str, connection: Connection) -> "Contestant":
+    cluster = detect(os.environ)
+    num_cores = _keep_to_its_cores(cluster)
+    began_s = time.perf_counter()
+    from tfddl.bench import contestants
+
+    imported_s = time.perf_counter()
+    contestant = contestants.make_contestant(way, cluster, num_cores)
+    connection.send(
+        Hello(
+            rank=cluster.rank,
+            pid=os.getpid(),
+            label=contestant.label,
+            others=contestant.others,
+            import_s=imported_s - began_s,
+            init_s=time.perf_counter() - imported_s,
+            kept_bytes=Usage.now().kept,
+            versions=contestants.versions(),
+        )
+    )
+    return contestant
+
+
+def _keep_to_its_cores(cluster: Cluster) -> int:
+    """Shares the cores out; before TensorFlow starts threads, which inherit it."""
+    there_are = sorted(os.sched_getaffinity(0))
+    cores = share_of_cores(there_are, cluster.local_rank, cluster.local_size)
+    os.sched_setaffinity(0, cores)
+    return len(cores)
+
+
+def _obey(contestant: "Contestant", connection: Connection) -> None:
+    """Carries out orders until the one to end."""
+    ready: dict[tuple[Operation, Mode, int], Ready] = {}
+    while True:
+        order = connection.recv()
+        if isinstance(order, Train):
+            contestant.train(order.workload, connection)
+            contestant.clean_up()
+            connection.send(Done())
+        elif isinstance(order, Call):
+            key = (order.operation, order.mode, order.num_bytes)
+            if key not in ready:
+                ready[key] = contestant.prepare(order)
+            connection.send(_time_calls(ready[key], order.calls))
+        else:
+            assert isinstance(order, End)
+            connection.send(Done())
+            return
+
+
+def _time_calls(ready: "Ready", calls: int) -> Called:
+    ends = [time.perf_counter()]
+    for _ in range(calls):
+        ready.run()
+        ends.append(time.perf_counter())
+    call_s = tuple((b - a) / ready.number for a, b in zip(ends, ends[1:], strict=False))
+    return Called(call_s, ready.number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""broadcast, and its gradient."""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from tfddl.collectives.agreement import Signature, WrongArgumentError, agree, refusing_alike
+from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
+from tfddl.collectives.packs import in_packs
+from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+
+
+def broadcast(
+    tensor: tf.Tensor,
+    root_rank: int = 0,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> tf.Tensor:
+    """Gives every rank the tensor of one. All ranks must call it together.
+
+    Args:
+        tensor: Any shape, the same on all ranks, numbers or bool; only the root's values matter.
+        root_rank: Whose values: a rank of the job, not its place in the process set.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        Bit for bit what the root has. Its gradient goes to the root, summed over the ranks.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different dtypes, shapes or roots.
+        WrongArgumentError: There is no such rank in the set.
+        UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    return grouped_broadcast([tensor], root_rank, name=name, process_set=process_set)[0]
+
+
+def grouped_broadcast(
+    tensors: Sequence[tf.Tensor],
+    root_rank: int = 0,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> list[tf.Tensor]:
+    """Broadcasts several tensors at once; see `broadcast`. Small ones travel together."""
+    group = group_of(process_set)
+    tensors = [tf.convert_to_tensor(t) for t in tensors]
+    if not tensors:
+        return []
+
+    @tf.custom_gradient
+    def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
+        bound = agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
+        with refusing_alike(bound):
+            root = _place(group, root_rank)
+        outputs = in_packs(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
+
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            totals = reduce_dense(group, upstream, Reducing(op=ReduceOp.SUM), name=name)
+            # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
+            return [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
+
+        return outputs, gradient
+
+    return list(spread(*tensors))
+
+
+def _place(group: Group, root_rank: int) -> int:
+    """The root's place in the group."""
+    if root_rank not in group.ranks:
+        known = f"0..{group.size - 1}" if group.is_world else f"one of {list(group.ranks)}"
+        text = f"root_rank is {root_rank}; it must be {known}."
+        raise WrongArgumentError(None, None, text)
+    return group.ranks.index(root_rank)

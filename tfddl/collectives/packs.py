@@ -1,0 +1,75 @@
+"""How tensors of any dtype and shape fit into what a transport carries."""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from tfddl.collectives.process_sets import Group
+from tfddl.errors import UnsupportedError
+from tfddl.plan import pack
+
+_PACK_BYTES = 16 * 2**20
+"""A pack this large is bound by bandwidth, no longer by the latency of starting it."""
+
+CARRIERS = {
+    tf.bool: tf.int32,
+    tf.int8: tf.int32,
+    tf.uint8: tf.int32,
+    tf.int16: tf.int32,
+    tf.uint16: tf.int32,
+    tf.uint32: tf.int64,
+}
+"""Dtypes that no transport carries, and what holds all their values."""
+
+
+def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor in a dtype that travels.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    if tensor.dtype in group.transport.dtypes:
+        return tensor
+    carrier = CARRIERS.get(tensor.dtype, tensor.dtype)
+    if carrier not in group.transport.dtypes:
+        known = sorted(d.name for d in {*group.transport.dtypes, *CARRIERS})
+        raise UnsupportedError(
+            f"{tensor.dtype.name} can't travel between workers; these can: {', '.join(known)}."
+        )
+    return tf.cast(tensor, carrier)
+
+
+def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
+    """`Transport.all_gather` for every dtype."""
+    return tf.cast(group.transport.all_gather(carried(group, flat)), flat.dtype)
+
+
+def in_packs(
+    group: Group,
+    tensors: Sequence[tf.Tensor],
+    travel: Callable[[list[tf.Tensor]], list[tf.Tensor]],
+) -> list[tf.Tensor]:
+    """Lets tensors travel in packs, those of one dtype together, in order."""
+    outputs: list[tf.Tensor] = [None] * len(tensors)
+    for positions in by_dtype(tensors):
+        sizes = [_bytes(tensors[i]) for i in positions]
+        for run in pack(sizes, _PACK_BYTES):
+            members = [positions[i] for i in run]
+            arrived = travel([carried(group, tensors[i]) for i in members])
+            for i, part in zip(members, arrived, strict=True):
+                outputs[i] = tf.cast(part, tensors[i].dtype)
+    return outputs
+
+
+def by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
+    """The positions of the tensors of each dtype, in order."""
+    positions: dict[tf.DType, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        positions.setdefault(tensor.dtype, []).append(i)
+    return list(positions.values())
+
+
+def _bytes(tensor: tf.Tensor) -> int:
+    """Bytes of a tensor; one of unknown size counts as a full pack."""
+    elements = tensor.shape.num_elements()
+    return _PACK_BYTES if elements is None else elements * tensor.dtype.size

@@ -1,0 +1,162 @@
+"""allreduce, of dense and sparse tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl.collectives.agreement import Signature, agree
+from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense, times
+from tfddl.collectives.gathering import gather
+from tfddl.collectives.packs import in_packs
+from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl.errors import NotBuiltError
+
+
+def allreduce(  # noqa: PLR0913 - as Horovod's users know it
+    tensor: Any,
+    op: ReduceOp | str = ReduceOp.AVERAGE,
+    *,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> Any:
+    """Reduces a tensor elementwise over all ranks. All ranks must call it together.
+
+    Args:
+        tensor: Any shape, the same on all ranks; numbers (bool only for min and max). 16-bit floats
+            are reduced in float32 and rounded once, 8- and 16-bit integers in int32. A
+            `tf.IndexedSlices`, for sum and average only, may have another number of slices per
+            rank; it is gathered.
+        op: "average", "sum", "min", "max" or "product". The average of integers is rounded down.
+        prescale_factor: What every rank's tensor is multiplied with before; integers are cut off.
+        postscale_factor: What the result is multiplied with, likewise.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The same shape and dtype, bit for bit the same on every rank. Its gradient is the same
+        reduction of the gradients (min and max: to the ranks that have the extremum; product:
+        none), any number of times.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different dtypes, shapes, ops or factors.
+        NotBuiltError: `tf.IndexedSlices` with another op; it is a `NotImplementedError` too.
+        UnsupportedError: No such op, a dtype that can't travel, or a process set that this rank
+            isn't in.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    return grouped_allreduce(
+        [tensor],
+        op,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        name=name,
+        process_set=process_set,
+    )[0]
+
+
+def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
+    tensors: Sequence[Any],
+    op: ReduceOp | str = ReduceOp.AVERAGE,
+    *,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> list[Any]:
+    """Reduces several tensors at once; small ones travel together.
+
+    Args:
+        tensors: The same number, dtypes and shapes on all ranks.
+        op: As for `allreduce`.
+        prescale_factor: As for `allreduce`.
+        postscale_factor: As for `allreduce`.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The reduced tensors, in the order given.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different tensors, ops or factors.
+        NotBuiltError: As for `allreduce`.
+        UnsupportedError: As for `allreduce`.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    reducing = Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    group = group_of(process_set)
+    outputs = list(tensors)
+    sparse = [i for i, t in enumerate(outputs) if isinstance(t, tf.IndexedSlices)]
+    dense = [i for i in range(len(outputs)) if i not in sparse]
+    if sparse and not reducing.is_linear:
+        raise NotBuiltError(
+            f"allreduce {reducing.op} of tf.IndexedSlices isn't built; only average and sum are. "
+            "Make a dense tensor of them first: tf.convert_to_tensor(slices)."
+        )
+    reduced = reduce_dense(group, [outputs[i] for i in dense], reducing, name=name)
+    for i, total in zip(dense, reduced, strict=True):
+        outputs[i] = total
+    for i in sparse:
+        outputs[i] = _reduce_sparse(group, outputs[i], reducing, name=name)
+    return outputs
+
+
+def sum_scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor, *, name: str) -> list[tf.Tensor]:
+    """The sums over all ranks of tensors that each rank multiplies with a number of its own.
+
+    All ranks must call it together. It has no gradient.
+
+    Args:
+        tensors: The same number, dtypes and shapes on all ranks, floating point. 16-bit floats are
+            added up in float32 and rounded once.
+        scale: Scalar, floating point. 0 makes zeros even of what isn't a number.
+        name: How messages call it.
+
+    Returns:
+        The sums, in the order given.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different tensors.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    if not tensors:
+        return []
+    group = group_of(None)
+    bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
+    reducing = Reducing(op=ReduceOp.SUM)
+    sums = in_packs(
+        bound,
+        [reducing.before(tensor, bound.transport) for tensor in tensors],
+        lambda pack: bound.transport.all_reduce_pack(pack, reducing.reduction, scale=scale),
+    )
+    return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
+
+
+def sum_narrow(tensors: Sequence[tf.Tensor], *, name: str) -> list[tf.Tensor]:
+    """The sums over all ranks, 16-bit floats added up as they are: half the bytes, more rounding.
+
+    All ranks must call it together.
+
+    Args:
+        tensors: The same number, dtypes and shapes on all ranks.
+        name: How messages call it.
+
+    Returns:
+        The sums, in the order given.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different tensors.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    reducing = Reducing(op=ReduceOp.SUM, narrow=True)
+    return reduce_dense(group_of(None), tensors, reducing, name=name)
+
+
+def _reduce_sparse(
+    group: Group, slices: tf.IndexedSlices, reducing: Reducing, *, name: str | None
+) -> tf.IndexedSlices:
+    operation = f"allreduce {reducing} of slices"
+    values, indices = gather(group, [slices.values, slices.indices], operation=operation, name=name)
+    return tf.IndexedSlices(times(values, reducing.factor(group.size)), indices, slices.dense_shape)

@@ -1,0 +1,29 @@
+"""The errors of operations, as TensorFlow's users catch them too."""
+
+import tensorflow as tf
+
+from tfddl.errors import DisagreementError, PeerLostError, StalledError
+
+
+class RanksDisagreeError(DisagreementError, tf.errors.FailedPreconditionError):
+    """Ranks are about to do different things. All of them raise it, and the next operation works.
+
+    It is the kind of error that Horovod's users catch, too.
+    """
+
+    def __init__(self, message: str) -> None:
+        tf.errors.FailedPreconditionError.__init__(self, None, None, message)
+
+
+class RankLostError(tf.errors.UnavailableError, PeerLostError):
+    """A rank that this one waits for has ended."""
+
+    def __init__(self, message: str) -> None:
+        tf.errors.UnavailableError.__init__(self, None, None, message)
+
+
+class RankStalledError(tf.errors.DeadlineExceededError, StalledError):
+    """Not all ranks have come to an operation in time."""
+
+    def __init__(self, message: str) -> None:
+        tf.errors.DeadlineExceededError.__init__(self, None, None, message)

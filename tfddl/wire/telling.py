@@ -1,0 +1,64 @@
+"""How it is told that ranks differ."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+HEADLINE = "The ranks are about to do different things:"
+
+_SHOWN = 3
+"""Of how many tensors that differ the messages tell."""
+
+
+def describe_difference(texts: Mapping[int, str]) -> str:
+    """Says what each rank is about to do.
+
+    Args:
+        texts: of each rank: a line for the operation, then one for each of its tensors.
+    """
+    lines = {rank: text.split("\n") for rank, text in texts.items()}
+    by_text: dict[str, list[int]] = {}
+    for rank, text in zip(lines, _differing(list(lines.values())), strict=True):
+        by_text.setdefault(text, []).append(rank)
+    return "\n".join(
+        [
+            HEADLINE,
+            *(f"  {rank_names(ranks)}: {text}" for text, ranks in by_text.items()),
+            "All ranks must call the same operations in the same order, with the same dtypes and "
+            "shapes. The next operation can go on.",
+        ]
+    )
+
+
+def rank_names(ranks: Sequence[int]) -> str:
+    """Ranks as people write them: "rank 3", "ranks 0..2, 5"."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    texts = [str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs]
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(texts)}"
+
+
+def _differing(lines: Sequence[Sequence[str]]) -> list[str]:
+    """What each rank has (the operation, then its tensors), without what all have alike."""
+    if max(len(line) for line in lines) <= 2 * _SHOWN:
+        return [_joined(kind, tensors) for kind, *tensors in lines]
+    columns = list(itertools.zip_longest(*lines, fillvalue="nothing"))[1:]
+    differing = [i for i, column in enumerate(columns) if len(set(column)) > 1][:_SHOWN]
+    return [
+        ", ".join(
+            [
+                f"{line[0]} of {len(line) - 1} tensors",
+                *(f"the {i + 1}. is {columns[i][rank]}" for i in differing),
+            ]
+        )
+        for rank, line in enumerate(lines)
+    ]
+
+
+def _joined(kind: str, tensors: Sequence[str]) -> str:
+    return f"{kind} of {', '.join(tensors)}" if tensors else kind
