@@ -38,8 +38,8 @@ _PORT_RESTARTS = 3
 _START_S = 60.0
 _HERE = ""
 _NO_COMMITS = (
-    "on other hosts the commits of Horovod's elastic states don't outlive a restart. HINT: save in "
-    "files what has to"
+    "the commits of Horovod's elastic states outlive a restart only where all workers run on this "
+    "machine. HINT: save in files what has to"
 )
 
 
