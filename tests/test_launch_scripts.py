@@ -1,17 +1,18 @@
 """The scripts in `launch/`, run with this Python (TFDDL_PYTHON), so that they install nothing."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.hosts import HERE, stand_in, two_hosts
 from tests.processes import wait_until
 from tfddl.cluster import Cluster, tf_config
 
@@ -40,7 +41,7 @@ def test_is_bash_and_says_on_top_how_it_is_used(script: Path) -> None:
     assert os.access(script, os.X_OK) == (script.name != "setup.sh")
 
 
-@pytest.mark.parametrize("script", ["local.sh", "worker.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["local.sh", "ssh.sh", "worker.sh", "test.sh"])
 def test_help(script: str, tmp_path: Path) -> None:
     done = run(script, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -56,6 +57,9 @@ def test_help(script: str, tmp_path: Path) -> None:
         ("local.sh", ("--workers", "0"), "--workers is '0'; it must be 1 or more"),
         ("local.sh", ("--workers=two",), "--workers is 'two'; it must be 1 or more"),
         ("test.sh", ("-k", "x"), "unknown argument '-k'; arguments for pytest come after --"),
+        ("ssh.sh", ("--", "true"), "--hosts is missing; expected HOST:N,… of every host"),
+        ("ssh.sh", ("--hosts=a",), "there is no command to run; it comes after --"),
+        ("ssh.sh", ("--hosts=-oX", "--", "true"), "ssh.sh: '-oX' is no host name; letters, digits"),
         ("worker.sh", ("train.py",), "unknown argument 'train.py'; the command comes after --"),
         ("worker.sh", ("--index", "0", "--", "true"), "--hosts is missing; expected HOST:PORT,…"),
         ("worker.sh", (*HOSTS, "--", "true"), "--index is ''; it must be 0 or more"),
@@ -117,6 +121,102 @@ def test_local_trains_on_two_workers(tmp_path: Path) -> None:
     assert done.stdout.lower().count("validation dice") == 1
 
 
+def test_ssh_runs_the_command_on_all_hosts(tmp_path: Path) -> None:
+    ssh = stand_in(tmp_path / "ssh")
+    hosts = f"{HERE[0]}:1,{HERE[1]}:1"
+    line = ("--hosts", hosts, "--ssh-command", ssh, "-x", "A=b c", "--trusted-network", "--")
+    done = run("ssh.sh", *line, "sh", "-c", 'echo "$A $1 $FROM_THERE"', "x", "a b", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["[0] b c a b yes", "[1] b c a b yes"]
+
+
+def test_ssh_sets_up_every_host(project: "Project") -> None:
+    """The same folder on every host is set up through its own launch/setup.sh."""
+    ssh = stand_in(project.folder.parent / "ssh", before=f"env PATH={project.path}:/usr/bin:/bin")
+    hosts = f"{HERE[0]}:1,{HERE[1]}:1"
+    done = subprocess.run(
+        [project.folder / "launch/ssh.sh", "--hosts", hosts, "--ssh-command", ssh, "--", "true"],
+        env={**project.environment, "PYTHONPATH": str(ROOT), "TFDDL_TRUSTED_NETWORK": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    asked = (project.folder.parent / "ssh/asked").read_text().split()
+    assert asked == [*HERE, *HERE]  # to set it up, then to run
+    assert project.done() == ["venv", project.installs, "installed"]  # one folder, set up once
+
+
+SBATCH = LAUNCH / "slurm.sbatch"
+FAKE_SRUN = """#!/bin/sh
+printf '%s\\n' "$TFDDL_CORES" "$TFDDL_PORT" "$@"
+"""
+
+
+def test_slurm_gives_srun_the_command_and_the_cores(tmp_path: Path) -> None:
+    assert SBATCH.read_text().splitlines()[1].startswith("# ")
+    srun = tmp_path / "bin/srun"
+    srun.parent.mkdir()
+    srun.write_text(FAKE_SRUN)
+    srun.chmod(0o755)
+    copy = tmp_path / "slurm_script"  # as Slurm does
+    shutil.copy(SBATCH, copy)
+    environment = {
+        **os.environ,
+        "PATH": f"{srun.parent}:{os.environ['PATH']}",
+        "TFDDL_PYTHON": sys.executable,
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_CPUS_PER_TASK": "4",
+        "SLURM_JOB_ID": "1234567",
+    }
+    done = subprocess.run(
+        ["bash", copy, "python", "a b"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cores, port, *arguments = done.stdout.splitlines()
+    assert (cores, port) == ("4", "24567")
+    assert "--cpus-per-task=4" in arguments
+    assert arguments[-2:] == ["python", "a b"]
+
+
+def test_a_pod_learns_the_addresses_from_its_index(tmp_path: Path) -> None:
+    """The script within kubernetes.yaml, run as its container runs it."""
+    text = (LAUNCH / "kubernetes.yaml").read_text()
+    assert text.startswith("# ")
+    (block,) = re.findall(r"\n( +)- \|\n((?:\1  .*\n)+)", text)
+    script = textwrap.dedent(block[1])
+    assert re.findall(r"(?:parallelism|completions): (\d+)", text) == ["2", "2"]
+    (workers,) = re.findall(r'name: WORKERS\n +value: "(\d+)"', text)
+    assert workers == "2"
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "WORKERS": "3",
+        "JOB_COMPLETION_INDEX": "1",
+    }
+    show = ["sh", "-c", 'echo "$TF_CONFIG"; echo "$1"', "x", "a b"]
+    done = subprocess.run(
+        ["sh", "-c", script, "worker", *show],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    config, argument = done.stdout.splitlines()
+    addresses = tuple(f"tfddl-{index}.tfddl:12345" for index in range(3))
+    assert tf_config.parse(config) == Cluster(addresses, 1)
+    assert argument == "a b"
+
+
 FAKE_PYTHON = """#!/usr/bin/env bash
 # Stands for the Python that is found, and for the one of an environment, without a network.
 log="{folder}/log"
@@ -149,21 +249,21 @@ class Project:
         self.folder = folder / "my project"
         shutil.copytree(LAUNCH, self.folder / "launch")
         (self.folder / "pyproject.toml").write_text("# one\n")
-        self._path = folder / "bin"
-        self._path.mkdir()
-        fake = self._path / "python3"
+        self.path = folder / "bin"
+        self.path.mkdir()
+        fake = self.path / "python3"
         fake.write_text(FAKE_PYTHON.format(folder=folder, python=sys.executable))
         fake.chmod(0o755)
         self._log = folder / "log"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name != "TFDDL_PYTHON"},
+            "PATH": f"{self.path}:{os.environ['PATH']}",
+        }
         self.installs = f"install {self.folder}"
 
     def start(self, extra: str = "", **more: str) -> subprocess.Popen[str]:
         """Begins a set-up that says in the end which python it found."""
-        environment = {
-            **{name: value for name, value in os.environ.items() if name != "TFDDL_PYTHON"},
-            "PATH": f"{self._path}:{os.environ['PATH']}",
-            **more,
-        }
+        environment = {**self.environment, **more}
         script = f'set -euo pipefail; . launch/setup.sh; set_up "{extra}"; command -v python'
         return subprocess.Popen(
             ["bash", "-c", script],
@@ -276,36 +376,6 @@ places = (tfddl.rank(), tfddl.size(), tfddl.local_rank(), tfddl.cross_rank(), tf
 Path(sys.argv[1], f"rank.{tfddl.rank()}").write_text(f"{places} {float(total)}\\n{network}\\n")
 tfddl.barrier()
 """
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
-
-
-@contextmanager
-def two_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces, 10.77.0.1 and 10.77.0.2, joined by a cable."""
-    if shutil.which("ip") is None:
-        pytest.skip("needs the command ip (Debian: iproute2)")
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make network namespaces")
-    tag = uuid.uuid4().hex[:6]
-    names = (f"tfddl-{tag}-1", f"tfddl-{tag}-2")
-    with ExitStack() as stack:
-        for name in names:
-            try:
-                ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"needs the right to make network namespaces: {error.stderr.strip()}")
-            stack.callback(ip, "netns", "del", name)
-        cable = (f"tf{tag}1", f"tf{tag}2")
-        ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
-        for number, (name, plug) in enumerate(zip(names, cable, strict=True), start=1):
-            ip("link", "set", plug, "netns", name)
-            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", plug)
-            ip("-n", name, "link", "set", plug, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield names
 
 
 @pytest.mark.long

@@ -29,6 +29,7 @@ from tfddl.launcher import JobOptions, plan_processes
 from tfddl.launcher.job import find_taken_port
 from tfddl.launcher.main import _make_parser
 from tfddl.launcher.output import LineAssembler
+from tfddl.launcher.plan import this_machine
 from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.report import Outcome, WorkerExit, failure_report
 from tfddl.launcher.restarts import RestartOptions
@@ -64,7 +65,7 @@ def launched(*line: str, cwd: Path, **more: Any) -> Iterator[subprocess.Popen[st
     """A running launcher, killed at the end if it is still there."""
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root), "TFDDL_TRUSTED_NETWORK": "1"}
     with subprocess.Popen(
         [*LAUNCHER, *line], cwd=cwd, env=environment, text=True, errors="surrogateescape", **more
     ) as process:
@@ -142,7 +143,8 @@ def pids(folder: Path, *names: str) -> set[int]:
 def test_plans() -> None:
     command = ("python", "train.py", "--lr=0.1", "--", "-np", "7", "a b", "")
     environment = {"HOME": "/h", "TF_CONFIG": "old", "TF_ENABLE_ONEDNN_OPTS": "0"}
-    plans = plan_processes(command, ports=(500, 600), environment=MappingProxyType(environment))
+    places = [this_machine((500, 600))]
+    plans = plan_processes(command, places=places, environment=MappingProxyType(environment))
     assert [plan.rank for plan in plans] == [0, 1]
     for plan in plans:
         assert plan.argv == command
@@ -158,7 +160,7 @@ def test_plans() -> None:
 
 def test_plans_keep_what_the_user_has_set() -> None:
     environment = {"PYTHONUNBUFFERED": "", "TF_CPP_MIN_LOG_LEVEL": "0"}
-    (plan,) = plan_processes(("true",), ports=(500,), environment=environment)
+    (plan,) = plan_processes(("true",), places=[this_machine((500,))], environment=environment)
     assert {name: plan.environment[name] for name in environment} == environment
 
 
@@ -329,7 +331,7 @@ def outcome(*exits: WorkerExit, root: int | None = 0, num_oom_kills: int = 0) ->
             outcome(end(0, -signal.SIGKILL), num_oom_kills=1),
             [
                 "rank 0 failed: killed by SIGKILL after 2.0 s",
-                "out of memory: the kernel killed a process of this machine for it meanwhile. "
+                "out of memory: the kernel killed a process of the machine for it meanwhile. "
                 "HINT: a smaller batch, fewer workers, or data read from disk",
                 "it wrote nothing to stderr",
             ],
@@ -408,24 +410,43 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 def test_flags_are_pinned() -> None:
     flags = {flag for action in _make_parser("x")._actions for flag in action.option_strings}
     assert flags == {
-        "-h",
+        "--bind",
+        "--check",
+        "--dry-run",
+        "--grace-period",
         "--help",
-        "-np",
+        "--hostfile",
+        "--hosts",
+        "--network-interface",
+        "--network-interfaces",
         "--num-proc",
         "--output-filename",
-        "--grace-period",
+        "--horovod",
         "--max-restarts",
         "--min-np",
+        "--remote-python",
+        "--ssh-command",
+        "--ssh-identity-file",
+        "--ssh-port",
         "--stall-timeout",
+        "--start-timeout",
+        "--trusted-network",
         "--verbose",
         "--version",
+        "-H",
+        "-h",
+        "-i",
+        "-np",
+        "-p",
+        "-v",
+        "-x",
     }
 
 
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
-        (("true",), 2, "the following arguments are required: -np/--num-proc"),
+        (("true",), 2, "how many workers? HINT: -np 2, or -H hostA:2,hostB:2"),
         (("-np", "2"), 2, "there is no command to run"),
         (("-np", "0", "true"), 2, "the number of workers (-np) is 0; it must be 1..1024"),
         (("-np", "x", "true"), 2, "invalid int value: 'x'"),
@@ -655,7 +676,7 @@ else:
             expected.append(f"[{rank}] {rank} warns {step}")
     assert sorted(screen(written)) == sorted(expected)
     # And it moved.
-    assert len(set(re.findall(r"\[0\] \x1b\[1m(\d+)/30", written))) > 10
+    assert len(set(re.findall(r"\[0\]\x1b\[0m \x1b\[1m(\d+)/30", written))) > 10
 
 
 def test_a_bar_wider_than_the_terminal_is_cut_until_it_is_finished(tmp_path: Path) -> None:
@@ -672,7 +693,7 @@ print()
         written = read_terminal(terminal)
         assert process.wait(timeout=TIMEOUT_S) == 0
     assert screen(written) == ["[0] 2 " + "y" * 50, ""]
-    assert "[0] 1 " + "y" * 23 + "\r" in written
+    assert "[0]\x1b[0m 1 " + "y" * 23 + "\r" in written
 
 
 def test_a_bar_is_readable_without_a_terminal(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.hosts import HERE, stand_in
 from tests.processes import in_sessions
 from tests.test_launcher import TIMEOUT_S, launch, launched, pids, worker
 from tfddl.launcher.restarts import Failure, RestartOptions, workers_after
@@ -213,6 +214,47 @@ if size > 2:
     assert {"[0] 0 of 2", "[1] 1 of 2"} <= set(done.stdout.splitlines())
 
 
+def two_workers(tmp_path: Path, *, far: bool) -> tuple[str, ...]:
+    """On this machine, or each on a host that an agent looks after."""
+    if not far:
+        return ("-np", "2")
+    return ("-H", ",".join(HERE), "--ssh-command", stand_in(tmp_path / "ssh"))
+
+
+@pytest.mark.parametrize("min_np", ["1", "2"])
+def test_a_host_that_is_gone_is_left_out_if_that_is_allowed(min_np: str, tmp_path: Path) -> None:
+    script = """
+size = len(task["cluster"]["worker"])
+print(f"{rank} of {size}")
+if size == 1:
+    sys.exit()
+if rank == 1:
+    say("down")
+    os.kill(os.getppid(), signal.SIGKILL)  # the agent
+time.sleep(60)
+"""
+    ssh = tmp_path / "ssh that fails"
+    ssh.write_text(f"""#!/bin/sh
+case "$*" in *" {HERE[1]} "*)
+  if [ -e "{tmp_path}/down" ]; then echo "ssh: No route to host" >&2; exit 255; fi ;;
+esac
+exec {stand_in(tmp_path / "ssh")} "$@"
+""")
+    ssh.chmod(0o755)
+    options = ("-H", ",".join(HERE), "--ssh-command", f"'{ssh}'", "--max-restarts", "2")
+    done = launch(*options, "--min-np", min_np, *worker(script), cwd=tmp_path)
+    lost = f"rank 1 on {HERE[1]} failed: lost with its host after"
+    unreachable = f"rank 1 can't start: can't reach {HERE[1]} by ssh: ssh: No route to host"
+    assert done.stderr.count(lost) == (2 if min_np == "1" else 3)
+    assert done.stderr.count(unreachable) == (1 if min_np == "1" else 2)
+    if min_np == "1":
+        assert done.returncode == 0, done.stderr
+        assert "(restart 2 of 2, with 1 workers instead of 2)" in done.stderr
+        assert "[0] 0 of 1" in done.stdout.splitlines()
+    else:
+        assert done.returncode == 255
+
+
 STUCK: dict[str, tuple[str, list[str]]] = {
     "stopped": (
         "os.kill(os.getpid(), signal.SIGSTOP)",
@@ -225,8 +267,9 @@ STUCK: dict[str, tuple[str, list[str]]] = {
 }
 
 
+@pytest.mark.parametrize("far", [False, True])
 @pytest.mark.parametrize("kind", STUCK)
-def test_a_worker_that_gets_no_further_is_found(kind: str, tmp_path: Path) -> None:
+def test_a_worker_that_gets_no_further_is_found(kind: str, far: bool, tmp_path: Path) -> None:
     action, texts = STUCK[kind]
     script = f"""{BOARD}
 def stick():
@@ -244,11 +287,13 @@ with board.during(Stage.TRAINING):
     while True:
         time.sleep(60)
 """
-    options = ("-np", "2", "--stall-timeout", "1", "--max-restarts", "1")
-    done = launch(*options, *worker(script), cwd=tmp_path)
+    options = ("--stall-timeout", "1", "--max-restarts", "1")
+    done = launch(*two_workers(tmp_path, far=far), *options, *worker(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = "\n".join(line for line in done.stderr.splitlines() if line.startswith("tfddlrun: "))
-    assert re.search(r"rank 1 failed: no progress for [1-9] s, killed by SIGKILL after", report)
+    assert re.search(
+        r"rank 1( on \S+)? failed: no progress for [1-9] s, killed by SIGKILL after", report
+    )
     assert "it had come to step 3 of epoch 2, training" in report
     for text in texts:
         assert text in report
@@ -265,20 +310,26 @@ signal.signal(signal.SIGTERM, ask)
 board.set(Ability.SAVES)
 board.count_step(epoch=0, step=9)
 say(f"rank {{rank}} is ready")
+print("ready")
 wait_for("somebody was asked")
 board.set(Ability.WAS_ASKED)
 {then}
 """
 
 
+@pytest.mark.parametrize("far", [False, True])
 @pytest.mark.parametrize("asked", ["tfddlrun", "rank 1"])
-def test_sigterm_lets_workers_save(asked: str, tmp_path: Path) -> None:
+def test_sigterm_lets_workers_save(asked: str, far: bool, tmp_path: Path) -> None:
     script = _saver("time.sleep(1.5 * rank); sys.exit(75)")
     # The shell stays, and would die of the signal.
     shell = ["sh", "-c", '"$0" "$@"; exit $?']
-    line = ["-np", "2", "--max-restarts", "3", *shell, *worker(script)]
+    line = [*two_workers(tmp_path, far=far), "--max-restarts", "3", *shell, *worker(script)]
     with launched(*line, cwd=tmp_path) as process:
         workers = {os.getsid(pid) for pid in pids(tmp_path, "rank 0 is ready", "rank 1 is ready")}
+        assert process.stdout is not None
+        # An agent tells how far a worker has come before it passes on what that has written.
+        shown = sorted(process.stdout.readline() for _ in range(2))
+        assert shown == ["[0] ready\n", "[1] ready\n"]
         if asked == "tfddlrun":
             process.send_signal(signal.SIGTERM)
         else:

@@ -1,12 +1,13 @@
 """Several threads that make examples: in order, not far ahead, gone when nobody wants more."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tfddl.threads import map_in_order, threads_of_worker
+from tfddl.threads import cores_of_worker, has_own_core, map_in_order, threads_of_worker
 
 
 def _threads() -> int:
@@ -62,5 +63,11 @@ def test_an_exception_comes_in_its_place() -> None:
 
 
 def test_a_host_s_workers_share_its_cores() -> None:
-    assert threads_of_worker(1) >= threads_of_worker(1000) == 2
-    assert threads_of_worker(1) <= 8
+    usable = len(os.sched_getaffinity(0))
+    assert cores_of_worker(1) == usable
+    assert cores_of_worker(1000) == 1
+    assert cores_of_worker(2, own=usable) == usable  # divided already: not twice
+    assert has_own_core(usable)
+    assert not has_own_core(usable + 1)
+    assert has_own_core(usable + 1, own=1)  # bound to one, of which it sees no other
+    assert [threads_of_worker(cores) for cores in (1, 2, 5, 100)] == [2, 2, 5, 8]

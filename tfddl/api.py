@@ -5,7 +5,7 @@ import os
 import tensorflow as tf
 
 from tfddl import runtime
-from tfddl.cluster import detect
+from tfddl.cluster import detect, read_cores, read_start_timeout
 from tfddl.errors import StartError
 from tfddl.progress import Board
 from tfddl.transport import Collective
@@ -31,14 +31,17 @@ def init(
 
     Args:
         collective: "ring" (CPUs), "nccl" (GPUs), or "auto": NCCL where there are GPUs.
-        intra_op_threads: Threads within an operation; None is this worker's share of the cores.
+        intra_op_threads: Threads within an operation; None is this worker's share of the cores:
+            TFDDL_CORES, which `tfddlrun` sets, or its part of those that the process may use.
         inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
             worker, and is at least 2 for several.
         timeout_s: After how many seconds this gives up waiting for the other workers, and later
-            an operation fails for which not all ranks have come; 0 waits for ever.
+            an operation fails for which not all ranks have come; 0 waits for ever. For the start,
+            TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`) comes first.
 
     Raises:
-        ClusterError: TF_CONFIG, or what Open MPI or Slurm say, is wrong.
+        ClusterError: TF_CONFIG, or what Open MPI or Slurm say, is wrong; or TFDDL_CORES,
+            TFDDL_START_TIMEOUT.
         StartError: A TensorFlow operation ran before; NCCL without a GPU; more workers on a host
             than GPUs; a port taken; workers that don't come in time; a number out of range; or
             other settings than in an earlier call.
@@ -54,6 +57,8 @@ def init(
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
         timeout_s=timeout_s,
+        start_timeout_s=read_start_timeout(os.environ),
+        cores=read_cores(os.environ),
     )
     runtime.start(detect(os.environ), options, Board.given(os.environ))
     keras_hooks.install()

@@ -6,7 +6,6 @@ The one mutable module global of tfddl lives here.
 import atexit
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from tfddl.cluster import Cluster, rendezvous
 from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError, WireError
 from tfddl.progress import Board, Teller
+from tfddl.threads import cores_of_worker, has_own_core
 from tfddl.transport import (
     AloneTransport,
     Collective,
@@ -52,6 +52,11 @@ class Options:
     intra_op_threads: int | None = None
     inter_op_threads: int | None = None
     timeout_s: float = 600.0
+    start_timeout_s: float | None = None
+    """How long to wait for the other workers at the start; None for `timeout_s`."""
+
+    cores: int | None = None
+    """How many cores are this worker's own; None where nobody has divided them yet."""
 
     def __post_init__(self) -> None:
         for name in ("intra_op_threads", "inter_op_threads"):
@@ -119,8 +124,10 @@ class Runtime:
         self.commits: CommitStore | None = None
         """What outlives this process, if the launcher has given it anything."""
         self.step = Step()
+        self.num_cores = cores_of_worker(cluster.local_size, own=options.cores)
+        """How many cores this worker may count on."""
         self._strategy: tf.distribute.Strategy | None = None
-        self.collective = _set_up_devices(cluster, options)
+        self.collective = _set_up_devices(cluster, options, self.num_cores)
         self.tracer = Tracer()
         self.transport = self._connect()
         if cluster.size > 1:
@@ -151,7 +158,10 @@ class Runtime:
     def _connect(self) -> Transport:
         if self.cluster.size == 1:
             return AloneTransport()
-        rendezvous.meet(self.cluster, timeout_s=self.options.timeout_s)
+        start_s = self.options.start_timeout_s
+        rendezvous.meet(
+            self.cluster, timeout_s=self.options.timeout_s if start_s is None else start_s
+        )
         device = self.strategy().extended.worker_devices[0]
         options = StrategyOptions(
             device=device, collective=self.collective, timeout_s=self.options.timeout_s
@@ -191,7 +201,7 @@ class Runtime:
             size=cluster.local_size,
             names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
             patience=wire.Patience(give_up_s=self.options.timeout_s),
-            spins=cluster.local_size <= len(os.sched_getaffinity(0)),
+            spins=has_own_core(cluster.local_size, own=self.options.cores),
         )
         try:
             return wire.connect(seat)
@@ -276,14 +286,14 @@ def choose_collective(asked: Collective | None, *, num_gpus: int, local_size: in
     return asked or (Collective.NCCL if num_gpus else Collective.RING)
 
 
-def _set_up_devices(cluster: Cluster, options: Options) -> Collective:
+def _set_up_devices(cluster: Cluster, options: Options, num_cores: int) -> Collective:
     gpus = tf.config.list_physical_devices("GPU")
     collective = choose_collective(
         options.collective, num_gpus=len(gpus), local_size=cluster.local_size
     )
     intra, inter = options.intra_op_threads, options.inter_op_threads
     if intra is None and cluster.local_size > 1:
-        intra = max(1, len(os.sched_getaffinity(0)) // cluster.local_size)
+        intra = num_cores
     if inter is None and cluster.local_size > 1:
         inter = max(2, intra or 0)  # A graph that waits for others must not starve the rest.
     try:

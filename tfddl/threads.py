@@ -12,12 +12,28 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def threads_of_worker(local_size: int) -> int:
-    """How many threads make examples in each of the workers of a host.
+def cores_of_worker(local_size: int, *, own: int | None = None) -> int:
+    """How many cores a worker may count on, at least 1.
+
+    Args:
+        local_size: Among how many workers of the host the cores that this process may use are
+            divided.
+        own: How many are this worker's alone, if whoever started it has divided them already.
+    """
+    return own or max(1, len(os.sched_getaffinity(0)) // local_size)
+
+
+def has_own_core(local_size: int, *, own: int | None = None) -> bool:
+    """Whether each worker of this host can have a core for itself; arguments as above."""
+    return own is not None or local_size <= len(os.sched_getaffinity(0))
+
+
+def threads_of_worker(num_cores: int) -> int:
+    """How many threads make examples in a worker that has so many cores.
 
     At least 2: while one waits for a file, another decodes.
     """
-    return min(_MOST_THREADS, max(2, len(os.sched_getaffinity(0)) // local_size))
+    return min(_MOST_THREADS, max(2, num_cores))
 
 
 def map_in_order(

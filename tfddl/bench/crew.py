@@ -138,8 +138,9 @@ class Crew:
         worker = [sys.executable, "-m", "tfddl.bench.worker"]
         command = [*worker, f"--connect={self._socket}", f"--way={self.way}"]
         if self._is_job:
-            job = [sys.executable, "-m", "tfddl.launcher", "-np", str(self.num_workers), "--"]
-            command = [*job, *command]
+            # Workers keep to cores by themselves, alike with every launcher.
+            job = [sys.executable, "-m", "tfddl.launcher", "--bind", "none"]
+            command = [*job, "-np", str(self.num_workers), "--", *command]
         with socket.socket(socket.AF_UNIX) as server, self._log.open("wb") as log:
             server.bind(str(self._socket))
             server.listen(self.num_workers)

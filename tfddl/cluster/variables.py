@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tfddl.errors import ClusterError
 
 PORT = "TFDDL_PORT"
+START_TIMEOUT = "TFDDL_START_TIMEOUT"
+CORES = "TFDDL_CORES"
+"""How many cores are a worker's own, since its affinity may or may not be shared with others."""
+
 DEFAULT_PORT = 12345
 
 
@@ -22,6 +27,38 @@ def read_int(environ: Mapping[str, str], name: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise ClusterError(f"{name} is {text!r}; expected a number")
     return int(text)
+
+
+def read_start_timeout(environ: Mapping[str, str]) -> float | None:
+    """How many seconds workers wait for each other, by TFDDL_START_TIMEOUT; None if not set.
+
+    Raises:
+        ClusterError: it is no number above 0.
+    """
+    text = environ.get(START_TIMEOUT)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ClusterError(f"{START_TIMEOUT} is {text!r}; seconds, above 0, are expected")
+    return value
+
+
+def read_cores(environ: Mapping[str, str]) -> int | None:
+    """How many cores are this worker's own, by TFDDL_CORES; None if not set.
+
+    Raises:
+        ClusterError: it is no number above 0.
+    """
+    if not environ.get(CORES):
+        return None
+    value = read_int(environ, CORES)
+    if value < 1:
+        raise ClusterError(f"{CORES} is {value}; it must be at least 1")
+    return value
 
 
 def consecutive_ports(environ: Mapping[str, str], count: int) -> range:

@@ -117,7 +117,7 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
         source,
         Recipe(load=load, augment=augment, seed=seed),
         rank=cluster.rank,
-        num_threads=threads_of_worker(cluster.local_size),
+        num_threads=threads_of_worker(runtime.num_cores),
         first=plan.batch(epoch=epoch, step=0, rank=cluster.rank).indices[:1],
     )
     return Share(runtime, examples, plan, epoch=epoch).dataset()

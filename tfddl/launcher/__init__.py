@@ -1,4 +1,4 @@
-"""Starts the workers of a job and looks after them: `tfddlrun`.
+"""Starts the workers of a job, on this machine or many, and looks after them: `tfddlrun`.
 
 Loads no TensorFlow, so that it starts at once.
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 
-from tfddl.cluster import rendezvous
+from tfddl.cluster import START_TIMEOUT, rendezvous
 from tfddl.errors import LaunchError
+from tfddl.launcher.cores import Binding
+from tfddl.launcher.environment import Export, exported, travelling
+from tfddl.launcher.exposure import Interfaces, exposure_warning
+from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
+from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
+from tfddl.launcher.interfaces import reachable_texts
+from tfddl.launcher.link import LOST
 from tfddl.launcher.memory import Memory
 from tfddl.launcher.output import Console
-from tfddl.launcher.plan import plan_processes
+from tfddl.launcher.plan import Place, plan_processes, this_machine
 from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.recovery import Recovery
-from tfddl.launcher.report import Outcome, describe_place, failure_report
+from tfddl.launcher.report import Outcome, WorkerExit, describe_place, failure_report
 from tfddl.launcher.restarts import RestartOptions
 from tfddl.launcher.signals import Signals
 from tfddl.launcher.supervise import Care, supervise
@@ -26,8 +36,11 @@ from tfddl.progress import Ability
 _PORT_TAKEN = (rendezvous.PORT_TAKEN, "Could not start gRPC server")
 _PORT_RESTARTS = 3
 _START_S = 60.0
-_MOST_WORKERS = 1024
-_HERE = "this machine"
+_HERE = ""
+_NO_COMMITS = (
+    "the commits of Horovod's elastic states outlive a restart only where all workers run on this "
+    "machine. HINT: save in files what has to"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,12 @@ class JobOptions:
         logs: a folder for every worker's whole output, or None.
         as_horovod: whether `import horovod` finds tfddl in the workers.
         verbose: also tell ports and restarts of what goes well.
+        fleet: the hosts that the workers run on; None for this machine.
+        binding: which cores a worker may use.
+        exports: variables that all workers get, on whatever host.
+        start_timeout_s: how long workers wait for each other in `tfddl.init()`; None leaves that
+            to them.
+        trusts_network: don't warn of ports that others can reach.
 
     Raises:
         LaunchError: a value is out of its range, or there is no command.
@@ -56,11 +75,16 @@ class JobOptions:
     logs: Path | None = None
     as_horovod: bool = False
     verbose: bool = False
+    fleet: FleetOptions | None = None
+    binding: Binding = Binding.CORES
+    exports: tuple[Export, ...] = ()
+    start_timeout_s: float | None = None
+    trusts_network: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_workers <= _MOST_WORKERS:
+        if not 1 <= self.num_workers <= MOST_WORKERS:
             raise LaunchError(
-                f"the number of workers (-np) is {self.num_workers}; it must be 1..{_MOST_WORKERS}"
+                f"the number of workers (-np) is {self.num_workers}; it must be 1..{MOST_WORKERS}"
             )
         if not self.grace_s >= 0:
             raise LaunchError(f"the grace period is {self.grace_s}; it must be 0 or more seconds")
@@ -75,6 +99,10 @@ class JobOptions:
             )
         if not self.command:
             raise LaunchError("there is no command to run. HINT: tfddlrun -np 2 python train.py")
+        if self.start_timeout_s is not None and not self.start_timeout_s > 0:
+            raise LaunchError(
+                f"--start-timeout is {self.start_timeout_s}; it must be above 0 seconds"
+            )
 
 
 def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
@@ -91,16 +119,32 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
     Raises:
         LaunchError: the job can't be started.
     """
-    recovery = Recovery(options.restarts, hosts={_HERE: options.num_workers})
-    with Signals() as signals, Memory(options.num_workers) as memory:
-        means = _Means(Console(signals), signals, memory)
+    fleet = options.fleet
+    hosts = {_HERE: options.num_workers}
+    if fleet is not None:
+        hosts = {host.name: host.slots for host in fleet.hosts}
+    recovery = Recovery(options.restarts, hosts=hosts)
+    # Agents keep what workers of other hosts share with their launcher.
+    with Signals() as signals, Memory(options.num_workers if fleet is None else 0) as memory:
+        console = Console(signals, has_colours="NO_COLOR" not in environment)
+        means = _Means(console, signals, memory)
+        if options.as_horovod and fleet is not None and options.restarts.restarts:
+            console.say(_NO_COMMITS)
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
-            _report(outcome, means.console)
-            again = recovery.start_again(outcome, host=_HERE, now_s=time.monotonic())
+            _report(outcome, console)
+            again = recovery.start_again(outcome, now_s=time.monotonic())
             if not again:
                 return outcome.status
-            means.console.say(again)
+            console.say(again)
+
+
+def working_folder(environment: Mapping[str, str]) -> str:
+    """Where we are, by the name that the user knows it by: other hosts may have other links."""
+    known = environment.get("PWD", "")
+    if os.path.isabs(known) and os.path.isdir(known) and os.path.samefile(known, "."):
+        return known
+    return os.getcwd()
 
 
 @dataclass(frozen=True)
@@ -116,23 +160,24 @@ def _start(
     options: JobOptions, recovery: Recovery, *, means: _Means, environment: Mapping[str, str]
 ) -> Outcome:
     """Starts the workers, again where a port was taken, and looks after them to their end."""
-    num_workers = recovery.workers[_HERE]
+    options = _with_workers(options, recovery.workers)
     environment = {**environment, **recovery.variables}
     for restarts in range(_PORT_RESTARTS + 1):
-        ports = free_ports(num_workers)
-        if options.verbose:
-            means.console.say(f"{num_workers} workers on ports {', '.join(map(str, ports))}")
-        plans = plan_processes(
-            options.command, ports=ports, environment=environment, as_horovod=options.as_horovod
-        )
         care = Care(
             grace_s=options.grace_s,
             stall_timeout_s=options.stall_timeout_s,
             logs=options.logs,
             appends_logs=recovery.num_restarts + restarts > 0,
         )
-        plans = means.memory.shared_with(plans)
-        outcome = supervise(plans, console=means.console, signals=means.signals, care=care)
+        try:
+            outcome, ports = _run_once(options, care, means=means, environment=environment)
+        except UnreachableError as error:
+            if options.fleet is None or not recovery.num_restarts:
+                raise
+            return _unreachable(error, options.fleet)
+        except Interrupted:
+            (number, *_) = means.signals.take_ending()
+            return Outcome(exits=(), root=None, interrupted_by=number, num_oom_kills=0)
         taken = find_taken_port(outcome, ports)
         if taken is None or restarts == _PORT_RESTARTS:
             break
@@ -141,6 +186,98 @@ def _start(
             f"ports ({restarts + 1} of {_PORT_RESTARTS})"
         )
     return outcome
+
+
+def _with_workers(options: JobOptions, workers: Mapping[str, int]) -> JobOptions:
+    """The job with so many workers of each host."""
+    fleet = options.fleet
+    if fleet is not None:
+        hosts = tuple(HostSlots(name, count) for name, count in workers.items())
+        fleet = dataclasses.replace(fleet, hosts=hosts)
+    return dataclasses.replace(options, num_workers=sum(workers.values()), fleet=fleet)
+
+
+def _unreachable(error: UnreachableError, fleet: FleetOptions) -> Outcome:
+    """How a job ends that could not start again, for hosts that it had before."""
+    ranks = ranks_of(fleet.hosts)
+    exits = tuple(
+        WorkerExit(
+            rank=ranks[host][0],
+            returncode=LOST,
+            after_s=0.0,
+            stderr_lines=(),
+            ended_with=None,
+            host=host,
+            lost=problem,
+        )
+        for host, problem in error.problems.items()
+    )
+    return Outcome(exits=exits, root=exits[0], interrupted_by=None, num_oom_kills=0)
+
+
+def _run_once(
+    options: JobOptions, care: Care, *, means: _Means, environment: Mapping[str, str]
+) -> tuple[Outcome, tuple[int, ...]]:
+    """Starts the workers, on whatever hosts, and waits for their end.
+
+    Returns:
+        How it went, and the port of each rank.
+
+    Raises:
+        UnreachableError: hosts can't be reached.
+        LaunchError: they can't take part, or the command can't be started.
+        Interrupted: a signal came before anything was started.
+    """
+    directory = None if options.fleet is None else working_folder(environment)
+    with contextlib.ExitStack() as stack:
+        fleet: Fleet | None = None
+        if options.fleet is None or directory is None:
+            places: tuple[Place, ...] = (this_machine(free_ports(options.num_workers)),)
+            reachable: Mapping[str, Interfaces] = {"": reachable_texts()}
+        else:
+            fleet = stack.enter_context(
+                prepared(options.fleet, directory=directory, signals=means.signals)
+            )
+            places, reachable = fleet.places, fleet.reachable
+        _announce(options, places=places, reachable=reachable, console=means.console)
+        plans = plan_processes(
+            options.command,
+            places=places,
+            environment=_workers_environment(options, environment),
+            as_horovod=options.as_horovod,
+            binding=options.binding,
+            directory=directory,
+        )
+        outcome = supervise(
+            plans if fleet is not None else means.memory.shared_with(plans),
+            console=means.console,
+            signals=means.signals,
+            care=dataclasses.replace(care, fleet=fleet),
+        )
+    return outcome, tuple(port for place in places for port in place.ports)
+
+
+def _announce(
+    options: JobOptions,
+    *,
+    places: Sequence[Place],
+    reachable: Mapping[str, Interfaces],
+    console: Console,
+) -> None:
+    if options.verbose:
+        for place in places:
+            where = f"{place.host}: " if place.host else ""
+            ports = ", ".join(map(str, place.ports))
+            console.say(f"{where}{len(place.ports)} workers on ports {ports}")
+    warning = None if options.trusts_network else exposure_warning(places, reachable)
+    if warning is not None:
+        console.say(warning)
+
+
+def _workers_environment(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
+    own = {} if options.start_timeout_s is None else {START_TIMEOUT: f"{options.start_timeout_s:g}"}
+    inherited = environment if options.fleet is None else travelling(environment)
+    return {**inherited, **exported(environment, options.exports), **own}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
@@ -155,7 +292,8 @@ def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
     if not any(sign in line for line in root.stderr_lines for sign in _PORT_TAKEN):
         return None
     port = ports[root.rank]
-    return port if root.after_s < _START_S or not is_free(port) else None
+    is_taken_here = not root.host and not is_free(port)
+    return port if root.after_s < _START_S or is_taken_here else None
 
 
 def _report(outcome: Outcome, console: Console) -> None:

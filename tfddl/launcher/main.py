@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfddl import __version__
 from tfddl.errors import LaunchError
-from tfddl.launcher.job import JobOptions, run_job
+from tfddl.launcher.cores import Binding
+from tfddl.launcher.doctor import check_hosts
+from tfddl.launcher.dry_run import describe
+from tfddl.launcher.environment import Export, exported
+from tfddl.launcher.fleet import CONNECT_S, FleetOptions
+from tfddl.launcher.hosts import HostSlots, fill_slots, parse_hosts, read_hostfile
+from tfddl.launcher.interfaces import is_this_host
+from tfddl.launcher.job import JobOptions, run_job, working_folder
 from tfddl.launcher.restarts import RestartOptions
+from tfddl.launcher.ssh import SshOptions
 
 _CANT_START = 127
+_TRUSTED_NETWORK = "TFDDL_TRUSTED_NETWORK"
 
 _EPILOG = """\
 Every worker runs the same command, and learns from TF_CONFIG who it is and where the others are.
 Its output appears line by line with its rank in front. The first worker that fails ends the
 others, and is the one reported. What follows COMMAND belongs to it, and is not touched.
 
-With --max-restarts a job that fails starts again on other ports, with TFDDL_RESTARTS=1, 2, …; a
-training with tfddl.callbacks.Checkpoint goes on from its newest checkpoint. With --min-np M it may
-go on with fewer workers where one keeps failing. SIGTERM, to tfddlrun or to a worker, makes such a
-training save at the next step, and end with status 75; the same command goes on from there.
+other hosts:
+  ssh must reach them without asking anything (keys, an agent, known_hosts; ~/.ssh/config counts).
+  Workers run in the folder that tfddlrun is started in, with the same Python, at the same paths.
+  The environment goes with them, PATH and PYTHONPATH included, but for what belongs to this host
+  or login (HOME, USER, TMPDIR, DISPLAY, SSH_…, XDG_…, SLURM_… and the like); -x sends those too.
+  If the connection to a host ends, or tfddlrun is stopped for 20 s, its workers are killed.
+
+when something fails:
+  With --max-restarts a job that fails starts again on other ports, with TFDDL_RESTARTS=1, 2, …; a
+  training with tfddl.callbacks.Checkpoint goes on from its newest checkpoint. With --min-np M it
+  may go on with fewer workers where one keeps failing, and without a host that keeps failing, or
+  can't be reached any more. SIGTERM, to tfddlrun or to a worker, makes such a training save at the
+  next step, and end with status 75; the same command goes on from there. All this holds for any
+  hosts, with one exception: the commits of Horovod's elastic states outlive a restart only where
+  all workers run on this machine.
 
 exit status:
   0        all workers ended well
   75       SIGTERM has come, and the training is saved: the same command goes on
   N        the first worker that failed ended with N; 128 + N if signal N killed it (137 also for
            one that made no progress); with --max-restarts, of the last start
+  255      the connection to a worker's host was lost
   128 + N  signal N ended the job: 130 for Ctrl-C, 143 for SIGTERM without a checkpoint
   127      the job could not be started
   2        a mistake in the arguments
@@ -38,52 +60,136 @@ examples:
   tfddlrun -np 2 python train.py --lr=0.1
   tfddlrun --horovod -np 4 python horovod_script.py
   tfddlrun -np 4 --output-filename logs python -m package.train --epochs 3
+  tfddlrun -H hostA:2,hostB:2 python train.py
+  tfddlrun --check -H hostA:2,hostB:2
 """
 
 
-def main(argv: Sequence[str], *, prog: str = "tfddlrun") -> int:
+def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tfddlrun") -> int:
     """Runs a job as the arguments say, and returns the exit status."""
     parser = _make_parser(prog)
     arguments = parser.parse_args(argv)
-    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     try:
-        options = JobOptions(
-            num_workers=arguments.num_proc,
-            command=tuple(command),
-            grace_s=arguments.grace_period,
-            stall_timeout_s=arguments.stall_timeout,
-            restarts=RestartOptions(
-                max_restarts=arguments.max_restarts, min_workers=arguments.min_np
-            ),
-            logs=arguments.output_filename,
-            as_horovod=arguments.horovod,
-            verbose=arguments.verbose,
-        )
+        fleet = _read_fleet(arguments)
+        if arguments.check:
+            hosts = _or_this_host(fleet, arguments)
+            return check_hosts(hosts, directory=working_folder(environment))
+        options = _read_options(arguments, fleet, environment)
+        shown = exported(environment, options.exports)
+        if options.as_horovod and "PYTHONPATH" in environment:
+            shown.setdefault("PYTHONPATH", environment["PYTHONPATH"])
     except LaunchError as error:
         parser.error(str(error))
+    if arguments.dry_run:
+        text = describe(options, directory=working_folder(environment), environment=shown)
+        sys.stdout.write(f"{text}\n")
+        return 0
     try:
-        return run_job(options, environment=os.environ)
+        return run_job(options, environment=environment)
     except LaunchError as error:
-        sys.stderr.write(f"{prog}: {error}\n")
+        for line in str(error).splitlines():
+            sys.stderr.write(f"{prog}: {line}\n")
         return _CANT_START
 
 
 def run() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], environment=os.environ))
+
+
+def run_doctor() -> None:
+    """The console script `tfddl-doctor`: `tfddlrun --check`."""
+    sys.exit(main(["--check", *sys.argv[1:]], environment=os.environ, prog="tfddl-doctor"))
+
+
+def _read_options(
+    arguments: argparse.Namespace, fleet: FleetOptions | None, environment: Mapping[str, str]
+) -> JobOptions:
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    num_workers = arguments.num_proc
+    if fleet is not None:
+        num_workers = sum(host.slots for host in fleet.hosts)
+        if len(fleet.hosts) == 1 and is_this_host(fleet.hosts[0].name) and not fleet.interfaces:
+            fleet = None
+    return JobOptions(
+        num_workers=num_workers,
+        command=tuple(command),
+        grace_s=arguments.grace_period,
+        stall_timeout_s=arguments.stall_timeout,
+        restarts=RestartOptions(max_restarts=arguments.max_restarts, min_workers=arguments.min_np),
+        logs=arguments.output_filename,
+        as_horovod=arguments.horovod,
+        verbose=arguments.verbose,
+        fleet=fleet,
+        binding=Binding(arguments.bind),
+        exports=tuple(map(Export.parse, arguments.x)),
+        start_timeout_s=arguments.start_timeout,
+        trusts_network=arguments.trusted_network or bool(environment.get(_TRUSTED_NETWORK)),
+    )
+
+
+def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
+    """The hosts that -H or --hostfile name, with the workers of -np dealt out to them."""
+    if arguments.hosts is not None and arguments.hostfile is not None:
+        raise LaunchError("both -H and --hostfile name hosts; one of them is expected")
+    hosts: tuple[HostSlots, ...] = ()
+    if arguments.hosts is not None:
+        hosts = parse_hosts(arguments.hosts)
+    elif arguments.hostfile is not None:
+        hosts = read_hostfile(arguments.hostfile)
+    elif arguments.num_proc is None and not arguments.check:
+        raise LaunchError("how many workers? HINT: -np 2, or -H hostA:2,hostB:2")
+    if not hosts:
+        return None
+    if arguments.num_proc is not None:
+        if arguments.num_proc < 1:
+            raise LaunchError(f"the number of workers (-np) is {arguments.num_proc}; at least 1")
+        hosts = fill_slots(hosts, arguments.num_proc)
+    return _make_fleet(hosts, arguments)
+
+
+def _or_this_host(fleet: FleetOptions | None, arguments: argparse.Namespace) -> FleetOptions:
+    """The hosts that are checked: without a word of them, this one."""
+    return fleet or _make_fleet((HostSlots("localhost", arguments.num_proc or 1),), arguments)
+
+
+def _make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> FleetOptions:
+    names = (arguments.network_interface or "").split(",")
+    return FleetOptions(
+        hosts=hosts,
+        interfaces=tuple(name.strip() for name in names if name.strip()),
+        ssh=SshOptions(
+            port=arguments.ssh_port,
+            identity_file=arguments.ssh_identity_file,
+            command=_split(arguments.ssh_command),
+            remote_python=arguments.remote_python,
+        ),
+        connect_s=CONNECT_S if arguments.start_timeout is None else arguments.start_timeout,
+    )
+
+
+def _split(line: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(line))
+    except ValueError as error:
+        raise LaunchError(f"--ssh-command {line!r}: {error}") from error
 
 
 def _make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Run a command as several workers that train together, on this machine.",
+        description="Run a command as several workers that train together, here or on many hosts.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s -np N [options] [--] COMMAND …",
+        usage="%(prog)s {-np N | -H HOST:N,…} [options] [--] COMMAND …",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "-np", "--num-proc", type=int, required=True, metavar="N", help="number of workers"
+        "-np",
+        "--num-proc",
+        type=int,
+        metavar="N",
+        help="number of workers (default with -H: one for each slot)",
     )
     parser.add_argument(
         "--horovod",
@@ -91,43 +197,100 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
         help="run a script written for Horovod: `import horovod` finds tfddl, and what scripts of "
         "the age of Keras 2 say is borne with",
     )
-    parser.add_argument(
+    parser.add_argument("--verbose", action="store_true", help="tell more of what is done")
+    parser.add_argument("-v", "--version", action="version", version=f"%(prog)s {__version__}")
+    _add_host_flags(parser.add_argument_group("hosts"))
+    _add_worker_flags(parser.add_argument_group("workers"))
+    _add_recovery_flags(parser.add_argument_group("when something fails"))
+    _add_other_flags(parser.add_argument_group("instead of running"))
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_host_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-H", "--hosts", metavar="HOST:N,…", help="hosts, and how many workers each has room for"
+    )
+    group.add_argument(
+        "--hostfile", type=Path, metavar="FILE", help="the same, by lines like 'hostA slots=2'"
+    )
+    group.add_argument(
+        "--network-interface",
+        "--network-interfaces",
+        metavar="NAMES",
+        help="workers are reached at their hosts' addresses on this interface, or the first of "
+        "several (eth1,ib0) that a host has; otherwise by the hosts' names",
+    )
+    group.add_argument("-p", "--ssh-port", type=int, metavar="N", help="ssh's port on the hosts")
+    group.add_argument(
+        "-i", "--ssh-identity-file", type=Path, metavar="FILE", help="the private key for ssh"
+    )
+    group.add_argument(
+        "--ssh-command",
+        default="ssh",
+        metavar="LINE",
+        help="what is run instead of ssh, with its first options (default: %(default)s)",
+    )
+    group.add_argument(
+        "--remote-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="a Python with tfddl on the hosts (default: this one, %(default)s)",
+    )
+    group.add_argument(
+        "--start-timeout",
+        type=float,
+        metavar="S",
+        help="seconds that hosts have to answer, and then workers to call tfddl.init() (default: "
+        f"{CONNECT_S:g}, and what the script says in tfddl.init)",
+    )
+    group.add_argument(
+        "--trusted-network",
+        action="store_true",
+        help="don't warn of ports that other machines can reach (also by "
+        f"{_TRUSTED_NETWORK}=1 in the environment)",
+    )
+
+
+def _add_worker_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-x",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="an environment variable for all workers; may be repeated",
+    )
+    group.add_argument(
+        "--bind",
+        choices=[binding.value for binding in Binding],
+        default=JobOptions.binding.value,
+        help="cores: each worker keeps to its share of the cores of its host; none: any worker "
+        "runs anywhere (default: %(default)s)",
+    )
+    group.add_argument(
         "--output-filename",
         type=Path,
         metavar="DIR",
         help="also write every worker's whole output to DIR/rank.N/stdout and DIR/rank.N/stderr",
     )
-    parser.add_argument(
-        "--grace-period",
-        type=float,
-        default=JobOptions.grace_s,
-        metavar="S",
-        help="seconds that a training gets to save when SIGTERM has come, before it is killed; "
-        "workers whose peer has failed get one at most (default: %(default)s)",
-    )
-    _add_recovery(parser)
-    parser.add_argument("--verbose", action="store_true", help="tell more of what is done")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
 
 
-def _add_recovery(parser: argparse.ArgumentParser) -> None:
-    """What to do when a worker fails."""
-    parser.add_argument(
+def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max-restarts",
         type=int,
         metavar="N",
         help="start again so many times when a worker has failed (default: 0; 3 with --min-np)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--min-np",
         type=int,
         metavar="M",
         help="go on with fewer workers, M at least, where the job fails twice in a row without a "
-        "step that had not been done before (default: N, never fewer)",
+        "step that had not been done before: without the host that fails, or, if it is the only "
+        "one, with a worker less (default: N, never fewer)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--stall-timeout",
         type=float,
         default=JobOptions.stall_timeout_s,
@@ -136,4 +299,25 @@ def _add_recovery(parser: argparse.ArgumentParser) -> None:
         "evaluate and predict, as one that has failed; the stacks of its threads are shown. Has "
         "to be more than the longest step, callback and save. 0 is never; whom the others wait "
         "for is told after a minute in any case (default: %(default)s)",
+    )
+    group.add_argument(
+        "--grace-period",
+        type=float,
+        default=JobOptions.grace_s,
+        metavar="S",
+        help="seconds that a training gets to save when SIGTERM has come, before it is killed; "
+        "workers whose peer has failed get one at most (default: %(default)s)",
+    )
+
+
+def _add_other_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print every host's command line and every rank's TF_CONFIG, and start nothing",
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="check the hosts (tfddl-doctor): versions, ports, names, clocks, limits, speed",
     )

@@ -49,7 +49,7 @@ class Memory:
         except OSError as error:
             raise _used_up(error) from error
         return tuple(
-            _with_descriptors(plan, board, store)
+            _with_descriptor(with_board(plan, board), STORE_VARIABLE, store)
             for plan, board, store in zip(plans, self._boards, self._stores, strict=False)
         )
 
@@ -75,13 +75,17 @@ class Memory:
             self._boards.pop().close()
 
 
-def _with_descriptors(plan: ProcessPlan, board: Board, store: int) -> ProcessPlan:
-    variables = {progress.VARIABLE: str(board.fileno()), STORE_VARIABLE: str(store)}
+def with_board(plan: ProcessPlan, board: Board) -> ProcessPlan:
+    """The plan of a worker that writes on this board how far it has come."""
+    plan = _with_descriptor(plan, progress.VARIABLE, board.fileno())
+    return dataclasses.replace(plan, board=board)
+
+
+def _with_descriptor(plan: ProcessPlan, variable: str, descriptor: int) -> ProcessPlan:
     return dataclasses.replace(
         plan,
-        environment=MappingProxyType({**plan.environment, **variables}),
-        board=board,
-        descriptors=(board.fileno(), store),
+        environment=MappingProxyType({**plan.environment, variable: str(descriptor)}),
+        descriptors=(*plan.descriptors, descriptor),
     )
 
 

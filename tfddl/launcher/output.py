@@ -7,7 +7,7 @@ import enum
 import os
 import re
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tfddl.launcher.signals import Signals
 
@@ -17,6 +17,8 @@ _ERASE_LINE = "\r\x1b[K"
 # TensorFlow logs so at its start whatever TF_CPP_MIN_LOG_LEVEL says
 # (https://github.com/tensorflow/tensorflow/issues/100442).
 _CHATTER = re.compile(r"I0000 00:00:[0-9.]+ |WARNING: All log messages before absl::InitializeLog")
+# Of the prefixes, by rank: cyan, yellow, green, magenta, blue, and their brighter kin.
+_COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _LONGEST_LINE = 1 << 20
 _PATIENCE_MS = 200
 
@@ -110,10 +112,20 @@ class Console:
 
     Attributes:
         broken: why nothing can be written any more, or None.
+        while_waiting: called several times a second as long as a slow reader is waited for.
     """
 
-    def __init__(self, signals: Signals, *, stdout_fd: int = 1, stderr_fd: int = 2) -> None:
+    def __init__(
+        self,
+        signals: Signals,
+        *,
+        stdout_fd: int = 1,
+        stderr_fd: int = 2,
+        has_colours: bool = True,
+    ) -> None:
         self.broken: OSError | None = None
+        self.while_waiting: Callable[[], None] | None = None
+        self._has_colours = has_colours
         self._signals = signals
         self._fds = {Outlet.STDOUT: stdout_fd, Outlet.STDERR: stderr_fd}
         self._terminals = {outlet: os.isatty(fd) for outlet, fd in self._fds.items()}
@@ -134,11 +146,12 @@ class Console:
             lines: the finished lines, without their ends.
             pending: the unfinished line after them.
         """
-        text = "".join(f"[{rank}] {line}\n" for line in lines)
+        name = self._name(rank)
+        text = "".join(f"{name} {line}\n" for line in lines)
         if not self.shows_live(rank, outlet):
             self._write(outlet, text)
             return
-        live = self._fit(f"[{rank}] {pending}", outlet) if pending else ""
+        live = self._fit(f"{name} {pending}", outlet) if pending else ""
         if live or self._live_owner is outlet:
             erase = _ERASE_LINE if self._live else ""
             self._live, self._live_owner = live, outlet if live else None
@@ -149,6 +162,12 @@ class Console:
     def say(self, text: str) -> None:
         """Writes lines of our own to stderr."""
         self._write(Outlet.STDERR, "".join(f"tfddlrun: {line}\n" for line in text.splitlines()))
+
+    def _name(self, rank: int) -> str:
+        """The rank in its colour, which `_put` takes out where there is no terminal."""
+        if not self._has_colours:
+            return f"[{rank}]"
+        return f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m"
 
     def _write(self, outlet: Outlet, text: str) -> None:
         if text and self._live and self._terminals[outlet]:
@@ -188,6 +207,8 @@ class Console:
             elif self._signals.have_ended_job:
                 self._given_up = True
                 return
+            elif self.while_waiting is not None:
+                self.while_waiting()
 
     def _write_some(self, fd: int, data: memoryview) -> int:
         try:

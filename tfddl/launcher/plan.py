@@ -8,13 +8,14 @@ from types import MappingProxyType
 
 from tfddl.cluster import Cluster, join_address, tf_config
 from tfddl.launcher import horovod
+from tfddl.launcher.cores import Binding
 from tfddl.progress import Board
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
-_HOST = "127.0.0.1"
+_LOOPBACK = "127.0.0.1"
 
-_DEFAULTS = MappingProxyType(
+DEFAULTS = MappingProxyType(
     {
         # Lines must come as they are printed, not by the 8 KiB, through a pipe.
         "PYTHONUNBUFFERED": "1",
@@ -31,33 +32,67 @@ class ProcessPlan:
     Attributes:
         rank: its rank.
         argv: the command and its arguments.
-        environment: the whole environment it gets.
-        descriptors: what it inherits besides the standard ones.
-        board: where it writes how far it has come, or None.
+        environment: the whole environment it gets; on another host, what is added to that host's.
+        host: where it runs; "" for this machine.
+        local_rank: its number among the workers of that host.
+        local_size: how many those are.
+        binding: which of the host's cores it may use.
+        directory: where it is started; None for the folder of who starts it.
+        descriptors: what it inherits besides the standard ones; not on another host.
+        board: where it writes how far it has come, or None; not on another host.
     """
 
     rank: int
     argv: tuple[str, ...]
     environment: Mapping[str, str]
+    host: str = ""
+    local_rank: int = 0
+    local_size: int = 1
+    binding: Binding = Binding.NONE
+    directory: str | None = None
     descriptors: tuple[int, ...] = ()
     board: Board | None = None
 
 
-def plan_processes(
+@dataclass(frozen=True)
+class Place:
+    """A host's part in a job.
+
+    Attributes:
+        host: its name; "" for this machine.
+        address: what all workers reach it by.
+        ports: one for each of its workers.
+    """
+
+    host: str
+    address: str
+    ports: tuple[int, ...]
+
+
+def this_machine(ports: Sequence[int]) -> Place:
+    """The place of a job that no other host takes part in."""
+    return Place(host="", address=_LOOPBACK, ports=tuple(ports))
+
+
+def plan_processes(  # noqa: PLR0913
     command: Sequence[str],
     *,
-    ports: Sequence[int],
+    places: Sequence[Place],
     environment: Mapping[str, str],
     as_horovod: bool = False,
+    binding: Binding = Binding.NONE,
+    directory: str | None = None,
 ) -> tuple[ProcessPlan, ...]:
-    """Plans the workers of a job on this machine.
+    """Plans the workers of a job.
 
     Args:
         command: what every worker runs, with its arguments; not touched.
-        ports: the port of each worker, in rank order.
+        places: the hosts, in the order of their ranks.
         environment: what the workers inherit. TF_CONFIG is replaced; what else a worker wants is
             added only where the user has set nothing.
         as_horovod: whether `import horovod` finds tfddl there.
+        binding: which cores a worker may use.
+        directory: where the workers start; None for where they are started from.
 
     Returns:
         One plan per port, in rank order.
@@ -65,7 +100,8 @@ def plan_processes(
     Raises:
         ClusterError: the ports are no ports, or repeat.
     """
-    addresses = tuple(join_address(_HOST, port) for port in ports)
+    addresses = tuple(join_address(p.address, port) for p in places for port in p.ports)
+    seats = [(place, local_rank) for place in places for local_rank in range(len(place.ports))]
 
     def variables(cluster: Cluster) -> Mapping[str, str]:
         return horovod.variables(cluster, environment) if as_horovod else {}
@@ -76,12 +112,19 @@ def plan_processes(
             argv=tuple(command),
             environment=MappingProxyType(
                 {
-                    **_DEFAULTS,
+                    **DEFAULTS,
                     **environment,
                     **variables(cluster),
                     tf_config.VARIABLE: tf_config.render(cluster),
                 }
             ),
+            host=place.host,
+            local_rank=local_rank,
+            local_size=len(place.ports),
+            binding=binding,
+            directory=directory,
         )
-        for cluster in (Cluster(addresses, rank) for rank in range(len(addresses)))
+        for cluster, (place, local_rank) in (
+            (Cluster(addresses, rank), seat) for rank, seat in enumerate(seats)
+        )
     )

@@ -31,7 +31,7 @@ def free_ports(count: int) -> tuple[int, ...]:
             if len(chosen) == count:
                 break
             try:
-                held.enter_context(_listen_everywhere(port))
+                held.enter_context(listen_everywhere(port))
             except OSError:
                 continue
             chosen.append(port)
@@ -45,7 +45,7 @@ def free_ports(count: int) -> tuple[int, ...]:
 def is_free(port: int) -> bool:
     """Whether a server could listen on this port, now."""
     try:
-        with _listen_everywhere(port, after_others=True):
+        with listen_everywhere(port, after_others=True):
             return True
     except OSError:
         return False
@@ -61,7 +61,7 @@ def _candidates() -> list[int]:
     return outside or list(everything)
 
 
-def _listen_everywhere(port: int, *, after_others: bool = False) -> socket.socket:
+def listen_everywhere(port: int, *, after_others: bool = False) -> socket.socket:
     """Holds a port on all interfaces, IPv6 and IPv4.
 
     Args:

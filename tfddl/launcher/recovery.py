@@ -23,7 +23,7 @@ class Recovery:
 
         Args:
             options: how much is put up with.
-            hosts: how many workers each host has.
+            hosts: how many workers each host has; this machine is "" where no hosts are named.
         """
         self.workers = dict(hosts)
         self.num_restarts = 0
@@ -37,12 +37,11 @@ class Recovery:
         """What the workers of the next start are told."""
         return {RESTARTS_VARIABLE: str(self.num_restarts)}
 
-    def start_again(self, outcome: Outcome, *, host: str, now_s: float) -> str:
+    def start_again(self, outcome: Outcome, *, now_s: float) -> str:
         """Plans another start after this outcome, if there is to be one.
 
         Args:
             outcome: how the last start ended.
-            host: where its first failure was.
             now_s: on a clock that only goes forward.
 
         Returns:
@@ -54,7 +53,7 @@ class Recovery:
         reached = max(places, default=(0, 0))
         progressed = reached > self._farthest
         self._farthest = max(reached, self._farthest)
-        self._failures.append(Failure(host, at_s=now_s, progressed=progressed))
+        self._failures.append(Failure(outcome.root.host, at_s=now_s, progressed=progressed))
         workers = workers_after(self._failures, self._options, hosts=self._hosts, now_s=now_s)
         if workers is None:
             return ""

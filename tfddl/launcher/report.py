@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tfddl.launcher.stalls import Stall
@@ -24,6 +25,8 @@ class WorkerExit:
         ended_with: the signal that we had sent before, or None if it ended by itself.
         reading: how far it had come.
         stall: what was found when it got no further, for which we killed it; or None.
+        host: where it ran; "" for this machine.
+        lost: why nothing more is known of it, since its host can't be reached; or None.
     """
 
     rank: int
@@ -33,6 +36,8 @@ class WorkerExit:
     ended_with: signal.Signals | None
     reading: Reading = Reading()
     stall: Stall | None = None
+    host: str = ""
+    lost: str | None = None
 
     @property
     def has_saved(self) -> bool:
@@ -107,12 +112,13 @@ def failure_report(outcome: Outcome) -> str:
     """
     root = outcome.root
     assert root is not None
+    where = f" on {root.host}" if root.host else ""
     stall = "" if root.stall is None else f"no progress for {root.stall.for_s:.0f} s, "
-    end = describe_exit(root.returncode)
-    lines = [f"rank {root.rank} failed: {stall}{end} after {root.after_s:.1f} s"]
+    how = describe_exit(root.returncode) if root.lost is None else "lost with its host"
+    lines = [f"rank {root.rank}{where} failed: {stall}{how} after {root.after_s:.1f} s"]
     if root.reading.beats:
         lines.append(f"it had come to {describe_place(root.reading)}")
-    hint = _hint(root.returncode, outcome.num_oom_kills)
+    hint = root.lost or _hint(root.returncode, outcome.num_oom_kills)
     if root.stall is not None:
         hint = _describe_stall(root.stall)
     if hint:
@@ -148,7 +154,7 @@ def _hint(returncode: int, num_oom_kills: int) -> str:
     if returncode == -signal.SIGKILL:
         if num_oom_kills:
             return (
-                "out of memory: the kernel killed a process of this machine for it meanwhile. "
+                "out of memory: the kernel killed a process of the machine for it meanwhile. "
                 "HINT: a smaller batch, fewer workers, or data read from disk"
             )
         return (
@@ -166,19 +172,21 @@ def _others(outcome: Outcome, root: WorkerExit) -> list[str]:
     after = [
         end for end in outcome.exits if end is not root and (end not in before or end.returncode)
     ]
-    done = [str(end.rank) for end in before if end.returncode == 0]
+    done = _ranks(end for end in before if end.returncode == 0)
     failed = [f"{e.rank} ({describe_exit(e.returncode)})" for e in after if _failed_too(e)]
-    ended = [str(end.rank) for end in after if end.was_ended_by_us]
+    ended = _ranks(end for end in after if end.was_ended_by_us)
     lines = []
     if done:
-        lines.append(
-            f"before that, ended normally: rank {', '.join(done)} (the others can't go on alone)"
-        )
+        lines.append(f"before that, ended normally: rank {done} (the others can't go on alone)")
     if failed:
         lines.append(f"after that, failed as well: rank {', '.join(failed)}")
     if ended:
-        lines.append(f"after that, ended by tfddlrun: rank {', '.join(ended)}")
+        lines.append(f"after that, ended by tfddlrun: rank {ended}")
     return lines
+
+
+def _ranks(ends: Iterable[WorkerExit]) -> str:
+    return ", ".join(map(str, sorted(end.rank for end in ends)))
 
 
 def _failed_too(end: WorkerExit) -> bool:

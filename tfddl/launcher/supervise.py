@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfddl.launcher.output import Console
+from tfddl.launcher.agent import BEAT_S
+from tfddl.launcher.display import Display
+from tfddl.launcher.fleet import Fleet
+from tfddl.launcher.link import Link, RemoteStream, RemoteWorker
+from tfddl.launcher.oom import count_oom_kills
+from tfddl.launcher.output import Console, Outlet
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.report import Outcome, WorkerExit
 from tfddl.launcher.signals import Signals
-from tfddl.launcher.stalls import StallWatch, is_stopped
+from tfddl.launcher.stalls import StallWatch
 from tfddl.launcher.worker import Stream, Worker, adopt_orphans, kill_orphans
 
-# What a worker that has ended may leave to its children: a `tee` that still has lines to write.
-_DRAIN_S = 1.0
 # Ctrl-C is to be quick, and so is the end of those whose peer is dead: TensorFlow's processes don't
 # end at a SIGTERM, however long one waits.
 _SHORT_GRACE_S = 1.0
 # What a worker gets to write its threads' stacks.
 _STACKS_S = 1.0
-_VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Care:
         stall_timeout_s: seconds without progress after which one is killed; 0 is never.
         logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
         appends_logs: whether to what is there.
+        fleet: the hosts that they run on; None for this machine.
     """
 
     grace_s: float
     stall_timeout_s: float = 0.0
     logs: Path | None = None
     appends_logs: bool = False
+    fleet: Fleet | None = None
 
 
 def supervise(
@@ -66,20 +70,19 @@ def supervise(
         LaunchError: the command can't be started, or a log can't be written.
     """
     job = _Job(console=console, signals=signals, care=care)
-    logs = care.logs
-    oom_kills = _count_oom_kills()
+    oom_kills = count_oom_kills()
     adopt_orphans()
     try:
         for plan in plans:
-            folder = None if logs is None else log_folder(logs, rank=plan.rank, size=len(plans))
-            job.add(
-                Worker(plan, console=console, log_folder=folder, appends_logs=care.appends_logs)
-            )
+            folder = None
+            if care.logs is not None:
+                folder = log_folder(care.logs, rank=plan.rank, size=len(plans))
+            job.start(plan, log_folder=folder)
         while job.workers:
             job.turn()
     finally:
         job.kill_all()
-    return job.outcome(num_oom_kills=_count_oom_kills() - oom_kills)
+    return job.outcome(num_oom_kills=count_oom_kills() - oom_kills)
 
 
 def log_folder(logs: Path, *, rank: int, size: int) -> Path:
@@ -91,9 +94,9 @@ class _Job:
     """The workers that are left, those that have ended, and the state of the ending."""
 
     def __init__(self, *, console: Console, signals: Signals, care: Care) -> None:
-        self.workers: list[Worker] = []
-        self._ended: list[Worker] = []
-        self._root: Worker | None = None
+        self.workers: list[Worker | RemoteWorker] = []
+        self._ended: list[Worker | RemoteWorker] = []
+        self._root: Worker | RemoteWorker | None = None
         self._interrupted_by: signal.Signals | None = None
         # None: nobody has been asked to end. inf: everybody has been killed.
         self._kill_at_s: float | None = None
@@ -104,11 +107,30 @@ class _Job:
         self._stacks_until_s: float | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ)
+        self._fleet = care.fleet
+        if self._fleet is not None:
+            console.while_waiting = self._fleet.beat
+            for link in self._fleet.links:
+                self._selector.register(link, selectors.EVENT_READ)
 
-    def add(self, worker: Worker) -> None:
+    def start(self, plan: ProcessPlan, *, log_folder: Path | None) -> None:
+        """Starts a worker, where its plan says."""
+        sinks = [
+            Display(
+                plan,
+                outlet,
+                console=self._console,
+                log_folder=log_folder,
+                appends_log=self._care.appends_logs,
+            )
+            for outlet in Outlet
+        ]
+        fleet = self._fleet
+        worker = Worker(plan, sinks) if fleet is None else fleet.start(plan, sinks)
         self.workers.append(worker)
         for stream in worker.streams:
-            self._selector.register(stream, selectors.EVENT_READ)
+            if isinstance(stream, Stream):
+                self._selector.register(stream, selectors.EVENT_READ)
 
     def turn(self) -> None:
         """Waits for something to happen, and does what follows from it."""
@@ -116,8 +138,13 @@ class _Job:
             if isinstance(key.fileobj, Stream):
                 if not key.fileobj.pump():
                     self._close(key.fileobj)
+            elif isinstance(key.fileobj, Link):
+                if not key.fileobj.pump():
+                    self._selector.unregister(key.fileobj)
             else:
                 self._signals.read()
+        if self._fleet is not None:
+            self._fleet.beat()
         self._notice_interruption()
         self._notice_ends()
         self._notice_stalls()
@@ -132,24 +159,29 @@ class _Job:
         for worker in self.workers:
             worker.reap()
         self._selector.close()
+        self._console.while_waiting = None
+        if self._fleet is not None:
+            self._fleet.close()  # before its connections are killed as orphans
         kill_orphans()
 
     def outcome(self, *, num_oom_kills: int) -> Outcome:
         """How the job ended, once it has."""
-        exits: dict[Worker, WorkerExit] = {w: w.describe_end() for w in self._ended}
+        exits: dict[Worker | RemoteWorker, WorkerExit] = {w: w.describe_end() for w in self._ended}
         return Outcome(
             exits=tuple(exits.values()),
             root=None if self._root is None else exits[self._root],
             interrupted_by=self._interrupted_by,
-            num_oom_kills=num_oom_kills,
+            num_oom_kills=num_oom_kills if self._fleet is None else self._fleet.num_oom_kills,
         )
 
     def _timeout_s(self) -> float | None:
-        times = [worker.ended_s + _DRAIN_S for worker in self.workers if worker.ended_s is not None]
+        times = [w.ended_s + w.drain_s for w in self.workers if w.ended_s is not None]
         if self._kill_at_s is not None:
             times.append(self._kill_at_s)
         else:
             times.append(self._look_at_s)
+        if self._fleet is not None:
+            times.append(time.monotonic() + BEAT_S / 2)
         first = min(times, default=math.inf)
         return None if first == math.inf else max(0.0, first - time.monotonic())
 
@@ -191,9 +223,7 @@ class _Job:
         self._look_at_s = now_s + self._stalls.period_s
         alive = {worker.rank: worker for worker in self.workers if worker.ended_s is None}
         readings = {rank: worker.attendance.read() for rank, worker in alive.items()}
-        stopped = frozenset(
-            r for r, worker in alive.items() if is_stopped(worker.attendance.training_pid)
-        )
+        stopped = frozenset(r for r, worker in alive.items() if worker.attendance.is_stopped)
         found = self._stalls.find(readings, stopped=stopped, now_s=now_s)
         if not found:
             self._stacks_until_s = None
@@ -224,7 +254,7 @@ class _Job:
         for worker in self.workers[:]:
             if worker.ended_s is None:
                 continue
-            if any(s.is_open for s in worker.streams) and now_s < worker.ended_s + _DRAIN_S:
+            if any(s.is_open for s in worker.streams) and now_s < worker.ended_s + worker.drain_s:
                 continue
             for stream in worker.streams:
                 if stream.is_open:
@@ -232,20 +262,12 @@ class _Job:
             worker.reap()
             self.workers.remove(worker)
 
-    def _close(self, stream: Stream) -> None:
-        self._selector.unregister(stream)
+    def _close(self, stream: Stream | RemoteStream) -> None:
+        if isinstance(stream, Stream):
+            self._selector.unregister(stream)
         stream.close()
 
 
-def _suspicion(worker: Worker) -> tuple[bool, int]:
+def _suspicion(worker: Worker | RemoteWorker) -> tuple[bool, int]:
     """Sorts workers found dead at the same moment: signals strike first, errors follow."""
     return worker.returncode >= 0, worker.rank
-
-
-def _count_oom_kills() -> int:
-    """How many processes the kernel has ended for want of memory since it started; 0 if unknown."""
-    try:
-        lines = _VMSTAT.read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

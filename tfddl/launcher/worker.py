@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from tfddl.cluster import CORES
 from tfddl.errors import LaunchError
 from tfddl.launcher.attendance import Attendance
-from tfddl.launcher.output import Console, LineAssembler, Outlet, without_chatter
-from tfddl.launcher.plan import LOG_LEVEL, ProcessPlan
+from tfddl.launcher.cores import Binding, bind_to, share_of_cores, usable_cores
+from tfddl.launcher.display import Sink
+from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.report import WorkerExit
 from tfddl.launcher.stalls import Stall
 
-_KEPT_LINES = 200
-_PROGRESS_S = 10.0
+DRAIN_S = 1.0
+"""What a worker that has ended may leave to its children: a `tee` that still has lines to write."""
+
+# A pipe holds 64 KiB, as much as is read at a time; what is written meanwhile is another's.
+_PIECES_IN_PIPE = 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Stream:
     """One of the two outputs of a worker."""
 
-    def __init__(
-        self,
-        pipe: IO[bytes],
-        *,
-        plan: ProcessPlan,
-        outlet: Outlet,
-        console: Console,
-        log: IO[bytes] | None,
-    ) -> None:
-        self.tail: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
-        self._pipe, self._rank, self._outlet = pipe, plan.rank, outlet
-        self._console, self._log = console, log
-        self._hides_chatter = outlet is Outlet.STDERR and plan.environment.get(LOG_LEVEL) in (
-            "1",
-            "2",
-            "3",
-        )
-        live = console.shows_live(plan.rank, outlet)
-        self._assembler = LineAssembler(progress_s=None if live else _PROGRESS_S)
+    def __init__(self, pipe: IO[bytes], sink: Sink) -> None:
+        self._pipe, self._sink = pipe, sink
         os.set_blocking(pipe.fileno(), False)
 
     def fileno(self) -> int:
@@ -66,30 +53,16 @@ class Stream:
             return True
         if not data:
             return False
-        self._write_log(data)
-        self._show(self._assembler.feed(data, now_s=time.monotonic()))
+        self._sink.take(data)
         return True
 
     def close(self) -> None:
-        """Passes on an unfinished last line, and closes the pipe and the log."""
-        self._show(self._assembler.finish())
+        """Passes on what the pipe still holds, closes it, and says so."""
+        for _ in range(_PIECES_IN_PIPE):
+            if not self.pump():
+                break
         self._pipe.close()
-        if self._log is not None:
-            self._log.close()
-
-    def _show(self, lines: list[str]) -> None:
-        if self._hides_chatter:
-            lines = without_chatter(lines)
-        self.tail.extend(lines)
-        self._console.show(self._rank, self._outlet, lines=lines, pending=self._assembler.pending)
-
-    def _write_log(self, data: bytes) -> None:
-        if self._log is None:
-            return
-        try:
-            self._log.write(data)
-        except OSError as error:
-            raise LaunchError(f"can't write the log {self._log.name}: {error.strerror}") from error
+        self._sink.finish()
 
 
 class Worker:
@@ -102,42 +75,34 @@ class Worker:
         returncode: then its exit code, or the negative number of the signal that killed it.
         attendance: how far it has come, and what may be asked of it.
         stall: what was found when it got no further, or None.
+        drain_s: how long its outputs may stay open after its end.
     """
 
-    def __init__(
-        self,
-        plan: ProcessPlan,
-        *,
-        console: Console,
-        log_folder: Path | None,
-        appends_logs: bool = False,
-    ) -> None:
+    drain_s = DRAIN_S
+
+    def __init__(self, plan: ProcessPlan, sinks: Sequence[Sink]) -> None:
         """Starts it.
 
         Args:
             plan: what to start.
-            console: takes its output.
-            log_folder: where its whole output is written besides, or None.
-            appends_logs: whether to what an earlier start has written there.
+            sinks: take its stdout and its stderr.
 
         Raises:
-            LaunchError: the command can't be started, or a log can't be opened.
+            LaunchError: the command can't be started.
         """
         self.rank = plan.rank
         self.stall: Stall | None = None
         self.ended_s: float | None = None
         self.returncode = 0
         self._ended_with: signal.Signals | None = None
-        logs = [_open_log(log_folder, outlet, appends=appends_logs) for outlet in Outlet]
+        self._sinks = sinks
         self._process = _start(plan)
         self.pid = self._process.pid
         self.attendance = Attendance(plan.board, session=self.pid)
         self._started_s = time.monotonic()
         pipes = (self._process.stdout, self._process.stderr)
         self.streams = tuple(
-            Stream(pipe, plan=plan, outlet=outlet, console=console, log=log)
-            for pipe, outlet, log in zip(pipes, Outlet, logs, strict=True)
-            if pipe is not None
+            Stream(pipe, sink) for pipe, sink in zip(pipes, sinks, strict=True) if pipe is not None
         )
 
     def look(self) -> bool:
@@ -185,7 +150,7 @@ class Worker:
             rank=self.rank,
             returncode=self.returncode,
             after_s=self.ended_s - self._started_s,
-            stderr_lines=tuple(self.streams[-1].tail),
+            stderr_lines=tuple(self._sinks[-1].tail()),
             ended_with=self._ended_with,
             reading=self.attendance.read(),
             stall=self.stall,
@@ -214,16 +179,27 @@ def _children() -> list[int]:
 
 
 def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
+    environment = dict(plan.environment)
+    bind = None
+    if plan.binding is Binding.CORES:
+        cores = share_of_cores(
+            usable_cores(), local_rank=plan.local_rank, local_size=plan.local_size
+        )
+        environment.pop(CORES, None)
+        if cores:
+            environment[CORES] = str(len(cores))
+            bind = bind_to(cores)
     try:
         return subprocess.Popen(
             plan.argv,
-            env=dict(plan.environment),
+            cwd=plan.directory,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
             pass_fds=plan.descriptors,
-            preexec_fn=_die_with_parent(),  # safe: this process has one thread
+            preexec_fn=die_with_parent(bind),  # safe: this process has one thread
         )
     except OSError as error:
         raise LaunchError(
@@ -232,7 +208,7 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
         ) from error
 
 
-def _die_with_parent() -> Callable[[], None]:
+def die_with_parent(then: Callable[[], None] | None = None) -> Callable[[], None]:
     """What a child does before its exec, so that even our SIGKILL leaves no worker."""
     prctl, parent = _load_prctl(), os.getpid()
 
@@ -240,6 +216,8 @@ def _die_with_parent() -> Callable[[], None]:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before it could be asked for
             os._exit(1)
+        if then is not None:
+            then()
 
     return ask_for_signal
 
@@ -247,16 +225,3 @@ def _die_with_parent() -> Callable[[], None]:
 def _load_prctl() -> Callable[[int, int], int]:
     prctl: Callable[[int, int], int] = ctypes.CDLL(None).prctl
     return prctl
-
-
-def _open_log(folder: Path | None, outlet: Outlet, *, appends: bool) -> IO[bytes] | None:
-    if folder is None:
-        return None
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (folder / outlet.name.lower()).open("ab" if appends else "wb", buffering=0)
-    except OSError as error:
-        raise LaunchError(
-            f"can't write logs to {folder}: {error.strerror}. HINT: --output-filename names a "
-            "folder, made if it is missing"
-        ) from error

@@ -17,6 +17,7 @@ from PIL import Image
 import tfddl
 from tfddl.collectives import on_all_ranks
 from tfddl.errors import DataError
+from tfddl.runtime import current
 from tfddl.segmentation.config import PredictConfig
 from tfddl.segmentation.layout import image_files
 from tfddl.segmentation.pixels import EXTENSIONS, MODES, read_image, scale_image, write_png
@@ -118,7 +119,7 @@ def _batches(share: _Share, batch_size: int) -> Generator[list[_Read]]:
     """Reads images ahead of the model, into batches."""
     image_size, channels = share.model.input_shape[1:3], share.model.input_shape[3]
     read = functools.partial(_read, image_size=image_size, channels=channels)
-    num_threads = threads_of_worker(tfddl.local_size())
+    num_threads = threads_of_worker(current().num_cores)
     with contextlib.closing(map_in_order(read, share.images, num_threads=num_threads)) as images:
         while batch := list(itertools.islice(images, batch_size)):
             yield batch

@@ -1,0 +1,454 @@
+"""Hosts, cores, names, frames, firewall lines and findings: what needs no other process."""
+
+import ipaddress
+import itertools
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tfddl.cluster import read_cores, read_start_timeout
+from tfddl.errors import ClusterError, LaunchError
+from tfddl.launcher import interfaces
+from tfddl.launcher.cores import share_of_cores, usable_cores
+from tfddl.launcher.environment import Export, exported, travelling
+from tfddl.launcher.exposure import exposure_warning, firewall_line
+from tfddl.launcher.findings import (
+    Finding,
+    Level,
+    judge_clock,
+    judge_hosts,
+    judge_reach,
+    judge_speed,
+    worst,
+)
+from tfddl.launcher.fleet import FleetOptions, find_unreachable_names
+from tfddl.launcher.frames import HELLO, FrameError, Unpacker, pack
+from tfddl.launcher.hosts import HostSlots, fill_slots, parse_hosts, ranks_of, read_hostfile
+from tfddl.launcher.plan import Place, plan_processes
+from tfddl.launcher.report import Outcome, WorkerExit, failure_report
+from tfddl.launcher.ssh import SshOptions, agent_argv
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("hostA:2,hostB:4", [("hostA", 2), ("hostB", 4)]),
+        (" hostA , host-b.example.org:3", [("hostA", 1), ("host-b.example.org", 3)]),
+        (
+            "10.0.0.1:2,[fd00::1]:3,fd00::2,[fe80::1%eth0]",
+            [
+                ("10.0.0.1", 2),
+                ("fd00::1", 3),
+                ("fd00::2", 1),
+                ("fe80::1%eth0", 1),
+            ],
+        ),
+    ],
+)
+def test_hosts_are_read(text: str, hosts: list[tuple[str, int]]) -> None:
+    assert [(host.name, host.slots) for host in parse_hosts(text)] == hosts
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is no host name in ''; -H hostA:2,hostB:2 is expected"),
+        ("a,,b", "there is no host name in ''"),
+        (":2", "there is no host name in ':2'"),
+        ("a:", "host a has '' slots; a number is expected"),
+        ("a:x", "host a has 'x' slots; a number is expected"),
+        ("a:-1", "host a has '-1' slots; a number is expected"),
+        ("a:0", "host a has 0 slots; it must be 1..1024"),
+        ("a:2,b:1,a:1", "host a is named twice. HINT: a:3"),
+        ("-oProxyCommand=x", "'-oProxyCommand=x' is no host name; letters, digits"),
+        (
+            "me@a:2",
+            "'me@a' is no host name; letters, digits, '.', '-' and '_' are expected, or an "
+            "IP address. HINT: another user, port or key belongs into ~/.ssh/config",
+        ),
+        ("$(id):2", "'$(id)' is no host name"),
+        ("a b:2", "'a b' is no host name"),
+        ("a\n:2", "'a\\n' is no host name"),
+    ],
+)
+def test_mistakes_in_hosts_are_said(text: str, message: str) -> None:
+    with pytest.raises(LaunchError, match=re.escape(message)):
+        parse_hosts(text)
+
+
+def test_a_hostfile(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# ours\nhostA slots=2\n\nhostB\t slots=4 max_slots=8 # new\nhostC\nhostD:3\n")
+    found = [(host.name, host.slots) for host in read_hostfile(path)]
+    assert found == [("hostA", 2), ("hostB", 4), ("hostC", 1), ("hostD", 3)]
+    for text, message in (
+        ("a slots=2\n-x slots=1", f"{path}, line 2: '-x' is no host name"),
+        ("a slots=two", f"{path}, line 1: host a has 'two' slots; a number is expected"),
+        ("a sluts=2", "'a sluts=2' isn't understood; 'hostA slots=2' is expected"),
+        ("# nobody", f"the hostfile {path} names no host; lines like 'hostA slots=2' do"),
+        ("a\na", "host a is named twice. HINT: a:2"),
+    ):
+        path.write_text(text)
+        with pytest.raises(LaunchError, match=re.escape(message)):
+            read_hostfile(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(LaunchError, match="can't read the hostfile"):
+        read_hostfile(path)
+    with pytest.raises(LaunchError, match="can't read the hostfile .*No such file"):
+        read_hostfile(tmp_path / "none")
+
+
+def test_workers_fill_one_host_after_the_other() -> None:
+    hosts = parse_hosts("a:2,b:3,c:1")
+    filled = [[(h.name, h.slots) for h in fill_slots(hosts, n)] for n in (1, 2, 3, 5, 6)]
+    assert filled == [
+        [("a", 1)],
+        [("a", 2)],
+        [("a", 2), ("b", 1)],
+        [("a", 2), ("b", 3)],
+        [("a", 2), ("b", 3), ("c", 1)],
+    ]
+    assert ranks_of(hosts) == {"a": range(2), "b": range(2, 5), "c": range(5, 6)}
+    message = "7 workers (-np) don't fit on 3 hosts with 6 slots. HINT: give a host more slots"
+    with pytest.raises(LaunchError, match=re.escape(message)):
+        fill_slots(hosts, 7)
+
+
+def test_plans_know_their_place() -> None:
+    places = [Place("a", "10.0.0.1", (5, 6)), Place("b", "fd00::1", (7,))]
+    plans = plan_processes(("true",), places=places, environment={}, directory="/d")
+    assert [(p.host, p.local_rank, p.local_size) for p in plans] == [
+        ("a", 0, 2),
+        ("a", 1, 2),
+        ("b", 0, 1),
+    ]
+    for plan in plans:
+        assert '["10.0.0.1:5", "10.0.0.1:6", "[fd00::1]:7"]' in plan.environment["TF_CONFIG"]
+        assert plan.directory == "/d"
+
+
+@pytest.mark.parametrize("num_cores", range(1, 20))
+@pytest.mark.parametrize("local_size", range(1, 9))
+def test_shares_of_cores(num_cores: int, local_size: int) -> None:
+    cores = [3 * core for core in range(num_cores)]
+    shares = [
+        share_of_cores(cores, local_rank=rank, local_size=local_size) for rank in range(local_size)
+    ]
+    assert {len(share) for share in shares} == {num_cores // local_size}
+    everything = [core for share in shares for core in share]
+    assert everything == cores[: len(everything)]
+
+
+def test_threads_of_one_core_are_neighbours(tmp_path: Path) -> None:
+    """As Linux numbers them on most machines: first threads first, then all second ones."""
+    from tfddl.launcher import cores
+
+    for core in range(8):
+        folder = tmp_path / f"cpu{core}/topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text(f"{core % 4 // 2}\n")
+        (folder / "core_id").write_text(f"{core % 2}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cores, "_TOPOLOGY", f"{tmp_path}/cpu{{}}/topology")
+        patch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+        assert usable_cores() == (0, 4, 1, 5, 2, 6, 3, 7)
+        patch.setattr(cores, "_TOPOLOGY", f"{tmp_path}/none{{}}")
+        assert usable_cores() == tuple(range(8))
+
+
+def test_the_environment_travels_but_for_what_belongs_to_this_host() -> None:
+    here = {"HOME": "/h", "SSH_AUTH_SOCK": "s", "XDG_RUNTIME_DIR": "x", "SLURM_PROCID": "1"}
+    goes = {"PATH": "/v/bin", "PYTHONPATH": "p", "TF_X": "1", "HOROVOD_Y": "2", "HOMELESS": "3"}
+    assert travelling({**here, **goes}) == goes
+    exports = [Export.parse("HOME"), Export.parse("A=b=c"), Export.parse("B=")]
+    assert exported(here, exports) == {"HOME": "/h", "A": "b=c", "B": ""}
+    with pytest.raises(LaunchError, match="-x NONE: not set here. HINT: -x NONE=VALUE"):
+        exported(here, [Export("NONE")])
+    for name in ("", "a b", "1A", "BASH_FUNC_x%%"):
+        with pytest.raises(LaunchError, match="no name of a variable"):
+            Export.parse(f"{name}=1")
+
+
+def test_numbers_from_the_environment() -> None:
+    assert read_start_timeout({}) is read_start_timeout({"TFDDL_START_TIMEOUT": ""}) is None
+    assert read_start_timeout({"TFDDL_START_TIMEOUT": "2.5"}) == 2.5
+    for text in ("x", "0", "-1", "nan", "inf"):
+        with pytest.raises(ClusterError, match=f"TFDDL_START_TIMEOUT is '{text}'; seconds"):
+            read_start_timeout({"TFDDL_START_TIMEOUT": text})
+    assert read_cores({}) is None
+    assert read_cores({"TFDDL_CORES": "3"}) == 3
+    for text in ("0", "-1", "many"):
+        with pytest.raises(ClusterError, match="TFDDL_CORES is"):
+            read_cores({"TFDDL_CORES": text})
+
+
+MESSAGES = st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=9))
+
+
+@given(
+    st.binary(max_size=50),
+    st.lists(st.tuples(MESSAGES, st.binary(max_size=20)), max_size=5),
+    st.lists(st.integers(1, 30), min_size=1),
+)
+def test_frames_do_not_depend_on_how_they_are_read(
+    before: bytes, frames: list[tuple[dict[str, Any], bytes]], cuts: list[int]
+) -> None:
+    assume(HELLO not in before)
+    data = before + HELLO + b"".join(pack(message, payload) for message, payload in frames)
+    unpacker, found, start = Unpacker(greeted=False), [], 0
+    while start < len(data):
+        step = cuts[start % len(cuts)]
+        found += unpacker.feed(data[start : start + step])
+        start += step
+    assert found == frames
+    assert unpacker.preamble is None
+
+
+def test_what_is_no_frame_is_refused() -> None:
+    surrogates = {"argv": [b"\xff".decode("utf-8", "surrogateescape")]}
+    assert Unpacker().feed(pack(surrogates)) == [(surrogates, b"")]
+    for data in (b"GET / HTTP/1.1\r\n\r\n", pack({})[:8] + b"[]", b"\0\0\0\2\0\0\0\0{]"):
+        with pytest.raises(FrameError):
+            Unpacker().feed(data)
+
+
+def answer(identity: str, **resolved: list[str]) -> dict[str, Any]:
+    return {"identity": identity, "resolved": resolved}
+
+
+@pytest.mark.parametrize(
+    ("answers", "problems"),
+    [
+        # Debian names a host itself 127.0.1.1: only others have to find it.
+        (
+            {
+                "a": answer("1", a=["127.0.1.1"], b=["10.0.0.2"]),
+                "b": answer("2", a=["10.0.0.1"], b=["127.0.1.1"]),
+            },
+            [],
+        ),
+        (
+            {
+                "a": answer("1", a=["10.0.0.1"], b=["10.0.0.2"]),
+                "b": answer("2", a=["127.0.0.1", "::1"], b=["10.0.0.2"]),
+            },
+            ["a is 127.0.0.1 on b, which leads nowhere but to b itself. HINT: a name or an"],
+        ),
+        (
+            {
+                "a": answer("1", a=["10.0.0.1"], b=[]),
+                "b": answer("2", a=["127.0.0.1", "10.0.0.1"], b=["10.0.0.2"]),
+            },
+            ["a can't resolve b. HINT: a name that all hosts know (DNS, /etc/hosts), an address"],
+        ),
+        # One machine by two names: its loopback is good enough.
+        (
+            {
+                "a": answer("1", a=["127.0.0.1"], b=["127.0.0.2"]),
+                "b": answer("1", a=["127.0.0.1"], b=["127.0.0.2"]),
+            },
+            [],
+        ),
+    ],
+)
+def test_names_that_lead_nowhere(answers: dict[str, Any], problems: list[str]) -> None:
+    found = find_unreachable_names(answers)
+    assert len(found) == len(problems)
+    for line, start in zip(found, problems, strict=True):
+        assert line.startswith(start)
+
+
+def test_interfaces_of_this_host() -> None:
+    found = interfaces.addresses_by_interface()
+    assert ipaddress.ip_address("127.0.0.1") in found["lo"]
+    assert interfaces.address_of(["none", "lo"]) == "127.0.0.1"
+    for name, addresses in interfaces.reachable_addresses().items():
+        assert not [address for address in addresses if address.is_loopback]
+        assert interfaces.is_this_host(str(addresses[0])), name
+    for name in ("localhost", socket.gethostname(), "127.0.0.1"):
+        assert interfaces.is_this_host(name)
+    for name in ("127.0.0.2", "no.such.host.invalid", "-x"):
+        assert not interfaces.is_this_host(name)
+    with pytest.raises(LaunchError, match=r"no interface a or b with an address .*there are lo \("):
+        interfaces.address_of(["a", "b"])
+
+
+def test_the_warning_of_open_ports() -> None:
+    here = Place("", "127.0.0.1", (5, 6))
+    assert exposure_warning([here], {"": {}}) is None
+    assert exposure_warning([Place("", "127.0.0.1", (5,))], {"": {"eth0": ["10.0.0.1"]}}) is None
+    text = exposure_warning([here], {"": {"eth0": ["10.0.0.1"], "wlan0": ["10.1.0.1"]}})
+    assert text is not None
+    assert text.startswith("WARNING: TensorFlow's servers obey whoever reaches their ports")
+    assert "  eth0 (10.0.0.1), wlan0 (10.1.0.1): nft '" in text
+    assert 'iifname != "lo" tcp dport { 5, 6 } drop\'' in text
+    places = [Place("a", "a", (5,)), Place("b", "b", (7,))]
+    reachable = {"a": {"e": ["10.0.0.1", "fd00::1"]}, "b": {"e": ["10.0.0.2"]}}
+    text = exposure_warning(places, reachable)
+    assert text is not None
+    assert "  on a, e (10.0.0.1): nft '" in text
+    assert "ip saddr != { 10.0.0.2 } tcp dport { 5 } drop; " in text
+    assert "meta nfproto ipv6 tcp dport { 5 } drop'" in text
+    assert "ip6 saddr != { fd00::1 } tcp dport { 7 } drop'" in text
+    assert "'" not in firewall_line([5], ["10.0.0.1"])[5:-1]
+
+
+def test_nothing_but_a_fixed_line_is_on_the_command_line() -> None:
+    options = SshOptions(port=2222, remote_python="/opt/my python")
+    *_, dashes, host, line = agent_argv(options, "hostA")
+    assert (dashes, host) == ("--", "hostA")
+    assert line.startswith("exec '/opt/my python' -P -c '")
+    assert not set(line) & set("$`\\!\n")  # alike to every shell
+    assert ("-p", "2222") in itertools.pairwise(agent_argv(options, "a"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SshOptions(port=0), "the ssh port (-p) is 0; it must be 1..65535"),
+        (lambda: SshOptions(identity_file=Path("/none")), "the ssh key (-i) /none is no file"),
+        (lambda: SshOptions(command=()), "--ssh-command is empty"),
+        (lambda: SshOptions(remote_python=""), "--remote-python is empty"),
+        (lambda: FleetOptions(hosts=()), "there is no host. HINT: -H hostA:2,hostB:2"),
+        (
+            lambda: FleetOptions(hosts=(HostSlots("a", 1),), connect_s=0.0),
+            "--start-timeout is 0.0; it must be above 0 seconds",
+        ),
+    ],
+)
+def test_options_are_checked(make: Any, message: str) -> None:
+    with pytest.raises(LaunchError, match=re.escape(message)):
+        make()
+
+
+def test_a_lost_host_is_reported() -> None:
+    lost = WorkerExit(
+        rank=2,
+        returncode=255,
+        after_s=3.0,
+        stderr_lines=(),
+        ended_with=None,
+        host="b",
+        lost="the connection to b has ended",
+    )
+    ended = WorkerExit(0, -signal.SIGKILL, 3.0, (), signal.SIGKILL, host="a")
+    outcome = Outcome(exits=(lost, ended), root=lost, interrupted_by=None, num_oom_kills=0)
+    assert outcome.status == 255
+    assert failure_report(outcome).splitlines() == [
+        "rank 2 on b failed: lost with its host after 3.0 s",
+        "the connection to b has ended",
+        "it wrote nothing to stderr",
+        "after that, ended by tfddlrun: rank 0",
+    ]
+
+
+FACTS: dict[str, Any] = {
+    "hostname": "h",
+    "own_addresses": ["10.0.0.1"],
+    "machine": "x86_64",
+    "python": "3.11.2",
+    "versions": {"tfddl": "1", "TensorFlow": "2", "Keras": "3", "NumPy": "4", "NCCL": None},
+    "cores": 4,
+    "open_files": {"soft": 1024, "hard": 4096},
+    "shared_memory": 1 << 30,
+    "disk": {"/d": 1 << 40},
+    "gpus": 0,
+    "driver": None,
+}
+GPUS: dict[str, Any] = {
+    "gpus": 2,
+    "driver": "550.1",
+    "versions": {**FACTS["versions"], "NCCL": "2.21"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"python": "3.12.1"},
+            "note     a, b: Python differs: 3.11 on a, 3.12 on b. HINT: install",
+        ),
+        (
+            {"versions": {**FACTS["versions"], "Keras": "3.1"}},
+            "PROBLEM  a, b: Keras differs: 3 on a, 3.1 on b. HINT: install the same on all hosts",
+        ),
+        (
+            {"versions": {**FACTS["versions"], "TensorFlow": None}},
+            "PROBLEM  b: TensorFlow isn't installed for the Python that tfddlrun starts there",
+        ),
+        (
+            {"machine": "aarch64"},
+            "note     a, b: processors of different kinds: x86_64 on a, aarch",
+        ),
+        ({"cores": 1}, "note     b: 2 workers on 1 cores will take turns. HINT: -H b:1"),
+        ({"own_addresses": []}, "note     b: its own name, h, isn't known there. HINT: add it to"),
+        (
+            {"own_addresses": ["127.0.1.1"]},
+            "note     b: its own name, h, is the loopback 127.0.1.1",
+        ),
+        (
+            {"open_files": {"soft": 256, "hard": 256}},
+            "note     b: only 256 open files are allowed.",
+        ),
+        ({"shared_memory": 1 << 26}, "note     b: /dev/shm has 0.1 GB free. HINT: mount it larger"),
+        ({"disk": {"/d": 1 << 20}}, "note     b: /d has 0.0 GB free. HINT: make room"),
+        ({"disk": {"/d": None}}, "PROBLEM  b: there is no folder /d. HINT: the same on all hosts"),
+        (GPUS, "ok       b: 2 GPUs, driver 550.1, NCCL 2.21"),
+        ({**GPUS, "driver": None}, "PROBLEM  b: 2 GPUs, but no driver is loaded. HINT: nvidia-smi"),
+        (
+            {**GPUS, "versions": FACTS["versions"]},
+            "PROBLEM  b: 2 GPUs, but the CUDA libraries of T",
+        ),
+        (
+            {**GPUS, "gpus": 1},
+            "PROBLEM  b: 2 workers, but 1 GPU; each needs its own. HINT: -H b:1",
+        ),
+    ],
+)
+def test_findings_about_hosts(changes: dict[str, Any], line: str) -> None:
+    fine = judge_hosts({"a": FACTS, "b": FACTS}, {"a": 2, "b": 2})
+    assert worst(fine) is Level.OK
+    found = judge_hosts({"a": FACTS, "b": {**FACTS, **changes}}, {"a": 2, "b": 2})
+    assert [str(finding) for finding in found if str(finding).startswith(line)], list(
+        map(str, found)
+    )
+    assert worst(found).value == line.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("finding", "line"),
+    [
+        (judge_clock("b", offset_s=0.5, uncertain_s=0.1), "ok       b: its clock agrees with ours"),
+        (
+            judge_clock("b", offset_s=-30.0, uncertain_s=0.1),
+            "note     b: its clock is 30.0 s behind ours, so that logs and files will look",
+        ),
+        (
+            judge_reach("a", "b", {"errors": {"5": "Connection refused"}, "latency_s": None}, 2),
+            "PROBLEM  a -> b: 1 of the workers' 2 ports can't be reached (5: Connection refused). "
+            "HINT: let a connect to ports 10000-65535 of b, or",
+        ),
+        (
+            judge_speed("a", "b", {"error": "timed out"}),
+            "PROBLEM  a -> b: sending fails: timed out",
+        ),
+        (
+            judge_speed("a", "b", {"bytes_per_s": 2e6}),
+            "note     a -> b: 2 MB/s over one connection;",
+        ),
+        (
+            judge_speed("a", "b", {"bytes_per_s": 2e9}),
+            "ok       a -> b: 2000 MB/s over one connectio",
+        ),
+    ],
+)
+def test_findings_about_the_network(finding: Finding, line: str) -> None:
+    assert str(finding).startswith(line)

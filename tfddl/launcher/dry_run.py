@@ -1,0 +1,68 @@
+"""What would be started, as lines that a shell understands: pure, nothing is started here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from tfddl.launcher.job import JobOptions
+from tfddl.launcher.plan import DEFAULTS, Place, ProcessPlan, plan_processes, this_machine
+from tfddl.launcher.ssh import agent_argv
+
+_FIRST_PORT = 12345
+
+
+def describe(options: JobOptions, *, directory: str, environment: Mapping[str, str]) -> str:
+    """Says which command line reaches each host, and which line runs each rank there.
+
+    Ports stand for those that each host will find free.
+
+    Args:
+        options: the job.
+        directory: where the workers start.
+        environment: variables that all workers get and that are shown.
+    """
+    lines = ["# Ports are examples: each host chooses free ones at the start."]
+    plans = plan_processes(
+        options.command,
+        places=_places(options),
+        environment=environment,
+        as_horovod=options.as_horovod,
+    )
+    fleet = options.fleet
+    if fleet is None:
+        lines.append("# this machine")
+        lines += [_line(plan, directory, environment) for plan in plans]
+        return "\n".join(lines)
+    if fleet.interfaces:
+        lines.append(
+            "# Instead of the hosts' names their addresses on "
+            f"{' or '.join(fleet.interfaces)} will be used."
+        )
+    for host in fleet.hosts:
+        lines.append(f"# {host.name}, reached by (no ssh, if it is this machine):")
+        lines.append(shlex.join(agent_argv(fleet.ssh, host.name)))
+        lines += [_line(plan, directory, environment) for plan in plans if plan.host == host.name]
+    return "\n".join(lines)
+
+
+def _places(options: JobOptions) -> list[Place]:
+    if options.fleet is None:
+        return [this_machine(_ports(options.num_workers))]
+    hosts = options.fleet.hosts
+    if len(hosts) == 1:
+        return [Place(hosts[0].name, this_machine(()).address, _ports(hosts[0].slots))]
+    return [Place(host=h.name, address=h.name, ports=_ports(h.slots)) for h in hosts]
+
+
+def _ports(count: int) -> tuple[int, ...]:
+    return tuple(range(_FIRST_PORT, _FIRST_PORT + count))
+
+
+def _line(plan: ProcessPlan, directory: str, environment: Mapping[str, str]) -> str:
+    settings = " ".join(
+        f"{name}={shlex.quote(value)}"
+        for name, value in plan.environment.items()
+        if name in environment or name not in DEFAULTS
+    )
+    return f"# rank {plan.rank}\ncd {shlex.quote(directory)} && {settings} {shlex.join(plan.argv)}"

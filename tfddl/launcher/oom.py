@@ -1,0 +1,16 @@
+"""Processes that the kernel has ended for want of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_VMSTAT = Path("/proc/vmstat")
+
+
+def count_oom_kills() -> int:
+    """How many there have been on this machine since it started; 0 if unknown."""
+    try:
+        lines = _VMSTAT.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
