@@ -48,7 +48,8 @@ def draw(number: int, size: int) -> dict[str, Any]:
         "sample_weight": weights == "sample",
         "class_weight": weights == "class",
         "embedding": rng.random() < 0.4,
-        "under_scope": rng.random() < 0.5,
+        # Keras itself can't accumulate gradients under the scope of a single worker.
+        "under_scope": rng.random() < 0.5 and size > 1,
         "steps_per_execution": rng.choice([1, 1, 3]),
         "dtype": rng.choice(["float32", "float64"]),
     }
@@ -76,6 +77,9 @@ def test_whatever_is_drawn(groups: Groups, tmp_path: Path, size: int, numbers: r
     jobs = [(spec, _batches(spec, ranks)) for spec, ranks in zip(specs, found, strict=True)]
     for spec, ranks, one in zip(specs, found, in_one_process(jobs, tmp_path), strict=True):
         tolerance = TOLERANCES[spec["dtype"]]
+        if spec["under_scope"] and size == 3:
+            # Keras divides the loss by the number of workers in float32.
+            tolerance = max(tolerance, 1e-7)
         for rank in ranks:
             assert rank["iterations"] == one["iterations"], spec
             for path, expected in one["weights"].items():
