@@ -6,6 +6,7 @@ by the only argument.
 """
 
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,15 @@ import tensorflow as tf
 
 from tests import problem
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def train(spec: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any]:
+    with problem.precision(spec):
+        return _train(spec, batches)
+
+
+def _train(spec: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any]:
     x, y = problem.data(spec)[0], problem.labels(spec)
     weights = problem.sample_weights(spec)
     parts = (x, y) if weights is None else (x, y, weights)
@@ -47,6 +55,21 @@ def train(spec: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any
     )
     assert recorder.seen == [step for epoch in batches for step in epoch]
     return problem.result(model, history)
+
+
+def in_one_process(
+    jobs: list[tuple[dict[str, Any], list[list[list[int]]]]], directory: Path
+) -> list[dict[str, Any]]:
+    """What one process arrives at, for each problem and its batches."""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.one_process", directory / "results"],
+        input=pickle.dumps(jobs),
+        cwd=ROOT,
+        check=True,
+        timeout=180,
+    )
+    results: list[dict[str, Any]] = pickle.loads((directory / "results").read_bytes())
+    return results
 
 
 if __name__ == "__main__":

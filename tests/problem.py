@@ -5,6 +5,7 @@ are compared with.
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,20 +20,30 @@ def data(spec: dict[str, Any], part: str = "train") -> tuple[np.ndarray, np.ndar
     """x of shape (n, 1 + FEATURES), whose first column is the example's number; y of shape (n,)."""
     n = spec["n"] if part == "train" else spec["n_val"]
     rng = np.random.default_rng([7, part == "train"])
-    x = rng.normal(size=(n, FEATURES)).astype("float32")
+    dtype = spec.get("dtype", "float32")
+    x = rng.normal(size=(n, FEATURES)).astype("float32").astype(dtype)
     scores = x @ rng.normal(size=(FEATURES, CLASSES)) + 0.5 * rng.normal(size=(n, CLASSES))
     y: Any = scores.argmax(1) if spec["loss"] != "mse" else scores[:, :1]
-    ids = np.arange(n, dtype="float32")[:, None]
-    return np.concatenate([ids, x], 1), y.astype("float32" if spec["loss"] == "mse" else "int32")
+    ids = np.arange(n, dtype=dtype)[:, None]
+    return np.concatenate([ids, x], 1), y.astype(dtype if spec["loss"] == "mse" else "int32")
 
 
 def sample_weights(spec: dict[str, Any]) -> np.ndarray | None:
     if not spec.get("sample_weight"):
         return None
     weights = np.random.default_rng(11).uniform(0.2, 2.0, spec["n"]).astype("float32")
+    weights = weights.astype(spec.get("dtype", "float32"))
     if spec["sample_weight"] == "some zero":  # Batches without any weight among them.
         weights[: spec["n"] // 2] = 0
     return weights
+
+
+@contextlib.contextmanager
+def precision(spec: dict[str, Any]) -> Iterator[None]:
+    """What losses, layers and optimizers are made in."""
+    keras.config.set_floatx(spec.get("dtype", "float32"))
+    yield
+    keras.config.set_floatx("float32")
 
 
 class _Log:
@@ -88,7 +99,10 @@ def _model(spec: dict[str, Any]) -> tuple[keras.Model, Recorder]:
         hidden = _normalizing(spec, recorder(inputs), decay)
     else:
         dense = keras.layers.Dense(8, activation="tanh", kernel_regularizer=decay)
-        hidden = dense(recorder(inputs))
+        features = recorder(inputs)
+        hidden = dense(features)
+        if spec.get("embedding"):
+            hidden = keras.layers.Concatenate()([hidden, _embedded(features)])
     if spec["loss"] in ("bce", "dice"):
         outputs = keras.layers.Dense(1, activation="sigmoid")(hidden)
     elif spec["loss"] == "mse":
@@ -96,6 +110,12 @@ def _model(spec: dict[str, Any]) -> tuple[keras.Model, Recorder]:
     else:
         outputs = keras.layers.Dense(CLASSES, activation="softmax")(hidden)
     return keras.Model(inputs, outputs), recorder
+
+
+def _embedded(features: Any) -> Any:
+    """Sparse gradients: rows of a table, by one of the features."""
+    rows = keras.ops.cast(keras.ops.clip(features[:, 0] * 2 + 3, 0, 5), "int32")
+    return keras.layers.Embedding(6, 4)(rows)
 
 
 def _normalizing(spec: dict[str, Any], inputs: Any, decay: Any) -> Any:
@@ -114,8 +134,11 @@ def _normalizing(spec: dict[str, Any], inputs: Any, decay: Any) -> Any:
 
 def optimizer(spec: dict[str, Any]) -> keras.optimizers.Optimizer:
     kinds = {
-        "sgd": lambda **kw: keras.optimizers.SGD(0.1, momentum=0.9, **kw),
+        "sgd": lambda **kw: keras.optimizers.SGD(
+            spec.get("learning_rate", 0.1), momentum=0.9, **kw
+        ),
         "adam": lambda **kw: keras.optimizers.Adam(0.01, **kw),
+        "lion": lambda **kw: keras.optimizers.Lion(0.01, **kw),
         "adamw": lambda **kw: keras.optimizers.AdamW(0.01, weight_decay=0.02, **kw),
     }
     return kinds[spec["optimizer"]](**spec.get("optimizer_options", {}))
@@ -152,7 +175,11 @@ def compile_options(spec: dict[str, Any]) -> dict[str, Any]:
 
 def labels(spec: dict[str, Any], part: str = "train") -> Any:
     y = data(spec, part)[1]
-    return (y > 0).astype("float32")[:, None] if spec["loss"] in ("bce", "dice") else y
+    return (
+        (y > 0).astype(spec.get("dtype", "float32"))[:, None]
+        if spec["loss"] in ("bce", "dice")
+        else y
+    )
 
 
 def class_weight(spec: dict[str, Any]) -> dict[int, float] | None:

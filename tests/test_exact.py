@@ -1,15 +1,13 @@
 """N workers end in the weights, logs and metrics of one process that knows nothing of tfddl."""
 
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.group import ROOT, Groups
+from tests.group import Groups
+from tests.one_process import in_one_process
 
 BASE = {"n": 47, "n_val": 11, "loss": "scce", "optimizer": "sgd", "batch_size": 4}
 TWO = {**BASE, "epochs": 4}  # 6 steps of 8 or 7 examples
@@ -258,14 +256,7 @@ class Runs:
         if name not in self._one:
             todo = [known for known in self._workers if known not in self._one]
             jobs = [(CASES[known][1], _batches(known, self._workers[known])) for known in todo]
-            subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", "tests.one_process", directory / "results"],
-                input=pickle.dumps(jobs),
-                cwd=ROOT,
-                check=True,
-                timeout=180,
-            )
-            results = pickle.loads((directory / "results").read_bytes())
+            results = in_one_process(jobs, directory)
             self._one.update(zip(todo, results, strict=True))
         return self._one[name]
 

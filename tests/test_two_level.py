@@ -39,6 +39,7 @@ def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
     assert "among ranks 0, 2 of float32 (2)" in first[1]
 
 
+@pytest.mark.long
 @LAYOUTS
 def test_training_is_that_of_one_process(groups: Groups, hosts: tuple[int, ...]) -> None:
     size = sum(hosts)

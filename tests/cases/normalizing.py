@@ -179,7 +179,9 @@ def collectives() -> dict[str, list[str]]:
         graph = tf.function(function).get_concrete_function(spec).graph
         kinds = ("CollectiveGatherV2", "CollectiveReduceV2", "PyFunc")
         ops = [op for op in graph.get_operations() if op.type in kinds]
-        found[name] = [f"{op.type} {op.inputs[0].shape[0]}" for op in ops]
+        # What goes through Python has two tickets before it.
+        data = [op.inputs[2 if op.type == "PyFunc" else 0] for op in ops]
+        found[name] = [f"{op.type} {sent.shape[0]}" for op, sent in zip(ops, data, strict=True)]
     return found
 
 

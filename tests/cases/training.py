@@ -11,6 +11,11 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     """`fit` on what `shard_dataset` gives, through either door."""
     init_seed = 100 + tfddl.rank() * (not spec.get("same_init"))
     spec = {**spec, "synchronized": True, "init_seed": init_seed}
+    with problem.precision(spec):
+        return _train(spec)
+
+
+def _train(spec: dict[str, Any]) -> dict[str, Any]:
     if tfddl.rank() == 0:
         spec["init_seed"] = 3  # Rank 0's weights are everyone's.
     options = problem.compile_options(spec)

@@ -31,7 +31,7 @@ def loss_count(count: Any) -> Iterator[None]:
             weights if the loss is divided by that. 0 leaves the rank out.
     """
     runtime = current()
-    step = dataclasses.replace(runtime.step, count=tf.cast(count, tf.float32))
+    step = dataclasses.replace(runtime.step, count=tf.cast(count, tf.float64))
     with runtime.in_step(step):
         yield
 

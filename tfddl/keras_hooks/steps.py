@@ -61,7 +61,9 @@ class StepState:
             return cls(
                 stop=tf.Variable(0.0, trainable=False, name="tfddl_stop"),
                 stop_agreed=tf.Variable(0.0, trainable=False, name="tfddl_stop_agreed"),
-                totals=tf.Variable([0.0, 0.0], trainable=False, name="tfddl_totals"),
+                totals=tf.Variable(
+                    [0.0, 0.0], trainable=False, dtype=tf.float64, name="tfddl_totals"
+                ),
                 steps=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_steps"),
                 uneven=tf.Variable(False, trainable=False, name="tfddl_uneven"),
                 examples=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_examples"),
@@ -110,7 +112,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         count = _count(model, x, weight) if by_count else tf.constant(1.0)
         num_examples = _num_examples(x)
         if counts is not None:
-            count = tf.where(counts, count, 0.0)
+            count = tf.where(counts, count, tf.zeros_like(count))
             num_examples = tf.where(counts, num_examples, 0)
         pooled = MovingStatistics(model, averaging.local)
         step = Step(
@@ -186,15 +188,15 @@ def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
             "which adds the gradients up."
         )
     if not _is_weighted(model, weight):
-        return tf.cast(_num_examples(x), tf.float32)
+        return tf.cast(_num_examples(x), tf.float64)
     if len(reductions) > 1 or len(tf.nest.flatten(weight)) > 1:
         raise UnsupportedError(
             f"Several losses of which one has reduction={_WEIGHTED!r} divide by different numbers "
             "on every worker, and can't be averaged exactly. Use the same reduction for all, with "
             "one sample weight per example."
         )
-    total = tf.cast(tf.reduce_sum(tf.nest.flatten(weight)[0]), tf.float32)
-    return tf.where(total == 0, NEGLIGIBLE_COUNT, total)
+    total = tf.reduce_sum(tf.cast(tf.nest.flatten(weight)[0], tf.float64))
+    return tf.where(total == 0, tf.constant(NEGLIGIBLE_COUNT, tf.float64), total)
 
 
 def _averages(model: Any) -> bool:

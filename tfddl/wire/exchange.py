@@ -36,7 +36,7 @@ from tfddl.wire.memory import Buffers
 from tfddl.wire.mesh import LONGEST_PAYLOAD, Call, Mesh, Message, Tag, hashed
 from tfddl.wire.telling import describe_difference
 
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 2**21
 """What all workers together reduce in one step: small enough for caches, large enough that the step
 costs more than the messages around it."""
 
