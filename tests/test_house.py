@@ -69,7 +69,16 @@ SIBLINGS: dict[str, list[str]] = {
         "main",
         "__main__",
     ],
-    "wire": ["telling", "memory", "flat", "mesh", "meeting", "exchange"],
+    "wire": [
+        "telling",
+        "memory",
+        "flat",
+        "arithmetic",
+        "mesh",
+        "meeting",
+        "session",
+        "exchange",
+    ],
     "transport": [
         "errors",
         "base",

@@ -15,7 +15,8 @@ Usage::
         [total] = wire.all_reduce([array], Reduction.SUM, Call("loss", "allreduce float32 (3,)"))
 """
 
-from tfddl.wire.exchange import Reduction, Wire
+from tfddl.wire.arithmetic import Reduction
+from tfddl.wire.exchange import Wire
 from tfddl.wire.meeting import connect
 from tfddl.wire.mesh import Call, Mesh, Patience, Seat
 from tfddl.wire.telling import HEADLINE, describe_difference, rank_names

@@ -21,7 +21,6 @@ References:
 from __future__ import annotations
 
 import contextlib
-import enum
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,33 +30,18 @@ import numpy as np
 
 from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
 from tfddl.plan import shard_range
+from tfddl.wire.arithmetic import Reduction, reduce, reduced
 from tfddl.wire.flat import Flat
 from tfddl.wire.memory import Buffers
 from tfddl.wire.mesh import LONGEST_PAYLOAD, Call, Mesh, Message, Tag, hashed
+from tfddl.wire.session import Session, Turns
 from tfddl.wire.telling import describe_difference
 
 CHUNK_BYTES = 2**21
 """What all workers together reduce in one step: small enough for caches, large enough that the step
 costs more than the messages around it."""
 
-_HELLO, _FIRST_STEP, _TURN, _TEXT = 0, 1, 2**32 - 2, 2**32 - 1
-
-
-class Reduction(enum.Enum):
-    """How the numbers of the workers become one."""
-
-    SUM = "sum"
-    PRODUCT = "product"
-    MIN = "min"
-    MAX = "max"
-
-
-_UFUNCS = {
-    Reduction.SUM: np.add,
-    Reduction.PRODUCT: np.multiply,
-    Reduction.MIN: np.minimum,
-    Reduction.MAX: np.maximum,
-}
+_HELLO, _TURN, _TEXT = 0, 2**32 - 2, 2**32 - 1
 
 
 @dataclass
@@ -98,7 +82,7 @@ class Wire:
         self._key = ",".join(map(str, self.ranks))
         self._occurrences: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._turns = _Turns()
+        self._turns = Turns()
         self._next_turn = 0
         self._slot = 0
         self._areas: list[np.ndarray] | None = None
@@ -132,7 +116,7 @@ class Wire:
         self.counters.reduced += mine.num_bytes
         with self._begun(call, mine) as session:
             if session.is_inline:
-                results.put(0, _reduced(session.rows(mine), reduction))
+                results.put(0, reduced(session.rows(mine, self.ranks), reduction))
                 self.counters.written += mine.num_bytes
             else:
                 self._reduce_in_chunks(session, mine, results, _Way(reduction, only))
@@ -145,7 +129,7 @@ class Wire:
         rows = joined.reshape(self.size, mine.length)
         with self._begun(call, mine) as session:
             if session.is_inline:
-                rows[:] = session.rows(mine)
+                rows[:] = session.rows(mine, self.ranks)
             else:
                 everyone = range(self.size)
                 self._show_in_chunks(session, mine, {r: Flat([rows[r]]) for r in everyone})
@@ -169,7 +153,7 @@ class Wire:
             results = Flat(self._buffers.take(mine.dtype, mine.lengths))
         with self._begun(call, mine) as session:
             if session.is_inline:
-                results.put(0, session.rows(mine)[root])
+                results.put(0, session.rows(mine, self.ranks)[root])
             else:
                 self._show_in_chunks(session, mine, {root: results})
         return results.arrays
@@ -194,13 +178,13 @@ class Wire:
         with self._begun(call, mine) as session:
             if session.is_inline:
                 start = sum(lengths[: self.rank])
-                rows = session.rows(mine)
-                _reduce([row[start : start + len(result)] for row in rows], reduction, result)
+                rows = session.rows(mine, self.ranks)
+                reduce([row[start : start + len(result)] for row in rows], reduction, result)
                 return result
 
             def take(at: int, shown: list[np.ndarray]) -> None:
                 wanted = result[at : at + len(shown[0])]
-                _reduce([piece[: len(wanted)] for piece in shown], reduction, wanted)
+                reduce([piece[: len(wanted)] for piece in shown], reduction, wanted)
 
             parts = np.split(array, np.cumsum(lengths)[:-1])
             self._swap_in_chunks(session, parts, max(lengths), take)
@@ -228,7 +212,9 @@ class Wire:
         with self._begun(call, mine, num_bytes=num_bytes) as session:
             if session.is_inline:
                 starts = lengths[:, : self.rank].sum(axis=1).tolist()
-                for result, row, start in zip(results, session.rows(mine), starts, strict=True):
+                for result, row, start in zip(
+                    results, session.rows(mine, self.ranks), starts, strict=True
+                ):
                     result[:] = row[start : start + len(result)]
                 return joined
 
@@ -241,7 +227,7 @@ class Wire:
         return joined
 
     @contextlib.contextmanager
-    def _begun(self, call: Call, mine: Flat, *, num_bytes: int | None = None) -> Iterator[_Session]:
+    def _begun(self, call: Call, mine: Flat, *, num_bytes: int | None = None) -> Iterator[Session]:
         """Meets the others, compares, and waits for its turn if something large is to be moved.
 
         Args:
@@ -263,7 +249,7 @@ class Wire:
             raise
 
     @contextlib.contextmanager
-    def _met(self, call: Call, mine: Flat, num_bytes: int) -> Iterator[_Session]:
+    def _met(self, call: Call, mine: Flat, num_bytes: int) -> Iterator[Session]:
         is_inline = num_bytes <= LONGEST_PAYLOAD
         payload = mine.take(0, mine.length).tobytes() if is_inline else b""
         tag = self._tag(call.name)
@@ -274,7 +260,7 @@ class Wire:
             # Where the calls are alike, only the sizes can tell the difference.
             same = all(m.digest == call.digest for m in others)
             self._disagree(tag, call, num_bytes if same else None)
-        session = _Session(self, tag, call, heard)
+        session = Session(call, tag, heard, self.exchange)
         if is_inline:
             yield session
             return
@@ -306,7 +292,7 @@ class Wire:
             self._occurrences[name] = occurrence + 1
         return Tag(hashed(f"{self._key} {name}"), occurrence % 2**32, _HELLO)
 
-    def _turn_of(self, session: _Session) -> int:
+    def _turn_of(self, session: Session) -> int:
         """Large calls come one after the other; the first of the workers says in which order."""
         tag = session.tag._replace(step=_TURN)
         if self.rank == 0:
@@ -335,7 +321,7 @@ class Wire:
             )
         )
 
-    def _shown(self, session: _Session) -> list[np.ndarray]:
+    def _shown(self, session: Session) -> list[np.ndarray]:
         """Everyone's area; made when something large is to be moved for the first time."""
         if self._areas is None:
             size = 4 * CHUNK_BYTES  # Two slots, each for what is put in and for what comes out.
@@ -347,7 +333,7 @@ class Wire:
             ]
         return self._areas
 
-    def _slots(self, session: _Session) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+    def _slots(self, session: Session) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
         """For each step: where everyone puts numbers in, and where sums come out."""
         areas = self._shown(session)
         while True:
@@ -358,7 +344,7 @@ class Wire:
                 [area[start + CHUNK_BYTES : start + 2 * CHUNK_BYTES] for area in areas],
             )
 
-    def _reduce_in_chunks(self, session: _Session, mine: Flat, results: Flat, way: _Way) -> None:
+    def _reduce_in_chunks(self, session: Session, mine: Flat, results: Flat, way: _Way) -> None:
         chunks = mine.chunks(CHUNK_BYTES)
         slots = self._slots(session)
         before: tuple[range, list[np.ndarray]] | None = None
@@ -398,7 +384,7 @@ class Wire:
         ]
         total = sums.view(mine.dtype)[: stop - start]
         mine.copy_to(chunk[start:stop], total)
-        _reduce([total, *others], reduction, total)
+        reduce([total, *others], reduction, total)
         self.counters.written += (stop - start) * mine.dtype.itemsize
 
     def _take_out(self, results: Flat, chunk: range, sums: list[np.ndarray]) -> None:
@@ -407,7 +393,7 @@ class Wire:
             results.copy_from(chunk[start:stop], sums[rank].view(results.dtype)[: stop - start])
         self.counters.written += len(chunk) * results.dtype.itemsize
 
-    def _show_in_chunks(self, session: _Session, mine: Flat, results: dict[int, Flat]) -> None:
+    def _show_in_chunks(self, session: Session, mine: Flat, results: dict[int, Flat]) -> None:
         """Everyone whose result is wanted shows its numbers; all take them."""
         slots = self._slots(session)
         for chunk in mine.chunks(CHUNK_BYTES):
@@ -421,7 +407,7 @@ class Wire:
 
     def _swap_in_chunks(
         self,
-        session: _Session,
+        session: Session,
         parts: Sequence[np.ndarray],
         longest: int,
         take: Callable[[int, list[np.ndarray]], None],
@@ -455,81 +441,3 @@ class _Way:
 
     reduction: Reduction
     only: int | None
-
-
-class _Session:
-    """One operation that all workers have come to."""
-
-    def __init__(self, wire: Wire, tag: Tag, call: Call, heard: dict[int, Message]) -> None:
-        self.tag, self.call = tag, call
-        # What is little has come along.
-        self.is_inline = all(message.number <= LONGEST_PAYLOAD for message in heard.values())
-        self._wire, self._heard = wire, heard
-        self._step = _FIRST_STEP
-
-    def step(self) -> None:
-        """Returns once all workers have come here."""
-        self.tell(0)
-
-    def tell(self, number: int) -> dict[int, int]:
-        """Tells all others a number, and returns theirs."""
-        tag = self.tag._replace(step=self._step)
-        self._step += 1
-        return {rank: m.number for rank, m in self._wire.exchange(tag, number, self.call).items()}
-
-    def rows(self, mine: Flat) -> list[np.ndarray]:
-        """What everyone has sent along, in rank order."""
-        return [
-            mine.take(0, mine.length)
-            if rank not in self._heard
-            else np.frombuffer(self._heard[rank].payload, mine.dtype)
-            for rank in self._wire.ranks
-        ]
-
-
-class _Turns:
-    """Lets one thread after the other in, in the order of their numbers."""
-
-    def __init__(self) -> None:
-        self._turn = 0
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def wait_for(self, turn: int, *, unless: Callable[[], bool]) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: unless() or self._turn == turn)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._turn += 1
-                self._changed.notify_all()
-
-    def wake(self) -> None:
-        """Lets those who wait see what has changed."""
-        with self._changed:
-            self._changed.notify_all()
-
-
-def _reduced(rows: Sequence[np.ndarray], reduction: Reduction) -> np.ndarray:
-    out = np.empty_like(rows[0])
-    _reduce(rows, reduction, out)
-    return out
-
-
-def _reduce(operands: Sequence[np.ndarray], reduction: Reduction, out: np.ndarray) -> None:
-    """Reduces in the order given; 16-bit floats in 32 bits."""
-    function: Callable[..., np.ndarray] = _UFUNCS[reduction]
-    if out.dtype.itemsize == 2 and out.dtype.kind not in "iu":
-        operands = [operand.astype(np.float32) for operand in operands]
-        total = operands[0]
-        for operand in operands[1:]:
-            function(total, operand, out=total)
-        out[:] = total
-        return
-    if len(operands) == 1:
-        out[:] = operands[0]
-        return
-    function(operands[0], operands[1], out=out)
-    for operand in operands[2:]:
-        function(out, operand, out=out)

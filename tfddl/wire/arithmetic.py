@@ -1,0 +1,50 @@
+"""How numbers of several workers become one."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+class Reduction(enum.Enum):
+    """How the numbers of the workers become one."""
+
+    SUM = "sum"
+    PRODUCT = "product"
+    MIN = "min"
+    MAX = "max"
+
+
+_UFUNCS = {
+    Reduction.SUM: np.add,
+    Reduction.PRODUCT: np.multiply,
+    Reduction.MIN: np.minimum,
+    Reduction.MAX: np.maximum,
+}
+
+
+def reduced(rows: Sequence[np.ndarray], reduction: Reduction) -> np.ndarray:
+    """Reduces in the order given, into an array of its own."""
+    out = np.empty_like(rows[0])
+    reduce(rows, reduction, out)
+    return out
+
+
+def reduce(operands: Sequence[np.ndarray], reduction: Reduction, out: np.ndarray) -> None:
+    """Reduces in the order given; 16-bit floats in 32 bits."""
+    function: Callable[..., np.ndarray] = _UFUNCS[reduction]
+    if out.dtype.itemsize == 2 and out.dtype.kind not in "iu":
+        operands = [operand.astype(np.float32) for operand in operands]
+        total = operands[0]
+        for operand in operands[1:]:
+            function(total, operand, out=total)
+        out[:] = total
+        return
+    if len(operands) == 1:
+        out[:] = operands[0]
+        return
+    function(operands[0], operands[1], out=out)
+    for operand in operands[2:]:
+        function(out, operand, out=out)
