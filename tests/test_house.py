@@ -82,6 +82,7 @@ SIBLINGS: dict[str, list[str]] = {
     "transport": [
         "errors",
         "base",
+        "tracer",
         "alone",
         "watch",
         "strategy",

@@ -130,8 +130,6 @@ class Runtime:
         self.collective = _set_up_devices(cluster, options, self.num_cores)
         self.tracer = Tracer()
         self.transport = self._connect()
-        if cluster.size > 1:
-            self.transport = TracedTransport(self.transport, self.tracer)
         self._report_progress()
 
     def strategy(self) -> tf.distribute.Strategy:
@@ -174,12 +172,13 @@ class Runtime:
                 _LOG.warning(_NO_SHARED_MEMORY)
             if mesh is not None:
                 mesh.close()
-            return transport
-        local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
+            return TracedTransport(transport, self.tracer)
         layout = self.cluster.ranks_of_hosts
         if len(layout) == 1:
-            return local
-        return TwoLevelTransport(self.cluster.rank, layout, local, transport)
+            return HostTransport(mesh, range(mesh.size), self.tracer)
+        local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
+        both = TwoLevelTransport(self.cluster.rank, layout, local, transport)
+        return TracedTransport(both, self.tracer)
 
     def _wants_shared_memory(self) -> bool:
         """Whether gradients go through memory: several CPU workers on a host, nobody forbids it."""

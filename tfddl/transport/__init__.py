@@ -11,7 +11,8 @@ from tfddl.transport.errors import RanksDisagreeError
 from tfddl.transport.host import HostTransport
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
-from tfddl.transport.traced import Event, TracedTransport, Tracer
+from tfddl.transport.traced import TracedTransport
+from tfddl.transport.tracer import Event, Tracer
 from tfddl.transport.two_level import TwoLevelTransport
 
 __all__ = [

@@ -24,6 +24,7 @@ from tfddl.errors import DisagreementError, PeerLostError, StalledError
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Lengths, Reduction, Transport
 from tfddl.transport.errors import RankLostError, RanksDisagreeError, RankStalledError
+from tfddl.transport.tracer import Event, Tracer
 from tfddl.wire import Call, Mesh, Wire
 from tfddl.wire import Reduction as WireReduction
 
@@ -86,18 +87,20 @@ class HostTransport(Transport):
     rounds_once = True
     compares = True
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int]) -> None:
+    def __init__(self, mesh: Mesh, ranks: Sequence[int], tracer: Tracer | None = None) -> None:
         """Sits down with some workers of the host; all of them do.
 
         Args:
             mesh: connects all workers of the host.
             ranks: who takes part, by their numbers within the host, ascending.
+            tracer: is told what travels, while it is on.
         """
         self._wire = Wire(mesh, ranks)
         super().__init__(self._wire.rank, self._wire.size)
         self._mesh = mesh
         self._call = Call("", "an operation")
         self._shapes: tuple[tf.Tensor, ...] = ()
+        self._tracer = tracer or Tracer()
         self._clock = _Clock()
         self._counts = _Counts()
         with tf.device("CPU:0"):
@@ -257,13 +260,13 @@ class HostTransport(Transport):
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
             call = self._call_of(arrays[len(inputs) :])
-            begin_s = time.perf_counter()
+            begin_s = time.time()
             self._counts.begin()
             try:
                 return work(call, arrays[: len(inputs)])
             finally:
                 self._counts.end()
-                self._count(time.perf_counter() - begin_s)
+                self._record(call, arrays[: len(inputs)], begin_s)
 
         given = [*inputs, *self._shapes]
         if tf.executing_eagerly():
@@ -291,10 +294,16 @@ class HostTransport(Transport):
         graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived
 
-    def _count(self, seconds: float) -> None:
+    def _record(self, call: Call, arrays: Arrays, begin_s: float) -> None:
+        end_s = time.time()
         if self._clock.runs:
             with self._clock.lock:
-                self._clock.seconds += seconds
+                self._clock.seconds += end_s - begin_s
+        if self._tracer.is_on:
+            ranks = tuple(self._mesh.names[rank] for rank in self._wire.ranks)
+            num_bytes = sum(array.nbytes for array in arrays)
+            kind = call.text.partition("\n")[0]
+            self._tracer.add(Event(kind, ranks, num_bytes, begin_s, end_s))
 
 
 def _last_ticket(graph: tf.Graph, default: tf.Tensor) -> tf.Tensor:
