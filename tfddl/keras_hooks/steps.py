@@ -137,7 +137,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             state.steps.assign_add(1)
             state.examples.assign_add(num_examples)
             if not by_count:
-                mine = tf.cast(num_examples, tf.float32) * current().cluster.size
+                mine = tf.cast(num_examples, tf.float64) * current().cluster.size
                 is_uneven = tf.logical_and(state.totals[1] > 0, mine != state.totals[1])
                 state.uneven.assign(tf.logical_or(state.uneven, is_uneven))
         return outputs
