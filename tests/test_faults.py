@@ -84,7 +84,7 @@ def test_a_training_that_is_struck_loses_nothing(
     if blow.saves:
         assert found.exposure.repeated == 0
         # Asked for within a step, it is saved after the next that begins; meanwhile some may run.
-        told = re.search(r"ended by SIGTERM, after the training was saved at (.*)", found.log)
+        told = re.search(r"ended by SIGTERM, after the training was saved at (.*);", found.log)
         assert told is not None, found.log
         assert re.fullmatch(rf"step \d+ of epoch {blows.EPOCH + 1}", told.group(1))
     elif blow.place is blows.Place.STEP and not blow.is_repeated and not blow.ends_job:
