@@ -28,6 +28,8 @@ CASES = "tests.cases.normalizing"
 def test_outputs_gradients_and_state_are_those_of_one_process(
     groups: Groups, size: int, kind: str, rounding: float
 ) -> None:
+    if kind == "renorm" and not all(groups(size).run(f"{CASES}:knows_renorm")):
+        pytest.skip("this Keras' BatchNormalization has no renorm")
     for found in groups(size).run(f"{CASES}:layer_alone", kind=kind):
         assert len(found) >= 20
         assert {key: value for key, value in found.items() if not value <= rounding} == {}

@@ -4,6 +4,7 @@ Each compares the worker's own part of some examples, normalized with all others
 layer on all of them: which tfddl leaves alone.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -183,6 +184,10 @@ def collectives() -> dict[str, list[str]]:
         data = [op.inputs[2 if op.type == "PyFunc" else 0] for op in ops]
         found[name] = [f"{op.type} {sent.shape[0]}" for op, sent in zip(ops, data, strict=True)]
     return found
+
+
+def knows_renorm() -> bool:
+    return "renorm" in inspect.signature(keras.layers.BatchNormalization.__init__).parameters
 
 
 def alone() -> bool:
