@@ -48,8 +48,7 @@ def draw(number: int, size: int) -> dict[str, Any]:
         "sample_weight": weights == "sample",
         "class_weight": weights == "class",
         "embedding": rng.random() < 0.4,
-        # Keras itself can't accumulate gradients under the scope of a single worker.
-        "under_scope": rng.random() < 0.5 and size > 1,
+        "under_scope": rng.random() < 0.5,
         "steps_per_execution": rng.choice([1, 1, 3]),
         "dtype": rng.choice(["float32", "float64"]),
     }

@@ -112,7 +112,7 @@ def cross_size() -> int:
 
 
 def strategy() -> tf.distribute.Strategy:
-    """The `tf.distribute.MultiWorkerMirroredStrategy` of the job.
+    """The `tf.distribute.MultiWorkerMirroredStrategy` of the job; for one worker, the default one.
 
     A Keras model made and compiled under its ``scope()``, with a plain Keras optimizer, trains with
     an ordinary `fit`, as one compiled with `tfddl.DistributedOptimizer` does outside of it.

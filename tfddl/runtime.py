@@ -133,7 +133,7 @@ class Runtime:
         self._report_progress()
 
     def strategy(self) -> tf.distribute.Strategy:
-        """The `MultiWorkerMirroredStrategy` of the job."""
+        """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default."""
         if self._strategy is None:
             self._strategy = _make_strategy(self.cluster, self.collective)
         return self._strategy
@@ -310,11 +310,14 @@ def _set_up_devices(cluster: Cluster, options: Options, num_cores: int) -> Colle
 
 
 def _make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Strategy:
-    addresses = {"worker": list(cluster.addresses)} if cluster.size > 1 else {}
+    if cluster.size == 1:
+        # TensorFlow's default. Under any other, Keras fails where a single worker accumulates
+        # gradients, or runs several steps at once.
+        return tf.distribute.get_strategy()
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(addresses),
-        task_type="worker" if addresses else None,
-        task_id=cluster.rank if addresses else None,
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.rank,
         rpc_layer="grpc",
     )
     options = tf.distribute.experimental.CommunicationOptions(
