@@ -41,7 +41,7 @@ def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
 
 @pytest.mark.long
 @LAYOUTS
-def test_training_is_that_of_one_process(groups: Groups, hosts: tuple[int, ...]) -> None:
+def test_training_is_that_of_one_level(groups: Groups, hosts: tuple[int, ...]) -> None:
     size = sum(hosts)
     arguments: dict[str, Any] = {"kind": "sequential", "options": {}}
     ranks = groups(size, hosts=hosts, **SHARED).run("tests.cases.scope:doors", **arguments)

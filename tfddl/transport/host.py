@@ -260,13 +260,13 @@ class HostTransport(Transport):
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
             call = self._call_of(arrays[len(inputs) :])
-            begin_s = time.time()
+            begin_s = time.perf_counter()
             self._counts.begin()
             try:
                 return work(call, arrays[: len(inputs)])
             finally:
                 self._counts.end()
-                self._record(call, arrays[: len(inputs)], begin_s)
+                self._record(call, arrays[: len(inputs)], time.perf_counter() - begin_s)
 
         given = [*inputs, *self._shapes]
         if tf.executing_eagerly():
@@ -294,16 +294,16 @@ class HostTransport(Transport):
         graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived
 
-    def _record(self, call: Call, arrays: Arrays, begin_s: float) -> None:
-        end_s = time.time()
+    def _record(self, call: Call, arrays: Arrays, seconds: float) -> None:
         if self._clock.runs:
             with self._clock.lock:
-                self._clock.seconds += end_s - begin_s
+                self._clock.seconds += seconds
         if self._tracer.is_on:
             ranks = tuple(self._mesh.names[rank] for rank in self._wire.ranks)
             num_bytes = sum(array.nbytes for array in arrays)
             kind = call.text.partition("\n")[0]
-            self._tracer.add(Event(kind, ranks, num_bytes, begin_s, end_s))
+            end_s = time.time()
+            self._tracer.add(Event(kind, ranks, num_bytes, end_s - seconds, end_s))
 
 
 def _last_ticket(graph: tf.Graph, default: tf.Tensor) -> tf.Tensor:
