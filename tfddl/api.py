@@ -34,7 +34,8 @@ def init(
         intra_op_threads: Threads within an operation; None is this worker's share of the cores:
             TFDDL_CORES, which `tfddlrun` sets, or its part of those that the process may use.
         inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
-            worker, and is at least 2 for several.
+            worker on a host, and is as many as within an operation for several. Graphs with
+            collectives that run at once, in threads, need one for each of them.
         timeout_s: After how many seconds this gives up waiting for the other workers, and later
             an operation fails for which not all ranks have come; 0 waits for ever. For the start,
             TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`) comes first.

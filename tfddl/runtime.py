@@ -175,7 +175,8 @@ class Runtime:
             return TracedTransport(transport, self.tracer)
         layout = self.cluster.ranks_of_hosts
         if len(layout) == 1:
-            return HostTransport(mesh, range(mesh.size), self.tracer)
+            overlaps = self.num_cores > 1
+            return HostTransport(mesh, range(mesh.size), self.tracer, overlaps=overlaps)
         local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
         both = TwoLevelTransport(self.cluster.rank, layout, local, transport)
         return TracedTransport(both, self.tracer)
@@ -294,7 +295,7 @@ def _set_up_devices(cluster: Cluster, options: Options, num_cores: int) -> Colle
     if intra is None and cluster.local_size > 1:
         intra = num_cores
     if inter is None and cluster.local_size > 1:
-        inter = max(2, intra or 0)  # A graph that waits for others must not starve the rest.
+        inter = intra  # More than there are cores make each other slower.
     try:
         if intra is not None:
             tf.config.threading.set_intra_op_parallelism_threads(intra)

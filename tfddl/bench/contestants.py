@@ -89,7 +89,6 @@ class Distributed(Contestant):
         tfddl.init(
             collective=collective,
             intra_op_threads=num_threads,
-            inter_op_threads=_inter_op_threads(num_threads),
         )
         self.transport = current().transport
         self.label = self.transport.name
@@ -214,10 +213,6 @@ def _other_collectives(cluster: Cluster, name: str) -> tuple[str, ...]:
 
 
 def _set_threads(number: int) -> None:
-    """As `tfddl.init()` is told to."""
+    """As `tfddl.init()` does."""
     tf.config.threading.set_intra_op_parallelism_threads(number)
-    tf.config.threading.set_inter_op_parallelism_threads(_inter_op_threads(number))
-
-
-def _inter_op_threads(number: int) -> int:
-    return max(2, number)
+    tf.config.threading.set_inter_op_parallelism_threads(number)

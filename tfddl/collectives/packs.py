@@ -9,9 +9,6 @@ from tfddl.collectives.process_sets import Group
 from tfddl.errors import UnsupportedError
 from tfddl.plan import pack
 
-_PACK_BYTES = 16 * 2**20
-"""A pack this large is bound by bandwidth, no longer by the latency of starting it."""
-
 CARRIERS = {
     tf.bool: tf.int32,
     tf.int8: tf.int32,
@@ -55,8 +52,9 @@ def in_packs(
         sent = [carried(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
     for positions in by_dtype(tensors):
-        sizes = [_bytes(tensors[i]) for i in positions]
-        for run in pack(sizes, _PACK_BYTES):
+        most = group.transport.pack_bytes
+        sizes = [_bytes(tensors[i], unknown=most) for i in positions]
+        for run in pack(sizes, most):
             members = [positions[i] for i in run]
             arrived = travel([sent[i] for i in members])
             for i, part in zip(members, arrived, strict=True):
@@ -72,7 +70,7 @@ def by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
     return list(positions.values())
 
 
-def _bytes(tensor: tf.Tensor) -> int:
-    """Bytes of a tensor; one of unknown size counts as a full pack."""
+def _bytes(tensor: tf.Tensor, *, unknown: int) -> int:
+    """Bytes of a tensor, where they are known."""
     elements = tensor.shape.num_elements()
-    return _PACK_BYTES if elements is None else elements * tensor.dtype.size
+    return unknown if elements is None else elements * tensor.dtype.size

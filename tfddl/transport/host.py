@@ -37,6 +37,7 @@ _REDUCTIONS = {
 
 Arrays = list[np.ndarray]
 
+_EVERYTHING = 2**62
 _TICKETS = "tfddl_tickets"
 
 
@@ -87,16 +88,27 @@ class HostTransport(Transport):
     rounds_once = True
     compares = True
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int], tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        ranks: Sequence[int],
+        tracer: Tracer | None = None,
+        *,
+        overlaps: bool = True,
+    ) -> None:
         """Sits down with some workers of the host; all of them do.
 
         Args:
             mesh: connects all workers of the host.
             ranks: who takes part, by their numbers within the host, ascending.
             tracer: is told what travels, while it is on.
+            overlaps: whether there is a core to compute while tensors travel. Without one, what
+                travels and what is computed only get into each other's way: all goes together.
         """
         self._wire = Wire(mesh, ranks)
         super().__init__(self._wire.rank, self._wire.size)
+        if not overlaps:
+            self.pack_bytes = _EVERYTHING
         self._mesh = mesh
         self._call = Call("", "an operation")
         self._shapes: tuple[tf.Tensor, ...] = ()
@@ -132,23 +144,6 @@ class HostTransport(Transport):
 
         def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
             return self._wire.all_reduce(arrays, _REDUCTIONS[reduction], call, scale=factor)
-
-        return self._run_alike(work, pack, scale)
-
-    def reduce_to(
-        self,
-        pack: Sequence[tf.Tensor],
-        reduction: Reduction,
-        root_rank: int,
-        *,
-        scale: tf.Tensor | None = None,
-    ) -> list[tf.Tensor]:
-        """Reduces for one rank alone; elsewhere what comes out is arbitrary."""
-
-        def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
-            return self._wire.all_reduce(
-                arrays, _REDUCTIONS[reduction], call, scale=factor, only=root_rank
-            )
 
         return self._run_alike(work, pack, scale)
 
@@ -281,6 +276,8 @@ class HostTransport(Transport):
                 return [np.asarray(ticket + 1), *run(*given)]
             except DisagreementError as error:
                 raise RefusedError(str(error)) from None
+            except StalledError as error:
+                raise StalledError(f"{error}{_starving()}") from None
 
         graph = tf.compat.v1.get_default_graph()
         with tf.device("CPU:0"):
@@ -304,6 +301,13 @@ class HostTransport(Transport):
             kind = call.text.partition("\n")[0]
             end_s = time.time()
             self._tracer.add(Event(kind, ranks, num_bytes, end_s - seconds, end_s))
+
+
+def _starving() -> str:
+    """What else may be the reason where graphs wait for each other."""
+    if tf.config.threading.get_inter_op_parallelism_threads() != 1:
+        return ""
+    return "; and graphs that run at once, in threads, need tfddl.init(inter_op_threads=2) or more"
 
 
 def _last_ticket(graph: tf.Graph, default: tf.Tensor) -> tf.Tensor:

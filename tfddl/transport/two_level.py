@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfddl.transport.base import Reduction, Transport
-from tfddl.transport.host import HostTransport
 
 Layout = tuple[tuple[int, ...], ...]
 """The ranks of each host, ascending; hosts in the order of their first ranks."""
@@ -67,10 +66,7 @@ class TwoLevelTransport(Transport):
         self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """See `Transport.all_reduce_pack`."""
-        if isinstance(self._local, HostTransport):
-            partial = self._local.reduce_to(pack, reduction, root_rank=0, scale=scale)
-        else:
-            partial = self._local.all_reduce_pack(pack, reduction, scale=scale)
+        partial = self._local.all_reduce_pack(pack, reduction, scale=scale)
         if self._between is not None:
             partial = self._between.all_reduce_pack(partial, reduction)
         return self._local.broadcast_pack(partial, 0)

@@ -7,9 +7,11 @@ extra for it: where they differ, each of them raises, and the next operation wor
 What is larger goes in chunks that fit the processors' caches, through two slots of each worker's
 area that are used in turn. In each step a worker writes its part of a chunk, waits until all have
 written theirs, and reads. A slot is written again two steps later, when all have said that they
-have read it. To reduce, each worker adds up one part of the chunk, its own numbers first, so that
-all get the same bits, and copies the others' parts one step later: 2 bytes written for each byte
-reduced, whatever the number of workers.
+have read it.
+
+To reduce, each worker adds up one part of the chunk, its own numbers first, into memory that all
+read in place: so all get the same bits, and a byte is written for each byte reduced, whatever the
+number of workers. What is gathered or broadcast is written to such memory at once.
 
 What little travels within the messages is added up by everyone, in the order of ranks.
 
@@ -32,15 +34,17 @@ from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireErr
 from tfddl.plan import shard_range
 from tfddl.wire.arithmetic import Reduction, reduce, reduced
 from tfddl.wire.flat import Flat
-from tfddl.wire.memory import Buffers
+from tfddl.wire.memory import Buffers, divided, room_for
 from tfddl.wire.mesh import LONGEST_PAYLOAD, Call, Mesh, Message, Tag, hashed
+from tfddl.wire.pool import Pool
 from tfddl.wire.session import Session, Turns
 from tfddl.wire.telling import describe_difference
 
-CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**22
 """What all workers together reduce in one step: small enough for caches, large enough that the step
 costs more than the messages around it."""
 
+_SLOTS = 2
 _HELLO, _TURN, _TEXT = 0, 2**32 - 2, 2**32 - 1
 
 
@@ -87,6 +91,7 @@ class Wire:
         self._slot = 0
         self._areas: list[np.ndarray] | None = None
         self._buffers = Buffers()
+        self._pool = Pool(mesh.memory, None if self.rank == 0 else mesh.peers[self.ranks[0]])
         self._failure: BaseException | None = None
 
     def all_reduce(
@@ -96,7 +101,6 @@ class Wire:
         call: Call,
         *,
         scale: float | None = None,
-        only: int | None = None,
     ) -> list[np.ndarray]:
         """Reduces elementwise.
 
@@ -105,34 +109,32 @@ class Wire:
             reduction: how. Floats of 16 bits are reduced in 32, and rounded once.
             call: what it is.
             scale: what this worker's floats are multiplied with before; 0 makes zeros of anything.
-            only: the number, among these workers, of the only one that gets the result.
 
         Returns:
-            Arrays of the same lengths, bit for bit the same everywhere; not the caller's to keep
-            for ever nor to write to. Where ``only`` is another one, what is in them is arbitrary.
+            Arrays of the same lengths, bit for bit the same everywhere. Not to be written to: what
+            is large is in memory that all workers see.
         """
         mine = Flat(arrays, scale=scale)
-        results = Flat(self._buffers.take(mine.dtype, mine.lengths))
         self.counters.reduced += mine.num_bytes
-        with self._begun(call, mine) as session:
+        with self._begun(call, mine, results=mine.lengths) as session:
+            results = Flat(session.results)
             if session.is_inline:
                 results.put(0, reduced(session.rows(mine, self.ranks), reduction))
                 self.counters.written += mine.num_bytes
             else:
-                self._reduce_in_chunks(session, mine, results, _Way(reduction, only))
+                self._reduce_in_chunks(session, mine, results, reduction)
         return results.arrays
 
     def all_gather(self, array: np.ndarray, call: Call) -> np.ndarray:
-        """Collects equal lengths: a row of each worker, in rank order."""
+        """Collects equal lengths: a row of each worker, in rank order; not to be written to."""
         mine = Flat([array])
-        [joined] = self._buffers.take(mine.dtype, [self.size * mine.length])
-        rows = joined.reshape(self.size, mine.length)
-        with self._begun(call, mine) as session:
+        with self._begun(call, mine, results=[self.size * mine.length]) as session:
+            rows = session.results[0].reshape(self.size, mine.length)
             if session.is_inline:
                 rows[:] = session.rows(mine, self.ranks)
             else:
-                everyone = range(self.size)
-                self._show_in_chunks(session, mine, {r: Flat([rows[r]]) for r in everyone})
+                rows[self.rank] = array
+                session.step()
         return rows
 
     def broadcast(self, arrays: Sequence[np.ndarray], root: int, call: Call) -> list[np.ndarray]:
@@ -144,18 +146,18 @@ class Wire:
             call: what it is.
 
         Returns:
-            The root's.
+            The root's; not to be written to.
         """
         mine = Flat(arrays)
-        if self.rank == root:
-            results = mine
-        else:
-            results = Flat(self._buffers.take(mine.dtype, mine.lengths))
-        with self._begun(call, mine) as session:
+        with self._begun(call, mine, results=mine.lengths) as session:
+            results = Flat(session.results)
             if session.is_inline:
                 results.put(0, session.rows(mine, self.ranks)[root])
             else:
-                self._show_in_chunks(session, mine, {root: results})
+                if self.rank == root:
+                    for result, own in zip(results.arrays, arrays, strict=True):
+                        result[:] = own
+                session.step()
         return results.arrays
 
     def reduce_scatter(
@@ -227,19 +229,27 @@ class Wire:
         return joined
 
     @contextlib.contextmanager
-    def _begun(self, call: Call, mine: Flat, *, num_bytes: int | None = None) -> Iterator[Session]:
+    def _begun(
+        self,
+        call: Call,
+        mine: Flat,
+        *,
+        num_bytes: int | None = None,
+        results: Sequence[int] = (),
+    ) -> Iterator[Session]:
         """Meets the others, compares, and waits for its turn if something large is to be moved.
 
         Args:
             call: has to be alike everywhere.
             mine: goes along if it is small.
             num_bytes: has to be alike everywhere; that of ``mine`` by default.
+            results: lengths of the arrays that come out alike everywhere.
         """
         self._refuse_after_failure()
         num_bytes = mine.num_bytes if num_bytes is None else num_bytes
         try:
             # A warning that somebody has made an error would end one worker, and leave the others.
-            with np.errstate(all="ignore"), self._met(call, mine, num_bytes) as session:
+            with np.errstate(all="ignore"), self._met(call, mine, num_bytes, results) as session:
                 yield session
         except DisagreementError:
             raise
@@ -249,9 +259,14 @@ class Wire:
             raise
 
     @contextlib.contextmanager
-    def _met(self, call: Call, mine: Flat, num_bytes: int) -> Iterator[Session]:
+    def _met(
+        self, call: Call, mine: Flat, num_bytes: int, results: Sequence[int]
+    ) -> Iterator[Session]:
         is_inline = num_bytes <= LONGEST_PAYLOAD
-        payload = mine.take(0, mine.length).tobytes() if is_inline else b""
+        if is_inline:
+            payload = mine.take(0, mine.length).tobytes()
+        else:
+            payload = self._pool.offer(self._turns.ended)
         tag = self._tag(call.name)
         self._mesh.send(self._others, tag, Message(call.digest, num_bytes, payload))
         heard = self._mesh.collect(tag, self._others, call)
@@ -262,11 +277,15 @@ class Wire:
             self._disagree(tag, call, num_bytes if same else None)
         session = Session(call, tag, heard, self.exchange)
         if is_inline:
+            session.results = [np.empty(length, mine.dtype) for length in results]
             yield session
             return
-        turn = self._turn_of(session)
+        offers = [payload, *(message.payload for message in others)]
+        turn, assigned = self._turn_of(session, room_for(mine.dtype, results), offers)
         with self._turns.wait_for(turn, unless=lambda: self._failure is not None):
             self._refuse_after_failure()
+            if results:
+                session.results = divided(self._pool.take(assigned), mine.dtype, results)
             yield session
 
     def _refuse_after_failure(self) -> None:
@@ -292,17 +311,28 @@ class Wire:
             self._occurrences[name] = occurrence + 1
         return Tag(hashed(f"{self._key} {name}"), occurrence % 2**32, _HELLO)
 
-    def _turn_of(self, session: Session) -> int:
-        """Large calls come one after the other; the first of the workers says in which order."""
+    def _turn_of(self, session: Session, room: int, offers: Sequence[bytes]) -> tuple[int, bytes]:
+        """Large calls come one after the other; the first of the workers says in which order.
+
+        Args:
+            session: the call.
+            room: bytes for results.
+            offers: what each worker's `Pool` has offered.
+
+        Returns:
+            The call's number, and what `Pool.take` wants.
+        """
         tag = session.tag._replace(step=_TURN)
         if self.rank == 0:
             with self._lock:
                 turn = self._next_turn
                 self._next_turn += 1
-            self._mesh.send(self._others, tag, Message(0, turn, b""))
-            return turn
+                assigned = self._pool.assign(room, turn, offers) if room else b""
+            self._mesh.send(self._others, tag, Message(0, turn, assigned))
+            return turn, assigned
         first = self.ranks[0]
-        return self._mesh.collect(tag, [first], session.call)[first].number
+        message = self._mesh.collect(tag, [first], session.call)[first]
+        return message.number, message.payload
 
     def _disagree(self, tag: Tag, call: Call, num_bytes: int | None) -> NoReturn:
         """Tells what each worker is about to do; all of them have noticed."""
@@ -324,7 +354,7 @@ class Wire:
     def _shown(self, session: Session) -> list[np.ndarray]:
         """Everyone's area; made when something large is to be moved for the first time."""
         if self._areas is None:
-            size = 4 * CHUNK_BYTES  # Two slots, each for what is put in and for what comes out.
+            size = _SLOTS * CHUNK_BYTES
             offset, own = self._mesh.memory.allocate(size)
             offsets = session.tell(offset)
             self._areas = [
@@ -333,77 +363,51 @@ class Wire:
             ]
         return self._areas
 
-    def _slots(self, session: Session) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
-        """For each step: where everyone puts numbers in, and where sums come out."""
+    def _slots(self, session: Session) -> Iterator[list[np.ndarray]]:
+        """For each step: where everyone shows numbers."""
         areas = self._shown(session)
         while True:
-            start = 2 * CHUNK_BYTES * (self._slot % 2)
+            start = CHUNK_BYTES * (self._slot % _SLOTS)
             self._slot += 1
-            yield (
-                [area[start : start + CHUNK_BYTES] for area in areas],
-                [area[start + CHUNK_BYTES : start + 2 * CHUNK_BYTES] for area in areas],
-            )
+            yield [area[start : start + CHUNK_BYTES] for area in areas]
 
-    def _reduce_in_chunks(self, session: Session, mine: Flat, results: Flat, way: _Way) -> None:
-        chunks = mine.chunks(CHUNK_BYTES)
-        slots = self._slots(session)
-        before: tuple[range, list[np.ndarray]] | None = None
-        for chunk in [*chunks, None]:
-            inputs, sums = next(slots)
-            if chunk is not None:
-                self._put_in(mine, chunk, inputs[self.rank])
+    def _reduce_in_chunks(
+        self, session: Session, mine: Flat, results: Flat, reduction: Reduction
+    ) -> None:
+        for chunk, slots in zip(mine.chunks(CHUNK_BYTES), self._slots(session), strict=False):
+            self._put_in(mine, chunk, slots[self.rank])
             session.step()
-            if chunk is not None:
-                self._add_up(mine, chunk, inputs, sums[self.rank], way.reduction)
-            if before is not None and way.only in (None, self.rank):
-                self._take_out(results, *before)
-            before = None if chunk is None else (chunk, sums)
+            self._add_up(mine, results, chunk, slots, reduction)
+        session.step()  # All sums are there.
 
-    def _put_in(self, mine: Flat, chunk: range, area: np.ndarray) -> None:
+    def _put_in(self, mine: Flat, chunk: range, slot: np.ndarray) -> None:
         """Shows the others their parts of a chunk."""
         for rank in range(self.size):
             if rank != self.rank:
                 start, stop = shard_range(len(chunk), rank, self.size)
-                mine.copy_to(chunk[start:stop], area.view(mine.dtype)[start:stop])
+                mine.copy_to(chunk[start:stop], slot.view(mine.dtype)[start:stop])
                 self.counters.written += (stop - start) * mine.dtype.itemsize
 
     def _add_up(
         self,
         mine: Flat,
+        results: Flat,
         chunk: range,
-        inputs: list[np.ndarray],
-        sums: np.ndarray,
+        slots: list[np.ndarray],
         reduction: Reduction,
     ) -> None:
-        """Reduces this worker's part of a chunk."""
+        """Reduces this worker's part of a chunk, where all will read it."""
         start, stop = shard_range(len(chunk), self.rank, self.size)
         others = [
-            area.view(mine.dtype)[start:stop]
-            for rank, area in enumerate(inputs)
+            slot.view(mine.dtype)[start:stop]
+            for rank, slot in enumerate(slots)
             if rank != self.rank
         ]
-        total = sums.view(mine.dtype)[: stop - start]
-        mine.copy_to(chunk[start:stop], total)
-        reduce([total, *others], reduction, total)
+        part = chunk[start:stop]
+        for (own, at), (result, _) in zip(mine.pieces(part), results.pieces(part), strict=True):
+            shown = [other[at : at + len(own)] for other in others]
+            reduce([mine.scaled(own, result), *shown], reduction, result)
         self.counters.written += (stop - start) * mine.dtype.itemsize
-
-    def _take_out(self, results: Flat, chunk: range, sums: list[np.ndarray]) -> None:
-        for rank in range(self.size):
-            start, stop = shard_range(len(chunk), rank, self.size)
-            results.copy_from(chunk[start:stop], sums[rank].view(results.dtype)[: stop - start])
-        self.counters.written += len(chunk) * results.dtype.itemsize
-
-    def _show_in_chunks(self, session: Session, mine: Flat, results: dict[int, Flat]) -> None:
-        """Everyone whose result is wanted shows its numbers; all take them."""
-        slots = self._slots(session)
-        for chunk in mine.chunks(CHUNK_BYTES):
-            inputs, _ = next(slots)
-            if self.rank in results:
-                mine.copy_to(chunk, inputs[self.rank].view(mine.dtype)[: len(chunk)])
-            session.step()
-            for rank, result in results.items():
-                if result is not mine:
-                    result.copy_from(chunk, inputs[rank].view(mine.dtype)[: len(chunk)])
 
     def _swap_in_chunks(
         self,
@@ -425,19 +429,11 @@ class Wire:
         room = CHUNK_BYTES // self.size // dtype.itemsize
         slots = self._slots(session)
         for at in range(0, longest, room):
-            inputs, _ = next(slots)
-            own = inputs[self.rank].view(dtype)
+            shown = next(slots)
+            own = shown[self.rank].view(dtype)
             for rank, part in enumerate(parts):
                 piece = part[at : at + room]
                 own[rank * room : rank * room + len(piece)] = piece
             session.step()
             lane = slice(self.rank * room, self.rank * room + min(room, longest - at))
-            take(at, [area.view(dtype)[lane] for area in inputs])
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How a tensor is reduced, and who gets the result (None is everyone)."""
-
-    reduction: Reduction
-    only: int | None
+            take(at, [slot.view(dtype)[lane] for slot in shown])

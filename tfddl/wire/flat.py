@@ -75,6 +75,13 @@ class Flat:
         """Fills from a place on."""
         self.copy_from(range(start, start + len(values)), values)
 
+    def scaled(self, piece: np.ndarray, room: np.ndarray) -> np.ndarray:
+        """A part of an array, scaled: itself, where that will do, or in an array of its length."""
+        if self._scale is None:
+            return piece
+        self._copy_scaled(piece, room)
+        return room
+
     def _copy_scaled(self, piece: np.ndarray, target: np.ndarray) -> None:
         if self._scale is None:
             target[:] = piece

@@ -59,6 +59,12 @@ class SharedMemory:
             self._size += num_bytes
         return offset, _mapped(self._fd, offset, num_bytes)
 
+    def release(self, offset: int, num_bytes: int) -> None:
+        """Gives an area's memory back to the system; nobody may use it any more."""
+        mapped = mmap.mmap(self._fd, num_bytes, mmap.MAP_SHARED, offset=offset)
+        with mapped:
+            mapped.madvise(mmap.MADV_REMOVE)
+
 
 class PeerMemory:
     """Another worker's memory."""
@@ -76,6 +82,26 @@ class PeerMemory:
 def _mapped(fd: int, offset: int, num_bytes: int) -> np.ndarray:
     mapped = mmap.mmap(fd, num_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=offset)
     return np.frombuffer(mapped, np.uint8)
+
+
+def room_for(dtype: np.dtype, lengths: Sequence[int]) -> int:
+    """Bytes that `divided` needs."""
+    return sum(_aligned(length * dtype.itemsize) for length in lengths)
+
+
+def divided(memory: np.ndarray, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
+    """Arrays of these lengths in memory that begins at an aligned place, one behind the other."""
+    arrays = []
+    start = 0
+    for length in lengths:
+        num_bytes = length * dtype.itemsize
+        arrays.append(memory[start : start + num_bytes].view(dtype))
+        start += _aligned(num_bytes)
+    return arrays
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
 
 
 class Buffers:
@@ -98,17 +124,8 @@ class Buffers:
 
     def take(self, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
         """Flat arrays of these lengths, one behind the other; what is in them is arbitrary."""
-        starts = []
-        end = 0
-        for length in lengths:
-            starts.append(end)
-            end += -(-length * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        base = self._base(end + ALIGNMENT)
-        shift = -base.ctypes.data % ALIGNMENT
-        return [
-            base[shift + start : shift + start + length * dtype.itemsize].view(dtype)
-            for start, length in zip(starts, lengths, strict=True)
-        ]
+        base = self._base(room_for(dtype, lengths) + ALIGNMENT)
+        return divided(base[-base.ctypes.data % ALIGNMENT :], dtype, lengths)
 
     def _base(self, num_bytes: int) -> np.ndarray:
         if num_bytes < self._smallest:

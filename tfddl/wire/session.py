@@ -35,6 +35,8 @@ class Session:
         self.tag, self.call = tag, call
         # What is little has come along.
         self.is_inline = all(message.number <= LONGEST_PAYLOAD for message in heard.values())
+        self.results: list[np.ndarray] = []
+        """Where the results go that are alike everywhere."""
         self._exchange, self._heard = exchange, heard
         self._step = _FIRST_STEP
 
@@ -64,6 +66,11 @@ class Turns:
     def __init__(self) -> None:
         self._turn = 0
         self._changed = threading.Condition()
+
+    @property
+    def ended(self) -> int:
+        """How many have been and gone."""
+        return self._turn
 
     @contextlib.contextmanager
     def wait_for(self, turn: int, *, unless: Callable[[], bool]) -> Iterator[None]:
