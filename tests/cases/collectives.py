@@ -177,3 +177,53 @@ def sent(n: int) -> int:
         tfddl.allreduce(tf.ones([n]), "sum")
         calls = tf.raw_ops.CollectiveReduceV2.call_args_list
         return sum(int(tf.size(call.kwargs["input"])) for call in calls)
+
+
+def in_place() -> list[str]:
+    """What TensorFlow's operations may do to a result that other ranks read; what is wrong.
+
+    On rank 0, a result goes through whatever would rather write to its input than to new memory;
+    the other ranks only keep theirs.
+    """
+    expected = float(sum(range(1, tfddl.size() + 1)))
+    variable = tf.Variable(tf.zeros([100_000]))
+    arrays = tf.Variable(tf.zeros([100_000]))
+
+    @tf.function
+    def arrive() -> tf.Tensor:
+        return tfddl.allreduce(tf.fill([100_000], tfddl.rank() + 1.0), "sum")
+
+    @tf.function
+    def use() -> tf.Tensor:
+        total = arrive()
+        if tfddl.rank() == 0:
+            used = [
+                tf.nn.relu(-tf.reshape(total, [1000, 100])),
+                tf.clip_by_value(tf.exp(total * 0.0), 5.0, 6.0),
+                tf.tensor_scatter_nd_update(total, [[0]], [-1.0]),
+                tf.raw_ops.InplaceAdd(x=tf.raw_ops.DeepCopy(x=total), i=[0], v=[1.0]),
+                tf.add_n([total, total, total]),
+                tf.cumsum(total),
+            ]
+            variable.assign(total)
+            variable.assign_add(tf.ones([100_000]))
+            variable.scatter_nd_update([[1]], [-7.0])
+            arrays.assign(total)
+            arrays.assign_sub(variable)
+            with tf.control_dependencies(used):
+                return tf.identity(total)
+        return total
+
+    kept = [use() for _ in range(3)]
+    if tfddl.rank() == 0:  # And eagerly.
+        for total in kept:
+            variable.assign(total)
+            variable.assign_add(total)
+            array = total.numpy()
+            array[:] = 0.0
+    tfddl.barrier()
+    return [
+        f"result {i}: {set(total.numpy().tolist())}"
+        for i, total in enumerate(kept)
+        if set(total.numpy().tolist()) != {expected}
+    ]

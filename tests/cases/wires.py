@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import signal
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tfddl.errors import DisagreementError, PeerLostError, StalledError
+from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
 from tfddl.wire import Call, Mesh, Reduction, Wire
 
 LENGTHS = (0, 1, 7, 4_096, 300_001, 1_000_003)
@@ -224,3 +225,16 @@ def sets(wire: Wire, mesh: Mesh) -> list[float]:
 def counted(wire: Wire, mesh: Mesh) -> float:
     wire.all_reduce([np.zeros(2_000_000, np.float32)], Reduction.SUM, Call("", "allreduce"))
     return wire.counters.written / wire.counters.reduced
+
+
+def no_memory(wire: Wire, mesh: Mesh) -> str:
+    """The file that results are in can't grow; what is shown by each has been made before."""
+    wire.all_reduce([np.zeros(20_000)], Reduction.SUM, Call("", "allreduce"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, resource.RLIM_INFINITY))
+    held = []
+    try:
+        for _ in range(4):
+            held += wire.all_reduce([np.zeros(1_000_000)], Reduction.SUM, Call("", "allreduce"))
+    except WireError as error:
+        return str(error)
+    return "no error"

@@ -177,6 +177,7 @@ class Wire:
         mine = Flat([array])
         [result] = self._buffers.take(mine.dtype, [lengths[self.rank]])
         self.counters.reduced += mine.num_bytes
+        self.counters.written += mine.num_bytes + result.nbytes
         with self._begun(call, mine) as session:
             if session.is_inline:
                 start = sum(lengths[: self.rank])

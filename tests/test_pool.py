@@ -1,0 +1,113 @@
+"""Results that all workers of a host read in place: who gets which memory, and when."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+
+from tests.group import Groups
+from tests.wires import run
+from tfddl.wire.memory import PeerMemory, SharedMemory
+from tfddl.wire.pool import Pool
+
+
+class _Workers:
+    """The pools of several workers, in one process, and what each of them has said."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = SharedMemory()
+        peers = [None, *(PeerMemory(os.dup(self.memory.fileno())) for _ in range(size - 1))]
+        self.pools = [Pool(SharedMemory() if peer else self.memory, peer) for peer in peers]
+        self.turn = 0
+
+    def offers(self) -> list[bytes]:
+        return [pool.offer(self.turn) for pool in self.pools]
+
+    def take(self, num_bytes: int, offers: list[bytes] | None = None) -> list[np.ndarray]:
+        """What each gets for the next operation; views of it, as TensorFlow would hold them."""
+        offers = self.offers() if offers is None else offers
+        assigned = self.pools[0].assign(num_bytes, self.turn, offers)
+        self.turn += 1
+        return [pool.take(assigned)[:num_bytes] for pool in self.pools]
+
+    def held_bytes(self) -> int:
+        """What the system has given."""
+        return os.fstat(self.memory.fileno()).st_blocks * 512
+
+
+def test_everyone_sees_the_same_memory_and_it_is_used_again() -> None:
+    workers = _Workers(3)
+    first = workers.take(100_000)
+    for rank, array in enumerate(first):
+        array[rank] = 10 + rank
+    assert [array[:3].tolist() for array in first] == [[10, 11, 12]] * 3
+    del array, first
+    again = workers.take(90_000)  # A bit less fits, too.
+    assert again[1][:3].tolist() == [10, 11, 12]
+    assert workers.pools[0].num_bytes < 110_000
+
+
+@pytest.mark.parametrize("holder", [0, 2])
+def test_what_one_still_uses_is_not_written_to(holder: int) -> None:
+    workers = _Workers(3)
+    held = workers.take(100_000)[holder][5:7].view(np.uint16)
+    held[:] = 7
+    for _ in range(5):
+        others = workers.take(100_000)
+        others[1][:] = 9
+        del others
+    assert held.tolist() == [7]
+    assert workers.pools[0].num_bytes < 220_000
+
+
+def test_what_was_said_before_a_piece_was_assigned_does_not_count() -> None:
+    workers = _Workers(2)
+    workers.take(100_000)
+    offers = workers.offers()  # It is free. But then, in another thread:
+    first = workers.take(100_000)
+    second = workers.take(100_000, offers)
+    first[0][:] = 1
+    second[0][:] = 2
+    assert first[1][0] == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_pieces_never_overlap_whatever_is_held_and_nothing_piles_up(size: int) -> None:
+    workers = _Workers(size)
+    chance = random.Random(size)
+    held: dict[int, list[np.ndarray | None]] = {}
+    for turn in range(400):
+        stale = workers.offers()
+        for _ in range(chance.choice([1, 1, 3])):
+            key = len(held) + 1000 * turn
+            arrays = workers.take(chance.choice([70_000, 100_000, 130_000, 400_000]), stale)
+            arrays[chance.randrange(size)][:] = turn % 256
+            held[key] = [*arrays]
+            for array in arrays:
+                assert (array == turn % 256).all()
+            del array, arrays
+        for key, arrays in list(held.items()):
+            for rank in range(size):
+                if chance.random() < 0.5:
+                    arrays[rank] = None
+            kept = [array for array in arrays if array is not None]
+            assert all((array == key // 1000 % 256).all() for array in kept)
+            if not kept:
+                del held[key]
+            del kept, arrays
+    held.clear()
+    for _ in range(100):
+        workers.take(50_000)
+    assert workers.pools[-1].num_bytes < 200_000
+    assert workers.held_bytes() < 200_000
+
+
+def test_where_memory_is_short_everyone_says_so() -> None:
+    for error in run("no_memory", 2):
+        assert "the host has no memory for a result of 8000000 bytes: File too large" in error
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_no_operation_writes_to_what_others_read(groups: Groups, size: int) -> None:
+    assert groups(size).run("tests.cases.collectives:in_place") == [[]] * size
