@@ -72,6 +72,7 @@ SIBLINGS: dict[str, list[str]] = {
     "wire": [
         "telling",
         "memory",
+        "pool",
         "flat",
         "arithmetic",
         "mesh",
