@@ -244,6 +244,10 @@ SIBLINGS: dict[str, list[str]] = {
         "ordeal",
         "ordeals",
         "faults",
+        "streams",
+        "turns",
+        "crossing",
+        "between",
     ],
 }
 WITHOUT_TENSORFLOW = [

@@ -136,6 +136,8 @@ class Runtime:
         self._strategy: tf.distribute.Strategy | None = None
         self.collective = _set_up_devices(cluster, options, self.num_cores)
         self.tracer = Tracer()
+        self.pieces = 1
+        """In how many pieces at once TensorFlow's collectives send what is large."""
         self.transport = self._connect()
         self._report_progress()
 
@@ -174,8 +176,8 @@ class Runtime:
         whole = StrategyTransport(self.cluster.rank, self.cluster.size, options)
         mesh = self._share_memory()
         shares = _compare(whole, shares_memory=mesh is not None, pieces=self.options.pieces)
-        pieces = self._choose_pieces(whole, only_leaders=shares)
-        transport = TimedTransport(whole.in_pieces(pieces))
+        self.pieces = self._choose_pieces(whole, only_leaders=shares)
+        transport = TimedTransport(whole.in_pieces(self.pieces))
         if mesh is None or not shares:
             if self._wants_shared_memory():
                 _LOG.warning(_NO_SHARED_MEMORY)

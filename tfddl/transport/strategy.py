@@ -24,8 +24,9 @@ import copy
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import tensorflow as tf
 
@@ -103,8 +104,11 @@ class _Shared:
     watch: Watch
 
 
-Launch = Callable[[tf.Tensor, int], tf.Tensor]
-"""Launches an op on a piece, in a lane."""
+class Launch(Protocol):
+    """Launches an op."""
+
+    def __call__(self, piece: tf.Tensor, lane: int) -> tf.Tensor:
+        """What comes of a piece, in its lane."""
 
 
 class StrategyTransport(Transport):
