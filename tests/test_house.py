@@ -86,7 +86,9 @@ SIBLINGS: dict[str, list[str]] = {
         "tracer",
         "alone",
         "watch",
+        "pieces",
         "strategy",
+        "choosing",
         "timed",
         "host",
         "two_level",
@@ -243,6 +245,10 @@ SIBLINGS: dict[str, list[str]] = {
         "ordeal",
         "ordeals",
         "faults",
+        "streams",
+        "turns",
+        "crossing",
+        "between",
     ],
 }
 WITHOUT_TENSORFLOW = [

@@ -75,6 +75,7 @@ REFUSED = {
     "tfddl.init(collective='nccl')": 'collective="nccl" needs GPUs, but TensorFlow sees none',
     "tfddl.init(collective='mpi')": "collective is 'mpi'; it must be one of auto, ring, nccl",
     "tfddl.init(intra_op_threads=0)": "intra_op_threads is 0; it must be at least 1, or None",
+    "tfddl.init(pieces=17)": "pieces is 17; it must be 1..16, or None",
     "tfddl.init(timeout_s=-1)": "timeout_s is -1; it must be 0 (never) or more",
     "tf.zeros([1]); tfddl.init(intra_op_threads=1)": TOO_LATE,
     "os.environ['TF_CONFIG'] = two_workers; tfddl.init()": TOO_LATE,

@@ -16,6 +16,7 @@ def init(
     collective: str = "auto",
     intra_op_threads: int | None = None,
     inter_op_threads: int | None = None,
+    pieces: int | None = None,
     timeout_s: float = 600.0,
 ) -> None:
     """Starts tfddl. All ranks must call it, before any other TensorFlow operation.
@@ -36,6 +37,11 @@ def init(
         inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
             worker on a host, and is as many as within an operation for several. Graphs with
             collectives that run at once, in threads, need one for each of them.
+        pieces: In how many pieces at once TensorFlow's collectives send what is large, 1 to 16;
+            the same on all ranks. None is measured at the start between two hosts, for most of a
+            second, otherwise 8; and 1 for NCCL. On three hosts or more another number may round
+            sums differently: so it isn't measured there, and a restart computes the same. `python
+            -m tfddl.bench.between` measures them all.
         timeout_s: After how many seconds this gives up waiting for the other workers, and later
             an operation fails for which not all ranks have come; 0 waits for ever. For the start,
             TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`) comes first.
@@ -46,7 +52,7 @@ def init(
         StartError: A TensorFlow operation ran before; NCCL without a GPU; more workers on a host
             than GPUs; a port taken; workers that don't come in time; a number out of range; or
             other settings than in an earlier call.
-        DisagreementError: The ranks were told of different clusters.
+        DisagreementError: The ranks were told of different clusters, or of different `pieces`.
     """
     from tfddl import keras_hooks
 
@@ -57,6 +63,7 @@ def init(
         collective=choices[collective],
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
+        pieces=pieces,
         timeout_s=timeout_s,
         start_timeout_s=read_start_timeout(os.environ),
         cores=read_cores(os.environ),

@@ -15,13 +15,16 @@ import tensorflow as tf
 from tfddl import wire
 from tfddl.cluster import Cluster, rendezvous
 from tfddl.commits import CommitStore
-from tfddl.errors import NotInitializedError, StartError, WireError
+from tfddl.errors import DisagreementError, NotInitializedError, StartError, WireError
 from tfddl.progress import Board, Teller
 from tfddl.threads import cores_of_worker, has_own_core
 from tfddl.transport import (
+    DEFAULT_PIECES,
+    MOST_PIECES,
     AloneTransport,
     Collective,
     HostTransport,
+    Reduction,
     StrategyOptions,
     StrategyTransport,
     TimedTransport,
@@ -29,6 +32,7 @@ from tfddl.transport import (
     Tracer,
     Transport,
     TwoLevelTransport,
+    measured_pieces,
 )
 
 _TOO_LATE = (
@@ -51,6 +55,7 @@ class Options:
     collective: Collective | None = None
     intra_op_threads: int | None = None
     inter_op_threads: int | None = None
+    pieces: int | None = None
     timeout_s: float = 600.0
     start_timeout_s: float | None = None
     """How long to wait for the other workers at the start; None for `timeout_s`."""
@@ -63,6 +68,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
+        if self.pieces is not None and not 1 <= self.pieces <= MOST_PIECES:
+            raise StartError(f"pieces is {self.pieces}; it must be 1..{MOST_PIECES}, or None.")
         if self.timeout_s < 0:
             raise StartError(f"timeout_s is {self.timeout_s}; it must be 0 (never) or more.")
 
@@ -129,6 +136,8 @@ class Runtime:
         self._strategy: tf.distribute.Strategy | None = None
         self.collective = _set_up_devices(cluster, options, self.num_cores)
         self.tracer = Tracer()
+        self.pieces = 1
+        """In how many pieces at once TensorFlow's collectives send what is large."""
         self.transport = self._connect()
         self._report_progress()
 
@@ -164,9 +173,11 @@ class Runtime:
         options = StrategyOptions(
             device=device, collective=self.collective, timeout_s=self.options.timeout_s
         )
-        transport = TimedTransport(StrategyTransport(self.cluster.rank, self.cluster.size, options))
+        whole = StrategyTransport(self.cluster.rank, self.cluster.size, options)
         mesh = self._share_memory()
-        shares = _check_order(transport, shares_memory=mesh is not None)
+        shares = _compare(whole, shares_memory=mesh is not None, pieces=self.options.pieces)
+        self.pieces = self._choose_pieces(whole, only_leaders=shares)
+        transport = TimedTransport(whole.in_pieces(self.pieces))
         if mesh is None or not shares:
             if self._wants_shared_memory():
                 _LOG.warning(_NO_SHARED_MEMORY)
@@ -180,6 +191,29 @@ class Runtime:
         local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
         both = TwoLevelTransport(self.cluster.rank, layout, local, transport)
         return TracedTransport(both, self.tracer)
+
+    def _choose_pieces(self, whole: StrategyTransport, *, only_leaders: bool) -> int:
+        """In how many pieces at once large sums go through TensorFlow's collectives.
+
+        RING adds up the numbers of three ranks or more in an order that depends on how a tensor is
+        cut. So the choice is only measured between two: there it changes no bit of any result, and
+        may turn out differently after a restart.
+        """
+        if self.options.pieces is not None:
+            return self.options.pieces
+        if self.collective is Collective.NCCL:
+            return 1
+        hosts = self.cluster.ranks_of_hosts
+        leaders = tuple(sorted(ranks[0] for ranks in hosts))
+        if len(hosts) != 2 or not (only_leaders or self.cluster.size == 2):
+            return DEFAULT_PIECES
+        measured = 0
+        if self.cluster.rank in leaders:
+            between = whole.among(leaders)
+            assert isinstance(between, StrategyTransport)
+            measured = measured_pieces(between)
+        told = whole.all_reduce(tf.constant([measured]), Reduction.MAX)
+        return int(told.numpy()[0])
 
     def _wants_shared_memory(self) -> bool:
         """Whether gradients go through memory: several CPU workers on a host, nobody forbids it."""
@@ -332,17 +366,25 @@ def _make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.St
         raise StartError(_TOO_LATE) from error
 
 
-def _check_order(transport: Transport, *, shares_memory: bool) -> bool:
-    """Makes sure that the first collective works, and that TensorFlow's order is ours.
+def _compare(transport: Transport, *, shares_memory: bool, pieces: int | None) -> bool:
+    """Makes sure that the first collective works, in TensorFlow's order, and that ranks cut alike.
 
     Returns:
         Whether all ranks share memory with those of their hosts.
     """
-    said = transport.all_gather(tf.constant([transport.rank, int(shares_memory)])).numpy()
+    mine = [transport.rank, int(shares_memory), pieces or 0]
+    said = transport.all_gather(tf.constant(mine)).numpy()
     order = said[:, 0].tolist()
     if order != list(range(transport.size)):
         raise StartError(
             f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
             "tensors would be mixed up. This TensorFlow can't be used."
+        )
+    wanted = said[:, 2].tolist()
+    other = next((rank for rank, number in enumerate(wanted) if number != wanted[0]), None)
+    if other is not None:
+        raise DisagreementError(
+            f"tfddl.init got pieces={wanted[0] or None} on rank 0, but "
+            f"pieces={wanted[other] or None} on rank {other}. HINT: give all ranks the same."
         )
     return bool(said[:, 1].all())

@@ -11,6 +11,11 @@ Memory and exactness:
 * `proof`: workers that train on them, and how far they are from the one process.
 * `exactness`: the command ``python -m tfddl.bench.exactness``.
 
+Between hosts, in every worker of a job:
+
+* `streams`: what one TCP stream carries. `turns`: takes times in turns.
+* `crossing`: what is measured. `between`: the command ``python -m tfddl.bench.between``.
+
 Speed, ``python -m tfddl.bench`` or ``tfddl-bench``. A *crew* is a job of workers that stay, and do
 what they are told when it is their turn. Of the workers, with TensorFlow:
 

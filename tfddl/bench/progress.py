@@ -10,9 +10,18 @@ from typing import TextIO
 class Progress:
     """Writes lines such as ``tfddl-bench: [ 12 s] U-Net, round 2 of 5: 3.1 s``."""
 
-    def __init__(self, out: TextIO = sys.stderr) -> None:
-        """Begins to count the time."""
+    def __init__(
+        self, out: TextIO = sys.stderr, *, name: str = "tfddl-bench", quiet: bool = False
+    ) -> None:
+        """Begins to count the time.
+
+        Args:
+            out: Where to write.
+            name: Of the command.
+            quiet: Whether to write nothing.
+        """
         self._out = out
+        self._name, self._quiet = name, quiet
         self._began_s = time.monotonic()
         self._parts: list[str] = []
 
@@ -23,8 +32,10 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Writes a line."""
+        if self._quiet:
+            return
         prefix = "".join(f"{part}, " for part in self._parts)
-        self._out.write(f"tfddl-bench: [{self.seconds:3.0f} s] {prefix}{text}\n")
+        self._out.write(f"{self._name}: [{self.seconds:3.0f} s] {prefix}{text}\n")
         self._out.flush()
 
     @contextlib.contextmanager

@@ -7,8 +7,10 @@ Usage:
 
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Collective, Lengths, Reduction, Transport
+from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError
 from tfddl.transport.host import HostTransport
+from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import TracedTransport
@@ -16,6 +18,8 @@ from tfddl.transport.tracer import Event, Tracer
 from tfddl.transport.two_level import TwoLevelTransport
 
 __all__ = [
+    "DEFAULT_PIECES",
+    "MOST_PIECES",
     "AloneTransport",
     "Collective",
     "Event",
@@ -30,4 +34,5 @@ __all__ = [
     "Tracer",
     "Transport",
     "TwoLevelTransport",
+    "measured_pieces",
 ]

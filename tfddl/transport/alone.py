@@ -1,8 +1,10 @@
 """The transport of a job of one worker: nothing travels."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from tfddl.transport.base import Lengths, Reduction, Transport
+from tfddl.transport.base import Lengths, Reduction, Transport, scaled
 
 
 class AloneTransport(Transport):
@@ -38,3 +40,13 @@ class AloneTransport(Transport):
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         """The tensor itself."""
         return tf.identity(flat)
+
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """The tensors themselves, or scaled."""
+        return [tf.identity(tensor) for tensor in scaled(pack, scale)]
+
+    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
+        """The tensors themselves."""
+        return [tf.identity(tensor) for tensor in pack]

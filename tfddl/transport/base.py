@@ -181,9 +181,7 @@ class Transport(abc.ABC):
         Returns:
             The same shapes and dtype.
         """
-        if scale is not None:
-            pack = [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]
-        return _joined(pack, lambda flat: self.all_reduce(flat, reduction))
+        return joined(scaled(pack, scale), lambda flat: self.all_reduce(flat, reduction))
 
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
         """Gives every rank several tensors of one.
@@ -195,7 +193,7 @@ class Transport(abc.ABC):
         Returns:
             The same shapes and dtype.
         """
-        return _joined(pack, lambda flat: self.broadcast(flat, root_rank))
+        return joined(pack, lambda flat: self.broadcast(flat, root_rank))
 
     def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> "Transport":
         """The same transport, whose operations belong to a call.
@@ -248,7 +246,14 @@ class Transport(abc.ABC):
         return {}
 
 
-def _joined(pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
+def scaled(pack: Sequence[tf.Tensor], scale: tf.Tensor | None) -> Sequence[tf.Tensor]:
+    """The tensors times a scalar, as `Transport.all_reduce_pack` wants it."""
+    if scale is None:
+        return pack
+    return [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]
+
+
+def joined(pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
     """Lets tensors travel as one, flattened and joined."""
     arrived = travel(tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], axis=0))
     lengths = [tensor.shape.num_elements() for tensor in pack]

@@ -1,35 +1,48 @@
 """TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING and NCCL.
 
 `strategy.run(… all_reduce …)` can't be used inside the loops that ``steps_per_execution > 1``
-makes, so this speaks to the ops below it. Four things about those ops shape this room:
+makes, so this speaks to the ops below it. Five things about those ops shape this room:
 
 * An op finds its peers by an *instance key*, and a key is bound for ever to the dtype, shape and
   kind it was first used with; a second use with others aborts every later collective of the
   process. Keys here are therefore computed from dtype, length and kind, and nothing else, so that
   no two of them can clash and the length may be known only when the graph runs.
 * Ops that aren't tied to each other may run in any order, and two ranks that choose differently
-  wait for each other for ever. All ops share one *ordering token*, which makes TensorFlow run them
-  in program order.
+  wait for each other for ever. Ops that share an *ordering token* run in program order.
+* RING moves a piece of a tensor to and fro before the next, so that one op alone leaves cores and
+  cable idle. What is large goes in several pieces at once, each in a *lane*: there are as many
+  lanes as pieces at once, each with an ordering token and group keys of its own, so that the ops of
+  a lane keep program order, and pieces of one length don't share an instance key.
 * Several sets of ranks are several *groups*, and a group key is all that its members have to agree
-  on. It is computed from the ranks, so that nobody has to be asked; and the sets share the ordering
-  token, so that one process's operations on several sets keep one order.
+  on. It is computed from ranks and lane, so that nobody has to be asked; and the sets share the
+  ordering tokens, so that one process's operations on several sets keep one order.
 * An empty tensor or one without dimensions crashes the process in a gather. Only flat tensors with
   at least one element are ever launched.
 """
 
 import copy
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import tensorflow as tf
 
 from tfddl.errors import UnsupportedError
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import OVER_ROWS, Collective, Lengths, Reduction, Transport
+from tfddl.transport.base import (
+    OVER_ROWS,
+    Collective,
+    Lengths,
+    Reduction,
+    Transport,
+    joined,
+    scaled,
+)
+from tfddl.transport.pieces import MOST_PIECES, Piece, cut, piece_bytes
 from tfddl.transport.watch import Watch
-
-_GROUP_KEY = 7_366_684  # "tfddl"; the strategy itself counts its own groups up from 1.
 
 _LENGTH_BITS = 26
 _MAX_LENGTH = 2**_LENGTH_BITS - 1
@@ -76,13 +89,26 @@ class StrategyOptions:
     timeout_s: float
     """After how many seconds without all ranks an op fails; 0 waits for ever."""
 
+    pieces: int = 1
+    """In how many pieces at once what is large travels, 1 to `MOST_PIECES`; the same on all
+    ranks."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
     """What the transports of a process have together, whatever their ranks."""
 
-    ordering_token: tf.Variable
+    ordering_tokens: tuple[tf.Variable, ...]
+    """Of each lane."""
+
     watch: Watch
+
+
+class Launch(Protocol):
+    """Launches an op."""
+
+    def __call__(self, piece: tf.Tensor, lane: int) -> tf.Tensor:
+        """What comes of a piece, in its lane."""
 
 
 class StrategyTransport(Transport):
@@ -103,42 +129,62 @@ class StrategyTransport(Transport):
         self.name = options.collective.name
         self._options = options
         with tf.device(options.device):
-            token = tf.Variable(0.0, trainable=False, name="tfddl_ordering_token")
-        self._shared = _Shared(token, Watch(options.timeout_s))
-        self._group_key = _GROUP_KEY
+            tokens = tuple(
+                tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{lane}")
+                for lane in range(MOST_PIECES)
+            )
+        self._shared = _Shared(tokens, Watch(options.timeout_s))
+        self._group_keys = _group_keys(tuple(range(size)))
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
         if len(ranks) == 1:
             return AloneTransport()
         made = copy.copy(self)
         Transport.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
-        made._group_key = _group_key(ranks)
+        made._group_keys = _group_keys(ranks)
+        return made
+
+    def in_pieces(self, pieces: int) -> "StrategyTransport":
+        """The same transport, that sends what is large in so many pieces at once."""
+        made = copy.copy(self)
+        Transport.__init__(made, self.rank, self.size)
+        made._options = dataclasses.replace(self._options, pieces=pieces)
         return made
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
+        return self.all_reduce_pack([flat], reduction)[0]
 
-        def launch(piece: tf.Tensor) -> tf.Tensor:
-            return tf.raw_ops.CollectiveReduceV2(
-                input=piece,
-                merge_op=reduction.value,
-                final_op="Id",
-                **self._arguments(piece, _family(reduction, piece.dtype)),
-            )
-
-        return self._in_pieces(flat, launch)
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """See `Transport.all_reduce_pack`."""
+        launch = functools.partial(self._launch_reduce, reduction=reduction)
+        pack = scaled(pack, scale)
+        lengths = [tensor.shape.num_elements() for tensor in pack]
+        if None in lengths:
+            return joined(pack, lambda flat: self._cut_last_axis(flat, launch))
+        with tf.device(self._options.device):
+            # Whoever calls has the gradient.
+            flats = [tf.stop_gradient(tf.reshape(tensor, [-1])) for tensor in pack]
+            pieces = self._cut(lengths, pack[0].dtype)
+            sent = [_put_together(flats, piece) for piece in pieces]
+            totals = _take_apart(flats, pieces, self._in_lanes(sent, launch))
+            return [
+                tf.reshape(total, tensor.shape) for total, tensor in zip(totals, pack, strict=True)
+            ]
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
         carrier = _GATHERED_AS.get(flat.dtype, flat.dtype)
 
-        def launch(piece: tf.Tensor) -> tf.Tensor:
+        def launch(piece: tf.Tensor, lane: int) -> tf.Tensor:
             rows = tf.raw_ops.CollectiveGatherV2(
-                input=piece, **self._arguments(piece, _family(_GATHER, piece.dtype))
+                input=piece, **self._arguments(piece, _family(_GATHER, piece.dtype), lane)
             )
             return tf.reshape(rows, [self.size, -1])
 
-        gathered = self._in_pieces(tf.bitcast(flat, carrier), launch, empty_rows=self.size)
+        gathered = self._cut_last_axis(tf.bitcast(flat, carrier), launch, empty_rows=self.size)
         return tf.bitcast(gathered, flat.dtype)
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
@@ -174,9 +220,9 @@ class StrategyTransport(Transport):
         bits = tf.bitcast(flat, _EXCHANGED_AS[flat.dtype])
         longest = tf.reduce_max(lengths)
 
-        def launch(piece: tf.Tensor) -> tf.Tensor:
-            family = _family(_EXCHANGE, piece.dtype)
-            return tf.raw_ops.CollectiveAllToAllV2(input=piece, **self._arguments(piece, family))
+        def launch(piece: tf.Tensor, lane: int) -> tf.Tensor:
+            arguments = self._arguments(piece, _family(_EXCHANGE, piece.dtype), lane)
+            return tf.raw_ops.CollectiveAllToAllV2(input=piece, **arguments)
 
         mine = lengths[self.rank]
         ends = tf.cumsum(mine)
@@ -184,32 +230,41 @@ class StrategyTransport(Transport):
             tf.pad(bits[ends[r] - mine[r] : ends[r]], [[0, longest - mine[r]]])
             for r in range(self.size)
         ]
-        rows = self._in_pieces(tf.stack(padded), launch)
+        rows = self._cut_last_axis(tf.stack(padded), launch)
         arrived = [rows[r, : lengths[r, self.rank]] for r in range(self.size)]
         return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
 
-    def _arguments(self, piece: tf.Tensor, family: int) -> dict[str, object]:
+    def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: Reduction) -> tf.Tensor:
+        return tf.raw_ops.CollectiveReduceV2(
+            input=piece,
+            merge_op=reduction.value,
+            final_op="Id",
+            **self._arguments(piece, _family(reduction, piece.dtype), lane),
+        )
+
+    def _arguments(self, piece: tf.Tensor, family: int, lane: int) -> dict[str, object]:
         length = piece.shape[-1]
         if length is None:
             length = tf.shape(piece)[-1]
         return {
             "group_size": self.size,
-            "group_key": self._group_key,
+            "group_key": self._group_keys[lane],
             "instance_key": family * 2**_LENGTH_BITS + length,
-            "ordering_token": [self._shared.ordering_token.handle],
+            "ordering_token": [self._shared.ordering_tokens[lane].handle],
             "communication_hint": self._options.collective.value,
             # Not TensorFlow's own: for each op it keeps a thread that sleeps all that time.
             "timeout_seconds": 0.0,
         }
 
-    def _in_pieces(
-        self,
-        tensor: tf.Tensor,
-        launch: Callable[[tf.Tensor], tf.Tensor],
-        empty_rows: int | None = None,
+    def _cut(self, lengths: Sequence[int], dtype: tf.DType) -> list[Piece]:
+        wanted = piece_bytes(self._options.pieces)
+        most = _MAX_LENGTH if wanted is None else wanted // dtype.size
+        return cut(lengths, most=most, itemsize=dtype.size)
+
+    def _cut_last_axis(
+        self, tensor: tf.Tensor, launch: Launch, empty_rows: int | None = None
     ) -> tf.Tensor:
         """Launches an op for any length of the last axis, along which the results are joined."""
-        watch = self._shared.watch
         with tf.device(self._options.device):
             # Whoever calls has the gradient. Under two tapes `tf.cond` would look for another one.
             tensor = tf.stop_gradient(tensor)
@@ -219,11 +274,52 @@ class StrategyTransport(Transport):
                 length = tf.shape(tensor)[-1]
                 short = tf.debugging.assert_less_equal(length, _MAX_LENGTH, _TOO_LONG)
                 with tf.control_dependencies([] if short is None else [short]):
-                    return tf.cond(length > 0, lambda: watch.over(launch, tensor), lambda: empty)
+                    return tf.cond(
+                        length > 0, lambda: self._in_lanes([tensor], launch)[0], lambda: empty
+                    )
             if length == 0:
                 return empty
-            pieces = [tensor[..., i : i + _MAX_LENGTH] for i in range(0, length, _MAX_LENGTH)]
-            return tf.concat([watch.over(launch, piece) for piece in pieces], axis=-1)
+            spans = [span for (span,) in self._cut([length], tensor.dtype)]
+            sent = [tensor[..., span.start : span.stop] for span in spans]
+            return tf.concat(self._in_lanes(sent, launch), axis=-1)
+
+    def _in_lanes(self, sent: Sequence[tf.Tensor], launch: Launch) -> list[tf.Tensor]:
+        """Launches an op for each piece, as many at once as there are lanes."""
+        lanes = min(self._options.pieces, len(sent))
+
+        def one(lane: int) -> list[tf.Tensor]:
+            over = functools.partial(launch, lane=lane)
+            with tf.device(self._options.device):
+                return [self._shared.watch.over(over, piece) for piece in sent[lane::lanes]]
+
+        if lanes > 1 and tf.executing_eagerly():
+            # TensorFlow comes back from an op when it is over: one thread is one op at a time.
+            with ThreadPoolExecutor(lanes, thread_name_prefix="tfddl-lane") as pool:
+                by_lane = list(pool.map(one, range(lanes)))
+        else:
+            by_lane = [one(lane) for lane in range(lanes)]
+        return [by_lane[i % lanes][i // lanes] for i in range(len(sent))]
+
+
+def _put_together(flats: Sequence[tf.Tensor], piece: Piece) -> tf.Tensor:
+    parts = [flats[span.tensor][span.start : span.stop] for span in piece]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+
+
+def _take_apart(
+    flats: Sequence[tf.Tensor], pieces: Sequence[Piece], arrived: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Puts what has arrived where it belongs: the reverse of `_put_together` for all pieces."""
+    parts: list[list[tf.Tensor]] = [[] for _ in flats]
+    for piece, total in zip(pieces, arrived, strict=True):
+        lengths = [span.stop - span.start for span in piece]
+        split = tf.split(total, lengths) if len(piece) > 1 else [total]
+        for span, part in zip(piece, split, strict=True):
+            parts[span.tensor].append(part)
+    return [
+        tf.concat(of_one, axis=0) if len(of_one) > 1 else (of_one or [flat])[0]
+        for of_one, flat in zip(parts, flats, strict=True)
+    ]
 
 
 _REDUCED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
@@ -240,10 +336,17 @@ _FAMILIES: dict[tuple[Reduction | str, tf.DType], int] = {
 """The upper bits of an instance key: the kind of op and its dtype, at most 2**5 of them."""
 
 
-def _group_key(ranks: tuple[int, ...]) -> int:
-    """A key that all members compute alike; above all those that the strategy counts up."""
-    digest = hashlib.blake2b(repr(ranks).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") % 2**30 + 2**30
+def _group_keys(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Keys that all members compute alike, one per lane.
+
+    They are above all those that the strategy counts up for itself.
+    """
+
+    def key(lane: int) -> int:
+        digest = hashlib.blake2b(repr((ranks, lane)).encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "little") % 2**30 + 2**30
+
+    return tuple(key(lane) for lane in range(MOST_PIECES))
 
 
 def _family(kind: Reduction | str, dtype: tf.DType) -> int:

@@ -1,7 +1,7 @@
 """A clock around a transport: how long this worker is in collectives."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -41,23 +41,35 @@ class TimedTransport(Transport):
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
-        return self._measured(flat, lambda t: self._timed.all_reduce(t, reduction))
+        return self._one(flat, lambda t: self._timed.all_reduce(t, reduction))
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
-        return self._measured(flat, self._timed.all_gather)
+        return self._one(flat, self._timed.all_gather)
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
         """See `Transport.broadcast`."""
-        return self._measured(flat, lambda t: self._timed.broadcast(t, root_rank))
+        return self._one(flat, lambda t: self._timed.broadcast(t, root_rank))
 
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
         """See `Transport.reduce_scatter`."""
-        return self._measured(flat, lambda t: self._timed.reduce_scatter(t, lengths, reduction))
+        return self._one(flat, lambda t: self._timed.reduce_scatter(t, lengths, reduction))
 
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_to_all`."""
-        return self._measured(flat, lambda t: self._timed.all_to_all(t, lengths))
+        return self._one(flat, lambda t: self._timed.all_to_all(t, lengths))
+
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """See `Transport.all_reduce_pack`."""
+        return self._measured(
+            pack, lambda tensors: self._timed.all_reduce_pack(tensors, reduction, scale=scale)
+        )
+
+    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
+        """See `Transport.broadcast_pack`."""
+        return self._measured(pack, lambda tensors: self._timed.broadcast_pack(tensors, root_rank))
 
     def measure(self, wanted: bool) -> bool:
         """See `Transport.measure`."""
@@ -73,12 +85,19 @@ class TimedTransport(Transport):
         """See `Transport.counts`."""
         return self._timed.counts()
 
-    def _measured(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        with tf.control_dependencies([flat]), tf.device("CPU:0"):
+    def _one(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        return self._measured([flat], lambda tensors: [travel(tensors[0])])[0]
+
+    def _measured(
+        self,
+        pack: Sequence[tf.Tensor],
+        travel: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+    ) -> list[tf.Tensor]:
+        with tf.control_dependencies(list(pack)), tf.device("CPU:0"):
             ready_s = tf.cond(self._measuring, tf.timestamp, lambda: tf.zeros([], tf.float64))
         with tf.control_dependencies([ready_s]):
-            arrived = travel(tf.identity(flat))
-        with tf.control_dependencies([arrived]), tf.device("CPU:0"):
+            arrived = travel([tf.identity(tensor) for tensor in pack])
+        with tf.control_dependencies(arrived), tf.device("CPU:0"):
             # Zero: nobody wants to know.
             tf.cond(ready_s > 0, lambda: self._add(ready_s), lambda: tf.zeros([2], tf.float64))
         return arrived

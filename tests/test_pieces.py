@@ -1,0 +1,63 @@
+"""How what travels is cut into pieces."""
+
+import pytest
+
+from tests.group import Groups
+from tfddl.transport.pieces import Span, cut, piece_bytes
+
+CASES = "tests.cases.cutting"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "pieces"),
+    [
+        ([], []),
+        ([0, 0], []),
+        ([5], [[(0, 0, 5)]]),
+        ([5, 0, 6], [[(0, 0, 5), (2, 0, 6)]]),  # Short neighbours go together.
+        ([30, 20, 3, 9], [[(0, 0, 30)], [(1, 0, 20), (2, 0, 3), (3, 0, 9)]]),
+        ([33], [[(0, 0, 32)], [(0, 32, 33)]]),  # Slices begin at multiples of 64 bytes.
+        ([2, 70, 2], [[(0, 0, 2)], [(1, 0, 32)], [(1, 32, 64)], [(1, 64, 70)], [(2, 0, 2)]]),
+    ],
+)
+def test_long_ones_are_cut_and_short_ones_joined(
+    lengths: list[int], pieces: list[list[tuple[int, int, int]]]
+) -> None:
+    assert cut(lengths, most=32, itemsize=4) == [[Span(*span) for span in p] for p in pieces]
+
+
+def test_every_element_travels_once_in_order() -> None:
+    for most in (1, 8, 20, 64):
+        limit = max(most // 8, 1) * 8
+        for a in range(0, 70, 7):
+            for b in range(70):
+                lengths = [a, b, 3, 0, b]
+                pieces = cut(lengths, most=most, itemsize=8)
+                seen = [(s.tensor, i) for p in pieces for s in p for i in range(s.start, s.stop)]
+                assert seen == [(t, i) for t, n in enumerate(lengths) for i in range(n)]
+                sizes = [sum(span.stop - span.start for span in piece) for piece in pieces]
+                assert all(0 < size <= limit for size in sizes)
+                assert all(span.start % 8 == 0 for piece in pieces for span in piece)
+
+
+def test_pieces_of_a_whole() -> None:
+    assert [piece_bytes(n) for n in (1, 2, 16)] == [None, 2**23, 2**20]
+
+
+def test_what_is_cut_is_summed_up_as_if_it_were_not(groups: Groups) -> None:
+    """In 8 pieces at once, the default, and in one; what adds up is compared bit for bit."""
+    cut_up = groups(3, collective="ring")
+    runs = [cut_up.run(f"{CASES}:sums", timeout_s=120.0) for _ in range(2)]
+    assert max(max(off) for off, _ in runs[0]) < 1e-4  # Of numbers about 100, three of them.
+    assert len({bits for run in runs for _, bits in run}) == 1
+    assert cut_up.run(f"{CASES}:others") == [[True] * 4] * 3
+    assert cut_up.run(f"{CASES}:subsets") == [[6.0, 30.0, 3.0], [6.0, 30.0, 3.0], [6.0, 3.0]]
+    # One more than the pieces compares the calls.
+    assert cut_up.run(f"{CASES}:at_once") == [{"launched": 9, "open": 0}] * 3
+
+
+@pytest.mark.long
+def test_whole(groups: Groups) -> None:
+    whole = groups(2, collective="ring", pieces=1)
+    assert len({bits for _, bits in whole.run(f"{CASES}:sums", timeout_s=120.0)}) == 1
+    assert whole.run(f"{CASES}:at_once") == [{"launched": 2, "open": 0}] * 2
