@@ -238,6 +238,7 @@ SIBLINGS: dict[str, list[str]] = {
         "__main__",
         "blows",
         "evidence",
+        "namespaces",
         "victim",
         "ordeal",
         "ordeals",

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import tfddl
-from tests.hosts import HERE, ip, sshd, stand_in, two_hosts
+from tests.hosts import HERE, sshd, stand_in, two_hosts
 from tests.processes import in_sessions, is_running, wait_until
 from tests.test_launcher import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
+from tfddl.bench import namespaces
 from tfddl.launcher.exposure import firewall_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -477,10 +478,10 @@ def test_the_firewall_line_closes_ports_to_others(peers: list[str], is_open: boo
     with two_hosts() as (here, there), ExitStack() as stack:
 
         def reaches(name: str, address: str) -> bool:
-            line = ["ip", "netns", "exec", name, sys.executable, "-S", "-c", visit.format(address)]
+            line = [*namespaces.inside(name), sys.executable, "-S", "-c", visit.format(address)]
             return subprocess.run(line, stderr=subprocess.DEVNULL, timeout=20).returncode == 0
 
-        inside = ["ip", "netns", "exec", there]
+        inside = namespaces.inside(there)
         server = subprocess.Popen([*inside, sys.executable, "-S", "-c", serve])
         stack.callback(server.wait)
         stack.callback(server.kill)
@@ -496,9 +497,9 @@ def test_the_firewall_line_closes_ports_to_others(peers: list[str], is_open: boo
 def test_hosts_of_their_own(tmp_path: Path) -> None:
     """Two network namespaces, an sshd in the second; tfddlrun runs in the first."""
     with two_hosts() as (here, there), ExitStack() as stack:
-        inside = ("ip", "netns", "exec", there)
+        inside = namespaces.inside(there)
         ssh = stack.enter_context(sshd(tmp_path / "ssh", address="10.77.0.2", inside=inside))
-        line = ["ip", "netns", "exec", here, *LAUNCHER, "--ssh-command", ssh]
+        line = [*namespaces.inside(here), *LAUNCHER, "--ssh-command", ssh]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
         def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -534,7 +535,7 @@ def test_hosts_of_their_own(tmp_path: Path) -> None:
             text=True,
         ) as process:
             left = pids(tmp_path, *READY)
-            ip("-n", there, "link", "set", "cable", "down")
+            namespaces.cut_off(there)
             wait_until(lambda: not in_sessions(left), timeout_s=30.0)
             _, err = process.communicate(timeout=60)
         assert process.returncode == 255

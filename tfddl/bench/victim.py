@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tfddl.bench import blows
+from tfddl.bench import blows, namespaces
 from tfddl.bench.blows import Act, Blow, Place, Trouble
 from tfddl.checkpoint import Snapshot, Store
 from tfddl.runtime import current
@@ -106,7 +106,9 @@ class Notes(keras.callbacks.Callback):
         self._has_stepped = False
         # Its line is written by one call, so that none is cut by the death of the process.
         self._seen = (directory / f"seen.{self._rank}").open("a", buffering=1)
-        self._note("starts", {"pid": os.getpid(), "session": os.getsid(0)})
+        self._note(
+            "starts", {"pid": os.getpid(), "sessions": [os.getsid(0), os.getsid(os.getppid())]}
+        )
 
     def _note(self, name: str, what: Mapping[str, Any]) -> None:
         with (self._directory / f"{name}.{self._rank}").open("a") as file:
@@ -285,4 +287,5 @@ _ACTS: Mapping[Act, Callable[[], None]] = {
     Act.CRASH: _crash,
     Act.KILL_LAUNCHER: lambda: os.kill(os.getppid(), signal.SIGKILL),
     Act.TERM_LAUNCHER: lambda: os.kill(os.getppid(), signal.SIGTERM),
+    Act.CUT_OFF: lambda: namespaces.cut_off(None),
 }
