@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.hosts import HERE, stand_in
-from tests.processes import in_sessions
+from tests.processes import in_sessions, wait_until
 from tests.test_launcher import TIMEOUT_S, launch, launched, pids, worker
-from tfddl.launcher.restarts import Failure, RestartOptions, workers_after
+from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 from tfddl.launcher.stalls import Stall, StallWatch, find_suspects
 from tfddl.progress import VARIABLE, Ability, Board, Reading, Stage
 
@@ -20,9 +20,14 @@ TWO_HOSTS = {"a": 2, "b": 2}
 
 
 def failed(*hosts: str, every_s: float = 1.0) -> list[Failure]:
-    """Failures in a row; "a+" is one after progress."""
+    """Failures in a row; "a+" is one after progress, "a" one before the first step."""
     return [
-        Failure(host.rstrip("+"), at_s=n * every_s, progressed=host.endswith("+"))
+        Failure(
+            host.rstrip("+"),
+            at_s=n * every_s,
+            progressed=host.endswith("+"),
+            stepped=host.endswith("+"),
+        )
         for n, host in enumerate(hosts)
     ]
 
@@ -62,6 +67,21 @@ def test_who_starts_again(
 ) -> None:
     now_s = failures[-1].at_s
     assert workers_after(failures, options, hosts=hosts, now_s=now_s) == workers
+
+
+@pytest.mark.parametrize(
+    ("failures", "pause_s"),
+    [
+        (["a+"], 0.0),
+        (["a"], 1.0),
+        (["a", "b", "a"], 4.0),
+        (["a", "a", "a+"], 0.0),
+        (["a", "a", "a+", "a"], 1.0),
+        (["a"] * 2000, 60.0),
+    ],
+)
+def test_a_job_that_cant_start_does_not_spin(failures: list[str], pause_s: float) -> None:
+    assert pause_after(failed(*failures), RestartOptions()) == pause_s
 
 
 def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> Reading:
@@ -195,7 +215,33 @@ def test_the_last_failure_is_the_status(tmp_path: Path) -> None:
     done = launch("-np", "1", "--max-restarts", "2", *worker(script), cwd=tmp_path)
     assert done.returncode == 5
     assert done.stderr.count("rank 0 failed: exit code") == 3
-    assert done.stderr.count("starting again") == 2
+    assert "starting again on other ports, in 1 s (restart 1 of 2)" in done.stderr
+    assert "starting again on other ports, in 2 s (restart 2 of 2)" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["while it waits", "while it ends"])
+def test_a_signal_between_two_starts_ends_the_job(when: str, tmp_path: Path) -> None:
+    script = """
+if rank:
+    wait_for("rank 0 is ready")
+    sys.exit(3)
+signal.signal(signal.SIGTERM, lambda *_: say("asked to end"))
+say("rank 0 is ready")
+time.sleep(60)
+"""
+    line = ["-np", "2", "--max-restarts", "9", *worker(script)]
+    with launched(*line, cwd=tmp_path) as process:
+        wait_until(lambda: (tmp_path / "asked to end").exists())
+        if when == "while it waits":
+            assert process.stderr is not None
+            while "starting again" not in process.stderr.readline():
+                pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    ended = "ended by SIGINT, and all workers with it" in err
+    assert ended == (when == "while it waits")
+    assert process.returncode == (130 if ended else 3)
+    assert "starting again" not in err
 
 
 def test_fewer_go_on_where_the_job_fails_again_and_again(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tfddl.errors import LaunchError
 _LAUNCHER = (sys.executable, "-m", "tfddl.launcher")
 _TIMEOUT_S = 300.0
 _PATIENCE_S = 5.0
-_REPORT = re.compile(r"tfddlrun: (rank \d+ failed|ended by)")
+_REPORT = re.compile(r"tfddlrun: (rank \d+( on \S+)? failed|ended by)")
 _PLACE = re.compile(r"tfddlrun: it had come to (step \d+ of epoch \d+|before the first step)")
 _SMALL_DISK = "size=256k"
 

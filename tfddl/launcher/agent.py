@@ -140,7 +140,7 @@ class Agent:
             "reap": self._reap,
             "prepare": self._prepare,
             "examine": self._examine,
-            "beat": lambda message: None,
+            "beat": lambda message: self._outbox.put({"is": "beat"}),
         }
         self._outbox.put({"is": "hello", "version": __version__})
         self._outbox.flush()

@@ -90,6 +90,11 @@ class Fleet:
         """Says to all hosts that we are here; at least every `BEAT_S` seconds."""
         beat_all(self.links)
 
+    def ask_for_signs(self) -> None:
+        """Finds out which hosts are still there; those that don't answer soon are lost."""
+        for link in self.links:
+            link.ask_for_sign()
+
     def close(self) -> None:
         """Ends all connections, and waits for it: nothing is left on any host."""
         close_all(self.links)

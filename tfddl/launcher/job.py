@@ -162,6 +162,8 @@ def _start(
     """Starts the workers, again where a port was taken, and looks after them to their end."""
     options = _with_workers(options, recovery.workers)
     environment = {**environment, **recovery.variables}
+    if not means.signals.sleep(recovery.pause_s):
+        return _interrupted(means.signals)
     for restarts in range(_PORT_RESTARTS + 1):
         care = Care(
             grace_s=options.grace_s,
@@ -176,8 +178,7 @@ def _start(
                 raise
             return _unreachable(error, options.fleet)
         except Interrupted:
-            (number, *_) = means.signals.take_ending()
-            return Outcome(exits=(), root=None, interrupted_by=number, num_oom_kills=0)
+            return _interrupted(means.signals)
         taken = find_taken_port(outcome, ports)
         if taken is None or restarts == _PORT_RESTARTS:
             break
@@ -186,6 +187,12 @@ def _start(
             f"ports ({restarts + 1} of {_PORT_RESTARTS})"
         )
     return outcome
+
+
+def _interrupted(signals: Signals) -> Outcome:
+    """How a job ends that a signal ends while no worker runs."""
+    (number, *_) = signals.take_ending()
+    return Outcome(exits=(), root=None, interrupted_by=number, num_oom_kills=0)
 
 
 def _with_workers(options: JobOptions, workers: Mapping[str, int]) -> JobOptions:

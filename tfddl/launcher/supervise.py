@@ -200,13 +200,18 @@ class _Job:
                     self._end_all()
             else:
                 self._kill_at_s = time.monotonic()
+                if self._root is not None and not self._root.describe_end().has_saved:
+                    self._interrupted_by = self._interrupted_by or number  # No other start.
 
     def _notice_ends(self) -> None:
         found = sorted((worker for worker in self.workers if worker.look()), key=_suspicion)
         self._ended += found
         failed = [worker for worker in found if worker.returncode != 0]
+        self._notice_what_came_before(failed)
         if failed and self._kill_at_s is None:
             self._root = failed[0]
+            if self._fleet is not None:
+                self._fleet.ask_for_signs()
             if self._root.describe_end().has_saved:  # So have the others, and are about to end.
                 self._kill_at_s = time.monotonic() + self._care.grace_s
             else:
@@ -214,6 +219,22 @@ class _Job:
         elif self._kill_at_s is not None and not all(w.describe_end().has_saved for w in failed):
             # One that was to save has failed; the others wait for it in vain.
             self._kill_at_s = min(self._kill_at_s, time.monotonic() + _SHORT_GRACE_S)
+
+    def _notice_what_came_before(self, failed: Sequence[Worker | RemoteWorker]) -> None:
+        """Finds the host whose loss made another's worker fail.
+
+        Behind a cable that is cut there is only silence, which takes us longer to be sure of than
+        TensorFlow in the workers on this side of it.
+        """
+        root = self._root
+        if root is None or root.ended_s is None or root.stall is not None:
+            return
+        if isinstance(root, RemoteWorker) and root.was_lost_before(math.inf):
+            return
+        for worker in failed:
+            if isinstance(worker, RemoteWorker) and worker.was_lost_before(root.ended_s):
+                self._root = worker
+                return
 
     def _notice_stalls(self) -> None:
         """Kills a worker that gets no further, after it was asked for its stacks."""
