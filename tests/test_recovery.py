@@ -1,4 +1,4 @@
-"""Restarts, stalls and preemption, with real processes: small ones, without TensorFlow."""
+"""Restarts and preemption, with real processes: small ones, without TensorFlow."""
 
 import os
 import re
@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from tests.hosts import HERE, stand_in
-from tests.processes import in_sessions, wait_until
-from tests.test_launcher import TIMEOUT_S, launch, launched, pids, worker
+from tests.launching import BOARD, TIMEOUT_S, launch, launched, pids, two_workers, worker
+from tests.processes import in_sessions, parent_of, wait_until
 from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
-from tfddl.launcher.stalls import Stall, StallWatch, find_suspects
-from tfddl.progress import VARIABLE, Ability, Board, Reading, Stage
 
 ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
+
 TWO_HOSTS = {"a": 2, "b": 2}
 
 
@@ -82,97 +81,6 @@ def test_who_starts_again(
 )
 def test_a_job_that_cant_start_does_not_spin(failures: list[str], pause_s: float) -> None:
     assert pause_after(failed(*failures), RestartOptions()) == pause_s
-
-
-def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> Reading:
-    return Reading(beats=beats, steps=beats, stage=stage, begun=begun, ended=ended)
-
-
-@pytest.mark.parametrize(
-    ("readings", "stopped", "suspects"),
-    [
-        ([at(7, 6), at(6, 6), at(7, 6)], [], [1]),  # It doesn't come to what the others are in.
-        ([at(7, 6), at(7, 7)], [], [1]),
-        ([at(9, 6), at(7, 6), at(7, 7)], [], [2]),
-        ([at(7, 6), at(7, 6)], [], [0, 1]),  # The network between them.
-        ([at(0, 0), at(0, 0)], [], [0, 1]),  # Nobody counts.
-        ([at(7, 6), at(7, 6)], [0], [0]),
-        ([], [], []),
-    ],
-)
-def test_whom_the_others_wait_for(
-    readings: list[Reading], stopped: list[int], suspects: list[int]
-) -> None:
-    found = find_suspects(dict(enumerate(readings)), frozenset(stopped))
-    assert list(found) == suspects
-
-
-def test_a_stall_is_the_suspects_and_has_a_beginning() -> None:
-    def find(watch: StallWatch, now_s: float, *readings: Reading) -> dict[int, Stall]:
-        return watch.find(dict(enumerate(readings)), stopped=frozenset(), now_s=now_s)
-
-    watch = StallWatch(10.0)
-    late, waiting = at(6, 6), at(7, 6)
-    assert find(watch, 0.0, waiting, late) == {}
-    # Rank 0 may wait as long as rank 1 does something.
-    assert find(watch, 9.0, waiting, at(6, 6, beats=6)) == {}
-    assert find(watch, 18.0, waiting, at(6, 6, beats=6)) == {}
-    [(rank, stall)] = find(watch, 19.0, waiting, at(6, 6, beats=6)).items()
-    assert (rank, stall) == (1, Stall(for_s=10.0, is_stopped=False, waiting=(0,)))
-    # Before the first step, and outside of fit, evaluate and predict, anything may take its time.
-    for stage, beats in ((Stage.TRAINING, 0), (Stage.OUTSIDE, 5)):
-        idle = at(6, 6, beats=beats, stage=stage)
-        assert find(watch, 100.0, idle, idle) == find(watch, 200.0, idle, idle) == {}
-    assert find(StallWatch(0.0), 0.0, waiting, late) == {}
-
-
-def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
-    watch = StallWatch(0.0)
-
-    def warn(now_s: float, *readings: Reading) -> str:
-        return watch.warning(dict(enumerate(readings)), stopped=frozenset([1]), now_s=now_s)
-
-    late = at(6, 6)
-    assert [warn(s, at(7, 6), late) for s in (0.0, 59.0)] == ["", ""]
-    assert warn(61.0, at(7, 6), late) == (
-        "rank 1 has made no progress for 61 s (its process is stopped), and others wait for it: "
-        "rank 0"
-    )
-    assert [warn(s, at(7, 6), late) for s in (62.0, 600.0)] == ["", ""]
-    assert warn(601.0, at(8, 8), at(8, 8)) == ""
-    assert "no progress for 99 s" in warn(700.0, at(9, 8), at(8, 8))
-
-
-def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
-    with Board.create() as board:
-        copy = Board.given({VARIABLE: str(os.dup(board.fileno()))})
-        copy.count_step(epoch=2, step=7)
-        with copy.during(Stage.EVALUATING):
-            assert board.read().stage is Stage.EVALUATING
-        copy.tell((4, 3))
-        copy.set(Ability.SAVES)
-        expected = Reading(beats=3, epoch=2, step=7, steps=1, abilities=Ability.SAVES)
-        expected = Reading(**{**vars(expected), "begun": 4, "ended": 3})
-        assert board.read() == expected
-        assert board.read().waits
-        copy.close()
-    other = tmp_path / "file"
-    other.write_bytes(b"mine" * 2000)
-    with other.open("r+b") as file:
-        for number in (str(file.fileno()), "999", "-1", "", "x"):
-            with Board.given({VARIABLE: number}) as nobodys:
-                assert not nobodys.is_shared
-                nobodys.beat()
-    assert other.read_bytes() == b"mine" * 2000
-
-
-BOARD = """
-from tfddl.progress import Ability, Board, Stage
-start = int(os.environ["TFDDL_RESTARTS"])
-board = Board.given(os.environ)
-board.sign()
-board.show_stacks_at_signal()
-"""
 
 
 def test_a_failed_job_starts_again_on_other_ports(tmp_path: Path) -> None:
@@ -260,13 +168,6 @@ if size > 2:
     assert {"[0] 0 of 2", "[1] 1 of 2"} <= set(done.stdout.splitlines())
 
 
-def two_workers(tmp_path: Path, *, far: bool) -> tuple[str, ...]:
-    """On this machine, or each on a host that an agent looks after."""
-    if not far:
-        return ("-np", "2")
-    return ("-H", ",".join(HERE), "--ssh-command", stand_in(tmp_path / "ssh"))
-
-
 @pytest.mark.parametrize("min_np", ["1", "2"])
 def test_a_host_that_is_gone_is_left_out_if_that_is_allowed(min_np: str, tmp_path: Path) -> None:
     script = """
@@ -301,50 +202,24 @@ exec {stand_in(tmp_path / "ssh")} "$@"
         assert done.returncode == 255
 
 
-STUCK: dict[str, tuple[str, list[str]]] = {
-    "stopped": (
-        "os.kill(os.getpid(), signal.SIGSTOP)",
-        ["rank 0 waited for it; its process was stopped, by SIGSTOP, Ctrl-Z or a debugger"],
-    ),
-    "running": (
-        "def loop_without_end():\n    while True:\n        time.sleep(0.01)\nloop_without_end()",
-        ["it was running, was asked for the stacks of its threads", "in loop_without_end"],
-    ),
-}
-
-
-@pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize("kind", STUCK)
-def test_a_worker_that_gets_no_further_is_found(kind: str, far: bool, tmp_path: Path) -> None:
-    action, texts = STUCK[kind]
-    script = f"""{BOARD}
-def stick():
-    {action.replace(chr(10), chr(10) + "    ")}
-with board.during(Stage.TRAINING):
-    board.tell((1, 1))
-    board.count_step(epoch=1, step=3)
-    say(f"rank {{rank}} is ready")
-    wait_for(f"rank {{1 - rank}} is ready")
-    if start:
-        sys.exit()
-    if rank == 1:
-        stick()
-    board.tell((2, 1))
-    while True:
-        time.sleep(60)
+def test_a_host_that_was_lost_before_is_the_cause(tmp_path: Path) -> None:
+    """Behind a cable that is cut, and silent; meanwhile TensorFlow fails on this side of it."""
+    script = """
+if rank == 1:
+    os.kill(os.getppid(), signal.SIGSTOP)  # its agent
+    say("rank 1 is ready")
+    time.sleep(60)
+wait_for("rank 1 is ready")
+time.sleep(0.5)  # for what the agent has said before
+sys.exit("UnavailableError")
 """
-    options = ("--stall-timeout", "1", "--max-restarts", "1")
-    done = launch(*two_workers(tmp_path, far=far), *options, *worker(script), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    report = "\n".join(line for line in done.stderr.splitlines() if line.startswith("tfddlrun: "))
-    assert re.search(
-        r"rank 1( on \S+)? failed: no progress for [1-9] s, killed by SIGKILL after", report
-    )
-    assert "it had come to step 3 of epoch 2, training" in report
-    for text in texts:
-        assert text in report
-    assert "restart 1 of 1" in report
-    assert not in_sessions(pids(tmp_path, "rank 0 is ready", "rank 1 is ready"))
+    done = launch(*two_workers(tmp_path, far=True), *worker(script), cwd=tmp_path)
+    assert done.returncode == 255
+    report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
+    assert report[0].startswith(f"tfddlrun: rank 1 on {HERE[1]} failed: lost with its host after")
+    assert re.fullmatch(rf"tfddlrun: nothing was heard from {HERE[1]} for \d+ s", report[1])
+    assert report[-1] == "tfddlrun: after that, failed as well: rank 0 (exit code 1)"
+    wait_until(lambda: not in_sessions(pids(tmp_path, "rank 1 is ready")))
 
 
 def _saver(then: str) -> str:
@@ -363,8 +238,16 @@ board.set(Ability.WAS_ASKED)
 """
 
 
-@pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize("asked", ["tfddlrun", "rank 1"])
+@pytest.mark.parametrize(
+    ("asked", "far"),
+    [
+        ("tfddlrun", False),
+        ("tfddlrun", True),
+        ("rank 1", False),
+        ("rank 1", True),
+        ("the agent of rank 1", True),
+    ],
+)
 def test_sigterm_lets_workers_save(asked: str, far: bool, tmp_path: Path) -> None:
     script = _saver("time.sleep(1.5 * rank); sys.exit(75)")
     # The shell stays, and would die of the signal.
@@ -379,7 +262,8 @@ def test_sigterm_lets_workers_save(asked: str, far: bool, tmp_path: Path) -> Non
         if asked == "tfddlrun":
             process.send_signal(signal.SIGTERM)
         else:
-            os.kill(int((tmp_path / "rank 1 is ready").read_text()), signal.SIGTERM)
+            pid = int((tmp_path / "rank 1 is ready").read_text())
+            os.kill(pid if asked == "rank 1" else parent_of(os.getsid(pid)), signal.SIGTERM)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, err
     assert err == (

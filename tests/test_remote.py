@@ -16,8 +16,8 @@ import pytest
 
 import tfddl
 from tests.hosts import HERE, sshd, stand_in, two_hosts
+from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
-from tests.test_launcher import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tfddl.bench import namespaces
 from tfddl.launcher.exposure import firewall_line
 

@@ -2,7 +2,8 @@
 
 `tfddlrun` starts it there, over ssh, and speaks with it through its standard input and output by
 frames. It decides nothing by itself but this: when the connection ends, or nothing has been heard
-for a while, it kills all that it has started, and ends.
+for a while, it kills all that it has started, and ends. SIGTERM (its host is about to go) makes the
+workers save, as it does when it comes to them, or to `tfddlrun`.
 
 The messages are named by "do" (orders and questions) and "is" (reports and answers); `Link` is the
 other end of them.
@@ -120,7 +121,8 @@ class Agent:
         Args:
             stdin_fd: where orders come from.
             stdout_fd: where reports go.
-            signals: wakes us when a worker has ended; SIGTERM, SIGINT and SIGHUP end us.
+            signals: wakes us when a worker has ended; SIGINT and SIGHUP end us, and so does SIGTERM
+                where no worker can save.
             environment: this host's, to which each worker's is added.
         """
         self._stdin, self._stdout = stdin_fd, stdout_fd
@@ -132,6 +134,7 @@ class Agent:
         self._oom_kills = count_oom_kills()
         self._heard_s = self._said_s = self._told_s = time.monotonic()
         self._told: dict[int, Message] = {}
+        self._was_asked = False
         self._orders: Mapping[str, Callable[[Message], None]] = {
             "start": self._start,
             "signal": self._signal,
@@ -171,12 +174,23 @@ class Agent:
             self._heard_s = now_s
             for message, _ in self._unpacker.feed(data):
                 self._orders[message["do"]](message)
-        if self._signals.have_ended_job or now_s - self._heard_s > PATIENCE_S:
+        if not self._goes_on() or now_s - self._heard_s > PATIENCE_S:
             return False
         self._pass_on(readable)
         self._examination.serve(readable)
         self._report(now_s)
         self._outbox.flush()
+        return True
+
+    def _goes_on(self) -> bool:
+        """Whether no signal ends us. SIGTERM makes workers save, and then they end the job."""
+        for number in self._signals.take_ending():
+            asked = [
+                w for w in self._workers.values() if number == signal.SIGTERM and w.ask_to_save()
+            ]
+            if self._was_asked or not asked:
+                return False
+            self._was_asked = True
         return True
 
     def _wait(self) -> set[int]:

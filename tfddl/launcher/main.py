@@ -297,8 +297,10 @@ def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="kill a worker that makes no progress for S seconds after its first step, within fit, "
         "evaluate and predict, as one that has failed; the stacks of its threads are shown. Has "
-        "to be more than the longest step, callback and save. 0 is never; whom the others wait "
-        "for is told after a minute in any case (default: %(default)s)",
+        "to be more than the longest step, callback and save. In a loop by hand, from its first "
+        "exchange of gradients on: a worker for which others wait so long, whatever it does "
+        "meanwhile. 0 is never; whom the others wait for is told after a minute in any case "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--grace-period",

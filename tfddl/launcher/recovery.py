@@ -51,12 +51,13 @@ class Recovery:
         """
         if outcome.root is None or outcome.interrupted_by is not None or outcome.has_saved:
             return ""
+        stepped = any(end.reading.steps or end.reading.rounds for end in outcome.exits)
         places = [(e.reading.epoch, e.reading.step) for e in outcome.exits if e.reading.steps]
         reached = max(places, default=(0, 0))
         progressed = reached > self._farthest
         self._farthest = max(reached, self._farthest)
         self._failures.append(
-            Failure(outcome.root.host, at_s=now_s, progressed=progressed, stepped=bool(places))
+            Failure(outcome.root.host, at_s=now_s, progressed=progressed, stepped=stepped)
         )
         workers = workers_after(self._failures, self._options, hosts=self._hosts, now_s=now_s)
         if workers is None:
