@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -270,6 +271,11 @@ def _damage(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _stop() -> None:
+    # To this thread: sent to the process, another might take it while this one goes on.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
 def _hang() -> None:
     for _ in itertools.count():
         time.sleep(0.01)
@@ -281,7 +287,7 @@ def _crash() -> None:
 
 _ACTS: Mapping[Act, Callable[[], None]] = {
     Act.KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
-    Act.STOP: lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    Act.STOP: _stop,
     Act.TERM: lambda: os.kill(os.getpid(), signal.SIGTERM),
     Act.HANG: _hang,
     Act.CRASH: _crash,
