@@ -11,7 +11,7 @@ PACKAGE = ROOT / "tfddl"
 
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
-    ["errors"],
+    ["errors", "cores"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
@@ -247,6 +247,7 @@ SIBLINGS: dict[str, list[str]] = {
 }
 WITHOUT_TENSORFLOW = [
     "errors",
+    "cores",
     "cluster",
     "commits",
     "plan",
