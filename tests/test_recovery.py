@@ -202,6 +202,46 @@ exec {stand_in(tmp_path / "ssh")} "$@"
         assert done.returncode == 255
 
 
+def test_commits_outlive_hosts(tmp_path: Path) -> None:
+    script = (
+        BOARD
+        + """
+from tfddl import commits
+board.count_step(epoch=start, step=1)
+store = commits.find(os.environ)
+found = store.read() if store.newest >= 0 else b""
+Path(f"found.{start}.{rank}").write_text(f"{store.newest} {found[5_000_000:].decode()}")
+def commit(text):
+    store.write(b"x" * 5_000_000 + text.encode())  # more than goes in one piece
+    say(text)
+if start == 0:
+    commit(f"rank {rank} first")
+    if rank == 1:
+        commit("rank 1 second")
+        wait_for("rank 0 first")
+        sys.exit(3)
+elif start == 1:
+    commit(f"rank {rank} third")
+    if rank == 1:
+        wait_for("rank 0 third")
+        os.kill(os.getppid(), signal.SIGKILL)  # its agent
+else:
+    sys.exit()
+time.sleep(60)
+"""
+    )
+    options = (*two_workers(tmp_path, far=True), "--max-restarts", "2")
+    done = launch(*options, *worker(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"rank 1 on {HERE[1]} failed: lost with its host" in done.stderr
+    found = [[(tmp_path / f"found.{s}.{r}").read_text() for r in range(2)] for s in range(3)]
+    assert found == [
+        ["-1 "] * 2,
+        ["1 rank 1 second"] * 2,  # On all hosts the newest, which one of them had.
+        ["2 rank 0 third"] * 2,
+    ]
+
+
 def test_a_host_that_was_lost_before_is_the_cause(tmp_path: Path) -> None:
     """Behind a cable that is cut, and silent; meanwhile TensorFlow fails on this side of it."""
     script = """

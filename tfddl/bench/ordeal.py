@@ -270,10 +270,10 @@ def _hosts(blow: Blow, run: Run) -> Iterator[None]:
         return
     slots = zip(namespaces.ADDRESSES, blow.hosts, strict=True)
     with namespaces.two_hosts() as (here, there), _far_sshd(run.directory, there) as ssh:
-        options = ("-H", ",".join(f"{address}:{count}" for address, count in slots))
-        options += ("--ssh-command", ssh, "--trusted-network", "-x", "TMPDIR")
-        head = len(_LAUNCHER)
-        run.command = [*namespaces.inside(here), *_LAUNCHER, *options, *run.command[head:]]
+        hosts = ",".join(f"{address}:{count}" for address, count in slots)
+        options = ["-H", hosts, "--ssh-command", ssh, "--trusted-network", "-x", "TMPDIR"]
+        given = run.command[len(_LAUNCHER) :]
+        run.command = [*namespaces.inside(here), *_LAUNCHER, *options, *given]
         if blow.heals:
             run.at_failure = lambda: namespaces.plug_in(there)
         yield

@@ -26,7 +26,8 @@ from tfddl.launcher import interfaces, ports
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.examine import Examination
 from tfddl.launcher.frames import HELLO, Message, Unpacker, pack
-from tfddl.launcher.memory import with_board
+from tfddl.launcher.host_store import HostStore
+from tfddl.launcher.memory import with_board, with_store
 from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Outlet
 from tfddl.launcher.plan import ProcessPlan
@@ -135,6 +136,7 @@ class Agent:
         self._heard_s = self._said_s = self._told_s = time.monotonic()
         self._told: dict[int, Message] = {}
         self._was_asked = False
+        self._store = HostStore()
         self._orders: Mapping[str, Callable[[Message], None]] = {
             "start": self._start,
             "signal": self._signal,
@@ -143,6 +145,9 @@ class Agent:
             "reap": self._reap,
             "prepare": self._prepare,
             "examine": self._examine,
+            "take commit": lambda message: self._store.take(message),
+            "tell commit": lambda message: self._outbox.put(self._store.tell()),
+            "give commit": self._give_commit,
             "beat": lambda message: self._outbox.put({"is": "beat"}),
         }
         self._outbox.put({"is": "hello", "version": __version__})
@@ -172,8 +177,8 @@ class Agent:
             if not data:
                 return False
             self._heard_s = now_s
-            for message, _ in self._unpacker.feed(data):
-                self._orders[message["do"]](message)
+            for message, payload in self._unpacker.feed(data):
+                self._orders[message["do"]]({**message, "data": payload})
         if not self._goes_on() or now_s - self._heard_s > PATIENCE_S:
             return False
         self._pass_on(readable)
@@ -274,6 +279,8 @@ class Agent:
         )
         sinks = [_SendingSink(self._outbox, plan.rank, outlet) for outlet in Outlet]
         try:
+            if plan.local_rank == 0:
+                plan = with_store(plan, self._store.fd)
             self._workers[plan.rank] = Worker(with_board(plan, Board.create()), sinks)
         except LaunchError as error:
             self._outbox.put({"is": "refused", "rank": plan.rank, "why": str(error)})
@@ -322,6 +329,9 @@ class Agent:
                 "workers of all hosts run in the folder that tfddlrun is started in"
             )
         self._outbox.put(answer)
+
+    def _give_commit(self, message: Message) -> None:
+        self._outbox.put({"is": "piece"}, self._store.give(message))
 
     def _examine(self, message: Message) -> None:
         self._outbox.put({"is": "examined", **self._examination.answer(message)})

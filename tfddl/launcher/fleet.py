@@ -185,6 +185,21 @@ def ask(links: Sequence[Link], *, signals: Signals, wait_s: float) -> list[Messa
         UnreachableError: hosts that haven't answered in time, or are lost; all of them named.
         Interrupted: a signal came.
     """
+    answers = answers_of(links, signals=signals, wait_s=wait_s)
+    if missing := [link for link in links if link not in answers]:
+        silence = f"hasn't answered within {wait_s:g} s"
+        raise UnreachableError(
+            {link.host: link.lost or f"{link.host} {silence}" for link in missing}
+        )
+    return [answers[link] for link in links]
+
+
+def answers_of(links: Sequence[Link], *, signals: Signals, wait_s: float) -> dict[Link, Message]:
+    """The answers of the hosts that do answer to what each has just been asked.
+
+    Raises:
+        Interrupted: a signal came.
+    """
     answers: dict[Link, Message] = {}
 
     def has_answered(link: Link) -> bool:
@@ -193,12 +208,7 @@ def ask(links: Sequence[Link], *, signals: Signals, wait_s: float) -> list[Messa
         return link in answers
 
     wait_for(links, has_answered, signals=signals, wait_s=wait_s)
-    if missing := [link for link in links if link not in answers]:
-        silence = f"hasn't answered within {wait_s:g} s"
-        raise UnreachableError(
-            {link.host: link.lost or f"{link.host} {silence}" for link in missing}
-        )
-    return [answers[link] for link in links]
+    return answers
 
 
 def wait_for(

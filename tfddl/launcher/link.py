@@ -208,7 +208,7 @@ class Link:
             if worker is not None:
                 worker.receive(message, data)
         elif kind != "beat":
-            self._answers.append(message)
+            self._answers.append({**message, "data": data})
 
     def _lose(self, why: str | None) -> None:
         if self.lost is None:

@@ -43,8 +43,7 @@ when something fails:
   may go on with fewer workers where one keeps failing, and without a host that keeps failing, or
   can't be reached any more. SIGTERM, to tfddlrun or to a worker, makes such a training save at the
   next step, and end with status 75; the same command goes on from there. All this holds for any
-  hosts, with one exception: the commits of Horovod's elastic states outlive a restart only where
-  all workers run on this machine.
+  hosts. The commits of Horovod's elastic states outlive restarts, and hosts as long as one is left.
 
 exit status:
   0        all workers ended well

@@ -13,6 +13,7 @@ from pathlib import Path
 from tfddl.launcher.agent import BEAT_S
 from tfddl.launcher.display import Display
 from tfddl.launcher.fleet import Fleet
+from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import Link, RemoteStream, RemoteWorker
 from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Console, Outlet
@@ -39,6 +40,8 @@ class Care:
         logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
         appends_logs: whether to what is there.
         fleet: the hosts that they run on; None for this machine.
+        keeper: takes what workers on these have committed, where the job has failed; None where
+            it doesn't start again.
     """
 
     grace_s: float
@@ -46,6 +49,7 @@ class Care:
     logs: Path | None = None
     appends_logs: bool = False
     fleet: Fleet | None = None
+    keeper: Keeper | None = None
 
 
 def supervise(
@@ -80,6 +84,7 @@ def supervise(
             job.start(plan, log_folder=folder)
         while job.workers:
             job.turn()
+        job.keep_commit()
     finally:
         job.kill_all()
     return job.outcome(num_oom_kills=count_oom_kills() - oom_kills)
@@ -152,6 +157,13 @@ class _Job:
             self._signal_all(signal.SIGKILL)
             self._kill_at_s = math.inf
         self._take_leave()
+
+    def keep_commit(self) -> None:
+        """Fetches from the hosts, after a failure, what a next start goes on from."""
+        fleet, keeper = self._fleet, self._care.keeper
+        if fleet is None or keeper is None or self._root is None or self._interrupted_by:
+            return
+        self._console.say(keeper.fetch(fleet.links, signals=self._signals))
 
     def kill_all(self) -> None:
         """Leaves nothing behind, however the job ended."""
