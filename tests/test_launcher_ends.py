@@ -93,6 +93,14 @@ def outcome(*exits: WorkerExit, root: int | None = 0, num_oom_kills: int = 0) ->
             ],
         ),
         (
+            outcome(end(2, 1, reading=Reading(rounds=7, begun=9, ended=8))),
+            [
+                "rank 2 failed: exit code 1 after 2.0 s",
+                "it had come to about step 7 of a loop by hand",
+                "it wrote nothing to stderr",
+            ],
+        ),
+        (
             outcome(end(0, -40)),
             ["rank 0 failed: killed by signal 40 after 2.0 s", "it wrote nothing to stderr"],
         ),

@@ -242,23 +242,31 @@ time.sleep(60)
     ]
 
 
-def test_a_host_that_was_lost_before_is_the_cause(tmp_path: Path) -> None:
-    """Behind a cable that is cut, and silent; meanwhile TensorFlow fails on this side of it."""
-    script = """
-if rank == 1:
-    os.kill(os.getppid(), signal.SIGSTOP)  # its agent
-    say("rank 1 is ready")
-    time.sleep(60)
-wait_for("rank 1 is ready")
-time.sleep(0.5)  # for what the agent has said before
-sys.exit("UnavailableError")
+@pytest.mark.parametrize("stalls", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_host_that_was_lost_before_is_the_cause(stalls: bool, tmp_path: Path) -> None:
+    """Behind a cable that is cut, and silent; meanwhile the worker on this side of it fails."""
+    script = f"""{BOARD}
+with board.during(Stage.TRAINING):
+    board.count_step(epoch=0, step=1)
+    board.tell((2, 1))
+    if rank == 1:
+        time.sleep(1.5)  # The agent tells of it.
+        os.kill(os.getppid(), signal.SIGSTOP)
+        say("rank 1 is ready")
+        time.sleep(60)
+    wait_for("rank 1 is ready")
+    time.sleep({60 if stalls else 0.5})  # The agent has said something just before.
+    sys.exit("UnavailableError")
 """
-    done = launch(*two_workers(tmp_path, far=True), *worker(script), cwd=tmp_path)
+    options = (*two_workers(tmp_path, far=True), "--stall-timeout", "3" if stalls else "0")
+    done = launch(*options, *worker(script), cwd=tmp_path)
     assert done.returncode == 255
     report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
     assert report[0].startswith(f"tfddlrun: rank 1 on {HERE[1]} failed: lost with its host after")
-    assert re.fullmatch(rf"tfddlrun: nothing was heard from {HERE[1]} for \d+ s", report[1])
-    assert report[-1] == "tfddlrun: after that, failed as well: rank 0 (exit code 1)"
+    assert report[1] == "tfddlrun: it had come to step 1 of epoch 1, training"
+    assert re.fullmatch(rf"tfddlrun: nothing was heard from {HERE[1]} for \d+ s", report[2])
+    after = "ended by tfddlrun: rank 0" if stalls else "failed as well: rank 0 (exit code 1)"
+    assert report[-1] == f"tfddlrun: after that, {after}"
     wait_until(lambda: not in_sessions(pids(tmp_path, "rank 1 is ready")))
 
 

@@ -102,6 +102,7 @@ class _Job:
         self.workers: list[Worker | RemoteWorker] = []
         self._ended: list[Worker | RemoteWorker] = []
         self._root: Worker | RemoteWorker | None = None
+        self._failed_s = math.inf
         self._interrupted_by: signal.Signals | None = None
         # None: nobody has been asked to end. inf: everybody has been killed.
         self._kill_at_s: float | None = None
@@ -212,7 +213,7 @@ class _Job:
                     self._end_all()
             else:
                 self._kill_at_s = time.monotonic()
-                if self._root is not None and not self._root.describe_end().has_saved:
+                if self._root is not None and not _has_saved(self._root):
                     self._interrupted_by = self._interrupted_by or number  # No other start.
 
     def _notice_ends(self) -> None:
@@ -221,16 +222,20 @@ class _Job:
         failed = [worker for worker in found if worker.returncode != 0]
         self._notice_what_came_before(failed)
         if failed and self._kill_at_s is None:
-            self._root = failed[0]
-            if self._fleet is not None:
-                self._fleet.ask_for_signs()
-            if self._root.describe_end().has_saved:  # So have the others, and are about to end.
+            self._blame(failed[0])
+            if _has_saved(failed[0]):  # So have the others, and are about to end.
                 self._kill_at_s = time.monotonic() + self._care.grace_s
             else:
                 self._end_all()
-        elif self._kill_at_s is not None and not all(w.describe_end().has_saved for w in failed):
+        elif self._kill_at_s is not None and not all(map(_has_saved, failed)):
             # One that was to save has failed; the others wait for it in vain.
             self._kill_at_s = min(self._kill_at_s, time.monotonic() + _SHORT_GRACE_S)
+
+    def _blame(self, worker: Worker | RemoteWorker) -> None:
+        """Takes a worker for the first that failed, unless its peer's host turns out to be gone."""
+        self._root, self._failed_s = worker, time.monotonic()
+        if self._fleet is not None:
+            self._fleet.ask_for_signs()
 
     def _notice_what_came_before(self, failed: Sequence[Worker | RemoteWorker]) -> None:
         """Finds the host whose loss made another's worker fail.
@@ -239,12 +244,11 @@ class _Job:
         TensorFlow in the workers on this side of it.
         """
         root = self._root
-        if root is None or root.ended_s is None or root.stall is not None:
-            return
-        if isinstance(root, RemoteWorker) and root.was_lost_before(math.inf):
+        if root is None or _is_lost(root) or _has_saved(root):
             return
         for worker in failed:
-            if isinstance(worker, RemoteWorker) and worker.was_lost_before(root.ended_s):
+            if isinstance(worker, RemoteWorker) and worker.was_lost_before(self._failed_s):
+                worker.stall = None
                 self._root = worker
                 return
 
@@ -270,7 +274,7 @@ class _Job:
             for rank, stall in found.items():
                 alive[rank].stall = stall
                 alive[rank].signal_group(signal.SIGKILL)
-            self._root = alive[min(found)]
+            self._blame(alive[min(found)])
             self._end_all()
 
     def _end_all(self) -> None:
@@ -301,6 +305,14 @@ class _Job:
         stream.close()
 
 
-def _suspicion(worker: Worker | RemoteWorker) -> tuple[bool, int]:
+def _suspicion(worker: Worker | RemoteWorker) -> tuple[bool, bool, int]:
     """Sorts workers found dead at the same moment: signals strike first, errors follow."""
-    return worker.returncode >= 0, worker.rank
+    return worker.returncode >= 0, not _is_lost(worker), worker.rank
+
+
+def _is_lost(worker: Worker | RemoteWorker) -> bool:
+    return isinstance(worker, RemoteWorker) and worker.was_lost_before(math.inf)
+
+
+def _has_saved(worker: Worker | RemoteWorker) -> bool:
+    return worker.ended_s is not None and worker.describe_end().has_saved
