@@ -13,6 +13,11 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def parent_of(pid: int) -> int:
+    """The parent of a process that exists."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def in_sessions(sessions: set[int]) -> set[int]:
     """All running processes of these sessions."""
     found = set()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.group import ROOT
-from tfddl.bench import blows, ordeal, ordeals
+from tfddl.bench import blows, namespaces, ordeal, ordeals
 from tfddl.bench.blows import BLOWS
 from tfddl.bench.evidence import Exposure, Start, exposure
+from tfddl.errors import LaunchError
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 EVERYDAY = {"SIGKILL of another rank", "SIGTERM to tfddlrun, started again"}
@@ -69,6 +70,8 @@ def test_a_training_that_is_struck_loses_nothing(
     tmp_path: Path,
 ) -> None:
     blow = BLOWS[name]
+    if missing := ordeal.missing_for(blow):
+        pytest.skip(missing)
     if blow.is_repeated not in references:
         reference = tmp_path_factory.mktemp("undisturbed")
         ordeal.undisturbed(reference, blow, environment=ENVIRONMENT)
@@ -94,6 +97,20 @@ def test_a_training_that_is_struck_loses_nothing(
         if blow.trouble is not blows.Trouble.NONE:
             saved -= blows.SAVE_EVERY
         assert found.exposure.repeated == blows.STEP + 1 - saved
+
+
+def test_what_cant_be_tried_here_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a host cut off by the network, then back"
+    monkeypatch.setattr(namespaces, "missing_for_hosts", lambda: "needs a pair of tongs")
+    with pytest.raises(LaunchError, match=f"{name}: needs a pair of tongs"):
+        ordeals.in_a_row(tmp_path, [name], environment=ENVIRONMENT)
+    monkeypatch.setattr(ordeals, "BLOWS", {name: BLOWS[name]})
+    *_, row = ordeals.in_a_row(tmp_path, [], environment=ENVIRONMENT).splitlines()
+    assert row.startswith(f"| {name} | not run: needs a pair of tongs |")
+    assert not any(tmp_path.iterdir())
+    assert "1 of 1" in capsys.readouterr().err
 
 
 @pytest.mark.long

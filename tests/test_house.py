@@ -11,7 +11,7 @@ PACKAGE = ROOT / "tfddl"
 
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
-    ["errors"],
+    ["errors", "cores"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
@@ -53,12 +53,14 @@ SIBLINGS: dict[str, list[str]] = {
         "report",
         "attendance",
         "frames",
+        "host_store",
         "ssh",
         "worker",
         "examine",
         "agent",
         "link",
         "fleet",
+        "keeping",
         "exposure",
         "supervise",
         "recovery",
@@ -241,6 +243,7 @@ SIBLINGS: dict[str, list[str]] = {
         "__main__",
         "blows",
         "evidence",
+        "namespaces",
         "victim",
         "ordeal",
         "ordeals",
@@ -253,6 +256,7 @@ SIBLINGS: dict[str, list[str]] = {
 }
 WITHOUT_TENSORFLOW = [
     "errors",
+    "cores",
     "cluster",
     "commits",
     "plan",

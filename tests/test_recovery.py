@@ -1,4 +1,4 @@
-"""Restarts, stalls and preemption, with real processes: small ones, without TensorFlow."""
+"""Restarts and preemption, with real processes: small ones, without TensorFlow."""
 
 import os
 import re
@@ -9,20 +9,24 @@ from typing import Any
 import pytest
 
 from tests.hosts import HERE, stand_in
-from tests.processes import in_sessions
-from tests.test_launcher import TIMEOUT_S, launch, launched, pids, worker
-from tfddl.launcher.restarts import Failure, RestartOptions, workers_after
-from tfddl.launcher.stalls import Stall, StallWatch, find_suspects
-from tfddl.progress import VARIABLE, Ability, Board, Reading, Stage
+from tests.launching import BOARD, TIMEOUT_S, launch, launched, pids, two_workers, worker
+from tests.processes import in_sessions, parent_of, wait_until
+from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
+
 TWO_HOSTS = {"a": 2, "b": 2}
 
 
 def failed(*hosts: str, every_s: float = 1.0) -> list[Failure]:
-    """Failures in a row; "a+" is one after progress."""
+    """Failures in a row; "a+" is one after progress, "a" one before the first step."""
     return [
-        Failure(host.rstrip("+"), at_s=n * every_s, progressed=host.endswith("+"))
+        Failure(
+            host.rstrip("+"),
+            at_s=n * every_s,
+            progressed=host.endswith("+"),
+            stepped=host.endswith("+"),
+        )
         for n, host in enumerate(hosts)
     ]
 
@@ -64,95 +68,19 @@ def test_who_starts_again(
     assert workers_after(failures, options, hosts=hosts, now_s=now_s) == workers
 
 
-def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> Reading:
-    return Reading(beats=beats, steps=beats, stage=stage, begun=begun, ended=ended)
-
-
 @pytest.mark.parametrize(
-    ("readings", "stopped", "suspects"),
+    ("failures", "pause_s"),
     [
-        ([at(7, 6), at(6, 6), at(7, 6)], [], [1]),  # It doesn't come to what the others are in.
-        ([at(7, 6), at(7, 7)], [], [1]),
-        ([at(9, 6), at(7, 6), at(7, 7)], [], [2]),
-        ([at(7, 6), at(7, 6)], [], [0, 1]),  # The network between them.
-        ([at(0, 0), at(0, 0)], [], [0, 1]),  # Nobody counts.
-        ([at(7, 6), at(7, 6)], [0], [0]),
-        ([], [], []),
+        (["a+"], 0.0),
+        (["a"], 1.0),
+        (["a", "b", "a"], 4.0),
+        (["a", "a", "a+"], 0.0),
+        (["a", "a", "a+", "a"], 1.0),
+        (["a"] * 2000, 60.0),
     ],
 )
-def test_whom_the_others_wait_for(
-    readings: list[Reading], stopped: list[int], suspects: list[int]
-) -> None:
-    found = find_suspects(dict(enumerate(readings)), frozenset(stopped))
-    assert list(found) == suspects
-
-
-def test_a_stall_is_the_suspects_and_has_a_beginning() -> None:
-    def find(watch: StallWatch, now_s: float, *readings: Reading) -> dict[int, Stall]:
-        return watch.find(dict(enumerate(readings)), stopped=frozenset(), now_s=now_s)
-
-    watch = StallWatch(10.0)
-    late, waiting = at(6, 6), at(7, 6)
-    assert find(watch, 0.0, waiting, late) == {}
-    # Rank 0 may wait as long as rank 1 does something.
-    assert find(watch, 9.0, waiting, at(6, 6, beats=6)) == {}
-    assert find(watch, 18.0, waiting, at(6, 6, beats=6)) == {}
-    [(rank, stall)] = find(watch, 19.0, waiting, at(6, 6, beats=6)).items()
-    assert (rank, stall) == (1, Stall(for_s=10.0, is_stopped=False, waiting=(0,)))
-    # Before the first step, and outside of fit, evaluate and predict, anything may take its time.
-    for stage, beats in ((Stage.TRAINING, 0), (Stage.OUTSIDE, 5)):
-        idle = at(6, 6, beats=beats, stage=stage)
-        assert find(watch, 100.0, idle, idle) == find(watch, 200.0, idle, idle) == {}
-    assert find(StallWatch(0.0), 0.0, waiting, late) == {}
-
-
-def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
-    watch = StallWatch(0.0)
-
-    def warn(now_s: float, *readings: Reading) -> str:
-        return watch.warning(dict(enumerate(readings)), stopped=frozenset([1]), now_s=now_s)
-
-    late = at(6, 6)
-    assert [warn(s, at(7, 6), late) for s in (0.0, 59.0)] == ["", ""]
-    assert warn(61.0, at(7, 6), late) == (
-        "rank 1 has made no progress for 61 s (its process is stopped), and others wait for it: "
-        "rank 0"
-    )
-    assert [warn(s, at(7, 6), late) for s in (62.0, 600.0)] == ["", ""]
-    assert warn(601.0, at(8, 8), at(8, 8)) == ""
-    assert "no progress for 99 s" in warn(700.0, at(9, 8), at(8, 8))
-
-
-def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
-    with Board.create() as board:
-        copy = Board.given({VARIABLE: str(os.dup(board.fileno()))})
-        copy.count_step(epoch=2, step=7)
-        with copy.during(Stage.EVALUATING):
-            assert board.read().stage is Stage.EVALUATING
-        copy.tell((4, 3))
-        copy.set(Ability.SAVES)
-        expected = Reading(beats=3, epoch=2, step=7, steps=1, abilities=Ability.SAVES)
-        expected = Reading(**{**vars(expected), "begun": 4, "ended": 3})
-        assert board.read() == expected
-        assert board.read().waits
-        copy.close()
-    other = tmp_path / "file"
-    other.write_bytes(b"mine" * 2000)
-    with other.open("r+b") as file:
-        for number in (str(file.fileno()), "999", "-1", "", "x"):
-            with Board.given({VARIABLE: number}) as nobodys:
-                assert not nobodys.is_shared
-                nobodys.beat()
-    assert other.read_bytes() == b"mine" * 2000
-
-
-BOARD = """
-from tfddl.progress import Ability, Board, Stage
-start = int(os.environ["TFDDL_RESTARTS"])
-board = Board.given(os.environ)
-board.sign()
-board.show_stacks_at_signal()
-"""
+def test_a_job_that_cant_start_does_not_spin(failures: list[str], pause_s: float) -> None:
+    assert pause_after(failed(*failures), RestartOptions()) == pause_s
 
 
 def test_a_failed_job_starts_again_on_other_ports(tmp_path: Path) -> None:
@@ -195,7 +123,33 @@ def test_the_last_failure_is_the_status(tmp_path: Path) -> None:
     done = launch("-np", "1", "--max-restarts", "2", *worker(script), cwd=tmp_path)
     assert done.returncode == 5
     assert done.stderr.count("rank 0 failed: exit code") == 3
-    assert done.stderr.count("starting again") == 2
+    assert "starting again on other ports, in 1 s (restart 1 of 2)" in done.stderr
+    assert "starting again on other ports, in 2 s (restart 2 of 2)" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["while it waits", "while it ends"])
+def test_a_signal_between_two_starts_ends_the_job(when: str, tmp_path: Path) -> None:
+    script = """
+if rank:
+    wait_for("rank 0 is ready")
+    sys.exit(3)
+signal.signal(signal.SIGTERM, lambda *_: say("asked to end"))
+say("rank 0 is ready")
+time.sleep(60)
+"""
+    line = ["-np", "2", "--max-restarts", "9", *worker(script)]
+    with launched(*line, cwd=tmp_path) as process:
+        wait_until(lambda: (tmp_path / "asked to end").exists())
+        if when == "while it waits":
+            assert process.stderr is not None
+            while "starting again" not in process.stderr.readline():
+                pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    ended = "ended by SIGINT, and all workers with it" in err
+    assert ended == (when == "while it waits")
+    assert process.returncode == (130 if ended else 3)
+    assert "starting again" not in err
 
 
 def test_fewer_go_on_where_the_job_fails_again_and_again(tmp_path: Path) -> None:
@@ -212,13 +166,6 @@ if size > 2:
     assert done.returncode == 0
     assert "(restart 2 of 5, with 2 workers instead of 3)" in done.stderr
     assert {"[0] 0 of 2", "[1] 1 of 2"} <= set(done.stdout.splitlines())
-
-
-def two_workers(tmp_path: Path, *, far: bool) -> tuple[str, ...]:
-    """On this machine, or each on a host that an agent looks after."""
-    if not far:
-        return ("-np", "2")
-    return ("-H", ",".join(HERE), "--ssh-command", stand_in(tmp_path / "ssh"))
 
 
 @pytest.mark.parametrize("min_np", ["1", "2"])
@@ -255,50 +202,72 @@ exec {stand_in(tmp_path / "ssh")} "$@"
         assert done.returncode == 255
 
 
-STUCK: dict[str, tuple[str, list[str]]] = {
-    "stopped": (
-        "os.kill(os.getpid(), signal.SIGSTOP)",
-        ["rank 0 waited for it; its process was stopped, by SIGSTOP, Ctrl-Z or a debugger"],
-    ),
-    "running": (
-        "def loop_without_end():\n    while True:\n        time.sleep(0.01)\nloop_without_end()",
-        ["it was running, was asked for the stacks of its threads", "in loop_without_end"],
-    ),
-}
-
-
-@pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize("kind", STUCK)
-def test_a_worker_that_gets_no_further_is_found(kind: str, far: bool, tmp_path: Path) -> None:
-    action, texts = STUCK[kind]
-    script = f"""{BOARD}
-def stick():
-    {action.replace(chr(10), chr(10) + "    ")}
-with board.during(Stage.TRAINING):
-    board.tell((1, 1))
-    board.count_step(epoch=1, step=3)
-    say(f"rank {{rank}} is ready")
-    wait_for(f"rank {{1 - rank}} is ready")
-    if start:
-        sys.exit()
+def test_commits_outlive_hosts(tmp_path: Path) -> None:
+    script = (
+        BOARD
+        + """
+from tfddl import commits
+board.count_step(epoch=start, step=1)
+store = commits.find(os.environ)
+found = store.read() if store.newest >= 0 else b""
+Path(f"found.{start}.{rank}").write_text(f"{store.newest} {found[5_000_000:].decode()}")
+def commit(text):
+    store.write(b"x" * 5_000_000 + text.encode())  # more than goes in one piece
+    say(text)
+if start == 0:
+    commit(f"rank {rank} first")
     if rank == 1:
-        stick()
-    board.tell((2, 1))
-    while True:
-        time.sleep(60)
+        commit("rank 1 second")
+        wait_for("rank 0 first")
+        sys.exit(3)
+elif start == 1:
+    commit(f"rank {rank} third")
+    if rank == 1:
+        wait_for("rank 0 third")
+        os.kill(os.getppid(), signal.SIGKILL)  # its agent
+else:
+    sys.exit()
+time.sleep(60)
 """
-    options = ("--stall-timeout", "1", "--max-restarts", "1")
-    done = launch(*two_workers(tmp_path, far=far), *options, *worker(script), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    report = "\n".join(line for line in done.stderr.splitlines() if line.startswith("tfddlrun: "))
-    assert re.search(
-        r"rank 1( on \S+)? failed: no progress for [1-9] s, killed by SIGKILL after", report
     )
-    assert "it had come to step 3 of epoch 2, training" in report
-    for text in texts:
-        assert text in report
-    assert "restart 1 of 1" in report
-    assert not in_sessions(pids(tmp_path, "rank 0 is ready", "rank 1 is ready"))
+    options = (*two_workers(tmp_path, far=True), "--max-restarts", "2")
+    done = launch(*options, *worker(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"rank 1 on {HERE[1]} failed: lost with its host" in done.stderr
+    found = [[(tmp_path / f"found.{s}.{r}").read_text() for r in range(2)] for s in range(3)]
+    assert found == [
+        ["-1 "] * 2,
+        ["1 rank 1 second"] * 2,  # On all hosts the newest, which one of them had.
+        ["2 rank 0 third"] * 2,
+    ]
+
+
+@pytest.mark.parametrize("stalls", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_host_that_was_lost_before_is_the_cause(stalls: bool, tmp_path: Path) -> None:
+    """Behind a cable that is cut, and silent; meanwhile the worker on this side of it fails."""
+    script = f"""{BOARD}
+with board.during(Stage.TRAINING):
+    board.count_step(epoch=0, step=1)
+    board.tell((2, 1))
+    if rank == 1:
+        time.sleep(1.5)  # The agent tells of it.
+        os.kill(os.getppid(), signal.SIGSTOP)
+        say("rank 1 is ready")
+        time.sleep(60)
+    wait_for("rank 1 is ready")
+    time.sleep({60 if stalls else 0.5})  # The agent has said something just before.
+    sys.exit("UnavailableError")
+"""
+    options = (*two_workers(tmp_path, far=True), "--stall-timeout", "3" if stalls else "0")
+    done = launch(*options, *worker(script), cwd=tmp_path)
+    assert done.returncode == 255
+    report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
+    assert report[0].startswith(f"tfddlrun: rank 1 on {HERE[1]} failed: lost with its host after")
+    assert report[1] == "tfddlrun: it had come to step 1 of epoch 1, training"
+    assert re.fullmatch(rf"tfddlrun: nothing was heard from {HERE[1]} for \d+ s", report[2])
+    after = "ended by tfddlrun: rank 0" if stalls else "failed as well: rank 0 (exit code 1)"
+    assert report[-1] == f"tfddlrun: after that, {after}"
+    wait_until(lambda: not in_sessions(pids(tmp_path, "rank 1 is ready")))
 
 
 def _saver(then: str) -> str:
@@ -317,8 +286,16 @@ board.set(Ability.WAS_ASKED)
 """
 
 
-@pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize("asked", ["tfddlrun", "rank 1"])
+@pytest.mark.parametrize(
+    ("asked", "far"),
+    [
+        ("tfddlrun", False),
+        ("tfddlrun", True),
+        ("rank 1", False),
+        ("rank 1", True),
+        ("the agent of rank 1", True),
+    ],
+)
 def test_sigterm_lets_workers_save(asked: str, far: bool, tmp_path: Path) -> None:
     script = _saver("time.sleep(1.5 * rank); sys.exit(75)")
     # The shell stays, and would die of the signal.
@@ -333,7 +310,8 @@ def test_sigterm_lets_workers_save(asked: str, far: bool, tmp_path: Path) -> Non
         if asked == "tfddlrun":
             process.send_signal(signal.SIGTERM)
         else:
-            os.kill(int((tmp_path / "rank 1 is ready").read_text()), signal.SIGTERM)
+            pid = int((tmp_path / "rank 1 is ready").read_text())
+            os.kill(pid if asked == "rank 1" else parent_of(os.getsid(pid)), signal.SIGTERM)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, err
     assert err == (

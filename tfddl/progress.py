@@ -76,6 +76,7 @@ class _Word(enum.IntEnum):
     ABILITIES = 5
     BEGUN = 6
     ENDED = 7
+    ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Reading:
         abilities: what can be done with it.
         begun: operations with the other workers that it has begun.
         ended: and ended.
+        rounds: how often gradients were exchanged outside of `fit`, in a loop by hand.
     """
 
     pid: int = 0
@@ -103,6 +105,7 @@ class Reading:
     abilities: Ability = Ability(0)
     begun: int = 0
     ended: int = 0
+    rounds: int = 0
 
     @property
     def waits(self) -> bool:
@@ -184,6 +187,7 @@ class Board:
             abilities=Ability(words[_Word.ABILITIES]),
             begun=words[_Word.BEGUN],
             ended=words[_Word.ENDED],
+            rounds=words[_Word.ROUNDS],
         )
 
     def sign(self) -> None:
@@ -232,29 +236,38 @@ class Board:
             self._words[_Word.STAGE] = before
             self.beat()
 
-    def tell(self, counts: tuple[int, int]) -> None:
-        """Says how many operations with the other workers have begun and ended."""
+    def tell(self, counts: tuple[int, int], rounds: int = 0) -> None:
+        """Says how many operations with the other workers have begun and ended.
+
+        Args:
+            counts: begun, ended.
+            rounds: how often gradients were exchanged outside of `fit`.
+        """
         self._words[_Word.BEGUN], self._words[_Word.ENDED] = counts
+        self._words[_Word.ROUNDS] = rounds
 
 
 class Teller:
     """A thread that looks how many operations have begun and ended, and writes it on a board."""
 
-    def __init__(self, board: Board, counts: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self, board: Board, counts: Callable[[], tuple[int, int]], rounds: Callable[[], int]
+    ) -> None:
         """Begins.
 
         Args:
             board: where it is written.
             counts: what is written: begun, ended.
+            rounds: and how often gradients were exchanged outside of `fit`.
         """
-        self._board, self._counts = board, counts
+        self._board, self._counts, self._rounds = board, counts, rounds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tfddl-progress", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._stop.wait(_TELL_S):
-            self._board.tell(self._counts())
+            self._board.tell(self._counts(), self._rounds())
 
     def end(self) -> None:
         """Ends, before the interpreter does."""

@@ -138,6 +138,7 @@ class Runtime:
         self.tracer = Tracer()
         self.pieces = 1
         """In how many pieces at once TensorFlow's collectives send what is large."""
+        self._rounds: tf.Variable | None = None
         self.transport = self._connect()
         self._report_progress()
 
@@ -156,11 +157,21 @@ class Runtime:
         finally:
             self.step = before
 
+    def count_round(self) -> None:
+        """Lets the launcher see an exchange of gradients outside of `fit`, in graphs too."""
+        if self._rounds is not None and self.fit is None:
+            with tf.device("CPU:0"):
+                self._rounds.assign_add(1, read_value=False)
+
     def _report_progress(self) -> None:
         self.board.sign()
         self.board.show_stacks_at_signal()
         if self.board.is_shared and self.cluster.size > 1:
-            atexit.register(Teller(self.board, self.transport.counts).end)
+            with tf.device("CPU:0"):
+                rounds = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_rounds")
+            self._rounds = rounds
+            teller = Teller(self.board, self.transport.counts, lambda: int(rounds.numpy()))
+            atexit.register(teller.end)
 
     def _connect(self) -> Transport:
         if self.cluster.size == 1:

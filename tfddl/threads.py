@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from tfddl.cores import cpu_quota, num_usable_cores
+
 _MOST_THREADS = 8
 
 T = TypeVar("T")
@@ -20,11 +22,14 @@ def cores_of_worker(local_size: int, *, own: int | None = None) -> int:
             divided.
         own: How many are this worker's alone, if whoever started it has divided them already.
     """
-    return own or max(1, len(os.sched_getaffinity(0)) // local_size)
+    return own or max(1, num_usable_cores() // local_size)
 
 
 def has_own_core(local_size: int, *, own: int | None = None) -> bool:
     """Whether each worker of this host can have a core for itself; arguments as above."""
+    quota = cpu_quota()
+    if quota is not None and local_size > quota:
+        return False
     return own is not None or local_size <= len(os.sched_getaffinity(0))
 
 

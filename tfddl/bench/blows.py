@@ -37,6 +37,7 @@ class Act(enum.Enum):
     TERM = "SIGTERM to the worker"
     KILL_LAUNCHER = "SIGKILL of tfddlrun"
     TERM_LAUNCHER = "SIGTERM to tfddlrun"
+    CUT_OFF = "the cable of the worker's host cut"
 
 
 class Trouble(enum.Enum):
@@ -60,6 +61,12 @@ class Blow:
     num_workers: int = 2
     min_workers: int | None = None
     """Where the number of workers is to change: each start with as many as at first is struck."""
+
+    hosts: tuple[int, ...] = ()
+    """How many of the workers each of two hosts has; none: all are on this machine."""
+
+    heals: bool = False
+    """Whether a host that was cut off is joined again once `tfddlrun` has told of the failure."""
 
     @property
     def is_repeated(self) -> bool:
@@ -108,4 +115,8 @@ BLOWS: dict[str, Blow] = {
     "a full disk, then SIGKILL": Blow(trouble=Trouble.FULL_DISK),
     "a damaged newest checkpoint, after SIGKILL": Blow(ranks=(0,), trouble=Trouble.DAMAGED),
     "3 workers, one killed each time, --min-np 2": Blow(num_workers=3, min_workers=2, ranks=(2,)),
+    "a host cut off by the network, then back": Blow(act=Act.CUT_OFF, hosts=(1, 1), heals=True),
+    "a host cut off for good, --min-np 2": Blow(
+        act=Act.CUT_OFF, num_workers=3, min_workers=2, ranks=(2,), hosts=(2, 1)
+    ),
 }

@@ -30,6 +30,7 @@ _LIKE_SIZES = flags.DEFINE_bool(
     "like_sizes", False, "For the workers: train as in the case in which their number changes."
 )
 _EPOCHS = flags.DEFINE_integer("epochs", EPOCHS, "For the workers: how many epochs.")
+_LAUNCH = flags.DEFINE_integer("launch", 0, "For the workers: how often the command was given.")
 _PAUSE_MS = flags.DEFINE_float("pause_ms", 0.0, "For the workers: how much longer a step takes.")
 
 
@@ -47,7 +48,7 @@ def _train(directory: Path) -> None:
         like_sizes=_LIKE_SIZES.value,
         epochs=_EPOCHS.value,
         pause_s=_PAUSE_MS.value / 1000,
-        start=f"{os.getppid()}/{os.environ['TFDDL_RESTARTS']}",
+        start=f"{_LAUNCH.value}/{os.environ['TFDDL_RESTARTS']}",
     )
 
 
@@ -68,8 +69,7 @@ def main(argv: Sequence[str]) -> None:
                     Path(name), _RANDOM.value, seed=_SEED.value, environment=os.environ
                 )
             else:
-                names = _CASES.value or list(BLOWS)
-                text = ordeals.in_a_row(Path(name), names, environment=os.environ)
+                text = ordeals.in_a_row(Path(name), _CASES.value, environment=os.environ)
         sys.stdout.write(text + "\n")
     except (TfddlError, OSError) as error:
         sys.exit(f"tfddl.bench.faults: {type(error).__name__}: {error}")

@@ -9,17 +9,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tfddl.bench import blows, evidence
+from tfddl.bench import blows, evidence, namespaces
 from tfddl.bench.blows import Act, Blow, Trouble
 from tfddl.errors import LaunchError
 
 _LAUNCHER = (sys.executable, "-m", "tfddl.launcher")
 _TIMEOUT_S = 300.0
 _PATIENCE_S = 5.0
-_REPORT = re.compile(r"tfddlrun: (rank \d+ failed|ended by)")
+_REPORT = re.compile(r"tfddlrun: (rank \d+( on \S+)? failed|ended by)")
 _PLACE = re.compile(r"tfddlrun: it had come to (step \d+ of epoch \d+|before the first step)")
 _SMALL_DISK = "size=256k"
 
@@ -58,6 +58,10 @@ class Run:
     directory: Path
     command: list[str]
     environment: Mapping[str, str]
+    at_failure: Callable[[], None] = lambda: None
+    """Called when a failure has been told of, each time."""
+
+    launches: int = 0
     lines: list[tuple[float, str]] = dataclasses.field(default_factory=list)
     status: int = 0
 
@@ -109,13 +113,16 @@ class Reader:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._run.lines.append((time.time(), line.rstrip("\n")))
+            if _REPORT.match(line):
+                self._run.at_failure()
 
 
 @contextlib.contextmanager
 def started(run: Run) -> Iterator[subprocess.Popen[str]]:
     """The command, running; it is killed in the end, should it still run."""
+    run.launches += 1
     with subprocess.Popen(
-        run.command,
+        [*run.command, f"--launch={run.launches}"],
         env=dict(run.environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -170,7 +177,10 @@ def undergo(
         LaunchError: The training wasn't struck, or didn't come to its end.
     """
     run = make_run(directory, [f"--case={name}"], blow.options, environment)
-    with _disk(directory / "checkpoints", small=blow.trouble is Trouble.FULL_DISK):
+    with (
+        _disk(directory / "checkpoints", small=blow.trouble is Trouble.FULL_DISK),
+        _hosts(blow, run),
+    ):
         run.once()
         first_status = run.status
         if blow.ends_job:
@@ -208,7 +218,8 @@ def leftovers(run: Run) -> tuple[str, ...]:
 
     Ports, sockets and memory without a name are gone with the last process that holds them.
     """
-    sessions = {note["session"] for note in evidence.read_notes(run.directory, "starts")}
+    notes = evidence.read_notes(run.directory, "starts")
+    sessions = {session for note in notes for session in note["sessions"]}
     end_s = time.monotonic() + _PATIENCE_S
     while (processes := _in_sessions(sessions)) and time.monotonic() < end_s:
         time.sleep(0.1)
@@ -242,6 +253,36 @@ def _disk(directory: Path, *, small: bool) -> Iterator[None]:
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def missing_for(blow: Blow) -> str:
+    """What this machine lacks for a case; nothing where it lacks nothing."""
+    if not blow.hosts:
+        return ""
+    return namespaces.missing_for_hosts() or namespaces.missing_for_sshd()
+
+
+@contextlib.contextmanager
+def _hosts(blow: Blow, run: Run) -> Iterator[None]:
+    """Runs the command on the first of two hosts, where the case has hosts of their own."""
+    if not blow.hosts:
+        yield
+        return
+    slots = zip(namespaces.ADDRESSES, blow.hosts, strict=True)
+    with namespaces.two_hosts() as (here, there), _far_sshd(run.directory, there) as ssh:
+        hosts = ",".join(f"{address}:{count}" for address, count in slots)
+        options = ["-H", hosts, "--ssh-command", ssh, "--trusted-network", "-x", "TMPDIR"]
+        given = run.command[len(_LAUNCHER) :]
+        run.command = [*namespaces.inside(here), *_LAUNCHER, *options, *given]
+        if blow.heals:
+            run.at_failure = lambda: namespaces.plug_in(there)
+        yield
+
+
+def _far_sshd(directory: Path, name: str) -> contextlib.AbstractContextManager[str]:
+    return namespaces.sshd(
+        directory / "ssh", address=namespaces.ADDRESSES[1], inside=namespaces.inside(name)
+    )
 
 
 def make_folder(parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:

@@ -26,14 +26,27 @@ _START_S = 120.0
 def in_a_row(directory: Path, names: Sequence[str], *, environment: Mapping[str, str]) -> str:
     """Strikes a training in each of these ways; returns the table.
 
+    Args:
+        directory: Where the trainings are made.
+        names: The ways; none is all that can be tried on this machine.
+        environment: What the workers inherit.
+
     Raises:
-        LaunchError: One of them didn't come to its end, or was not what it has to be.
+        LaunchError: One of them didn't come to its end, or was not what it has to be; or one that
+            was asked for can't be tried.
     """
+    can_be_left_out = not names
+    names = names or list(BLOWS)
     rows = []
     references: dict[bool, Path] = {}
     for number, name in enumerate(names, 1):
         sys.stderr.write(f"{number} of {len(names)}: {name}\n")
         blow = BLOWS[name]
+        if missing := ordeal.missing_for(blow):
+            if not can_be_left_out:
+                raise LaunchError(f"{name}: {missing}")
+            rows.append([name, f"not run: {missing}", *[""] * (len(_HEADINGS) - 2)])
+            continue
         if blow.is_repeated not in references:
             reference = directory / f"undisturbed-{blow.num_workers}"
             ordeal.undisturbed(reference, blow, environment=environment)

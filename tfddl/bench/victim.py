@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tfddl.bench import blows
+from tfddl.bench import blows, namespaces
 from tfddl.bench.blows import Act, Blow, Place, Trouble
 from tfddl.checkpoint import Snapshot, Store
 from tfddl.runtime import current
@@ -106,7 +107,9 @@ class Notes(keras.callbacks.Callback):
         self._has_stepped = False
         # Its line is written by one call, so that none is cut by the death of the process.
         self._seen = (directory / f"seen.{self._rank}").open("a", buffering=1)
-        self._note("starts", {"pid": os.getpid(), "session": os.getsid(0)})
+        self._note(
+            "starts", {"pid": os.getpid(), "sessions": [os.getsid(0), os.getsid(os.getppid())]}
+        )
 
     def _note(self, name: str, what: Mapping[str, Any]) -> None:
         with (self._directory / f"{name}.{self._rank}").open("a") as file:
@@ -268,6 +271,11 @@ def _damage(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _stop() -> None:
+    # To this thread: sent to the process, another might take it while this one goes on.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
 def _hang() -> None:
     for _ in itertools.count():
         time.sleep(0.01)
@@ -279,10 +287,11 @@ def _crash() -> None:
 
 _ACTS: Mapping[Act, Callable[[], None]] = {
     Act.KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
-    Act.STOP: lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    Act.STOP: _stop,
     Act.TERM: lambda: os.kill(os.getpid(), signal.SIGTERM),
     Act.HANG: _hang,
     Act.CRASH: _crash,
     Act.KILL_LAUNCHER: lambda: os.kill(os.getppid(), signal.SIGKILL),
     Act.TERM_LAUNCHER: lambda: os.kill(os.getppid(), signal.SIGTERM),
+    Act.CUT_OFF: lambda: namespaces.cut_off(None),
 }

@@ -88,6 +88,7 @@ class _Header:
 
     def received(self, total: tf.Tensor) -> tf.Tensor:
         """Takes in what came back; returns what the summed gradients are divided by."""
+        current().count_round()
         if self._step.stop_agreed is not None:
             self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
         if self._step.totals is not None:

@@ -2,7 +2,8 @@
 
 `tfddlrun` starts it there, over ssh, and speaks with it through its standard input and output by
 frames. It decides nothing by itself but this: when the connection ends, or nothing has been heard
-for a while, it kills all that it has started, and ends.
+for a while, it kills all that it has started, and ends. SIGTERM (its host is about to go) makes the
+workers save, as it does when it comes to them, or to `tfddlrun`.
 
 The messages are named by "do" (orders and questions) and "is" (reports and answers); `Link` is the
 other end of them.
@@ -25,7 +26,8 @@ from tfddl.launcher import interfaces, ports
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.examine import Examination
 from tfddl.launcher.frames import HELLO, Message, Unpacker, pack
-from tfddl.launcher.memory import with_board
+from tfddl.launcher.host_store import HostStore
+from tfddl.launcher.memory import with_board, with_store
 from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Outlet
 from tfddl.launcher.plan import ProcessPlan
@@ -120,7 +122,8 @@ class Agent:
         Args:
             stdin_fd: where orders come from.
             stdout_fd: where reports go.
-            signals: wakes us when a worker has ended; SIGTERM, SIGINT and SIGHUP end us.
+            signals: wakes us when a worker has ended; SIGINT and SIGHUP end us, and so does SIGTERM
+                where no worker can save.
             environment: this host's, to which each worker's is added.
         """
         self._stdin, self._stdout = stdin_fd, stdout_fd
@@ -132,6 +135,8 @@ class Agent:
         self._oom_kills = count_oom_kills()
         self._heard_s = self._said_s = self._told_s = time.monotonic()
         self._told: dict[int, Message] = {}
+        self._was_asked = False
+        self._store = HostStore()
         self._orders: Mapping[str, Callable[[Message], None]] = {
             "start": self._start,
             "signal": self._signal,
@@ -140,7 +145,10 @@ class Agent:
             "reap": self._reap,
             "prepare": self._prepare,
             "examine": self._examine,
-            "beat": lambda message: None,
+            "take commit": lambda message: self._store.take(message),
+            "tell commit": lambda message: self._outbox.put(self._store.tell()),
+            "give commit": self._give_commit,
+            "beat": lambda message: self._outbox.put({"is": "beat"}),
         }
         self._outbox.put({"is": "hello", "version": __version__})
         self._outbox.flush()
@@ -169,14 +177,25 @@ class Agent:
             if not data:
                 return False
             self._heard_s = now_s
-            for message, _ in self._unpacker.feed(data):
-                self._orders[message["do"]](message)
-        if self._signals.have_ended_job or now_s - self._heard_s > PATIENCE_S:
+            for message, payload in self._unpacker.feed(data):
+                self._orders[message["do"]]({**message, "data": payload})
+        if not self._goes_on() or now_s - self._heard_s > PATIENCE_S:
             return False
         self._pass_on(readable)
         self._examination.serve(readable)
         self._report(now_s)
         self._outbox.flush()
+        return True
+
+    def _goes_on(self) -> bool:
+        """Whether no signal ends us. SIGTERM makes workers save, and then they end the job."""
+        for number in self._signals.take_ending():
+            asked = [
+                w for w in self._workers.values() if number == signal.SIGTERM and w.ask_to_save()
+            ]
+            if self._was_asked or not asked:
+                return False
+            self._was_asked = True
         return True
 
     def _wait(self) -> set[int]:
@@ -260,6 +279,8 @@ class Agent:
         )
         sinks = [_SendingSink(self._outbox, plan.rank, outlet) for outlet in Outlet]
         try:
+            if plan.local_rank == 0:
+                plan = with_store(plan, self._store.fd)
             self._workers[plan.rank] = Worker(with_board(plan, Board.create()), sinks)
         except LaunchError as error:
             self._outbox.put({"is": "refused", "rank": plan.rank, "why": str(error)})
@@ -308,6 +329,9 @@ class Agent:
                 "workers of all hosts run in the folder that tfddlrun is started in"
             )
         self._outbox.put(answer)
+
+    def _give_commit(self, message: Message) -> None:
+        self._outbox.put({"is": "piece"}, self._store.give(message))
 
     def _examine(self, message: Message) -> None:
         self._outbox.put({"is": "examined", **self._examination.answer(message)})

@@ -20,9 +20,9 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from tfddl.cores import num_usable_cores
 from tfddl.errors import LaunchError
 from tfddl.launcher import interfaces, ports
-from tfddl.launcher.cores import usable_cores
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tfddl": ("tfddl",),
@@ -58,7 +58,7 @@ def facts(directory: Path) -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {what: _version(names) for what, names in PACKAGES.items()},
-        "cores": len(usable_cores()),
+        "cores": num_usable_cores(),
         "open_files": {"soft": soft, "hard": hard},
         "shared_memory": _free_bytes(_SHARED_MEMORY),
         "disk": {

@@ -90,6 +90,11 @@ class Fleet:
         """Says to all hosts that we are here; at least every `BEAT_S` seconds."""
         beat_all(self.links)
 
+    def ask_for_signs(self) -> None:
+        """Finds out which hosts are still there; those that don't answer soon are lost."""
+        for link in self.links:
+            link.ask_for_sign()
+
     def close(self) -> None:
         """Ends all connections, and waits for it: nothing is left on any host."""
         close_all(self.links)
@@ -180,6 +185,21 @@ def ask(links: Sequence[Link], *, signals: Signals, wait_s: float) -> list[Messa
         UnreachableError: hosts that haven't answered in time, or are lost; all of them named.
         Interrupted: a signal came.
     """
+    answers = answers_of(links, signals=signals, wait_s=wait_s)
+    if missing := [link for link in links if link not in answers]:
+        silence = f"hasn't answered within {wait_s:g} s"
+        raise UnreachableError(
+            {link.host: link.lost or f"{link.host} {silence}" for link in missing}
+        )
+    return [answers[link] for link in links]
+
+
+def answers_of(links: Sequence[Link], *, signals: Signals, wait_s: float) -> dict[Link, Message]:
+    """The answers of the hosts that do answer to what each has just been asked.
+
+    Raises:
+        Interrupted: a signal came.
+    """
     answers: dict[Link, Message] = {}
 
     def has_answered(link: Link) -> bool:
@@ -188,12 +208,7 @@ def ask(links: Sequence[Link], *, signals: Signals, wait_s: float) -> list[Messa
         return link in answers
 
     wait_for(links, has_answered, signals=signals, wait_s=wait_s)
-    if missing := [link for link in links if link not in answers]:
-        silence = f"hasn't answered within {wait_s:g} s"
-        raise UnreachableError(
-            {link.host: link.lost or f"{link.host} {silence}" for link in missing}
-        )
-    return [answers[link] for link in links]
+    return answers
 
 
 def wait_for(

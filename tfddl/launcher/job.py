@@ -20,6 +20,7 @@ from tfddl.launcher.exposure import Interfaces, exposure_warning
 from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
 from tfddl.launcher.interfaces import reachable_texts
+from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import LOST
 from tfddl.launcher.memory import Memory
 from tfddl.launcher.output import Console
@@ -37,10 +38,6 @@ _PORT_TAKEN = (rendezvous.PORT_TAKEN, "Could not start gRPC server")
 _PORT_RESTARTS = 3
 _START_S = 60.0
 _HERE = ""
-_NO_COMMITS = (
-    "the commits of Horovod's elastic states outlive a restart only where all workers run on this "
-    "machine. HINT: save in files what has to"
-)
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,14 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
         hosts = {host.name: host.slots for host in fleet.hosts}
     recovery = Recovery(options.restarts, hosts=hosts)
     # Agents keep what workers of other hosts share with their launcher.
-    with Signals() as signals, Memory(options.num_workers if fleet is None else 0) as memory:
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        memory = stack.enter_context(Memory(options.num_workers if fleet is None else 0))
         console = Console(signals, has_colours="NO_COLOR" not in environment)
-        means = _Means(console, signals, memory)
-        if options.as_horovod and fleet is not None and options.restarts.restarts:
-            console.say(_NO_COMMITS)
+        keeper = None
+        if fleet is not None and options.restarts.restarts:
+            keeper = stack.enter_context(Keeper())
+        means = _Means(console, signals, memory, keeper)
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
             _report(outcome, console)
@@ -154,6 +154,8 @@ class _Means:
     console: Console
     signals: Signals
     memory: Memory
+    keeper: Keeper | None
+    """What workers on other hosts have committed, where the job may start again."""
 
 
 def _start(
@@ -162,12 +164,15 @@ def _start(
     """Starts the workers, again where a port was taken, and looks after them to their end."""
     options = _with_workers(options, recovery.workers)
     environment = {**environment, **recovery.variables}
+    if not means.signals.sleep(recovery.pause_s):
+        return _interrupted(means.signals)
     for restarts in range(_PORT_RESTARTS + 1):
         care = Care(
             grace_s=options.grace_s,
             stall_timeout_s=options.stall_timeout_s,
             logs=options.logs,
             appends_logs=recovery.num_restarts + restarts > 0,
+            keeper=means.keeper,
         )
         try:
             outcome, ports = _run_once(options, care, means=means, environment=environment)
@@ -176,8 +181,7 @@ def _start(
                 raise
             return _unreachable(error, options.fleet)
         except Interrupted:
-            (number, *_) = means.signals.take_ending()
-            return Outcome(exits=(), root=None, interrupted_by=number, num_oom_kills=0)
+            return _interrupted(means.signals)
         taken = find_taken_port(outcome, ports)
         if taken is None or restarts == _PORT_RESTARTS:
             break
@@ -186,6 +190,12 @@ def _start(
             f"ports ({restarts + 1} of {_PORT_RESTARTS})"
         )
     return outcome
+
+
+def _interrupted(signals: Signals) -> Outcome:
+    """How a job ends that a signal ends while no worker runs."""
+    (number, *_) = signals.take_ending()
+    return Outcome(exits=(), root=None, interrupted_by=number, num_oom_kills=0)
 
 
 def _with_workers(options: JobOptions, workers: Mapping[str, int]) -> JobOptions:
@@ -239,6 +249,8 @@ def _run_once(
                 prepared(options.fleet, directory=directory, signals=means.signals)
             )
             places, reachable = fleet.places, fleet.reachable
+            if means.keeper is not None:
+                means.keeper.hand_out(fleet.links)
         _announce(options, places=places, reachable=reachable, console=means.console)
         plans = plan_processes(
             options.command,

@@ -25,6 +25,8 @@ from tfddl.launcher.stalls import Stall
 from tfddl.launcher.worker import die_with_parent
 
 _SEND_S = 10.0
+# For an agent to say that it is still there.
+_ANSWER_S = 5.0
 # For an agent to kill what it has started, then for its connection to end.
 _FAREWELL_S, _END_S = 5.0, 1.0
 _TAIL_BYTES = 4000
@@ -38,6 +40,7 @@ class Link:
         greeting: what the agent said first; None until then.
         lost: why the connection has ended; None as long as it hasn't.
         num_oom_kills: processes that the kernel of that host has ended for want of memory.
+        heard_s: when the agent said something last (`time.monotonic`).
     """
 
     def __init__(self, host: str, options: SshOptions, *, is_here: bool) -> None:
@@ -59,7 +62,8 @@ class Link:
         self._unpacker = Unpacker(greeted=False)
         self._workers: dict[int, RemoteWorker] = {}
         self._answers: list[Message] = []
-        self._heard_s = self._said_s = time.monotonic()
+        self.heard_s = self._said_s = time.monotonic()
+        self._asked_s = 0.0
         self._hung_up_s: float | None = None
         self._stderr = tempfile.TemporaryFile()
         argv = agent_argv(options, None if is_here else host)
@@ -100,7 +104,7 @@ class Link:
         if not data:
             self._lose(None)
             return False
-        self._heard_s = time.monotonic()
+        self.heard_s = time.monotonic()
         for message, payload in frames:
             self._receive(message, payload)
         return True
@@ -114,12 +118,24 @@ class Link:
         if now_s - self._said_s >= BEAT_S:
             self._said_s = now_s
             self.send({"do": "beat"})
-        if self.lost is None and now_s - self._heard_s > PATIENCE_S:
+        if self.lost is None and self._is_overdue(now_s):
             # Unless it is we who have slept.
             if select.select([self], [], [], 0)[0]:
-                self._heard_s = now_s
+                self.heard_s = now_s
             else:
-                self._lose(f"nothing was heard from {self.host} for {PATIENCE_S:.0f} s")
+                silence_s = now_s - self.heard_s
+                self._lose(f"nothing was heard from {self.host} for {silence_s:.0f} s")
+
+    def ask_for_sign(self) -> None:
+        """Makes the agent say at once that it is still there; without an answer it is lost."""
+        self._asked_s = time.monotonic()
+        self.send({"do": "beat"})
+
+    def _is_overdue(self, now_s: float) -> bool:
+        """Whether the agent should have said something long ago."""
+        if self.heard_s < self._asked_s and now_s - self._asked_s > _ANSWER_S:
+            return True
+        return now_s - self.heard_s > PATIENCE_S
 
     def take_answer(self) -> Message | None:
         """The oldest answer that hasn't been taken yet."""
@@ -192,7 +208,7 @@ class Link:
             if worker is not None:
                 worker.receive(message, data)
         elif kind != "beat":
-            self._answers.append(message)
+            self._answers.append({**message, "data": data})
 
     def _lose(self, why: str | None) -> None:
         if self.lost is None:
@@ -304,6 +320,10 @@ class RemoteWorker:
         else:
             self.returncode = self._reported
         return True
+
+    def was_lost_before(self, when_s: float) -> bool:
+        """Whether it is lost with its host, from which nothing was heard after this moment."""
+        return self._lost is not None and self._link.heard_s < when_s
 
     def signal_group(self, number: signal.Signals) -> None:
         """Sends a signal to the worker and all processes of its group."""

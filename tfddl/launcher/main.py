@@ -43,8 +43,7 @@ when something fails:
   may go on with fewer workers where one keeps failing, and without a host that keeps failing, or
   can't be reached any more. SIGTERM, to tfddlrun or to a worker, makes such a training save at the
   next step, and end with status 75; the same command goes on from there. All this holds for any
-  hosts, with one exception: the commits of Horovod's elastic states outlive a restart only where
-  all workers run on this machine.
+  hosts. The commits of Horovod's elastic states outlive restarts, and hosts as long as one is left.
 
 exit status:
   0        all workers ended well
@@ -297,8 +296,10 @@ def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="kill a worker that makes no progress for S seconds after its first step, within fit, "
         "evaluate and predict, as one that has failed; the stacks of its threads are shown. Has "
-        "to be more than the longest step, callback and save. 0 is never; whom the others wait "
-        "for is told after a minute in any case (default: %(default)s)",
+        "to be more than the longest step, callback and save. In a loop by hand, from its first "
+        "exchange of gradients on: a worker for which others wait so long, whatever it does "
+        "meanwhile. 0 is never; whom the others wait for is told after a minute in any case "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--grace-period",

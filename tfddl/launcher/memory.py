@@ -49,7 +49,7 @@ class Memory:
         except OSError as error:
             raise _used_up(error) from error
         return tuple(
-            _with_descriptor(with_board(plan, board), STORE_VARIABLE, store)
+            with_store(with_board(plan, board), store)
             for plan, board, store in zip(plans, self._boards, self._stores, strict=False)
         )
 
@@ -79,6 +79,11 @@ def with_board(plan: ProcessPlan, board: Board) -> ProcessPlan:
     """The plan of a worker that writes on this board how far it has come."""
     plan = _with_descriptor(plan, progress.VARIABLE, board.fileno())
     return dataclasses.replace(plan, board=board)
+
+
+def with_store(plan: ProcessPlan, store: int) -> ProcessPlan:
+    """The plan of a worker that keeps in this store what is to outlive it."""
+    return _with_descriptor(plan, STORE_VARIABLE, store)
 
 
 def _with_descriptor(plan: ProcessPlan, variable: str, descriptor: int) -> ProcessPlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfddl.launcher.report import Outcome
-from tfddl.launcher.restarts import Failure, RestartOptions, workers_after
+from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 RESTARTS_VARIABLE = "TFDDL_RESTARTS"
 
@@ -16,6 +16,7 @@ class Recovery:
     Attributes:
         workers: how many workers of which host the next start has.
         num_restarts: how many there have been.
+        pause_s: how long to wait before the next start.
     """
 
     def __init__(self, options: RestartOptions, *, hosts: Mapping[str, int]) -> None:
@@ -27,6 +28,7 @@ class Recovery:
         """
         self.workers = dict(hosts)
         self.num_restarts = 0
+        self.pause_s = 0.0
         self._options = options
         self._hosts = dict(hosts)
         self._failures: list[Failure] = []
@@ -49,17 +51,22 @@ class Recovery:
         """
         if outcome.root is None or outcome.interrupted_by is not None or outcome.has_saved:
             return ""
+        stepped = any(end.reading.steps or end.reading.rounds for end in outcome.exits)
         places = [(e.reading.epoch, e.reading.step) for e in outcome.exits if e.reading.steps]
         reached = max(places, default=(0, 0))
         progressed = reached > self._farthest
         self._farthest = max(reached, self._farthest)
-        self._failures.append(Failure(outcome.root.host, at_s=now_s, progressed=progressed))
+        self._failures.append(
+            Failure(outcome.root.host, at_s=now_s, progressed=progressed, stepped=stepped)
+        )
         workers = workers_after(self._failures, self._options, hosts=self._hosts, now_s=now_s)
         if workers is None:
             return ""
         before, self.workers = self.workers, workers
         self.num_restarts += 1
-        text = f"starting again on other ports (restart {self.num_restarts} of "
+        self.pause_s = pause_after(self._failures, self._options)
+        when = f", in {self.pause_s:g} s" if self.pause_s else ""
+        text = f"starting again on other ports{when} (restart {self.num_restarts} of "
         return f"{text}{self._options.restarts}{_changes(before, workers)})"
 
 

@@ -116,7 +116,7 @@ def failure_report(outcome: Outcome) -> str:
     stall = "" if root.stall is None else f"no progress for {root.stall.for_s:.0f} s, "
     how = describe_exit(root.returncode) if root.lost is None else "lost with its host"
     lines = [f"rank {root.rank}{where} failed: {stall}{how} after {root.after_s:.1f} s"]
-    if root.reading.beats:
+    if root.reading.beats or root.reading.rounds:
         lines.append(f"it had come to {describe_place(root.reading)}")
     hint = root.lost or _hint(root.returncode, outcome.num_oom_kills)
     if root.stall is not None:
@@ -136,6 +136,8 @@ def failure_report(outcome: Outcome) -> str:
 def describe_place(reading: Reading) -> str:
     """Says "step 37 of epoch 2, training": the last step that was done, counted from 1."""
     place = "before the first step"
+    if reading.rounds and not reading.steps:
+        place = f"about step {reading.rounds} of a loop by hand"
     if reading.steps:
         place = f"step {reading.step} of epoch {reading.epoch + 1}"
     stage = "" if reading.stage is Stage.OUTSIDE else f", {reading.stage.name.lower()}"

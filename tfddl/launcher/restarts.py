@@ -22,6 +22,9 @@ class RestartOptions:
             before, a host loses its part; at least 1.
         first_leave_s: for so many seconds, the first time; each further time is twice as long.
         longest_leave_s: but never longer than this.
+        first_pause_s: before the next start there are so many seconds where a start has failed
+            before its first step; each further time in a row twice as many.
+        longest_pause_s: but never more than this.
 
     Raises:
         LaunchError: a value is out of its range.
@@ -32,6 +35,8 @@ class RestartOptions:
     tolerance: int = 2
     first_leave_s: float = 60.0
     longest_leave_s: float = 3600.0
+    first_pause_s: float = 1.0
+    longest_pause_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.max_restarts is not None and self.max_restarts < 0:
@@ -57,11 +62,13 @@ class Failure:
         host: where the first worker failed.
         at_s: when, on a clock that only goes forward.
         progressed: whether steps had been done before that no earlier start had done.
+        stepped: whether any step had been done.
     """
 
     host: str
     at_s: float
     progressed: bool
+    stepped: bool
 
 
 @dataclass
@@ -115,6 +122,26 @@ def workers_after(
     return {host: count for host, count in workers.items() if count}
 
 
+def pause_after(failures: Sequence[Failure], options: RestartOptions) -> float:
+    """Seconds to wait before the next start.
+
+    None where the last one had come to train; otherwise more and more, so that a job that can't
+    start doesn't keep its hosts busy, and what it lacks has time to come back.
+
+    Args:
+        failures: all of the job, in their order.
+        options: how much is put up with.
+    """
+    in_vain = 0
+    for failure in reversed(failures):
+        if failure.stepped:
+            break
+        in_vain += 1
+    if not in_vain:
+        return 0.0
+    return _doubled(options.first_pause_s, in_vain - 1, most=options.longest_pause_s)
+
+
 def _leaves(
     failures: Sequence[Failure], options: RestartOptions, hosts: Mapping[str, int]
 ) -> list[tuple[float, str, int]]:
@@ -131,9 +158,15 @@ def _leaves(
             continue
         record.failures = 0
         record.offences += 1
-        leave_s = options.first_leave_s * 2.0 ** (record.offences - 1)
-        until_s = failure.at_s + min(leave_s, options.longest_leave_s)
+        until_s = failure.at_s + _doubled(
+            options.first_leave_s, record.offences - 1, most=options.longest_leave_s
+        )
         away = {host for end_s, host, _ in leaves if end_s > failure.at_s}
         is_last = not set(hosts) - away - {failure.host}
         leaves.append((until_s, failure.host, 1 if is_last else hosts[failure.host]))
     return leaves
+
+
+def _doubled(value: float, times: int, *, most: float) -> float:
+    # Beyond a thousand times it would be more than a float can be.
+    return min(value * 2.0 ** min(times, 1000), most)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -66,6 +68,14 @@ class Signals:
             while numbers := os.read(self._reader, 4096):
                 self._ending += [signal.Signals(n) for n in numbers if n in _ENDING]
                 self.have_ended_job |= bool(self._ending)
+
+    def sleep(self, duration_s: float) -> bool:
+        """Waits so long; False, and sooner, where a signal has come that ends the job."""
+        end_s = time.monotonic() + duration_s
+        while not self.have_ended_job and (left_s := end_s - time.monotonic()) > 0:
+            select.select([self], [], [], left_s)
+            self.read()
+        return not self.have_ended_job
 
     def take_ending(self) -> list[signal.Signals]:
         """The signals that end the job, each given once, in the order they came."""

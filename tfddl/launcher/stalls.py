@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ class Stall:
     """What was found of a worker that gets no further.
 
     Attributes:
-        for_s: seconds without any progress.
+        for_s: seconds without any progress, while others waited if any did.
         is_stopped: whether the process is stopped (by SIGSTOP, Ctrl-Z or a debugger), not running.
         waiting: the ranks that wait for it.
     """
@@ -53,7 +54,8 @@ def find_suspects(readings: Mapping[int, Reading], stopped: frozenset[int]) -> t
 class StallWatch:
     """Sees from the workers' boards when a job gets no further.
 
-    A worker is looked after from its first step on, within `fit`, `evaluate` and `predict`.
+    A worker is looked after from its first step on, within `fit`, `evaluate` and `predict`; in a
+    loop by hand, that exchanges gradients, as long as others wait for it.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -113,15 +115,19 @@ class StallWatch:
         for rank, reading in readings.items():
             if rank not in self._last or self._last[rank][0] != reading:
                 self._last[rank] = (reading, now_s)
-        if not any(r.beats and r.stage is not Stage.OUTSIDE for r in readings.values()):
+        if not (_in_keras(readings) or _in_loop_by_hand(readings)):
             return {}
         if not all(r.stage is Stage.OUTSIDE or _has_begun(r) for r in readings.values()):
             return {}
         suspects = find_suspects(readings, stopped)
         waiting = tuple(sorted(r for r in readings if readings[r].waits and r not in suspects))
+        # Whoever waits has begun to when it got on for the last time.
+        waited_since_s = min((self._last[rank][1] for rank in waiting), default=-math.inf)
         return {
             rank: Stall(
-                for_s=now_s - self._last[rank][1], is_stopped=rank in stopped, waiting=waiting
+                for_s=now_s - max(self._last[rank][1], waited_since_s),
+                is_stopped=rank in stopped,
+                waiting=waiting,
             )
             for rank in suspects
         }
@@ -132,6 +138,16 @@ def is_stopped(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     return False
+
+
+def _in_keras(readings: Mapping[int, Reading]) -> bool:
+    return any(r.beats and r.stage is not Stage.OUTSIDE for r in readings.values())
+
+
+def _in_loop_by_hand(readings: Mapping[int, Reading]) -> bool:
+    """Whether all have exchanged gradients, and some wait for others."""
+    all_have = all(reading.rounds for reading in readings.values())
+    return all_have and any(reading.waits for reading in readings.values())
 
 
 def _has_begun(reading: Reading) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tfddl.launcher.agent import BEAT_S
 from tfddl.launcher.display import Display
 from tfddl.launcher.fleet import Fleet
+from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import Link, RemoteStream, RemoteWorker
 from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Console, Outlet
@@ -39,6 +40,8 @@ class Care:
         logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
         appends_logs: whether to what is there.
         fleet: the hosts that they run on; None for this machine.
+        keeper: takes what workers on these have committed, where the job has failed; None where
+            it doesn't start again.
     """
 
     grace_s: float
@@ -46,6 +49,7 @@ class Care:
     logs: Path | None = None
     appends_logs: bool = False
     fleet: Fleet | None = None
+    keeper: Keeper | None = None
 
 
 def supervise(
@@ -80,6 +84,7 @@ def supervise(
             job.start(plan, log_folder=folder)
         while job.workers:
             job.turn()
+        job.keep_commit()
     finally:
         job.kill_all()
     return job.outcome(num_oom_kills=count_oom_kills() - oom_kills)
@@ -97,6 +102,7 @@ class _Job:
         self.workers: list[Worker | RemoteWorker] = []
         self._ended: list[Worker | RemoteWorker] = []
         self._root: Worker | RemoteWorker | None = None
+        self._failed_s = math.inf
         self._interrupted_by: signal.Signals | None = None
         # None: nobody has been asked to end. inf: everybody has been killed.
         self._kill_at_s: float | None = None
@@ -153,6 +159,13 @@ class _Job:
             self._kill_at_s = math.inf
         self._take_leave()
 
+    def keep_commit(self) -> None:
+        """Fetches from the hosts, after a failure, what a next start goes on from."""
+        fleet, keeper = self._fleet, self._care.keeper
+        if fleet is None or keeper is None or self._root is None or self._interrupted_by:
+            return
+        self._console.say(keeper.fetch(fleet.links, signals=self._signals))
+
     def kill_all(self) -> None:
         """Leaves nothing behind, however the job ended."""
         self._signal_all(signal.SIGKILL)
@@ -200,20 +213,44 @@ class _Job:
                     self._end_all()
             else:
                 self._kill_at_s = time.monotonic()
+                if self._root is not None and not _has_saved(self._root):
+                    self._interrupted_by = self._interrupted_by or number  # No other start.
 
     def _notice_ends(self) -> None:
         found = sorted((worker for worker in self.workers if worker.look()), key=_suspicion)
         self._ended += found
         failed = [worker for worker in found if worker.returncode != 0]
+        self._notice_what_came_before(failed)
         if failed and self._kill_at_s is None:
-            self._root = failed[0]
-            if self._root.describe_end().has_saved:  # So have the others, and are about to end.
+            self._blame(failed[0])
+            if _has_saved(failed[0]):  # So have the others, and are about to end.
                 self._kill_at_s = time.monotonic() + self._care.grace_s
             else:
                 self._end_all()
-        elif self._kill_at_s is not None and not all(w.describe_end().has_saved for w in failed):
+        elif self._kill_at_s is not None and not all(map(_has_saved, failed)):
             # One that was to save has failed; the others wait for it in vain.
             self._kill_at_s = min(self._kill_at_s, time.monotonic() + _SHORT_GRACE_S)
+
+    def _blame(self, worker: Worker | RemoteWorker) -> None:
+        """Takes a worker for the first that failed, unless its peer's host turns out to be gone."""
+        self._root, self._failed_s = worker, time.monotonic()
+        if self._fleet is not None:
+            self._fleet.ask_for_signs()
+
+    def _notice_what_came_before(self, failed: Sequence[Worker | RemoteWorker]) -> None:
+        """Finds the host whose loss made another's worker fail.
+
+        Behind a cable that is cut there is only silence, which takes us longer to be sure of than
+        TensorFlow in the workers on this side of it.
+        """
+        root = self._root
+        if root is None or _is_lost(root) or _has_saved(root):
+            return
+        for worker in failed:
+            if isinstance(worker, RemoteWorker) and worker.was_lost_before(self._failed_s):
+                worker.stall = None
+                self._root = worker
+                return
 
     def _notice_stalls(self) -> None:
         """Kills a worker that gets no further, after it was asked for its stacks."""
@@ -237,7 +274,7 @@ class _Job:
             for rank, stall in found.items():
                 alive[rank].stall = stall
                 alive[rank].signal_group(signal.SIGKILL)
-            self._root = alive[min(found)]
+            self._blame(alive[min(found)])
             self._end_all()
 
     def _end_all(self) -> None:
@@ -268,6 +305,14 @@ class _Job:
         stream.close()
 
 
-def _suspicion(worker: Worker | RemoteWorker) -> tuple[bool, int]:
+def _suspicion(worker: Worker | RemoteWorker) -> tuple[bool, bool, int]:
     """Sorts workers found dead at the same moment: signals strike first, errors follow."""
-    return worker.returncode >= 0, worker.rank
+    return worker.returncode >= 0, not _is_lost(worker), worker.rank
+
+
+def _is_lost(worker: Worker | RemoteWorker) -> bool:
+    return isinstance(worker, RemoteWorker) and worker.was_lost_before(math.inf)
+
+
+def _has_saved(worker: Worker | RemoteWorker) -> bool:
+    return worker.ended_s is not None and worker.describe_end().has_saved

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from tfddl.cluster import CORES
+from tfddl.cores import num_cores_of_quota
 from tfddl.errors import LaunchError
 from tfddl.launcher.attendance import Attendance
 from tfddl.launcher.cores import Binding, bind_to, share_of_cores, usable_cores
@@ -187,7 +188,7 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
         )
         environment.pop(CORES, None)
         if cores:
-            environment[CORES] = str(len(cores))
+            environment[CORES] = str(min(len(cores), num_cores_of_quota(among=plan.local_size)))
             bind = bind_to(cores)
     try:
         return subprocess.Popen(

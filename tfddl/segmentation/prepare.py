@@ -3,13 +3,13 @@
 Writes images.npy, masks.npy and names.json, a folder that `tfddl-train --data_dir` takes.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
+from tfddl.cores import num_usable_cores
 from tfddl.segmentation import command
 from tfddl.segmentation.config import PROGRESS, PrepareConfig, parse_image_size
 from tfddl.segmentation.preparing import prepare
@@ -40,7 +40,7 @@ _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "[data] Replace arrays that are in --output_dir already."
 )
 _THREADS = flags.DEFINE_integer(
-    "threads", len(os.sched_getaffinity(0)), "[runtime] How many images are decoded at a time."
+    "threads", num_usable_cores(), "[runtime] How many images are decoded at a time."
 )
 _PROGRESS = flags.DEFINE_enum(
     "progress",

@@ -1,0 +1,139 @@
+"""A running `tfddlrun` for tests, and the small workers that it runs."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.hosts import HERE, stand_in
+from tests.processes import wait_until
+
+LAUNCHER = [sys.executable, "-m", "tfddl.launcher"]
+TIMEOUT_S = 20.0
+
+# What every worker of these tests begins with.
+PREAMBLE = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+task = json.loads(os.environ["TF_CONFIG"])
+rank = task["task"]["index"]
+port = int(task["cluster"]["worker"][rank].rpartition(":")[2])
+def wait_for(name):
+    end = time.monotonic() + 15
+    while not Path(name).exists():
+        assert time.monotonic() < end, name
+        time.sleep(0.01)
+def say(name):
+    Path(name + ".new").write_text(str(os.getpid()))
+    os.rename(name + ".new", name)
+"""
+
+
+def worker(script: str) -> list[str]:
+    return [sys.executable, "-S", "-c", PREAMBLE + script]
+
+
+@contextmanager
+def launched(*line: str, cwd: Path, **more: Any) -> Iterator[subprocess.Popen[str]]:
+    """A running launcher, killed at the end if it is still there."""
+    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "TFDDL_TRUSTED_NETWORK": "1"}
+    with subprocess.Popen(
+        [*LAUNCHER, *line], cwd=cwd, env=environment, text=True, errors="surrogateescape", **more
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def launch(*line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a launcher to its end."""
+    with launched(*line, cwd=cwd) as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    return subprocess.CompletedProcess(line, process.returncode, out, err)
+
+
+@contextmanager
+def launched_on_terminal(
+    *line: str, columns: int = 80, cwd: Path
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A launcher whose input and output are a terminal, and the other end of that."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (25, columns))
+    files = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    try:
+        with launched(
+            *line,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            **files,
+        ) as process:
+            os.close(theirs)
+            yield process, ours
+    finally:
+        os.close(ours)
+
+
+def read_terminal(terminal: int) -> str:
+    """All that is written until nobody holds the other end."""
+    data = b""
+    deadline = time.monotonic() + TIMEOUT_S
+    while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            data += os.read(terminal, 65536)
+        except OSError:  # EIO: the last one has closed it
+            return data.decode()
+    raise AssertionError(f"still open after {TIMEOUT_S} s: {data!r}")
+
+
+def screen(text: str) -> list[str]:
+    """The lines that a terminal shows in the end, without colours."""
+    lines, column = [""], 0
+    for token in re.findall(r"\x1b\[[0-9;]*[A-Za-z]|.|\n", text.replace("\r\n", "\n"), re.DOTALL):
+        if token == "\n":
+            lines.append("")
+            column = 0
+        elif token == "\r":
+            column = 0
+        elif token == "\x1b[K":
+            lines[-1] = lines[-1][:column]
+        elif token[0] != "\x1b":
+            lines[-1] = lines[-1][:column] + token + lines[-1][column + 1 :]
+            column += 1
+    return lines
+
+
+def pids(folder: Path, *names: str) -> set[int]:
+    """Waits until these files are there, which hold the pid of whoever wrote them."""
+    for name in names:
+        wait_until((folder / name).exists)
+    return {int((folder / name).read_text()) for name in names}
+
+
+# And those that write on their board.
+BOARD = """
+from tfddl.progress import Ability, Board, Stage
+start = int(os.environ["TFDDL_RESTARTS"])
+board = Board.given(os.environ)
+board.sign()
+board.show_stacks_at_signal()
+"""
+
+
+def two_workers(tmp_path: Path, *, far: bool) -> tuple[str, ...]:
+    """On this machine, or each on a host that an agent looks after."""
+    if not far:
+        return ("-np", "2")
+    return ("-H", ",".join(HERE), "--ssh-command", stand_in(tmp_path / "ssh"))

@@ -1,0 +1,317 @@
+"""How jobs end: failures and their reports, signals, ports that were taken."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launching import (
+    TIMEOUT_S,
+    launch,
+    launched,
+    launched_on_terminal,
+    pids,
+    read_terminal,
+    worker,
+)
+from tests.processes import in_sessions, is_running, wait_until
+from tfddl.launcher.job import find_taken_port
+from tfddl.launcher.ports import free_ports
+from tfddl.launcher.report import Outcome, WorkerExit, failure_report
+from tfddl.progress import Ability, Reading
+
+
+def end(rank: int, returncode: int, **more: Any) -> WorkerExit:
+    whole: dict[str, Any] = {"after_s": 2.0, "stderr_lines": (), "ended_with": None, **more}
+    return WorkerExit(rank=rank, returncode=returncode, **whole)
+
+
+def outcome(*exits: WorkerExit, root: int | None = 0, num_oom_kills: int = 0) -> Outcome:
+    return Outcome(
+        exits=exits,
+        root=None if root is None else exits[root],
+        interrupted_by=None,
+        num_oom_kills=num_oom_kills,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ended", "lines"),
+    [
+        (
+            outcome(end(1, 3)),
+            ["rank 1 failed: exit code 3 after 2.0 s", "it wrote nothing to stderr"],
+        ),
+        (
+            outcome(end(0, 1, stderr_lines=tuple(f"line {n}" for n in range(30)))),
+            [
+                "rank 0 failed: exit code 1 after 2.0 s",
+                "the last lines of its stderr:",
+                *(f"  line {n}" for n in range(10, 30)),
+            ],
+        ),
+        (
+            outcome(
+                end(3, 0),
+                end(1, -signal.SIGSEGV, stderr_lines=("oh",)),
+                end(0, -signal.SIGKILL, ended_with=signal.SIGKILL),
+                end(2, 1, ended_with=signal.SIGTERM),
+                end(4, -signal.SIGTERM, ended_with=signal.SIGTERM),
+                root=1,
+            ),
+            [
+                "rank 1 failed: killed by SIGSEGV after 2.0 s",
+                "HINT: native code crashed; python -X faulthandler shows where",
+                "the last lines of its stderr:",
+                "  oh",
+                "before that, ended normally: rank 3 (the others can't go on alone)",
+                "after that, failed as well: rank 2 (exit code 1)",
+                "after that, ended by tfddlrun: rank 0, 4",
+            ],
+        ),
+        (
+            outcome(end(0, -signal.SIGKILL)),
+            [
+                "rank 0 failed: killed by SIGKILL after 2.0 s",
+                "HINT: if nobody killed it, the machine may have run out of memory (dmesg tells); "
+                "then a smaller batch or fewer workers help",
+                "it wrote nothing to stderr",
+            ],
+        ),
+        (
+            outcome(end(0, -signal.SIGKILL), num_oom_kills=1),
+            [
+                "rank 0 failed: killed by SIGKILL after 2.0 s",
+                "out of memory: the kernel killed a process of the machine for it meanwhile. "
+                "HINT: a smaller batch, fewer workers, or data read from disk",
+                "it wrote nothing to stderr",
+            ],
+        ),
+        (
+            outcome(end(2, 1, reading=Reading(rounds=7, begun=9, ended=8))),
+            [
+                "rank 2 failed: exit code 1 after 2.0 s",
+                "it had come to about step 7 of a loop by hand",
+                "it wrote nothing to stderr",
+            ],
+        ),
+        (
+            outcome(end(0, -40)),
+            ["rank 0 failed: killed by signal 40 after 2.0 s", "it wrote nothing to stderr"],
+        ),
+    ],
+)
+def test_reports(ended: Outcome, lines: list[str]) -> None:
+    assert failure_report(ended).splitlines() == lines
+
+
+def test_only_sigterm_has_the_status_of_what_is_saved() -> None:
+    asked = Reading(abilities=Ability.SAVES | Ability.WAS_ASKED)
+    exits = tuple(end(rank, 75, reading=asked) for rank in range(2))
+    statuses = {
+        number: Outcome(exits=exits, root=None, interrupted_by=number, num_oom_kills=0).status
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    assert statuses == {signal.SIGTERM: 75, signal.SIGINT: 130}
+    assert outcome(*exits).status == 75
+    late = outcome(exits[0], end(1, -signal.SIGKILL, ended_with=signal.SIGKILL), root=None)
+    assert not late.has_saved
+    # A script may end with 75 for reasons of its own.
+    assert not outcome(end(0, 75)).has_saved
+
+
+@pytest.mark.parametrize(
+    ("ended", "held", "taken"),
+    [
+        (outcome(end(0, 1, stderr_lines=("Could not start gRPC server",))), False, True),
+        (outcome(end(0, 1, stderr_lines=("ValueError: mine",))), True, False),
+        (outcome(end(0, 0), root=None), True, False),
+        (outcome(end(0, -9, stderr_lines=("Could not start gRPC server",))), True, False),
+        # Long after the start, the port must really be taken still.
+        (
+            outcome(end(0, 1, stderr_lines=("Could not start gRPC server",), after_s=900.0)),
+            False,
+            False,
+        ),
+        (
+            outcome(end(0, 1, stderr_lines=("Could not start gRPC server",), after_s=900.0)),
+            True,
+            True,
+        ),
+    ],
+)
+def test_only_a_taken_port_starts_again(ended: Outcome, held: bool, taken: bool) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1] if held else free_ports(1)[0]
+        assert find_taken_port(ended, (port,)) == (port if taken else None)
+
+
+def test_the_first_failure_is_the_one_reported(tmp_path: Path) -> None:
+    script = """
+if rank == 0:
+    wait_for("rank 1 is ready"); wait_for("rank 2 is ready")
+    print("my own mistake", file=sys.stderr)
+    sys.exit(3)
+if rank == 1:  # what TensorFlow's workers do when a peer is lost
+    def fail(*_):
+        print("UnavailableError", file=sys.stderr)
+        sys.exit(1)
+    signal.signal(signal.SIGTERM, fail)
+say(f"rank {rank} is ready")
+time.sleep(60)
+"""
+    begin = time.monotonic()
+    done = launch("-np", "3", "--grace-period", "15", *worker(script), cwd=tmp_path)
+    assert time.monotonic() - begin < 10.0  # the grace is for those that don't end
+    assert done.returncode == 3
+    report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
+    assert re.fullmatch(r"tfddlrun: rank 0 failed: exit code 3 after \d+\.\d s", report[0])
+    assert report[1:] == [
+        "tfddlrun: the last lines of its stderr:",
+        "tfddlrun:   my own mistake",
+        "tfddlrun: after that, failed as well: rank 1 (exit code 1)",
+        "tfddlrun: after that, ended by tfddlrun: rank 2",
+    ]
+    assert not in_sessions(pids(tmp_path, "rank 1 is ready", "rank 2 is ready"))
+
+
+def test_a_signal_is_named_and_nothing_outlives_the_job(tmp_path: Path) -> None:
+    script = """
+if rank == 1:
+    for name in ("stubborn is ready", "grandchild is ready", "daemon is ready"):
+        wait_for(name)
+    os.kill(os.getpid(), signal.SIGSEGV)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            say("daemon is ready")
+            time.sleep(60)
+        os._exit(0)
+    say("grandchild is ready")
+    time.sleep(60)
+say("stubborn is ready")
+time.sleep(60)
+"""
+    done = launch("-np", "2", "--grace-period", "0.5", *worker(script), cwd=tmp_path)
+    assert done.returncode == 128 + signal.SIGSEGV
+    assert "tfddlrun: rank 1 failed: killed by SIGSEGV after" in done.stderr
+    assert "tfddlrun: after that, ended by tfddlrun: rank 0\n" in done.stderr
+    left = pids(tmp_path, "stubborn is ready", "grandchild is ready", "daemon is ready")
+    assert len(left) == 3
+    assert not [pid for pid in left if is_running(pid)]
+
+
+WAIT = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a process of a TensorFlow strategy
+say(f"rank {rank} is ready")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_everything(number: signal.Signals, tmp_path: Path) -> None:
+    with launched("-np", "2", "--grace-period", "15", *worker(WAIT), cwd=tmp_path) as process:
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        begin = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        assert time.monotonic() - begin < 8.0
+    assert (process.returncode, out) == (128 + number, "")
+    assert err == f"tfddlrun: ended by {number.name}, and all workers with it\n"
+    assert not in_sessions(left)
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    script = """
+from tfddl.progress import Ability, Board
+board = Board.given(os.environ)
+board.sign()
+board.set(Ability.SAVES)
+signal.signal(signal.SIGTERM, lambda *_: say(f"rank {rank} was asked"))
+say(f"rank {rank} is ready")
+while True:
+    time.sleep(60)
+"""
+    with launched("-np", "2", "--grace-period", "60", *worker(script), cwd=tmp_path) as process:
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        process.send_signal(signal.SIGTERM)
+        pids(tmp_path, "rank 0 was asked", "rank 1 was asked")
+        assert process.poll() is None  # they have a minute to save
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "ended by SIGTERM, and all workers with it" in err
+    assert "HINT: --grace-period" in err
+    assert not in_sessions(left)
+
+
+def test_a_killed_launcher_leaves_no_worker(tmp_path: Path) -> None:
+    with launched("-np", "2", *worker(WAIT), cwd=tmp_path) as process:
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        process.kill()
+        process.communicate(timeout=TIMEOUT_S)
+    wait_until(lambda: not in_sessions(left))
+
+
+def test_ctrl_c_on_a_terminal(tmp_path: Path) -> None:
+    with launched_on_terminal("-np", "2", *worker(WAIT), cwd=tmp_path) as (process, terminal):
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        os.write(terminal, b"\x03")
+        shown = read_terminal(terminal)
+        assert process.wait(timeout=TIMEOUT_S) == 130
+    assert "tfddlrun: ended by SIGINT, and all workers with it" in shown
+    assert not in_sessions(left)
+
+
+def test_a_port_taken_meanwhile_starts_again(tmp_path: Path) -> None:
+    script = """
+import socket
+with open(f"ports.{rank}", "a") as file:
+    file.write(f"{port}\\n")
+if not Path("stranger came").exists():
+    if rank == 0:  # the stranger who takes the port of rank 1
+        stranger = socket.socket()
+        stranger.bind(("127.0.0.1", int(task["cluster"]["worker"][1].rpartition(":")[2])))
+        stranger.listen()
+        say("stranger came")
+        time.sleep(60)
+    wait_for("stranger came")
+try:
+    server = socket.socket()
+    server.bind(("", port))
+except OSError:
+    sys.exit("UnknownError: Could not start gRPC server")
+print("trained")
+"""
+    done = launch("-np", "2", *worker(script), cwd=tmp_path)
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == ["[0] trained", "[1] trained"]
+    first, second = (tmp_path / "ports.1").read_text().split()
+    assert first != second
+    assert done.stderr.splitlines() == [
+        "[1] UnknownError: Could not start gRPC server",
+        f"tfddlrun: port {first} was taken by another process meanwhile; starting again on other "
+        "ports (1 of 3)",
+    ]
+
+
+def test_it_does_not_start_again_for_ever(tmp_path: Path) -> None:
+    script = """
+with open("starts", "a") as file:
+    file.write("x")
+sys.exit("Could not start gRPC server")
+"""
+    done = launch("-np", "1", *worker(script), cwd=tmp_path)
+    assert done.returncode == 1
+    assert (tmp_path / "starts").read_text() == "xxxx"
+    assert done.stderr.count("starting again on other ports") == 3
+    assert done.stderr.endswith("tfddlrun:   Could not start gRPC server\n")

@@ -1,0 +1,231 @@
+"""What workers write, as `tfddlrun` shows it: lines, progress bars, logs."""
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.launching import (
+    LAUNCHER,
+    TIMEOUT_S,
+    launch,
+    launched,
+    launched_on_terminal,
+    pids,
+    read_terminal,
+    screen,
+    worker,
+)
+from tests.processes import in_sessions
+from tfddl.launcher.output import LineAssembler
+
+KERAS_BAR = (
+    "Epoch 1/2\n"
+    "\r\x1b[1m1/3\x1b[0m \x1b[32m━━\x1b[0m\x1b[37m━━━━\x1b[0m \x1b[1m1s\x1b[0m 500ms/step"
+    + "\b" * 24
+    + "\r\x1b[1m2/3\x1b[0m \x1b[32m━━━━\x1b[0m\x1b[37m━━\x1b[0m \x1b[1m0s\x1b[0m 50ms/step "
+    + "\b" * 24
+    + "\r\x1b[1m3/3\x1b[0m \x1b[32m━━━━━━\x1b[0m\x1b[37m\x1b[0m \x1b[1m0s\x1b[0m 50ms/step\n"
+    "done\n"
+)
+
+KERAS_LAST = "\x1b[1m3/3\x1b[0m \x1b[32m━━━━━━\x1b[0m\x1b[37m\x1b[0m \x1b[1m0s\x1b[0m 50ms/step"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a\nb\n", ["a", "b"]),
+        ("a\n\nb", ["a", "", "b"]),  # the unfinished line comes at the end
+        ("10%\r20%\r30%\n", ["30%"]),
+        ("10%\r20%\r", ["20%"]),
+        ("windows\r\n", ["windows"]),
+        ("\rbar\r\rbaz\n", ["baz"]),
+        ("|\b/\b-\b\\\n", ["\\"]),
+        ("ab\b\bcd\b\b\n", ["cd"]),  # the cursor moved back, nothing was written over it
+        ("a\b\b\bb\n", ["b"]),
+        (KERAS_BAR, ["Epoch 1/2", KERAS_LAST, "done"]),
+        ("", []),
+    ],
+)
+def test_lines_are_those_that_a_terminal_shows(text: str, lines: list[str]) -> None:
+    assembler = LineAssembler(progress_s=None)
+    found = assembler.feed(text.encode(), now_s=0.0)
+    assert found + assembler.finish() == lines
+
+
+@given(
+    st.lists(st.sampled_from(["a", "bc", "\n", "\r", "\b", "é━", "\x1b[1m", "\r\n"]), max_size=30),
+    st.lists(st.integers(1, 5), min_size=1),
+)
+def test_lines_do_not_depend_on_how_they_are_read(texts: list[str], cuts: list[int]) -> None:
+    data = "".join(texts).encode()
+    whole, pieces = LineAssembler(progress_s=None), LineAssembler(progress_s=None)
+    expected = whole.feed(data, now_s=0.0) + whole.finish()
+    found, start = [], 0
+    while start < len(data):
+        step = cuts[start % len(cuts)]
+        found += pieces.feed(data[start : start + step], now_s=0.0)
+        start += step
+    assert found + pieces.finish() == expected
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_pass_through(data: bytes) -> None:
+    assembler = LineAssembler(progress_s=None)
+    plain = data.translate(None, delete=b"\r\b") + b"\n"
+    lines = assembler.feed(plain, now_s=0.0) + assembler.finish()
+    assert "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape") == plain
+
+
+def test_a_bar_is_shown_now_and_then_where_it_cant_be_rewritten() -> None:
+    assembler = LineAssembler(progress_s=10.0)
+    shown = [
+        line
+        for second in range(35)
+        for line in assembler.feed(f"\r{second} s".encode(), now_s=float(second))
+    ]
+    assert shown == ["10 s", "20 s", "30 s"]
+    assert assembler.feed(b"\n", now_s=35.0) == ["34 s"]
+
+
+def test_a_line_without_end_is_given_out_in_parts() -> None:
+    assembler = LineAssembler(progress_s=None)
+    lines = [line for _ in range(20) for line in assembler.feed(b"x" * 100_000, now_s=0.0)]
+    assert len(lines) == 1
+    assert len("".join(lines + assembler.finish())) == 2_000_000
+
+
+def test_what_a_worker_started_may_finish_writing(tmp_path: Path) -> None:
+    script = """
+if os.fork() == 0:
+    time.sleep(0.3)
+    print("the last word")
+    sys.exit()
+print("bye")
+"""
+    done = launch("-np", "1", *worker(script), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[0] bye\n[0] the last word\n"
+
+
+def test_the_progress_bar_of_rank_0_stays_whole_on_a_terminal(tmp_path: Path) -> None:
+    script = """
+if rank == 0:
+    print("Epoch 1/1")
+    width = 0
+    for step in range(1, 31):
+        bar = f"\\x1b[1m{step}/30\\x1b[0m \\x1b[32m{'━' * step}\\x1b[0m - loss: {1 / step:.4f}"
+        shown = len(bar) - 17
+        sys.stdout.write("\\b" * width + "\\r" + bar + " " * max(0, width - shown))
+        width = shown
+        time.sleep(0.02)
+    sys.stdout.write("\\n")
+    print("done")
+else:
+    for step in range(1, 31):
+        print(f"{rank} says {step} " + "x" * 40)
+        print(f"{rank} warns {step}", file=sys.stderr)
+        time.sleep(0.02)
+"""
+    with launched_on_terminal("-np", "3", *worker(script), cwd=tmp_path) as (process, terminal):
+        written = read_terminal(terminal)
+        assert process.wait(timeout=TIMEOUT_S) == 0
+    # Nothing is half overwritten: every line is a whole one, and the bar is there once.
+    expected = ["[0] Epoch 1/1", f"[0] 30/30 {'━' * 30} - loss: 0.0333", "[0] done", ""]
+    for rank in (1, 2):
+        for step in range(1, 31):
+            expected.append(f"[{rank}] {rank} says {step} " + "x" * 40)
+            expected.append(f"[{rank}] {rank} warns {step}")
+    assert sorted(screen(written)) == sorted(expected)
+    # And it moved.
+    assert len(set(re.findall(r"\[0\]\x1b\[0m \x1b\[1m(\d+)/30", written))) > 10
+
+
+def test_a_bar_wider_than_the_terminal_is_cut_until_it_is_finished(tmp_path: Path) -> None:
+    script = """
+for step in range(3):
+    sys.stdout.write(f"\\r{step} " + "y" * 50)
+    time.sleep(0.05)
+print()
+"""
+    with launched_on_terminal("-np", "1", *worker(script), columns=30, cwd=tmp_path) as (
+        process,
+        terminal,
+    ):
+        written = read_terminal(terminal)
+        assert process.wait(timeout=TIMEOUT_S) == 0
+    assert screen(written) == ["[0] 2 " + "y" * 50, ""]
+    assert "[0]\x1b[0m 1 " + "y" * 23 + "\r" in written
+
+
+def test_a_bar_is_readable_without_a_terminal(tmp_path: Path) -> None:
+    done = launch("-np", "1", *worker(f"sys.stdout.write({KERAS_BAR!r})"), cwd=tmp_path)
+    assert done.stdout == "[0] Epoch 1/2\n[0] 3/3 ━━━━━━ 0s 50ms/step\n[0] done\n"
+
+
+def test_what_the_log_level_should_hide_is_hidden(tmp_path: Path) -> None:
+    lines = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1795386800.169345    5940 port.cc:153] oneDNN custom operations are on.",
+        "E0000 00:00:1795386793.026942    5827 cuda_platform.cc:52] failed call to cuInit",
+        "WARNING: mine",
+    ]
+    script = worker(f"print(*{lines!r}, sep='\\n', file=sys.stderr)")
+    done = launch("-np", "1", "--output-filename", "logs", *script, cwd=tmp_path)
+    assert done.stderr.splitlines() == [f"[0] {line}" for line in lines[2:]]
+    assert (tmp_path / "logs/rank.0/stderr").read_text().splitlines() == lines
+    script = ["env", "TF_CPP_MIN_LOG_LEVEL=0", *LAUNCHER, "-np", "1", *script]
+    done = launch("-np", "1", *script, cwd=tmp_path)
+    assert done.stderr.splitlines() == [f"[0] [0] {line}" for line in lines]
+
+
+def test_lines_are_never_torn(tmp_path: Path) -> None:
+    script = """
+for n in range(200):
+    for stream in (sys.stdout, sys.stderr):
+        line = f"{n} " + chr(97 + rank) * 3000
+        for start in range(0, len(line), 999):  # several writes per line
+            stream.write(line[start : start + 999])
+        stream.write("\\n")
+"""
+    done = launch("-np", "4", *worker(script), cwd=tmp_path)
+    assert done.returncode == 0
+    expected = [f"[{rank}] {n} " + chr(97 + rank) * 3000 for rank in range(4) for n in range(200)]
+    assert sorted(done.stdout.splitlines()) == sorted(expected)
+    assert sorted(done.stderr.splitlines()) == sorted(expected)
+
+
+def test_a_reader_that_leaves_ends_the_job(tmp_path: Path) -> None:
+    script = """
+say(f"rank {rank} is ready")
+while True:
+    print("more")
+    time.sleep(0.01)
+"""
+    with launched("-np", "2", *worker(script), cwd=tmp_path) as process:
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=TIMEOUT_S) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == ""
+    assert not in_sessions(left)
+
+
+def test_a_reader_that_sleeps_does_not_stop_a_signal(tmp_path: Path) -> None:
+    script = """
+say(f"rank {rank} is ready")
+while True:
+    print("x" * 1000)
+"""
+    with launched("-np", "2", *worker(script), cwd=tmp_path) as process:
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        time.sleep(0.5)  # by now the pipe is full, and nobody reads it
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=TIMEOUT_S) == 128 + signal.SIGTERM
+    assert not in_sessions(left)

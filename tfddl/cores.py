@@ -1,0 +1,80 @@
+"""How many cores this process may use: those it is bound to, as far as its cgroup lets it.
+
+A container that is given half a core (`docker run --cpus 0.5`, a limit of Kubernetes) still sees,
+and may run on, all cores of the machine; it is only stopped for the rest of each tenth of a second.
+As many threads as there are cores would then mostly stand still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_OWN = Path("/proc/self/cgroup")
+_ROOT = Path("/sys/fs/cgroup")
+
+
+def num_usable_cores() -> int:
+    """How many cores are worth a thread each, at least 1."""
+    return min(len(os.sched_getaffinity(0)), num_cores_of_quota())
+
+
+def num_cores_of_quota(*, among: int = 1) -> int:
+    """Whole cores whose time is granted to each of so many processes, at least 1.
+
+    Where nothing is limited it is more than any machine has.
+    """
+    quota = cpu_quota()
+    return 1 << 20 if quota is None else max(1, math.floor(quota / among))
+
+
+def cpu_quota(*, own: Path = _OWN, root: Path = _ROOT) -> float | None:
+    """Cores whose time this process' cgroup, and those around it, may use; None for all.
+
+    Args:
+        own: which cgroups the process is in, as the kernel tells.
+        root: where they are mounted.
+
+    References:
+        Linux, Control Group v2, "CPU Interface Files" (cpu.max),
+        https://docs.kernel.org/admin-guide/cgroup-v2.html; for version 1, CFS Bandwidth Control,
+        https://docs.kernel.org/scheduler/sched-bwc.html.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = [quota for line in lines for quota in _quotas(line, root)]
+    return min(quotas, default=None)
+
+
+def _quotas(line: str, root: Path) -> Iterator[float]:
+    """What limits the cgroup of a line of /proc/self/cgroup, "number:controllers:path"."""
+    _, controllers, path = line.split(":", 2)
+    if controllers and "cpu" not in controllers.split(","):
+        return
+    # Mounted by all names of its controllers, or by one.
+    mounts = [root / name for name in {controllers, "cpu"}] if controllers else [root]
+    for mount in mounts:
+        # A container may not see its own cgroup by its path, but at the top.
+        inner = mount / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):
+                yield from _read_v1(folder) if controllers else _read_v2(folder)
+            if folder == mount:
+                break
+
+
+def _read_v2(folder: Path) -> Iterator[float]:
+    quota, period = (folder / "cpu.max").read_text().split()
+    if quota != "max":
+        yield int(quota) / int(period)
+
+
+def _read_v1(folder: Path) -> Iterator[float]:
+    quota = int((folder / "cpu.cfs_quota_us").read_text())
+    if quota > 0:
+        yield quota / int((folder / "cpu.cfs_period_us").read_text())
