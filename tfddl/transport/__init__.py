@@ -9,6 +9,7 @@ from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Collective, Lengths, Reduction, Transport
 from tfddl.transport.errors import RanksDisagreeError
 from tfddl.transport.host import HostTransport
+from tfddl.transport.roll import Roll
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import TracedTransport
@@ -23,6 +24,7 @@ __all__ = [
     "Lengths",
     "RanksDisagreeError",
     "Reduction",
+    "Roll",
     "StrategyOptions",
     "StrategyTransport",
     "TimedTransport",
