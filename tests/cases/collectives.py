@@ -191,14 +191,14 @@ def named_in_threads(count: int, rounds: int) -> dict[str, int]:
     order = np.random.default_rng(rank).permutation(count).tolist()
 
     def call(number: int) -> None:
-        for again in range(rounds):
-            x = tf.fill([2 + number % 2], float(100 * number + again + rank))
+        for _ in range(rounds):
+            x = tf.fill([2 + number % 2], float(100 * number + rank))
             try:
                 total = tfddl.allreduce(x, "sum", name=f"thread {number}").numpy()
             except tfddl.errors.DisagreementError:
                 found["differ"] += 1
                 continue
-            expected = tfddl.size() * (100 * number + again) + sum(range(tfddl.size()))
+            expected = tfddl.size() * 100 * number + sum(range(tfddl.size()))
             found["right" if (total == expected).all() else "wrong"] += 1
 
     running = [threading.Thread(target=call, args=(number,)) for number in order]
