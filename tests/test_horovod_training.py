@@ -90,3 +90,12 @@ def test_gradients_are_parted_into_local_and_global_ones(groups: Groups) -> None
     for rank, (local, others) in enumerate(groups(3).run(f"{CASES}:local_and_global")):
         assert local == [("mine:0", pytest.approx(rank / 3))]
         assert others == [("ours:0", pytest.approx(1.0))]
+
+
+def test_a_process_set_is_given_to_init_once(groups: Groups) -> None:
+    for messages in groups(2).run(f"{CASES}:twice_the_same_set"):
+        assert "process_sets has ProcessSet([0]) twice" in messages[0]
+        assert (
+            "process_sets has ProcessSet([0, 1]) twice, or it is that of all ranks" in messages[1]
+        )
+        assert messages[2:] == ["ids [1, None, 0]"]

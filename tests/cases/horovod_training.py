@@ -132,3 +132,17 @@ def local_and_global() -> list[list[tuple[str, float]]]:
     tape.register_local_source(mine)
     parts = tape.get_local_and_global_gradients(loss, [ours, mine])
     return [[(v.name, float(g)) for v, g in part] for part in parts]
+
+
+def twice_the_same_set() -> list[str]:
+    """What `init` says of process sets that are there twice."""
+    one, everyone = hvd.ProcessSet([0]), hvd.ProcessSet(range(tfddl.size()))
+    messages = []
+    for sets in ([one, hvd.ProcessSet([0])], [everyone]):
+        try:
+            hvd.init(process_sets=sets)
+        except ValueError as error:
+            messages.append(str(error))
+    hvd.init(process_sets=[one])
+    ids = [one.process_set_id, everyone.process_set_id, hvd.global_process_set.process_set_id]
+    return [*messages, f"ids {ids}"]
