@@ -44,6 +44,9 @@ _NO_SHARED_MEMORY = (
     "the workers of a host can't share memory: TensorFlow's collectives take over, which are slower"
 )
 
+_AFTER_ROLL_S = 5.0
+"""How much longer than the roll the workers of one of several hosts wait for each other."""
+
 _LOG = logging.getLogger("tfddl")
 
 
@@ -211,8 +214,11 @@ class Runtime:
         if not self._wants_shared_memory():
             return None
         cluster = self.cluster
-        if len(cluster.hosts) > 1:  # Who is missing may be elsewhere; the roll knows.
-            patience = dataclasses.replace(patience, warn_s=0.0)
+        if (
+            len(cluster.hosts) > 1
+        ):  # Who is missing may be elsewhere; the roll knows, and comes first.
+            later_s = patience.give_up_s and patience.give_up_s + _AFTER_ROLL_S
+            patience = wire.Patience(warn_s=0.0, give_up_s=later_s)
         seat = wire.Seat(
             # Hosts may be names of one machine.
             job=" ".join([cluster.host, *cluster.addresses]),

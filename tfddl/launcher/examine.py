@@ -57,7 +57,7 @@ def facts(directory: Path) -> dict[str, Any]:
         "identity": interfaces.identity(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {what: installed_version(names) for what, names in PACKAGES.items()},
+        "versions": {what: _version(names) for what, names in PACKAGES.items()},
         "cores": len(usable_cores()),
         "open_files": {"soft": soft, "hard": hard},
         "shared_memory": _free_bytes(_SHARED_MEMORY),
@@ -211,8 +211,12 @@ def _latency(sock: socket.socket) -> float | None:
     return best
 
 
-def installed_version(names: tuple[str, ...]) -> str | None:
-    """The version of the first of these distributions that is there."""
+def installed_version(what: str) -> str | None:
+    """The version of one of `PACKAGES`; None where it isn't there."""
+    return _version(PACKAGES[what])
+
+
+def _version(names: tuple[str, ...]) -> str | None:
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)

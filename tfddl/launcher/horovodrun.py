@@ -9,7 +9,7 @@ from types import MappingProxyType
 from tfddl import __version__
 from tfddl.errors import LaunchError
 from tfddl.launcher.environment import Export
-from tfddl.launcher.examine import PACKAGES, installed_version
+from tfddl.launcher.examine import installed_version
 
 _VARIABLES = MappingProxyType(
     {
@@ -209,7 +209,7 @@ def exports(arguments: argparse.Namespace) -> tuple[Export, ...]:
 
 def describe_build() -> str:
     """What `horovodrun --check-build` tells, of us."""
-    tensorflow = installed_version(PACKAGES["TensorFlow"])
+    tensorflow = installed_version("TensorFlow")
     return _BUILD.format(
         version=__version__,
         mark=" " if tensorflow is None else "X",

@@ -115,7 +115,9 @@ class Roll:
             if waited_s >= _TELL * first_s and not self._said:
                 self._write(self._operation.text)
             if self._patience.give_up_s and waited_s >= self._patience.give_up_s:
-                service.end_collectives(self._describe(waited_s))
+                text = self._describe(waited_s)
+                _LOG.error("%s", text)  # What waits within a host isn't ended by the next line.
+                service.end_collectives(text)
                 return
             if self._patience.warn_s and waited_s >= warned_s + self._patience.warn_s:
                 warned_s = waited_s
