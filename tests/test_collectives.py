@@ -59,3 +59,13 @@ def test_the_transport_is_what_was_asked_for(groups: Groups) -> None:
     assert ring.run(case) == ["RING"] * 2
     # One to compare what the ranks are about to do, one for the sum.
     assert ring.run("tests.cases.collectives:launched") == [2, 2]
+
+
+@pytest.mark.parametrize(("size", "collective"), [(3, "auto"), (2, "ring")])
+def test_threads_call_by_name_in_any_order(groups: Groups, size: int, collective: str) -> None:
+    """Through shared memory they meet by name. RING has one order: what differs is told."""
+    group = groups(size, collective=collective)
+    for found in group.run(f"{CASES}:named_in_threads", count=4, rounds=5):
+        assert "wrong" not in found
+        assert sum(found.values()) == 20
+        assert collective == "ring" or found == {"right": 20}

@@ -113,6 +113,11 @@ def test_in_graphs(groups: Groups, size: int, init: dict[str, Any]) -> None:
             "allreduce average prescale_factor 3.0 <f> of float32 ()",
         ),
         "root": ("broadcast from rank 0 <r> of float32", "broadcast from rank 1 <r> of float32"),
+        # What differs is told, however much there is.
+        "large": (
+            f"allreduce sum <{'ä' * 600}> of 100 tensors, the 71. is float32 (70)",
+            f"allreduce sum <{'ä' * 600}> of 100 tensors, the 71. is float32 (71)",
+        ),
     }
     for found in groups(size, **init).run(f"{CASES}:graph"):
         assert found.keys() == expected.keys()

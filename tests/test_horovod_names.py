@@ -76,7 +76,7 @@ TENSORFLOW = {
     f"groups=None, {SET}, scale_local_gradients=True",
     "SyncBatchNormalization": "fused=False, **kwargs",
     "BroadcastGlobalVariablesHook": "root_rank, device=''",
-    "broadcast_object_fn": "root_rank=0, session=None, name=None",
+    "broadcast_object_fn": f"root_rank=0, session=None, name=None, {SET}",
 }
 KERAS = {
     **BOTH,
@@ -164,9 +164,21 @@ def test_one_home() -> None:
     assert _module("runner").run is importlib.import_module("tfddl.horovod").run
 
 
-def test_horovod_run_s_first_arguments_are_horovod_s() -> None:
-    expected = "func, args=(), kwargs=None, num_proc=1, min_num_proc=None, max_num_proc=None, slots"
-    assert _signature(_module("runner").run).startswith(expected)
+def test_horovod_run_s_arguments_are_horovod_s() -> None:
+    names = """min_num_proc max_num_proc slots reset_limit cooldown_range hosts hostfile
+        host_discovery_script start_timeout ssh_port ssh_identity_file disable_cache
+        output_filename verbose use_gloo use_mpi mpi_args network_interface network_interfaces
+        executable np min_np max_np""".split()
+    expected = ["func", "args=()", "kwargs=None", "num_proc=1", *(f"{n}=None" for n in names)]
+    assert _signature(_module("runner").run) == ", ".join(expected)
+
+
+def test_the_tape_s_methods_are_horovod_s() -> None:
+    tape = importlib.import_module("tfddl.horovod.training").Tape
+    rest = "self, target, sources, output_gradients=None, use_generic_names=False"
+    assert _signature(tape.get_local_and_global_gradients) == rest
+    assert _signature(tape.gradient) == f"{rest}, count=None"  # The count is ours.
+    assert _signature(tape.register_local_source) == "self, source"
 
 
 @pytest.mark.parametrize(

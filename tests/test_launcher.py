@@ -1,5 +1,6 @@
 """The launcher: plans, ports, options and flags; a job that ends well."""
 
+import argparse
 import re
 import socket
 import subprocess
@@ -96,8 +97,22 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 
 def test_flags_are_pinned() -> None:
-    flags = {flag for action in _make_parser("x")._actions for flag in action.option_strings}
+    actions = [a for a in _make_parser("x")._actions if a.help is not argparse.SUPPRESS]
+    flags = {flag for action in actions for flag in action.option_strings}
     assert flags == {
+        # As Horovod's users know them.
+        "--check-build",
+        "--elastic-timeout",
+        "--min-num-proc",
+        "--no-stall-check",
+        "--reset-limit",
+        "--stall-check",
+        "--stall-check-shutdown-time-seconds",
+        "--stall-check-warning-time-seconds",
+        "--timeline-filename",
+        "-cb",
+        "-hostfile",
+        # Ours, and those that both have.
         "--bind",
         "--check",
         "--dry-run",

@@ -1,8 +1,13 @@
 """The trace of all ranks' collectives, as Perfetto reads it."""
 
+import collections
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+from tests.group import ROOT
 from tfddl.collectives.timeline import trace
 from tfddl.transport import Event
 
@@ -41,3 +46,37 @@ def test_who_was_waited_for() -> None:
     assert "waited_for_rank" not in _complete(result, 0, "only here")[0]["args"]
     names = [e["args"]["name"] for e in result["traceEvents"] if e["name"] == "process_name"]
     assert names == ["rank 0", "rank 1", "rank 2"]
+
+
+def test_whoever_begins_one_is_in_it(tmp_path: Path) -> None:
+    """Also where only some ranks do, and where nobody ends it."""
+    launcher = [sys.executable, "-m", "tfddl.launcher", "-np", "3", "--trusted-network", "--"]
+    done = subprocess.run(
+        [*launcher, sys.executable, "tests/scripts/timelines.py", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    own = ("unended.json", "unended.rank1.json", "unended.rank2.json")
+    expected = {
+        "root alone.json": {0: 2},
+        "without root.rank1.json": {1: 1},
+        "without root.rank2.json": {2: 1},
+        **{f"two {again}.json": {0: 1, 2: 1} for again in range(3)},
+        "all.json": {0: 2, 1: 2, 2: 2},
+        **{name: {rank: 1} for rank, name in enumerate(own)},
+    }
+    assert found.keys() == expected.keys()
+    for file, counts in expected.items():
+        name = file.split(".")[0]
+        events = [
+            event
+            for event in found[file]["traceEvents"]
+            if event["ph"] == "X" and f"allreduce average <{name}" in event["name"]
+        ]
+        assert collections.Counter(event["pid"] for event in events) == counts, file
+        assert {event["args"]["bytes"] for event in events} == {12}, file

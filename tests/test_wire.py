@@ -71,6 +71,20 @@ def test_ranks_that_wait_for_each_other_say_for_whom_and_where() -> None:
     assert "rank 10 waits in allreduce <left> of float64 (3) itself" in second
 
 
+def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:
+    first, second, third = run("stalls_in_sets", 3, patience=Patience(warn_s=1.0, give_up_s=5.0))
+    assert len(first) == 2
+    assert "in allreduce <a>: ranks 11..12 haven't come to it" in first[0]
+    assert "rank 12 waits in allreduce <d> itself" in first[0]
+    (text,) = second
+    assert "in allreduce <c>: ranks 10, 12 haven't come to it" in text
+    assert "allreduce <a>" in text
+    assert "allreduce <b>" in text
+    assert "rank 12 waits in allreduce <d> itself" in text
+    (text,) = third
+    assert "in allreduce <d>: rank 11 hasn't come to it; rank 11 waits in allreduce <c>" in text
+
+
 def test_after_a_failure_in_the_middle_nothing_goes_on() -> None:
     first, last = run("fails", 2, patience=Patience(warn_s=1.0, give_up_s=2.0))
     assert last[0].startswith("StalledError: rank 11 has waited")

@@ -11,13 +11,15 @@ from tfddl.progress import Board
 from tfddl.transport import Collective
 
 
-def init(
+def init(  # noqa: PLR0913 - the settings of a job, all by name
     *,
     collective: str = "auto",
     intra_op_threads: int | None = None,
     inter_op_threads: int | None = None,
     pieces: int | None = None,
     timeout_s: float = 600.0,
+    start_timeout_s: float | None = None,
+    stall_warning_s: float = 60.0,
 ) -> None:
     """Starts tfddl. All ranks must call it, before any other TensorFlow operation.
 
@@ -42,9 +44,13 @@ def init(
             second, otherwise 8; and 1 for NCCL. On three hosts or more another number may round
             sums differently: so it isn't measured there, and a restart computes the same. `python
             -m tfddl.bench.between` measures them all.
-        timeout_s: After how many seconds this gives up waiting for the other workers, and later
-            an operation fails for which not all ranks have come; 0 waits for ever. For the start,
-            TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`) comes first.
+        timeout_s: After how many seconds an operation fails for which not all ranks have come; 0
+            waits for ever.
+        start_timeout_s: After how many seconds this gives up waiting for the other workers; None is
+            ``timeout_s``. TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`) comes
+            first.
+        stall_warning_s: After how many seconds, and again each time, a rank that waits in an
+            operation warns of those that haven't come to it; 0 is never.
 
     Raises:
         ClusterError: TF_CONFIG, or what Open MPI or Slurm say, is wrong; or TFDDL_CORES,
@@ -65,7 +71,8 @@ def init(
         inter_op_threads=inter_op_threads,
         pieces=pieces,
         timeout_s=timeout_s,
-        start_timeout_s=read_start_timeout(os.environ),
+        start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,
+        stall_warning_s=stall_warning_s,
         cores=read_cores(os.environ),
     )
     runtime.start(detect(os.environ), options, Board.given(os.environ))

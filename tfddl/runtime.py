@@ -6,6 +6,8 @@ The one mutable module global of tfddl lives here.
 import atexit
 import dataclasses
 import logging
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ from tfddl.transport import (
     Collective,
     HostTransport,
     Reduction,
+    Roll,
     StrategyOptions,
     StrategyTransport,
     TimedTransport,
@@ -45,6 +48,9 @@ _NO_SHARED_MEMORY = (
     "the workers of a host can't share memory: TensorFlow's collectives take over, which are slower"
 )
 
+_AFTER_ROLL_S = 5.0
+"""How much longer than the roll the workers of one of several hosts wait for each other."""
+
 _LOG = logging.getLogger("tfddl")
 
 
@@ -60,6 +66,9 @@ class Options:
     start_timeout_s: float | None = None
     """How long to wait for the other workers at the start; None for `timeout_s`."""
 
+    stall_warning_s: float = 60.0
+    """After how long to warn of ranks that haven't come to an operation; 0 is never."""
+
     cores: int | None = None
     """How many cores are this worker's own; None where nobody has divided them yet."""
 
@@ -70,8 +79,10 @@ class Options:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
         if self.pieces is not None and not 1 <= self.pieces <= MOST_PIECES:
             raise StartError(f"pieces is {self.pieces}; it must be 1..{MOST_PIECES}, or None.")
-        if self.timeout_s < 0:
-            raise StartError(f"timeout_s is {self.timeout_s}; it must be 0 (never) or more.")
+        for name in ("timeout_s", "start_timeout_s", "stall_warning_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 <= seconds < math.inf:
+                raise StartError(f"{name} is {seconds}; it must be 0 (never) or more.")
 
 
 class Statistics(Protocol):
@@ -120,6 +131,8 @@ class Runtime:
         """Where the launcher reads how far this worker has come."""
         self.agreed: dict[str, tf.Variable] = {}
         """Signatures that all ranks have compared inside a graph, and whether they have yet."""
+        self.eager_turn = threading.RLock()
+        """Held by the thread whose eager operation is under way, where they can't be told apart."""
         self.epoch: int | None = None
         """The epoch of the `fit` that is running, if one is."""
         self.fit: Any = None
@@ -130,6 +143,8 @@ class Runtime:
         """Those that Horovod's `init` was told of, in the order of their ids."""
         self.commits: CommitStore | None = None
         """What outlives this process, if the launcher has given it anything."""
+        self.elastic_runs = 0
+        """How many times Horovod's `elastic.run` has been begun in this process."""
         self.step = Step()
         self.num_cores = cores_of_worker(cluster.local_size, own=options.cores)
         """How many cores this worker may count on."""
@@ -181,11 +196,17 @@ class Runtime:
             self.cluster, timeout_s=self.options.timeout_s if start_s is None else start_s
         )
         device = self.strategy().extended.worker_devices[0]
+        patience = wire.Patience(
+            warn_s=self.options.stall_warning_s, give_up_s=self.options.timeout_s
+        )
+        self.tracer.open(self.cluster.rank)
         options = StrategyOptions(
-            device=device, collective=self.collective, timeout_s=self.options.timeout_s
+            device=device,
+            collective=self.collective,
+            timeout_s=2 * self.options.timeout_s,  # The last resort: the roll knows more.
         )
         whole = StrategyTransport(self.cluster.rank, self.cluster.size, options)
-        mesh = self._share_memory()
+        mesh = self._share_memory(patience)
         shares = _compare(whole, shares_memory=mesh is not None, pieces=self.options.pieces)
         self.pieces = self._choose_pieces(whole, only_leaders=shares)
         transport = TimedTransport(whole.in_pieces(self.pieces))
@@ -194,14 +215,14 @@ class Runtime:
                 _LOG.warning(_NO_SHARED_MEMORY)
             if mesh is not None:
                 mesh.close()
-            return TracedTransport(transport, self.tracer)
+            return TracedTransport(transport, self.tracer, Roll(self.cluster.rank, patience))
         layout = self.cluster.ranks_of_hosts
         if len(layout) == 1:
             overlaps = self.num_cores > 1
             return HostTransport(mesh, range(mesh.size), self.tracer, overlaps=overlaps)
         local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
         both = TwoLevelTransport(self.cluster.rank, layout, local, transport)
-        return TracedTransport(both, self.tracer)
+        return TracedTransport(both, self.tracer, Roll(self.cluster.rank, patience))
 
     def _choose_pieces(self, whole: StrategyTransport, *, only_leaders: bool) -> int:
         """In how many pieces at once large sums go through TensorFlow's collectives.
@@ -234,18 +255,23 @@ class Runtime:
             and max(map(len, self.cluster.ranks_of_hosts)) > 1
         )
 
-    def _share_memory(self) -> wire.Mesh | None:
+    def _share_memory(self, patience: wire.Patience) -> wire.Mesh | None:
         """Connects the workers of this host, if that is wanted and can be done."""
         if not self._wants_shared_memory():
             return None
         cluster = self.cluster
+        if (
+            len(cluster.hosts) > 1
+        ):  # Who is missing may be elsewhere; the roll knows, and comes first.
+            later_s = patience.give_up_s and patience.give_up_s + _AFTER_ROLL_S
+            patience = wire.Patience(warn_s=0.0, give_up_s=later_s)
         seat = wire.Seat(
             # Hosts may be names of one machine.
             job=" ".join([cluster.host, *cluster.addresses]),
             rank=cluster.local_rank,
             size=cluster.local_size,
             names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
-            patience=wire.Patience(give_up_s=self.options.timeout_s),
+            patience=patience,
             spins=has_own_core(cluster.local_size, own=self.options.cores),
         )
         try:

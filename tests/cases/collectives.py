@@ -1,5 +1,7 @@
 """Cases of `tests/test_collectives.py`, run by every worker."""
 
+import collections
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -227,3 +229,32 @@ def in_place() -> list[str]:
         for i, total in enumerate(kept)
         if set(total.numpy().tolist()) != {expected}
     ]
+
+
+def named_in_threads(count: int, rounds: int) -> dict[str, int]:
+    """Several threads call by names of their own, each rank in another order.
+
+    Returns:
+        How many calls were "right", "wrong" or found that ranks "differ".
+    """
+    rank, found = tfddl.rank(), collections.Counter[str]()
+    order = np.random.default_rng(rank).permutation(count).tolist()
+
+    def call(number: int) -> None:
+        for _ in range(rounds):
+            x = tf.fill([2 + number % 2], float(100 * number + rank))
+            try:
+                total = tfddl.allreduce(x, "sum", name=f"thread {number}").numpy()
+            except tfddl.errors.DisagreementError:
+                found["differ"] += 1
+                continue
+            expected = tfddl.size() * 100 * number + sum(range(tfddl.size()))
+            found["right" if (total == expected).all() else "wrong"] += 1
+
+    running = [threading.Thread(target=call, args=(number,)) for number in order]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    tfddl.barrier()
+    return dict(found)

@@ -79,6 +79,13 @@ def graph() -> dict[str, tuple[list[str], str]]:
             tf.function(lambda: tfddl.allreduce(1.0, prescale_factor=2.0 + odd, name="f"))
         ),
         "root": _provoked(tf.function(lambda: tfddl.broadcast(1.0, int(odd), name="r"))),
+        "large": _provoked(
+            tf.function(
+                lambda: tfddl.grouped_allreduce(
+                    [tf.zeros([n + (n == 70 and odd)]) for n in range(100)], "sum", name="ä" * 600
+                )
+            )
+        ),
     }
     assert float(unknown(tf.ones([3, 2]))[0, 0]) == tfddl.size()
     return found

@@ -173,6 +173,26 @@ def stalls(wire: Wire, mesh: Mesh) -> str:
     return "no error"
 
 
+def stalls_in_sets(wire: Wire, mesh: Mesh) -> list[str]:
+    """Rank 0 waits in two threads, rank 1 in a third call, rank 2 for rank 1 in a set of theirs."""
+    errors: list[str] = []
+    pair = Wire(mesh, (1, 2)) if mesh.rank else wire
+
+    def call(one: Wire, name: str) -> None:
+        try:
+            one.all_reduce([np.zeros(3)], Reduction.SUM, Call(name, f"allreduce <{name}>"))
+        except StalledError as error:
+            errors.append(str(error))
+
+    calls = {0: [(wire, "a"), (wire, "b")], 1: [(wire, "c")], 2: [(pair, "d")]}[mesh.rank]
+    running = [threading.Thread(target=call, args=one) for one in calls]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return sorted(errors)
+
+
 def fails(wire: Wire, mesh: Mesh) -> list[str]:
     """The last rank gives up in an operation that the first comes to later; then more are tried."""
     errors = []

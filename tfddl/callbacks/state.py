@@ -9,15 +9,20 @@ import tensorflow as tf
 
 from tfddl.collectives import ReduceOp, grouped_allreduce
 from tfddl.errors import UnsupportedError
-from tfddl.keras_hooks import BroadcastCallback
+from tfddl.keras_hooks import BroadcastCallback, acts_on, broadcast_model
 from tfddl.runtime import current
 
 
 class BroadcastGlobalVariables(BroadcastCallback):
     """Makes all ranks start from the weights and the optimizer of one of them.
 
-    `fit` starts from rank 0's anyway. With this callback the ranks may come with different step
-    counts too, such as after a checkpoint was loaded on one of them only.
+    With a `tfddl.DistributedOptimizer`, `fit` starts from rank 0's anyway. With this callback the
+    ranks may come with different step counts too, such as after a checkpoint was loaded on one of
+    them only.
+
+    With any other optimizer, such as that of a model whose ``train_step`` averages the gradients by
+    itself, it acts after the first batch, when all variables are there: the first step counts as
+    the root made it. The optimizers that are attributes of the model are meant, too.
     """
 
     def __init__(self, root_rank: int = 0, *, local_variables: Sequence[Any] = ()) -> None:
@@ -34,6 +39,25 @@ class BroadcastGlobalVariables(BroadcastCallback):
         if not 0 <= root_rank < size:
             raise UnsupportedError(f"root_rank is {root_rank}; it must be 0..{size - 1}.")
         super().__init__(root_rank, local_variables)
+        self._is_due = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Where `fit` doesn't do it by itself, it is due after the first batch."""
+        self._is_due = not acts_on(self.model.optimizer)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Acts, if that is due.
+
+        Raises:
+            RanksDisagreeError: Ranks have different variables.
+        """
+        if self._is_due:
+            self._is_due = False
+            held = [self.model.optimizer, *vars(self.model).values()]
+            optimizers = {id(o): o for o in held if isinstance(o, keras.optimizers.Optimizer)}
+            broadcast_model(
+                self.model, optimizers.values(), self.root_rank, own=self.local_variables
+            )
 
 
 class MetricAverage(keras.callbacks.Callback):

@@ -20,7 +20,12 @@ raises an error that names the operation and says what each has, and the next op
 
 What a rank refuses before it asks the others (an op that isn't there, a process set that it isn't
 in), the others don't hear of; called alike, all refuse alike. Ranks that name different process
-sets don't meet: they wait for each other, as for a rank that doesn't come.
+sets don't meet: they wait for each other, as for a rank that doesn't come. Whoever has waited for
+`tfddl.init(stall_warning_s=60)` warns of those that haven't come, and says what these wait in
+themselves.
+
+Named calls of several threads meet by their names, in whatever order, where all ranks share memory.
+Elsewhere there is one order for all, and threads that come in another differ.
 """
 
 from tfddl.collectives.agreement import (

@@ -7,9 +7,11 @@ about to do.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -17,10 +19,11 @@ import tensorflow as tf
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import TfddlError, UnsupportedError
 from tfddl.transport import RanksDisagreeError
-from tfddl.wire import HEADLINE, Call, describe_difference, rank_names
+from tfddl.transport.host import RefusedError
+from tfddl.wire import Call, describe_difference, rank_names
 
-_TEXT_BYTES = 512
-"""How much of a signature a graph tells; eagerly, it is all."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Label(str):
@@ -139,16 +142,40 @@ def agree(group: Group, signature: Signature) -> Group:
     if group.size == 1:
         return group
     if not group.transport.compares:
+        comparing = Call("", f"comparing the ranks before {signature.lines}")
+        asking = dataclasses.replace(group, transport=group.transport.for_call(comparing))
         if tf.executing_eagerly():
-            _agree_eagerly(group, signature)
+            _agree_eagerly(asking, signature)
         elif signature.running:
-            _agree_at_every_run(group, signature)
+            _agree_at_every_run(asking, signature)
         else:
-            _agree_in_graph(group, signature)
+            _agree_in_graph(asking, signature)
     call = Call(signature.key, signature.lines)
     # What isn't known yet is compared when it is.
     bound = group.transport.for_call(call, signature.running)
     return dataclasses.replace(group, transport=bound)
+
+
+def in_turn(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Makes a function that agrees, and then moves tensors, one step for the threads of a process.
+
+    A transport that compares tells the calls of several threads apart. Any other would mix up what
+    two of them move: there, eager calls come one after the other, and ranks whose threads come in
+    another order differ.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        if group.transport.compares or not tf.executing_eagerly():
+            return function
+
+        @functools.wraps(function)
+        def in_order(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with group.runtime.eager_turn:
+                return function(*args, **kwargs)
+
+        return in_order
+
+    return decorate
 
 
 @contextlib.contextmanager
@@ -170,11 +197,8 @@ def _agree_eagerly(group: Group, signature: Signature) -> None:
     digests = group.transport.all_gather(tf.constant([signature.digest], tf.int64)).numpy()
     if (digests == digests[0]).all():
         return
-    text = signature.lines.encode("ascii", "replace")
-    lengths = group.transport.all_gather(tf.constant([len(text)])).numpy()
-    codes = group.transport.all_gather(_text_codes(text.ljust(lengths.max()))).numpy()
-    texts = [bytes(row.tolist()).decode().rstrip() for row in codes]
-    raise RanksDisagreeError(describe_difference(dict(zip(group.ranks, texts, strict=True))))
+    lengths, rows = _texts_of_all(group, tf.constant(signature.lines))
+    raise RanksDisagreeError(_difference(group, lengths.numpy(), rows.numpy()))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -201,41 +225,56 @@ def _agree_in_graph(group: Group, signature: Signature) -> None:
 
     def compare() -> tf.Tensor:
         digest = tf.constant([signature.digest], tf.int64)
-        checked = _checked(group, digest, lambda: _text_codes(_shortened(signature)))
+        checked = _checked(group, digest, lambda: tf.constant(signature.lines))
         return agreed[key].assign(checked, read_value=True)
 
     tf.cond(agreed[key], lambda: tf.constant(True), compare)
 
 
 def _agree_at_every_run(group: Group, signature: Signature) -> None:
-    shapes = [
-        tf.strings.reduce_join(tf.strings.as_string(s), separator=", ") for s in signature.running
-    ]
-    found = tf.strings.reduce_join(tf.strings.join(["(", tf.stack(shapes), ")"]), separator=", ")
-    text = tf.strings.join([str(signature), ": ", found])
+    lines = [tf.constant(signature.kind)]
+    for tensor, shape in zip(signature.tensors, signature.running, strict=True):
+        numbers = tf.strings.reduce_join(tf.strings.as_string(shape), separator=", ")
+        lines.append(tf.strings.join([tensor, ": (", numbers, ")"]))
+    text = tf.strings.join(lines, separator="\n")
     digest = tf.strings.to_hash_bucket_fast(text, 2**62)
-
-    def codes() -> tf.Tensor:
-        padded = tf.io.decode_raw(text, tf.uint8, fixed_length=_TEXT_BYTES)
-        return tf.cast(tf.where(padded == 0, tf.constant(ord(" "), tf.uint8), padded), tf.int32)
-
-    _checked(group, digest[tf.newaxis], codes)
+    _checked(group, digest[tf.newaxis], lambda: text)
 
 
-def _checked(group: Group, digest: tf.Tensor, codes: Callable[[], tf.Tensor]) -> tf.Tensor:
+def _checked(group: Group, digest: tf.Tensor, text: Callable[[], tf.Tensor]) -> tf.Tensor:
     """True, once all ranks have the same digest; fails with everybody's text where they don't."""
 
+    def refuse(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        raise RefusedError(_difference(group, lengths, rows))
+
     def fail() -> tf.Tensor:
-        arrived = group.transport.all_gather(codes())
-        texts = tf.strings.strip(tf.strings.unicode_encode(arrived, "UTF-8"))
-        lines = tf.strings.join([[f"rank {r}: " for r in group.ranks], texts])
-        # On one line: the op's message would show the end of a line as two characters.
-        message = tf.strings.join([HEADLINE, " ", tf.strings.reduce_join(lines, separator="; ")])
-        with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
-            return tf.constant(False)
+        return tf.ensure_shape(
+            tf.numpy_function(refuse, _texts_of_all(group, text()), tf.bool, stateful=True), []
+        )
 
     digests = group.transport.all_gather(digest)
     return tf.cond(tf.reduce_all(digests == digests[0]), lambda: tf.constant(True), fail)
+
+
+def _texts_of_all(group: Group, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """How long the text of each rank is, and these texts as rows of codes, filled up to one length.
+
+    Args:
+        group: Whose; all its members call it together.
+        text: Of this rank, a string.
+    """
+    codes = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32)
+    lengths = group.transport.all_gather(tf.size(codes)[tf.newaxis])[:, 0]
+    more = tf.reduce_max(lengths) - tf.size(codes)
+    return lengths, group.transport.all_gather(tf.pad(codes, [[0, more]]))
+
+
+def _difference(group: Group, lengths: np.ndarray, rows: np.ndarray) -> str:
+    texts = [
+        bytes(row[:length].tolist()).decode(errors="replace")
+        for length, row in zip(lengths, rows, strict=True)
+    ]
+    return describe_difference(dict(zip(group.ranks, texts, strict=True)))
 
 
 def _call(operation: str, name: str | None) -> str:
@@ -247,16 +286,3 @@ def _shape(shape: tf.TensorShape, free: int) -> str:
         return "of any shape"
     dimensions = ["*"] * min(free, shape.rank) + [str(d) for d in shape[free:]]
     return f"({', '.join(dimensions)})"
-
-
-def _shortened(signature: Signature) -> bytes:
-    text = str(signature).encode("ascii", "replace")
-    if len(text) > _TEXT_BYTES:
-        text = (
-            text[: _TEXT_BYTES - 30] + f"... (digest {signature.digest & 0xFFFFFFFF:08x})".encode()
-        )
-    return text.ljust(_TEXT_BYTES)
-
-
-def _text_codes(text: bytes) -> tf.Tensor:
-    return tf.constant(np.frombuffer(text, np.uint8), tf.int32)

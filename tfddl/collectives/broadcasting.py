@@ -4,7 +4,13 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import Signature, WrongArgumentError, agree, refusing_alike
+from tfddl.collectives.agreement import (
+    Signature,
+    WrongArgumentError,
+    agree,
+    in_turn,
+    refusing_alike,
+)
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
 from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
@@ -54,6 +60,7 @@ def grouped_broadcast(
         return []
 
     @tf.custom_gradient
+    @in_turn(group)
     def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
         bound = agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
         with refusing_alike(bound):

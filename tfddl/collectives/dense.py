@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import Label, Signature, agree, refusing_alike
+from tfddl.collectives.agreement import Label, Signature, agree, in_turn, refusing_alike
 from tfddl.collectives.packs import CARRIERS, in_packs
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import UnsupportedError
@@ -140,6 +140,7 @@ def reduce_dense(
         return []
 
     @tf.custom_gradient
+    @in_turn(group)
     def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
         bound = agree(group, Signature.of(group, f"allreduce {reducing}", name, inputs))
         with refusing_alike(bound):

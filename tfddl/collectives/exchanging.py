@@ -10,6 +10,7 @@ from tfddl.collectives.agreement import (
     Signature,
     WrongArgumentError,
     agree,
+    in_turn,
     refusing_alike,
 )
 from tfddl.collectives.packs import carried
@@ -58,6 +59,7 @@ def _exchange(
     group: Group, tensor: tf.Tensor, splits: Any, name: str | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     @tf.custom_gradient
+    @in_turn(group)
     def exchanged(
         value: tf.Tensor,
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:

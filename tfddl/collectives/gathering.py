@@ -8,6 +8,7 @@ from tfddl.collectives.agreement import (
     NoDimensionError,
     Signature,
     agree,
+    in_turn,
     refusing_alike,
 )
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
@@ -71,8 +72,13 @@ def stack(tensor: tf.Tensor, *, name: str | None = None) -> tf.Tensor:
         NotInitializedError: `tfddl.init()` has not been called.
     """
     group = group_of(None)
-    bound = agree(group, Signature.of(group, "stack", name, [tensor]))
-    return all_gather(bound, tf.stop_gradient(tensor))
+
+    @in_turn(group)
+    def stacked() -> tf.Tensor:
+        bound = agree(group, Signature.of(group, "stack", name, [tensor]))
+        return all_gather(bound, tf.stop_gradient(tensor))
+
+    return stacked()
 
 
 def gather(
@@ -83,6 +89,7 @@ def gather(
         return []
 
     @tf.custom_gradient
+    @in_turn(group)
     def joined(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
         signature = Signature.of(group, operation, name, inputs, free_first_dimension=True)
         bound = agree(group, signature)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import Signature, agree
+from tfddl.collectives.agreement import Signature, agree, in_turn
 from tfddl.collectives.process_sets import ProcessSet, group_of
 from tfddl.collectives.untouched import as_it_is
 
@@ -23,5 +23,10 @@ def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -
         NotInitializedError: `tfddl.init()` has not been called.
     """
     group = group_of(process_set)
-    word = tf.zeros([1], tf.int32)
-    agree(group, Signature.of(group, "barrier", name, [])).transport.all_gather(word)
+
+    @in_turn(group)
+    def meet() -> None:
+        bound = agree(group, Signature.of(group, "barrier", name, []))
+        bound.transport.all_gather(tf.zeros([1], tf.int32))
+
+    meet()

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.collectives.agreement import Signature, agree
+from tfddl.collectives.agreement import Signature, agree, in_turn
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense, times
 from tfddl.collectives.gathering import gather
 from tfddl.collectives.packs import in_packs
@@ -136,13 +136,18 @@ def sum_scaled(
     if not tensors:
         return []
     group = group_of(process_set)
-    bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
-    sums = in_packs(
-        bound,
-        # In 16 bits, what is scaled would be rounded before it is added up.
-        [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
-        lambda pack: bound.transport.all_reduce_pack(pack, Reduction.SUM, scale=scale),
-    )
+
+    @in_turn(group)
+    def summed() -> list[tf.Tensor]:
+        bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
+        return in_packs(
+            bound,
+            # In 16 bits, what is scaled would be rounded before it is added up.
+            [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
+            lambda pack: bound.transport.all_reduce_pack(pack, Reduction.SUM, scale=scale),
+        )
+
+    sums = summed()
     return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
 
 

@@ -1,5 +1,6 @@
 """reducescatter, and its gradient."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -8,15 +9,17 @@ from tfddl.collectives.agreement import (
     NoDimensionError,
     Signature,
     agree,
+    in_turn,
     refusing_alike,
 )
 from tfddl.collectives.dense import ReduceOp, Reducing, times
 from tfddl.collectives.gathering import gather
-from tfddl.collectives.packs import carried
+from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl.collectives.untouched import as_it_is
 from tfddl.errors import UnsupportedError
 from tfddl.plan import shard_range
+from tfddl.transport import Reduction
 
 
 @as_it_is
@@ -72,7 +75,7 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     name: str | None = None,
     process_set: ProcessSet | None = None,
 ) -> list[tf.Tensor]:
-    """Reduces and scatters several tensors, each as `reducescatter` does."""
+    """Reduces and scatters several tensors, each as `reducescatter` does; small ones together."""
     reducing = Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
     group = group_of(process_set)
     tensors = [tf.convert_to_tensor(t) for t in tensors]
@@ -80,12 +83,14 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
         return []
 
     @tf.custom_gradient
+    @in_turn(group)
     def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
         operation = f"reducescatter {reducing}"
         bound = agree(group, Signature.of(group, operation, name, inputs))
         with refusing_alike(bound):
             NoDimensionError.check(operation, name, inputs)
-            sent = [carried(bound, reducing.before(t, bound.transport)) for t in inputs]
+            sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
+        totals = in_packs(bound, sent, functools.partial(_scattered, bound, reducing.reduction))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             if not reducing.is_linear:
@@ -99,23 +104,39 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
                 for whole, tensor in zip(joined, inputs, strict=True)
             ]
 
-        parts = [_scattered(bound, t, s, reducing) for t, s in zip(inputs, sent, strict=True)]
+        parts = [
+            reducing.after(total, group.size, tensor.dtype)
+            for total, tensor in zip(totals, inputs, strict=True)
+        ]
         return parts, gradient
 
     return list(scatter(*tensors))
 
 
-def _scattered(group: Group, tensor: tf.Tensor, sent: tf.Tensor, reducing: Reducing) -> tf.Tensor:
-    """A tensor's part, of what is sent for it."""
-    rows = _rows(group, tensor)
-    inner = tf.shape(tensor, tf.int64)[1:]
-    lengths = rows * tf.reduce_prod(inner)
-    flat = tf.reshape(sent, [-1])
-    total = group.transport.reduce_scatter(flat, lengths, reducing.reduction)
-    shape = tf.concat([[rows[group.rank]], inner], axis=0)
-    static = tf.TensorShape([tf.get_static_value(rows[group.rank])]).concatenate(tensor.shape[1:])
-    mine = reducing.after(total, group.size, tensor.dtype)
-    return tf.ensure_shape(tf.reshape(mine, shape), static)
+def _scattered(group: Group, reduction: Reduction, pack: list[tf.Tensor]) -> list[tf.Tensor]:
+    """This rank's rows of each tensor of a pack; what is for one rank travels side by side."""
+    rows = [_rows(group, tensor) for tensor in pack]
+    sizes = [tf.reduce_prod(tf.shape(tensor, tf.int64)[1:]) for tensor in pack]
+    lengths = [number * size for number, size in zip(rows, sizes, strict=True)]
+    if len(pack) == 1:
+        joined = tf.reshape(pack[0], [-1])  # In the order of the ranks as it is.
+    else:
+        cut = [tf.split(t, number, num=group.size) for t, number in zip(pack, rows, strict=True)]
+        by_rank = [tf.reshape(part, [-1]) for parts in zip(*cut, strict=True) for part in parts]
+        joined = tf.concat(by_rank, axis=0)
+    arrived = group.transport.reduce_scatter(joined, tf.add_n(lengths), reduction)
+    mine = [length[group.rank] for length in lengths]
+    parts = tf.split(arrived, mine) if len(pack) > 1 else [arrived]
+    return [
+        _shaped(part, number[group.rank], tensor)
+        for part, number, tensor in zip(parts, rows, pack, strict=True)
+    ]
+
+
+def _shaped(flat: tf.Tensor, rows: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    shape = tf.concat([[rows], tf.shape(like, tf.int64)[1:]], axis=0)
+    static = tf.TensorShape([tf.get_static_value(rows)]).concatenate(like.shape[1:])
+    return tf.ensure_shape(tf.reshape(flat, shape), static)
 
 
 def _rows(group: Group, tensor: tf.Tensor) -> tf.Tensor:

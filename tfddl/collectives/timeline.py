@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from tfddl.collectives.objects import allgather_object
+from tfddl.collectives.process_sets import ProcessSet
 from tfddl.errors import UnsupportedError
 from tfddl.runtime import current
-from tfddl.transport import Event
+from tfddl.transport import Event, Tracer, service
 
 _US = 1e6
+_RANKS = "tfddl/timeline/{}"
+"""The note that says whose events a trace of rank 0 has."""
 
 
 def start_timeline(file_path: str | os.PathLike[str]) -> None:
     """Begins to record this rank's collectives.
 
-    Nothing travels; but all ranks should call it, since only those that have are in the trace.
+    Nothing travels. The ranks that call it are in the trace; rank 0 should be one of them.
 
     Args:
         file_path: What rank 0 writes at `stop_timeline`. Where that is never called, each rank
@@ -38,7 +41,8 @@ def start_timeline(file_path: str | os.PathLike[str]) -> None:
         UnsupportedError: A timeline is being recorded already, or there is no such folder.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    tracer = current().tracer
+    runtime = current()
+    tracer, rank = runtime.tracer, runtime.cluster.rank
     path = Path(file_path).absolute()
     if tracer.path is not None:
         raise UnsupportedError(
@@ -47,34 +51,60 @@ def start_timeline(file_path: str | os.PathLike[str]) -> None:
     if not path.parent.is_dir():
         raise UnsupportedError(f"The timeline {path} can't be written: there is no such folder.")
     tracer.path = path
-    tracer.start()
-    atexit.register(_write_own)
+    tracer.start(runtime.transport.counts()[0])
+    atexit.register(_write_own, tracer, rank)
 
 
 def stop_timeline() -> None:
-    """Ends the recording; rank 0 writes the events of all ranks. All ranks must call it together.
+    """Ends the recording; rank 0 writes the events of all ranks that have begun one.
 
-    Each event tells the operation, its bytes, how long it took, and for which rank it waited how
-    long: the one that came last, as far as the clocks of the hosts agree.
+    These ranks must call it together. Each event tells the operation, its bytes, how long it took,
+    and for which rank it waited how long: the one that came last, as far as the clocks of the hosts
+    agree. A rank that records while rank 0 doesn't writes its own part.
 
     Raises:
-        UnsupportedError: No timeline is being recorded on any rank.
+        UnsupportedError: No timeline is being recorded on this rank.
         NotInitializedError: `tfddl.init()` has not been called.
         OSError: The file can't be written; the other ranks go on.
     """
-    tracer = current().tracer
-    path, tracer.path = tracer.path, None
-    atexit.unregister(_write_own)
-    events = tracer.stop()
-    parts: list[tuple[Any, list[Any]]] = allgather_object(
-        (path, [dataclasses.astuple(event) for event in events]), name="timeline"
-    )
-    paths = [known for known, _ in parts if known is not None]
-    if not paths:
+    tracer, rank = current().tracer, current().cluster.rank
+    if tracer.path is None:
         raise UnsupportedError("No timeline is being recorded; call start_timeline(file) first.")
-    if current().cluster.rank == 0:
-        by_rank = [[Event(*fields) for fields in part] for _, part in parts]
-        _write(paths[0], trace(by_rank))
+    atexit.unregister(_write_own)
+    ranks = _recording(tracer)
+    if 0 not in ranks:
+        _write_own(tracer, rank)
+        return
+    path, tracer.path = tracer.path, None
+    mine = [dataclasses.astuple(event) for event in tracer.stop()]
+    parts = allgather_object(mine, name="timeline", process_set=ProcessSet(ranks))
+    if rank == 0:
+        tracer.tell(None)
+        by_rank: list[list[Event]] = [[] for _ in range(ranks[-1] + 1)]
+        for member, part in zip(ranks, parts, strict=True):
+            by_rank[member] = [Event(*fields) for fields in part]
+        _write(path, trace(by_rank))
+
+
+def _recording(tracer: Tracer) -> list[int]:
+    """Whose events come together: those of all ranks that record when rank 0 ends its record.
+
+    Rank 0 says who these are; it is off only once they are together, the others before: so nobody
+    takes an older record for the one that is being ended. Nor a later one, of a rank that is ahead:
+    operations of all ranks are counted.
+    """
+    cluster, (now, _) = current().cluster, current().transport.counts()
+    if cluster.size == 1:
+        return [0]
+    if cluster.rank == 0:
+        ranks = [0, *(r for r in range(1, cluster.size) if Tracer.of(r, before=now))]
+        service.put(_RANKS.format(tracer.number), json.dumps(ranks))
+        return ranks
+    of_root = Tracer.of(0, before=now)
+    ranks = json.loads(service.get(_RANKS.format(of_root))) if of_root > tracer.joined else []
+    tracer.joined = max(of_root, tracer.joined)
+    tracer.tell(None)
+    return ranks if cluster.rank in ranks else [cluster.rank]
 
 
 def trace(by_rank: Sequence[Sequence[Event]]) -> dict[str, Any]:
@@ -148,10 +178,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _write_own() -> None:
-    """At the end of a process that never called `stop_timeline`."""
-    tracer, rank = current().tracer, current().cluster.rank
-    path = tracer.path
+def _write_own(tracer: Tracer, rank: int) -> None:
+    """At the end of a process that never called `stop_timeline`, or for which rank 0 doesn't."""
+    path, tracer.path = tracer.path, None
     if rank:
         path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
     others: list[list[Event]] = [[]] * rank

@@ -9,7 +9,6 @@ import keras
 
 from tfddl.errors import UnsupportedError
 from tfddl.horovod.reductions import Compression
-from tfddl.horovod.sets import global_process_set
 from tfddl.horovod.training import Options, wrap_optimizer
 
 _HDF5 = (".h5", ".hdf5")
@@ -53,19 +52,7 @@ def load_model(
         )
     if is_hdf5:
         model.optimizer = _optimizer_of_hdf5(model, filepath)
-    options = Options(
-        compression=compression,
-        sparse_as_dense=False,
-        op=None,
-        gradient_predivide_factor=1.0,
-        num_groups=0,
-        groups=None,
-        process_set=global_process_set,
-        scale_local_gradients=True,
-    )
-    wrap_optimizer(
-        model.optimizer, options, backward_passes_per_step=1, average_aggregated_gradients=False
-    )
+    wrap_optimizer(model.optimizer, Options(compression=compression))
     model.jit_compile = False  # Compiled as a model of one process: XLA can't exchange gradients.
     return model
 

@@ -31,6 +31,7 @@ def run(  # noqa: PLR0913 - Horovod's signature
     cooldown_range: Any = None,
     hosts: str | None = None,
     hostfile: str | None = None,
+    host_discovery_script: str | None = None,
     start_timeout: int | None = None,
     ssh_port: int | None = None,
     ssh_identity_file: str | None = None,
@@ -41,6 +42,7 @@ def run(  # noqa: PLR0913 - Horovod's signature
     use_mpi: bool | None = None,
     mpi_args: str | None = None,
     network_interface: str | None = None,
+    network_interfaces: str | None = None,
     executable: str | None = None,
     np: int | None = None,
     min_np: int | None = None,
@@ -65,7 +67,8 @@ def run(  # noqa: PLR0913 - Horovod's signature
         cooldown_range: Must not be given.
         hosts: "localhost:N" with N at least ``num_proc``, or None.
         hostfile: Must not be given.
-        start_timeout: Has no effect.
+        host_discovery_script: Must not be given.
+        start_timeout: As for `tfddlrun`.
         ssh_port: Must not be given.
         ssh_identity_file: Must not be given.
         disable_cache: Has no effect: nothing is cached.
@@ -75,6 +78,7 @@ def run(  # noqa: PLR0913 - Horovod's signature
         use_mpi: Must not be given.
         mpi_args: Must not be given.
         network_interface: Must not be given.
+        network_interfaces: Must not be given.
         executable: The Python; without it, the one that runs this.
         np: ``num_proc``, by its older name.
         min_np: ``min_num_proc``, by its older name.
@@ -92,11 +96,12 @@ def run(  # noqa: PLR0913 - Horovod's signature
         slots=slots,
         cooldown_range=cooldown_range,
         hostfile=hostfile,
+        host_discovery_script=host_discovery_script,
         ssh_port=ssh_port,
         ssh_identity_file=ssh_identity_file,
         use_mpi=use_mpi,
         mpi_args=mpi_args,
-        network_interface=network_interface,
+        network_interface=network_interface or network_interfaces,
     )
     num_workers = np if np is not None and num_proc == 1 else num_proc
     _check_hosts(hosts, num_workers)
@@ -104,6 +109,7 @@ def run(  # noqa: PLR0913 - Horovod's signature
     options = {
         "--min-np": min_num_proc if min_num_proc is not None else min_np,
         "--max-restarts": reset_limit,
+        "--start-timeout": start_timeout,
         "--output-filename": output_filename,
     }
     for flag, value in options.items():

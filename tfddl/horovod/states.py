@@ -6,6 +6,10 @@ newest commit there is, on all ranks. So the script runs again from its top: wha
 besides the state (lists, open files, the place in a dataset) is lost. Without such a store, a
 commit is kept in the process, and `restore` goes back to it.
 
+What outlives the process is the state that `run` was given; a commit of any other state is kept in
+the process only. Where a script calls `run` several times, one after the other, each takes up its
+own newest commit; one that had ended before the failure is done again from its beginning.
+
 States are pickled, between the processes of one job.
 """
 
@@ -32,6 +36,8 @@ class State:
         self._names = tuple(kwargs)
         self._reset_callbacks: list[Callable[[], Any]] = []
         self._saved: dict[str, Any] = {}
+        self._run: int | None = None
+        self._outlives = False
         for name, value in kwargs.items():
             setattr(self, name, value)
         self.save()
@@ -58,14 +64,15 @@ class State:
         """Does nothing: hosts that come or go make the launcher start the job again."""
 
     def commit(self) -> None:
-        """Saves, and lets the save outlive this process. All ranks must commit at the same step.
+        """Saves; within `run` the save outlives this process. All ranks commit at the same step.
 
         Only the first worker of each host writes.
         """
         self.save()
         store = current().commits
-        if store is not None and current().cluster.local_rank == 0:
-            store.write(pickle.dumps(self._saved, protocol=pickle.HIGHEST_PROTOCOL))
+        if store is not None and self._outlives and current().cluster.local_rank == 0:
+            kept = {**self._saved, "run": self._run}
+            store.write(pickle.dumps(kept, protocol=pickle.HIGHEST_PROTOCOL))
         self.check_host_updates()
 
     def save(self) -> None:
@@ -88,8 +95,13 @@ class State:
         tfddl.broadcast_variables(self._variables())
         self.save()
 
-    def take_up(self) -> bool:
-        """Takes up the newest commit of an earlier start. All ranks must call it together.
+    def take_up(self, run: int) -> bool:
+        """Takes up the newest commit of an earlier start, and lets commits outlive this one.
+
+        All ranks must call it together.
+
+        Args:
+            run: Which call of `run` this is, counted from 0: commits of others aren't taken up.
 
         Returns:
             Whether there was one.
@@ -100,11 +112,16 @@ class State:
         store = current().commits
         mine = -1 if store is None or store.has_written else store.newest
         known = tfddl.allgather_object(mine, name="commits")
+        self._run, self._outlives = run, True
         if max(known) < 0:
             return False
         root = known.index(max(known))
         data = None if store is None or tfddl.rank() != root else store.read()
         saved = pickle.loads(tfddl.broadcast_object(data, root, name="commit"))
+        if saved["run"] != run:
+            # A later run's has to be there when that is come to again.
+            self._outlives = saved["run"] < run
+            return False
         self._check(saved)
         self._saved = saved
         self.restore()
@@ -211,7 +228,9 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(func)
     def elastic(state: State, *args: Any, **kwargs: Any) -> Any:
-        if state.take_up():
+        runtime = current()
+        number, runtime.elastic_runs = runtime.elastic_runs, runtime.elastic_runs + 1
+        if state.take_up(number):
             state.on_reset()
         state.sync()
         while True:

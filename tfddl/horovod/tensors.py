@@ -266,7 +266,12 @@ def BroadcastGlobalVariablesHook(root_rank: int, device: str = "") -> None:
     raise UnsupportedError(_TF1.format("BroadcastGlobalVariablesHook"))
 
 
-def broadcast_object_fn(root_rank: int = 0, session: Any = None, name: str | None = None) -> None:
+def broadcast_object_fn(
+    root_rank: int = 0,
+    session: Any = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> None:
     """Not there: TensorFlow 1 had sessions.
 
     Raises:

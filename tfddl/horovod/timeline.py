@@ -3,6 +3,7 @@
 import os
 
 import tfddl
+from tfddl.runtime import current
 
 
 def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
@@ -11,5 +12,6 @@ def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False)
 
 
 def stop_timeline() -> None:
-    """See `tfddl.stop_timeline`; all ranks call it together."""
-    tfddl.stop_timeline()
+    """See `tfddl.stop_timeline`; where this rank has begun none, it does nothing."""
+    if current().tracer.path is not None:
+        tfddl.stop_timeline()

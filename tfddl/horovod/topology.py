@@ -10,18 +10,29 @@ import tfddl
 from tfddl import commits
 from tfddl.errors import UnsupportedError
 from tfddl.horovod.sets import ProcessSet, global_process_set, set_of_id
+from tfddl.horovod.settings import Settings
 from tfddl.runtime import current
+
+_START_TIMEOUT_S = 600.0
+"""How long `init` waits for the other workers, as `tfddl.init` does."""
 
 
 def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = None) -> None:
     """Starts tfddl; see `tfddl.init`. All ranks must call it, before other TensorFlow operations.
+
+    The environment says, as in Horovod, after how long ranks that don't come are warned of, and
+    whether the operation fails then (HOROVOD_STALL_CHECK_TIME_SECONDS, 60, and
+    HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, 0 for never), and where a timeline is written from the
+    start on (HOROVOD_TIMELINE); where `tfddl.init` was called before, its settings hold.
 
     Args:
         comm: An MPI communicator, or ranks, in Horovod; only None here.
         process_sets: Those that have ids from now on, the same on all ranks; or "dynamic".
 
     Raises:
-        UnsupportedError: There is a ``comm``, or something that isn't a list of process sets.
+        UnsupportedError: There is a ``comm``; something that isn't a list of process sets; or one
+            of them is there twice; the set of all ranks always is.
+        StartError: A variable of the environment is no number of seconds.
         TfddlError: As `tfddl.init`.
     """
     if comm is not None:
@@ -30,11 +41,21 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
             "part with tfddlrun, or use init(process_sets=[hvd.ProcessSet(ranks)])."
         )
     sets = _checked(process_sets)
-    tfddl.init()
+    settings = Settings.of(os.environ)
+    if not tfddl.is_initialized():
+        tfddl.init(
+            timeout_s=settings.stall_shutdown_s,
+            start_timeout_s=_START_TIMEOUT_S,
+            stall_warning_s=settings.stall_warning_s,
+        )
+    _refuse_duplicates([global_process_set, *sets])
     runtime = current()
+    is_first = not runtime.process_sets
     runtime.process_sets = (global_process_set, *sets)
     if runtime.commits is None:
         runtime.commits = commits.find(os.environ)
+    if settings.timeline is not None and is_first:
+        tfddl.start_timeline(settings.timeline)
 
 
 def _checked(process_sets: Any) -> list[ProcessSet]:
@@ -47,6 +68,17 @@ def _checked(process_sets: Any) -> list[ProcessSet]:
             f"process_sets is {process_sets!r}; it must be a list of hvd.ProcessSet, or None."
         )
     return list(process_sets)
+
+
+def _refuse_duplicates(sets: Sequence[ProcessSet]) -> None:
+    known: set[tuple[int, ...]] = set()
+    for one in sets:
+        if one.ranks in known:
+            raise UnsupportedError(
+                f"process_sets has {one} twice, or it is that of all ranks, which has the id 0 "
+                "anyway. Leave it out; sets of the same ranks are the same set."
+            )
+        known.add(one.ranks)
 
 
 def shutdown() -> None:

@@ -12,11 +12,12 @@ from tfddl.errors import UnsupportedError
 from tfddl.gradients import Averaging, DistributedGradientTape
 from tfddl.horovod.reductions import (
     Average,
+    Compression,
     checked_compression,
     chosen_op,
     tell_no_device,
 )
-from tfddl.horovod.sets import among
+from tfddl.horovod.sets import among, global_process_set
 from tfddl.optimizer import distribute, innermost
 
 
@@ -24,14 +25,14 @@ from tfddl.optimizer import distribute, innermost
 class Options:
     """What Horovod's wrappers have in common, as scripts give it."""
 
-    compression: Any
-    sparse_as_dense: bool
-    op: Any
-    gradient_predivide_factor: float
-    num_groups: int
-    groups: Any
-    process_set: Any
-    scale_local_gradients: bool
+    compression: Any = Compression.none
+    sparse_as_dense: bool = False
+    op: Any = Average
+    gradient_predivide_factor: float = 1.0
+    num_groups: int = 0
+    groups: Any = None
+    process_set: Any = global_process_set
+    scale_local_gradients: bool = True
     device_dense: str = ""
     device_sparse: str = ""
     local_layers: Any = None
@@ -110,21 +111,48 @@ class Tape(DistributedGradientTape):
         kept = (*self._averaging.local, source)
         self._averaging = dataclasses.replace(self._averaging, local=kept)
 
-    def get_local_and_global_gradients(
-        self, gradients: Sequence[Any], sources: Sequence[Any]
-    ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-        """Parts gradients into those that stay this rank's own and those that are averaged.
+    def gradient(
+        self,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        use_generic_names: bool = False,
+        *,
+        count: Any = None,
+    ) -> Any:
+        """See `tfddl.DistributedGradientTape.gradient`.
 
         Args:
-            gradients: Of `gradient`, or of the tape inside.
-            sources: What they are the gradients of.
+            target: As there, as what follows.
+            sources: Likewise.
+            output_gradients: Likewise.
+            use_generic_names: Has no effect: gradients have no names that graphs could disagree on.
+            count: Likewise as there.
+        """
+        return super().gradient(target, sources, output_gradients, count=count)
+
+    def get_local_and_global_gradients(
+        self,
+        target: Any,
+        sources: Sequence[Any],
+        output_gradients: Any = None,
+        use_generic_names: bool = False,
+    ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+        """`gradient`, parted into what stays this rank's own and what is averaged.
+
+        Args:
+            target: As for `gradient`, as what follows.
+            sources: The variables, in a list.
+            output_gradients: As for `gradient`.
+            use_generic_names: As for `gradient`.
 
         Returns:
-            Two lists of (gradient, variable): local ones, and the others.
+            Two lists of (variable, gradient): local ones, and the others.
         """
-        pairs = list(zip(gradients, sources, strict=True))
+        gradients = self.gradient(target, sources, output_gradients, use_generic_names)
+        pairs = list(zip(sources, gradients, strict=True))
         is_local = self._averaging.is_local
-        return [p for p in pairs if is_local(p[1])], [p for p in pairs if not is_local(p[1])]
+        return [p for p in pairs if is_local(p[0])], [p for p in pairs if not is_local(p[0])]
 
 
 def wrap_tape(tape: Any, options: Options) -> DistributedGradientTape:
@@ -143,8 +171,8 @@ def wrap_optimizer(
     optimizer: Any,
     options: Options,
     *,
-    backward_passes_per_step: int,
-    average_aggregated_gradients: bool,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
 ) -> keras.optimizers.Optimizer:
     """A Keras optimizer whose gradients are averaged: the same object.
 

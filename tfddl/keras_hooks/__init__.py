@@ -34,6 +34,8 @@ from tfddl.keras_hooks import (
     steps,
     stock,
 )
+from tfddl.keras_hooks.compiling import acts_on as acts_on
+from tfddl.keras_hooks.fitting import broadcast_model as broadcast_model
 from tfddl.keras_hooks.session import BroadcastCallback as BroadcastCallback
 from tfddl.keras_hooks.session import Fit as Fit
 from tfddl.keras_hooks.session import LastCallback as LastCallback

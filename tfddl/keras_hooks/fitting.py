@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -98,9 +98,11 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
             "would be mixed up. Leave repeat() out; fit makes a pass for every epoch by itself."
         )
     if not together:
-        _refuse_hidden_optimizers(model)
+        callbacks = stock.flat(given.get("callbacks"))
+        if not any(isinstance(callback, BroadcastCallback) for callback in callbacks):
+            _refuse_hidden_optimizers(model)
         if current().cluster.size > 1:
-            _refuse_last_callbacks(given.get("callbacks"))
+            _refuse_last_callbacks(callbacks)
             return None
     else:
         if scope.is_in(model):
@@ -151,10 +153,10 @@ def _deal_out_validation(given: dict[str, Any]) -> None:
         given["validation_data"] = whole_data.cut(*parts)
 
 
-def _refuse_last_callbacks(callbacks: Any) -> None:
+def _refuse_last_callbacks(callbacks: Sequence[Any]) -> None:
     """A checkpoint of many models that don't know of each other is none."""
-    for callback in stock.flat(callbacks):
-        if isinstance(callback, LastCallback):
+    for callback in callbacks:
+        if isinstance(callback, LastCallback) and not isinstance(callback, BroadcastCallback):
             raise UnsupportedError(
                 f"tfddl's {type(callback).__name__} needs a model that the ranks train together: "
                 "compile it with tfddl.DistributedOptimizer(…)."
@@ -168,8 +170,9 @@ def _refuse_hidden_optimizers(model: Any) -> None:
             raise UnsupportedError(
                 f"model.{name} is a DistributedOptimizer, but model.optimizer is not: fit would "
                 "neither start the ranks from the same weights nor compare their plans. Pass one "
-                "of the distributed optimizers on, super().compile(optimizer=…), or train in a "
-                "loop of your own after tfddl.broadcast_variables(model.variables)."
+                "of the distributed optimizers on, super().compile(optimizer=…); or add "
+                "tfddl.callbacks.BroadcastGlobalVariables(0), which gives all ranks the same "
+                "weights after the first step."
             )
 
 
@@ -248,10 +251,24 @@ def _broadcast_state(fit: Fit, root_rank: int) -> None:
     for callback in last_callbacks(fit.callbacks):
         if isinstance(callback, BroadcastCallback):
             own.extend(callback.local_variables)
+    broadcast_model(fit.model, [fit.model.optimizer], root_rank, own=own)
+
+
+def broadcast_model(
+    model: Any, optimizers: Iterable[Any], root_rank: int, *, own: Sequence[Any]
+) -> None:
+    """Gives all ranks the weights of a model and the state of its optimizers that one has.
+
+    Args:
+        model: Built.
+        optimizers: Likewise.
+        root_rank: Whose.
+        own: Variables that stay each rank's own, as what optimizers keep for them does.
+    """
     # Keras names the optimizer's variables after what they belong to.
     slots = tuple(f"{getattr(v, 'path', v.name).replace('/', '_')}_" for v in own)
-    weights = [v for v in fit.model.weights if not any(v is mine for mine in own)]
-    state = [v for v in fit.model.optimizer.variables if not v.name.startswith(slots)]
+    weights = [v for v in model.weights if not any(v is mine for mine in own)]
+    state = [v for one in optimizers for v in one.variables if not v.name.startswith(slots)]
     broadcast_variables([*weights, *state], root_rank)
 
 

@@ -211,6 +211,11 @@ def _latency(sock: socket.socket) -> float | None:
     return best
 
 
+def installed_version(what: str) -> str | None:
+    """The version of one of `PACKAGES`; None where it isn't there."""
+    return _version(PACKAGES[what])
+
+
 def _version(names: tuple[str, ...]) -> str | None:
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

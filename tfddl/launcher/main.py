@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tfddl import __version__
 from tfddl.errors import LaunchError
+from tfddl.launcher import horovodrun
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.doctor import check_hosts
 from tfddl.launcher.dry_run import describe
@@ -68,7 +69,11 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     """Runs a job as the arguments say, and returns the exit status."""
     parser = _make_parser(prog)
     arguments = parser.parse_args(argv)
+    if arguments.check_build:
+        sys.stdout.write(f"{horovodrun.describe_build()}\n")
+        return 0
     try:
+        horovodrun.refuse(arguments)
         fleet = _read_fleet(arguments)
         if arguments.check:
             hosts = _or_this_host(fleet, arguments)
@@ -83,6 +88,8 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
         text = describe(options, directory=working_folder(environment), environment=shown)
         sys.stdout.write(f"{text}\n")
         return 0
+    for notice in horovodrun.notices(arguments):
+        sys.stderr.write(f"{prog}: {notice}\n")
     try:
         return run_job(options, environment=environment)
     except LaunchError as error:
@@ -121,8 +128,8 @@ def _read_options(
         verbose=arguments.verbose,
         fleet=fleet,
         binding=Binding(arguments.bind),
-        exports=tuple(map(Export.parse, arguments.x)),
-        start_timeout_s=arguments.start_timeout,
+        exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
+        start_timeout_s=arguments.start_timeout or arguments.elastic_timeout,
         trusts_network=arguments.trusted_network or bool(environment.get(_TRUSTED_NETWORK)),
     )
 
@@ -201,6 +208,7 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
     _add_host_flags(parser.add_argument_group("hosts"))
     _add_worker_flags(parser.add_argument_group("workers"))
     _add_recovery_flags(parser.add_argument_group("when something fails"))
+    horovodrun.add_flags(parser)
     _add_other_flags(parser.add_argument_group("instead of running"))
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -211,7 +219,11 @@ def _add_host_flags(group: argparse._ArgumentGroup) -> None:
         "-H", "--hosts", metavar="HOST:N,…", help="hosts, and how many workers each has room for"
     )
     group.add_argument(
-        "--hostfile", type=Path, metavar="FILE", help="the same, by lines like 'hostA slots=2'"
+        "--hostfile",
+        "-hostfile",
+        type=Path,
+        metavar="FILE",
+        help="the same, by lines like 'hostA slots=2'",
     )
     group.add_argument(
         "--network-interface",
@@ -277,12 +289,14 @@ def _add_worker_flags(group: argparse._ArgumentGroup) -> None:
 def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-restarts",
+        "--reset-limit",
         type=int,
         metavar="N",
         help="start again so many times when a worker has failed (default: 0; 3 with --min-np)",
     )
     group.add_argument(
         "--min-np",
+        "--min-num-proc",
         type=int,
         metavar="M",
         help="go on with fewer workers, M at least, where the job fails twice in a row without a "

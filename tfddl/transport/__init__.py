@@ -11,6 +11,7 @@ from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError
 from tfddl.transport.host import HostTransport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
+from tfddl.transport.roll import Roll
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import TracedTransport
@@ -27,6 +28,7 @@ __all__ = [
     "Lengths",
     "RanksDisagreeError",
     "Reduction",
+    "Roll",
     "StrategyOptions",
     "StrategyTransport",
     "TimedTransport",

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl.transport.base import Lengths, Reduction, Transport
+from tfddl.transport.roll import Roll
 from tfddl.transport.tracer import Event, Tracer
 from tfddl.wire import Call
 
@@ -16,10 +17,10 @@ from tfddl.wire import Call
 class TracedTransport(Transport):
     """Another transport, and a tracer that is told of all that travels while it collects.
 
-    Whether it does is asked when a graph runs, not when it is made.
+    Whether it does is asked when a graph runs, not when it is made. A roll is told always.
     """
 
-    def __init__(self, traced: Transport, tracer: Tracer) -> None:
+    def __init__(self, traced: Transport, tracer: Tracer, roll: Roll) -> None:
         super().__init__(traced.rank, traced.size)
         self.name = traced.name
         self.dtypes = traced.dtypes
@@ -29,7 +30,9 @@ class TracedTransport(Transport):
         self._tracer = tracer
         self._ranks = tuple(range(traced.size))
         self._running = tracer.running
-        self._operation = "comparing the ranks"
+        self._operation = self._waits_in = "an operation"
+        self._roll = roll
+        roll.watch(traced.counts)
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
         inner = self._traced.among(ranks)
@@ -44,7 +47,7 @@ class TracedTransport(Transport):
         """See `Transport.for_call`."""
         bound = copy.copy(self)
         bound._traced = self._traced.for_call(call, shapes)
-        bound._operation = call.text.partition("\n")[0]
+        bound._operation, bound._waits_in = call.text.partition("\n")[0], str(call)
         return bound
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
@@ -118,6 +121,8 @@ class TracedTransport(Transport):
         with tf.control_dependencies(list(pack)), tf.device("CPU:0"):
             begin_s = tf.cond(self._running, _now, _zero)
         with tf.control_dependencies([begin_s]):
+            entered = self._roll.enter(self._waits_in, self._ranks)
+        with tf.control_dependencies(entered), self._roll.leaving():
             arrived = travel([tf.identity(tensor) for tensor in pack])
         with tf.control_dependencies(arrived), tf.device("CPU:0"):
             num_bytes = tf.add_n([tf.size(t, tf.int64) * t.dtype.size for t in pack])

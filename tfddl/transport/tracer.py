@@ -6,7 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfddl.transport import service
+
 _MOST_EVENTS = 1_000_000
+_NOTE, _OFF = "tfddl/records/{}", "0 0"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class Tracer:
     def __init__(self) -> None:
         self.path: Any = None
         """Where the trace that is running will be written, if one is."""
+        self.number = 0
+        """How many traces have been begun."""
+        self.joined = 0
+        """Which trace of rank 0 this rank has been in last, counted from 1."""
+        self._rank: int | None = None
         self._events: collections.deque[Event] = collections.deque(maxlen=_MOST_EVENTS)
         self.is_on = False
         """Whether events are collected."""
@@ -45,10 +53,46 @@ class Tracer:
                 self._running = tf.Variable(False, trainable=False, name="tfddl_tracing")
         return self._running
 
-    def start(self) -> None:
-        """Forgets all events, and collects new ones."""
+    def open(self, rank: int) -> None:
+        """Lets the others know whether this rank records. All ranks do so, after the strategy."""
+        self._rank = rank
+        self.tell(None)
+
+    def tell(self, at: int | None) -> None:
+        """Notes that this rank records.
+
+        Args:
+            at: After how many operations of all ranks it began to; None where it doesn't.
+        """
+        if self._rank is not None:
+            text = _OFF if at is None else f"{self.number} {at}"
+            service.put(_NOTE.format(self._rank), text)
+
+    @staticmethod
+    def of(rank: int, *, before: int) -> int:
+        """The number of the trace that a rank records.
+
+        Args:
+            rank: Which.
+            before: After how many operations of all ranks we are; one that was begun later is none:
+                the other one is further than we are.
+
+        Returns:
+            0 where it records none.
+        """
+        number, at = map(int, service.get(_NOTE.format(rank)).split())
+        return number if at < before else 0
+
+    def start(self, at: int) -> None:
+        """Forgets all events, and collects new ones.
+
+        Args:
+            at: How many operations of all ranks came before.
+        """
         self._events.clear()
+        self.number += 1
         self.is_on = True
+        self.tell(at)
         self.running.assign(True)
 
     def stop(self) -> list[Event]:

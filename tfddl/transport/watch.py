@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 import tensorflow as tf
-from tensorflow.python.eager import context  # The one way to end what is waiting.
+
+from tfddl.transport import service
 
 _LOOKS = 5
 """How often to look within the time that is waited."""
@@ -61,10 +62,9 @@ class Watch:
             if now[0] == now[1] or now != seen:
                 seen, since_s = now, time.monotonic()
             elif time.monotonic() - since_s >= self._timeout_s:
-                context.context().abort_collective_ops(
-                    tf.errors.DEADLINE_EXCEEDED,
+                service.end_collectives(
                     f"not all ranks have come to an operation within {self._timeout_s:g} s "
-                    "(tfddl.init's timeout_s): one of them is stuck, or does something else",
+                    "(tfddl.init's timeout_s): one of them is stuck, or does something else"
                 )
                 return
 

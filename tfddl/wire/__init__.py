@@ -19,10 +19,9 @@ from tfddl.wire.arithmetic import Reduction
 from tfddl.wire.exchange import Wire
 from tfddl.wire.meeting import connect
 from tfddl.wire.mesh import Call, Mesh, Patience, Seat
-from tfddl.wire.telling import HEADLINE, describe_difference, rank_names
+from tfddl.wire.telling import describe_difference, rank_names
 
 __all__ = [
-    "HEADLINE",
     "Call",
     "Mesh",
     "Patience",

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from tfddl.errors import PeerLostError, StalledError, WireError
 from tfddl.wire.memory import PeerMemory, SharedMemory
+from tfddl.wire.telling import rank_names
 
 LONGEST_PAYLOAD = 32 * 2**10
 """Bytes that travel within a message; more goes through shared memory."""
@@ -163,6 +164,7 @@ class Mesh:
         self._spin_s = _SPIN_S if seat.spins else 0.0
         self._mail: dict[Tag, dict[int, Message]] = {}
         self._told: dict[int, str] = {}
+        self._waits: dict[Tag, Call] = {}
         self._lost: set[int] = set()
         self._changed = threading.Condition()
         self._is_read = False
@@ -202,13 +204,15 @@ class Mesh:
         """
         begin = time.monotonic()
         waiting = _Waiting(self._patience, begin)
+        self._waits[tag] = call
         try:
             while True:
                 with self._changed:
                     box = self._mail.get(tag, {})
                     missing = [peer for peer in peers if peer not in box]
                     if not missing:
-                        return self._mail.pop(tag, {})
+                        found = self._mail.pop(tag, {})
+                        break
                     self._refuse_lost(missing, call)
                     reads = not self._is_read
                     if reads:
@@ -219,7 +223,11 @@ class Mesh:
                     self._read(_LOOK_S)
                 self._check(waiting, missing, call)
         finally:
+            del self._waits[tag]
             self.waited_s += time.monotonic() - begin
+        if waiting.has_told:
+            self._tell_waits()
+        return found
 
     def close(self) -> None:
         """Closes the sockets; the others notice."""
@@ -280,7 +288,6 @@ class Mesh:
             if tag == _STALL:
                 self._told[peer] = payload.decode(errors="replace")
             else:
-                self._told.pop(peer, None)
                 self._mail.setdefault(tag, {})[peer] = Message(digest, number, payload)
 
     def _send_slowly(self, peer: int, data: bytes) -> None:
@@ -323,25 +330,31 @@ class Mesh:
     def _check(self, waiting: _Waiting, missing: Sequence[int], call: Call) -> None:
         now = time.monotonic()
         if waiting.is_time_to_tell(now):
-            said = str(call).encode()[: LONGEST_PAYLOAD // 2]
-            self.send(missing, _STALL, Message(0, 0, said))
+            self._tell_waits()
         if waiting.is_time_to_warn(now):
             _LOG.warning("%s", self._describe(missing, call, now - waiting.begin_s))
         if waiting.is_over(now):
             raise StalledError(self._describe(missing, call, now - waiting.begin_s))
+
+    def _tell_waits(self) -> None:
+        """Says to all others in what this worker waits now; one whose mailbox is full can wait."""
+        calls = [str(call) for call in list(self._waits.values())]
+        said = " and in ".join(dict.fromkeys(calls)).encode()[: LONGEST_PAYLOAD // 2]
+        for peer in self._sockets:
+            self._is_sent(peer, _HEADER.pack(*_STALL, 0, 0) + said)
 
     def _describe(self, missing: Sequence[int], call: Call, seconds: float) -> str:
         told = dict(self._told)  # Another thread may read.
         others = [
             f"rank {self.names[peer]} waits in {told[peer]} itself"
             for peer in missing
-            if peer in told
+            if told.get(peer)
         ]
-        names = ", ".join(str(self.names[peer]) for peer in missing)
+        names = rank_names([self.names[peer] for peer in missing])
         return "; ".join(
             [
-                f"rank {self.names[self.rank]} has waited for {seconds:.0f} s in {call}: rank "
-                f"{names} hasn't come to it",
+                f"rank {self.names[self.rank]} has waited for {seconds:.0f} s in {call}: {names} "
+                f"{'has' if len(missing) == 1 else 'have'}n't come to it",
                 *others,
                 "all ranks must call the same operations",
             ]
@@ -366,7 +379,7 @@ class _Waiting:
     def __init__(self, patience: Patience, begin_s: float) -> None:
         self.begin_s = begin_s
         self._patience = patience
-        self._has_told = False
+        self.has_told = False
         # Told first, so that all know of each other when they warn.
         self._tell_s = begin_s + 0.9 * min(
             (s for s in (patience.warn_s, patience.give_up_s) if s > 0), default=float("inf")
@@ -375,9 +388,9 @@ class _Waiting:
         self._end_s = begin_s + (patience.give_up_s or float("inf"))
 
     def is_time_to_tell(self, now_s: float) -> bool:
-        if self._has_told or now_s < self._tell_s:
+        if self.has_told or now_s < self._tell_s:
             return False
-        self._has_told = True
+        self.has_told = True
         return True
 
     def is_time_to_warn(self, now_s: float) -> bool:

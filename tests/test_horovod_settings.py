@@ -1,0 +1,75 @@
+"""What Horovod's users set in the environment."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.group import ROOT
+from tfddl.errors import StartError
+from tfddl.horovod.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, Settings()),
+        ({"HOROVOD_STALL_CHECK_TIME_SECONDS": "5"}, Settings(stall_warning_s=5.0)),
+        ({"HOROVOD_STALL_CHECK_TIME_SECONDS": ""}, Settings()),
+        ({"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "90.5"}, Settings(stall_shutdown_s=90.5)),
+        ({"HOROVOD_STALL_CHECK_DISABLE": "0"}, Settings()),
+        (
+            # Horovod's check does both.
+            {"HOROVOD_STALL_CHECK_DISABLE": "1", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "9"},
+            Settings(stall_warning_s=0.0),
+        ),
+        ({"HOROVOD_TIMELINE": "trace.json"}, Settings(timeline="trace.json")),
+        # `start_timeline` will be called.
+        ({"HOROVOD_TIMELINE": "DYNAMIC"}, Settings()),
+        ({"HOROVOD_CYCLE_TIME": "nonsense"}, Settings()),
+    ],
+)
+def test_what_has_an_effect_is_read(environ: dict[str, str], expected: Settings) -> None:
+    assert Settings.of(environ) == expected
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
+@pytest.mark.parametrize(
+    "name", ["HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"]
+)
+def test_no_seconds_are_refused(name: str, text: str) -> None:
+    with pytest.raises(StartError, match=f"{name} is '{text}'; seconds are expected"):
+        Settings.of({name: text})
+
+
+@pytest.mark.long
+def test_ranks_that_do_not_come_are_named_and_given_up() -> None:
+    launcher = [sys.executable, "-m", "tfddl.launcher", "-np", "3", "--trusted-network"]
+    stalls = ["--stall-check-warning-time-seconds=3", "--stall-check-shutdown-time-seconds=9"]
+    done = subprocess.run(
+        [*launcher, *stalls, "--", sys.executable, "tests/scripts/stalling.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in "abcd":
+        assert f"gave up {name}: " in done.stdout, done.stdout
+    for rank, name, missing in (
+        (0, "<a>", "ranks 1..2"),
+        (0, "<b>", "ranks 1..2"),
+        (1, "<c>", "ranks 0, 2"),
+        (2, "<d> among ranks 1..2", "rank 1"),
+    ):
+        warning = f"s in allreduce average {name} of float32 (3): {missing} ha"
+        found = [
+            line
+            for line in done.stderr.splitlines()
+            if line.startswith(f"[{rank}] rank {rank} has waited") and warning in line
+        ]
+        assert found, done.stderr
+        assert (
+            rank != 2 or "rank 1 waits in allreduce average <c> of float32 (3) itself" in found[-1]
+        )

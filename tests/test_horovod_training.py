@@ -1,0 +1,101 @@
+"""Horovod's wrappers against one process that applies what the ranks' gradients become."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tests.cases.horovod_training import LAYERS, SETTINGS, STEPS, gradient, kernels
+from tests.group import Groups
+
+CASES = "tests.cases.horovod_training"
+ADDED = {"backward_passes_per_step": 3}
+AVERAGED = {**ADDED, "average_aggregated_gradients": True}
+NAMED: dict[str, Any] = {"groups": [["more"], ["own", "ours"]]}
+LOCAL = {"local": True}
+UNSCALED = {**LOCAL, "scale_local_gradients": False}
+
+
+def _one_process(rank: int, size: int, options: dict[str, Any]) -> list[np.ndarray]:
+    """The kernels of a plain optimizer that is given what the ranks' gradients become."""
+    passes = options.get("backward_passes_per_step", 1)
+
+    def combined(layer: str, step: int) -> Any:
+        if layer == "own" and "local" in options:
+            divisor = size if options.get("scale_local_gradients", True) else 1
+            return gradient(layer, step, rank) / divisor
+        total = sum(gradient(layer, step, r) for r in range(size))
+        return total / (1 if options.get("op") == "sum" else size)
+
+    variables = [layer.kernel for layer in kernels().values()]
+    plain = keras.optimizers.SGD(**SETTINGS)
+    for first in range(0, STEPS, passes):
+        sums = [sum(combined(n, first + i) for i in range(passes)) for n in LAYERS]
+        divisor = passes if options.get("average_aggregated_gradients") else 1
+        plain.apply([np.float32(total / divisor) for total in sums], variables)
+    return [np.asarray(variable) for variable in variables]
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("options", "rounding"),
+    [
+        ({}, 1e-5),
+        ({"op": "sum"}, 1e-5),
+        ({"gradient_predivide_factor": 3.0}, 1e-5),
+        ({"groups": 2}, 1e-5),
+        ({"groups": 7}, 1e-5),  # More than there are gradients.
+        (NAMED, 1e-5),
+        (LOCAL, 1e-5),
+        (UNSCALED, 1e-5),
+        (ADDED, 1e-5),
+        (AVERAGED, 1e-5),
+        ({**ADDED, "op": "sum"}, 1e-5),
+        ({**ADDED, "gradient_predivide_factor": 3.0}, 1e-5),
+        ({**AVERAGED, "gradient_predivide_factor": 0.5}, 1e-5),
+        ({**ADDED, "groups": 2}, 1e-5),
+        ({**AVERAGED, **NAMED}, 1e-5),
+        ({**ADDED, **LOCAL}, 1e-5),
+        ({**AVERAGED, **UNSCALED, **NAMED, "gradient_predivide_factor": 3.0}, 1e-5),
+        ({**ADDED, **LOCAL, "compression": "fp16"}, 1e-2),
+    ],
+)
+def test_optimizer_by_hand(
+    groups: Groups, size: int, options: dict[str, Any], rounding: float
+) -> None:
+    for rank, found in enumerate(groups(size).run(f"{CASES}:optimizer", **options)):
+        expected = _one_process(rank, size, options)
+        for way, kernels_there in found.items():
+            for layer, mine, one in zip(LAYERS, kernels_there, expected, strict=True):
+                np.testing.assert_allclose(
+                    mine, one, atol=rounding * abs(one).max(), rtol=0, err_msg=f"{way} {layer}"
+                )
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_broadcast_callback_where_fit_does_not_know_of_the_ranks(
+    groups: Groups, hidden: bool
+) -> None:
+    first, *others = groups(3).run(f"{CASES}:own_step", hidden=hidden, root_rank=1)
+    for other in others:
+        assert other["loss"] == first["loss"]
+        assert other["biases"] == first["biases"]
+        for place, (mine, there) in enumerate(zip(other["state"], first["state"], strict=True)):
+            is_own = place == first["biases"][0]
+            assert np.array_equal(mine, there) is not is_own, place
+
+
+def test_gradients_are_parted_into_local_and_global_ones(groups: Groups) -> None:
+    for rank, (local, others) in enumerate(groups(3).run(f"{CASES}:local_and_global")):
+        assert local == [("mine:0", pytest.approx(rank / 3))]
+        assert others == [("ours:0", pytest.approx(1.0))]
+
+
+def test_a_process_set_is_given_to_init_once(groups: Groups) -> None:
+    for messages in groups(2).run(f"{CASES}:twice_the_same_set"):
+        assert "process_sets has ProcessSet([0]) twice" in messages[0]
+        assert (
+            "process_sets has ProcessSet([0, 1]) twice, or it is that of all ranks" in messages[1]
+        )
+        assert messages[2:] == ["ids [1, None, 0]"]

@@ -1,0 +1,164 @@
+"""What each rank waits in, where the others can read it: for transports that don't know.
+
+TensorFlow's collectives tell nobody who is missing. So a rank that has waited for long writes what
+it waits in on a note that all can read, and reads theirs. While operations get on, nothing is
+written but one number of this process' own per operation.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import tensorflow as tf
+
+from tfddl.transport import service
+from tfddl.wire import Patience, rank_names
+
+_KEY = "tfddl/waits/{}"
+_LOOK_S = 1.0
+_LOOKS = 10
+"""How often to look, at least, within the time until something is done."""
+
+_TELL = 0.8
+"""The part of that time after which a rank writes down that it waits: before others read it."""
+
+_LOG = logging.getLogger("tfddl")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Operation:
+    text: str
+    ranks: tuple[int, ...]
+
+
+class Roll:
+    """Looks whether the operations of this rank get on, and says whom they wait for."""
+
+    def __init__(self, rank: int, patience: Patience) -> None:
+        """Opens a page; all ranks do so, after the strategy.
+
+        Args:
+            rank: This rank.
+            patience: After how long to warn, and to end what waits.
+        """
+        self._rank = rank
+        self._patience = patience
+        self._operations: list[_Operation] = []
+        self._numbers: dict[_Operation, int] = {}
+        self._eager: _Operation | None = None
+        self._lock = threading.Lock()
+        with tf.device("CPU:0"):
+            self._current = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_waits")
+        self._said = ""
+        self._stop = threading.Event()
+        self._write("")
+
+    def enter(self, text: str, ranks: Sequence[int]) -> list[tf.Tensor]:
+        """Notes, when it runs, which operation this rank comes to.
+
+        Args:
+            text: What it is, for people.
+            ranks: Who takes part.
+
+        Returns:
+            What the operation has to wait for.
+        """
+        operation = _Operation(text, tuple(ranks))
+        if tf.executing_eagerly():
+            self._eager = operation
+            return []
+        with self._lock:
+            if operation not in self._numbers:
+                self._numbers[operation] = len(self._operations)
+                self._operations.append(operation)
+        with tf.device("CPU:0"):
+            number = tf.constant(self._numbers[operation], tf.int64)
+            return [self._current.assign(number, read_value=False)]
+
+    @contextlib.contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Around the operation: an eager one is over then."""
+        try:
+            yield
+        finally:
+            self._eager = None
+
+    def watch(self, counts: Callable[[], tuple[int, int]]) -> None:
+        """Begins to look.
+
+        Args:
+            counts: How many operations have begun and ended.
+        """
+        times_s = [s for s in (self._patience.warn_s, self._patience.give_up_s) if s > 0]
+        if not times_s:
+            return
+        thread = threading.Thread(
+            target=self._look, args=(counts, min(times_s)), name="tfddl-roll", daemon=True
+        )
+        thread.start()
+        atexit.register(self._end, thread)
+
+    def _look(self, counts: Callable[[], tuple[int, int]], first_s: float) -> None:
+        seen, since_s, warned_s = (0, 0), time.monotonic(), 0.0
+        while not self._stop.wait(min(_LOOK_S, first_s / _LOOKS)):
+            now, now_s = counts(), time.monotonic()
+            if now[0] == now[1] or now != seen:
+                seen, since_s, warned_s = now, now_s, 0.0
+                if self._said:
+                    self._write("")
+                continue
+            waited_s = now_s - since_s
+            if waited_s >= _TELL * first_s and not self._said:
+                self._write(self._operation.text)
+            if self._patience.give_up_s and waited_s >= self._patience.give_up_s:
+                text = self._describe(waited_s)
+                _LOG.error("%s", text)  # What waits within a host isn't ended by the next line.
+                service.end_collectives(text)
+                return
+            if self._patience.warn_s and waited_s >= warned_s + self._patience.warn_s:
+                warned_s = waited_s
+                _LOG.warning("%s", self._describe(waited_s))
+
+    @property
+    def _operation(self) -> _Operation:
+        eager = self._eager
+        if eager is not None:
+            return eager
+        if not self._operations:
+            return _Operation("an operation", ())
+        return self._operations[int(self._current.numpy())]
+
+    def _describe(self, waited_s: float) -> str:
+        mine = self._operation
+        others = {rank: self._read(rank) for rank in mine.ranks if rank != self._rank}
+        missing = [rank for rank, text in others.items() if text != mine.text]
+        said = f"rank {self._rank} has waited for {waited_s:.0f} s in {mine.text}: "
+        if not missing:
+            return f"{said}all its ranks wait in it, and what they send doesn't arrive"
+        have = "has" if len(missing) == 1 else "have"
+        return "; ".join(
+            [
+                f"{said}{rank_names(missing)} {have}n't come to it",
+                *(f"rank {r} waits in {others[r]} itself" for r in missing if others[r]),
+                "all ranks must call the same operations",
+            ]
+        )
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(tf.errors.OpError):  # The job is ending: nobody will read it.
+            service.put(_KEY.format(self._rank), text)
+        self._said = text
+
+    def _read(self, rank: int) -> str:
+        try:
+            return service.get(_KEY.format(rank))
+        except tf.errors.OpError:
+            return ""
+
+    def _end(self, thread: threading.Thread) -> None:
+        self._stop.set()
+        thread.join(timeout=5)
