@@ -89,6 +89,7 @@ SIBLINGS: dict[str, list[str]] = {
         "service",
         "tracer",
         "alone",
+        "tally",
         "watch",
         "pieces",
         "roll",

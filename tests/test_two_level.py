@@ -25,6 +25,8 @@ def test_every_operation_and_dtype(groups: Groups, hosts: tuple[int, ...]) -> No
     others = "none (one worker), RING between hosts"
     expected = [name if count > 1 else others for count in hosts for _ in range(count)]
     assert group.run("tests.cases.collectives:transport") == expected
+    # All count alike, so that the one that others wait for can be found.
+    assert group.run("tests.cases.collectives:launched") == [2] * sum(hosts)
 
 
 def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:

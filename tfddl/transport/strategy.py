@@ -42,6 +42,7 @@ from tfddl.transport.base import (
     scaled,
 )
 from tfddl.transport.pieces import MOST_PIECES, Piece, cut, piece_bytes
+from tfddl.transport.tally import Tally
 from tfddl.transport.watch import Watch
 
 _LENGTH_BITS = 26
@@ -101,7 +102,7 @@ class _Shared:
     ordering_tokens: tuple[tf.Variable, ...]
     """Of each lane."""
 
-    watch: Watch
+    tally: Tally
 
 
 class Launch(Protocol):
@@ -133,7 +134,8 @@ class StrategyTransport(Transport):
                 tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{lane}")
                 for lane in range(MOST_PIECES)
             )
-        self._shared = _Shared(tokens, Watch(options.timeout_s))
+        self._shared = _Shared(tokens, Tally())
+        Watch(self._shared.tally.counts, options.timeout_s)
         self._group_keys = _group_keys(tuple(range(size)))
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
@@ -201,7 +203,7 @@ class StrategyTransport(Transport):
 
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""
-        return self._shared.watch.counts()
+        return self._shared.tally.counts()
 
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
         """See `Transport.reduce_scatter`: an exchange, and arithmetic here.
@@ -288,9 +290,11 @@ class StrategyTransport(Transport):
         lanes = min(self._options.pieces, len(sent))
 
         def one(lane: int) -> list[tf.Tensor]:
-            over = functools.partial(launch, lane=lane)
+            def over(pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+                return [launch(piece, lane) for piece in pack]
+
             with tf.device(self._options.device):
-                return [self._shared.watch.over(over, piece) for piece in sent[lane::lanes]]
+                return [self._shared.tally.over(over, [piece])[0] for piece in sent[lane::lanes]]
 
         if lanes > 1 and tf.executing_eagerly():
             # TensorFlow comes back from an op when it is over: one thread is one op at a time.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfddl.transport.base import Reduction, Transport
+from tfddl.transport.tally import Tally
 
 Layout = tuple[tuple[int, ...], ...]
 """The ranks of each host, ascending; hosts in the order of their first ranks."""
@@ -37,6 +38,7 @@ class TwoLevelTransport(Transport):
         self.name = f"{local.name}, {world.name} between hosts"
         self.dtypes = local.dtypes & world.dtypes
         self._layout = layout
+        self._tally = Tally()
         self._local, self._world = local, world
         self._host = next(h for h, ranks in enumerate(layout) if rank in ranks)
         self._leads = layout[self._host][0] == rank
@@ -56,7 +58,10 @@ class TwoLevelTransport(Transport):
         if len(layout) == 1:
             return local
         renamed = tuple(tuple(ranks.index(r) for r in host) for host in layout)
-        return TwoLevelTransport(ranks.index(self.rank), renamed, local, self._world.among(ranks))
+        world = self._world.among(ranks)
+        made = TwoLevelTransport(ranks.index(self.rank), renamed, local, world)
+        made._tally = self._tally
+        return made
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
@@ -66,13 +71,20 @@ class TwoLevelTransport(Transport):
         self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """See `Transport.all_reduce_pack`."""
-        partial = self._local.all_reduce_pack(pack, reduction, scale=scale)
-        if self._between is not None:
-            partial = self._between.all_reduce_pack(partial, reduction)
-        return self._local.broadcast_pack(partial, 0)
+
+        def travel(pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+            partial = self._local.all_reduce_pack(pack, reduction, scale=scale)
+            if self._between is not None:
+                partial = self._between.all_reduce_pack(partial, reduction)
+            return self._local.broadcast_pack(partial, 0)
+
+        return self._tally.over(travel, pack)
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
+        return self._tally.over(lambda pack: [self._gathered(pack[0])], [flat])[0]
+
+    def _gathered(self, flat: tf.Tensor) -> tf.Tensor:
         most = max(map(len, self._layout))
         of_host = self._local.all_gather(flat)
         padded = tf.pad(of_host, [[0, most - len(self._layout[self._host])], [0, 0]])
@@ -88,6 +100,9 @@ class TwoLevelTransport(Transport):
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
         """See `Transport.broadcast`."""
+        return self._tally.over(lambda pack: [self._broadcast(pack[0], root_rank)], [flat])[0]
+
+    def _broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
         home = next(h for h, ranks in enumerate(self._layout) if root_rank in ranks)
         if home == self._host:
             flat = self._local.broadcast(flat, self._layout[home].index(root_rank))
@@ -105,8 +120,8 @@ class TwoLevelTransport(Transport):
         return own if self._between is None else own + self._between.seconds()
 
     def counts(self) -> tuple[int, int]:
-        """See `Transport.counts`: those within the host, which all its workers begin alike."""
-        return self._local.counts()
+        """See `Transport.counts`."""
+        return self._tally.counts()
 
     def waited_seconds(self) -> float:
         """See `Transport.waited_seconds`."""

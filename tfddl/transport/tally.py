@@ -1,0 +1,39 @@
+"""Counts operations when they begin and end, eagerly and in graphs."""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+Travel = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
+"""What comes of several tensors."""
+
+
+class Tally:
+    """How many operations have begun here, and how many have ended."""
+
+    def __init__(self) -> None:
+        with tf.device("CPU:0"):
+            self._begun = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_begun")
+            self._ended = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ended")
+
+    def over(self, travel: Travel, pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Launches an operation; it begins when the tensors are there."""
+        with tf.device("CPU:0"):
+            one = tf.constant(1, tf.int64)  # Made within, it would wait instead of what adds it.
+        with tf.device("CPU:0"), tf.control_dependencies(list(pack)):
+            begun = self._begun.assign_add(one, read_value=False)
+        with tf.control_dependencies(_ops(begun)):
+            arrived = travel([tf.identity(tensor) for tensor in pack])
+        with tf.device("CPU:0"), tf.control_dependencies(arrived):
+            ended = self._ended.assign_add(one, read_value=False)
+        with tf.control_dependencies(_ops(ended)):
+            return [tf.identity(tensor) for tensor in arrived]
+
+    def counts(self) -> tuple[int, int]:
+        """How many have begun and ended; any thread may ask."""
+        return int(self._begun.numpy()), int(self._ended.numpy())
+
+
+def _ops(operation: object) -> list[object]:
+    """What to wait for: nothing where it was run at once."""
+    return [] if operation is None or tf.executing_eagerly() else [operation]
