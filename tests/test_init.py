@@ -176,6 +176,22 @@ def test_ranks_that_were_told_of_different_clusters_say_so(tmp_path: Path) -> No
         assert f"localhost:{ports[1]}" in output
 
 
+def test_ranks_that_would_cut_differently_say_so(tmp_path: Path) -> None:
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
+    script = (
+        "import json, os, tfddl\n"
+        "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        "tfddl.init(collective='ring', pieces=4 if rank else None)\n"
+    )
+    with _workers(script, [Cluster(addresses, rank) for rank in range(2)], tmp_path) as processes:
+        for process in processes:
+            assert process.wait(timeout=90) != 0
+    for number in range(2):
+        output = (tmp_path / str(number)).read_text()
+        assert "DisagreementError: tfddl.init got pieces=None on rank 0" in output
+        assert "but pieces=4 on rank 1. HINT: give all ranks the same." in output
+
+
 def test_a_worker_too_few_is_named(tmp_path: Path) -> None:
     ports = free_ports(2)
     addresses = tuple(f"127.0.0.1:{port}" for port in ports)

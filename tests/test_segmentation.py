@@ -52,6 +52,7 @@ FLAGS = [
     "loss",
     "num_examples",
     "output_dir",
+    "pieces",
     "preset",
     "progress",
     "resume",

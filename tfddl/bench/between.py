@@ -94,7 +94,7 @@ def _measure(sizes: Sequence[int], pieces: Sequence[int], workloads: Sequence[Wo
     cluster = current().cluster
     if len(cluster.hosts) < 2:
         raise DataError(
-            f"all {cluster.size} workers are on {cluster.host}; this measures what goes between "
+            f"all workers are on {cluster.host}; this measures what goes between "
             "hosts. HINT: tfddlrun -H hostA:1,hostB:1 python -m tfddl.bench.between. For one host "
             "there is tfddl-bench."
         )

@@ -46,6 +46,7 @@ class TrainConfig:
     collective: str
     intra_op_threads: int | None
     inter_op_threads: int | None
+    pieces: int | None
     output_dir: Path
     tensorboard_dir: Path | None
     progress: str
