@@ -210,19 +210,22 @@ class Runtime:
         shares = _compare(whole, shares_memory=mesh is not None, pieces=self.options.pieces)
         self.pieces = self._choose_pieces(whole, only_leaders=shares)
         transport = TimedTransport(whole.in_pieces(self.pieces))
+        roll = Roll(self.cluster.rank, patience)
         if mesh is None or not shares:
             if self._wants_shared_memory():
                 _LOG.warning(_NO_SHARED_MEMORY)
             if mesh is not None:
                 mesh.close()
-            return TracedTransport(transport, self.tracer, Roll(self.cluster.rank, patience))
+            roll.watch(transport)
+            return TracedTransport(transport, self.tracer, roll)
         layout = self.cluster.ranks_of_hosts
         if len(layout) == 1:
             overlaps = self.num_cores > 1
             return HostTransport(mesh, range(mesh.size), self.tracer, overlaps=overlaps)
         local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
         both = TwoLevelTransport(self.cluster.rank, layout, local, transport)
-        return TracedTransport(both, self.tracer, Roll(self.cluster.rank, patience))
+        roll.watch(local, transport)
+        return TracedTransport(both, self.tracer, roll)
 
     def _choose_pieces(self, whole: StrategyTransport, *, only_leaders: bool) -> int:
         """In how many pieces at once large sums go through TensorFlow's collectives.
@@ -260,11 +263,9 @@ class Runtime:
         if not self._wants_shared_memory():
             return None
         cluster = self.cluster
-        if (
-            len(cluster.hosts) > 1
-        ):  # Who is missing may be elsewhere; the roll knows, and comes first.
+        if len(cluster.hosts) > 1:  # Who is missing may be elsewhere: the roll gives up first.
             later_s = patience.give_up_s and patience.give_up_s + _AFTER_ROLL_S
-            patience = wire.Patience(warn_s=0.0, give_up_s=later_s)
+            patience = dataclasses.replace(patience, give_up_s=later_s)
         seat = wire.Seat(
             # Hosts may be names of one machine.
             job=" ".join([cluster.host, *cluster.addresses]),

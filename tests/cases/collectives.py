@@ -1,6 +1,7 @@
 """Cases of `tests/test_collectives.py`, run by every worker."""
 
 import collections
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def grouped() -> list[Any]:
 
 
 def topology() -> tuple[int, ...]:
-    tfddl.init()  # A second call does no harm.
+    # A second call does no harm.
+    tfddl.init(collective=os.environ.get("TFDDL_TEST_COLLECTIVE", "auto"))
     tfddl.barrier()
     return (
         tfddl.rank(),

@@ -11,11 +11,12 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
 from tfddl.transport import service
+from tfddl.transport.base import Transport
 from tfddl.wire import Patience, rank_names
 
 _KEY = "tfddl/waits/{}"
@@ -87,26 +88,26 @@ class Roll:
         finally:
             self._eager = None
 
-    def watch(self, counts: Callable[[], tuple[int, int]]) -> None:
+    def watch(self, *transports: Transport) -> None:
         """Begins to look.
 
         Args:
-            counts: How many operations have begun and ended.
+            transports: What the operations go through; they count them.
         """
         times_s = [s for s in (self._patience.warn_s, self._patience.give_up_s) if s > 0]
         if not times_s:
             return
         thread = threading.Thread(
-            target=self._look, args=(counts, min(times_s)), name="tfddl-roll", daemon=True
+            target=self._look, args=(transports, min(times_s)), name="tfddl-roll", daemon=True
         )
         thread.start()
         atexit.register(self._end, thread)
 
-    def _look(self, counts: Callable[[], tuple[int, int]], first_s: float) -> None:
-        seen, since_s, warned_s = (0, 0), time.monotonic(), 0.0
+    def _look(self, transports: Sequence[Transport], first_s: float) -> None:
+        seen, since_s, warned_s = [(0, 0)], time.monotonic(), 0.0
         while not self._stop.wait(min(_LOOK_S, first_s / _LOOKS)):
-            now, now_s = counts(), time.monotonic()
-            if now[0] == now[1] or now != seen:
+            now, now_s = [transport.counts() for transport in transports], time.monotonic()
+            if all(begun == ended for begun, ended in now) or now != seen:
                 seen, since_s, warned_s = now, now_s, 0.0
                 if self._said:
                     self._write("")

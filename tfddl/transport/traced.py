@@ -32,7 +32,6 @@ class TracedTransport(Transport):
         self._running = tracer.running
         self._operation = self._waits_in = "an operation"
         self._roll = roll
-        roll.watch(traced.counts)
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
         inner = self._traced.among(ranks)

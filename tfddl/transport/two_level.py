@@ -58,10 +58,7 @@ class TwoLevelTransport(Transport):
         if len(layout) == 1:
             return local
         renamed = tuple(tuple(ranks.index(r) for r in host) for host in layout)
-        world = self._world.among(ranks)
-        made = TwoLevelTransport(ranks.index(self.rank), renamed, local, world)
-        made._tally = self._tally
-        return made
+        return TwoLevelTransport(ranks.index(self.rank), renamed, local, self._world.among(ranks))
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
