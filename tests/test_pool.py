@@ -83,19 +83,19 @@ def test_pieces_never_overlap_whatever_is_held_and_nothing_piles_up(size: int) -
             key = len(held) + 1000 * turn
             arrays = workers.take(chance.choice([70_000, 100_000, 130_000, 400_000]), stale)
             arrays[chance.randrange(size)][:] = turn % 256
-            held[key] = [*arrays]
+            held[key] = list[np.ndarray | None](arrays)
             for array in arrays:
                 assert (array == turn % 256).all()
             del array, arrays
-        for key, arrays in list(held.items()):
+        for key, places in list(held.items()):
             for rank in range(size):
                 if chance.random() < 0.5:
-                    arrays[rank] = None
-            kept = [array for array in arrays if array is not None]
+                    places[rank] = None
+            kept = [array for array in places if array is not None]
             assert all((array == key // 1000 % 256).all() for array in kept)
             if not kept:
                 del held[key]
-            del kept, arrays
+            del kept, places
     held.clear()
     for _ in range(100):
         workers.take(50_000)

@@ -9,6 +9,11 @@ from tfddl.collectives.process_sets import Group
 from tfddl.errors import UnsupportedError
 from tfddl.plan import pack
 
+_PACK_BYTES = 16 * 2**20
+"""So many that it is no longer the start that costs, so few that others are computed meanwhile."""
+
+_EVERYTHING = 2**62
+
 CARRIERS = {
     tf.bool: tf.int32,
     tf.int8: tf.int32,
@@ -52,7 +57,7 @@ def in_packs(
         sent = [carried(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
     for positions in by_dtype(tensors):
-        most = group.transport.pack_bytes
+        most = _PACK_BYTES if group.transport.overlaps else _EVERYTHING
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
         for run in pack(sizes, most):
             members = [positions[i] for i in run]

@@ -48,7 +48,7 @@ def reduce_gradients(
     present.reverse()  # The last layers' gradients are there first.
     values = {i: _prepared(gradients[i], averaging) for i in present}
     dtype = _header_dtype(list(values.values()))
-    weight = _Header(current().step, averaging, dtype=dtype).weight()
+    weight = _Header(current().step, averaging, dtype=dtype).weight(after=list(values.values()))
     for group in averaging.in_groups(present, variables):
         totals = _sum_of_scaled([values[i] for i in group], averaging, weight)
         for i, total in zip(group, totals, strict=True):
@@ -100,13 +100,32 @@ class _Header:
             self._step.statistics.take(tf.split(means, lengths))
         return total[0] if self._divides else tf.ones_like(total[0])
 
-    def weight(self) -> tf.Tensor:
-        """Sends the header alone; returns what this rank's gradients are multiplied with."""
-        total = allreduce(
-            self.mine, ReduceOp.SUM, name=Label("step"), process_set=self._process_set
-        )
+    def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:
+        """Sends the header alone; returns what this rank's gradients are multiplied with.
+
+        Args:
+            after: The rank's gradients. Where nothing can be computed meanwhile, it isn't sent
+                before they are there: a rank that has nothing else to do would wait for one that
+                computes first.
+        """
+        mine = self.mine if current().transport.overlaps else _after(self.mine, after)
+        total = allreduce(mine, ReduceOp.SUM, name=Label("step"), process_set=self._process_set)
         weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
         return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
+
+
+def _after(tensor: tf.Tensor, others: Sequence[Gradient]) -> tf.Tensor:
+    """A tensor, once others are there.
+
+    Through Python: TensorFlow drops edges that only say "after", and inputs whose values nobody
+    needs.
+    """
+    if tf.executing_eagerly():
+        return tensor
+    others = tf.nest.flatten(list(others), expand_composites=True)
+    return tf.ensure_shape(
+        tf.numpy_function(lambda first, *_: first, [tensor, *others], tensor.dtype), tensor.shape
+    )
 
 
 def _header_dtype(gradients: Sequence[Gradient]) -> tf.DType:
@@ -199,9 +218,10 @@ def weigh_gradients(
         check_finite: Where they aren't finite on any rank by this, they become NaN on all.
     """
     finite = None if check_finite is None else check_finite(gradients)
-    dtype = _header_dtype([g for g in gradients if g is not None])
+    present = [g for g in gradients if g is not None]
+    dtype = _header_dtype(present)
     header = _Header(current().step, averaging, dtype=dtype, finite=finite)
-    weight = header.weight() * _spread(averaging)
+    weight = header.weight(after=present) * _spread(averaging)
     # A loss-scale optimizer must skip the step for local gradients too.
     finite_anywhere = tf.where(tf.math.is_nan(weight), weight, tf.ones_like(weight))
 

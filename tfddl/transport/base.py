@@ -60,9 +60,9 @@ class Transport(abc.ABC):
     rounds_once = False
     """Whether sums of 8 and 16 bits come out as if they had been added up in 32."""
 
-    pack_bytes = 16 * 2**20
-    """How many bytes of tensors travel together: so many that it is no longer the start that costs,
-    and so few that others can be computed meanwhile."""
+    overlaps = True
+    """Whether there is a core, or a GPU, that computes while tensors travel. Where there is none,
+    both only get into each other's way."""
 
     compares = False
     """Whether its operations compare the ranks' calls, see `for_call`, before anything is moved."""

@@ -37,7 +37,6 @@ _REDUCTIONS = {
 
 Arrays = list[np.ndarray]
 
-_EVERYTHING = 2**62
 _TICKETS = "tfddl_tickets"
 
 
@@ -102,13 +101,11 @@ class HostTransport(Transport):
             mesh: connects all workers of the host.
             ranks: who takes part, by their numbers within the host, ascending.
             tracer: is told what travels, while it is on.
-            overlaps: whether there is a core to compute while tensors travel. Without one, what
-                travels and what is computed only get into each other's way: all goes together.
+            overlaps: see `Transport.overlaps`.
         """
         self._wire = Wire(mesh, ranks)
         super().__init__(self._wire.rank, self._wire.size)
-        if not overlaps:
-            self.pack_bytes = _EVERYTHING
+        self.overlaps = overlaps
         self._mesh = mesh
         self._call = Call("", "an operation")
         self._shapes: tuple[tf.Tensor, ...] = ()
