@@ -6,6 +6,7 @@ from tests.group import Groups
 from tfddl.transport.pieces import Span, cut, piece_bytes
 
 CASES = "tests.cases.cutting"
+EVERY_DTYPE = pytest.param(["float32", "float64", "int32"], marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +45,22 @@ def test_pieces_of_a_whole() -> None:
     assert [piece_bytes(n) for n in (1, 2, 16)] == [None, 2**23, 2**20]
 
 
-def test_what_is_cut_is_summed_up_as_if_it_were_not(groups: Groups) -> None:
+@pytest.mark.parametrize("dtypes", [["float32"], EVERY_DTYPE], ids=len)
+def test_what_is_cut_is_summed_up_as_if_it_were_not(groups: Groups, dtypes: list[str]) -> None:
     """In 8 pieces at once, the default, and in one; what adds up is compared bit for bit."""
     cut_up = groups(3, collective="ring")
-    runs = [cut_up.run(f"{CASES}:sums", timeout_s=120.0) for _ in range(2)]
+    runs = [cut_up.run(f"{CASES}:sums", dtypes=dtypes, timeout_s=120.0) for _ in range(2)]
     assert max(max(off) for off, _ in runs[0]) < 1e-4  # Of numbers about 100, three of them.
     assert len({bits for run in runs for _, bits in run}) == 1
-    assert cut_up.run(f"{CASES}:others") == [[True] * 4] * 3
+
+
+@pytest.mark.long
+def test_what_is_not_a_sum_is_cut_as_well(groups: Groups) -> None:
+    assert groups(3, collective="ring").run(f"{CASES}:others") == [[True] * 4] * 3
+
+
+def test_as_many_as_there_are_pieces_travel_at_once(groups: Groups) -> None:
+    cut_up = groups(3, collective="ring")
     assert cut_up.run(f"{CASES}:subsets") == [[6.0, 30.0, 3.0], [6.0, 30.0, 3.0], [6.0, 3.0]]
     # One more than the pieces compares the calls.
     assert cut_up.run(f"{CASES}:at_once") == [{"launched": 9, "open": 0}] * 3
@@ -59,5 +69,6 @@ def test_what_is_cut_is_summed_up_as_if_it_were_not(groups: Groups) -> None:
 @pytest.mark.long
 def test_whole(groups: Groups) -> None:
     whole = groups(2, collective="ring", pieces=1)
-    assert len({bits for _, bits in whole.run(f"{CASES}:sums", timeout_s=120.0)}) == 1
+    ranks = whole.run(f"{CASES}:sums", dtypes=["float32"], timeout_s=120.0)
+    assert len({bits for _, bits in ranks}) == 1
     assert whole.run(f"{CASES}:at_once") == [{"launched": 2, "open": 0}] * 2

@@ -20,7 +20,7 @@ LAYOUTS = pytest.mark.parametrize(
 @LAYOUTS
 def test_every_operation_and_dtype(groups: Groups, hosts: tuple[int, ...]) -> None:
     group = groups(sum(hosts), hosts=hosts, **SHARED)
-    assert all(group.run(f"{CASES}:every_dtype", every=11, timeout_s=170))
+    assert all(group.run(f"{CASES}:every_dtype", every=19, timeout_s=170))
     name = "shared memory, RING between hosts"
     others = "none (one worker), RING between hosts"
     expected = [name if count > 1 else others for count in hosts for _ in range(count)]
