@@ -1,6 +1,6 @@
 """What elastic training keeps: states, and `run`, which goes on from their last commit.
 
-`commit` keeps the state in a store that `tfddlrun` owns, one per worker, in memory. When a worker
+`commit` keeps the state in a store that `tfddlrun` owns, one per host, in memory. When a worker
 fails, `tfddlrun --max-restarts N` starts **all** processes of the job again, and `run` takes up the
 newest commit there is, on all ranks. So the script runs again from its top: what Python knows
 besides the state (lists, open files, the place in a dataset) is lost. Without such a store, a
