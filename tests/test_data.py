@@ -27,8 +27,9 @@ def test_batches_are_cut_evenly_and_keep_the_order() -> None:
     assert [batch.tolist() for batch in _elements(dataset)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
-def test_auto_sharding_is_off() -> None:
+def test_auto_sharding_and_tuning_are_off() -> None:
     options = tfddl.shard_dataset(np.arange(10), batch_size=4).options()
+    assert options.autotune.enabled is False  # Its thread would hold up the end of an epoch.
     policy = options.experimental_distribute.auto_shard_policy
     assert policy == tf.data.experimental.AutoShardPolicy.OFF
 

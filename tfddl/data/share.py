@@ -75,6 +75,9 @@ class Share:
         )
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        # There is nothing to tune, and the end of an epoch would have to wait for the thread that
+        # tunes: it sleeps longer and longer, soon for seconds.
+        options.autotune.enabled = False
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.plan.steps))
         dataset = dataset.with_options(options).prefetch(2)
         dataset.tfddl_share = self
