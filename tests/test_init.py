@@ -74,6 +74,10 @@ TOO_LATE = "tfddl.init() has to come before the first TensorFlow operation of th
 REFUSED = {
     "tfddl.init(collective='nccl')": 'collective="nccl" needs GPUs, but TensorFlow sees none',
     "tfddl.init(collective='mpi')": "collective is 'mpi'; it must be one of auto, ring, nccl",
+    "tfddl.init(between_hosts='udp')": "between_hosts is 'udp'; it must be one of auto, tcp, ring",
+    "tfddl.init(collective='ring', between_hosts='tcp')": (
+        "collective is 'ring', by which all workers speak to each other; between_hosts='tcp' goes"
+    ),
     "tfddl.init(intra_op_threads=0)": "intra_op_threads is 0; it must be at least 1, or None",
     "tfddl.init(pieces=17)": "pieces is 17; it must be 1..16, or None",
     "tfddl.init(timeout_s=-1)": "timeout_s is -1; it must be 0 (never) or more",
@@ -176,20 +180,63 @@ def test_ranks_that_were_told_of_different_clusters_say_so(tmp_path: Path) -> No
         assert f"localhost:{ports[1]}" in output
 
 
-def test_ranks_that_would_cut_differently_say_so(tmp_path: Path) -> None:
-    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
+DIFFERENT = {
+    "collective='ring', pieces=4 if rank else None": (
+        "tfddl.init got pieces=None on rank 0, but pieces=4 on rank 1. HINT: give all ranks"
+    ),
+    "between_hosts='ring' if rank else 'auto'": (
+        "tfddl.init got between_hosts='auto' on rank 0, but between_hosts='ring' on rank 1. HINT"
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), DIFFERENT.items())
+def test_ranks_with_other_settings_say_so(tmp_path: Path, settings: str, message: str) -> None:
     script = (
         "import json, os, tfddl\n"
         "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
-        "tfddl.init(collective='ring', pieces=4 if rank else None)\n"
+        f"tfddl.init({settings})\n"
     )
-    with _workers(script, [Cluster(addresses, rank) for rank in range(2)], tmp_path) as processes:
+    with _workers(script, _on_two_hosts(), tmp_path) as processes:
         for process in processes:
             assert process.wait(timeout=90) != 0
     for number in range(2):
         output = (tmp_path / str(number)).read_text()
-        assert "DisagreementError: tfddl.init got pieces=None on rank 0" in output
-        assert "but pieces=4 on rank 1. HINT: give all ranks the same." in output
+        assert f"DisagreementError: {message}" in output
+
+
+def _on_two_hosts() -> list[Cluster]:
+    """For which two addresses of this machine stand."""
+    addresses = tuple(f"127.0.0.{h}:{port}" for h, port in enumerate(free_ports(2), start=1))
+    return [Cluster(addresses, rank) for rank in range(2)]
+
+
+@pytest.mark.parametrize("asked", ["auto", pytest.param("tcp", marks=pytest.mark.long)])
+def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None:
+    """Rank 0 listens where it doesn't say: to rank 1 that is a port behind a firewall."""
+    script = (
+        "import json, os, logging, tensorflow as tf, tfddl, tfddl.wire.lobby\n"
+        "from tfddl.runtime import current\n"
+        "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        "if rank == 0: tfddl.wire.lobby.Lobby.port = property(lambda lobby: 9)\n"
+        "from tfddl.runtime import networks; networks._REACH_S = 3.0\n"
+        f"tfddl.init(between_hosts={asked!r})\n"
+        "print(current().transport.name, tfddl.allreduce(tf.constant([1.0]), 'sum').numpy())\n"
+    )
+    with _workers(script, _on_two_hosts(), tmp_path) as processes:
+        ended = [process.wait(timeout=90) for process in processes]
+    outputs = [(tmp_path / str(number)).read_text() for number in range(2)]
+    assert "rank 1 can't speak to other hosts by itself: can't reach rank 0 at" in outputs[1]
+    if asked == "auto":
+        assert ended == [0, 0], outputs
+        assert all("RING [2.]" in output for output in outputs)
+        assert "TensorFlow's RING takes over, which is slower. HINT: let the hosts" in outputs[0]
+    else:
+        assert 0 not in ended
+        assert all(
+            "StartError: between_hosts is 'tcp', but not all workers can reach" in output
+            for output in outputs
+        )
 
 
 def test_a_worker_too_few_is_named(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ FLAGS = [
     "augment",
     "batch_size",
     "batchnorm_momentum",
+    "between_hosts",
     "checkpoint_dir",
     "collective",
     "data_dir",

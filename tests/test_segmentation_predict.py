@@ -20,6 +20,7 @@ from tfddl.segmentation.config import PredictConfig
 
 FLAGS = [
     "batch_size",
+    "between_hosts",
     "collective",
     "input_dir",
     "inter_op_threads",
@@ -48,6 +49,7 @@ def _config(directory: Path, **changes: Any) -> PredictConfig:
         skip_bad=False,
         batch_size=2,
         collective="auto",
+        between_hosts="auto",
         intra_op_threads=None,
         inter_op_threads=None,
         progress="lines",

@@ -11,26 +11,41 @@ import pytest
 from tests.group import Groups
 
 CASES = "tests.cases.collective_tables"
-SHARED: dict[str, Any] = {"collective": "auto"}
-LAYOUTS = pytest.mark.parametrize(
-    "hosts", [(2, 1), pytest.param((2, 2), marks=pytest.mark.long)], ids=str
+TCP: dict[str, Any] = {"collective": "auto"}
+RING: dict[str, Any] = {"collective": "auto", "between_hosts": "ring"}
+HOSTS = pytest.mark.parametrize(
+    ("hosts", "init"),
+    [
+        ((2, 1), TCP),
+        pytest.param((1, 1, 1), TCP, marks=pytest.mark.long),
+        pytest.param((2, 2), TCP, marks=pytest.mark.long),
+        pytest.param((2, 1), RING, marks=pytest.mark.long),
+        pytest.param((2, 2), RING, marks=pytest.mark.long),
+    ],
+    ids=lambda value: value.get("between_hosts", "tcp") if isinstance(value, dict) else str(value),
 )
 
 
-@LAYOUTS
-def test_every_operation_and_dtype(groups: Groups, hosts: tuple[int, ...]) -> None:
-    group = groups(sum(hosts), hosts=hosts, **SHARED)
+@HOSTS
+def test_every_operation_and_dtype(
+    groups: Groups, hosts: tuple[int, ...], init: dict[str, Any]
+) -> None:
+    group = groups(sum(hosts), hosts=hosts, **init)
     assert all(group.run(f"{CASES}:every_dtype", every=19, timeout_s=170))
-    name = "shared memory, RING between hosts"
-    others = "none (one worker), RING between hosts"
-    expected = [name if count > 1 else others for count in hosts for _ in range(count)]
+    between = "RING" if init is RING else "TCP"
+    names = {1: f"none (one worker), {between} between hosts"}
+    names[2] = f"shared memory, {between} between hosts"
+    if max(hosts) == 1:
+        names = {1: between}
+    expected = [names[count] for count in hosts for _ in range(count)]
     assert group.run("tests.cases.collectives:transport") == expected
     # All count alike, so that the one that others wait for can be found.
-    assert group.run("tests.cases.collectives:launched") == [2] * sum(hosts)
+    launched = 1 if max(hosts) == 1 else 2  # One more compares the calls.
+    assert group.run("tests.cases.collectives:launched") == [launched] * sum(hosts)
 
 
 def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
-    group = groups(3, hosts=(2, 1), **SHARED)
+    group = groups(3, hosts=(2, 1), **TCP)
     for found in group.run("tests.cases.disagreements:eager", names=["shape"]):
         kinds, text = found["shape"]
         assert kinds == ["FailedPrecondition", "Disagreement"]
@@ -42,11 +57,13 @@ def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
 
 
 @pytest.mark.long
-@LAYOUTS
-def test_training_is_that_of_one_level(groups: Groups, hosts: tuple[int, ...]) -> None:
+@HOSTS
+def test_training_is_that_of_one_level(
+    groups: Groups, hosts: tuple[int, ...], init: dict[str, Any]
+) -> None:
     size = sum(hosts)
     arguments: dict[str, Any] = {"kind": "sequential", "options": {}}
-    ranks = groups(size, hosts=hosts, **SHARED).run("tests.cases.scope:doors", **arguments)
+    ranks = groups(size, hosts=hosts, **init).run("tests.cases.scope:doors", **arguments)
     ring = groups(size, collective="ring").run("tests.cases.scope:doors", **arguments)
     for rank in ranks:
         for a, b in zip(rank["weights"][0], ring[0]["weights"][0], strict=True):
@@ -58,6 +75,6 @@ def test_training_is_that_of_one_level(groups: Groups, hosts: tuple[int, ...]) -
 def test_only_leaders_speak_between_hosts(groups: Groups) -> None:
     """The bytes between two hosts don't grow with the workers of each."""
     one = groups(2, hosts=(1, 1), collective="ring").run("tests.cases.collectives:sent", n=100_000)
-    three = groups(3, hosts=(2, 1), **SHARED).run("tests.cases.collectives:sent", n=100_000)
+    three = groups(3, hosts=(2, 1), **RING).run("tests.cases.collectives:sent", n=100_000)
     assert three[1] == 0  # Not the first of its host.
     assert three[0] == three[2] == one[0] == one[1] > 0

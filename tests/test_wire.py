@@ -1,5 +1,6 @@
 """Shared memory and sockets between processes, without TensorFlow."""
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -10,42 +11,52 @@ import pytest
 
 from tests.wires import run
 from tfddl.errors import PeerLostError, WireError
-from tfddl.wire import Call, Mesh, Patience, Seat, connect
-from tfddl.wire.memory import ALIGNMENT, Buffers, SharedMemory
-from tfddl.wire.mesh import Message, Tag, hashed
+from tfddl.wire import Call, Patience, Seat, connect
+from tfddl.wire.links import PacketLink
+from tfddl.wire.memory import ALIGNMENT, Buffers
+from tfddl.wire.mesh import LONGEST_MESSAGE, Mesh
+from tfddl.wire.messages import Message, Tag, hashed
+
+BY = pytest.mark.parametrize("by", ["memory", "tcp"])
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_every_operation_dtype_and_length(size: int) -> None:
-    results = run("everything", size)
+@BY
+def test_every_operation_dtype_and_length(size: int, by: str) -> None:
+    results = run("everything", size, by=by)
     assert [result["wrong"] for result in results] == [[]] * size
     assert len({result["digest"] for result in results[:-1]}) == 1
 
 
-def test_sums_have_the_same_bits_everywhere_and_round_once() -> None:
-    results = run("rounds_once", 3)
-    again = run("rounds_once", 3)
+@BY
+def test_sums_have_the_same_bits_everywhere_and_round_once(by: str) -> None:
+    results = run("rounds_once", 3, by=by)
+    again = run("rounds_once", 3, by=by)
     # In float16, 2048 + 1 is 2048 again; 2050 comes out where both ones are added up first.
     assert [ones for ones, _ in results] == [[2050.0]] * 3
     assert len({bits for _, bits in [*results, *again]}) == 1
 
 
-def test_a_scale_is_multiplied_in() -> None:
-    assert run("scaled", 3) == [[[4.0, 1.0]] * 4] * 3
+@BY
+def test_a_scale_is_multiplied_in(by: str) -> None:
+    assert run("scaled", 3, by=by) == [[[4.0, 1.0]] * 4] * 3
 
 
 @pytest.mark.parametrize(
     ("count", "length"),
     [(40, 4_000), (6, 200_000)],  # Within messages, more than a mailbox holds; through memory.
 )
-def test_threads_call_in_any_order(count: int, length: int) -> None:
+@BY
+def test_threads_call_in_any_order(count: int, length: int, by: str) -> None:
     assert (
-        run("threads", 3, count=count, length=length) == [[3.0 * n + 3 for n in range(count)]] * 3
+        run("threads", 3, by=by, count=count, length=length)
+        == [[3.0 * n + 3 for n in range(count)]] * 3
     )
 
 
-def test_ranks_that_differ_say_so_and_go_on() -> None:
-    for messages in run("disagree", 3):
+@BY
+def test_ranks_that_differ_say_so_and_go_on(by: str) -> None:
+    for messages in run("disagree", 3, by=by):
         assert len(messages) == 3
         assert "ranks 10..11: allreduce <loss> of 24 bytes" in messages[0]
         assert "rank 12: allreduce <loss> of 32 bytes" in messages[0]
@@ -54,17 +65,20 @@ def test_ranks_that_differ_say_so_and_go_on() -> None:
 
 
 @pytest.mark.parametrize("length", [3, 500_000])
-def test_a_rank_that_dies_is_noticed_at_once(length: int) -> None:
-    *others, dead = run("dies", 3, length=length)
+@BY
+def test_a_rank_that_dies_is_noticed_at_once(length: int, by: str) -> None:
+    *others, dead = run("dies", 3, by=by, length=length)
     assert dead is None
     # One of the two may notice by the end of the other, which notices first.
     texts = [text for text, _ in others]
     assert any("waits in allreduce <gradients>, but rank 12 has ended" in text for text in texts)
-    assert all("has ended; its log says why" in text for text in texts)
+    loss = {"memory": "has ended; its log says why", "tcp": "can't be reached any more; its log"}
+    assert all(loss[by] in text for text in texts)
 
 
-def test_ranks_that_wait_for_each_other_say_for_whom_and_where() -> None:
-    first, second = run("stalls", 2, patience=Patience(warn_s=1.0, give_up_s=3.0))
+@BY
+def test_ranks_that_wait_for_each_other_say_for_whom_and_where(by: str) -> None:
+    first, second = run("stalls", 2, by=by, patience=Patience(warn_s=1.0, give_up_s=3.0))
     assert "rank 10 has waited for" in first
     assert "in allreduce <left> of float64 (3): rank 11 hasn't come to it" in first
     assert "rank 11 waits in allreduce <right> of float64 (3) itself" in first
@@ -85,8 +99,9 @@ def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:
     assert "in allreduce <d>: rank 11 hasn't come to it; rank 11 waits in allreduce <c>" in text
 
 
-def test_after_a_failure_in_the_middle_nothing_goes_on() -> None:
-    first, last = run("fails", 2, patience=Patience(warn_s=1.0, give_up_s=2.0))
+@BY
+def test_after_a_failure_in_the_middle_nothing_goes_on(by: str) -> None:
+    first, last = run("fails", 2, by=by, patience=Patience(warn_s=1.0, give_up_s=2.0))
     assert last[0].startswith("StalledError: rank 11 has waited")
     for errors in (first, last):
         assert len(errors) == 4
@@ -105,9 +120,7 @@ def _pair() -> tuple[Mesh, Mesh]:
     first, second = (
         Mesh(
             Seat(job="pair", rank=rank, size=2, patience=patience),
-            {1 - rank: sockets[rank]},
-            SharedMemory(),
-            {},
+            {1 - rank: PacketLink(sockets[rank], longest=LONGEST_MESSAGE)},
         )
         for rank in range(2)
     )
@@ -117,7 +130,7 @@ def _pair() -> tuple[Mesh, Mesh]:
 def test_last_words_are_heard() -> None:
     ending, staying = _pair()
     call, said = Call("", "barrier"), Message(0, 7, b"")
-    with staying:
+    with contextlib.closing(staying):
         staying.send([0], Tag(9, 9, 9), said)  # Isn't read: the socket is reset.
         ending.send([1], Tag(1, 0, 0), said)
         ending.close()
@@ -138,7 +151,7 @@ def test_children_keep_no_sockets() -> None:
         os._exit(0)
     try:
         ending.close()
-        with staying, pytest.raises(PeerLostError, match="rank 0 has ended"):
+        with contextlib.closing(staying), pytest.raises(PeerLostError, match="rank 0 has ended"):
             staying.collect(Tag(1, 0, 0), [0], Call("", "barrier"))
     finally:
         os.close(write)
@@ -146,9 +159,10 @@ def test_children_keep_no_sockets() -> None:
         os.waitpid(child, 0)
 
 
-def test_sets_of_ranks_side_by_side() -> None:
+@BY
+def test_sets_of_ranks_side_by_side(by: str) -> None:
     everyone = [1111.0] * 2
-    assert run("sets", 4) == [
+    assert run("sets", 4, by=by) == [
         [11.0, 11.0, *everyone, 111.0, 111.0, 1001.0, 1001.0],
         [11.0, 11.0, *everyone, 111.0, 111.0, 1110.0, 1110.0],
         [1100.0, 1100.0, *everyone, 111.0, 111.0, 1110.0, 1110.0],

@@ -1,6 +1,8 @@
 """The life of a job in this process: `init`, who am I, `shutdown`."""
 
 import os
+from enum import StrEnum
+from typing import TypeVar
 
 import tensorflow as tf
 
@@ -8,12 +10,15 @@ from tfddl import runtime
 from tfddl.cluster import detect, read_cores, read_start_timeout
 from tfddl.errors import StartError
 from tfddl.progress import Board
-from tfddl.transport import Collective
+from tfddl.transport import Between, Collective
+
+T = TypeVar("T", bound=StrEnum)
 
 
 def init(  # noqa: PLR0913 - the settings of a job, all by name
     *,
     collective: str = "auto",
+    between_hosts: str = "auto",
     intra_op_threads: int | None = None,
     inter_op_threads: int | None = None,
     pieces: int | None = None,
@@ -33,7 +38,13 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     the hosts of the job reach the ports of TF_CONFIG.
 
     Args:
-        collective: "ring" (CPUs), "nccl" (GPUs), or "auto": NCCL where there are GPUs.
+        collective: By what all workers speak to each other: "ring" (TensorFlow's for CPUs), "nccl"
+            (TensorFlow's for GPUs), or "auto": NCCL where there are GPUs, otherwise shared memory
+            within a host, and `between_hosts`.
+        between_hosts: By what CPU hosts speak to each other: "tcp", streams of tfddl's own, on
+            ports that the system chooses; "ring", TensorFlow's collectives, on the ports of
+            TF_CONFIG; or "auto": TCP where all workers can reach those of the other hosts,
+            otherwise RING, and a warning.
         intra_op_threads: Threads within an operation; None is this worker's share of the cores:
             TFDDL_CORES, which `tfddlrun` sets, or its part of those that the process may use.
         inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
@@ -55,18 +66,18 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     Raises:
         ClusterError: TF_CONFIG, or what Open MPI or Slurm say, is wrong; or TFDDL_CORES,
             TFDDL_START_TIMEOUT.
-        StartError: A TensorFlow operation ran before; NCCL without a GPU; more workers on a host
-            than GPUs; a port taken; workers that don't come in time; a number out of range; or
-            other settings than in an earlier call.
-        DisagreementError: The ranks were told of different clusters, or of different `pieces`.
+        StartError: A TensorFlow operation ran before; a word that isn't one of those above;
+            ``between_hosts="tcp"`` where workers can't be reached; NCCL without a GPU; more workers
+            on a host than GPUs; a port taken; workers that don't come in time; a number out of
+            range; or other settings than in an earlier call.
+        DisagreementError: The ranks were told of different clusters, or of different `pieces` or
+            `between_hosts`.
     """
     from tfddl import keras_hooks
 
-    choices = {"auto": None, **{choice.value: choice for choice in Collective}}
-    if collective not in choices:
-        raise StartError(f"collective is {collective!r}; it must be one of {', '.join(choices)}.")
     options = runtime.Options(
-        collective=choices[collective],
+        collective=_choice("collective", collective, Collective),
+        between_hosts=_choice("between_hosts", between_hosts, Between),
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
         pieces=pieces,
@@ -77,6 +88,14 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     )
     runtime.start(detect(os.environ), options, Board.given(os.environ))
     keras_hooks.install()
+
+
+def _choice(name: str, word: str, kind: type[T]) -> T | None:
+    """What a word stands for; None for "auto"."""
+    choices: dict[str, T | None] = {"auto": None, **{choice.value: choice for choice in kind}}
+    if word not in choices:
+        raise StartError(f"{name} is {word!r}; it must be one of {', '.join(choices)}.")
+    return choices[word]
 
 
 def shutdown() -> None:

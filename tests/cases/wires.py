@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
-from tfddl.wire import Call, Mesh, Reduction, Wire
+from tfddl.wire import Call, Network, Reduction, Wire
 
 LENGTHS = (0, 1, 7, 4_096, 300_001, 1_000_003)
 DTYPES = (
@@ -39,7 +39,7 @@ def _expected(size: int, length: int, dtype: Any, reduction: Reduction) -> np.nd
     return total
 
 
-def everything(wire: Wire, mesh: Mesh) -> dict[str, Any]:
+def everything(wire: Wire, network: Network) -> dict[str, Any]:
     """All operations, dtypes and lengths; what is wrong."""
     wrong = []
     digest = hashlib.sha256()
@@ -57,7 +57,7 @@ def everything(wire: Wire, mesh: Mesh) -> dict[str, Any]:
                 if dtype is np.bool_ and reduction not in (Reduction.MIN, Reduction.MAX):
                     continue
                 expected = _expected(wire.size, length, dtype, reduction)
-                parts = np.array_split(mine, 3)
+                parts = np.array_split(mine, 3 if length % 2 else 11)  # Few, or many to a chunk.
                 reduced = wire.all_reduce(parts, reduction, Call("", f"reduce {what}"))
                 check(f"{reduction} {what}", np.concatenate(reduced), expected)
                 lengths = [length, *[0] * (wire.size - 1)][::-1]
@@ -87,7 +87,7 @@ def _common(digest: Any, wire: Wire) -> str:
     return "" if wire.rank == wire.size - 1 else digest.hexdigest()
 
 
-def rounds_once(wire: Wire, mesh: Mesh) -> tuple[list[float], bytes]:
+def rounds_once(wire: Wire, network: Network) -> tuple[list[float], bytes]:
     """Sums of 16-bit floats, and random sums, whose bits have to be the same everywhere."""
     ones = wire.all_reduce(
         [np.full(40_000, 1.0 if wire.rank else 2048.0, np.float16)], Reduction.SUM, Call("", "a")
@@ -97,7 +97,7 @@ def rounds_once(wire: Wire, mesh: Mesh) -> tuple[list[float], bytes]:
     return ones[0][:1].tolist(), total.tobytes()
 
 
-def scaled(wire: Wire, mesh: Mesh) -> list[list[float]]:
+def scaled(wire: Wire, network: Network) -> list[list[float]]:
     """Each rank's numbers times its own factor; a factor of 0 hides even what isn't a number."""
     found = []
     for length in (5, 100_000):
@@ -111,7 +111,7 @@ def scaled(wire: Wire, mesh: Mesh) -> list[list[float]]:
     return found
 
 
-def threads(wire: Wire, mesh: Mesh, count: int, length: int) -> list[float]:
+def threads(wire: Wire, network: Network, count: int, length: int) -> list[float]:
     """Calls by name from several threads, on each rank in another order."""
     found = {}
 
@@ -130,7 +130,7 @@ def threads(wire: Wire, mesh: Mesh, count: int, length: int) -> list[float]:
     return [float(found[number]) for number in range(count)]
 
 
-def disagree(wire: Wire, mesh: Mesh) -> list[str]:
+def disagree(wire: Wire, network: Network) -> list[str]:
     messages = []
     odd = wire.rank == wire.size - 1
     for length, text in (
@@ -147,7 +147,7 @@ def disagree(wire: Wire, mesh: Mesh) -> list[str]:
     return messages
 
 
-def dies(wire: Wire, mesh: Mesh, length: int) -> tuple[str, float]:
+def dies(wire: Wire, network: Network, length: int) -> tuple[str, float]:
     """The last rank is killed in the middle of a call of the others."""
     wire.all_reduce([np.zeros(length)], Reduction.SUM, Call("", "warm"))
     begin_s = time.monotonic()
@@ -163,7 +163,7 @@ def dies(wire: Wire, mesh: Mesh, length: int) -> tuple[str, float]:
     return "no error", 0.0
 
 
-def stalls(wire: Wire, mesh: Mesh) -> str:
+def stalls(wire: Wire, network: Network) -> str:
     """Ranks wait for each other in different calls."""
     name = "left" if wire.rank == 0 else "right"
     try:
@@ -175,10 +175,10 @@ def stalls(wire: Wire, mesh: Mesh) -> str:
     return "no error"
 
 
-def stalls_in_sets(wire: Wire, mesh: Mesh) -> list[str]:
+def stalls_in_sets(wire: Wire, network: Network) -> list[str]:
     """Rank 0 waits in two threads, rank 1 in a third call, rank 2 for rank 1 in a set of theirs."""
     errors: list[str] = []
-    pair = Wire(mesh, (1, 2)) if mesh.rank else wire
+    pair = Wire(network, (1, 2)) if network.mesh.rank else wire
 
     def call(one: Wire, name: str) -> None:
         try:
@@ -186,7 +186,7 @@ def stalls_in_sets(wire: Wire, mesh: Mesh) -> list[str]:
         except StalledError as error:
             errors.append(str(error))
 
-    calls = {0: [(wire, "a"), (wire, "b")], 1: [(wire, "c")], 2: [(pair, "d")]}[mesh.rank]
+    calls = {0: [(wire, "a"), (wire, "b")], 1: [(wire, "c")], 2: [(pair, "d")]}[network.mesh.rank]
     running = [threading.Thread(target=call, args=one) for one in calls]
     for thread in running:
         thread.start()
@@ -195,7 +195,7 @@ def stalls_in_sets(wire: Wire, mesh: Mesh) -> list[str]:
     return sorted(errors)
 
 
-def fails(wire: Wire, mesh: Mesh) -> list[str]:
+def fails(wire: Wire, network: Network) -> list[str]:
     """The last rank gives up in an operation that the first comes to later; then more are tried."""
     errors = []
 
@@ -217,7 +217,7 @@ def fails(wire: Wire, mesh: Mesh) -> list[str]:
     return errors
 
 
-def overflows(wire: Wire, mesh: Mesh) -> list[bool]:
+def overflows(wire: Wire, network: Network) -> list[bool]:
     """Sums that overflow, or have no value, where whoever runs this wants no warnings."""
     found = []
     with np.errstate(all="raise"):
@@ -229,11 +229,11 @@ def overflows(wire: Wire, mesh: Mesh) -> list[bool]:
     return found
 
 
-def sets(wire: Wire, mesh: Mesh) -> list[float]:
+def sets(wire: Wire, network: Network) -> list[float]:
     """Disjoint sets side by side, then sets that overlap."""
-    rank = mesh.rank
-    halves = [Wire(mesh, half) for half in ((0, 1), (2, 3)) if rank in half]
-    overlapping = [Wire(mesh, some) for some in ((0, 1, 2), (1, 2, 3), (0, 3)) if rank in some]
+    rank = network.mesh.rank
+    halves = [Wire(network, half) for half in ((0, 1), (2, 3)) if rank in half]
+    overlapping = [Wire(network, some) for some in ((0, 1, 2), (1, 2, 3), (0, 3)) if rank in some]
     found = []
     for one in (*halves, wire, *overlapping):
         for length in (2, 70_000):
@@ -244,12 +244,12 @@ def sets(wire: Wire, mesh: Mesh) -> list[float]:
     return found
 
 
-def counted(wire: Wire, mesh: Mesh) -> float:
+def counted(wire: Wire, network: Network) -> float:
     wire.all_reduce([np.zeros(2_000_000, np.float32)], Reduction.SUM, Call("", "allreduce"))
     return wire.counters.written / wire.counters.reduced
 
 
-def no_memory(wire: Wire, mesh: Mesh) -> str:
+def no_memory(wire: Wire, network: Network) -> str:
     """The file that results are in can't grow; what is shown by each has been made before."""
     wire.all_reduce([np.zeros(20_000)], Reduction.SUM, Call("", "allreduce"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, resource.RLIM_INFINITY))
@@ -260,3 +260,15 @@ def no_memory(wire: Wire, mesh: Mesh) -> str:
     except WireError as error:
         return str(error)
     return "no error"
+
+
+def addresses(wire: Wire, network: Network) -> int:
+    """In how many places the results of large sums lie, one let go after the other."""
+    places = set()
+    for _ in range(6):
+        [total] = wire.all_reduce(
+            [np.ones(3_000_000, np.float32)], Reduction.SUM, Call("", "sum"), scale=0.5
+        )
+        places.add(total.ctypes.data)
+        del total
+    return len(places)

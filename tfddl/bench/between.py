@@ -1,10 +1,10 @@
 r"""Measures what goes between hosts: ``tfddlrun -H hostA:1,hostB:1 python -m tfddl.bench.between``.
 
-In every worker of a job on two hosts or more. How long sums take, by TensorFlow's strategy between
-all workers, and through RING between one worker of each host in so many pieces at once, which is
-what ``tfddl.init(pieces=…)`` takes; what one TCP stream carries, to compare with; and training
-steps, in a loop by hand: alone, with TensorFlow's strategy, and with tfddl. Timings are medians,
-in turns, of the slowest worker.
+In every worker of a job on two hosts or more. How long sums take: as tfddl makes them, between all
+workers; by TensorFlow's strategy; and through RING between one worker of each host in so many
+pieces at once, which is what ``tfddl.init(pieces=…)`` takes. What one TCP stream carries, to
+compare with. And training steps, in a loop by hand: alone, with TensorFlow's strategy, and with
+tfddl. Timings are medians, in turns, of the slowest worker.
 """
 
 import logging
@@ -23,13 +23,17 @@ from tfddl.errors import DataError, TfddlError
 
 if TYPE_CHECKING:
     from tfddl.bench.crossing import Steps
+    from tfddl.runtime import Runtime
 
 _SIZES = flags.DEFINE_list("sizes", ["64K", "1M", "16M", "64M"], "Bytes of the sums.")
 _TRY_PIECES = flags.DEFINE_list(
     "try_pieces", ["1", "4", "8", "16"], "Numbers of pieces to compare in the sums, 1 to 16."
 )
+_BETWEEN_HOSTS = flags.DEFINE_enum(
+    "between_hosts", "auto", ["auto", "tcp", "ring"], "What tfddl.init gets."
+)
 _PIECES = flags.DEFINE_integer(
-    "pieces", None, "What tfddl.init gets, for the training. [default: it chooses]"
+    "pieces", None, "What tfddl.init gets; only RING has pieces. [default: it chooses]"
 )
 _MODELS = flags.DEFINE_list(
     "models", ["mlp"], f"What is trained, of {', '.join(WORKLOADS)}; empty for nothing."
@@ -47,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         sizes, pieces, workloads = _sizes(), _numbers(), _workloads()
-        tfddl.init(pieces=_PIECES.value)
+        tfddl.init(between_hosts=_BETWEEN_HOSTS.value, pieces=_PIECES.value)
         text = _measure(sizes, pieces, workloads)
         if tfddl.rank() == 0:
             sys.stdout.write(text)
@@ -100,18 +104,23 @@ def _measure(sizes: Sequence[int], pieces: Sequence[int], workloads: Sequence[Wo
         )
     progress = Progress(name="tfddl.bench.between", quiet=cluster.rank != 0)
     pace = crossing.Pace(rounds=_ROUNDS.value, seconds=_SECONDS.value, progress=progress)
-    chosen = current().pieces
     texts = [
-        f"{cluster.size} workers on {len(cluster.hosts)} hosts, {current().transport.name}, "
-        f"{chosen} {'piece' if chosen == 1 else 'pieces at once'}.\n",
+        f"{cluster.size} workers on {len(cluster.hosts)} hosts, {_transport(current())}.\n",
         _stream(crossing.stream_bytes_per_s()),
     ]
     if sizes:
-        texts.append(_sums(crossing.sums(sizes, pieces, pace), crossing.STRATEGY))
+        texts.append(_sums(crossing.sums(sizes, pieces, pace)))
     trained = [crossing.steps(workload, pace) for workload in workloads]
     if trained:
         texts.append(_steps(trained))
     return "\n".join(texts)
+
+
+def _transport(runtime: "Runtime") -> str:
+    name, number = runtime.transport.name, runtime.pieces
+    if "RING" not in name:
+        return name
+    return f"{name}, {number} {'piece' if number == 1 else 'pieces at once'}"
 
 
 def _stream(found: float | str) -> str:
@@ -120,7 +129,7 @@ def _stream(found: float | str) -> str:
     return f"One TCP stream carries {found / 1e9:.2f} GB/s, one way.\n"
 
 
-def _sums(found: Mapping[int, Mapping[str, float]], strategy: str) -> str:
+def _sums(found: Mapping[int, Mapping[str, float]]) -> str:
     rows = [
         [
             format_size(size),
@@ -128,9 +137,7 @@ def _sums(found: Mapping[int, Mapping[str, float]], strategy: str) -> str:
         ]
         for size, times in found.items()
     ]
-    labels = [label for label in next(iter(found.values())) if label != strategy]
-    pieces = ["1 piece" if label == "1" else f"{label} pieces" for label in labels]
-    return markdown(["sum of", strategy, *pieces], rows) + "\n"
+    return markdown(["sum of", *next(iter(found.values()))], rows) + "\n"
 
 
 def _steps(trained: Sequence["Steps"]) -> str:

@@ -96,15 +96,18 @@ def sums(sizes: Sequence[int], pieces: Sequence[int], pace: Pace) -> dict[int, d
         pace: How long.
 
     Returns:
-        By size and by who sums up, median seconds: `STRATEGY`, and the numbers of pieces.
+        By size and by who sums up, median seconds: tfddl, `STRATEGY`, RING in so many pieces.
     """
-    transports = {str(number): _between(number) for number in pieces}
+    transports: dict[str, Transport | None] = {_TFDDL: current().transport}
+    for number in pieces:
+        label = "RING in 1 piece" if number == 1 else f"RING in {number} pieces"
+        transports[label] = _between(number)
     found = {}
     for size in sizes:
         with pace.progress.within(f"sums of {size} bytes"):
             ones = tf.ones([size // _FLOAT_BYTES])
-            cases = [Case(STRATEGY, _strategy_sum(ones))]
-            cases += [Case(label, _sum(t, ones)) for label, t in transports.items()]
+            cases = [Case(label, _sum(t, ones)) for label, t in transports.items()]
+            cases.insert(1, Case(STRATEGY, _strategy_sum(ones)))
             times = in_turns(
                 cases, rounds=pace.rounds, seconds=pace.seconds, progress=pace.progress
             )

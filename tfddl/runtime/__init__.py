@@ -2,6 +2,7 @@
 
 * `options`: what `tfddl.init()` was asked for.
 * `devices`: threads, GPUs, the strategy.
+* `networks`: of our own: memory within a host, TCP between hosts.
 * `connecting`: which transport, and what it needs.
 * `process`: the runtime of the process, and the one mutable module global of tfddl.
 """

@@ -2,17 +2,19 @@
 
 import dataclasses
 import logging
+import secrets
+import struct
 
 import tensorflow as tf
 
-from tfddl import wire
 from tfddl.cluster import Cluster
-from tfddl.errors import DisagreementError, StartError, WireError
+from tfddl.errors import DisagreementError, StartError
+from tfddl.runtime.networks import Networks
 from tfddl.runtime.options import Options
-from tfddl.threads import has_own_core
 from tfddl.transport import (
     DEFAULT_PIECES,
     AloneTransport,
+    Between,
     Collective,
     HostTransport,
     Reduction,
@@ -26,13 +28,22 @@ from tfddl.transport import (
     TwoLevelTransport,
     measured_pieces,
 )
+from tfddl.wire import SECRET_BYTES, Lobby, Network
 
 _NO_SHARED_MEMORY = (
     "the workers of a host can't share memory: TensorFlow's collectives take over, which are slower"
 )
+_NO_TCP = (
+    "not all workers can reach those of the other hosts by TCP; the warnings of those that can't "
+    "say whom"
+)
+_LET_THEM = (
+    "HINT: let the hosts of the job reach all ports of each other, or use between_hosts='ring', "
+    "which needs only those of TF_CONFIG."
+)
 
-_AFTER_ROLL_S = 5.0
-"""How much longer than the roll the workers of one of several hosts wait for each other."""
+_SECRET = struct.Struct("<qq")
+_BETWEEN = (None, *Between)
 
 _LOG = logging.getLogger("tfddl")
 
@@ -45,6 +56,19 @@ class Connected:
 
     pieces: int
     """In how many pieces at once TensorFlow's collectives send what is large."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What all ranks have said of themselves."""
+
+    share_memory: bool
+    """Whether all share memory with those of their hosts."""
+
+    ports: tuple[int, ...]
+    """Where each one's lobby listens; 0 where it has none."""
+
+    secret: bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,36 +94,56 @@ class Connecting:
             tracer: Is told what travels, while it is on.
 
         Raises:
-            StartError: TensorFlow doesn't order the workers by rank.
+            StartError: TensorFlow doesn't order the workers by rank; or TCP was asked for, and
+                can't be had.
             DisagreementError: The ranks were given different options.
         """
-        patience = wire.Patience(
-            warn_s=self.options.stall_warning_s, give_up_s=self.options.timeout_s
-        )
         tracer.open(self.cluster.rank)
-        roll = Roll(self.cluster.rank, self.cluster.size, patience)
+        roll = Roll(self.cluster.rank, self.cluster.size, self.options.patience)
         whole = self._strategy_transport()
         roll.watch(whole)
-        mesh = self._share_memory(patience)
-        shares = _compare(whole, shares_memory=mesh is not None, pieces=self.options.pieces)
-        pieces = self._choose_pieces(whole, only_leaders=shares)
-        layout = self.cluster.ranks_of_hosts
-        if mesh is not None and shares and len(layout) == 1:
-            roll.close()  # Those who share memory know by themselves whom they wait for.
-            overlaps = self.num_cores > 1
-            transport = HostTransport(mesh, range(mesh.size), tracer, overlaps=overlaps)
-            return Connected(transport=transport, pieces=pieces)
-        slow = TimedTransport(whole.in_pieces(pieces))
-        if mesh is None or not shares:
-            if self._wants_shared_memory:
-                _LOG.warning(_NO_SHARED_MEMORY)
-            if mesh is not None:
-                mesh.close()
-            return Connected(transport=TracedTransport(slow, tracer, roll), pieces=pieces)
-        local = HostTransport(mesh, range(mesh.size)) if mesh.size > 1 else AloneTransport()
+        networks = Networks(self.cluster, self.options)
+        memory = networks.share_memory() if self._wants_shared_memory else None
+        lobby = networks.open_lobby() if self._wants_tcp else None
+        said = self._compare(whole, memory, lobby)
+        if self._wants_shared_memory and not said.share_memory:
+            _LOG.warning(_NO_SHARED_MEMORY)
+            if memory is not None:
+                memory.close()
+            memory = None
+        hosts = self._reach(whole, networks, lobby, said)
+        one = self._one_network(memory, hosts)
+        if one is not None:
+            roll.close()  # These know by themselves whom they wait for.
+            transport = HostTransport(
+                one, range(one.mesh.size), tracer, overlaps=self.num_cores > 1
+            )
+            return Connected(transport=transport, pieces=DEFAULT_PIECES)
+        if hosts is None:
+            pieces = self._choose_pieces(whole, only_leaders=memory is not None)
+            world: Transport = TimedTransport(whole.in_pieces(pieces))
+        else:
+            pieces = DEFAULT_PIECES
+            world = HostTransport(hosts, range(hosts.mesh.size), overlaps=self.num_cores > 1)
+            roll.watch(world)
+        if memory is not None:
+            world = self._in_two_levels(memory, world, roll)
+        return Connected(transport=TracedTransport(world, tracer, roll), pieces=pieces)
+
+    def _one_network(self, memory: Network | None, hosts: Network | None) -> Network | None:
+        """The network that connects all workers, if there is one."""
+        sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]
+        if len(sizes) == 1:
+            return memory
+        return hosts if max(sizes) == 1 else None
+
+    def _in_two_levels(self, memory: Network, world: Transport, roll: Roll) -> Transport:
+        local: Transport = AloneTransport()
+        if memory.mesh.size > 1:
+            overlaps = self.num_cores > 1 or world.overlaps
+            local = HostTransport(memory, range(memory.mesh.size), overlaps=overlaps)
         roll.watch(local)
-        both = TwoLevelTransport(self.cluster.rank, layout, local, slow)
-        return Connected(transport=TracedTransport(both, tracer, roll), pieces=pieces)
+        return TwoLevelTransport(self.cluster.rank, self.cluster.ranks_of_hosts, local, world)
 
     def _strategy_transport(self) -> StrategyTransport:
         options = StrategyOptions(
@@ -133,57 +177,79 @@ class Connecting:
         return int(told.numpy()[0])
 
     @property
+    def _has_own_networks(self) -> bool:
+        """Whether gradients may go otherwise than by TensorFlow's collectives."""
+        return self.options.collective is None and self.collective is Collective.RING
+
+    @property
     def _wants_shared_memory(self) -> bool:
-        """Whether gradients go through memory: several CPU workers on a host, nobody forbids it."""
+        return self._has_own_networks and max(map(len, self.cluster.ranks_of_hosts)) > 1
+
+    @property
+    def _wants_tcp(self) -> bool:
         return (
-            self.options.collective is None
-            and self.collective is Collective.RING
-            and max(map(len, self.cluster.ranks_of_hosts)) > 1
+            self._has_own_networks
+            and len(self.cluster.hosts) > 1
+            and self.options.between_hosts is not Between.RING
         )
 
-    def _share_memory(self, patience: wire.Patience) -> wire.Mesh | None:
-        """Connects the workers of this host, if that is wanted and can be done."""
-        if not self._wants_shared_memory:
+    def _reach(
+        self, whole: Transport, networks: Networks, lobby: Lobby | None, said: _Said
+    ) -> Network | None:
+        """Connects to the other hosts, if all ranks want to, and all can."""
+        found = None
+        is_possible = all(said.ports) and (said.share_memory or not self._wants_shared_memory)
+        if lobby is not None and is_possible:
+            found = networks.reach_hosts(lobby, said.ports, said.secret)
+        elif lobby is not None:
+            lobby.close()
+        if not self._wants_tcp:
             return None
-        cluster = self.cluster
-        if len(cluster.hosts) > 1:  # Who is missing may be elsewhere: the roll gives up first.
-            later_s = patience.give_up_s and patience.give_up_s + _AFTER_ROLL_S
-            patience = dataclasses.replace(patience, give_up_s=later_s)
-        seat = wire.Seat(
-            # Hosts may be names of one machine.
-            job=" ".join([cluster.host, *cluster.addresses]),
-            rank=cluster.local_rank,
-            size=cluster.local_size,
-            names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
-            patience=patience,
-            spins=has_own_core(cluster.local_size, own=self.options.cores),
+        reached = whole.all_reduce(tf.constant([int(found is not None)]), Reduction.MIN)
+        if reached.numpy()[0]:
+            return found
+        if found is not None:
+            found.close()
+        if self.options.between_hosts is Between.TCP:
+            raise StartError(f"between_hosts is 'tcp', but {_NO_TCP}. {_LET_THEM}")
+        if self.cluster.rank == 0:
+            _LOG.warning(
+                "%s. TensorFlow's RING takes over, which is slower. %s", _NO_TCP, _LET_THEM
+            )
+        return None
+
+    def _compare(self, whole: Transport, memory: Network | None, lobby: Lobby | None) -> _Said:
+        """Makes sure that the first collective works, in TensorFlow's order, and options agree."""
+        mine = [
+            self.cluster.rank,
+            int(memory is not None),
+            self.options.pieces or 0,
+            _BETWEEN.index(self.options.between_hosts),
+            lobby.port if lobby is not None else 0,
+            *_SECRET.unpack(secrets.token_bytes(SECRET_BYTES)),
+        ]
+        said = whole.all_gather(tf.constant(mine, tf.int64)).numpy()
+        order, shares, pieces, between, ports = said.T[:5].tolist()
+        if order != list(range(self.cluster.size)):
+            raise StartError(
+                f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
+                "tensors would be mixed up. This TensorFlow can't be used."
+            )
+        _require_same("pieces", [number or None for number in pieces])
+        words = [_BETWEEN[number] or "auto" for number in between]
+        _require_same("between_hosts", [str(word) for word in words])
+        return _Said(
+            share_memory=all(shares),
+            ports=tuple(ports),
+            secret=_SECRET.pack(*said[0, 5:].tolist()),
         )
-        try:
-            return wire.connect(seat)
-        except WireError as error:
-            _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
-            return None
 
 
-def _compare(transport: Transport, *, shares_memory: bool, pieces: int | None) -> bool:
-    """Makes sure that the first collective works, in TensorFlow's order, and that ranks cut alike.
-
-    Returns:
-        Whether all ranks share memory with those of their hosts.
-    """
-    mine = [transport.rank, int(shares_memory), pieces or 0]
-    said = transport.all_gather(tf.constant(mine)).numpy()
-    order = said[:, 0].tolist()
-    if order != list(range(transport.size)):
-        raise StartError(
-            f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
-            "tensors would be mixed up. This TensorFlow can't be used."
-        )
-    wanted = said[:, 2].tolist()
-    other = next((rank for rank, number in enumerate(wanted) if number != wanted[0]), None)
+def _require_same(name: str, values: list[int | None] | list[str]) -> None:
+    """Refuses a setting that differs between ranks."""
+    other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
     if other is not None:
         raise DisagreementError(
-            f"tfddl.init got pieces={wanted[0] or None} on rank 0, but "
-            f"pieces={wanted[other] or None} on rank {other}. HINT: give all ranks the same."
+            f"tfddl.init got {name}={values[0]!r} on rank 0, but {name}={values[other]!r} on rank "
+            f"{other}. HINT: give all ranks the same."
         )
-    return bool(said[:, 1].all())

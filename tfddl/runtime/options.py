@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from tfddl.errors import StartError
-from tfddl.transport import MOST_PIECES, Collective
+from tfddl.transport import MOST_PIECES, Between, Collective
+from tfddl.wire import Patience
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,6 +13,7 @@ class Options:
     """What `tfddl.init()` was asked for; None leaves the choice to us."""
 
     collective: Collective | None = None
+    between_hosts: Between | None = None
     intra_op_threads: int | None = None
     inter_op_threads: int | None = None
     pieces: int | None = None
@@ -32,7 +34,17 @@ class Options:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
         if self.pieces is not None and not 1 <= self.pieces <= MOST_PIECES:
             raise StartError(f"pieces is {self.pieces}; it must be 1..{MOST_PIECES}, or None.")
+        if self.collective is not None and self.between_hosts is Between.TCP:
+            raise StartError(
+                f"collective is {self.collective.value!r}, by which all workers speak to each "
+                "other; between_hosts='tcp' goes with collective='auto' only."
+            )
         for name in ("timeout_s", "start_timeout_s", "stall_warning_s"):
             seconds = getattr(self, name)
             if seconds is not None and not 0 <= seconds < math.inf:
                 raise StartError(f"{name} is {seconds}; it must be 0 (never) or more.")
+
+    @property
+    def patience(self) -> Patience:
+        """How long to wait for others in an operation."""
+        return Patience(warn_s=self.stall_warning_s, give_up_s=self.timeout_s)

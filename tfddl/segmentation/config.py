@@ -9,6 +9,7 @@ from tfddl.segmentation.presets import PRESETS
 
 CHANNELS = (1, 3, 4)
 COLLECTIVES = ("auto", "ring", "nccl")
+BETWEEN_HOSTS = ("auto", "tcp", "ring")
 DECAYS = ("cosine", "none")
 LOSSES = ("dice_crossentropy", "dice", "exact_dice")
 PROGRESS = ("bar", "lines", "none")
@@ -44,6 +45,7 @@ class TrainConfig:
     save_every_steps: int | None
     keep: int
     collective: str
+    between_hosts: str
     intra_op_threads: int | None
     inter_op_threads: int | None
     pieces: int | None
@@ -83,6 +85,7 @@ class TrainConfig:
             _require_positive("save_every_steps", self.save_every_steps)
         _require_positive("keep", self.keep)
         _require_one_of("collective", self.collective, COLLECTIVES)
+        _require_one_of("between_hosts", self.between_hosts, BETWEEN_HOSTS)
         _require_one_of("progress", self.progress, PROGRESS)
 
 
@@ -104,6 +107,7 @@ class PredictConfig:
     skip_bad: bool
     batch_size: int
     collective: str
+    between_hosts: str
     intra_op_threads: int | None
     inter_op_threads: int | None
     progress: str
@@ -114,6 +118,7 @@ class PredictConfig:
         _require("threshold", self.threshold, 0 < self.threshold <= 1, "in (0, 1]")
         _require_positive("batch_size", self.batch_size)
         _require_one_of("collective", self.collective, COLLECTIVES)
+        _require_one_of("between_hosts", self.between_hosts, BETWEEN_HOSTS)
         _require_one_of("progress", self.progress, PROGRESS)
         if self.input_dir.resolve() == self.output_dir.resolve():
             raise UnsupportedError(

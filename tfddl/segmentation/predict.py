@@ -10,7 +10,7 @@ from absl import flags
 
 import tfddl
 from tfddl.segmentation import command
-from tfddl.segmentation.config import COLLECTIVES, PROGRESS, SIZES, PredictConfig
+from tfddl.segmentation.config import BETWEEN_HOSTS, COLLECTIVES, PROGRESS, SIZES, PredictConfig
 
 _MODEL = flags.DEFINE_string(
     "model", None, "[data] The model: a file that Keras saved (model.keras).", required=True
@@ -51,6 +51,13 @@ _COLLECTIVE = flags.DEFINE_enum(
     COLLECTIVES,
     "[runtime] What the workers talk over: ring (CPUs), nccl (GPUs), or auto.",
 )
+_BETWEEN_HOSTS = flags.DEFINE_enum(
+    "between_hosts",
+    "auto",
+    BETWEEN_HOSTS,
+    "[runtime] What CPU hosts speak to each other by: tcp (streams on ports of their own), ring "
+    "(TensorFlow's, on the ports of TF_CONFIG), or auto: TCP where it can be had.",
+)
 _INTRA_OP_THREADS = flags.DEFINE_integer(
     "intra_op_threads",
     None,
@@ -85,6 +92,7 @@ def config_from_flags() -> PredictConfig:
         skip_bad=_SKIP_BAD.value,
         batch_size=_BATCH_SIZE.value,
         collective=_COLLECTIVE.value,
+        between_hosts=_BETWEEN_HOSTS.value,
         intra_op_threads=_INTRA_OP_THREADS.value,
         inter_op_threads=_INTER_OP_THREADS.value,
         progress=_PROGRESS.value,
@@ -108,6 +116,7 @@ def _predict() -> None:
 
     tfddl.init(
         collective=config.collective,
+        between_hosts=config.between_hosts,
         intra_op_threads=config.intra_op_threads,
         inter_op_threads=config.inter_op_threads,
     )

@@ -15,6 +15,7 @@ import tfddl
 from tfddl.segmentation import command
 from tfddl.segmentation.augment import CHANGES
 from tfddl.segmentation.config import (
+    BETWEEN_HOSTS,
     COLLECTIVES,
     DECAYS,
     LOSSES,
@@ -128,6 +129,13 @@ _COLLECTIVE = flags.DEFINE_enum(
     COLLECTIVES,
     "[runtime] What carries the gradients: ring (CPUs), nccl (GPUs), or auto.",
 )
+_BETWEEN_HOSTS = flags.DEFINE_enum(
+    "between_hosts",
+    "auto",
+    BETWEEN_HOSTS,
+    "[runtime] What CPU hosts speak to each other by: tcp (streams on ports of their own), ring "
+    "(TensorFlow's, on the ports of TF_CONFIG), or auto: TCP where it can be had.",
+)
 _INTRA_OP_THREADS = flags.DEFINE_integer(
     "intra_op_threads",
     None,
@@ -199,6 +207,7 @@ def config_from_flags() -> TrainConfig:
         save_every_steps=_SAVE_EVERY_STEPS.value,
         keep=_KEEP.value,
         collective=_COLLECTIVE.value,
+        between_hosts=_BETWEEN_HOSTS.value,
         intra_op_threads=_INTRA_OP_THREADS.value,
         inter_op_threads=_INTER_OP_THREADS.value,
         pieces=_PIECES.value,
@@ -231,6 +240,7 @@ def _train() -> None:
 
     tfddl.init(
         collective=config.collective,
+        between_hosts=config.between_hosts,
         intra_op_threads=config.intra_op_threads,
         inter_op_threads=config.inter_op_threads,
         pieces=config.pieces,

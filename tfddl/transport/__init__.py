@@ -6,7 +6,7 @@ Usage:
 """
 
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import Collective, Lengths, Transport
+from tfddl.transport.base import Between, Collective, Lengths, Transport
 from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError, RefusedError
 from tfddl.transport.host import HostTransport
@@ -23,6 +23,7 @@ __all__ = [
     "DEFAULT_PIECES",
     "MOST_PIECES",
     "AloneTransport",
+    "Between",
     "Collective",
     "Event",
     "HostTransport",

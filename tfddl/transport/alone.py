@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl.transport.base import Lengths, Transport, scaled
+from tfddl.transport.base import ALL_DTYPES, Lengths, Transport, scaled
 from tfddl.wire import Reduction
 
 
@@ -12,9 +12,7 @@ class AloneTransport(Transport):
     """Hands everything back."""
 
     name = "none (one worker)"
-    dtypes = frozenset(
-        {tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64},
-    )
+    dtypes = ALL_DTYPES
 
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)

@@ -25,6 +25,16 @@ class Collective(enum.StrEnum):
     """NVIDIA's library, for GPUs."""
 
 
+class Between(enum.StrEnum):
+    """By which means the first workers of CPU hosts speak to each other."""
+
+    TCP = "tcp"
+    """Streams of our own."""
+
+    RING = "ring"
+    """TensorFlow's collectives."""
+
+
 OVER_ROWS = {
     Reduction.SUM: tf.reduce_sum,
     Reduction.PRODUCT: tf.reduce_prod,
@@ -32,6 +42,15 @@ OVER_ROWS = {
     Reduction.MAX: tf.reduce_max,
 }
 """The same arithmetic within one worker."""
+
+
+ALL_DTYPES = frozenset(
+    {
+        *(tf.bool, tf.uint8, tf.int8, tf.uint16, tf.int16, tf.uint32, tf.int32),
+        *(tf.int64, tf.float16, tf.bfloat16, tf.float32, tf.float64),
+    }
+)
+"""What any transport carries that TensorFlow's collectives don't bound."""
 
 
 class Transport(abc.ABC):
@@ -215,6 +234,14 @@ class Transport(abc.ABC):
         Zero for ever where nothing travels.
         """
         return 0.0
+
+    def end(self, text: str) -> None:
+        """Ends what waits here, on this rank, and all that follows; any thread may call it.
+
+        Args:
+            text: What their errors say.
+        """
+        del text  # Where nothing travels, nothing waits.
 
     def counts(self) -> tuple[int, int]:
         """How many operations have begun and ended on this rank; zeros where nobody counts.

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfddl.errors import DisagreementError, PeerLostError, StalledError
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import Lengths, Transport
+from tfddl.transport.base import ALL_DTYPES, Lengths, Transport
 from tfddl.transport.errors import (
     RankLostError,
     RanksDisagreeError,
@@ -30,7 +30,7 @@ from tfddl.transport.errors import (
     RefusedError,
 )
 from tfddl.transport.tracer import Event, Tracer
-from tfddl.wire import Call, Mesh, Reduction, Wire
+from tfddl.wire import Call, Network, Reduction, Wire
 
 Arrays = list[np.ndarray]
 
@@ -75,19 +75,13 @@ class _Counts:
 class HostTransport(Transport):
     """Shared memory between the workers of one host. Compares calls by itself."""
 
-    name = "shared memory"
-    dtypes = frozenset(
-        {
-            *(tf.bool, tf.uint8, tf.int8, tf.uint16, tf.int16, tf.uint32, tf.int32),
-            *(tf.int64, tf.float16, tf.bfloat16, tf.float32, tf.float64),
-        }
-    )
+    dtypes = ALL_DTYPES
     rounds_once = True
     compares = True
 
     def __init__(
         self,
-        mesh: Mesh,
+        network: Network,
         ranks: Sequence[int],
         tracer: Tracer | None = None,
         *,
@@ -96,15 +90,16 @@ class HostTransport(Transport):
         """Sits down with some workers of the host; all of them do.
 
         Args:
-            mesh: connects all workers of the host.
-            ranks: who takes part, by their numbers within the host, ascending.
+            network: connects them.
+            ranks: who takes part, as the network numbers them, ascending.
             tracer: is told what travels, while it is on.
             overlaps: see `Transport.overlaps`.
         """
-        self._wire = Wire(mesh, ranks)
+        self._wire = Wire(network, ranks)
         super().__init__(self._wire.rank, self._wire.size)
         self.overlaps = overlaps
-        self._mesh = mesh
+        self._network = network
+        self.name = network.name
         self._call = Call("", "an operation")
         self._shapes: tuple[tf.Tensor, ...] = ()
         self._tracer = tracer or Tracer()
@@ -125,7 +120,7 @@ class HostTransport(Transport):
             return AloneTransport()
         made = copy.copy(self)
         made._counts = _Counts(self._all_counts)
-        made._wire = Wire(self._mesh, [self._wire.ranks[rank] for rank in ranks])
+        made._wire = Wire(self._network, [self._wire.ranks[rank] for rank in ranks])
         Transport.__init__(made, made._wire.rank, made._wire.size)
         return made
 
@@ -198,6 +193,10 @@ class HostTransport(Transport):
         """See `Transport.seconds`."""
         return self._clock.seconds
 
+    def end(self, text: str) -> None:
+        """See `Transport.end`."""
+        self._network.mesh.end(text)
+
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""
         return self._counts.begun, self._counts.ended
@@ -208,7 +207,7 @@ class HostTransport(Transport):
 
     def waited_seconds(self) -> float:
         """See `Transport.waited_seconds`."""
-        return self._mesh.waited_s
+        return self._network.mesh.waited_s
 
     def counters(self) -> dict[str, int]:
         """See `Transport.counters`."""
@@ -296,7 +295,7 @@ class HostTransport(Transport):
             with self._clock.lock:
                 self._clock.seconds += seconds
         if self._tracer.is_on:
-            ranks = tuple(self._mesh.names[rank] for rank in self._wire.ranks)
+            ranks = tuple(self._network.mesh.names[rank] for rank in self._wire.ranks)
             num_bytes = sum(array.nbytes for array in arrays)
             kind = call.text.partition("\n")[0]
             end_s = time.time()

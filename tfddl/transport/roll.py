@@ -133,8 +133,8 @@ class Roll:
                 self._write(self._operation.text)
             if self._patience.give_up_s and waited_s >= self._patience.give_up_s:
                 text = self._describe(waited_s)
-                _LOG.error("%s", text)  # What waits within a host isn't ended by the next line.
-                service.end_collectives(text)
+                for transport in self._transports:
+                    transport.end(text)
                 return
             if self._patience.warn_s and waited_s >= warned_s + self._patience.warn_s:
                 warned_s = waited_s

@@ -31,6 +31,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from tfddl.errors import UnsupportedError
+from tfddl.transport import service
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import OVER_ROWS, Collective, Lengths, Transport, joined, scaled
 from tfddl.transport.pieces import MOST_PIECES, Piece, cut, piece_bytes
@@ -200,6 +201,10 @@ class StrategyTransport(Transport):
         mine = carried if self.rank == root_rank else tf.zeros_like(carried)
         total = self.all_reduce(mine, Reduction.SUM)
         return tf.bitcast(tf.cast(total, bits.dtype), flat.dtype)
+
+    def end(self, text: str) -> None:
+        """See `Transport.end`; of all TensorFlow's collectives of this process."""
+        service.end_collectives(text)
 
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""

@@ -1,4 +1,4 @@
-"""Shared memory within each host, TensorFlow's collectives between one worker of each.
+"""One transport within each host, another one between one worker of each.
 
 What a host sends to the others doesn't grow with its number of workers: the first of them, the
 *leader*, has its host's sum, adds it up with those of the other leaders, and hands the result
@@ -38,6 +38,7 @@ class TwoLevelTransport(Transport):
         super().__init__(rank, len(everyone))
         self.name = f"{local.name}, {world.name} between hosts"
         self.dtypes = local.dtypes & world.dtypes
+        self.overlaps = local.overlaps and world.overlaps
         self._layout = layout
         self._tally = Tally()
         self._local, self._world = local, world

@@ -1,66 +1,38 @@
-"""Collective operations through shared memory.
+"""Collective operations.
 
 Every operation begins with a word of each worker to each other: what it is about to do, and, if it
 is little, the numbers themselves. So the workers compare before anything is moved, and pay nothing
 extra for it: where they differ, each of them raises, and the next operation works.
 
-What is larger goes in chunks that fit the processors' caches, through two slots of each worker's
-area that are used in turn. In each step a worker writes its part of a chunk, waits until all have
-written theirs, and reads. A slot is written again two steps later, when all have said that they
-have read it.
-
-To reduce, each worker adds up one part of the chunk, its own numbers first, into memory that all
-read in place: so all get the same bits, and a byte is written for each byte reduced, whatever the
-number of workers. What is gathered or broadcast is written to such memory at once.
+What is larger is moved by a `Carrier`: through memory that the workers of a host share
+(`segments`), or by streams between hosts (`streams`).
 
 What little travels within the messages is added up by everyone, in the order of ranks.
-
-References:
-    "Bandwidth Optimal All-reduce Algorithms for Clusters of Workstations", Patarasuk, Yuan, 2009:
-    a reduce-scatter and an all-gather move the least.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
 
 from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
-from tfddl.plan import shard_range
 from tfddl.wire.arithmetic import Reduction, reduce, reduced
+from tfddl.wire.carrier import Network
 from tfddl.wire.flat import Flat
-from tfddl.wire.memory import Buffers, divided, room_for
-from tfddl.wire.mesh import LONGEST_PAYLOAD, Call, Mesh, Message, Tag, hashed
-from tfddl.wire.pool import Pool
+from tfddl.wire.memory import Buffers, room_for
+from tfddl.wire.messages import LONGEST_PAYLOAD, Call, Message, Tag, hashed
 from tfddl.wire.session import Session, Turns
 from tfddl.wire.telling import describe_difference
 
-CHUNK_BYTES = 2**22
-"""What all workers together reduce in one step: small enough for caches, large enough that the step
-costs more than the messages around it."""
-
-_SLOTS = 2
 _HELLO, _TURN, _TEXT = 0, 2**32 - 2, 2**32 - 1
 
 
-@dataclass
-class Counters:
-    """What has been moved so far, in bytes."""
-
-    reduced: int = 0
-    """Of the tensors that were reduced."""
-
-    written: int = 0
-    """Into memory, for these."""
-
-
 class Wire:
-    """Collective operations of some workers of a host; each of them makes one alike.
+    """Collective operations of some workers; each of them makes one alike.
 
     Every method must be called by all of these workers, with a `Call` that is alike. Several
     threads may be in different calls at once, in any order; calls of one name meet in their order.
@@ -70,28 +42,27 @@ class Wire:
     ended an operation in the middle, all that follow raise at once.
     """
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int]) -> None:
+    def __init__(self, network: Network, ranks: Sequence[int]) -> None:
         """Sits down with some workers; nothing is sent yet.
 
         Args:
-            mesh: connects all workers of the host.
+            network: connects them.
             ranks: who takes part, ascending, this worker among them.
         """
+        mesh = network.mesh
         self.ranks = tuple(ranks)
         self.rank = self.ranks.index(mesh.rank)
         self.size = len(self.ranks)
-        self.counters = Counters()
         self._mesh = mesh
+        self._carrier = network.carrier(self.ranks)
+        self.counters = self._carrier.counters
         self._others = [rank for rank in self.ranks if rank != mesh.rank]
         self._key = ",".join(map(str, self.ranks))
         self._occurrences: dict[str, int] = {}
         self._lock = threading.Lock()
         self._turns = Turns()
         self._next_turn = 0
-        self._slot = 0
-        self._areas: list[np.ndarray] | None = None
         self._buffers = Buffers()
-        self._pool = Pool(mesh.memory, None if self.rank == 0 else mesh.peers[self.ranks[0]])
         self._failure: BaseException | None = None
 
     def all_reduce(
@@ -122,7 +93,7 @@ class Wire:
                 results.put(0, reduced(session.rows(mine, self.ranks), reduction))
                 self.counters.written += mine.num_bytes
             else:
-                self._reduce_in_chunks(session, mine, results, reduction)
+                self._carrier.reduce(session, mine, results, reduction)
         return results.arrays
 
     def all_gather(self, array: np.ndarray, call: Call) -> np.ndarray:
@@ -133,8 +104,7 @@ class Wire:
             if session.is_inline:
                 rows[:] = session.rows(mine, self.ranks)
             else:
-                rows[self.rank] = array
-                session.step()
+                self._carrier.gather(session, array, rows)
         return rows
 
     def broadcast(self, arrays: Sequence[np.ndarray], root: int, call: Call) -> list[np.ndarray]:
@@ -154,10 +124,7 @@ class Wire:
             if session.is_inline:
                 results.put(0, session.rows(mine, self.ranks)[root])
             else:
-                if self.rank == root:
-                    for result, own in zip(results.arrays, arrays, strict=True):
-                        result[:] = own
-                session.step()
+                self._carrier.broadcast(session, mine, results, root)
         return results.arrays
 
     def reduce_scatter(
@@ -190,7 +157,8 @@ class Wire:
                 reduce([piece[: len(wanted)] for piece in shown], reduction, wanted)
 
             parts = np.split(array, np.cumsum(lengths)[:-1])
-            self._swap_in_chunks(session, parts, max(lengths), take)
+            expected = [len(result)] * self.size
+            self._carrier.swap(session, parts, expected, max(lengths), take)
         return result
 
     def all_to_all(
@@ -226,7 +194,7 @@ class Wire:
                     wanted = result[at : at + len(piece)]
                     wanted[:] = piece[: len(wanted)]
 
-            self._swap_in_chunks(session, parts, int(lengths.max()), take)
+            self._carrier.swap(session, parts, expected, int(lengths.max()), take)
         return joined
 
     @contextlib.contextmanager
@@ -267,7 +235,7 @@ class Wire:
         if is_inline:
             payload = mine.take(0, mine.length).tobytes()
         else:
-            payload = self._pool.offer(self._turns.ended)
+            payload = self._carrier.offer(self._turns.ended)
         tag = self._tag(call.name)
         self._mesh.send(self._others, tag, Message(call.digest, num_bytes, payload))
         heard = self._mesh.collect(tag, self._others, call)
@@ -286,7 +254,7 @@ class Wire:
         with self._turns.wait_for(turn, unless=lambda: self._failure is not None):
             self._refuse_after_failure()
             if results:
-                session.results = divided(self._pool.take(assigned), mine.dtype, results)
+                session.results = self._carrier.room(assigned, mine.dtype, results)
             yield session
 
     def _refuse_after_failure(self) -> None:
@@ -318,17 +286,17 @@ class Wire:
         Args:
             session: the call.
             room: bytes for results.
-            offers: what each worker's `Pool` has offered.
+            offers: what each worker's `Carrier` has offered.
 
         Returns:
-            The call's number, and what `Pool.take` wants.
+            The call's number, and what `Carrier.room` wants.
         """
         tag = session.tag._replace(step=_TURN)
         if self.rank == 0:
             with self._lock:
                 turn = self._next_turn
                 self._next_turn += 1
-                assigned = self._pool.assign(room, turn, offers) if room else b""
+                assigned = self._carrier.assign(room, turn, offers) if room else b""
             self._mesh.send(self._others, tag, Message(0, turn, assigned))
             return turn, assigned
         first = self.ranks[0]
@@ -351,90 +319,3 @@ class Wire:
                 }
             )
         )
-
-    def _shown(self, session: Session) -> list[np.ndarray]:
-        """Everyone's area; made when something large is to be moved for the first time."""
-        if self._areas is None:
-            size = _SLOTS * CHUNK_BYTES
-            offset, own = self._mesh.memory.allocate(size)
-            offsets = session.tell(offset)
-            self._areas = [
-                own if rank == self._mesh.rank else self._mesh.peers[rank].area(offsets[rank], size)
-                for rank in self.ranks
-            ]
-        return self._areas
-
-    def _slots(self, session: Session) -> Iterator[list[np.ndarray]]:
-        """For each step: where everyone shows numbers."""
-        areas = self._shown(session)
-        while True:
-            start = CHUNK_BYTES * (self._slot % _SLOTS)
-            self._slot += 1
-            yield [area[start : start + CHUNK_BYTES] for area in areas]
-
-    def _reduce_in_chunks(
-        self, session: Session, mine: Flat, results: Flat, reduction: Reduction
-    ) -> None:
-        for chunk, slots in zip(mine.chunks(CHUNK_BYTES), self._slots(session), strict=False):
-            self._put_in(mine, chunk, slots[self.rank])
-            session.step()
-            self._add_up(mine, results, chunk, slots, reduction)
-        session.step()  # All sums are there.
-
-    def _put_in(self, mine: Flat, chunk: range, slot: np.ndarray) -> None:
-        """Shows the others their parts of a chunk."""
-        for rank in range(self.size):
-            if rank != self.rank:
-                start, stop = shard_range(len(chunk), rank, self.size)
-                mine.copy_to(chunk[start:stop], slot.view(mine.dtype)[start:stop])
-                self.counters.written += (stop - start) * mine.dtype.itemsize
-
-    def _add_up(
-        self,
-        mine: Flat,
-        results: Flat,
-        chunk: range,
-        slots: list[np.ndarray],
-        reduction: Reduction,
-    ) -> None:
-        """Reduces this worker's part of a chunk, where all will read it."""
-        start, stop = shard_range(len(chunk), self.rank, self.size)
-        others = [
-            slot.view(mine.dtype)[start:stop]
-            for rank, slot in enumerate(slots)
-            if rank != self.rank
-        ]
-        part = chunk[start:stop]
-        for (own, at), (result, _) in zip(mine.pieces(part), results.pieces(part), strict=True):
-            shown = [other[at : at + len(own)] for other in others]
-            reduce([mine.scaled(own, result), *shown], reduction, result)
-        self.counters.written += (stop - start) * mine.dtype.itemsize
-
-    def _swap_in_chunks(
-        self,
-        session: Session,
-        parts: Sequence[np.ndarray],
-        longest: int,
-        take: Callable[[int, list[np.ndarray]], None],
-    ) -> None:
-        """Shows each worker the next piece of its part, and takes what all have for this one.
-
-        Args:
-            session: the operation.
-            parts: for each worker.
-            longest: elements of the longest part that anyone has.
-            take: gets the place that the pieces come from, and the piece of each worker, which may
-                be longer than what it had to give.
-        """
-        dtype = parts[0].dtype
-        room = CHUNK_BYTES // self.size // dtype.itemsize
-        slots = self._slots(session)
-        for at in range(0, longest, room):
-            shown = next(slots)
-            own = shown[self.rank].view(dtype)
-            for rank, part in enumerate(parts):
-                piece = part[at : at + room]
-                own[rank * room : rank * room + len(piece)] = piece
-            session.step()
-            lane = slice(self.rank * room, self.rank * room + min(room, longest - at))
-            take(at, [slot.view(dtype)[lane] for slot in shown])

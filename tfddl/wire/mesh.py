@@ -1,6 +1,6 @@
-"""Short messages between the workers of a host, found by what they belong to.
+"""Short messages between workers, found by what they belong to.
 
-Every worker holds a socket to every other. A message carries a *tag*: which operation it belongs
+Every worker holds a link to every other. A message carries a *tag*: which operation it belongs
 to, and which step of it. So operations may be under way in several threads, in an order of their
 own on each worker. Whoever waits first reads for all: what arrives for another thread is put where
 that one will find it.
@@ -9,158 +9,57 @@ that one will find it.
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import logging
 import os
 import select
-import socket
 import struct
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import NamedTuple
+from typing import Protocol
 
 from tfddl.errors import PeerLostError, StalledError, WireError
-from tfddl.wire.memory import PeerMemory, SharedMemory
+from tfddl.wire.links import ENDED, Link
+from tfddl.wire.messages import LONGEST_PAYLOAD, Call, Message, Seat, Tag
 from tfddl.wire.telling import rank_names
-
-LONGEST_PAYLOAD = 32 * 2**10
-"""Bytes that travel within a message; more goes through shared memory."""
+from tfddl.wire.waiting import Waiting
 
 _HEADER = struct.Struct("<QIIQQ")
+LONGEST_MESSAGE = _HEADER.size + LONGEST_PAYLOAD
+"""Bytes that a link has to carry at once."""
+
 _SPIN_S = 50e-6
 _LOOK_S = 1.0
-_SHOWN = 3
 _LOG = logging.getLogger("tfddl")
-
-
-class Tag(NamedTuple):
-    """What a message belongs to."""
-
-    name: int
-    """The operation's name, hashed."""
-
-    occurrence: int
-    """How many operations of that name came before, as the workers of the set count them."""
-
-    step: int
-    """Which step of the operation."""
-
 
 _STALL = Tag(0, 0, 0)
 """What a worker waits for, told to those it waits for."""
 
 
-class Message(NamedTuple):
-    """What one worker tells another."""
+class Closes(Protocol):
+    """Something that is closed in the end."""
 
-    digest: int
-    """Of what has to be alike on all workers."""
-
-    number: int
-    """Bytes of the tensor, or whatever else the step needs."""
-
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class Call:
-    """What an operation is called, and what has to be alike about it on all workers.
-
-    Attributes:
-        name: calls of one name meet in their order, whatever happens under other names. "" is for
-            those without a name: they meet in program order.
-        text: a line that says which operation, then one for each tensor.
-    """
-
-    name: str
-    text: str
-
-    @functools.cached_property
-    def digest(self) -> int:
-        """64 bits that stand for the text."""
-        return hashed(self.text)
-
-    def __str__(self) -> str:
-        kind, *tensors = self.text.split("\n")
-        shown = [*tensors[:_SHOWN], "…"] if len(tensors) > _SHOWN else tensors
-        return f"{kind} of {', '.join(shown)}" if shown else kind
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long to wait for the others.
-
-    Attributes:
-        warn_s: after how many seconds to log who is missing, and again each time; 0 is never.
-        give_up_s: after how many seconds to raise; 0 is never.
-    """
-
-    warn_s: float = 60.0
-    give_up_s: float = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Who sits where.
-
-    Attributes:
-        job: what only the workers of this job have in common.
-        rank: this worker's number within the host, in [0, size).
-        size: number of workers on the host.
-        names: the ranks of these workers in the whole job, for messages; by default 0, 1, …
-        timeout_s: how long to wait for the others to come.
-        patience: how long to wait for them later.
-        spins: whether to look for the first microseconds of a wait instead of sleeping at once.
-    """
-
-    job: str
-    rank: int
-    size: int
-    names: Sequence[int] = ()
-    timeout_s: float = 60.0
-    patience: Patience = field(default_factory=Patience)
-    spins: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size:
-            raise WireError(f"local rank {self.rank} among {self.size} workers")
-
-
-def hashed(text: str) -> int:
-    """A number of 64 bits that is the same in all processes."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    def close(self) -> None:
+        """Closes it."""
 
 
 class Mesh:
-    """The sockets of one worker to all others of its host, and the mail that has arrived."""
+    """The links of one worker to others, and the mail that has arrived."""
 
-    def __init__(
-        self,
-        seat: Seat,
-        sockets: Mapping[int, socket.socket],
-        memory: SharedMemory,
-        peers: Mapping[int, PeerMemory],
-    ) -> None:
-        """Takes over connected sockets (SOCK_SEQPACKET).
+    def __init__(self, seat: Seat, links: Mapping[int, Link]) -> None:
+        """Takes over links.
 
         Args:
             seat: who this worker is.
-            sockets: one to each other worker of the host.
-            memory: what this worker shows the others.
-            peers: what each other one shows.
+            links: one to each other worker that it can speak to.
         """
         self.rank, self.size = seat.rank, seat.size
         self.names = tuple(seat.names) or tuple(range(seat.size))
-        self.memory = memory
-        self.peers = dict(peers)
+        self.patience = seat.patience
         self.waited_s = 0.0
-        self._sockets = dict(sockets)
-        self._patience = seat.patience
+        self._links = dict(links)
+        self._kept: list[Closes] = list(links.values())
         self._spin_s = _SPIN_S if seat.spins else 0.0
         self._mail: dict[Tag, dict[int, Message]] = {}
         self._told: dict[int, str] = {}
@@ -168,13 +67,16 @@ class Mesh:
         self._lost: set[int] = set()
         self._changed = threading.Condition()
         self._is_read = False
-        self._buffer = bytearray(_HEADER.size + LONGEST_PAYLOAD)
+        self._end = ""
         self._poll = select.poll()
-        self._peer_of = {s.fileno(): peer for peer, s in self._sockets.items()}
-        for connected in self._sockets.values():
-            connected.setblocking(False)
-            self._poll.register(connected, select.POLLIN)
+        self._peer_of = {link.fileno(): peer for peer, link in self._links.items()}
+        for link in self._links.values():
+            self._poll.register(link, select.POLLIN)
         _close_in_children(self)
+
+    def keep(self, closing: Iterable[Closes]) -> None:
+        """Closes other things, too, when it is closed, and in children."""
+        self._kept += closing
 
     def send(self, peers: Iterable[int], tag: Tag, message: Message) -> None:
         """Tells others something. One that has ended is noticed by who waits for it.
@@ -184,8 +86,9 @@ class Mesh:
         header = _HEADER.pack(*tag, message.digest, message.number)
         data = header + message.payload if message.payload else header
         for peer in peers:
-            if not self._is_sent(peer, data):
-                self._send_slowly(peer, data)
+            is_taken = self._is_sent(peer, data)
+            if not is_taken or not self._links[peer].flush():
+                self._send_slowly(peer, None if is_taken else data)
 
     def collect(self, tag: Tag, peers: Sequence[int], call: Call) -> dict[int, Message]:
         """Waits for the messages of others.
@@ -203,7 +106,7 @@ class Mesh:
             StalledError: they haven't all come in time.
         """
         begin = time.monotonic()
-        waiting = _Waiting(self._patience, begin)
+        waiting = Waiting(self.patience, begin)
         self._waits[tag] = call
         try:
             while True:
@@ -229,21 +132,23 @@ class Mesh:
             self._tell_waits()
         return found
 
+    def end(self, text: str) -> None:
+        """Lets whoever waits here raise `StalledError`, soon; any thread may call it.
+
+        Args:
+            text: what the error says.
+        """
+        self._end = text
+
+    def refuse_end(self) -> None:
+        """Raises what `end` has ordered; who waits calls it again and again."""
+        if self._end:
+            raise StalledError(self._end)
+
     def close(self) -> None:
-        """Closes the sockets; the others notice."""
-        for connected in self._sockets.values():
-            connected.close()
-
-    def __enter__(self) -> Mesh:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        """Closes the links; the others notice."""
+        for kept in self._kept:
+            kept.close()
 
     def _read(self, timeout_s: float) -> None:
         """Takes what has arrived, or waits for something; the caller has set `_is_read`."""
@@ -265,23 +170,15 @@ class Mesh:
                 self._changed.notify_all()
 
     def _receive(self, peer: int, arrived: list[tuple[int, bytes]]) -> None:
-        if peer in self._lost:
-            return
-        try:
-            count = self._sockets[peer].recv_into(self._buffer)
-        except (BlockingIOError, ConnectionResetError):
-            # Reset: it has ended without reading all of ours. What it said comes next, then an end.
-            return
-        except OSError:
-            count = 0
-        arrived.append((peer, bytes(memoryview(self._buffer)[:count])))
+        if peer not in self._lost:
+            arrived += [(peer, message) for message in self._links[peer].receive()]
 
     def _deliver(self, arrived: list[tuple[int, bytes]]) -> None:
         for peer, data in arrived:
-            if not data:
+            if data == ENDED:
                 self._lost.add(peer)
                 with contextlib.suppress(KeyError):
-                    self._poll.unregister(self._sockets[peer])
+                    self._poll.unregister(self._links[peer])
                 continue
             name, occurrence, step, digest, number = _HEADER.unpack_from(data)
             tag, payload = Tag(name, occurrence, step), data[_HEADER.size :]
@@ -290,8 +187,13 @@ class Mesh:
             else:
                 self._mail.setdefault(tag, {})[peer] = Message(digest, number, payload)
 
-    def _send_slowly(self, peer: int, data: bytes) -> None:
-        """The other one's mailbox is full: it may be that it waits for us to read ours."""
+    def _send_slowly(self, peer: int, data: bytes | None) -> None:
+        """The other one's mailbox is full: it may be that it waits for us to read ours.
+
+        Args:
+            peer: who is to get it.
+            data: what; None if it has been taken, and not all of it sent.
+        """
         begin = time.monotonic()
         while peer not in self._lost:
             with self._changed:
@@ -301,33 +203,41 @@ class Mesh:
                 self._read(0.001)
             else:
                 time.sleep(0.001)  # Another thread reads.
-            if self._is_sent(peer, data):
+            if data is not None and self._is_sent(peer, data):
+                data = None
+            if data is None and self._links[peer].flush():
                 return
-            give_up_s = self._patience.give_up_s
+            give_up_s = self.patience.give_up_s
             if give_up_s and time.monotonic() - begin > give_up_s:
                 raise StalledError(f"rank {self.names[peer]} has read nothing for {give_up_s:g} s")
 
     def _is_sent(self, peer: int, data: bytes) -> bool:
         """Whether there was room for it, or nobody who would read it."""
         try:
-            self._sockets[peer].send(data)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            return True
+            return self._links[peer].offer(data)
         except OSError as error:
             raise WireError(f"can't speak to rank {self.names[peer]}: {error.strerror}") from error
-        return True
 
     def _refuse_lost(self, missing: Sequence[int], call: Call) -> None:
-        lost = [self.names[peer] for peer in missing if peer in self._lost]
+        lost = [peer for peer in missing if peer in self._lost]
         if lost:
-            raise PeerLostError(
-                f"rank {self.names[self.rank]} waits in {call}, but rank "
-                f"{', '.join(map(str, lost))} has ended; its log says why"
-            )
+            raise self.lost(lost, call)
 
-    def _check(self, waiting: _Waiting, missing: Sequence[int], call: Call) -> None:
+    def lost(self, peers: Sequence[int], call: Call) -> PeerLostError:
+        """What to raise where others have ended.
+
+        Args:
+            peers: who.
+            call: what this worker waits in.
+        """
+        names = ", ".join(str(self.names[peer]) for peer in peers)
+        loss = self._links[peers[0]].loss
+        return PeerLostError(
+            f"rank {self.names[self.rank]} waits in {call}, but rank {names} {loss}"
+        )
+
+    def _check(self, waiting: Waiting, missing: Sequence[int], call: Call) -> None:
+        self.refuse_end()
         now = time.monotonic()
         if waiting.is_time_to_tell(now):
             self._tell_waits()
@@ -340,7 +250,7 @@ class Mesh:
         """Says to all others in what this worker waits now; one whose mailbox is full can wait."""
         calls = [str(call) for call in list(self._waits.values())]
         said = " and in ".join(dict.fromkeys(calls)).encode()[: LONGEST_PAYLOAD // 2]
-        for peer in self._sockets:
+        for peer in self._links:
             self._is_sent(peer, _HEADER.pack(*_STALL, 0, 0) + said)
 
     def _describe(self, missing: Sequence[int], call: Call, seconds: float) -> str:
@@ -371,33 +281,3 @@ def _close_in_children(mesh: Mesh) -> None:
             inherited.close()
 
     os.register_at_fork(after_in_child=close)
-
-
-class _Waiting:
-    """When to speak of a wait, and when to end it."""
-
-    def __init__(self, patience: Patience, begin_s: float) -> None:
-        self.begin_s = begin_s
-        self._patience = patience
-        self.has_told = False
-        # Told first, so that all know of each other when they warn.
-        self._tell_s = begin_s + 0.9 * min(
-            (s for s in (patience.warn_s, patience.give_up_s) if s > 0), default=float("inf")
-        )
-        self._warn_s = begin_s + (patience.warn_s or float("inf"))
-        self._end_s = begin_s + (patience.give_up_s or float("inf"))
-
-    def is_time_to_tell(self, now_s: float) -> bool:
-        if self.has_told or now_s < self._tell_s:
-            return False
-        self.has_told = True
-        return True
-
-    def is_time_to_warn(self, now_s: float) -> bool:
-        if now_s < self._warn_s:
-            return False
-        self._warn_s = now_s + self._patience.warn_s
-        return True
-
-    def is_over(self, now_s: float) -> bool:
-        return now_s >= self._end_s

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from tfddl.wire.flat import Flat
-from tfddl.wire.mesh import LONGEST_PAYLOAD, Call, Message, Tag
+from tfddl.wire.messages import LONGEST_PAYLOAD, Call, Message, Tag
 
 _FIRST_STEP = 1
 

@@ -9,6 +9,7 @@ other end, and speaks to nobody else.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -16,19 +17,23 @@ import sys
 import time
 
 from tfddl.errors import WireError
+from tfddl.wire.carrier import Network
+from tfddl.wire.links import PacketLink
 from tfddl.wire.memory import PeerMemory, SharedMemory
-from tfddl.wire.mesh import Mesh, Seat, hashed
+from tfddl.wire.mesh import LONGEST_MESSAGE, Mesh
+from tfddl.wire.messages import Seat, hashed
+from tfddl.wire.segments import Segments
 
 _CREDENTIALS = struct.Struct("3i")
 _HELLO = struct.Struct("<I")
 _RETRY_S = 0.01
 
 
-def connect(seat: Seat) -> Mesh:
+def connect(seat: Seat) -> Network:
     """Connects the workers of a host. All of them must call it together.
 
     Returns:
-        The sockets, and the memory that the workers show each other.
+        Sockets between them, and memory that they show each other.
 
     Raises:
         WireError: it can't be done here, or another worker hasn't come in time.
@@ -52,7 +57,10 @@ def connect(seat: Seat) -> Mesh:
     except WireError:
         _close(sockets)
         raise
-    return Mesh(seat, sockets, memory, peers)
+    links = {p: PacketLink(s, longest=LONGEST_MESSAGE) for p, s in sockets.items()}
+    mesh = Mesh(seat, links)
+    carrier = functools.partial(Segments, mesh, memory=memory, peers=peers)
+    return Network("shared memory", mesh, carrier)
 
 
 def _name(seat: Seat, rank: int) -> str:

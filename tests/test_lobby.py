@@ -1,0 +1,131 @@
+"""How workers of several hosts find each other, and messages on streams."""
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.wires import run
+from tfddl.errors import WireError
+from tfddl.wire import SECRET_BYTES, Door, Lobby
+from tfddl.wire.links import ENDED, StreamLink
+
+SECRET = b"known to us only"
+WORD = struct.Struct(f"<{SECRET_BYTES}sIQ")
+
+
+@contextlib.contextmanager
+def _lobbies(count: int) -> Iterator[list[Lobby]]:
+    lobbies = [Lobby(rank) for rank in range(count)]
+    doors = [Door("127.0.0.1", lobby.port) for lobby in lobbies]
+    for lobby in lobbies:
+        lobby.learn(doors, SECRET)
+    try:
+        yield lobbies
+    finally:
+        for lobby in lobbies:
+            lobby.close()
+
+
+def _meet(lobbies: list[Lobby], purpose: int) -> list[dict[int, socket.socket]]:
+    """Each in a thread of its own, as each is in a process of its own."""
+    found: list[dict[int, socket.socket]] = [{} for _ in lobbies]
+
+    def one(rank: int) -> None:
+        peers = [peer for peer in range(len(lobbies)) if peer != rank]
+        found[rank] = lobbies[rank].meet(peers, purpose, timeout_s=20.0)
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(lobbies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def _close(found: list[dict[int, socket.socket]]) -> None:
+    for sockets in found:
+        for connected in sockets.values():
+            connected.close()
+
+
+def test_strangers_are_shown_out_and_keep_nobody_waiting() -> None:
+    said = [
+        b"",  # Says nothing, and stays.
+        b"GET / HTTP/1.0\r\n\r\n",
+        WORD.pack(b"not known to us!", 1, 7),
+        WORD.pack(SECRET, 1, 7)[:-1],
+    ]
+    with _lobbies(3) as lobbies, contextlib.ExitStack() as stack:
+        strangers = []
+        for text in said:
+            stranger = socket.create_connection(("127.0.0.1", lobbies[0].port), timeout=10)
+            stack.enter_context(stranger)
+            stranger.sendall(text)
+            strangers.append(stranger)
+        begin_s = time.monotonic()
+        found = _meet(lobbies, purpose=7)
+        assert time.monotonic() - begin_s < 9.0  # Nobody has been waited for.
+        assert [sorted(sockets) for sockets in found] == [[1, 2], [0, 2], [0, 1]]
+        for rank, sockets in enumerate(found):
+            for peer, connected in sockets.items():
+                connected.setblocking(True)
+                connected.sendall(bytes([rank]))
+                other = found[peer][rank]
+                other.setblocking(True)
+                assert other.recv(1) == bytes([rank])
+        assert strangers[2].recv(1) == b""  # Hung up on.
+        _close(found)
+
+
+def test_meeting_twice_for_different_purposes() -> None:
+    with _lobbies(2) as lobbies:
+        for purpose in (1, 2):
+            found = _meet(lobbies, purpose)
+            assert [sorted(sockets) for sockets in found] == [[1], [0]]
+            _close(found)
+
+
+def test_who_cannot_be_reached_or_does_not_come_is_named() -> None:
+    with _lobbies(2) as (first, second):
+        with pytest.raises(WireError, match=r"rank 1 hasn't come within 0\.3 s"):
+            first.meet([1], 0, timeout_s=0.3)
+        first.close()
+        with pytest.raises(
+            WireError, match=r"can't reach rank 0 at 127\.0\.0\.1, port \d+: Connection refused"
+        ):
+            second.meet([0], 0, timeout_s=5.0)
+
+
+def test_messages_stay_whole_however_the_stream_is_cut() -> None:
+    first, second = socket.socketpair()
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sender, receiver = StreamLink(first), StreamLink(second)
+    messages = [os.urandom(n) for n in (1, 30_000, 7, 32_000, 5)]
+    waiting, found = list(messages), list[bytes]()
+    refused = 0
+    with contextlib.closing(receiver):
+        while len(found) < len(messages):
+            if waiting and sender.offer(waiting[0]):
+                waiting.pop(0)
+            else:
+                refused += bool(waiting)
+                sender.flush()
+            found += receiver.receive()
+        assert sender.flush()
+        assert found == messages
+        assert refused > 0  # There was no room for a while, and nothing was lost.
+        sender.close()
+        assert receiver.receive() == [ENDED]
+        assert receiver.offer(b"x")  # Nobody reads it any more: it's the reader who notices.
+        assert receiver.flush()
+
+
+def test_results_are_kept_in_the_same_memory() -> None:
+    """Fresh memory for each step would cost more than the sums."""
+    assert run("addresses", 2, by="tcp") == [1, 1]

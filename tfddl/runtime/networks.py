@@ -1,0 +1,106 @@
+"""Networks of our own, beside TensorFlow's: memory within a host, TCP between hosts."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from tfddl import wire
+from tfddl.cluster import Cluster
+from tfddl.errors import WireError
+from tfddl.runtime.options import Options
+from tfddl.threads import has_own_core
+
+_AFTER_ROLL_S = 5.0
+"""How much longer than the roll the workers of one of several hosts wait for each other."""
+
+_REACH_S = 15.0
+"""How long to try to reach other hosts; a firewall may swallow what is sent."""
+
+_LOG = logging.getLogger("tfddl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Makes them, for one worker."""
+
+    cluster: Cluster
+    options: Options
+
+    def share_memory(self) -> wire.Network | None:
+        """Connects the workers of this host. All of them must call it together.
+
+        Returns:
+            None if it can't be done; the log says why.
+        """
+        cluster = self.cluster
+        seat = wire.Seat(
+            # Hosts may be names of one machine.
+            job=" ".join([cluster.host, *cluster.addresses]),
+            rank=cluster.local_rank,
+            size=cluster.local_size,
+            names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
+            patience=self._patience,
+            spins=self._spins,
+        )
+        try:
+            return wire.connect(seat)
+        except WireError as error:
+            _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
+            return None
+
+    def open_lobby(self) -> wire.Lobby | None:
+        """Listens for the other hosts.
+
+        Returns:
+            None if it can't be done; the log says why.
+        """
+        try:
+            return wire.Lobby(self.cluster.rank)
+        except WireError as error:
+            _LOG.warning("rank %d: %s", self.cluster.rank, error)
+            return None
+
+    def reach_hosts(
+        self, lobby: wire.Lobby, ports: Sequence[int], secret: bytes
+    ) -> wire.Network | None:
+        """Connects to all workers of other hosts. All ranks must call it together.
+
+        Args:
+            lobby: This worker's.
+            ports: Of each rank's lobby.
+            secret: `wire.SECRET_BYTES`, the same on all ranks.
+
+        Returns:
+            None if it can't be done; the log says why.
+        """
+        cluster = self.cluster
+        host_of = {rank: h for h, ranks in enumerate(cluster.ranks_of_hosts) for rank in ranks}
+        hosts = [cluster.hosts[host_of[rank]] for rank in range(cluster.size)]
+        lobby.learn([wire.Door(*at) for at in zip(hosts, ports, strict=True)], secret)
+        seat = wire.Seat(
+            job="",
+            rank=cluster.rank,
+            size=cluster.size,
+            timeout_s=_REACH_S,
+            patience=self._patience,
+            spins=self._spins,
+        )
+        others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
+        try:
+            return wire.connect_hosts(seat, lobby, others)
+        except WireError as error:
+            _LOG.warning("rank %d can't speak to other hosts by itself: %s", cluster.rank, error)
+            return None
+
+    @property
+    def _spins(self) -> bool:
+        return has_own_core(self.cluster.local_size, own=self.options.cores)
+
+    @property
+    def _patience(self) -> wire.Patience:
+        """Of two levels, the roll gives up first: it knows who is missing elsewhere."""
+        patience = self.options.patience
+        sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]
+        if len(sizes) == 1 or max(sizes) == 1 or not patience.give_up_s:
+            return patience
+        return dataclasses.replace(patience, give_up_s=patience.give_up_s + _AFTER_ROLL_S)

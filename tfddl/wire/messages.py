@@ -1,0 +1,110 @@
+"""What workers say to each other, and how long they wait for it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tfddl.errors import WireError
+
+LONGEST_PAYLOAD = 32 * 2**10
+"""Bytes that travel within a message; more goes through shared memory."""
+
+_SHOWN = 3
+
+
+class Tag(NamedTuple):
+    """What a message belongs to."""
+
+    name: int
+    """The operation's name, hashed."""
+
+    occurrence: int
+    """How many operations of that name came before, as the workers of the set count them."""
+
+    step: int
+    """Which step of the operation."""
+
+
+class Message(NamedTuple):
+    """What one worker tells another."""
+
+    digest: int
+    """Of what has to be alike on all workers."""
+
+    number: int
+    """Bytes of the tensor, or whatever else the step needs."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an operation is called, and what has to be alike about it on all workers.
+
+    Attributes:
+        name: calls of one name meet in their order, whatever happens under other names. "" is for
+            those without a name: they meet in program order.
+        text: a line that says which operation, then one for each tensor.
+    """
+
+    name: str
+    text: str
+
+    @functools.cached_property
+    def digest(self) -> int:
+        """64 bits that stand for the text."""
+        return hashed(self.text)
+
+    def __str__(self) -> str:
+        kind, *tensors = self.text.split("\n")
+        shown = [*tensors[:_SHOWN], "…"] if len(tensors) > _SHOWN else tensors
+        return f"{kind} of {', '.join(shown)}" if shown else kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for the others.
+
+    Attributes:
+        warn_s: after how many seconds to log who is missing, and again each time; 0 is never.
+        give_up_s: after how many seconds to raise; 0 is never.
+    """
+
+    warn_s: float = 60.0
+    give_up_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Who sits where.
+
+    Attributes:
+        job: what only the workers of this job have in common.
+        rank: this worker's number within the host, in [0, size).
+        size: number of workers on the host.
+        names: the ranks of these workers in the whole job, for messages; by default 0, 1, …
+        timeout_s: how long to wait for the others to come.
+        patience: how long to wait for them later.
+        spins: whether to look for the first microseconds of a wait instead of sleeping at once.
+    """
+
+    job: str
+    rank: int
+    size: int
+    names: Sequence[int] = ()
+    timeout_s: float = 60.0
+    patience: Patience = field(default_factory=Patience)
+    spins: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise WireError(f"local rank {self.rank} among {self.size} workers")
+
+
+def hashed(text: str) -> int:
+    """A number of 64 bits that is the same in all processes."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
