@@ -29,8 +29,9 @@ _LOOK_S = 0.05
 _GREETING_S = 10.0
 """How long a caller may take to say it."""
 
-_IDLE_S, _PROBE_S, _PROBES = 15, 5, 3
-"""When TCP asks whether a silent host is still there, how often, and how many times."""
+_IDLE_S, _PROBE_S, _PROBES = 4, 2, 3
+"""When TCP asks whether a silent host is still there, how often, and how many times: ten seconds,
+after which TensorFlow's servers miss a host, too."""
 
 
 @dataclass(frozen=True)
