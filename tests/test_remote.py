@@ -1,5 +1,6 @@
 """Jobs on other hosts: through a stand-in for ssh, a real sshd, and network namespaces."""
 
+import itertools
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +22,9 @@ from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
 from tfddl.bench import namespaces
 from tfddl.cores import num_cores_of_quota
+from tfddl.launcher import link
 from tfddl.launcher.exposure import firewall_line
+from tfddl.launcher.ssh import SshOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = ("-H", f"{HERE[0]}:2,{HERE[1]}:1")
@@ -345,6 +349,26 @@ def test_addresses_of_an_interface(tmp_path: Path) -> None:
     done = launch(*options, *worker(script), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == [f"[{rank}] 127.0.0.1" for rank in range(3)]
+
+
+def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(link, "_SEND_S", 0.2)
+        with closing(_link("exec sleep 30")) as deaf:
+            for _ in range(3):
+                deaf.send({"do": "take commit"}, bytes(1 << 20))
+            assert deaf.lost == f"{HERE[0]} takes no more orders"
+    with pytest.MonkeyPatch.context() as patch, closing(_link("exec dd of=/dev/null status=none")) as slow:
+        clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.
+        patch.setattr(link, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+        slow.send({"do": "take commit"}, bytes(4 << 20))
+        assert slow.lost is None
+        patch.undo()
+
+
+def _link(line: str) -> link.Link:
+    """A connection to what a shell runs in place of an agent."""
+    return link.Link(HERE[0], SshOptions(command=("sh", "-c", line)), is_here=False)
 
 
 def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tfddl.launcher.ssh import SshOptions, agent_argv, boot_line, explain_end
 from tfddl.launcher.stalls import Stall
 from tfddl.launcher.worker import die_with_parent
 
+# For an agent to take anything of what it is sent.
 _SEND_S = 10.0
 # For an agent to say that it is still there.
 _ANSWER_S = 5.0
@@ -190,11 +191,13 @@ class Link:
         while rest and self.lost is None and not self._stdin.closed:
             try:
                 rest = rest[os.write(self._stdin.fileno(), rest) :]
+                deadline = time.monotonic() + _SEND_S  # slow isn't lost
             except BlockingIOError:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     self._lose(f"{self.host} takes no more orders")
-                select.select([], [self._stdin], [], max(0.0, left_s))
+                    return
+                select.select([], [self._stdin], [], left_s)
             except BrokenPipeError:
                 return  # the other direction ends too, and is where it is noticed
 
