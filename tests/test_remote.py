@@ -258,7 +258,7 @@ sys.stdin.read()
         ),
         (
             {"before": "sleep 60 #"},
-            ("--start-timeout", "0.5"),
+            ("--elastic-timeout", "0.5"),
             f"rank 2 can't start: {HERE[1]} doesn't answer within 0.5 s (--start-timeout)",
         ),
         (

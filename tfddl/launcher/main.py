@@ -129,7 +129,7 @@ def _read_options(
         fleet=fleet,
         binding=Binding(arguments.bind),
         exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
-        start_timeout_s=arguments.start_timeout or arguments.elastic_timeout,
+        start_timeout_s=_start_timeout_s(arguments),
         trusts_network=arguments.trusted_network or bool(environment.get(_TRUSTED_NETWORK)),
     )
 
@@ -161,6 +161,7 @@ def _or_this_host(fleet: FleetOptions | None, arguments: argparse.Namespace) -> 
 
 def _make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> FleetOptions:
     names = (arguments.network_interface or "").split(",")
+    connect_s = _start_timeout_s(arguments)
     return FleetOptions(
         hosts=hosts,
         interfaces=tuple(name.strip() for name in names if name.strip()),
@@ -170,8 +171,15 @@ def _make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> 
             command=_split(arguments.ssh_command),
             remote_python=arguments.remote_python,
         ),
-        connect_s=CONNECT_S if arguments.start_timeout is None else arguments.start_timeout,
+        connect_s=CONNECT_S if connect_s is None else connect_s,
     )
+
+
+def _start_timeout_s(arguments: argparse.Namespace) -> float | None:
+    """By either name; None where neither is given."""
+    by_us: float | None = arguments.start_timeout
+    by_horovod: float | None = arguments.elastic_timeout
+    return by_horovod if by_us is None else by_us
 
 
 def _split(line: str) -> tuple[str, ...]:
