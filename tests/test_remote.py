@@ -375,19 +375,21 @@ def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
     ssh = stand_in(tmp_path / "ssh")
-    command = ["sh", "-c", "echo $TF_CONFIG; pwd; echo $WHAT $1", "x", "it's"]
+    command = ["sh", "-c", "echo $TF_CONFIG; pwd; echo $WHAT $1 $TFDDL_START_TIMEOUT", "x", "it's"]
     for hosts, names in ((TWO, [HERE[0], HERE[0], HERE[1]]), (("-np", "2"), ["127.0.0.1"] * 2)):
-        line = (*hosts, "--dry-run", "-x", "WHAT=a  b", "--ssh-command", ssh, *command)
+        line = (*hosts, "--dry-run", "-x", "WHAT=a  b", "--ssh-command", ssh)
+        line = (*line, "--elastic-timeout", "9", *command)
         done = launch(*line, cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")
         assert not (tmp_path / "ssh/asked").exists()
         lines = [line for line in done.stdout.splitlines() if line.startswith("cd ")]
+        assert len(lines) == len(names)
         for rank, shown in enumerate(lines):
             ran = subprocess.run(shown, shell=True, capture_output=True, text=True, timeout=20)
             config, where, said = ran.stdout.splitlines()
             assert json.loads(config)["task"]["index"] == rank
             assert where == str(folder)
-            assert said == "a b it's"
+            assert said == "a b it's 9"
         found = [a.rpartition(":")[0] for a in json.loads(config)["cluster"]["worker"]]
         assert found == names
     done = launch(*TWO, "--dry-run", "--ssh-command", ssh, "true", cwd=folder)

@@ -147,6 +147,16 @@ def working_folder(environment: Mapping[str, str]) -> str:
     return os.getcwd()
 
 
+def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that all workers get because the command line says so.
+
+    Raises:
+        LaunchError: one is to be taken from the environment, and isn't there.
+    """
+    own = {} if options.start_timeout_s is None else {START_TIMEOUT: f"{options.start_timeout_s:g}"}
+    return {**exported(environment, options.exports), **own}
+
+
 @dataclass(frozen=True)
 class _Means:
     """What all starts of a job share."""
@@ -287,9 +297,8 @@ def _announce(
 
 
 def _workers_environment(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
-    own = {} if options.start_timeout_s is None else {START_TIMEOUT: f"{options.start_timeout_s:g}"}
     inherited = environment if options.fleet is None else travelling(environment)
-    return {**inherited, **exported(environment, options.exports), **own}
+    return {**inherited, **asked_for(options, environment)}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:

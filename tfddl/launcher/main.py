@@ -15,11 +15,11 @@ from tfddl.launcher import horovodrun
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.doctor import check_hosts
 from tfddl.launcher.dry_run import describe
-from tfddl.launcher.environment import Export, exported
+from tfddl.launcher.environment import Export
 from tfddl.launcher.fleet import CONNECT_S, FleetOptions
 from tfddl.launcher.hosts import HostSlots, fill_slots, parse_hosts, read_hostfile
 from tfddl.launcher.interfaces import is_this_host
-from tfddl.launcher.job import JobOptions, run_job, working_folder
+from tfddl.launcher.job import JobOptions, asked_for, run_job, working_folder
 from tfddl.launcher.restarts import RestartOptions
 from tfddl.launcher.ssh import SshOptions
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
             hosts = _or_this_host(fleet, arguments)
             return check_hosts(hosts, directory=working_folder(environment))
         options = _read_options(arguments, fleet, environment)
-        shown = exported(environment, options.exports)
+        shown = asked_for(options, environment)
         if options.as_horovod and "PYTHONPATH" in environment:
             shown.setdefault("PYTHONPATH", environment["PYTHONPATH"])
     except LaunchError as error:
