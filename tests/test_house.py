@@ -83,6 +83,7 @@ SIBLINGS: dict[str, list[str]] = {
         "session",
         "exchange",
     ],
+    "runtime": ["options", "devices", "connecting", "process"],
     "transport": [
         "errors",
         "base",

@@ -31,7 +31,7 @@ def test_sums_have_the_same_bits_everywhere_and_round_once() -> None:
 
 
 def test_a_scale_is_multiplied_in() -> None:
-    assert run("scaled", 3) == [[[4.0, 1.0], [4.0, 1.0]]] * 3
+    assert run("scaled", 3) == [[[4.0, 1.0]] * 4] * 3
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,10 @@ def scaled(wire: Wire, mesh: Mesh) -> list[list[float]]:
         value = np.nan if wire.rank == 0 else 8.0
         mine = [np.full(length, value, np.float32), np.full(3, 2.0, np.float32)]
         scale = 0.0 if wire.rank == 0 else 0.25
-        totals = wire.all_reduce(mine, Reduction.SUM, Call("", "scaled"), scale=scale)
-        found.append([float(total[-1]) for total in totals])
+        for dtype in (np.float32, np.float16):
+            numbers = [array.astype(dtype) for array in mine]
+            totals = wire.all_reduce(numbers, Reduction.SUM, Call("", "scaled"), scale=scale)
+            found.append([float(total[-1]) for total in totals])
     return found
 
 

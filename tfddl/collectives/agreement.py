@@ -18,8 +18,7 @@ import tensorflow as tf
 
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import TfddlError, UnsupportedError
-from tfddl.transport import RanksDisagreeError
-from tfddl.transport.host import RefusedError
+from tfddl.transport import RanksDisagreeError, RefusedError
 from tfddl.wire import Call, describe_difference, rank_names
 
 _P = ParamSpec("_P")

@@ -6,9 +6,9 @@ Usage:
 """
 
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import Collective, Lengths, Reduction, Transport
+from tfddl.transport.base import Collective, Lengths, Transport
 from tfddl.transport.choosing import measured_pieces
-from tfddl.transport.errors import RanksDisagreeError
+from tfddl.transport.errors import RanksDisagreeError, RefusedError
 from tfddl.transport.host import HostTransport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
 from tfddl.transport.roll import Roll
@@ -17,6 +17,7 @@ from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import TracedTransport
 from tfddl.transport.tracer import Event, Tracer
 from tfddl.transport.two_level import TwoLevelTransport
+from tfddl.wire import Reduction
 
 __all__ = [
     "DEFAULT_PIECES",
@@ -28,6 +29,7 @@ __all__ = [
     "Lengths",
     "RanksDisagreeError",
     "Reduction",
+    "RefusedError",
     "Roll",
     "StrategyOptions",
     "StrategyTransport",

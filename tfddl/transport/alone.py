@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl.transport.base import Lengths, Reduction, Transport, scaled
+from tfddl.transport.base import Lengths, Transport, scaled
+from tfddl.wire import Reduction
 
 
 class AloneTransport(Transport):

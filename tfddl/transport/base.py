@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from tfddl.wire import Call
+from tfddl.wire import Call, Reduction
 
 Lengths: TypeAlias = Sequence[int] | tf.Tensor
 """How many elements go to each rank, in rank order: numbers, or shape (size,), int64, known only
@@ -23,15 +23,6 @@ class Collective(enum.StrEnum):
 
     NCCL = "nccl"
     """NVIDIA's library, for GPUs."""
-
-
-class Reduction(enum.Enum):
-    """How the tensors of the ranks become one; the value is TensorFlow's name for it."""
-
-    SUM = "Add"
-    PRODUCT = "Mul"
-    MIN = "Min"
-    MAX = "Max"
 
 
 OVER_ROWS = {
@@ -232,6 +223,10 @@ class Transport(abc.ABC):
         one that has begun fewest is the one that others wait for.
         """
         return 0, 0
+
+    def counts_of_all_sets(self) -> tuple[int, int]:
+        """Like `counts`, with the operations of the transports that `among` has made."""
+        return self.counts()
 
     def waited_seconds(self) -> float:
         """How many seconds of all collectives so far were waiting for other ranks, where known."""

@@ -4,9 +4,10 @@ import time
 
 import tensorflow as tf
 
-from tfddl.transport.base import Reduction, Transport
+from tfddl.transport.base import Transport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES, WHOLE_BYTES
 from tfddl.transport.strategy import StrategyTransport
+from tfddl.wire import Reduction
 
 _CANDIDATES = (1, 4, DEFAULT_PIECES, MOST_PIECES)
 _ROUNDS = 3

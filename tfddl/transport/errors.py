@@ -27,3 +27,11 @@ class RankStalledError(tf.errors.DeadlineExceededError, StalledError):
 
     def __init__(self, message: str) -> None:
         tf.errors.DeadlineExceededError.__init__(self, None, None, message)
+
+
+class RefusedError(ValueError):
+    """What a graph is told instead of a `DisagreementError`.
+
+    TensorFlow makes an `tf.errors.InvalidArgumentError` of a ValueError, and an `UnknownError` of
+    most others.
+    """

@@ -22,30 +22,19 @@ import tensorflow as tf
 
 from tfddl.errors import DisagreementError, PeerLostError, StalledError
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import Lengths, Reduction, Transport
-from tfddl.transport.errors import RankLostError, RanksDisagreeError, RankStalledError
+from tfddl.transport.base import Lengths, Transport
+from tfddl.transport.errors import (
+    RankLostError,
+    RanksDisagreeError,
+    RankStalledError,
+    RefusedError,
+)
 from tfddl.transport.tracer import Event, Tracer
-from tfddl.wire import Call, Mesh, Wire
-from tfddl.wire import Reduction as WireReduction
-
-_REDUCTIONS = {
-    Reduction.SUM: WireReduction.SUM,
-    Reduction.PRODUCT: WireReduction.PRODUCT,
-    Reduction.MIN: WireReduction.MIN,
-    Reduction.MAX: WireReduction.MAX,
-}
+from tfddl.wire import Call, Mesh, Reduction, Wire
 
 Arrays = list[np.ndarray]
 
 _TICKETS = "tfddl_tickets"
-
-
-class RefusedError(ValueError):
-    """What a graph is told instead of a `DisagreementError`.
-
-    TensorFlow makes an `tf.errors.InvalidArgumentError` of a ValueError, and an `UnknownError` of
-    most others.
-    """
 
 
 @dataclasses.dataclass
@@ -57,21 +46,30 @@ class _Clock:
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
-@dataclasses.dataclass
 class _Counts:
-    """Operations of these ranks that have begun and ended here."""
+    """Operations of some ranks that have begun and ended here."""
 
-    begun: int = 0
-    ended: int = 0
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    def __init__(self, total: "_Counts | None" = None) -> None:
+        """Begins at 0.
+
+        Args:
+            total: what counts those of all ranks and sets, too; None if this is it.
+        """
+        self.begun = self.ended = 0
+        self._total = total
+        self._lock = threading.Lock()
 
     def begin(self) -> None:
-        with self.lock:
+        with self._lock:
             self.begun += 1
+        if self._total is not None:
+            self._total.begin()
 
     def end(self) -> None:
-        with self.lock:
+        with self._lock:
             self.ended += 1
+        if self._total is not None:
+            self._total.end()
 
 
 class HostTransport(Transport):
@@ -111,7 +109,8 @@ class HostTransport(Transport):
         self._shapes: tuple[tf.Tensor, ...] = ()
         self._tracer = tracer or Tracer()
         self._clock = _Clock()
-        self._counts = _Counts()
+        self._all_counts = _Counts()
+        self._counts = _Counts(self._all_counts)
         with tf.device("CPU:0"):
             self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ticket")
 
@@ -125,7 +124,7 @@ class HostTransport(Transport):
         if len(ranks) == 1:
             return AloneTransport()
         made = copy.copy(self)
-        made._counts = _Counts()
+        made._counts = _Counts(self._all_counts)
         made._wire = Wire(self._mesh, [self._wire.ranks[rank] for rank in ranks])
         Transport.__init__(made, made._wire.rank, made._wire.size)
         return made
@@ -140,7 +139,7 @@ class HostTransport(Transport):
         """See `Transport.all_reduce_pack`."""
 
         def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
-            return self._wire.all_reduce(arrays, _REDUCTIONS[reduction], call, scale=factor)
+            return self._wire.all_reduce(arrays, reduction, call, scale=factor)
 
         return self._run_alike(work, pack, scale)
 
@@ -169,7 +168,7 @@ class HostTransport(Transport):
 
         def work(call: Call, arrays: Arrays) -> Arrays:
             flat, each = arrays
-            part = self._wire.reduce_scatter(flat, each.tolist(), _REDUCTIONS[reduction], call)
+            part = self._wire.reduce_scatter(flat, each.tolist(), reduction, call)
             return [part]
 
         each = tf.convert_to_tensor(lengths, tf.int64)
@@ -202,6 +201,10 @@ class HostTransport(Transport):
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""
         return self._counts.begun, self._counts.ended
+
+    def counts_of_all_sets(self) -> tuple[int, int]:
+        """See `Transport.counts_of_all_sets`."""
+        return self._all_counts.begun, self._all_counts.ended
 
     def waited_seconds(self) -> float:
         """See `Transport.waited_seconds`."""

@@ -24,8 +24,9 @@ _LOOK_S = 1.0
 _LOOKS = 10
 """How often to look, at least, within the time until something is done."""
 
-_TELL = 0.8
-"""The part of that time after which a rank writes down that it waits: before others read it."""
+_TELL = 0.1
+"""The part of that time after which a rank writes down that it waits. Early: whoever comes later
+than others writes it later, and they would think that it hasn't come."""
 
 _LOG = logging.getLogger("tfddl")
 
@@ -39,74 +40,89 @@ class _Operation:
 class Roll:
     """Looks whether the operations of this rank get on, and says whom they wait for."""
 
-    def __init__(self, rank: int, patience: Patience) -> None:
+    def __init__(self, rank: int, size: int, patience: Patience) -> None:
         """Opens a page; all ranks do so, after the strategy.
 
         Args:
             rank: This rank.
+            size: How many there are.
             patience: After how long to warn, and to end what waits.
         """
         self._rank = rank
         self._patience = patience
         self._operations: list[_Operation] = []
         self._numbers: dict[_Operation, int] = {}
+        self._first = _Operation("the first operation", tuple(range(size)))
+        self._transports: list[Transport] = []
         self._eager: _Operation | None = None
         self._lock = threading.Lock()
         with tf.device("CPU:0"):
             self._current = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_waits")
         self._said = ""
         self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
         self._write("")
 
-    def enter(self, text: str, ranks: Sequence[int]) -> list[tf.Tensor]:
-        """Notes, when it runs, which operation this rank comes to.
+    @contextlib.contextmanager
+    def within(self, text: str, ranks: Sequence[int]) -> Iterator[list[tf.Tensor]]:
+        """Around an operation: notes, when it runs, that this rank comes to it.
 
         Args:
             text: What it is, for people.
             ranks: Who takes part.
 
-        Returns:
+        Yields:
             What the operation has to wait for.
         """
         operation = _Operation(text, tuple(ranks))
-        if tf.executing_eagerly():
-            self._eager = operation
-            return []
+        if not tf.executing_eagerly():
+            yield [self._noted(operation)]
+            return
+        self._eager = operation
+        try:
+            yield []
+        finally:
+            self._eager = None
+
+    def _noted(self, operation: _Operation) -> tf.Tensor:
         with self._lock:
             if operation not in self._numbers:
                 self._numbers[operation] = len(self._operations)
                 self._operations.append(operation)
         with tf.device("CPU:0"):
             number = tf.constant(self._numbers[operation], tf.int64)
-            return [self._current.assign(number, read_value=False)]
+            return self._current.assign(number, read_value=False)
 
-    @contextlib.contextmanager
-    def leaving(self) -> Iterator[None]:
-        """Around the operation: an eager one is over then."""
-        try:
-            yield
-        finally:
-            self._eager = None
-
-    def watch(self, *transports: Transport) -> None:
-        """Begins to look.
+    def watch(self, transport: Transport) -> None:
+        """Begins to look at a transport, too.
 
         Args:
-            transports: What the operations go through; they count them.
+            transport: What operations go through, between any ranks; it counts them.
         """
+        self._transports.append(transport)
         times_s = [s for s in (self._patience.warn_s, self._patience.give_up_s) if s > 0]
-        if not times_s:
+        if self._thread is not None or not times_s:
             return
-        thread = threading.Thread(
-            target=self._look, args=(transports, min(times_s)), name="tfddl-roll", daemon=True
+        self._thread = threading.Thread(
+            target=self._look, args=(min(times_s),), name="tfddl-roll", daemon=True
         )
-        thread.start()
-        atexit.register(self._end, thread)
+        self._thread.start()
+        atexit.register(self.close)
 
-    def _look(self, transports: Sequence[Transport], first_s: float) -> None:
+    def close(self) -> None:
+        """Ends looking."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+            atexit.unregister(self.close)
+
+    def _look(self, first_s: float) -> None:
         seen, since_s, warned_s = [(0, 0)], time.monotonic(), 0.0
         while not self._stop.wait(min(_LOOK_S, first_s / _LOOKS)):
-            now, now_s = [transport.counts() for transport in transports], time.monotonic()
+            now, now_s = (
+                [transport.counts_of_all_sets() for transport in self._transports],
+                time.monotonic(),
+            )
             if all(begun == ended for begun, ended in now) or now != seen:
                 seen, since_s, warned_s = now, now_s, 0.0
                 if self._said:
@@ -130,7 +146,7 @@ class Roll:
         if eager is not None:
             return eager
         if not self._operations:
-            return _Operation("an operation", ())
+            return self._first
         return self._operations[int(self._current.numpy())]
 
     def _describe(self, waited_s: float) -> str:
@@ -159,7 +175,3 @@ class Roll:
             return service.get(_KEY.format(rank))
         except tf.errors.OpError:
             return ""
-
-    def _end(self, thread: threading.Thread) -> None:
-        self._stop.set()
-        thread.join(timeout=5)

@@ -32,18 +32,11 @@ import tensorflow as tf
 
 from tfddl.errors import UnsupportedError
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import (
-    OVER_ROWS,
-    Collective,
-    Lengths,
-    Reduction,
-    Transport,
-    joined,
-    scaled,
-)
+from tfddl.transport.base import OVER_ROWS, Collective, Lengths, Transport, joined, scaled
 from tfddl.transport.pieces import MOST_PIECES, Piece, cut, piece_bytes
 from tfddl.transport.tally import Tally
 from tfddl.transport.watch import Watch
+from tfddl.wire import Reduction
 
 _LENGTH_BITS = 26
 _MAX_LENGTH = 2**_LENGTH_BITS - 1
@@ -52,6 +45,13 @@ _TOO_LONG = (
     f"A tensor whose length isn't known when the graph is made can have at most {_MAX_LENGTH} "
     "elements to travel. Give it a static shape; for sparse gradients, use sparse_as_dense=True."
 )
+
+_MERGE_OPS = {
+    Reduction.SUM: "Add",
+    Reduction.PRODUCT: "Mul",
+    Reduction.MIN: "Min",
+    Reduction.MAX: "Max",
+}
 
 _GATHERED_AS = {tf.bfloat16: tf.float16}
 """The gather op knows no bfloat16; its bits travel as another 16-bit type."""
@@ -239,7 +239,7 @@ class StrategyTransport(Transport):
     def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: Reduction) -> tf.Tensor:
         return tf.raw_ops.CollectiveReduceV2(
             input=piece,
-            merge_op=reduction.value,
+            merge_op=_MERGE_OPS[reduction],
             final_op="Id",
             **self._arguments(piece, _family(reduction, piece.dtype), lane),
         )

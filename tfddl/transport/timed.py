@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl.transport.base import Lengths, Reduction, Transport
+from tfddl.transport.base import Lengths, Transport
+from tfddl.wire import Reduction
 
 
 class TimedTransport(Transport):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl.transport.base import Lengths, Reduction, Transport
+from tfddl.transport.base import Lengths, Transport
 from tfddl.transport.roll import Roll
 from tfddl.transport.tracer import Event, Tracer
-from tfddl.wire import Call
+from tfddl.wire import Call, Reduction
 
 
 class TracedTransport(Transport):
@@ -21,12 +21,7 @@ class TracedTransport(Transport):
     """
 
     def __init__(self, traced: Transport, tracer: Tracer, roll: Roll) -> None:
-        super().__init__(traced.rank, traced.size)
-        self.name = traced.name
-        self.dtypes = traced.dtypes
-        self.rounds_once = traced.rounds_once
-        self.compares = traced.compares
-        self._traced = traced
+        self._take_after(traced)
         self._tracer = tracer
         self._ranks = tuple(range(traced.size))
         self._running = tracer.running
@@ -34,13 +29,18 @@ class TracedTransport(Transport):
         self._roll = roll
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
-        inner = self._traced.among(ranks)
         made = copy.copy(self)
-        Transport.__init__(made, inner.rank, inner.size)
-        made._traced = inner
+        made._take_after(self._traced.among(ranks))
         made._ranks = tuple(self._ranks[rank] for rank in ranks)
-        made.dtypes, made.compares = inner.dtypes, inner.compares
         return made
+
+    def _take_after(self, traced: Transport) -> None:
+        """Becomes what the other one is."""
+        Transport.__init__(self, traced.rank, traced.size)
+        self._traced = traced
+        self.name, self.dtypes = traced.name, traced.dtypes
+        self.rounds_once, self.compares = traced.rounds_once, traced.compares
+        self.overlaps = traced.overlaps
 
     def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> Transport:
         """See `Transport.for_call`."""
@@ -119,9 +119,11 @@ class TracedTransport(Transport):
 
         with tf.control_dependencies(list(pack)), tf.device("CPU:0"):
             begin_s = tf.cond(self._running, _now, _zero)
-        with tf.control_dependencies([begin_s]):
-            entered = self._roll.enter(self._waits_in, self._ranks)
-        with tf.control_dependencies(entered), self._roll.leaving():
+        with (
+            tf.control_dependencies([begin_s]),
+            self._roll.within(self._waits_in, self._ranks) as entered,
+            tf.control_dependencies(entered),
+        ):
             arrived = travel([tf.identity(tensor) for tensor in pack])
         with tf.control_dependencies(arrived), tf.device("CPU:0"):
             num_bytes = tf.add_n([tf.size(t, tf.int64) * t.dtype.size for t in pack])

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl.transport.base import Reduction, Transport
+from tfddl.transport.base import Transport
 from tfddl.transport.tally import Tally
+from tfddl.wire import Reduction
 
 Layout = tuple[tuple[int, ...], ...]
 """The ranks of each host, ascending; hosts in the order of their first ranks."""

@@ -42,8 +42,8 @@ class Watch:
                 seen, since_s = now, time.monotonic()
             elif time.monotonic() - since_s >= self._timeout_s:
                 service.end_collectives(
-                    f"not all ranks have come to an operation within {self._timeout_s:g} s "
-                    "(tfddl.init's timeout_s): one of them is stuck, or does something else"
+                    f"not all ranks have come to an operation within {self._timeout_s:g} s: "
+                    "one of them is stuck, or does something else"
                 )
                 return
 

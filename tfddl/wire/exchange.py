@@ -276,7 +276,7 @@ class Wire:
             # Where the calls are alike, only the sizes can tell the difference.
             same = all(m.digest == call.digest for m in others)
             self._disagree(tag, call, num_bytes if same else None)
-        session = Session(call, tag, heard, self.exchange)
+        session = Session(call, tag, heard, self._exchange)
         if is_inline:
             session.results = [np.empty(length, mine.dtype) for length in results]
             yield session
@@ -301,7 +301,7 @@ class Wire:
             f"middle: {str(failure) or type(failure).__name__}"
         )
 
-    def exchange(self, tag: Tag, number: int, call: Call) -> dict[int, Message]:
+    def _exchange(self, tag: Tag, number: int, call: Call) -> dict[int, Message]:
         """Tells all others a number, and waits for theirs."""
         self._mesh.send(self._others, tag, Message(0, number, b""))
         return self._mesh.collect(tag, self._others, call)

@@ -7,6 +7,7 @@ which stays when processes are killed, and a tracker that removes those of other
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -62,7 +63,7 @@ class SharedMemory:
     def release(self, offset: int, num_bytes: int) -> None:
         """Gives an area's memory back to the system; nobody may use it any more."""
         mapped = mmap.mmap(self._fd, num_bytes, mmap.MAP_SHARED, offset=offset)
-        with mapped:
+        with mapped, contextlib.suppress(OSError):  # Some kernels can't; it only saves memory.
             mapped.madvise(mmap.MADV_REMOVE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-HEADLINE = "The ranks are about to do different things:"
+_HEADLINE = "The ranks are about to do different things:"
 
 _SHOWN = 3
 """Of how many tensors that differ the messages tell."""
@@ -23,7 +23,7 @@ def describe_difference(texts: Mapping[int, str]) -> str:
         by_text.setdefault(text, []).append(rank)
     return "\n".join(
         [
-            HEADLINE,
+            _HEADLINE,
             *(f"  {rank_names(ranks)}: {text}" for text, ranks in by_text.items()),
             "All ranks must call the same operations in the same order, with the same dtypes and "
             "shapes. The next operation can go on.",

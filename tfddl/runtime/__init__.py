@@ -1,0 +1,31 @@
+"""What a process has started: threads, devices, the strategy, the transport.
+
+* `options`: what `tfddl.init()` was asked for.
+* `devices`: threads, GPUs, the strategy.
+* `connecting`: which transport, and what it needs.
+* `process`: the runtime of the process, and the one mutable module global of tfddl.
+"""
+
+from tfddl.runtime.devices import choose_collective
+from tfddl.runtime.options import Options
+from tfddl.runtime.process import (
+    Runtime,
+    Statistics,
+    Step,
+    current,
+    is_started,
+    start,
+    stop,
+)
+
+__all__ = [
+    "Options",
+    "Runtime",
+    "Statistics",
+    "Step",
+    "choose_collective",
+    "current",
+    "is_started",
+    "start",
+    "stop",
+]

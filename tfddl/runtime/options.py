@@ -1,0 +1,38 @@
+"""What `tfddl.init()` was asked for."""
+
+import dataclasses
+import math
+
+from tfddl.errors import StartError
+from tfddl.transport import MOST_PIECES, Collective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `tfddl.init()` was asked for; None leaves the choice to us."""
+
+    collective: Collective | None = None
+    intra_op_threads: int | None = None
+    inter_op_threads: int | None = None
+    pieces: int | None = None
+    timeout_s: float = 600.0
+    start_timeout_s: float | None = None
+    """How long to wait for the other workers at the start; None for `timeout_s`."""
+
+    stall_warning_s: float = 60.0
+    """After how long to warn of ranks that haven't come to an operation; 0 is never."""
+
+    cores: int | None = None
+    """How many cores are this worker's own; None where nobody has divided them yet."""
+
+    def __post_init__(self) -> None:
+        for name in ("intra_op_threads", "inter_op_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise StartError(f"{name} is {value}; it must be at least 1, or None.")
+        if self.pieces is not None and not 1 <= self.pieces <= MOST_PIECES:
+            raise StartError(f"pieces is {self.pieces}; it must be 1..{MOST_PIECES}, or None.")
+        for name in ("timeout_s", "start_timeout_s", "stall_warning_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 <= seconds < math.inf:
+                raise StartError(f"{name} is {seconds}; it must be 0 (never) or more.")
