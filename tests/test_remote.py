@@ -358,12 +358,12 @@ def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
             for _ in range(3):
                 deaf.send({"do": "take commit"}, bytes(1 << 20))
             assert deaf.lost == f"{HERE[0]} takes no more orders"
-    with pytest.MonkeyPatch.context() as patch, closing(_link("exec dd of=/dev/null status=none")) as slow:
-        clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.
-        patch.setattr(link, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-        slow.send({"do": "take commit"}, bytes(4 << 20))
+    with closing(_link("exec dd of=/dev/null status=none")) as slow:
+        with pytest.MonkeyPatch.context() as patch:
+            clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.
+            patch.setattr(link, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+            slow.send({"do": "take commit"}, bytes(4 << 20))
         assert slow.lost is None
-        patch.undo()
 
 
 def _link(line: str) -> link.Link:
