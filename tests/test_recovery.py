@@ -11,6 +11,8 @@ import pytest
 from tests.hosts import HERE, stand_in
 from tests.launching import BOARD, TIMEOUT_S, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions, parent_of, wait_until
+from tfddl.launcher.recovery import Recovery
+from tfddl.launcher.report import Outcome, WorkerExit
 from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
@@ -81,6 +83,18 @@ def test_who_starts_again(
 )
 def test_a_job_that_cant_start_does_not_spin(failures: list[str], pause_s: float) -> None:
     assert pause_after(failed(*failures), RestartOptions()) == pause_s
+
+
+@pytest.mark.parametrize("num_restarts", [0, 1, 3])
+def test_it_is_known_before_whether_a_failure_ends_the_job(num_restarts: int) -> None:
+    recovery = Recovery(RestartOptions(max_restarts=num_restarts), hosts={"a": 1})
+    end = WorkerExit(0, returncode=1, after_s=1.0, stderr_lines=(), ended_with=None, host="a")
+    outcome = Outcome(exits=(end,), root=end, interrupted_by=None, num_oom_kills=0)
+    for _ in range(num_restarts):
+        assert recovery.starts_again
+        assert recovery.start_again(outcome, now_s=0.0)
+    assert not recovery.starts_again
+    assert not recovery.start_again(outcome, now_s=0.0)
 
 
 def test_a_failed_job_starts_again_on_other_ports(tmp_path: Path) -> None:

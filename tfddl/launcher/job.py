@@ -182,7 +182,7 @@ def _start(
             stall_timeout_s=options.stall_timeout_s,
             logs=options.logs,
             appends_logs=recovery.num_restarts + restarts > 0,
-            keeper=means.keeper,
+            keeper=means.keeper if recovery.starts_again else None,
         )
         try:
             outcome, ports = _run_once(options, care, means=means, environment=environment)

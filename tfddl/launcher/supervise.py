@@ -161,9 +161,11 @@ class _Job:
 
     def keep_commit(self) -> None:
         """Fetches from the hosts, after a failure, what a next start goes on from."""
-        fleet, keeper = self._fleet, self._care.keeper
-        if fleet is None or keeper is None or self._root is None or self._interrupted_by:
+        fleet, keeper, root = self._fleet, self._care.keeper, self._root
+        if fleet is None or keeper is None or root is None:
             return
+        if self._interrupted_by is not None or _has_saved(root):
+            return  # Nothing starts again.
         self._console.say(keeper.fetch(fleet.links, signals=self._signals))
 
     def kill_all(self) -> None:
