@@ -377,9 +377,8 @@ def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:
     ssh = stand_in(tmp_path / "ssh")
     command = ["sh", "-c", "echo $TF_CONFIG; pwd; echo $WHAT $1 $TFDDL_START_TIMEOUT", "x", "it's"]
     for hosts, names in ((TWO, [HERE[0], HERE[0], HERE[1]]), (("-np", "2"), ["127.0.0.1"] * 2)):
-        line = (*hosts, "--dry-run", "-x", "WHAT=a  b", "--ssh-command", ssh)
-        line = (*line, "--elastic-timeout", "9", *command)
-        done = launch(*line, cwd=folder)
+        options = ("--dry-run", "-x", "WHAT=a  b", "--elastic-timeout", "9", "--ssh-command", ssh)
+        done = launch(*hosts, *options, *command, cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")
         assert not (tmp_path / "ssh/asked").exists()
         lines = [line for line in done.stdout.splitlines() if line.startswith("cd ")]
