@@ -279,9 +279,8 @@ class Agent:
         )
         sinks = [_SendingSink(self._outbox, plan.rank, outlet) for outlet in Outlet]
         try:
-            if plan.local_rank == 0:
-                plan = with_store(plan, self._store.fd)
-            self._workers[plan.rank] = Worker(with_board(plan, Board.create()), sinks)
+            plan = with_store(with_board(plan, Board.create()), self._store.fd)
+            self._workers[plan.rank] = Worker(plan, sinks)
         except LaunchError as error:
             self._outbox.put({"is": "refused", "rank": plan.rank, "why": str(error)})
         except OSError as error:

@@ -121,14 +121,16 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
     if fleet is not None:
         hosts = {host.name: host.slots for host in fleet.hosts}
     recovery = Recovery(options.restarts, hosts=hosts)
-    # Agents keep what workers of other hosts share with their launcher.
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        memory = stack.enter_context(Memory(options.num_workers if fleet is None else 0))
         console = Console(signals, has_colours="NO_COLOR" not in environment)
+        # Of workers on other hosts their agents keep it, within a start.
+        is_here = fleet is None
+        memory = Memory(keeps_commits=is_here and recovery.starts_again)
+        stack.enter_context(contextlib.closing(memory))
         keeper = None
-        if fleet is not None and options.restarts.restarts:
-            keeper = stack.enter_context(Keeper())
+        if not is_here and recovery.starts_again:
+            keeper = stack.enter_context(contextlib.closing(Keeper()))
         means = _Means(console, signals, memory, keeper)
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
