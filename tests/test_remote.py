@@ -417,6 +417,17 @@ def test_each_worker_has_its_own_cores(tmp_path: Path) -> None:
         assert seen == {f"{sorted(usable)} None"}  # nobody has divided them
 
 
+@pytest.mark.parametrize("hosts", [("-np", "1"), ("-H", "localhost:1")])
+def test_a_job_within_a_worker_knows_nothing_of_that_ones_cores(
+    hosts: tuple[str, ...], tmp_path: Path
+) -> None:
+    inner = [*LAUNCHER, "--bind", "none", *hosts]
+    for options, expected in (((), "None"), (("-x", "TFDDL_CORES=7"), "7")):
+        line = [*inner, *options, *worker("print(os.environ.get('TFDDL_CORES'))")]
+        done = launch("-np", "1", *line, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, f"[0] [0] {expected}\n")
+
+
 def test_who_has_not_come_is_said_within_the_start_timeout(tmp_path: Path) -> None:
     script = """
 import tfddl

@@ -15,7 +15,7 @@ from signal import SIGTERM
 from tfddl.cluster import START_TIMEOUT, rendezvous
 from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
-from tfddl.launcher.environment import Export, exported, travelling
+from tfddl.launcher.environment import Export, exported, inherited, travelling
 from tfddl.launcher.exposure import Interfaces, exposure_warning
 from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
@@ -299,8 +299,8 @@ def _announce(
 
 
 def _workers_environment(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
-    inherited = environment if options.fleet is None else travelling(environment)
-    return {**inherited, **asked_for(options, environment)}
+    given = inherited if options.fleet is None else travelling
+    return {**given(environment), **asked_for(options, environment)}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
