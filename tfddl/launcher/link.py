@@ -24,6 +24,9 @@ from tfddl.launcher.ssh import SshOptions, agent_argv, boot_line, explain_end
 from tfddl.launcher.stalls import Stall
 from tfddl.launcher.worker import die_with_parent
 
+LOST = 255
+"""The exit code of a worker whose host is lost, as ssh ends where the connection does."""
+
 # For an agent to take anything of what it is sent.
 _SEND_S = 10.0
 # For an agent to say that it is still there.
@@ -368,7 +371,3 @@ class RemoteWorker:
 
     def _stream(self, message: Message) -> RemoteStream:
         return self.streams[list(Outlet).index(Outlet(message["outlet"]))]
-
-
-LOST = 255
-"""The exit code of a worker whose host is lost, as ssh ends where the connection does."""
