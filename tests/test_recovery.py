@@ -267,18 +267,24 @@ with board.during(Stage.TRAINING):
     board.count_step(epoch=0, step=1)
     board.tell((2, 1))
     if rank == 1:
-        time.sleep(1.5)  # The agent tells of it.
+        print("ready")
+        wait_for("its agent has told of the step")
         os.kill(os.getppid(), signal.SIGSTOP)
         say("rank 1 is ready")
         time.sleep(60)
     wait_for("rank 1 is ready")
-    time.sleep({60 if stalls else 0.5})  # The agent has said something just before.
+    time.sleep({60 if stalls else 0})
     sys.exit("UnavailableError")
 """
     options = (*two_workers(tmp_path, far=True), "--stall-timeout", "3" if stalls else "0")
-    done = launch(*options, *worker(script), cwd=tmp_path)
-    assert done.returncode == 255
-    report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
+    with launched(*options, *worker(script), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        # An agent tells how far a worker has come before it passes on what that has written.
+        assert process.stdout.readline() == "[1] ready\n"
+        (tmp_path / "its agent has told of the step").touch()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 255
+    report = [line for line in err.splitlines() if line.startswith("tfddlrun: ")]
     assert report[0].startswith(f"tfddlrun: rank 1 on {HERE[1]} failed: lost with its host after")
     assert report[1] == "tfddlrun: it had come to step 1 of epoch 1, training"
     assert re.fullmatch(rf"tfddlrun: nothing was heard from {HERE[1]} for \d+ s", report[2])
