@@ -51,7 +51,7 @@ def failed(*hosts: str, every_s: float = 1.0) -> list[Failure]:
         # Its time is over after a minute.
         (failed("a", "a", "a+", every_s=40.0), ELASTIC, {"a": 4}, {"a": 3}),
         (failed("a", "a", "a+", every_s=70.0), ELASTIC, {"a": 4}, {"a": 4}),
-        (failed("a", "b"), ELASTIC, TWO_HOSTS, TWO_HOSTS),
+        (failed("a", "b"), ELASTIC, TWO_HOSTS, TWO_HOSTS),  # Each has failed once.
         (failed("a", "b", "b"), ELASTIC, TWO_HOSTS, {"a": 2}),
         # The second time is twice as long: 40 + 120 s.
         (failed("b", "b", "a+", "b", "b", every_s=20.0), ELASTIC, TWO_HOSTS, {"a": 2}),

@@ -307,9 +307,9 @@ def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         "--min-num-proc",
         type=int,
         metavar="M",
-        help="go on with fewer workers, M at least, where the job fails twice in a row without a "
-        "step that had not been done before: without the host that fails, or, if it is the only "
-        "one, with a worker less (default: N, never fewer)",
+        help="go on with fewer workers, M at least, where the job fails twice on the same host, "
+        "with no new step in between: without that host, or, if it is the only one, with a worker "
+        "less (default: N, never fewer)",
     )
     group.add_argument(
         "--stall-timeout",
