@@ -417,7 +417,9 @@ def test_each_worker_has_its_own_cores(tmp_path: Path) -> None:
         assert seen == {f"{sorted(usable)} None"}  # nobody has divided them
 
 
-@pytest.mark.parametrize("hosts", [("-np", "1"), ("-H", "localhost:1")])
+@pytest.mark.parametrize(
+    "hosts", [("-np", "1"), ("-H", "localhost:1", "--network-interface", "lo")]
+)
 def test_a_job_within_a_worker_knows_nothing_of_that_ones_cores(
     hosts: tuple[str, ...], tmp_path: Path
 ) -> None:

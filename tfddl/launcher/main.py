@@ -72,6 +72,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     if arguments.check_build:
         sys.stdout.write(f"{horovodrun.describe_build()}\n")
         return 0
+    horovodrun.translate(arguments)
     try:
         horovodrun.refuse(arguments)
         fleet = _read_fleet(arguments)
@@ -129,7 +130,7 @@ def _read_options(
         fleet=fleet,
         binding=Binding(arguments.bind),
         exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
-        start_timeout_s=_start_timeout_s(arguments),
+        start_timeout_s=arguments.start_timeout,
         trusts_network=arguments.trusted_network or bool(environment.get(_TRUSTED_NETWORK)),
     )
 
@@ -161,7 +162,6 @@ def _or_this_host(fleet: FleetOptions | None, arguments: argparse.Namespace) -> 
 
 def _make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> FleetOptions:
     names = (arguments.network_interface or "").split(",")
-    connect_s = _start_timeout_s(arguments)
     return FleetOptions(
         hosts=hosts,
         interfaces=tuple(name.strip() for name in names if name.strip()),
@@ -171,15 +171,8 @@ def _make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> 
             command=_split(arguments.ssh_command),
             remote_python=arguments.remote_python,
         ),
-        connect_s=CONNECT_S if connect_s is None else connect_s,
+        connect_s=CONNECT_S if arguments.start_timeout is None else arguments.start_timeout,
     )
-
-
-def _start_timeout_s(arguments: argparse.Namespace) -> float | None:
-    """By either name; None where neither is given."""
-    by_us: float | None = arguments.start_timeout
-    by_horovod: float | None = arguments.elastic_timeout
-    return by_horovod if by_us is None else by_us
 
 
 def _split(line: str) -> tuple[str, ...]:
