@@ -21,7 +21,6 @@ from tests import events
 from tests.group import ROOT
 from tests.processes import wait_until
 from tfddl.bench.charts import Axis, Line, draw_chart
-from tfddl.bench.cores import share_of_cores
 from tfddl.bench.crew import Crew
 from tfddl.bench.load import ForeignLoad
 from tfddl.bench.main import main, settings_from
@@ -219,22 +218,6 @@ def test_a_job_that_can_not_start_says_why() -> None:
         long = Path(directory) / ("x" * 100)
         with pytest.raises(LaunchError, match="too long a name for a socket.*TMPDIR"):
             Crew(LONE, num_workers=1, environment={}, directory=long)
-
-
-@pytest.mark.parametrize(
-    ("num_cores", "size", "shares"),
-    [
-        (4, 2, [(0, 1), (2, 3)]),
-        (5, 2, [(0, 1), (2, 3)]),  # one stays idle: all have the same
-        (2, 2, [(0,), (1,)]),
-        (2, 4, [(0,), (1,), (0,), (1,)]),
-        (3, 1, [(0, 1, 2)]),
-    ],
-)
-def test_cores_are_shared_out_alike(
-    num_cores: int, size: int, shares: list[tuple[int, ...]]
-) -> None:
-    assert [share_of_cores(range(num_cores), rank, size) for rank in range(size)] == shares
 
 
 def test_what_others_work_is_told_from_what_we_do(tmp_path: Path) -> None:

@@ -221,7 +221,6 @@ SIBLINGS: dict[str, list[str]] = {
         "problems",
         "proof",
         "exactness",
-        "cores",
         "load",
         "spread",
         "workloads",

@@ -35,7 +35,7 @@ what they are told when it is their turn. Of the workers, with TensorFlow:
 Of the command, without TensorFlow:
 
 * `settings`, `progress`, `results`: what is asked for, is going on, and came out.
-* `cores`, `load`, `spread`: who has which cores, what others do on them, what timings come to.
+* `load`, `spread`: what others do on the cores, what timings come to.
 * `crew`, `field`: starts workers and gives orders; all that compete.
 * `training`, `calling`, `starting`: the measurements, which `speed` makes one after the other.
 * `report`, `charts`, `plots`, `board`: tables, pictures, TensorBoard.

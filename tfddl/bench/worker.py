@@ -11,10 +11,10 @@ import time
 from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING
 
-from tfddl.bench.cores import share_of_cores
 from tfddl.bench.orders import Call, Called, Done, End, Hello, Mode, Operation, Train
 from tfddl.bench.usage import Usage
 from tfddl.cluster import Cluster, detect
+from tfddl.launcher.cores import share_of_cores, usable_cores
 
 if TYPE_CHECKING:
     from tfddl.bench.calls import Ready
@@ -60,11 +60,17 @@ def _start(way: str, connection: Connection) -> "Contestant":
 
 
 def _keep_to_its_cores(cluster: Cluster) -> int:
-    """Shares the cores out; before TensorFlow starts threads, which inherit it."""
-    there_are = sorted(os.sched_getaffinity(0))
-    cores = share_of_cores(there_are, cluster.local_rank, cluster.local_size)
-    os.sched_setaffinity(0, cores)
-    return len(cores)
+    """Shares the cores out as `tfddlrun` does; before TensorFlow starts threads, which inherit it.
+
+    Returns:
+        How many are this worker's own; 1 where there are too few, and all workers share them.
+    """
+    cores = share_of_cores(
+        usable_cores(), local_rank=cluster.local_rank, local_size=cluster.local_size
+    )
+    if cores:
+        os.sched_setaffinity(0, cores)
+    return max(1, len(cores))
 
 
 def _obey(contestant: "Contestant", connection: Connection) -> None:
