@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 import tfddl
-from tests.hosts import HERE, sshd, stand_in, two_hosts
+from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
 from tfddl.bench import namespaces
@@ -27,7 +26,6 @@ from tfddl.launcher.exposure import firewall_line
 from tfddl.launcher.ssh import SshOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-TWO = ("-H", f"{HERE[0]}:2,{HERE[1]}:1")
 HOSTILE = [
     "$(touch /tmp/tfddl-hostile)",
     "`id`",
@@ -46,16 +44,6 @@ HOSTILE = [
     "--",
     b"\xff\xfe".decode("utf-8", "surrogateescape"),
 ]
-
-
-@pytest.fixture(params=["stand-in", "sshd"])
-def ssh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """What stands for ssh, or ssh itself with a real sshd behind it."""
-    if request.param == "stand-in":
-        yield stand_in(tmp_path / "ssh")
-    else:
-        with sshd(tmp_path / "ssh", address="0.0.0.0") as command:
-            yield command
 
 
 def test_what_is_hostile_arrives_unharmed(ssh: str, tmp_path: Path) -> None:
@@ -443,43 +431,6 @@ tfddl.init()
     assert process.returncode == 1
     assert "gave up after 2 s: rank 0 of 3 is waiting for rank 1 (127.0.0.1:" in err
     assert ", rank 2 (127.0.0.1:" in err
-
-
-def check(*line: str, cwd: Path) -> tuple[int, list[str]]:
-    done = launch("--check", *line, cwd=cwd)
-    assert done.stderr == ""
-    return done.returncode, done.stdout.splitlines()
-
-
-def test_the_doctor_checks_hosts(ssh: str, tmp_path: Path) -> None:
-    status, lines = check(*TWO, "--ssh-command", ssh, cwd=tmp_path)
-    assert status == 0
-    assert not [line for line in lines if line.startswith("PROBLEM")]
-    where = f"{HERE[0]}, {HERE[1]}"
-    assert f"ok       {where}: tfddl {tfddl.__version__}" in lines
-    for word in ("Python 3", "TensorFlow 2.", "Keras 3.", "NumPy "):
-        assert any(line.startswith(f"ok       {where}: {word}") for line in lines), word
-    for one, other, ports in ((*HERE, "the worker's port"), (*HERE[::-1], "the workers' 2 ports")):
-        start = f"ok       {one} -> {other}: "
-        assert any(line.startswith(f"{start}{ports} can be reached, a round") for line in lines)
-        assert any(f"{one} -> {other}: " in line and "MB/s" in line for line in lines)
-
-
-def test_the_doctor_goes_on_without_a_host_that_is_down(tmp_path: Path) -> None:
-    ssh = stand_in(tmp_path / "ssh", down=HERE[1])
-    status, lines = check(*TWO, "--ssh-command", ssh, cwd=tmp_path)
-    assert status == 1
-    assert lines[0].startswith(f"PROBLEM  {HERE[1]}: can't reach {HERE[1]} by ssh: ")
-    assert any(line.startswith(f"ok       {HERE[0]}: ") for line in lines)
-    status, lines = check("-H", f"{HERE[1]}:1", "--ssh-command", ssh, cwd=tmp_path)
-    assert (status, len(lines)) == (1, 1)
-
-
-def test_the_doctor_on_this_host(tmp_path: Path) -> None:
-    line = [sys.executable, "-c", "from tfddl.launcher.main import run_doctor; run_doctor()"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "ok       localhost: TensorFlow 2." in done.stdout
 
 
 @pytest.mark.long
