@@ -55,6 +55,7 @@ SIBLINGS: dict[str, list[str]] = {
         "frames",
         "host_store",
         "ssh",
+        "handle",
         "worker",
         "examine",
         "agent",
