@@ -124,13 +124,12 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         console = Console(signals, has_colours="NO_COLOR" not in environment)
-        # Of workers on other hosts their agents keep it, within a start.
-        is_here = fleet is None
-        memory = Memory(keeps_commits=is_here and recovery.starts_again)
+        # What workers on other hosts commit, their agents keep within a start.
+        memory = Memory(keeps_commits=fleet is None and recovery.starts_again)
         stack.enter_context(contextlib.closing(memory))
-        keeper = None
-        if not is_here and recovery.starts_again:
-            keeper = stack.enter_context(contextlib.closing(Keeper()))
+        keeper = Keeper() if fleet is not None and recovery.starts_again else None
+        if keeper is not None:
+            stack.enter_context(contextlib.closing(keeper))
         means = _Means(console, signals, memory, keeper)
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
