@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from tests.processes import wait_until
 from tfddl.bench.charts import Axis, Line, draw_chart
 from tfddl.bench.cores import share_of_cores
 from tfddl.bench.crew import Crew
-from tfddl.bench.load import ForeignLoad
+from tfddl.bench.ground import ThisMachine
+from tfddl.bench.load import ForeignLoad, Moment
+from tfddl.bench.machines import Machine, Met
 from tfddl.bench.main import main, settings_from
 from tfddl.bench.orders import LONE, Call, Called, Mode, Operation, Ran
 from tfddl.bench.plots import bandwidths, draw, efficiencies
@@ -41,7 +42,6 @@ from tfddl.bench.settings import (
     SIZES,
     Part,
     Settings,
-    default_workers,
     format_size,
     parse_size,
     quick_settings,
@@ -83,7 +83,11 @@ def test_two_workers_are_measured_in_all_respects(tmp_path: Path) -> None:
         assert 0 < start["first_step_s"] < start["total_s"]["median"]
         assert 0 < start["import_s"] < start["total_s"]["median"]
     assert set(found["foreign_cores"]) == {"training", "collectives"}
-    assert all(0 <= cores <= found["machine"]["cores"] for cores in found["foreign_cores"].values())
+    (machine,) = found["machines"]
+    for taken in found["foreign_cores"].values():
+        (cores,) = taken.values()
+        assert 0 <= cores <= machine["cores"]
+    assert found["layouts"] == {"2": {"localhost": 2}}
     assert found["versions"]["keras"].startswith("3.")
     assert {p.name for p in tmp_path.glob("*.png")} == {
         "bandwidth_allreduce_2_workers.png",
@@ -193,9 +197,15 @@ def _workers(directory: str) -> list[int]:
     return found
 
 
+def _crew(way: str, num_workers: int, directory: Path) -> Crew:
+    ground = ThisMachine()
+    team = ground.team(num_workers)
+    return Crew(way, team=team, ground=ground, environment=os.environ, directory=directory)
+
+
 def test_a_worker_that_dies_is_named_with_what_it_said() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        crew = Crew(LONE, num_workers=2, environment=os.environ, directory=Path(directory))
+        crew = _crew(LONE, 2, Path(directory))
         with pytest.raises(LaunchError, match=r"rank \d died\. They said:\n") as caught, crew:
             _ask_before_and_after_a_death(crew)
         assert "tfddlrun: rank 1 failed: killed by SIGKILL" in str(caught.value)
@@ -213,12 +223,12 @@ def _ask_before_and_after_a_death(crew: Crew) -> None:
 
 def test_a_job_that_can_not_start_says_why() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        crew = Crew("nonsense", num_workers=1, environment=os.environ, directory=Path(directory))
+        crew = _crew("nonsense", 1, Path(directory))
         with pytest.raises(LaunchError, match="collective is 'nonsense'; it must be one of"), crew:
             pass
-        long = Path(directory) / ("x" * 100)
-        with pytest.raises(LaunchError, match="too long a name for a socket.*TMPDIR"):
-            Crew(LONE, num_workers=1, environment={}, directory=long)
+        crew = _crew(LONE, 1, Path(directory) / ("x" * 100))
+        with pytest.raises(LaunchError, match="too long a name for a socket.*TMPDIR"), crew:
+            pass
 
 
 @pytest.mark.parametrize(
@@ -252,16 +262,21 @@ def test_what_others_work_is_told_from_what_we_do(tmp_path: Path) -> None:
         (tmp_path / "7" / "stat").write_text(f"7 (a) name) {fields} {worked} 0 0")
         (tmp_path / str(os.getpid()) / "stat").write_text(f"8 (us) {fields} 0 0 0 0")
 
-    load = ForeignLoad([0], proc=tmp_path)
-    assert load.cores_taken == 0
+    machine = Machine(identity="m", processor="", cores=(0,))
+
+    def now() -> list[Moment]:
+        return [Moment.now(machine, [pid], proc=tmp_path) for pid in (7, os.getpid())]
+
+    load = ForeignLoad()
+    assert load.cores_taken == {}
     write(busy_s=10, ours_s=4)
-    with load.watched([7]):
-        began_s = time.monotonic()
-        time.sleep(0.2)
-        write(busy_s=13, ours_s=5, other_core_s=50)
-        took_s = time.monotonic() - began_s
-    # 3 s of work, of which 1 was ours; impossible in that time, but nobody minds.
-    assert load.cores_taken == pytest.approx(2 / took_s, rel=0.2)
+    before = now()
+    write(busy_s=13, ours_s=5, other_core_s=50)
+    # It was 3 s of work, of which 1 was ours, and one of us tells of the machine.
+    after = [dataclasses.replace(moment, at_s=before[0].at_s + 4) for moment in now()]
+    other = [Moment(machine="other", at_s=t, busy_s=t, ours_s=0) for t in (1.0, 2.0)]
+    load.add([*before, other[0]], [*after, other[1]])
+    assert load.cores_taken == {"m": pytest.approx(0.5), "other": pytest.approx(1.0)}
 
 
 def test_timings_are_summed_up() -> None:
@@ -317,7 +332,7 @@ def test_what_is_no_size(text: str) -> None:
 def test_arguments_become_settings(tmp_path: Path) -> None:
     usual = settings_from([], prog="x", num_cores=2)
     assert usual == Settings(workers=(1, 2))
-    assert settings_from(["--quick"], prog="x", num_cores=64) == quick_settings()
+    assert settings_from(["--quick"], prog="x", num_cores=64) == quick_settings(ThisMachine())
     given = settings_from(
         [
             *("--quick", "--workers", "3,1", "--only", "collectives,start", "--sizes", "8,1M"),
@@ -328,7 +343,7 @@ def test_arguments_become_settings(tmp_path: Path) -> None:
         num_cores=2,
     )
     assert given == dataclasses.replace(
-        quick_settings(),
+        quick_settings(ThisMachine()),
         workers=(3, 1),
         only=(Part.COLLECTIVES, Part.START),
         sizes=(8, 2**20),
@@ -340,7 +355,8 @@ def test_arguments_become_settings(tmp_path: Path) -> None:
         plots=tmp_path / "p",
     )
     assert (tmp_path / "p").is_dir()
-    assert [default_workers(n) for n in (1, 2, 3, 64)] == [(1, 2), (1, 2), (1, 2), (1, 2, 4)]
+    usual_workers = [ThisMachine().usual_workers(n) for n in (1, 2, 3, 64)]
+    assert usual_workers == [(1, 2), (1, 2), (1, 2), (1, 2, 4)]
 
 
 @pytest.mark.parametrize(
@@ -423,7 +439,8 @@ def _results() -> Results:
     )
     return Results(
         versions={"tensorflow": "2.21.0"},
-        machine={"processor": "a processor", "cores": 2},
+        machines=[Met(hosts=("localhost",), processor="a processor", cores=2)],
+        layouts={2: {"localhost": 2}},
         collectives=[
             large,
             collective,
@@ -450,7 +467,7 @@ def _results() -> Results:
             start,
             dataclasses.replace(start, workers=2, transport="RING", total_s=Spread.of([9.0, 8.0])),
         ],
-        foreign_cores={"training": 0.02, "collectives": 0.3},
+        foreign_cores={"training": {"localhost": 0.02}, "collectives": {"localhost": 0.3}},
         seconds=61.0,
     )
 
@@ -477,12 +494,12 @@ def test_the_tables() -> None:
     assert _row(text, "unet", "2") == [
         *("unet", "2", "RING", "460", "450", "+10", "+4", "5.0", "+2.0")
     ]
-    assert "a processor, 2 cores; tensorflow 2.21.0; 61 s." in text
+    assert "\na processor, 2 cores.\ntensorflow 2.21.0; 61 s.\nMeanwhile" in text
     assert "(training), others kept 0.02 of 2 cores busy." in text
     assert "(collectives), others kept 0.30 of 2 cores busy: THESE TIMINGS SAY LITTLE." in text
     assert "| unet | 2 | RING | 460 |" in report(_results(), markdown)
-    nothing = Results(machine={"processor": "a processor", "cores": 2}, seconds=1.0)
-    assert report(nothing).count("\n") == 0
+    nothing = Results(versions={"tensorflow": "2.21.0"}, seconds=1.0)
+    assert report(nothing) == "tensorflow 2.21.0; 1 s."
 
 
 def test_what_is_written_as_json() -> None:

@@ -112,8 +112,14 @@ def _starts(results: Results, render: Render) -> str:
     rows = [_start_row(start, single) for start in results.starts]
     return (
         "From launch to the end of the first training step, in seconds, until the last worker is\n"
-        "done; more: than one plain process that has all cores (of the first host) to itself.\n\n"
+        f"done; more: than one plain process {_single(results)}.\n\n"
     ) + render(headings, rows)
+
+
+def _single(results: Results) -> str:
+    if any(len(layout) > 1 for layout in results.layouts.values()):
+        return "that tfddlrun starts on the first host, with all its cores"
+    return "that has all cores to itself"
 
 
 def _start_row(start: Start, single_s: float) -> list[str]:
