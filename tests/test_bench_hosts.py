@@ -94,7 +94,7 @@ def test_a_worker_that_dies_is_named_with_its_host(ground: Hosts, tmp_path: Path
         directory=tmp_path,
     )
     name = f"rank 1 on {re.escape(HERE[1])}"
-    with pytest.raises(LaunchError, match=rf"{name} died\. They said:\n") as caught, crew:
+    with pytest.raises(LaunchError, match=rf"{name} has gone\. They said") as caught, crew:
         _ask_before_and_after_a_death(crew)
     assert f"tfddlrun: rank 1 on {HERE[1]} failed: killed by SIGKILL" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["ssh"]
@@ -131,7 +131,7 @@ def test_who_can_not_be_reached_says_what_to_do(tmp_path: Path) -> None:
         [*COMMAND, *line], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert "2 workers (lone): the job ended before it had started. They said:" in done.stderr
+    assert "2 workers (lone): the job ended before it had started. They said" in done.stderr
     assert re.search(r"tfddlrun: rank \d on 127\.0\.0\.[23] failed: exit code 1", done.stderr)
     assert "tfddl-bench isn't found at 192.0.2.1:4711: " in done.stderr
     assert "HINT: tfddl-bench --address HOST[:PORT] names the address by which" in done.stderr

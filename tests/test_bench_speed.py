@@ -206,7 +206,7 @@ def _crew(way: str, num_workers: int, directory: Path) -> Crew:
 def test_a_worker_that_dies_is_named_with_what_it_said() -> None:
     with tempfile.TemporaryDirectory() as directory:
         crew = _crew(LONE, 2, Path(directory))
-        with pytest.raises(LaunchError, match=r"rank \d died\. They said:\n") as caught, crew:
+        with pytest.raises(LaunchError, match=r"rank \d has gone\. They said") as caught, crew:
             _ask_before_and_after_a_death(crew)
         assert "tfddlrun: rank 1 failed: killed by SIGKILL" in str(caught.value)
         assert list(Path(directory).iterdir()) == []

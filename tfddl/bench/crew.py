@@ -118,7 +118,7 @@ class Crew:
                     try:
                         answers[rank] = self._connections[rank].recv()
                     except (EOFError, OSError):
-                        raise self._error(f"{self.team.name(rank)} died") from None
+                        raise self._error(f"{self.team.name(rank)} has gone") from None
         return [answers[rank] for rank in range(self.team.size)]
 
     def _check_answers(self, missing: list[int], order: Order, *, is_late: bool) -> None:
@@ -177,7 +177,11 @@ class Crew:
                 self._process.wait(_END_S)
         lines = self._log.read_text(errors="replace").splitlines()
         said = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    nothing"
-        return LaunchError(f"{self.team.size} workers ({self.way}): {why}. They said:\n{said}")
+        # It needn't be the one that we miss first.
+        hint = ", and at the end who failed first" if self.team.is_launched else ""
+        return LaunchError(
+            f"{self.team.size} workers ({self.way}): {why}. They said{hint}:\n{said}"
+        )
 
     def _wait_for_end(self) -> None:
         assert self._process is not None

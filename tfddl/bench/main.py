@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -73,7 +74,13 @@ def main(argv: Sequence[str], *, prog: str = "tfddl-bench") -> int:
 
 def run() -> None:
     """The console script."""
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main(sys.argv[1:]))
+
+
+def _end(number: int, _: object) -> None:
+    """Ends all workers, as whatever raises does."""
+    sys.exit(128 + number)
 
 
 def settings_from(argv: Sequence[str], *, prog: str, num_cores: int) -> Settings:
