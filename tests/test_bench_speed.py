@@ -161,7 +161,7 @@ def test_everything_for_one_two_and_three_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_no_worker_stays(number: signal.Signals) -> None:
     with tempfile.TemporaryDirectory() as directory:
         process = subprocess.Popen(
@@ -180,9 +180,9 @@ def test_however_it_ends_no_worker_stays(number: signal.Signals) -> None:
         process.send_signal(number)
         status = process.wait(timeout=60)
         process.stderr.close()
-        assert status == (130 if number is signal.SIGINT else -signal.SIGKILL)
+        assert status == (-signal.SIGKILL if number is signal.SIGKILL else 128 + number)
         wait_until(lambda: not _workers(directory), timeout_s=60)
-        if number is signal.SIGINT:
+        if number is not signal.SIGKILL:
             assert list(Path(directory).iterdir()) == []
 
 

@@ -63,7 +63,7 @@ class Entrance:
         self._server.settimeout(wait_s)
         try:
             found, _ = self._server.accept()
-        except TimeoutError:
+        except (TimeoutError, ConnectionAbortedError):
             return None
         if not self._secret:
             return Connection(found.detach())
