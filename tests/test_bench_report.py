@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfddl.bench.charts import Axis, Line, draw_chart
+from tfddl.bench.machines import Met
 from tfddl.bench.orders import Mode, Operation
 from tfddl.bench.plots import bandwidths, draw, efficiencies
 from tfddl.bench.report import report
@@ -61,7 +62,8 @@ def _results() -> Results:
     )
     return Results(
         versions={"tensorflow": "2.21.0"},
-        machine={"processor": "a processor", "cores": 2},
+        machines=[Met(hosts=("localhost",), processor="a processor", cores=2)],
+        layouts={2: {"localhost": 2}},
         collectives=[
             large,
             collective,
@@ -88,7 +90,7 @@ def _results() -> Results:
             start,
             dataclasses.replace(start, workers=2, transport="RING", total_s=Spread.of([9.0, 8.0])),
         ],
-        foreign_cores={"training": 0.02, "collectives": 0.3},
+        foreign_cores={"training": {"localhost": 0.02}, "collectives": {"localhost": 0.3}},
         seconds=61.0,
     )
 
@@ -115,12 +117,12 @@ def test_the_tables() -> None:
     assert _row(text, "unet", "2") == [
         *("unet", "2", "RING", "460", "450", "+10", "+4", "5.0", "+2.0")
     ]
-    assert "a processor, 2 cores; tensorflow 2.21.0; 61 s." in text
+    assert "\na processor, 2 cores.\ntensorflow 2.21.0; 61 s.\nMeanwhile" in text
     assert "(training), others kept 0.02 of 2 cores busy." in text
     assert "(collectives), others kept 0.30 of 2 cores busy: THESE TIMINGS SAY LITTLE." in text
     assert "| unet | 2 | RING | 460 |" in report(_results(), markdown)
-    nothing = Results(machine={"processor": "a processor", "cores": 2}, seconds=1.0)
-    assert report(nothing).count("\n") == 0
+    nothing = Results(versions={"tensorflow": "2.21.0"}, seconds=1.0)
+    assert report(nothing) == "tensorflow 2.21.0; 1 s."
 
 
 def test_what_is_written_as_json() -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from tests import events
 from tests.group import ROOT
 from tests.processes import wait_until
 from tfddl.bench.crew import Crew
-from tfddl.bench.load import ForeignLoad
+from tfddl.bench.ground import ThisMachine
+from tfddl.bench.load import ForeignLoad, Moment
+from tfddl.bench.machines import Machine
 from tfddl.bench.main import main, settings_from
 from tfddl.bench.orders import LONE, Call, Called, Mode, Operation, Ran
 from tfddl.bench.progress import Progress
@@ -28,7 +29,6 @@ from tfddl.bench.settings import (
     SIZES,
     Part,
     Settings,
-    default_workers,
     format_size,
     parse_size,
     quick_settings,
@@ -68,7 +68,11 @@ def test_two_workers_are_measured_in_all_respects(tmp_path: Path) -> None:
         assert 0 < start["first_step_s"] < start["total_s"]["median"]
         assert 0 < start["import_s"] < start["total_s"]["median"]
     assert set(found["foreign_cores"]) == {"training", "collectives"}
-    assert all(0 <= cores <= found["machine"]["cores"] for cores in found["foreign_cores"].values())
+    (machine,) = found["machines"]
+    for taken in found["foreign_cores"].values():
+        (cores,) = taken.values()
+        assert 0 <= cores <= machine["cores"]
+    assert found["layouts"] == {"2": {"localhost": 2}}
     assert found["versions"]["keras"].startswith("3.")
     assert {p.name for p in tmp_path.glob("*.png")} == {
         "bandwidth_allreduce_2_workers.png",
@@ -142,7 +146,7 @@ def test_everything_for_one_two_and_three_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_no_worker_stays(number: signal.Signals) -> None:
     with tempfile.TemporaryDirectory() as directory:
         process = subprocess.Popen(
@@ -161,9 +165,9 @@ def test_however_it_ends_no_worker_stays(number: signal.Signals) -> None:
         process.send_signal(number)
         status = process.wait(timeout=60)
         process.stderr.close()
-        assert status == (130 if number is signal.SIGINT else -signal.SIGKILL)
+        assert status == (-signal.SIGKILL if number is signal.SIGKILL else 128 + number)
         wait_until(lambda: not _workers(directory), timeout_s=60)
-        if number is signal.SIGINT:
+        if number is not signal.SIGKILL:
             assert list(Path(directory).iterdir()) == []
 
 
@@ -178,10 +182,16 @@ def _workers(directory: str) -> list[int]:
     return found
 
 
+def _crew(way: str, num_workers: int, directory: Path) -> Crew:
+    ground = ThisMachine()
+    team = ground.team(num_workers)
+    return Crew(way, team=team, ground=ground, environment=os.environ, directory=directory)
+
+
 def test_a_worker_that_dies_is_named_with_what_it_said() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        crew = Crew(LONE, num_workers=2, environment=os.environ, directory=Path(directory))
-        with pytest.raises(LaunchError, match=r"rank \d died\. They said:\n") as caught, crew:
+        crew = _crew(LONE, 2, Path(directory))
+        with pytest.raises(LaunchError, match=r"rank \d has gone\. They said") as caught, crew:
             _ask_before_and_after_a_death(crew)
         assert "tfddlrun: rank 1 failed: killed by SIGKILL" in str(caught.value)
         assert list(Path(directory).iterdir()) == []
@@ -198,12 +208,12 @@ def _ask_before_and_after_a_death(crew: Crew) -> None:
 
 def test_a_job_that_can_not_start_says_why() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        crew = Crew("nonsense", num_workers=1, environment=os.environ, directory=Path(directory))
+        crew = _crew("nonsense", 1, Path(directory))
         with pytest.raises(LaunchError, match="collective is 'nonsense'; it must be one of"), crew:
             pass
-        long = Path(directory) / ("x" * 100)
-        with pytest.raises(LaunchError, match="too long a name for a socket.*TMPDIR"):
-            Crew(LONE, num_workers=1, environment={}, directory=long)
+        crew = _crew(LONE, 1, Path(directory) / ("x" * 100))
+        with pytest.raises(LaunchError, match="too long a name for a socket.*TMPDIR"), crew:
+            pass
 
 
 def test_what_others_work_is_told_from_what_we_do(tmp_path: Path) -> None:
@@ -221,16 +231,21 @@ def test_what_others_work_is_told_from_what_we_do(tmp_path: Path) -> None:
         (tmp_path / "7" / "stat").write_text(f"7 (a) name) {fields} {worked} 0 0")
         (tmp_path / str(os.getpid()) / "stat").write_text(f"8 (us) {fields} 0 0 0 0")
 
-    load = ForeignLoad([0], proc=tmp_path)
-    assert load.cores_taken == 0
+    machine = Machine(identity="m", processor="", cores=(0,))
+
+    def now() -> list[Moment]:
+        return [Moment.now(machine, [pid], proc=tmp_path) for pid in (7, os.getpid())]
+
+    load = ForeignLoad()
+    assert load.cores_taken == {}
     write(busy_s=10, ours_s=4)
-    with load.watched([7]):
-        began_s = time.monotonic()
-        time.sleep(0.2)
-        write(busy_s=13, ours_s=5, other_core_s=50)
-        took_s = time.monotonic() - began_s
-    # 3 s of work, of which 1 was ours; impossible in that time, but nobody minds.
-    assert load.cores_taken == pytest.approx(2 / took_s, rel=0.2)
+    before = now()
+    write(busy_s=13, ours_s=5, other_core_s=50)
+    # It was 3 s of work, of which 1 was ours, and one of us tells of the machine.
+    after = [dataclasses.replace(moment, at_s=before[0].at_s + 4) for moment in now()]
+    other = [Moment(machine="other", at_s=t, busy_s=t, ours_s=0) for t in (1.0, 2.0)]
+    load.add([*before, other[0]], [*after, other[1]])
+    assert load.cores_taken == {"m": pytest.approx(0.5), "other": pytest.approx(1.0)}
 
 
 def test_timings_are_summed_up() -> None:
@@ -286,7 +301,7 @@ def test_what_is_no_size(text: str) -> None:
 def test_arguments_become_settings(tmp_path: Path) -> None:
     usual = settings_from([], prog="x", num_cores=2)
     assert usual == Settings(workers=(1, 2))
-    assert settings_from(["--quick"], prog="x", num_cores=64) == quick_settings()
+    assert settings_from(["--quick"], prog="x", num_cores=64) == quick_settings(ThisMachine())
     given = settings_from(
         [
             *("--quick", "--workers", "3,1", "--only", "collectives,start", "--sizes", "8,1M"),
@@ -297,7 +312,7 @@ def test_arguments_become_settings(tmp_path: Path) -> None:
         num_cores=2,
     )
     assert given == dataclasses.replace(
-        quick_settings(),
+        quick_settings(ThisMachine()),
         workers=(3, 1),
         only=(Part.COLLECTIVES, Part.START),
         sizes=(8, 2**20),
@@ -309,7 +324,8 @@ def test_arguments_become_settings(tmp_path: Path) -> None:
         plots=tmp_path / "p",
     )
     assert (tmp_path / "p").is_dir()
-    assert [default_workers(n) for n in (1, 2, 3, 64)] == [(1, 2), (1, 2), (1, 2), (1, 2, 4)]
+    usual_workers = [ThisMachine().usual_workers(n) for n in (1, 2, 3, 64)]
+    assert usual_workers == [(1, 2), (1, 2), (1, 2), (1, 2, 4)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,15 @@ from tfddl.launcher.environment import Export, exported, travelling
 from tfddl.launcher.exposure import exposure_warning, firewall_line
 from tfddl.launcher.fleet import FleetOptions, find_unreachable_names
 from tfddl.launcher.frames import HELLO, FrameError, Unpacker, pack
-from tfddl.launcher.hosts import HostSlots, fill_slots, parse_hosts, ranks_of, read_hostfile
+from tfddl.launcher.hosts import (
+    HostSlots,
+    fill_slots,
+    parse_hosts,
+    ranks_of,
+    read_hostfile,
+    render_hosts,
+    spread_slots,
+)
 from tfddl.launcher.plan import Place, plan_processes
 from tfddl.launcher.report import Outcome, WorkerExit, failure_report
 from tfddl.launcher.ssh import SshOptions, agent_argv
@@ -94,6 +102,23 @@ def test_a_hostfile(tmp_path: Path) -> None:
         read_hostfile(path)
     with pytest.raises(LaunchError, match="can't read the hostfile .*No such file"):
         read_hostfile(tmp_path / "none")
+
+
+def test_workers_are_spread_over_hosts() -> None:
+    hosts = parse_hosts("a:2,[fd00::1]:4,c")
+    spread = [render_hosts(spread_slots(hosts, n)) for n in range(1, 8)]
+    assert spread == [
+        "a:1",
+        "a:1,[fd00::1]:1",
+        "a:1,[fd00::1]:1,c:1",
+        "a:2,[fd00::1]:1,c:1",
+        "a:2,[fd00::1]:2,c:1",
+        "a:2,[fd00::1]:3,c:1",
+        "a:2,[fd00::1]:4,c:1",
+    ]
+    assert spread_slots(hosts, 7) == parse_hosts(spread[-1]) == hosts
+    with pytest.raises(LaunchError, match="8 workers don't fit on 3 hosts with 7 slots. HINT: "):
+        spread_slots(hosts, 8)
 
 
 def test_workers_fill_one_host_after_the_other() -> None:
