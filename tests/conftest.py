@@ -1,4 +1,4 @@
-"""Fixtures that hold for all tests: none leaves a process or an environment variable behind."""
+"""Fixtures that tests share, and those that hold for all: none leaves anything behind."""
 
 import contextlib
 import ctypes
@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 
 from tests.group import Groups
+from tests.hosts import sshd, stand_in
 from tfddl.launcher import ports
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -72,6 +73,16 @@ def groups(
     made = Groups()
     yield made
     made.close()
+
+
+@pytest.fixture(params=["stand-in", "sshd"])
+def ssh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """What stands for ssh, or ssh itself with a real sshd behind it."""
+    if request.param == "stand-in":
+        yield stand_in(tmp_path / "ssh")
+    else:
+        with sshd(tmp_path / "ssh", address="0.0.0.0") as command:
+            yield command
 
 
 @pytest.fixture(autouse=True)

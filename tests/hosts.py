@@ -12,6 +12,9 @@ from tfddl.bench import namespaces
 HERE = ("127.0.0.2", "127.0.0.3")
 """This machine by names that don't mean "here", so that it is reached as another host is."""
 
+TWO = ("-H", f"{HERE[0]}:2,{HERE[1]}:1")
+"""Two hosts, with three workers."""
+
 # As ssh: leaves out its options, gives the line to a shell, elsewhere and with little environment.
 _STAND_IN = """#!/bin/sh
 while [ "$1" != -- ]; do shift; done

@@ -57,11 +57,21 @@ def launched(*line: str, cwd: Path, **more: Any) -> Iterator[subprocess.Popen[st
             process.kill()
 
 
-def launch(*line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def launch(
+    *line: str, cwd: Path, timeout_s: float = TIMEOUT_S, **more: Any
+) -> subprocess.CompletedProcess[str]:
     """Runs a launcher to its end."""
-    with launched(*line, cwd=cwd) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+    with launched(*line, cwd=cwd, **more) as process:
+        out, err = process.communicate(timeout=timeout_s)
     return subprocess.CompletedProcess(line, process.returncode, out, err)
+
+
+def of_ranks(lines: list[str], start: str, workers: int) -> list[str]:
+    """What each rank printed last on a line that begins so."""
+    found = [re.fullmatch(rf"\[(\d+)\] ({start}.*)", line) for line in lines]
+    by_rank = {int(match[1]): match[2] for match in found if match}
+    assert sorted(by_rank) == list(range(workers)), "\n".join(lines)
+    return [by_rank[rank] for rank in range(workers)]
 
 
 @contextmanager

@@ -10,45 +10,30 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests import events
 from tests.group import ROOT
 from tests.processes import wait_until
-from tfddl.bench.charts import Axis, Line, draw_chart
-from tfddl.bench.cores import share_of_cores
 from tfddl.bench.crew import Crew
-from tfddl.bench.load import ForeignLoad
+from tfddl.bench.ground import ThisMachine
+from tfddl.bench.load import ForeignLoad, Moment
+from tfddl.bench.machines import Machine
 from tfddl.bench.main import main, settings_from
 from tfddl.bench.orders import LONE, Call, Called, Mode, Operation, Ran
-from tfddl.bench.plots import bandwidths, draw, efficiencies
 from tfddl.bench.progress import Progress
-from tfddl.bench.report import report
-from tfddl.bench.results import (
-    CollectiveSpeed,
-    Memory,
-    MemorySum,
-    Results,
-    Start,
-    TrainingSpeed,
-)
 from tfddl.bench.settings import (
     SIZES,
     Part,
     Settings,
-    default_workers,
     format_size,
     parse_size,
     quick_settings,
 )
 from tfddl.bench.spread import Spread, StepTimes, ratios
-from tfddl.bench.starting import SINGLE
-from tfddl.bench.table import markdown
 from tfddl.bench.training import images_per_s, step_times, written_per_reduced
 from tfddl.bench.workloads import WORKLOADS, Workload
 from tfddl.errors import DataError, LaunchError
@@ -83,7 +68,11 @@ def test_two_workers_are_measured_in_all_respects(tmp_path: Path) -> None:
         assert 0 < start["first_step_s"] < start["total_s"]["median"]
         assert 0 < start["import_s"] < start["total_s"]["median"]
     assert set(found["foreign_cores"]) == {"training", "collectives"}
-    assert all(0 <= cores <= found["machine"]["cores"] for cores in found["foreign_cores"].values())
+    (machine,) = found["machines"]
+    for taken in found["foreign_cores"].values():
+        (cores,) = taken.values()
+        assert 0 <= cores <= machine["cores"]
+    assert found["layouts"] == {"2": {"localhost": 2}}
     assert found["versions"]["keras"].startswith("3.")
     assert {p.name for p in tmp_path.glob("*.png")} == {
         "bandwidth_allreduce_2_workers.png",
@@ -157,7 +146,7 @@ def test_everything_for_one_two_and_three_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_no_worker_stays(number: signal.Signals) -> None:
     with tempfile.TemporaryDirectory() as directory:
         process = subprocess.Popen(
@@ -176,9 +165,9 @@ def test_however_it_ends_no_worker_stays(number: signal.Signals) -> None:
         process.send_signal(number)
         status = process.wait(timeout=60)
         process.stderr.close()
-        assert status == (130 if number is signal.SIGINT else -signal.SIGKILL)
+        assert status == (-signal.SIGKILL if number is signal.SIGKILL else 128 + number)
         wait_until(lambda: not _workers(directory), timeout_s=60)
-        if number is signal.SIGINT:
+        if number is not signal.SIGKILL:
             assert list(Path(directory).iterdir()) == []
 
 
@@ -193,10 +182,16 @@ def _workers(directory: str) -> list[int]:
     return found
 
 
+def _crew(way: str, num_workers: int, directory: Path) -> Crew:
+    ground = ThisMachine()
+    team = ground.team(num_workers)
+    return Crew(way, team=team, ground=ground, environment=os.environ, directory=directory)
+
+
 def test_a_worker_that_dies_is_named_with_what_it_said() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        crew = Crew(LONE, num_workers=2, environment=os.environ, directory=Path(directory))
-        with pytest.raises(LaunchError, match=r"rank \d died\. They said:\n") as caught, crew:
+        crew = _crew(LONE, 2, Path(directory))
+        with pytest.raises(LaunchError, match=r"rank \d has gone\. They said") as caught, crew:
             _ask_before_and_after_a_death(crew)
         assert "tfddlrun: rank 1 failed: killed by SIGKILL" in str(caught.value)
         assert list(Path(directory).iterdir()) == []
@@ -213,28 +208,12 @@ def _ask_before_and_after_a_death(crew: Crew) -> None:
 
 def test_a_job_that_can_not_start_says_why() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        crew = Crew("nonsense", num_workers=1, environment=os.environ, directory=Path(directory))
+        crew = _crew("nonsense", 1, Path(directory))
         with pytest.raises(LaunchError, match="collective is 'nonsense'; it must be one of"), crew:
             pass
-        long = Path(directory) / ("x" * 100)
-        with pytest.raises(LaunchError, match="too long a name for a socket.*TMPDIR"):
-            Crew(LONE, num_workers=1, environment={}, directory=long)
-
-
-@pytest.mark.parametrize(
-    ("num_cores", "size", "shares"),
-    [
-        (4, 2, [(0, 1), (2, 3)]),
-        (5, 2, [(0, 1), (2, 3)]),  # one stays idle: all have the same
-        (2, 2, [(0,), (1,)]),
-        (2, 4, [(0,), (1,), (0,), (1,)]),
-        (3, 1, [(0, 1, 2)]),
-    ],
-)
-def test_cores_are_shared_out_alike(
-    num_cores: int, size: int, shares: list[tuple[int, ...]]
-) -> None:
-    assert [share_of_cores(range(num_cores), rank, size) for rank in range(size)] == shares
+        crew = _crew(LONE, 1, Path(directory) / ("x" * 100))
+        with pytest.raises(LaunchError, match="too long a name for a socket.*TMPDIR"), crew:
+            pass
 
 
 def test_what_others_work_is_told_from_what_we_do(tmp_path: Path) -> None:
@@ -252,16 +231,21 @@ def test_what_others_work_is_told_from_what_we_do(tmp_path: Path) -> None:
         (tmp_path / "7" / "stat").write_text(f"7 (a) name) {fields} {worked} 0 0")
         (tmp_path / str(os.getpid()) / "stat").write_text(f"8 (us) {fields} 0 0 0 0")
 
-    load = ForeignLoad([0], proc=tmp_path)
-    assert load.cores_taken == 0
+    machine = Machine(identity="m", processor="", cores=(0,))
+
+    def now() -> list[Moment]:
+        return [Moment.now(machine, [pid], proc=tmp_path) for pid in (7, os.getpid())]
+
+    load = ForeignLoad()
+    assert load.cores_taken == {}
     write(busy_s=10, ours_s=4)
-    with load.watched([7]):
-        began_s = time.monotonic()
-        time.sleep(0.2)
-        write(busy_s=13, ours_s=5, other_core_s=50)
-        took_s = time.monotonic() - began_s
-    # 3 s of work, of which 1 was ours; impossible in that time, but nobody minds.
-    assert load.cores_taken == pytest.approx(2 / took_s, rel=0.2)
+    before = now()
+    write(busy_s=13, ours_s=5, other_core_s=50)
+    # It was 3 s of work, of which 1 was ours, and one of us tells of the machine.
+    after = [dataclasses.replace(moment, at_s=before[0].at_s + 4) for moment in now()]
+    other = [Moment(machine="other", at_s=t, busy_s=t, ours_s=0) for t in (1.0, 2.0)]
+    load.add([*before, other[0]], [*after, other[1]])
+    assert load.cores_taken == {"m": pytest.approx(0.5), "other": pytest.approx(1.0)}
 
 
 def test_timings_are_summed_up() -> None:
@@ -317,7 +301,7 @@ def test_what_is_no_size(text: str) -> None:
 def test_arguments_become_settings(tmp_path: Path) -> None:
     usual = settings_from([], prog="x", num_cores=2)
     assert usual == Settings(workers=(1, 2))
-    assert settings_from(["--quick"], prog="x", num_cores=64) == quick_settings()
+    assert settings_from(["--quick"], prog="x", num_cores=64) == quick_settings(ThisMachine())
     given = settings_from(
         [
             *("--quick", "--workers", "3,1", "--only", "collectives,start", "--sizes", "8,1M"),
@@ -328,7 +312,7 @@ def test_arguments_become_settings(tmp_path: Path) -> None:
         num_cores=2,
     )
     assert given == dataclasses.replace(
-        quick_settings(),
+        quick_settings(ThisMachine()),
         workers=(3, 1),
         only=(Part.COLLECTIVES, Part.START),
         sizes=(8, 2**20),
@@ -340,7 +324,8 @@ def test_arguments_become_settings(tmp_path: Path) -> None:
         plots=tmp_path / "p",
     )
     assert (tmp_path / "p").is_dir()
-    assert [default_workers(n) for n in (1, 2, 3, 64)] == [(1, 2), (1, 2), (1, 2), (1, 2, 4)]
+    usual_workers = [ThisMachine().usual_workers(n) for n in (1, 2, 3, 64)]
+    assert usual_workers == [(1, 2), (1, 2), (1, 2), (1, 2, 4)]
 
 
 @pytest.mark.parametrize(
@@ -384,154 +369,6 @@ def test_what_can_not_be_read(
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def _results() -> Results:
-    spread = Spread.of([0.001, 0.003])
-    collective = CollectiveSpeed(
-        workers=2,
-        operation=Operation.ALLREDUCE,
-        transport="RING",
-        num_bytes=4096,
-        mode=Mode.GRAPH,
-        call_s=spread,
-        gb_per_s=0.002048,
-    )
-    large = dataclasses.replace(collective, num_bytes=2**26, gb_per_s=0.5)
-    trained = TrainingSpeed(
-        workers=2,
-        model="unet",
-        image_size=128,
-        batch_size=8,
-        transport="RING",
-        images_per_s=Spread.of([70.0]),
-        lone_images_per_s=Spread.of([80.0]),
-        ratio=Spread.of([0.875]),
-        steps_per_round=5,
-        step_s=0.2286,
-        lone_step_s=0.2,
-        parts=StepTimes(compute_s=0.2, waiting_s=0.01, moving_s=0.0186),
-        bytes_written_per_byte_reduced=None,
-    )
-    start = Start(
-        workers=0,
-        transport=SINGLE,
-        total_s=Spread.of([7.0]),
-        import_s=3.0,
-        init_s=0.0,
-        first_step_s=4.0,
-    )
-    return Results(
-        versions={"tensorflow": "2.21.0"},
-        machine={"processor": "a processor", "cores": 2},
-        collectives=[
-            large,
-            collective,
-            *(dataclasses.replace(c, mode=Mode.EAGER) for c in (large, collective)),
-        ],
-        memory_sums=[MemorySum(workers=2, num_bytes=n, gb_per_s=5.0) for n in (4096, 2**26)],
-        training=[
-            dataclasses.replace(trained, workers=1, parts=None, ratio=Spread.of([0.99])),
-            dataclasses.replace(trained, bytes_written_per_byte_reduced=2.5),
-        ],
-        memory=[
-            Memory(
-                workers=2,
-                model="unet",
-                transport="RING",
-                kept_bytes=460_000_000,
-                lone_kept_bytes=450_000_000,
-                started_bytes=204_000_000,
-                lone_started_bytes=200_000_000,
-                gradient_bytes=5_000_000,
-            )
-        ],
-        starts=[
-            start,
-            dataclasses.replace(start, workers=2, transport="RING", total_s=Spread.of([9.0, 8.0])),
-        ],
-        foreign_cores={"training": 0.02, "collectives": 0.3},
-        seconds=61.0,
-    )
-
-
-def _row(text: str, *starts_with: str) -> list[str]:
-    rows = [re.split(r"  +", line.strip()) for line in text.splitlines()]
-    (found,) = (row for row in rows if row[: len(starts_with)] == list(starts_with))
-    return found
-
-
-def test_the_tables() -> None:
-    text = report(_results())
-    timing = ["2", "2.9"]
-    assert _row(text, "allreduce", "2", "64 MiB") == [
-        *("allreduce", "2", "64 MiB", "RING", *timing, "0.5", "0.1", *timing, "0.5")
-    ]
-    assert text.index("4 KiB") < text.index("64 MiB")
-    assert _row(text, "unet 128 x 8", "2") == [
-        *("unet 128 x 8", "2", "RING", "70.0", "80.0", "0.875", "0.875..0.875"),
-        *("229", "200", "10", "18.6", "2.50"),
-    ]
-    assert _row(text, "unet 128 x 8", "1")[-4:] == ["–"] * 4
-    assert _row(text, "RING", "2") == ["RING", "2", "8.5", "+1.5", "2", "3.0", "0.0", "4.0"]
-    assert _row(text, "unet", "2") == [
-        *("unet", "2", "RING", "460", "450", "+10", "+4", "5.0", "+2.0")
-    ]
-    assert "a processor, 2 cores; tensorflow 2.21.0; 61 s." in text
-    assert "(training), others kept 0.02 of 2 cores busy." in text
-    assert "(collectives), others kept 0.30 of 2 cores busy: THESE TIMINGS SAY LITTLE." in text
-    assert "| unet | 2 | RING | 460 |" in report(_results(), markdown)
-    nothing = Results(machine={"processor": "a processor", "cores": 2}, seconds=1.0)
-    assert report(nothing).count("\n") == 0
-
-
-def test_what_is_written_as_json() -> None:
-    found = json.loads(json.dumps(_results().as_json()))
-    assert found["memory"][0]["beyond_in_gradients"] == 2.0
-    assert found["training"][1]["bytes_written_per_byte_reduced"] == 2.5
-    assert found["collectives"][0]["mode"] == "graph"
-
-
-def test_curves_and_pictures() -> None:
-    results = _results()
-    assert bandwidths(results) == {
-        "allreduce_2_workers": {
-            "RING": [(4096, 0.002048), (2**26, 0.5)],
-            "sum in memory": [(4096, 5.0), (2**26, 5.0)],
-        }
-    }
-    assert efficiencies(results) == {"unet, RING": [(1, 0.99), (2, 0.875)]}
-    assert set(draw(results)) == {"bandwidth_allreduce_2_workers", "efficiency"}
-    assert draw(Results()) == {}
-
-
-def test_a_chart_shows_its_lines() -> None:
-    line = Line("a", [(1.0, 0.0), (2.0, 1.0)])
-    chart = draw_chart("title", [line], x=Axis(label="x"), y=Axis(label="y", at_least=(0.0, 2.0)))
-    pixels = np.asarray(chart).astype(int)
-    blue = np.argwhere(np.abs(pixels - (66, 135, 245)).sum(axis=-1) < 30)
-    rows, columns = blue[blue[:, 0] > 92].T  # below the legend
-    # It leads from the bottom left to half the height at the right.
-    assert columns.min() == pytest.approx(84, abs=6)
-    assert columns.max() == pytest.approx(870, abs=6)
-    assert rows[columns.argmin()] == pytest.approx(496, abs=6)
-    assert rows[columns.argmax()] == pytest.approx(294, abs=6)
-    one_point = draw_chart("t", [Line("a", [(2, 5)])], x=Axis(label=""), y=Axis(label=""))
-    assert one_point.size == chart.size
-
-
-@pytest.mark.parametrize(
-    ("axis", "span", "places"),
-    [
-        (Axis(label=""), (0.0, 1.0), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (Axis(label=""), (3.0, 40.0), [10.0, 20.0, 30.0, 40.0]),
-        (Axis(label="", logarithmic=True), (0.3, 6.0), [0.5, 1.0, 2.0, 5.0]),
-        (Axis(label="", ticks=(1, 2, 4)), (1.0, 2.0), [1, 2]),
-    ],
-)
-def test_where_numbers_stand(axis: Axis, span: tuple[float, float], places: list[float]) -> None:
-    assert axis.places(*span) == pytest.approx(places)
-    assert [axis.part(end, *span) for end in span] == [0.0, 1.0]
 
 
 def test_progress_tells_what_is_left() -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tests.group import Groups
+from tfddl.collectives.packs import pack
 
 CASES = "tests.cases.collectives"
 
@@ -69,3 +70,18 @@ def test_threads_call_by_name_in_any_order(groups: Groups, size: int, collective
         assert "wrong" not in found
         assert sum(found.values()) == 20
         assert collective == "ring" or found == {"right": 20}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([4], [[0]]),
+        ([4, 4, 4], [[0, 1], [2]]),
+        ([9, 1, 1], [[0], [1, 2]]),
+        # A tensor larger than the limit travels alone.
+        ([1, 20, 1], [[0], [1], [2]]),
+    ],
+)
+def test_pack(sizes: list[int], expected: list[list[int]]) -> None:
+    assert [list(run) for run in pack(sizes, limit=8)] == expected

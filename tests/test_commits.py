@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from tfddl import commits
 from tfddl.commits import CommitStore
+from tfddl.launcher.memory import Memory
+from tfddl.launcher.plan import plan_processes, this_machine
 
 
 @pytest.fixture
 def fd() -> Iterator[int]:
-    number = os.memfd_create(f"{commits.NAME}-0")
+    number = commits.make_store()
     yield number
     os.close(number)
 
@@ -93,3 +96,18 @@ def test_only_a_store_is_one(fd: int) -> None:
         assert commits.find({commits.VARIABLE: str(other.fileno())}) is None
     for nonsense in ("", "x", "-1", "99999"):
         assert commits.find({commits.VARIABLE: nonsense}) is None
+
+
+@pytest.mark.parametrize("keeps_commits", [True, False])
+def test_the_first_worker_of_a_host_is_given_one(keeps_commits: bool) -> None:
+    plans = plan_processes(["true"], places=[this_machine((10000, 10001))], environment={})
+    with closing(Memory(keeps_commits=keeps_commits)) as memory:
+        for _ in range(2):  # The same at each start, but with new boards.
+            first, second = memory.shared_with(plans)
+            store = commits.find(first.environment)
+            assert (store is not None) == keeps_commits
+            assert commits.find(second.environment) is None
+            assert (len(first.descriptors), len(second.descriptors)) == (1 + keeps_commits, 1)
+            if store is not None:
+                store.write(b"x")
+        assert store is None or store.newest == 1

@@ -10,36 +10,23 @@ from pathlib import Path
 import pytest
 
 from tests.group import ROOT
+from tests.launching import launch, of_ranks
 
 LONG = pytest.mark.long
 
 
 def _run(script: str, *arguments: str, workers: int, flags: tuple[str, ...] = ()) -> list[str]:
     """The lines of both outputs, each with the rank in front."""
-    launcher = [sys.executable, "-m", "tfddl.launcher", "--horovod", "-np", str(workers), *flags]
-    done = subprocess.run(
-        [*launcher, "--", sys.executable, f"tests/scripts/horovod/{script}.py", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
+    options = ["--horovod", "-np", str(workers), *flags, "--"]
+    command = [sys.executable, f"tests/scripts/horovod/{script}.py", *arguments]
+    done = launch(*options, *command, cwd=ROOT, timeout_s=280, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout.splitlines()
 
 
-def _of_ranks(lines: list[str], start: str, workers: int) -> list[str]:
-    """What each rank printed last on a line that begins so."""
-    found = [re.fullmatch(rf"\[(\d+)\] ({start}.*)", line) for line in lines]
-    by_rank = {int(match[1]): match[2] for match in found if match}
-    assert sorted(by_rank) == list(range(workers)), "\n".join(lines)
-    return [by_rank[rank] for rank in range(workers)]
-
-
 def _alike(lines: list[str], start: str, workers: int) -> str:
     """What all ranks printed alike."""
-    first, *others = _of_ranks(lines, start, workers)
+    first, *others = of_ranks(lines, start, workers)
     assert others == [first] * (workers - 1), "\n".join(lines)
     return first
 

@@ -1,11 +1,11 @@
 """What Horovod's users set in the environment."""
 
-import subprocess
 import sys
 
 import pytest
 
 from tests.group import ROOT
+from tests.launching import launch
 from tfddl.errors import StartError
 from tfddl.horovod.settings import Settings
 
@@ -44,16 +44,9 @@ def test_no_seconds_are_refused(name: str, text: str) -> None:
 
 @pytest.mark.long
 def test_ranks_that_do_not_come_are_named_and_given_up() -> None:
-    launcher = [sys.executable, "-m", "tfddl.launcher", "-np", "3", "--trusted-network"]
     stalls = ["--stall-check-warning-time-seconds=3", "--stall-check-shutdown-time-seconds=9"]
-    done = subprocess.run(
-        [*launcher, *stalls, "--", sys.executable, "tests/scripts/stalling.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    command = [sys.executable, "tests/scripts/stalling.py"]
+    done = launch("-np", "3", *stalls, "--", *command, cwd=ROOT, timeout_s=150)
     assert done.returncode == 0, done.stderr
     for name in "abcd":
         assert f"gave up {name}: " in done.stdout, done.stdout

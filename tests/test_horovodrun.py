@@ -1,25 +1,13 @@
 """The flags of `horovodrun`, given to `tfddlrun`: small processes, without TensorFlow."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.group import ROOT
+from tests.launching import launch
 
 SHOW = "import os; print({k: v for k, v in os.environ.items() if k.startswith('HOROVOD_')})"
-
-
-def _tfddlrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tfddl.launcher", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -36,9 +24,9 @@ def _tfddlrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_what_init_has_to_know_reaches_it(
-    flags: tuple[str, ...], variables: dict[str, str]
+    flags: tuple[str, ...], variables: dict[str, str], tmp_path: Path
 ) -> None:
-    done = _tfddlrun("-np", "1", *flags, sys.executable, "-S", "-c", SHOW)
+    done = launch("-np", "1", *flags, sys.executable, "-S", "-c", SHOW, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     expected = {f"HOROVOD_{name}": value for name, value in variables.items()}
     assert eval(done.stdout.removeprefix("[0] ")) == expected
@@ -47,11 +35,12 @@ def test_what_init_has_to_know_reaches_it(
 def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost slots=1\n")
-    done = _tfddlrun(
+    done = launch(
         *("-hostfile", str(hosts), "--min-num-proc", "1", "--reset-limit", "2"),
         *("--elastic-timeout", "60", "--fusion-threshold-mb", "32", "--cycle-time-ms", "3.5"),
         *("--autotune", "--blacklist-cooldown-range", "60", "300", "--max-np", "4", "--gloo"),
         *(sys.executable, "-S", "-c", "print('ran')", "--autotune"),
+        cwd=tmp_path,
     )
     assert (done.returncode, done.stdout) == (0, "[0] ran\n")
     lines = done.stderr.splitlines()
@@ -77,15 +66,17 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
         (("--stall-check-shutdown-time-seconds", "nan"), "must be 0 (never) or more seconds"),
     ],
 )
-def test_what_can_not_be_done_says_what_to_use(flags: tuple[str, ...], message: str) -> None:
-    done = _tfddlrun("-np", "1", *flags, "true")
+def test_what_can_not_be_done_says_what_to_use(
+    flags: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = launch("-np", "1", *flags, "true", cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
 
 
 @pytest.mark.parametrize("flag", ["-cb", "--check-build"])
-def test_check_build(flag: str) -> None:
-    done = _tfddlrun(flag)
+def test_check_build(flag: str, tmp_path: Path) -> None:
+    done = launch(flag, cwd=tmp_path, timeout_s=60)
     assert done.returncode == 0
     assert "[X] TensorFlow 2." in done.stdout
     assert "[ ] PyTorch" in done.stdout

@@ -1,4 +1,4 @@
-"""Hosts, cores, names, frames, firewall lines and findings: what needs no other process."""
+"""Hosts, cores, names, frames and firewall lines: what needs no other process."""
 
 import ipaddress
 import itertools
@@ -19,18 +19,17 @@ from tfddl.launcher import interfaces
 from tfddl.launcher.cores import share_of_cores, usable_cores
 from tfddl.launcher.environment import Export, exported, travelling
 from tfddl.launcher.exposure import exposure_warning, firewall_line
-from tfddl.launcher.findings import (
-    Finding,
-    Level,
-    judge_clock,
-    judge_hosts,
-    judge_reach,
-    judge_speed,
-    worst,
-)
 from tfddl.launcher.fleet import FleetOptions, find_unreachable_names
 from tfddl.launcher.frames import HELLO, FrameError, Unpacker, pack
-from tfddl.launcher.hosts import HostSlots, fill_slots, parse_hosts, ranks_of, read_hostfile
+from tfddl.launcher.hosts import (
+    HostSlots,
+    fill_slots,
+    parse_hosts,
+    ranks_of,
+    read_hostfile,
+    render_hosts,
+    spread_slots,
+)
 from tfddl.launcher.plan import Place, plan_processes
 from tfddl.launcher.report import Outcome, WorkerExit, failure_report
 from tfddl.launcher.ssh import SshOptions, agent_argv
@@ -103,6 +102,23 @@ def test_a_hostfile(tmp_path: Path) -> None:
         read_hostfile(path)
     with pytest.raises(LaunchError, match="can't read the hostfile .*No such file"):
         read_hostfile(tmp_path / "none")
+
+
+def test_workers_are_spread_over_hosts() -> None:
+    hosts = parse_hosts("a:2,[fd00::1]:4,c")
+    spread = [render_hosts(spread_slots(hosts, n)) for n in range(1, 8)]
+    assert spread == [
+        "a:1",
+        "a:1,[fd00::1]:1",
+        "a:1,[fd00::1]:1,c:1",
+        "a:2,[fd00::1]:1,c:1",
+        "a:2,[fd00::1]:2,c:1",
+        "a:2,[fd00::1]:3,c:1",
+        "a:2,[fd00::1]:4,c:1",
+    ]
+    assert spread_slots(hosts, 7) == parse_hosts(spread[-1]) == hosts
+    with pytest.raises(LaunchError, match="8 workers don't fit on 3 hosts with 7 slots. HINT: "):
+        spread_slots(hosts, 8)
 
 
 def test_workers_fill_one_host_after_the_other() -> None:
@@ -347,108 +363,3 @@ def test_a_lost_host_is_reported() -> None:
         "it wrote nothing to stderr",
         "after that, ended by tfddlrun: rank 0",
     ]
-
-
-FACTS: dict[str, Any] = {
-    "hostname": "h",
-    "own_addresses": ["10.0.0.1"],
-    "machine": "x86_64",
-    "python": "3.11.2",
-    "versions": {"tfddl": "1", "TensorFlow": "2", "Keras": "3", "NumPy": "4", "NCCL": None},
-    "cores": 4,
-    "open_files": {"soft": 1024, "hard": 4096},
-    "shared_memory": 1 << 30,
-    "disk": {"/d": 1 << 40},
-    "gpus": 0,
-    "driver": None,
-}
-GPUS: dict[str, Any] = {
-    "gpus": 2,
-    "driver": "550.1",
-    "versions": {**FACTS["versions"], "NCCL": "2.21"},
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        (
-            {"python": "3.12.1"},
-            "note     a, b: Python differs: 3.11 on a, 3.12 on b. HINT: install",
-        ),
-        (
-            {"versions": {**FACTS["versions"], "Keras": "3.1"}},
-            "PROBLEM  a, b: Keras differs: 3 on a, 3.1 on b. HINT: install the same on all hosts",
-        ),
-        (
-            {"versions": {**FACTS["versions"], "TensorFlow": None}},
-            "PROBLEM  b: TensorFlow isn't installed for the Python that tfddlrun starts there",
-        ),
-        (
-            {"machine": "aarch64"},
-            "note     a, b: processors of different kinds: x86_64 on a, aarch",
-        ),
-        ({"cores": 1}, "note     b: 2 workers on 1 cores will take turns. HINT: -H b:1"),
-        ({"own_addresses": []}, "note     b: its own name, h, isn't known there. HINT: add it to"),
-        (
-            {"own_addresses": ["127.0.1.1"]},
-            "note     b: its own name, h, is the loopback 127.0.1.1",
-        ),
-        (
-            {"open_files": {"soft": 256, "hard": 256}},
-            "note     b: only 256 open files are allowed.",
-        ),
-        ({"shared_memory": 1 << 26}, "note     b: /dev/shm has 0.1 GB free. HINT: mount it larger"),
-        ({"disk": {"/d": 1 << 20}}, "note     b: /d has 0.0 GB free. HINT: make room"),
-        ({"disk": {"/d": None}}, "PROBLEM  b: there is no folder /d. HINT: the same on all hosts"),
-        (GPUS, "ok       b: 2 GPUs, driver 550.1, NCCL 2.21"),
-        ({**GPUS, "driver": None}, "PROBLEM  b: 2 GPUs, but no driver is loaded. HINT: nvidia-smi"),
-        (
-            {**GPUS, "versions": FACTS["versions"]},
-            "PROBLEM  b: 2 GPUs, but the CUDA libraries of T",
-        ),
-        (
-            {**GPUS, "gpus": 1},
-            "PROBLEM  b: 2 workers, but 1 GPU; each needs its own. HINT: -H b:1",
-        ),
-    ],
-)
-def test_findings_about_hosts(changes: dict[str, Any], line: str) -> None:
-    fine = judge_hosts({"a": FACTS, "b": FACTS}, {"a": 2, "b": 2})
-    assert worst(fine) is Level.OK
-    found = judge_hosts({"a": FACTS, "b": {**FACTS, **changes}}, {"a": 2, "b": 2})
-    assert [str(finding) for finding in found if str(finding).startswith(line)], list(
-        map(str, found)
-    )
-    assert worst(found).value == line.split()[0]
-
-
-@pytest.mark.parametrize(
-    ("finding", "line"),
-    [
-        (judge_clock("b", offset_s=0.5, uncertain_s=0.1), "ok       b: its clock agrees with ours"),
-        (
-            judge_clock("b", offset_s=-30.0, uncertain_s=0.1),
-            "note     b: its clock is 30.0 s behind ours, so that logs and files will look",
-        ),
-        (
-            judge_reach("a", "b", {"errors": {"5": "Connection refused"}, "latency_s": None}, 2),
-            "PROBLEM  a -> b: 1 of the workers' 2 ports can't be reached (5: Connection refused). "
-            "HINT: let a connect to ports 10000-65535 of b, or",
-        ),
-        (
-            judge_speed("a", "b", {"error": "timed out"}),
-            "PROBLEM  a -> b: sending fails: timed out",
-        ),
-        (
-            judge_speed("a", "b", {"bytes_per_s": 2e6}),
-            "note     a -> b: 2 MB/s over one connection;",
-        ),
-        (
-            judge_speed("a", "b", {"bytes_per_s": 2e9}),
-            "ok       a -> b: 2000 MB/s over one connectio",
-        ),
-    ],
-)
-def test_findings_about_the_network(finding: Finding, line: str) -> None:
-    assert str(finding).startswith(line)

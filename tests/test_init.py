@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.group import Groups
+from tests.group import ROOT, Groups
+from tests.launching import launch
 from tfddl.cluster import Cluster, tf_config
 from tfddl.errors import StartError
 from tfddl.launcher.ports import free_ports
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def _run(script: str, **variables: str) -> tuple[int, str]:
@@ -280,14 +279,7 @@ def test_a_killed_worker_ends_the_job(tmp_path: Path) -> None:
         "    if step == 5 and tfddl.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     begin = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "tfddl.launcher", "-np", "3", sys.executable, "-c", script],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = launch("-np", "3", sys.executable, "-c", script, cwd=ROOT, timeout_s=120)
     assert done.returncode == 128 + 9
     assert "rank 1" in done.stderr
     assert "SIGKILL" in done.stderr

@@ -156,6 +156,7 @@ def test_flags_are_pinned() -> None:
         (("-np", "2", "--wrong", "true"), 2, "--wrong"),
         (("-np", "2", "--max-restarts", "-1", "true"), 2, "--max-restarts is -1; it must be 0 or"),
         (("-np", "2", "--min-np", "0", "true"), 2, "--min-np is 0; it must be at least 1"),
+        (("-np", "2", "--start-timeout", "0", "true"), 2, "--start-timeout is 0.0; it must be abo"),
         (("-np", "2", "./no such"), 127, "tfddlrun: can't start './no such': No such file or dir"),
         (("-np", "2", "/"), 127, "can't start '/': Permission denied. HINT: it must be a program"),
         (

@@ -1,8 +1,9 @@
 """What workers write, as `tfddlrun` shows it: lines, progress bars, logs."""
 
+import os
 import re
+import select
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.launching import (
     screen,
     worker,
 )
-from tests.processes import in_sessions
+from tests.processes import in_sessions, wait_until
 from tfddl.launcher.output import LineAssembler
 
 KERAS_BAR = (
@@ -223,9 +224,14 @@ say(f"rank {rank} is ready")
 while True:
     print("x" * 1000)
 """
-    with launched("-np", "2", *worker(script), cwd=tmp_path) as process:
+    reader, writer = os.pipe()
+    with (
+        os.fdopen(reader),
+        os.fdopen(writer, "w") as out,
+        launched("-np", "2", *worker(script), cwd=tmp_path, stdout=out) as process,
+    ):
         left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
-        time.sleep(0.5)  # by now the pipe is full, and nobody reads it
+        wait_until(lambda: not select.select([], [out], [], 0)[1])  # It is full, and nobody reads.
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=TIMEOUT_S) == 128 + signal.SIGTERM
     assert not in_sessions(left)

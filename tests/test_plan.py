@@ -12,7 +12,6 @@ from tfddl.plan import (
     GlobalPlan,
     Position,
     Stretch,
-    pack,
     permutation,
     shard_range,
 )
@@ -281,18 +280,3 @@ def test_position_refuses_nonsense() -> None:
     assert Position(epoch=1, consumed=5).consumed == 5
     with pytest.raises(PlanError, match="epoch is -1"):
         Position(epoch=-1, consumed=0)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        ([], []),
-        ([4], [[0]]),
-        ([4, 4, 4], [[0, 1], [2]]),
-        ([9, 1, 1], [[0], [1, 2]]),
-        # A tensor larger than the limit travels alone.
-        ([1, 20, 1], [[0], [1], [2]]),
-    ],
-)
-def test_pack(sizes: list[int], expected: list[list[int]]) -> None:
-    assert [list(run) for run in pack(sizes, limit=8)] == expected

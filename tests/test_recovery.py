@@ -11,6 +11,8 @@ import pytest
 from tests.hosts import HERE, stand_in
 from tests.launching import BOARD, TIMEOUT_S, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions, parent_of, wait_until
+from tfddl.launcher.recovery import Recovery
+from tfddl.launcher.report import Outcome, WorkerExit
 from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
@@ -49,7 +51,7 @@ def failed(*hosts: str, every_s: float = 1.0) -> list[Failure]:
         # Its time is over after a minute.
         (failed("a", "a", "a+", every_s=40.0), ELASTIC, {"a": 4}, {"a": 3}),
         (failed("a", "a", "a+", every_s=70.0), ELASTIC, {"a": 4}, {"a": 4}),
-        (failed("a", "b"), ELASTIC, TWO_HOSTS, TWO_HOSTS),
+        (failed("a", "b"), ELASTIC, TWO_HOSTS, TWO_HOSTS),  # Each has failed once.
         (failed("a", "b", "b"), ELASTIC, TWO_HOSTS, {"a": 2}),
         # The second time is twice as long: 40 + 120 s.
         (failed("b", "b", "a+", "b", "b", every_s=20.0), ELASTIC, TWO_HOSTS, {"a": 2}),
@@ -83,16 +85,31 @@ def test_a_job_that_cant_start_does_not_spin(failures: list[str], pause_s: float
     assert pause_after(failed(*failures), RestartOptions()) == pause_s
 
 
+@pytest.mark.parametrize("num_restarts", [0, 1, 3])
+def test_it_is_known_before_whether_a_failure_ends_the_job(num_restarts: int) -> None:
+    recovery = Recovery(RestartOptions(max_restarts=num_restarts), hosts={"a": 1})
+    end = WorkerExit(0, returncode=1, after_s=1.0, stderr_lines=(), ended_with=None, host="a")
+    outcome = Outcome(exits=(end,), root=end, interrupted_by=None, num_oom_kills=0)
+    for _ in range(num_restarts):
+        assert recovery.starts_again
+        assert recovery.start_again(outcome, now_s=0.0)
+    assert not recovery.starts_again
+    assert not recovery.start_again(outcome, now_s=0.0)
+
+
 def test_a_failed_job_starts_again_on_other_ports(tmp_path: Path) -> None:
     script = (
         BOARD
         + """
+from tfddl import commits
 with open(f"port.{start}.{rank}", "w") as file:
     file.write(str(port))
 print(f"start {start}")
-store = int(os.environ["TFDDL_STORE_FD"])
-assert os.pread(store, 100, 0) == b"".join(f"{rank} in {n}. ".encode() for n in range(start))
-os.pwrite(store, f"{rank} in {start}. ".encode(), 8 * start)
+store = commits.find(os.environ)
+assert (store is None) == (rank > 0)
+if store is not None:
+    assert store.newest == start - 1
+    store.write(b"x")
 say(f"rank {rank} is ready in {start}")
 wait_for(f"rank {1 - rank} is ready in {start}")
 if start < 2:
@@ -250,18 +267,24 @@ with board.during(Stage.TRAINING):
     board.count_step(epoch=0, step=1)
     board.tell((2, 1))
     if rank == 1:
-        time.sleep(1.5)  # The agent tells of it.
+        print("ready")
+        wait_for("its agent has told of the step")
         os.kill(os.getppid(), signal.SIGSTOP)
         say("rank 1 is ready")
         time.sleep(60)
     wait_for("rank 1 is ready")
-    time.sleep({60 if stalls else 0.5})  # The agent has said something just before.
+    time.sleep({60 if stalls else 0})
     sys.exit("UnavailableError")
 """
     options = (*two_workers(tmp_path, far=True), "--stall-timeout", "3" if stalls else "0")
-    done = launch(*options, *worker(script), cwd=tmp_path)
-    assert done.returncode == 255
-    report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
+    with launched(*options, *worker(script), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        # An agent tells how far a worker has come before it passes on what that has written.
+        assert process.stdout.readline() == "[1] ready\n"
+        (tmp_path / "its agent has told of the step").touch()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 255
+    report = [line for line in err.splitlines() if line.startswith("tfddlrun: ")]
     assert report[0].startswith(f"tfddlrun: rank 1 on {HERE[1]} failed: lost with its host after")
     assert report[1] == "tfddlrun: it had come to step 1 of epoch 1, training"
     assert re.fullmatch(rf"tfddlrun: nothing was heard from {HERE[1]} for \d+ s", report[2])

@@ -1,5 +1,6 @@
 """Jobs on other hosts: through a stand-in for ssh, a real sshd, and network namespaces."""
 
+import itertools
 import json
 import os
 import re
@@ -8,22 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import tfddl
-from tests.hosts import HERE, sshd, stand_in, two_hosts
+from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
 from tfddl.bench import namespaces
 from tfddl.cores import num_cores_of_quota
+from tfddl.launcher import link
 from tfddl.launcher.exposure import firewall_line
+from tfddl.launcher.ssh import SshOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-TWO = ("-H", f"{HERE[0]}:2,{HERE[1]}:1")
 HOSTILE = [
     "$(touch /tmp/tfddl-hostile)",
     "`id`",
@@ -42,16 +44,6 @@ HOSTILE = [
     "--",
     b"\xff\xfe".decode("utf-8", "surrogateescape"),
 ]
-
-
-@pytest.fixture(params=["stand-in", "sshd"])
-def ssh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """What stands for ssh, or ssh itself with a real sshd behind it."""
-    if request.param == "stand-in":
-        yield stand_in(tmp_path / "ssh")
-    else:
-        with sshd(tmp_path / "ssh", address="0.0.0.0") as command:
-            yield command
 
 
 def test_what_is_hostile_arrives_unharmed(ssh: str, tmp_path: Path) -> None:
@@ -254,7 +246,7 @@ sys.stdin.read()
         ),
         (
             {"before": "sleep 60 #"},
-            ("--start-timeout", "0.5"),
+            ("--elastic-timeout", "0.5"),
             f"rank 2 can't start: {HERE[1]} doesn't answer within 0.5 s (--start-timeout)",
         ),
         (
@@ -347,23 +339,44 @@ def test_addresses_of_an_interface(tmp_path: Path) -> None:
     assert sorted(done.stdout.splitlines()) == [f"[{rank}] 127.0.0.1" for rank in range(3)]
 
 
+def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(link, "_SEND_S", 0.2)
+        with closing(_link("exec sleep 30")) as deaf:
+            for _ in range(3):
+                deaf.send({"do": "take commit"}, bytes(1 << 20))
+            assert deaf.lost == f"{HERE[0]} takes no more orders"
+    with closing(_link("exec dd of=/dev/null status=none")) as slow:
+        with pytest.MonkeyPatch.context() as patch:
+            clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.
+            patch.setattr(link, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+            slow.send({"do": "take commit"}, bytes(4 << 20))
+        assert slow.lost is None
+
+
+def _link(line: str) -> link.Link:
+    """A connection to what a shell runs in place of an agent."""
+    return link.Link(HERE[0], SshOptions(command=("sh", "-c", line)), is_here=False)
+
+
 def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
     ssh = stand_in(tmp_path / "ssh")
-    command = ["sh", "-c", "echo $TF_CONFIG; pwd; echo $WHAT $1", "x", "it's"]
+    command = ["sh", "-c", "echo $TF_CONFIG; pwd; echo $WHAT $1 $TFDDL_START_TIMEOUT", "x", "it's"]
     for hosts, names in ((TWO, [HERE[0], HERE[0], HERE[1]]), (("-np", "2"), ["127.0.0.1"] * 2)):
-        line = (*hosts, "--dry-run", "-x", "WHAT=a  b", "--ssh-command", ssh, *command)
-        done = launch(*line, cwd=folder)
+        options = ("--dry-run", "-x", "WHAT=a  b", "--elastic-timeout", "9", "--ssh-command", ssh)
+        done = launch(*hosts, *options, *command, cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")
         assert not (tmp_path / "ssh/asked").exists()
         lines = [line for line in done.stdout.splitlines() if line.startswith("cd ")]
+        assert len(lines) == len(names)
         for rank, shown in enumerate(lines):
             ran = subprocess.run(shown, shell=True, capture_output=True, text=True, timeout=20)
             config, where, said = ran.stdout.splitlines()
             assert json.loads(config)["task"]["index"] == rank
             assert where == str(folder)
-            assert said == "a b it's"
+            assert said == "a b it's 9"
         found = [a.rpartition(":")[0] for a in json.loads(config)["cluster"]["worker"]]
         assert found == names
     done = launch(*TWO, "--dry-run", "--ssh-command", ssh, "true", cwd=folder)
@@ -392,6 +405,19 @@ def test_each_worker_has_its_own_cores(tmp_path: Path) -> None:
         assert seen == {f"{sorted(usable)} None"}  # nobody has divided them
 
 
+@pytest.mark.parametrize(
+    "hosts", [("-np", "1"), ("-H", "localhost:1", "--network-interface", "lo")]
+)
+def test_a_job_within_a_worker_knows_nothing_of_that_ones_cores(
+    hosts: tuple[str, ...], tmp_path: Path
+) -> None:
+    inner = [*LAUNCHER, "--bind", "none", *hosts]
+    for options, expected in (((), "None"), (("-x", "TFDDL_CORES=7"), "7")):
+        line = [*inner, *options, *worker("print(os.environ.get('TFDDL_CORES'))")]
+        done = launch("-np", "1", *line, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, f"[0] [0] {expected}\n")
+
+
 def test_who_has_not_come_is_said_within_the_start_timeout(tmp_path: Path) -> None:
     script = """
 import tfddl
@@ -405,43 +431,6 @@ tfddl.init()
     assert process.returncode == 1
     assert "gave up after 2 s: rank 0 of 3 is waiting for rank 1 (127.0.0.1:" in err
     assert ", rank 2 (127.0.0.1:" in err
-
-
-def check(*line: str, cwd: Path) -> tuple[int, list[str]]:
-    done = launch("--check", *line, cwd=cwd)
-    assert done.stderr == ""
-    return done.returncode, done.stdout.splitlines()
-
-
-def test_the_doctor_checks_hosts(ssh: str, tmp_path: Path) -> None:
-    status, lines = check(*TWO, "--ssh-command", ssh, cwd=tmp_path)
-    assert status == 0
-    assert not [line for line in lines if line.startswith("PROBLEM")]
-    where = f"{HERE[0]}, {HERE[1]}"
-    assert f"ok       {where}: tfddl {tfddl.__version__}" in lines
-    for word in ("Python 3", "TensorFlow 2.", "Keras 3.", "NumPy "):
-        assert any(line.startswith(f"ok       {where}: {word}") for line in lines), word
-    for one, other, ports in ((*HERE, "the worker's port"), (*HERE[::-1], "the workers' 2 ports")):
-        start = f"ok       {one} -> {other}: "
-        assert any(line.startswith(f"{start}{ports} can be reached, a round") for line in lines)
-        assert any(f"{one} -> {other}: " in line and "MB/s" in line for line in lines)
-
-
-def test_the_doctor_goes_on_without_a_host_that_is_down(tmp_path: Path) -> None:
-    ssh = stand_in(tmp_path / "ssh", down=HERE[1])
-    status, lines = check(*TWO, "--ssh-command", ssh, cwd=tmp_path)
-    assert status == 1
-    assert lines[0].startswith(f"PROBLEM  {HERE[1]}: can't reach {HERE[1]} by ssh: ")
-    assert any(line.startswith(f"ok       {HERE[0]}: ") for line in lines)
-    status, lines = check("-H", f"{HERE[1]}:1", "--ssh-command", ssh, cwd=tmp_path)
-    assert (status, len(lines)) == (1, 1)
-
-
-def test_the_doctor_on_this_host(tmp_path: Path) -> None:
-    line = [sys.executable, "-c", "from tfddl.launcher.main import run_doctor; run_doctor()"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "ok       localhost: TensorFlow 2." in done.stdout
 
 
 @pytest.mark.long

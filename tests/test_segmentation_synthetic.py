@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from tests.test_segmentation import default_config
+from tests.configs import default_config
 from tfddl.segmentation.config import TrainConfig
 from tfddl.segmentation.dice import dice
 from tfddl.segmentation.examples import split_examples

@@ -2,12 +2,12 @@
 
 import collections
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.group import ROOT
+from tests.launching import launch
 from tfddl.collectives.timeline import trace
 from tfddl.transport import Event
 
@@ -50,15 +50,8 @@ def test_who_was_waited_for() -> None:
 
 def test_whoever_begins_one_is_in_it(tmp_path: Path) -> None:
     """Also where only some ranks do, and where nobody ends it."""
-    launcher = [sys.executable, "-m", "tfddl.launcher", "-np", "3", "--trusted-network", "--"]
-    done = subprocess.run(
-        [*launcher, sys.executable, "tests/scripts/timelines.py", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    command = [sys.executable, "tests/scripts/timelines.py", str(tmp_path)]
+    done = launch("-np", "3", "--", *command, cwd=ROOT, timeout_s=150)
     assert done.returncode == 0, done.stderr
     found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     own = ("unended.json", "unended.rank1.json", "unended.rank2.json")

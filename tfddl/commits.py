@@ -1,8 +1,8 @@
 """What outlives a worker: a store in memory that the launcher owns.
 
-The launcher makes one per worker (a `memfd`, nameless, gone with the last process that has it), and
-gives its number to the worker in the environment. A worker may be killed while it writes: so there
-are two slots, and what is read is the newest that is whole.
+The launcher makes one per host (a `memfd`, nameless, gone with the last process that has it), and
+gives its number to the first worker there, in the environment. A worker may be killed while it
+writes: so there are two slots, and what is read is the newest that is whole.
 
 Usage:
     store = find(os.environ)
@@ -17,7 +17,8 @@ import struct
 from collections.abc import Mapping
 
 VARIABLE = "TFDDL_STORE_FD"
-NAME = "tfddl-store"
+
+_NAME = "tfddl-store"
 
 # number, offset and length of the data, and a digest of the data and of these three.
 _SLOT = struct.Struct("<QQQ32s")
@@ -83,10 +84,10 @@ class CommitStore:
         if last.offset < offset + len(data):  # Not over what is still needed.
             offset = max(offset, last.offset + last.length)
         record = _Record(last.number + 1, offset, len(data), b"")
-        self._write_all(data, offset)
+        write_all(self._fd, data, offset)
         digest = record.of(data)
         slot = _SLOT.pack(record.number, record.offset, record.length, digest)
-        self._write_all(slot, record.number % _SLOTS * _SLOT.size)
+        write_all(self._fd, slot, record.number % _SLOTS * _SLOT.size)
         self.has_written = True
         os.ftruncate(self._fd, max(last.offset + last.length, offset + len(data)))
 
@@ -101,12 +102,6 @@ class CommitStore:
                 return record, data
         return None
 
-    def _write_all(self, data: bytes, offset: int) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._fd, view, offset)
-            view, offset = view[written:], offset + written
-
     def _read_all(self, length: int, offset: int) -> bytes:
         parts = []
         while length > 0:
@@ -116,6 +111,27 @@ class CommitStore:
             parts.append(part)
             length, offset = length - len(part), offset + len(part)
         return b"".join(parts)
+
+
+def make_store() -> int:
+    """An empty store: its descriptor, for whoever is to keep it.
+
+    Raises:
+        OSError: Descriptors or memory are used up.
+    """
+    return os.memfd_create(_NAME)
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Writes all of it to a file, at this place.
+
+    Raises:
+        OSError: There is no memory left.
+    """
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
 
 
 def find(environ: Mapping[str, str]) -> CommitStore | None:
@@ -132,4 +148,4 @@ def find(environ: Mapping[str, str]) -> CommitStore | None:
         link = os.readlink(f"/proc/self/fd/{int(environ[VARIABLE])}")
     except (KeyError, ValueError, OSError):
         return None
-    return CommitStore(int(environ[VARIABLE])) if link.startswith(f"/memfd:{NAME}") else None
+    return CommitStore(int(environ[VARIABLE])) if link.startswith(f"/memfd:{_NAME}") else None

@@ -18,7 +18,6 @@ Usage:
 import dataclasses
 import enum
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -433,25 +432,3 @@ def _check_int(name: str, value: object, *, minimum: int) -> None:
         raise PlanError(f"{name} must be an integer, not {value!r} ({type(value).__name__}).")
     if value < minimum:
         raise PlanError(f"{name} is {value}; it must be at least {minimum}.")
-
-
-def pack(sizes: Sequence[int], limit: int) -> list[range]:
-    """Cuts a sequence of tensors into runs that travel together.
-
-    Args:
-        sizes: Bytes of each tensor, in the order in which they travel.
-        limit: Bytes that a run may have; a tensor larger than that travels alone.
-
-    Returns:
-        Consecutive ranges of positions that cover ``sizes``, in order.
-    """
-    packs: list[range] = []
-    start = filled = 0
-    for position, size in enumerate(sizes):
-        if position > start and filled + size > limit:
-            packs.append(range(start, position))
-            start, filled = position, 0
-        filled += size
-    if start < len(sizes):
-        packs.append(range(start, len(sizes)))
-    return packs

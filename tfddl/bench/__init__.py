@@ -29,13 +29,16 @@ Speed, ``python -m tfddl.bench`` or ``tfddl-bench``. A *crew* is a job of worker
 what they are told when it is their turn. Of the workers, with TensorFlow:
 
 * `orders`: what they are told, and what they answer; `workloads`: what there is to train.
+* `entrance`: where they come in for orders, both ends of it; `line`: how they take them.
 * `models`, `calls`: what is timed; `pacer` holds a training between its steps; `devices`.
 * `contestants`: the ways that are compared; `worker`: the process.
 
 Of the command, without TensorFlow:
 
 * `settings`, `progress`, `results`: what is asked for, is going on, and came out.
-* `cores`, `load`, `spread`: who has which cores, what others do on them, what timings come to.
+* `ground`: this machine, or hosts: where crews run, and what starts them there.
+* `machines`: what that is; `load`: what others do on its cores.
+* `spread`: what timings come to.
 * `crew`, `field`: starts workers and gives orders; all that compete.
 * `training`, `calling`, `starting`: the measurements, which `speed` makes one after the other.
 * `report`, `charts`, `plots`, `board`: tables, pictures, TensorBoard.

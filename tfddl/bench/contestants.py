@@ -3,7 +3,7 @@
 import abc
 import gc
 import logging
-from multiprocessing.connection import Connection
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +12,8 @@ import tensorflow as tf
 import tfddl
 from tfddl.bench import models
 from tfddl.bench.calls import Ready, prepare_collective, prepare_sum
-from tfddl.bench.orders import LONE, STRATEGY, Call, Operation
+from tfddl.bench.line import Line
+from tfddl.bench.orders import AUTO, LONE, STRATEGY, Call, Operation
 from tfddl.bench.pacer import Pacer, PacerCallback
 from tfddl.bench.workloads import Workload
 from tfddl.cluster import Cluster
@@ -35,7 +36,7 @@ class Contestant(abc.ABC):
         self.cluster = cluster
 
     @abc.abstractmethod
-    def train(self, workload: Workload, connection: Connection) -> None:
+    def train(self, workload: Workload, line: Line) -> None:
         """Trains as the orders say, until the one to stop."""
 
     @abc.abstractmethod
@@ -47,10 +48,8 @@ class Contestant(abc.ABC):
         keras.utils.clear_session()
         gc.collect()
 
-    def _fit(
-        self, workload: Workload, connection: Connection, optimizer: keras.optimizers.Optimizer
-    ) -> None:
-        pacer = Pacer(connection, transport=self.transport)
+    def _fit(self, workload: Workload, line: Line, optimizer: keras.optimizers.Optimizer) -> None:
+        pacer = Pacer(line, transport=self.transport)
         model = models.make_model(workload)
         model.compile(optimizer, loss=models.make_loss(workload))
         pacer.gradient_bytes = models.gradient_bytes(model)
@@ -72,9 +71,9 @@ class Lone(Contestant):
         super().__init__(cluster)
         _set_threads(num_threads)
 
-    def train(self, workload: Workload, connection: Connection) -> None:
+    def train(self, workload: Workload, line: Line) -> None:
         """See `Contestant.train`."""
-        self._fit(workload, connection, models.make_optimizer(workload))
+        self._fit(workload, line, models.make_optimizer(workload))
 
     def prepare(self, order: Call) -> Ready:
         """See `Contestant.prepare`."""
@@ -84,20 +83,17 @@ class Lone(Contestant):
 class Distributed(Contestant):
     """Keras' `fit` with `tfddl.DistributedOptimizer`."""
 
-    def __init__(self, cluster: Cluster, num_threads: int, *, collective: str) -> None:
+    def __init__(self, cluster: Cluster, num_threads: int, *, way: str) -> None:
         super().__init__(cluster)
-        tfddl.init(
-            collective=collective,
-            intra_op_threads=num_threads,
-        )
+        tfddl.init(**_init_options(way), intra_op_threads=num_threads)
         self.transport = current().transport
         self.label = self.transport.name
-        self.others = _other_collectives(cluster, self.label)
+        self.others = _other_ways(cluster, self.label)
 
-    def train(self, workload: Workload, connection: Connection) -> None:
+    def train(self, workload: Workload, line: Line) -> None:
         """See `Contestant.train`."""
         optimizer = tfddl.DistributedOptimizer(models.make_optimizer(workload))
-        self._fit(workload, connection, optimizer)
+        self._fit(workload, line, optimizer)
 
     def prepare(self, order: Call) -> Ready:
         """See `Contestant.prepare`."""
@@ -119,9 +115,9 @@ class PlainStrategy(Contestant):
         _set_threads(num_threads)
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
-    def train(self, workload: Workload, connection: Connection) -> None:
+    def train(self, workload: Workload, line: Line) -> None:
         """See `Contestant.train`."""
-        pacer = Pacer(connection, transport=None)
+        pacer = Pacer(line, transport=None)
         with self._strategy.scope():
             model = models.make_model(workload)
             optimizer = models.make_optimizer(workload)
@@ -165,7 +161,7 @@ def make_contestant(way: str, cluster: Cluster, num_threads: int) -> Contestant:
     """Starts a way; all workers of a job must call it together.
 
     Args:
-        way: LONE, STRATEGY, or what ``tfddl.init(collective=…)`` takes.
+        way: LONE, STRATEGY, or AUTO and the like: see `_init_options`.
         cluster: Who takes part.
         num_threads: Of an operation: the worker's cores.
     """
@@ -174,7 +170,7 @@ def make_contestant(way: str, cluster: Cluster, num_threads: int) -> Contestant:
         return Lone(cluster, num_threads)
     if way == STRATEGY:
         return PlainStrategy(cluster, num_threads)
-    return Distributed(cluster, num_threads, collective=way)
+    return Distributed(cluster, num_threads, way=way)
 
 
 def versions() -> dict[str, str]:
@@ -196,8 +192,17 @@ def _collective_of_tfddl(operation: Operation, tensor: tf.Tensor) -> tf.Tensor:
     return tfddl.broadcast(tensor, 0)
 
 
-def _other_collectives(cluster: Cluster, name: str) -> tuple[str, ...]:
-    """What can be chosen on this machine, and makes another transport than the one of this name."""
+def _init_options(way: str) -> dict[str, Any]:
+    """What `tfddl.init` gets in a worker of a way, which may be anything that ``collective`` takes.
+
+    A way with other options of `tfddl.init` has a name of its own here, and `_other_ways` tells
+    where it makes a difference.
+    """
+    return {} if way == AUTO else {"collective": way}
+
+
+def _other_ways(cluster: Cluster, name: str) -> tuple[str, ...]:
+    """What can be chosen in this job, and makes another transport than the one of this name."""
     if cluster.size == 1:
         return ()
     num_gpus = len(tf.config.list_physical_devices("GPU"))

@@ -1,35 +1,33 @@
 """A job of workers that stay, and do what they are told when it is their turn."""
 
 import contextlib
-import os
 import secrets
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self
 
+from tfddl.bench.entrance import Entrance
+from tfddl.bench.ground import Ground, Team
 from tfddl.bench.orders import End, Hello, Order
 from tfddl.errors import LaunchError
 
-_START_S = 300.0
 _ANSWER_S = 900.0
 _END_S = 20.0
 _LOOK_S = 0.2
 _TAIL_LINES = 40
-_LONGEST_SOCKET = 107
 
 
 class Crew:
-    """Some workers of one way, each a process, started by `tfddlrun`.
+    """Some workers of one way, each a process, on whatever hosts.
 
     Usage::
 
-        with Crew("ring", num_workers=2, environment=os.environ, directory=directory) as crew:
+        team = ground.team(2)
+        with Crew("ring", team=team, ground=ground, environment=os.environ, directory=d) as crew:
             called = crew.ask(Call(…))      # what each rank answers, in rank order
 
     Several crews take turns: whoever isn't asked sleeps.
@@ -39,37 +37,27 @@ class Crew:
         self,
         way: str,
         *,
-        num_workers: int,
+        team: Team,
+        ground: Ground,
         environment: Mapping[str, str],
         directory: Path,
-        is_job: bool = True,
     ) -> None:
         """Prepares to start.
 
         Args:
             way: See `tfddl.bench.orders`.
-            num_workers: How many.
+            team: How many workers, and where.
+            ground: What they start on.
             environment: What they inherit.
             directory: For the socket and the output, readable for nobody else. Crews may share it.
-            is_job: False starts the one worker without `tfddlrun`, as any program.
-
-        Raises:
-            LaunchError: The name of the folder is too long.
         """
-        assert is_job or num_workers == 1
-        self.way, self.num_workers = way, num_workers
+        self.way, self.team = way, team
         self.hellos: tuple[Hello, ...] = ()
         self.launched_s = 0.0
         """When it was started, by `time.monotonic`."""
-        self._is_job = is_job
+        self._ground, self._directory = ground, directory
         self._environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **environment}
-        name = secrets.token_hex(4)
-        self._socket, self._log = directory / name, directory / f"{name}.log"
-        if len(os.fsencode(self._socket)) > _LONGEST_SOCKET:
-            raise LaunchError(
-                f"{self._socket} is too long a name for a socket, which can have {_LONGEST_SOCKET} "
-                "bytes. HINT: let TMPDIR be a folder with a shorter name."
-            )
+        self._log = directory / f"{secrets.token_hex(4)}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
 
@@ -79,10 +67,10 @@ class Crew:
         return self.hellos[0].label
 
     @property
-    def pids(self) -> tuple[int, ...]:
-        """Its processes."""
-        launcher = () if self._process is None else (self._process.pid,)
-        return (*launcher, *(hello.pid for hello in self.hellos))
+    def launcher_pid(self) -> int:
+        """The process of this machine that looks after them."""
+        assert self._process is not None
+        return self._process.pid
 
     def __enter__(self) -> Self:
         """Starts the workers, and waits until all are there.
@@ -91,7 +79,8 @@ class Crew:
             LaunchError: They don't come.
         """
         try:
-            self._start()
+            with self._ground.open_entrance(self._directory, self.team) as entrance:
+                self._start(entrance)
         except BaseException:
             self._kill()
             raise
@@ -120,69 +109,66 @@ class Crew:
                 connection.send(order)
         answers: dict[int, Any] = {}
         deadline_s = time.monotonic() + timeout_s
-        while len(answers) < self.num_workers:
-            missing = [rank for rank in range(self.num_workers) if rank not in answers]
-            left_s = max(0.0, deadline_s - time.monotonic())
-            ready = wait([self._connections[rank] for rank in missing], timeout=left_s)
+        while missing := [rank for rank in range(self.team.size) if rank not in answers]:
+            ready = wait([self._connections[rank] for rank in missing], timeout=_LOOK_S)
             if not ready:
-                raise self._error(f"ranks {missing} didn't answer {order} in {timeout_s:.0f} s")
+                self._check_answers(missing, order, is_late=time.monotonic() > deadline_s)
             for rank in missing:
                 if self._connections[rank] in ready:
                     try:
                         answers[rank] = self._connections[rank].recv()
                     except (EOFError, OSError):
-                        raise self._error(f"rank {rank} died") from None
-        return [answers[rank] for rank in range(self.num_workers)]
+                        raise self._error(f"{self.team.name(rank)} has gone") from None
+        return [answers[rank] for rank in range(self.team.size)]
 
-    def _start(self) -> None:
-        worker = [sys.executable, "-m", "tfddl.bench.worker"]
-        command = [*worker, f"--connect={self._socket}", f"--way={self.way}"]
-        if self._is_job:
-            # Workers keep to cores by themselves, alike with every launcher.
-            job = [sys.executable, "-m", "tfddl.launcher", "--bind", "none"]
-            command = [*job, "-np", str(self.num_workers), "--", *command]
-        with socket.socket(socket.AF_UNIX) as server, self._log.open("wb") as log:
-            server.bind(str(self._socket))
-            server.listen(self.num_workers)
-            server.settimeout(_LOOK_S)
-            self.launched_s = time.monotonic()
+    def _check_answers(self, missing: list[int], order: Order, *, is_late: bool) -> None:
+        names = ", ".join(map(self.team.name, missing))
+        if self._has_ended():  # A host that is cut off never closes its connections.
+            raise self._error(f"the job has ended, and {names} with it")
+        if is_late:
+            raise self._error(f"{names} didn't answer {order} in time")
+
+    def _start(self, entrance: Entrance) -> None:
+        worker = ["-m", "tfddl.bench.worker", f"--connect={entrance.name}", f"--way={self.way}"]
+        self.launched_s = time.monotonic()
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command,
-                env=self._environment,
+                [*self.team.command, *worker],
+                env={**self._environment, **entrance.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # A Ctrl-C is ours, and we end it.
             )
-            self._connections = [self._accept(server) for _ in range(self.num_workers)]
+        while len(self._connections) < self.team.size:
+            connection = entrance.accept(wait_s=_LOOK_S)
+            if connection is None:
+                self._check_start()
+            else:
+                self._connections.append(connection)
         hellos = [self._hear(connection) for connection in self._connections]
         by_rank = sorted(zip(hellos, self._connections, strict=True), key=lambda p: p[0].rank)
         self.hellos = tuple(hello for hello, _ in by_rank)
         self._connections = [connection for _, connection in by_rank]
-
-    def _accept(self, server: socket.socket) -> Connection:
-        while True:
-            try:
-                return Connection(server.accept()[0].detach())
-            except TimeoutError:
-                self._check_start()
 
     def _hear(self, connection: Connection) -> Hello:
         while not connection.poll(_LOOK_S):
             self._check_start()
         try:
             hello = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise self._error("a worker ended before it had started") from None
         assert isinstance(hello, Hello)
         return hello
 
     def _check_start(self) -> None:
-        assert self._process is not None
-        if self._process.poll() is not None:
+        if self._has_ended():
             raise self._error("the job ended before it had started")
-        if time.monotonic() > self.launched_s + _START_S:
-            raise self._error(f"not all workers were there after {_START_S:.0f} s")
+        if time.monotonic() > self.launched_s + self._ground.start_s:
+            raise self._error(f"not all were there after {self._ground.start_s:.0f} s")
+
+    def _has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
 
     def _error(self, why: str) -> LaunchError:
         """Waits for the job's own report of what went wrong, and passes it on."""
@@ -191,7 +177,11 @@ class Crew:
                 self._process.wait(_END_S)
         lines = self._log.read_text(errors="replace").splitlines()
         said = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    nothing"
-        return LaunchError(f"{self.num_workers} workers ({self.way}): {why}. They said:\n{said}")
+        # It needn't be the one that we miss first.
+        hint = ", and at the end who failed first" if self.team.is_launched else ""
+        return LaunchError(
+            f"{self.team.size} workers ({self.way}): {why}. They said{hint}:\n{said}"
+        )
 
     def _wait_for_end(self) -> None:
         assert self._process is not None
@@ -208,12 +198,11 @@ class Crew:
             connection.close()
         process = self._process
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM if self._is_job else signal.SIGKILL)
+            process.send_signal(signal.SIGTERM if self.team.is_launched else signal.SIGKILL)
             try:
                 process.wait(_END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for path in (self._socket, self._log):
-            path.unlink(missing_ok=True)
+        self._log.unlink(missing_ok=True)
         self._connections, self.hellos = [], ()

@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tfddl.bench.crew import Crew
-from tfddl.bench.load import ForeignLoad
-from tfddl.bench.orders import AUTO, LONE, STRATEGY, Stop, Train
+from tfddl.bench.ground import Team
+from tfddl.bench.load import ForeignLoad, Moment
+from tfddl.bench.machines import Machine, Machines
+from tfddl.bench.orders import AUTO, LONE, STRATEGY, Look, Stop, Train
 from tfddl.bench.progress import Progress
 from tfddl.bench.settings import Settings
 from tfddl.bench.workloads import Workload
@@ -21,18 +24,18 @@ class Place:
     settings: Settings
     environment: Mapping[str, str]
     directory: Path
-    """For their sockets."""
+    """For what they say, and their sockets."""
 
     progress: Progress
 
-    def crew(self, way: str, num_workers: int, *, is_job: bool = True) -> Crew:
+    def crew(self, way: str, team: Team) -> Crew:
         """Prepares one."""
         return Crew(
             way,
-            num_workers=num_workers,
+            team=team,
+            ground=self.settings.ground,
             environment=self.environment,
             directory=self.directory,
-            is_job=is_job,
         )
 
 
@@ -56,7 +59,7 @@ class Field:
 
     def __init__(self, place: Place, lone: Crew, rivals: Sequence[Crew]) -> None:
         self.place = place
-        self.num_workers = lone.num_workers
+        self.num_workers = lone.team.size
         self.lone, self.rivals = lone, list(rivals)
         self.begun: dict[str, Begun] = {}
         """How each crew began its first training, by its label."""
@@ -72,9 +75,17 @@ class Field:
         first = round_number % len(self.crews)
         return self.crews[first:] + self.crews[:first]
 
-    def watched(self, load: ForeignLoad) -> contextlib.AbstractContextManager[None]:
-        """Watches what others do on the machine meanwhile."""
-        return load.watched([pid for crew in self.crews for pid in crew.pids])
+    @contextlib.contextmanager
+    def watched(self, load: ForeignLoad) -> Iterator[None]:
+        """Watches what others do on the machines meanwhile."""
+        before = self._look()
+        yield
+        load.add(before, self._look())
+
+    def meet(self, machines: Machines) -> None:
+        """Tells which machines they are on."""
+        for rank, hello in enumerate(self.lone.hellos):
+            machines.add(self.lone.team.host(rank), hello.machine)
 
     @contextlib.contextmanager
     def training(self, workload: Workload) -> Iterator[int]:
@@ -95,6 +106,12 @@ class Field:
         self._trains = None
         for crew in self.crews:
             crew.ask(Stop())
+
+    def _look(self) -> list[Moment]:
+        """Of all workers, and of those here who look after them."""
+        ours = [os.getpid(), *(crew.launcher_pid for crew in self.crews)]
+        moments = [moment for crew in self.crews for moment in crew.ask(Look())]
+        return [*moments, Moment.now(Machine.here(), ours)]
 
     def add(self, crew: Crew, workload: Workload | None) -> None:
         """Takes in another rival, or the lone crew itself, just started.
@@ -127,11 +144,12 @@ def start_field(place: Place, num_workers: int, *, workload: Workload | None) ->
     """
     asked = place.settings.transports
     with contextlib.ExitStack() as stack:
-        field = Field(place, stack.enter_context(place.crew(LONE, num_workers)), [])
+        team = place.settings.ground.team(num_workers)
+        field = Field(place, stack.enter_context(place.crew(LONE, team)), [])
         field.add(field.lone, workload)
         ways = list(asked or [AUTO])
         while ways:
-            crew = stack.enter_context(place.crew(ways.pop(0), num_workers))
+            crew = stack.enter_context(place.crew(ways.pop(0), team))
             field.add(crew, workload)
             if not asked and crew.way == AUTO:
                 ways += crew.hellos[0].others

@@ -1,85 +1,101 @@
-"""How busy this machine is with what isn't ours, while we measure."""
+"""How busy machines are with what isn't ours, while we measure."""
 
-import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from tfddl.bench.machines import Machine
+
+_PROC = Path("/proc")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 # user, nice, system, steal. Interrupts are left out: they also serve what we send to ourselves.
 _BUSY_COLUMNS = (0, 1, 2, 7)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Moment:
-    """The counters of the kernel at one moment; only differences between two mean anything."""
+    """The counters of a kernel at one moment; only differences between two mean anything."""
+
+    machine: str
+    """The identity of the machine."""
 
     at_s: float
     busy_s: float
-    """What the cores have worked, for whomever."""
+    """What the cores that count have worked, for whomever."""
 
     ours_s: float
-    """What our processes have worked."""
+    """What some of our processes have worked."""
+
+    @classmethod
+    def now(cls, machine: Machine, pids: Iterable[int], *, proc: Path = _PROC) -> "Moment":
+        """Of the machine that this process runs on.
+
+        Args:
+            machine: Its description; of its cores those that it names count.
+            pids: Processes of ours, which live here.
+            proc: Where the kernel tells of its processes.
+        """
+        ours_s = sum(_worked_s(proc / str(pid)) for pid in set(pids))
+        return cls(
+            machine=machine.identity,
+            at_s=time.monotonic(),
+            busy_s=_busy_s(proc, machine.cores),
+            ours_s=ours_s,
+        )
 
 
 class ForeignLoad:
-    """Adds up what others kept busy of some cores, over stretches of time.
+    """Adds up what others kept busy of the cores of machines, over stretches of time.
 
     Usage::
 
-        load = ForeignLoad(cores)
-        with load.watched(pids):
-            ...                      # what is measured
-        load.cores_taken             # in the mean
+        load = ForeignLoad()
+        load.add(before, after)      # what all our processes said, before and after a stretch
+        load.cores_taken             # in the mean, by machine
     """
 
-    def __init__(self, cores: Collection[int], *, proc: Path = Path("/proc")) -> None:
-        """Begins with nothing watched.
-
-        Args:
-            cores: The numbers of those that count.
-            proc: Where the kernel tells of its processes.
-        """
-        self._names = {f"cpu{core}" for core in cores}
-        self._proc = proc
-        self._elapsed_s = self._foreign_s = 0.0
+    def __init__(self) -> None:
+        """Begins with nothing watched."""
+        self._elapsed_s: dict[str, float] = defaultdict(float)
+        self._foreign_s: dict[str, float] = defaultdict(float)
 
     @property
-    def cores_taken(self) -> float:
-        """How many cores others kept busy in the mean; 0 where nothing was watched."""
-        return max(0.0, self._foreign_s) / self._elapsed_s if self._elapsed_s else 0.0
+    def cores_taken(self) -> dict[str, float]:
+        """By machine, how many cores others kept busy in the mean."""
+        return {
+            machine: max(0.0, self._foreign_s[machine]) / elapsed_s
+            for machine, elapsed_s in self._elapsed_s.items()
+        }
 
-    @contextlib.contextmanager
-    def watched(self, pids: Collection[int]) -> Iterator[None]:
-        """Watches while something is measured.
+    def add(self, before: Collection[Moment], after: Collection[Moment]) -> None:
+        """Adds a stretch of time.
 
         Args:
-            pids: Our processes; they must live until the end. This one is ours, too.
+            before: Of all our processes; the first of each machine tells how busy that was.
+            after: Of the same ones, in the same order.
         """
-        before = self._read(pids)
-        yield
-        after = self._read(pids)
-        self.add(before, after)
+        watched: set[str] = set()
+        for one, other in zip(before, after, strict=True):
+            if one.machine not in watched:
+                watched.add(one.machine)
+                self._elapsed_s[one.machine] += other.at_s - one.at_s
+                self._foreign_s[one.machine] += other.busy_s - one.busy_s
+            self._foreign_s[one.machine] -= other.ours_s - one.ours_s
 
-    def add(self, before: Moment, after: Moment) -> None:
-        """Adds a stretch of time."""
-        self._elapsed_s += after.at_s - before.at_s
-        self._foreign_s += (after.busy_s - before.busy_s) - (after.ours_s - before.ours_s)
 
-    def _read(self, pids: Collection[int]) -> Moment:
-        ours = sum(self._worked_s(pid) for pid in {*pids, os.getpid()})
-        lines = (line.split() for line in (self._proc / "stat").read_text().splitlines())
-        busy = [
-            float(words[1:][column])
-            for words in lines
-            if words[0] in self._names
-            for column in _BUSY_COLUMNS
-        ]
-        return Moment(at_s=time.monotonic(), busy_s=sum(busy) * _TICK_S, ours_s=ours)
+def _busy_s(proc: Path, cores: Collection[int]) -> float:
+    names = {f"cpu{core}" for core in cores}
+    lines = (line.split() for line in (proc / "stat").read_text().splitlines())
+    busy = [
+        float(words[1:][column]) for words in lines if words[0] in names for column in _BUSY_COLUMNS
+    ]
+    return sum(busy) * _TICK_S
 
-    def _worked_s(self, pid: int) -> float:
-        # The name of the program, in brackets, may hold anything.
-        fields = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+def _worked_s(process: Path) -> float:
+    # The name of the program, in brackets, may hold anything.
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from tfddl import __version__
 from tfddl.bench.board import write_events
+from tfddl.bench.ground import Address, Hosts, ThisMachine
 from tfddl.bench.orders import Operation
 from tfddl.bench.plots import write_pictures
 from tfddl.bench.progress import Progress
@@ -18,14 +20,15 @@ from tfddl.bench.results import Results, write_json
 from tfddl.bench.settings import (
     Part,
     Settings,
-    default_workers,
     format_size,
     parse_size,
     quick_settings,
+    usual_settings,
 )
 from tfddl.bench.speed import measure
 from tfddl.bench.workloads import WORKLOADS
-from tfddl.errors import TfddlError
+from tfddl.errors import DataError, TfddlError
+from tfddl.launcher import host_flags
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -37,10 +40,18 @@ Workers keep to cores of their own, the same in all that is compared, and take t
 of neighbours in time. Let nothing else run meanwhile: what others keep busy is measured and said.
 Progress goes to stderr, the tables to stdout.
 
+other hosts:
+  What holds for tfddlrun -H holds here: ssh that asks nothing, and the same folder, Python and
+  tfddl at the same paths. Workers take orders from this machine through a TCP port, which they must
+  be able to reach (--address); who doesn't know the secret of the run isn't let in. Meanwhile
+  TensorFlow's servers on the hosts listen on all interfaces, as they do for tfddlrun. All that is
+  compared, the lone workers too, runs on the same hosts, and each machine's load is watched.
+
 examples:
   tfddl-bench --quick
   tfddl-bench --workers 1,2,4 --compare --json bench.json --plots bench
   tfddl-bench --only collectives --sizes 4K,1M,64M --operations allreduce,allgather,broadcast
+  tfddl-bench -H hostA:2,hostB:2
 """
 
 
@@ -63,7 +74,13 @@ def main(argv: Sequence[str], *, prog: str = "tfddl-bench") -> int:
 
 def run() -> None:
     """The console script."""
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main(sys.argv[1:]))
+
+
+def _end(number: int, _: object) -> None:
+    """Ends all workers, as whatever raises does."""
+    sys.exit(128 + number)
 
 
 def settings_from(argv: Sequence[str], *, prog: str, num_cores: int) -> Settings:
@@ -76,17 +93,39 @@ def settings_from(argv: Sequence[str], *, prog: str, num_cores: int) -> Settings
 
     Raises:
         DataError: A value is out of its range.
+        LaunchError: The hosts' names or slots, or how they are reached, are wrong.
         SystemExit: An argument is unknown or can't be read, or --help was asked for.
     """
-    usual = Settings(workers=default_workers(num_cores))
-    arguments = vars(_make_parser(prog, usual).parse_args(argv))
-    given = {n: value for n, value in arguments.items() if value is not None and value is not False}
-    if given.pop("quick", False):
-        usual = quick_settings()
-    shape = {name: given.pop(name) for name in ("batch_size", "image_size") if name in given}
-    models = given.pop("models", usual.models)
+    here = ThisMachine()
+    arguments = _make_parser(prog, usual_settings(here, num_cores)).parse_args(argv)
+    ground = _read_ground(arguments) or here
+    usual = quick_settings(ground) if arguments.quick else usual_settings(ground, num_cores)
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if value is not None and value is not False
+    }
+    shape = {name: given[name] for name in ("batch_size", "image_size") if name in given}
+    models = given.get("models", usual.models)
     given["models"] = tuple(dataclasses.replace(workload, **shape) for workload in models)
-    return dataclasses.replace(usual, **given)
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return dataclasses.replace(usual, **{name: given[name] for name in names & set(given)})
+
+
+def _read_ground(arguments: argparse.Namespace) -> Hosts | None:
+    hosts = host_flags.read_hosts(arguments)
+    if not hosts:
+        if arguments.address is not None:
+            raise DataError("--address is for hosts. HINT: -H hostA:2,hostB:2")
+        return None
+    fleet = host_flags.make_fleet(hosts, arguments)
+    return Hosts(
+        hosts=hosts,
+        reach=host_flags.repeat(arguments),
+        python=fleet.ssh.remote_python,
+        connect_s=fleet.connect_s,
+        address=None if arguments.address is None else Address.parse(arguments.address),
+    )
 
 
 def _write_files(results: Results, settings: Settings, progress: Progress) -> None:
@@ -104,13 +143,14 @@ def _write_files(results: Results, settings: Settings, progress: Progress) -> No
 def _make_parser(prog: str, usual: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Measure tfddl on this machine: collectives by size; training steps of several "
-        "workers, against as many lone ones at once; the start; memory.",
+        description="Measure tfddl on this machine, or on hosts: collectives by size; training "
+        "steps of several workers, against as many lone ones at once; the start; memory.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    _add_where(parser.add_argument_group("where"), usual)
     _add_what(parser.add_argument_group("what is measured"), usual)
     _add_how(parser.add_argument_group("how long"), usual)
     output = parser.add_argument_group("output, beside the tables")
@@ -127,14 +167,25 @@ def _make_parser(prog: str, usual: Settings) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_what(group: argparse._ArgumentGroup, usual: Settings) -> None:
+def _add_where(group: argparse._ArgumentGroup, usual: Settings) -> None:
     group.add_argument(
         "--workers",
         type=_list_of(int, ["whole numbers"]),
         metavar="NUMBERS",
-        help="jobs of how many workers; more than cores share them "
-        f"(default here: {_join(usual.workers)})",
+        help="jobs of how many workers; more than cores share them. On hosts they are dealt out "
+        "round by round, one to each host that has room "
+        f"(default here: {_join(usual.workers)}; on hosts one per host, and one for each slot)",
     )
+    host_flags.add_flags(group)
+    group.add_argument(
+        "--address",
+        metavar="HOST[:PORT]",
+        help="where hosts find the machine that this runs on, to take orders (default: its address "
+        "on the way to each of them, and a port that is free)",
+    )
+
+
+def _add_what(group: argparse._ArgumentGroup, usual: Settings) -> None:
     group.add_argument(
         "--only",
         type=_list_of(Part, Part),

@@ -6,14 +6,16 @@ All workers of a crew get the same orders in the same order, and each answers ev
 import dataclasses
 import enum
 
+from tfddl.bench.load import Moment
+from tfddl.bench.machines import Machine
 from tfddl.bench.workloads import Workload
 
 LONE = "lone"
 """The way of a worker that knows nothing of the others: plain Keras."""
 
 AUTO = "auto"
-"""The way of a worker that trains with tfddl, as `tfddl.init()` chooses; others are what else
-``init(collective=…)`` takes."""
+"""The way of a worker that trains with tfddl, as `tfddl.init()` chooses; others are what else it
+can be asked for, by the names that `tfddl.bench.contestants` gives them."""
 
 STRATEGY = "strategy"
 """The way of a worker that trains by TensorFlow's own strategy, in a loop by hand."""
@@ -46,7 +48,9 @@ class Hello:
     """How tables call its way."""
 
     others: tuple[str, ...] = ()
-    """What else ``init(collective=…)`` would take on this machine and make something else of."""
+    """The ways of training with tfddl that would make a difference here."""
+
+    machine: Machine
 
     import_s: float
     """How long it took to load TensorFlow and Keras."""
@@ -133,6 +137,11 @@ class Called:
 
 
 @dataclasses.dataclass(frozen=True)
+class Look:
+    """Tell how much has been worked so far; answered by `Moment`, also amidst a training."""
+
+
+@dataclasses.dataclass(frozen=True)
 class End:
     """End the process; answered by `Done`."""
 
@@ -142,5 +151,5 @@ class Done:
     """It is done."""
 
 
-Order = Train | Steps | Stop | Call | End
-Answer = Trains | Ran | Called | Done
+Order = Train | Steps | Stop | Call | Look | End
+Answer = Hello | Trains | Ran | Called | Moment | Done

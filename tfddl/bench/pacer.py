@@ -1,11 +1,11 @@
 """Holds a training between its steps until the next order comes, and measures the steps."""
 
 import time
-from multiprocessing.connection import Connection
 
 import keras
 
 from tfddl.bench.devices import wait_for_devices
+from tfddl.bench.line import Line
 from tfddl.bench.orders import Ran, Steps, Stop, Trains
 from tfddl.bench.usage import Usage
 from tfddl.transport import Transport
@@ -18,16 +18,16 @@ class Pacer:
     So several jobs can take turns without any of them starting anew.
     """
 
-    def __init__(self, connection: Connection, *, transport: Transport | None) -> None:
+    def __init__(self, line: Line, *, transport: Transport | None) -> None:
         """Begins before the model is made.
 
         Args:
-            connection: Where orders come from.
+            line: Where orders come from.
             transport: Whose clock and counters are read.
         """
         self.gradient_bytes = 0
         """Of one step; to be set before the first one."""
-        self._connection, self._transport = connection, transport
+        self._line, self._transport = line, transport
         self._began_s = time.perf_counter()
         self._order: Steps | None = None
         self._ends: list[float] = []
@@ -38,7 +38,7 @@ class Pacer:
         """Called after each step; returns, with the next order, whether to train on."""
         now_s = time.perf_counter()
         if self._order is None:
-            self._connection.send(
+            self._line.answer(
                 Trains(first_step_s=now_s - self._began_s, gradient_bytes=self.gradient_bytes)
             )
             return self._take_order()
@@ -59,7 +59,7 @@ class Pacer:
         if self._transport is not None:
             self._transport.measure(False)
         counted = counters_of(self._transport)
-        self._connection.send(
+        self._line.answer(
             Ran(
                 step_s=_differences(self._ends),
                 collective_s=_differences(self._collectives),
@@ -70,7 +70,7 @@ class Pacer:
 
     def _take_order(self) -> bool:
         """Waits for the next order, which is to train on or to stop."""
-        order = self._connection.recv()
+        order = self._line.take()
         if isinstance(order, Stop):
             return False
         assert isinstance(order, Steps)

@@ -1,7 +1,8 @@
 """What was measured, as tables to read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from tfddl.bench.machines import Met
 from tfddl.bench.orders import Mode
 from tfddl.bench.results import CollectiveSpeed, Memory, Results, Start, TrainingSpeed
 from tfddl.bench.settings import format_size
@@ -111,8 +112,14 @@ def _starts(results: Results, render: Render) -> str:
     rows = [_start_row(start, single) for start in results.starts]
     return (
         "From launch to the end of the first training step, in seconds, until the last worker is\n"
-        "done; more: than one plain process that has all cores to itself.\n\n"
+        f"done; more: than one plain process {_single(results)}.\n\n"
     ) + render(headings, rows)
+
+
+def _single(results: Results) -> str:
+    if any(len(layout) > 1 for layout in results.layouts.values()):
+        return "that tfddlrun starts on the first host, with all its cores"
+    return "that has all cores to itself"
 
 
 def _start_row(start: Start, single_s: float) -> list[str]:
@@ -158,21 +165,49 @@ def _memory_row(memory: Memory) -> list[str]:
 
 
 def _closing(results: Results) -> str:
-    machine, versions = results.machine, results.versions
-    lines = [
-        f"{machine['processor']}, {machine['cores']} cores; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; {results.seconds:.0f} s."
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    return "\n".join(
+        [
+            *(_machine(machine, results.machines) for machine in results.machines),
+            f"{versions}; {results.seconds:.0f} s.",
+            *_layouts(results),
+            *(_foreign(part, taken, results) for part, taken in results.foreign_cores.items()),
+        ]
+    )
+
+
+def _machine(machine: Met, machines: Sequence[Met]) -> str:
+    is_only = len(machines) == len(machine.hosts) == 1
+    name = "" if is_only else f"{machine.name}{_one(machine)}: "
+    return f"{name}{machine.processor}, {machine.cores} cores."
+
+
+def _one(machine: Met) -> str:
+    return " (one machine)" if len(machine.hosts) > 1 else ""
+
+
+def _layouts(results: Results) -> list[str]:
+    hosts = dict.fromkeys(host for layout in results.layouts.values() for host in layout)
+    if len(hosts) < 2:
+        return []
+    spread = [
+        f"{workers} are {' + '.join(str(layout.get(host, 0)) for host in hosts)}"
+        for workers, layout in results.layouts.items()
     ]
-    for part, taken in results.foreign_cores.items():
-        share = taken / machine["cores"]
-        line = f"Meanwhile ({part}), others kept {taken:.2f} of {machine['cores']} cores busy"
-        lines.append(
-            f"{line}: THESE TIMINGS SAY LITTLE. Run it again on a quiet machine."
-            if share > LOUD
-            else f"{line}."
-        )
-    return "\n".join(lines)
+    return [f"Workers of {', '.join(hosts)}: {'; '.join(spread)}."]
+
+
+def _foreign(part: str, taken: Mapping[str, float], results: Results) -> str:
+    cores = {machine.name: machine.cores for machine in results.machines}
+    found = [
+        f"{n:.2f} of {cores[name]} cores{f' of {name}' if len(cores) > 1 else ''}"
+        for name, n in taken.items()
+    ]
+    line = f"Meanwhile ({part}), others kept {', '.join(found)} busy"
+    if all(n / cores[name] <= LOUD for name, n in taken.items()):
+        return f"{line}."
+    machine = "a quiet machine" if len(cores) == 1 else "quiet machines"
+    return f"{line}: THESE TIMINGS SAY LITTLE. Run it again on {machine}."
 
 
 def _key(speed: CollectiveSpeed) -> tuple[object, ...]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
+from tfddl.bench.machines import Met
 from tfddl.bench.orders import Mode, Operation
 from tfddl.bench.spread import Spread, StepTimes
 
@@ -96,7 +96,8 @@ class Start:
     """From launch to the end of the first training step, in seconds."""
 
     workers: int
-    """0 is a single plain process, started without `tfddlrun`, with all cores to itself."""
+    """0 is a single plain process, with all cores to itself: on this machine started without
+    `tfddlrun`, on hosts by it, on the first of them."""
 
     transport: str
     total_s: Spread
@@ -117,15 +118,18 @@ class Results:
     """All of it."""
 
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    machines: list[Met] = dataclasses.field(default_factory=list)
+    layouts: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """By number of workers, how many of them each host had."""
+
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     collectives: list[CollectiveSpeed] = dataclasses.field(default_factory=list)
     memory_sums: list[MemorySum] = dataclasses.field(default_factory=list)
     training: list[TrainingSpeed] = dataclasses.field(default_factory=list)
     memory: list[Memory] = dataclasses.field(default_factory=list)
     starts: list[Start] = dataclasses.field(default_factory=list)
-    foreign_cores: dict[str, float] = dataclasses.field(default_factory=dict)
-    """How many cores others kept busy in the mean, while what was measured."""
+    foreign_cores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """How many cores others kept busy in the mean: while what was measured, on which machine."""
 
     seconds: float = 0.0
     """How long all of it took."""
@@ -152,18 +156,3 @@ def write_json(results: Results, path: Path) -> None:
         OSError: It can't be written.
     """
     path.write_text(json.dumps(results.as_json(), indent=2) + "\n")
-
-
-def machine(*, num_cores: int) -> dict[str, Any]:
-    """What the numbers are measured on.
-
-    Args:
-        num_cores: How many cores are shared out.
-    """
-    return {"processor": _processor(), "cores": num_cores}
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()  # arm64 has no such line.

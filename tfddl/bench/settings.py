@@ -6,15 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tfddl.bench.ground import Ground, ThisMachine
 from tfddl.bench.orders import Operation
 from tfddl.bench.workloads import WORKLOADS, Workload
 from tfddl.errors import DataError
+from tfddl.launcher.hosts import MOST_WORKERS
 
 SIZES = tuple(2**bits for bits in range(12, 27, 2))
 """In bytes: 4 KiB to 64 MiB."""
 
 _FLOAT_BYTES = 4
-_MOST_WORKERS = 1024
 
 
 class Part(enum.StrEnum):
@@ -31,9 +32,11 @@ class Settings:
 
     Raises:
         DataError: A value is out of its range.
+        LaunchError: There is no room for so many workers.
     """
 
     workers: tuple[int, ...]
+    ground: Ground = ThisMachine()
     only: tuple[Part, ...] = tuple(Part)
     operations: tuple[Operation, ...] = (Operation.ALLREDUCE,)
     sizes: tuple[int, ...] = SIZES
@@ -43,7 +46,7 @@ class Settings:
     starts: int = 3
     compare: bool = False
     transports: tuple[str, ...] = ()
-    """What ``tfddl.init(collective=…)`` takes; empty is all that make a difference."""
+    """Ways of training with tfddl; empty is all that make a difference."""
 
     json: Path | None = None
     plots: Path | None = None
@@ -51,9 +54,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks each value, and that what is asked for can be written in the end."""
-        _require(self.workers, "workers", "numbers of workers")
-        if min(self.workers) < 1 or max(self.workers) > _MOST_WORKERS:
-            raise DataError(f"--workers is {self.workers}; each must be 1..{_MOST_WORKERS}.")
+        self._check_workers()
         _require(self.only, "only", "parts")
         _require(self.operations, "operations", "collectives")
         _require(self.sizes, "sizes", "sizes")
@@ -73,16 +74,34 @@ class Settings:
             if path is not None:
                 _make_folder(name, path)
 
+    def _check_workers(self) -> None:
+        _require(self.workers, "workers", "numbers of workers")
+        if min(self.workers) < 1 or max(self.workers) > MOST_WORKERS:
+            raise DataError(f"--workers is {self.workers}; each must be 1..{MOST_WORKERS}.")
+        for number in self.workers:
+            self.ground.team(number)
+
     def as_json(self) -> dict[str, Any]:
         """For the record."""
         plain = dataclasses.asdict(self)
         return {key: str(v) if isinstance(v, Path) else v for key, v in plain.items()}
 
 
-def quick_settings() -> Settings:
+def usual_settings(ground: Ground, num_cores: int) -> Settings:
+    """What is measured where the user says nothing.
+
+    Args:
+        ground: Where.
+        num_cores: How many this process may use.
+    """
+    return Settings(workers=ground.usual_workers(num_cores), ground=ground)
+
+
+def quick_settings(ground: Ground) -> Settings:
     """What ``--quick`` measures: enough to see whether all is well."""
     return Settings(
-        workers=(2,),
+        workers=(ground.fewest_workers,),
+        ground=ground,
         sizes=(SIZES[0], 2**20, SIZES[-1]),
         models=(WORKLOADS["unet"],),
         rounds=2,
@@ -116,11 +135,6 @@ def format_size(num_bytes: int) -> str:
         if num_bytes >= 2**bits and num_bytes % 2**bits == 0:
             return f"{num_bytes >> bits} {unit}"
     return f"{num_bytes} B"
-
-
-def default_workers(num_cores: int) -> tuple[int, ...]:
-    """1, 2, 4, up to the number of cores and to 4; 2 in any case."""
-    return tuple(n for n in (1, 2, 4) if n <= max(2, num_cores))
 
 
 def _require(values: tuple[Any, ...], flag: str, what: str) -> None:

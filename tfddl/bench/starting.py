@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tfddl.bench.field import Begun, Place, begin
+from tfddl.bench.ground import Team
 from tfddl.bench.orders import AUTO, LONE, Stop
 from tfddl.bench.results import Start
 from tfddl.bench.spread import Spread
@@ -19,15 +20,15 @@ def measure_starts(place: Place, begun: Mapping[str, Begun], *, num_workers: int
         begun: How the rivals began already, by label; the first of them as tfddl chooses.
         num_workers: How many workers each of them has.
     """
-    workload, progress = place.settings.models[0], place.progress
+    workload, progress, ground = place.settings.models[0], place.progress, place.settings.ground
     way = (*place.settings.transports, AUTO)[0]
     first = next(iter(begun))
     singles: list[Begun] = []
     samples = {label: [sample] for label, sample in begun.items()}
     for number in progress.rounds(place.settings.starts):
-        singles.append(_start(place, LONE, 1, workload))
+        singles.append(_start(place, LONE, ground.single(), workload))
         if number:  # The first round's is there.
-            samples[first].append(_start(place, way, num_workers, workload))
+            samples[first].append(_start(place, way, ground.team(num_workers), workload))
     return [
         summarize(0, SINGLE, singles),
         *(summarize(num_workers, label, taken) for label, taken in samples.items()),
@@ -46,8 +47,8 @@ def summarize(num_workers: int, transport: str, samples: Sequence[Begun]) -> Sta
     )
 
 
-def _start(place: Place, way: str, num_workers: int, workload: Workload) -> Begun:
-    with place.crew(way, num_workers, is_job=way != LONE) as crew:
+def _start(place: Place, way: str, team: Team, workload: Workload) -> Begun:
+    with place.crew(way, team) as crew:
         sample = begin(crew, workload)
         crew.ask(Stop())
     return sample

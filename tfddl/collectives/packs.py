@@ -7,7 +7,6 @@ import tensorflow as tf
 from tfddl.collectives.agreement import refusing_alike
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import UnsupportedError
-from tfddl.plan import pack
 
 _PACK_BYTES = 16 * 2**20
 """So many that it is no longer the start that costs, so few that others are computed meanwhile."""
@@ -65,6 +64,28 @@ def in_packs(
             for i, part in zip(members, arrived, strict=True):
                 outputs[i] = tf.cast(part, tensors[i].dtype)
     return outputs
+
+
+def pack(sizes: Sequence[int], limit: int) -> list[range]:
+    """Cuts a sequence of tensors into runs that travel together.
+
+    Args:
+        sizes: Bytes of each tensor, in the order in which they travel.
+        limit: Bytes that a run may have; a tensor larger than that travels alone.
+
+    Returns:
+        Consecutive ranges of positions that cover ``sizes``, in order.
+    """
+    packs: list[range] = []
+    start = filled = 0
+    for position, size in enumerate(sizes):
+        if position > start and filled + size > limit:
+            packs.append(range(start, position))
+            start, filled = position, 0
+        filled += size
+    if start < len(sizes):
+        packs.append(range(start, len(sizes)))
+    return packs
 
 
 def by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:

@@ -24,6 +24,7 @@ from tfddl import __version__
 from tfddl.errors import LaunchError
 from tfddl.launcher import interfaces, ports
 from tfddl.launcher.cores import Binding
+from tfddl.launcher.environment import inherited
 from tfddl.launcher.examine import Examination
 from tfddl.launcher.frames import HELLO, Message, Unpacker, pack
 from tfddl.launcher.host_store import HostStore
@@ -279,9 +280,8 @@ class Agent:
         )
         sinks = [_SendingSink(self._outbox, plan.rank, outlet) for outlet in Outlet]
         try:
-            if plan.local_rank == 0:
-                plan = with_store(plan, self._store.fd)
-            self._workers[plan.rank] = Worker(with_board(plan, Board.create()), sinks)
+            plan = with_store(with_board(plan, Board.create()), self._store.fd)
+            self._workers[plan.rank] = Worker(plan, sinks)
         except LaunchError as error:
             self._outbox.put({"is": "refused", "rank": plan.rank, "why": str(error)})
         except OSError as error:
@@ -340,4 +340,4 @@ class Agent:
 def run() -> None:
     """What is started on the far host."""
     with Signals() as signals:
-        Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=os.environ).serve()
+        Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=inherited(os.environ)).serve()

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tfddl import commits, progress
+from tfddl.cluster import CORES
 from tfddl.errors import LaunchError
 
 # What belongs to this host, this login or this terminal, and would be wrong elsewhere.
@@ -19,6 +21,8 @@ _STAY_PREFIXES = (
     # Another launcher's words on who takes part; TF_CONFIG says that here.
     *("SLURM_", "SLURMD_", "OMPI_", "PMI_", "PMIX_", "KUBERNETES_"),
 )
+# Where we are a worker ourselves, what was said to that one alone.
+_OWN = frozenset({CORES, commits.VARIABLE, progress.VARIABLE})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -63,10 +67,15 @@ def exported(environment: Mapping[str, str], exports: Sequence[Export]) -> dict[
     return found
 
 
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What workers get of the environment of whoever starts them, on the same host."""
+    return {name: value for name, value in environment.items() if name not in _OWN}
+
+
 def travelling(environment: Mapping[str, str]) -> dict[str, str]:
     """What goes with the workers to other hosts: all but what belongs to this one."""
     return {
         name: value
-        for name, value in environment.items()
+        for name, value in inherited(environment).items()
         if name not in _STAYS and not name.startswith(_STAY_PREFIXES)
     }

@@ -173,6 +173,12 @@ class _Noted(argparse.Action):
         namespace.without_effect = [*namespace.without_effect, option_string]
 
 
+def translate(arguments: argparse.Namespace) -> None:
+    """Takes a flag of ours that isn't given from the one of Horovod that stands for it."""
+    if arguments.start_timeout is None:
+        arguments.start_timeout = arguments.elastic_timeout
+
+
 def refuse(arguments: argparse.Namespace) -> None:
     """Refuses what can't be done.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from tfddl.commits import NAME, CommitStore
-from tfddl.errors import LaunchError
+from tfddl.commits import CommitStore, write_all
 from tfddl.launcher.frames import Message
+from tfddl.launcher.memory import make_store
 
 
 class HostStore:
@@ -36,25 +36,3 @@ class HostStore:
     def take(self, message: Message) -> None:
         """Takes a piece of the store of an earlier start."""
         write_all(self.fd, message["data"], message["offset"])
-
-
-def write_all(fd: int, data: bytes, offset: int) -> None:
-    """Writes all of it, at this place."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def make_store() -> int:
-    """An empty one, as workers look for it.
-
-    Raises:
-        LaunchError: descriptors or memory are used up.
-    """
-    try:
-        return os.memfd_create(f"{NAME}-host")
-    except OSError as error:
-        raise LaunchError(
-            f"can't make the memory that commits are kept in: {error.strerror}"
-        ) from error

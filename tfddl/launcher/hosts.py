@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfddl.cluster import join_address
 from tfddl.errors import LaunchError
 
 MOST_WORKERS = 1024
@@ -95,6 +96,37 @@ def fill_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlots,
             filled.append(HostSlots(host.name, min(left, host.slots)))
             left -= filled[-1].slots
     return tuple(filled)
+
+
+def spread_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlots, ...]:
+    """The hosts that so many workers are dealt out to, one to each that has room, round by round.
+
+    Args:
+        hosts: those that there are.
+        num_workers: at least 1. Fewer than there are hosts leave out the last of them.
+
+    Raises:
+        LaunchError: there are more workers than slots.
+    """
+    room = sum(host.slots for host in hosts)
+    if num_workers > room:
+        raise LaunchError(
+            f"{num_workers} workers don't fit on {len(hosts)} hosts with {room} slots. HINT: give "
+            "a host more slots, as in -H hostA:4"
+        )
+    dealt = dict.fromkeys(hosts, 0)
+    left = num_workers
+    while left:
+        for host in (host for host in hosts if dealt[host] < host.slots):
+            if left:
+                dealt[host] += 1
+                left -= 1
+    return tuple(HostSlots(host.name, slots) for host, slots in dealt.items() if slots)
+
+
+def render_hosts(hosts: Sequence[HostSlots]) -> str:
+    """Writes what `parse_hosts` reads."""
+    return ",".join(join_address(host.name, host.slots) for host in hosts)
 
 
 def ranks_of(hosts: Sequence[HostSlots]) -> dict[str, range]:

@@ -16,6 +16,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _SIOCGIFFLAGS, _SIOCGIFADDR = 0x8913, 0x8915
 _IFF_UP = 1
+_ANY_PORT = 9
 _IF_INET6 = Path("/proc/net/if_inet6")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -77,6 +78,22 @@ def resolve_texts(name: str) -> list[str]:
     return [str(address) for address in resolve(name)]
 
 
+def address_towards(name: str) -> Address | None:
+    """This host's address in a connection to another; None where no way leads there.
+
+    Nothing is sent: the kernel tells which address it would take.
+    """
+    for address in resolve(name):
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+            try:
+                asked.connect((str(address), _ANY_PORT))
+            except OSError:
+                continue
+            return ipaddress.ip_address(str(asked.getsockname()[0]).partition("%")[0])
+    return None
+
+
 def is_this_host(name: str) -> bool:
     """Whether a name means the machine that asks, so that it can be reached without ssh.
 
@@ -88,9 +105,14 @@ def is_this_host(name: str) -> bool:
     return bool(ours) and bool(ours.intersection(resolve(name)))
 
 
+def machine_id() -> str:
+    """Tells machines apart; the containers and network namespaces of one machine are it."""
+    return _BOOT_ID.read_text().strip()
+
+
 def identity() -> str:
     """Tells machines apart, and the network namespaces of one machine."""
-    return f"{_BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/net')}"
+    return f"{machine_id()} {os.readlink('/proc/self/ns/net')}"
 
 
 def _is_up(asked: socket.socket, name: str) -> bool:

@@ -15,7 +15,7 @@ from signal import SIGTERM
 from tfddl.cluster import START_TIMEOUT, rendezvous
 from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
-from tfddl.launcher.environment import Export, exported, travelling
+from tfddl.launcher.environment import Export, exported, inherited, travelling
 from tfddl.launcher.exposure import Interfaces, exposure_warning
 from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
@@ -121,14 +121,15 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
     if fleet is not None:
         hosts = {host.name: host.slots for host in fleet.hosts}
     recovery = Recovery(options.restarts, hosts=hosts)
-    # Agents keep what workers of other hosts share with their launcher.
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        memory = stack.enter_context(Memory(options.num_workers if fleet is None else 0))
         console = Console(signals, has_colours="NO_COLOR" not in environment)
-        keeper = None
-        if fleet is not None and options.restarts.restarts:
-            keeper = stack.enter_context(Keeper())
+        # What workers on other hosts commit, their agents keep within a start.
+        memory = Memory(keeps_commits=fleet is None and recovery.starts_again)
+        stack.enter_context(contextlib.closing(memory))
+        keeper = Keeper() if fleet is not None and recovery.starts_again else None
+        if keeper is not None:
+            stack.enter_context(contextlib.closing(keeper))
         means = _Means(console, signals, memory, keeper)
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
@@ -145,6 +146,16 @@ def working_folder(environment: Mapping[str, str]) -> str:
     if os.path.isabs(known) and os.path.isdir(known) and os.path.samefile(known, "."):
         return known
     return os.getcwd()
+
+
+def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that all workers get because the command line says so.
+
+    Raises:
+        LaunchError: one is to be taken from the environment, and isn't there.
+    """
+    own = {} if options.start_timeout_s is None else {START_TIMEOUT: f"{options.start_timeout_s:g}"}
+    return {**exported(environment, options.exports), **own}
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,7 @@ def _start(
             stall_timeout_s=options.stall_timeout_s,
             logs=options.logs,
             appends_logs=recovery.num_restarts + restarts > 0,
-            keeper=means.keeper,
+            keeper=means.keeper if recovery.starts_again else None,
         )
         try:
             outcome, ports = _run_once(options, care, means=means, environment=environment)
@@ -287,9 +298,8 @@ def _announce(
 
 
 def _workers_environment(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
-    own = {} if options.start_timeout_s is None else {START_TIMEOUT: f"{options.start_timeout_s:g}"}
-    inherited = environment if options.fleet is None else travelling(environment)
-    return {**inherited, **exported(environment, options.exports), **own}
+    given = inherited if options.fleet is None else travelling
+    return {**given(environment), **asked_for(options, environment)}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from types import TracebackType
 
-from tfddl.commits import CommitStore
+from tfddl.commits import CommitStore, write_all
 from tfddl.launcher.fleet import Interrupted, UnreachableError, answers_of, ask, beat_all
-from tfddl.launcher.host_store import make_store, write_all
 from tfddl.launcher.link import Link
+from tfddl.launcher.memory import make_store
 from tfddl.launcher.signals import Signals
 
 _PIECE_BYTES = 4 << 20
@@ -70,17 +69,6 @@ class Keeper:
     def close(self) -> None:
         """Lets go of it."""
         os.close(self._fd)
-
-    def __enter__(self) -> Keeper:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read(self, link: Link, size: int, signals: Signals) -> None:
         """Takes a host's store whole, or leaves what is kept as it is."""

@@ -17,13 +17,16 @@ from tfddl.launcher.agent import BEAT_S, PATIENCE_S, plan_message
 from tfddl.launcher.attendance import FarAttendance
 from tfddl.launcher.display import Sink
 from tfddl.launcher.frames import FrameError, Message, Unpacker, pack
+from tfddl.launcher.handle import Handle
 from tfddl.launcher.output import Outlet
 from tfddl.launcher.plan import ProcessPlan
-from tfddl.launcher.report import WorkerExit
 from tfddl.launcher.ssh import SshOptions, agent_argv, boot_line, explain_end
-from tfddl.launcher.stalls import Stall
 from tfddl.launcher.worker import die_with_parent
 
+LOST = 255
+"""The exit code of a worker whose host is lost, as ssh ends where the connection does."""
+
+# For an agent to take anything of what it is sent.
 _SEND_S = 10.0
 # For an agent to say that it is still there.
 _ANSWER_S = 5.0
@@ -190,11 +193,13 @@ class Link:
         while rest and self.lost is None and not self._stdin.closed:
             try:
                 rest = rest[os.write(self._stdin.fileno(), rest) :]
+                deadline = time.monotonic() + _SEND_S  # slow isn't lost
             except BlockingIOError:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     self._lose(f"{self.host} takes no more orders")
-                select.select([], [self._stdin], [], max(0.0, left_s))
+                    return
+                select.select([], [self._stdin], [], left_s)
             except BrokenPipeError:
                 return  # the other direction ends too, and is where it is noticed
 
@@ -259,33 +264,18 @@ class RemoteStream:
             self._sink.finish()
 
 
-class RemoteWorker:
-    """A worker on another host: to be treated like a `Worker` of ours.
+class RemoteWorker(Handle):
+    """A worker on another host, of which `Link.pump` tells what its agent says."""
 
-    Attributes:
-        rank: its rank.
-        streams: its stdout and stderr, which `Link.pump` feeds.
-        ended_s: when it was found to have ended, or None.
-        returncode: then its exit code, or the negative number of the signal that killed it.
-        attendance: how far it has come, and what may be asked of it.
-        stall: what was found when it got no further, or None.
-        drain_s: how long its outputs may stay open after its end: until the agent closes them.
-    """
-
-    drain_s = math.inf
+    streams: Sequence[RemoteStream]
+    attendance: FarAttendance
+    drain_s = math.inf  # the agent closes its outputs
 
     def __init__(self, plan: ProcessPlan, sinks: Sequence[Sink], *, link: Link) -> None:
-        self.rank = plan.rank
+        super().__init__(plan.rank, sinks, attendance=FarAttendance(self._order), host=link.host)
         self.streams = tuple(RemoteStream(sink) for sink in sinks)
-        self.ended_s: float | None = None
-        self.returncode = 0
-        self.attendance = FarAttendance(self._order)
-        self.stall: Stall | None = None
-        self._sinks, self._link = sinks, link
-        self._started_s = time.monotonic()
+        self._link = link
         self._reported: int | None = None
-        self._lost: str | None = None
-        self._ended_with: signal.Signals | None = None
 
     def receive(self, message: Message, data: bytes) -> None:
         """Takes what the agent says of it.
@@ -303,7 +293,7 @@ class RemoteWorker:
         elif kind == "ended":
             self._reported = message["returncode"]
         elif kind == "refused":
-            raise LaunchError(f"on {self._link.host}, {message['why']}")
+            raise LaunchError(f"on {self.host}, {message['why']}")
 
     def look(self) -> bool:
         """Whether it has just been found to have ended, or to be lost with its host."""
@@ -313,7 +303,7 @@ class RemoteWorker:
             return False
         self.ended_s = time.monotonic()
         if self._reported is None:
-            self._lost = self._link.lost
+            self.lost = self._link.lost
             self.returncode = LOST
             for stream in self.streams:
                 stream.close()
@@ -323,20 +313,7 @@ class RemoteWorker:
 
     def was_lost_before(self, when_s: float) -> bool:
         """Whether it is lost with its host, from which nothing was heard after this moment."""
-        return self._lost is not None and self._link.heard_s < when_s
-
-    def signal_group(self, number: signal.Signals) -> None:
-        """Sends a signal to the worker and all processes of its group."""
-        if self.ended_s is None:
-            self._ended_with = number
-        self._link.send({"do": "signal", "rank": self.rank, "number": int(number)})
-
-    def ask_to_save(self) -> bool:
-        """Makes it save and end, if it can."""
-        if self.ended_s is not None or not self.attendance.ask_to_save():
-            return False
-        self._ended_with = signal.SIGTERM
-        return True
+        return self.lost is not None and self._link.heard_s < when_s
 
     def reap(self) -> None:
         """Kills what is left of its group, and takes leave of it."""
@@ -345,27 +322,11 @@ class RemoteWorker:
         for stream in self.streams:
             stream.close()
 
-    def describe_end(self) -> WorkerExit:
-        """How it ended, once it has."""
-        assert self.ended_s is not None
-        return WorkerExit(
-            rank=self.rank,
-            returncode=self.returncode,
-            after_s=self.ended_s - self._started_s,
-            stderr_lines=tuple(self._sinks[-1].tail()),
-            ended_with=self._ended_with,
-            reading=self.attendance.read(),
-            stall=self.stall,
-            host=self._link.host,
-            lost=self._lost,
-        )
+    def _send(self, number: signal.Signals) -> None:
+        self._link.send({"do": "signal", "rank": self.rank, "number": int(number)})
 
     def _order(self, what: str) -> None:
         self._link.send({"do": what, "rank": self.rank})
 
     def _stream(self, message: Message) -> RemoteStream:
         return self.streams[list(Outlet).index(Outlet(message["outlet"]))]
-
-
-LOST = 255
-"""The exit code of a worker whose host is lost, as ssh ends where the connection does."""

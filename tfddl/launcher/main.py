@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfddl import __version__
 from tfddl.errors import LaunchError
-from tfddl.launcher import horovodrun
+from tfddl.launcher import horovodrun, host_flags
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.doctor import check_hosts
 from tfddl.launcher.dry_run import describe
-from tfddl.launcher.environment import Export, exported
-from tfddl.launcher.fleet import CONNECT_S, FleetOptions
-from tfddl.launcher.hosts import HostSlots, fill_slots, parse_hosts, read_hostfile
+from tfddl.launcher.environment import Export
+from tfddl.launcher.fleet import FleetOptions
+from tfddl.launcher.hosts import HostSlots, fill_slots
 from tfddl.launcher.interfaces import is_this_host
-from tfddl.launcher.job import JobOptions, run_job, working_folder
+from tfddl.launcher.job import JobOptions, asked_for, run_job, working_folder
 from tfddl.launcher.restarts import RestartOptions
-from tfddl.launcher.ssh import SshOptions
 
 _CANT_START = 127
 _TRUSTED_NETWORK = "TFDDL_TRUSTED_NETWORK"
@@ -72,6 +70,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     if arguments.check_build:
         sys.stdout.write(f"{horovodrun.describe_build()}\n")
         return 0
+    horovodrun.translate(arguments)
     try:
         horovodrun.refuse(arguments)
         fleet = _read_fleet(arguments)
@@ -79,7 +78,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
             hosts = _or_this_host(fleet, arguments)
             return check_hosts(hosts, directory=working_folder(environment))
         options = _read_options(arguments, fleet, environment)
-        shown = exported(environment, options.exports)
+        shown = asked_for(options, environment)
         if options.as_horovod and "PYTHONPATH" in environment:
             shown.setdefault("PYTHONPATH", environment["PYTHONPATH"])
     except LaunchError as error:
@@ -129,21 +128,15 @@ def _read_options(
         fleet=fleet,
         binding=Binding(arguments.bind),
         exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
-        start_timeout_s=arguments.start_timeout or arguments.elastic_timeout,
+        start_timeout_s=arguments.start_timeout,
         trusts_network=arguments.trusted_network or bool(environment.get(_TRUSTED_NETWORK)),
     )
 
 
 def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
     """The hosts that -H or --hostfile name, with the workers of -np dealt out to them."""
-    if arguments.hosts is not None and arguments.hostfile is not None:
-        raise LaunchError("both -H and --hostfile name hosts; one of them is expected")
-    hosts: tuple[HostSlots, ...] = ()
-    if arguments.hosts is not None:
-        hosts = parse_hosts(arguments.hosts)
-    elif arguments.hostfile is not None:
-        hosts = read_hostfile(arguments.hostfile)
-    elif arguments.num_proc is None and not arguments.check:
+    hosts = host_flags.read_hosts(arguments)
+    if not hosts and arguments.num_proc is None and not arguments.check:
         raise LaunchError("how many workers? HINT: -np 2, or -H hostA:2,hostB:2")
     if not hosts:
         return None
@@ -151,34 +144,14 @@ def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
         if arguments.num_proc < 1:
             raise LaunchError(f"the number of workers (-np) is {arguments.num_proc}; at least 1")
         hosts = fill_slots(hosts, arguments.num_proc)
-    return _make_fleet(hosts, arguments)
+    return host_flags.make_fleet(hosts, arguments)
 
 
 def _or_this_host(fleet: FleetOptions | None, arguments: argparse.Namespace) -> FleetOptions:
     """The hosts that are checked: without a word of them, this one."""
-    return fleet or _make_fleet((HostSlots("localhost", arguments.num_proc or 1),), arguments)
-
-
-def _make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> FleetOptions:
-    names = (arguments.network_interface or "").split(",")
-    return FleetOptions(
-        hosts=hosts,
-        interfaces=tuple(name.strip() for name in names if name.strip()),
-        ssh=SshOptions(
-            port=arguments.ssh_port,
-            identity_file=arguments.ssh_identity_file,
-            command=_split(arguments.ssh_command),
-            remote_python=arguments.remote_python,
-        ),
-        connect_s=CONNECT_S if arguments.start_timeout is None else arguments.start_timeout,
+    return fleet or host_flags.make_fleet(
+        (HostSlots("localhost", arguments.num_proc or 1),), arguments
     )
-
-
-def _split(line: str) -> tuple[str, ...]:
-    try:
-        return tuple(shlex.split(line))
-    except ValueError as error:
-        raise LaunchError(f"--ssh-command {line!r}: {error}") from error
 
 
 def _make_parser(prog: str) -> argparse.ArgumentParser:
@@ -215,46 +188,7 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_host_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-H", "--hosts", metavar="HOST:N,…", help="hosts, and how many workers each has room for"
-    )
-    group.add_argument(
-        "--hostfile",
-        "-hostfile",
-        type=Path,
-        metavar="FILE",
-        help="the same, by lines like 'hostA slots=2'",
-    )
-    group.add_argument(
-        "--network-interface",
-        "--network-interfaces",
-        metavar="NAMES",
-        help="workers are reached at their hosts' addresses on this interface, or the first of "
-        "several (eth1,ib0) that a host has; otherwise by the hosts' names",
-    )
-    group.add_argument("-p", "--ssh-port", type=int, metavar="N", help="ssh's port on the hosts")
-    group.add_argument(
-        "-i", "--ssh-identity-file", type=Path, metavar="FILE", help="the private key for ssh"
-    )
-    group.add_argument(
-        "--ssh-command",
-        default="ssh",
-        metavar="LINE",
-        help="what is run instead of ssh, with its first options (default: %(default)s)",
-    )
-    group.add_argument(
-        "--remote-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="a Python with tfddl on the hosts (default: this one, %(default)s)",
-    )
-    group.add_argument(
-        "--start-timeout",
-        type=float,
-        metavar="S",
-        help="seconds that hosts have to answer, and then workers to call tfddl.init() (default: "
-        f"{CONNECT_S:g}, and what the script says in tfddl.init)",
-    )
+    host_flags.add_flags(group)
     group.add_argument(
         "--trusted-network",
         action="store_true",
@@ -299,9 +233,9 @@ def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         "--min-num-proc",
         type=int,
         metavar="M",
-        help="go on with fewer workers, M at least, where the job fails twice in a row without a "
-        "step that had not been done before: without the host that fails, or, if it is the only "
-        "one, with a worker less (default: N, never fewer)",
+        help="go on with fewer workers, M at least, where the job fails twice on the same host, "
+        "with no new step in between: without that host, or, if it is the only one, with a worker "
+        "less (default: N, never fewer)",
     )
     group.add_argument(
         "--stall-timeout",

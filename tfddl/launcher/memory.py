@@ -1,44 +1,39 @@
-"""Memory without a name that the launcher shares with its workers: boards, and stores."""
+"""Memory without a name that a launcher shares with its workers: boards, and a store."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
-from tfddl import progress
+from tfddl import commits, progress
 from tfddl.errors import LaunchError
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.progress import Board
 
-STORE_VARIABLE = "TFDDL_STORE_FD"
-
 
 class Memory:
-    """For each rank of a job a board, and a store that outlives restarts.
+    """For each worker of this machine a board, and for its first one a store.
 
-    A store is an empty memfd that the launcher only keeps: what a worker writes there, the worker
-    of the same rank finds after a restart. Each is gone with the last process that holds it.
+    The launcher only keeps the store: what a worker writes there, that of the same rank finds
+    after a restart. Each is gone with the last process that holds it.
     """
 
-    def __init__(self, num_workers: int) -> None:
-        """Makes the stores.
+    def __init__(self, *, keeps_commits: bool) -> None:
+        """Begins.
+
+        Args:
+            keeps_commits: whether there is a store; without another start nobody would read it.
 
         Raises:
             LaunchError: descriptors or memory are used up.
         """
         self._boards: list[Board] = []
-        self._stores: list[int] = []
-        try:
-            for rank in range(num_workers):
-                self._stores.append(os.memfd_create(f"tfddl-store-{rank}"))
-        except OSError as error:
-            self.close()
-            raise _used_up(error) from error
+        self._store = make_store() if keeps_commits else None
 
     def shared_with(self, plans: Sequence[ProcessPlan]) -> tuple[ProcessPlan, ...]:
-        """The plans, with the descriptors that each worker gets: a new board, and its store.
+        """The plans, with the descriptors that the workers get: a new board each, and the store.
 
         Raises:
             LaunchError: descriptors or memory are used up.
@@ -47,32 +42,37 @@ class Memory:
         try:
             self._boards += [Board.create() for _ in plans]
         except OSError as error:
-            raise _used_up(error) from error
-        return tuple(
-            with_store(with_board(plan, board), store)
-            for plan, board, store in zip(plans, self._boards, self._stores, strict=False)
-        )
+            raise LaunchError(
+                f"can't make the memory that workers share with tfddlrun: {error.strerror}. HINT: "
+                "a descriptor for each worker; ulimit -n says how many there may be"
+            ) from error
+        shared = [with_board(plan, board) for plan, board in zip(plans, self._boards, strict=True)]
+        return tuple(with_store(plan, self._store) for plan in shared)
 
     def close(self) -> None:
         """Lets go of everything."""
         self._close_boards()
-        while self._stores:
-            os.close(self._stores.pop())
-
-    def __enter__(self) -> Memory:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        if self._store is not None:
+            os.close(self._store)
+            self._store = None
 
     def _close_boards(self) -> None:
         while self._boards:
             self._boards.pop().close()
+
+
+def make_store() -> int:
+    """An empty store: its descriptor.
+
+    Raises:
+        LaunchError: descriptors or memory are used up.
+    """
+    try:
+        return commits.make_store()
+    except OSError as error:
+        raise LaunchError(
+            f"can't make the memory that commits are kept in: {error.strerror}"
+        ) from error
 
 
 def with_board(plan: ProcessPlan, board: Board) -> ProcessPlan:
@@ -81,9 +81,14 @@ def with_board(plan: ProcessPlan, board: Board) -> ProcessPlan:
     return dataclasses.replace(plan, board=board)
 
 
-def with_store(plan: ProcessPlan, store: int) -> ProcessPlan:
-    """The plan of a worker that keeps in this store what is to outlive it."""
-    return _with_descriptor(plan, STORE_VARIABLE, store)
+def with_store(plan: ProcessPlan, store: int | None) -> ProcessPlan:
+    """The plan of a worker that keeps in this store what is to outlive it.
+
+    All have the same to keep, so only the first of a host does; others' plans stay as they are.
+    """
+    if store is None or plan.local_rank != 0:
+        return plan
+    return _with_descriptor(plan, commits.VARIABLE, store)
 
 
 def _with_descriptor(plan: ProcessPlan, variable: str, descriptor: int) -> ProcessPlan:
@@ -91,11 +96,4 @@ def _with_descriptor(plan: ProcessPlan, variable: str, descriptor: int) -> Proce
         plan,
         environment=MappingProxyType({**plan.environment, variable: str(descriptor)}),
         descriptors=(*plan.descriptors, descriptor),
-    )
-
-
-def _used_up(error: OSError) -> LaunchError:
-    return LaunchError(
-        f"can't make the memory that workers share with tfddlrun: {error.strerror}. HINT: two "
-        "descriptors for each worker; ulimit -n says how many there may be"
     )

@@ -39,6 +39,11 @@ class Recovery:
         """What the workers of the next start are told."""
         return {RESTARTS_VARIABLE: str(self.num_restarts)}
 
+    @property
+    def starts_again(self) -> bool:
+        """Whether the next failure will be followed by another start."""
+        return self.num_restarts < self._options.restarts
+
     def start_again(self, outcome: Outcome, *, now_s: float) -> str:
         """Plans another start after this outcome, if there is to be one.
 

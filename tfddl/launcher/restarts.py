@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tfddl.errors import LaunchError
 
@@ -18,8 +18,8 @@ class RestartOptions:
         max_restarts: how often a job starts again, at least 0. None: 3 where it may go on with
             fewer workers, otherwise never.
         min_workers: as few workers may go on; None: never fewer than at first.
-        tolerance: after so many failures in a row, with no step done that had not been done
-            before, a host loses its part; at least 1.
+        tolerance: after so many failures of its own, with no step done in between that had not
+            been done before, a host loses its part; at least 1.
         first_leave_s: for so many seconds, the first time; each further time is twice as long.
         longest_leave_s: but never longer than this.
         first_pause_s: before the next start there are so many seconds where a start has failed
@@ -73,11 +73,10 @@ class Failure:
 
 @dataclass
 class _Record:
-    """What a host has done: failures in a row, and until when parts of it are left out."""
+    """What a host has done: failures without progress, and how often it was left out for them."""
 
     failures: int = 0
     offences: int = 0
-    leaves_s: list[float] = field(default_factory=list)
 
 
 def workers_after(

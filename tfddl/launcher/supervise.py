@@ -13,8 +13,9 @@ from pathlib import Path
 from tfddl.launcher.agent import BEAT_S
 from tfddl.launcher.display import Display
 from tfddl.launcher.fleet import Fleet
+from tfddl.launcher.handle import Handle, Output
 from tfddl.launcher.keeping import Keeper
-from tfddl.launcher.link import Link, RemoteStream, RemoteWorker
+from tfddl.launcher.link import Link
 from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Console, Outlet
 from tfddl.launcher.plan import ProcessPlan
@@ -99,9 +100,9 @@ class _Job:
     """The workers that are left, those that have ended, and the state of the ending."""
 
     def __init__(self, *, console: Console, signals: Signals, care: Care) -> None:
-        self.workers: list[Worker | RemoteWorker] = []
-        self._ended: list[Worker | RemoteWorker] = []
-        self._root: Worker | RemoteWorker | None = None
+        self.workers: list[Handle] = []
+        self._ended: list[Handle] = []
+        self._root: Handle | None = None
         self._failed_s = math.inf
         self._interrupted_by: signal.Signals | None = None
         # None: nobody has been asked to end. inf: everybody has been killed.
@@ -161,9 +162,11 @@ class _Job:
 
     def keep_commit(self) -> None:
         """Fetches from the hosts, after a failure, what a next start goes on from."""
-        fleet, keeper = self._fleet, self._care.keeper
-        if fleet is None or keeper is None or self._root is None or self._interrupted_by:
+        fleet, keeper, root = self._fleet, self._care.keeper, self._root
+        if fleet is None or keeper is None or root is None:
             return
+        if self._interrupted_by is not None or _has_saved(root):
+            return  # Nothing starts again.
         self._console.say(keeper.fetch(fleet.links, signals=self._signals))
 
     def kill_all(self) -> None:
@@ -179,7 +182,7 @@ class _Job:
 
     def outcome(self, *, num_oom_kills: int) -> Outcome:
         """How the job ended, once it has."""
-        exits: dict[Worker | RemoteWorker, WorkerExit] = {w: w.describe_end() for w in self._ended}
+        exits: dict[Handle, WorkerExit] = {w: w.describe_end() for w in self._ended}
         return Outcome(
             exits=tuple(exits.values()),
             root=None if self._root is None else exits[self._root],
@@ -231,23 +234,23 @@ class _Job:
             # One that was to save has failed; the others wait for it in vain.
             self._kill_at_s = min(self._kill_at_s, time.monotonic() + _SHORT_GRACE_S)
 
-    def _blame(self, worker: Worker | RemoteWorker) -> None:
+    def _blame(self, worker: Handle) -> None:
         """Takes a worker for the first that failed, unless its peer's host turns out to be gone."""
         self._root, self._failed_s = worker, time.monotonic()
         if self._fleet is not None:
             self._fleet.ask_for_signs()
 
-    def _notice_what_came_before(self, failed: Sequence[Worker | RemoteWorker]) -> None:
+    def _notice_what_came_before(self, failed: Sequence[Handle]) -> None:
         """Finds the host whose loss made another's worker fail.
 
         Behind a cable that is cut there is only silence, which takes us longer to be sure of than
         TensorFlow in the workers on this side of it.
         """
         root = self._root
-        if root is None or _is_lost(root) or _has_saved(root):
+        if root is None or root.lost is not None or _has_saved(root):
             return
         for worker in failed:
-            if isinstance(worker, RemoteWorker) and worker.was_lost_before(self._failed_s):
+            if worker.was_lost_before(self._failed_s):
                 worker.stall = None
                 self._root = worker
                 return
@@ -299,20 +302,16 @@ class _Job:
             worker.reap()
             self.workers.remove(worker)
 
-    def _close(self, stream: Stream | RemoteStream) -> None:
+    def _close(self, stream: Output) -> None:
         if isinstance(stream, Stream):
             self._selector.unregister(stream)
         stream.close()
 
 
-def _suspicion(worker: Worker | RemoteWorker) -> tuple[bool, bool, int]:
+def _suspicion(worker: Handle) -> tuple[bool, bool, int]:
     """Sorts workers found dead at the same moment: signals strike first, errors follow."""
-    return worker.returncode >= 0, not _is_lost(worker), worker.rank
+    return worker.returncode >= 0, worker.lost is None, worker.rank
 
 
-def _is_lost(worker: Worker | RemoteWorker) -> bool:
-    return isinstance(worker, RemoteWorker) and worker.was_lost_before(math.inf)
-
-
-def _has_saved(worker: Worker | RemoteWorker) -> bool:
+def _has_saved(worker: Handle) -> bool:
     return worker.ended_s is not None and worker.describe_end().has_saved

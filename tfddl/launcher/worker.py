@@ -18,9 +18,8 @@ from tfddl.errors import LaunchError
 from tfddl.launcher.attendance import Attendance
 from tfddl.launcher.cores import Binding, bind_to, share_of_cores, usable_cores
 from tfddl.launcher.display import Sink
+from tfddl.launcher.handle import Handle
 from tfddl.launcher.plan import ProcessPlan
-from tfddl.launcher.report import WorkerExit
-from tfddl.launcher.stalls import Stall
 
 DRAIN_S = 1.0
 """What a worker that has ended may leave to its children: a `tee` that still has lines to write."""
@@ -66,19 +65,15 @@ class Stream:
         self._sink.finish()
 
 
-class Worker:
-    """A running worker, and what is known of its end.
+class Worker(Handle):
+    """A worker on this machine.
 
     Attributes:
-        rank: its rank.
         pid: its process, process group and session.
-        ended_s: when it was found to have ended (`time.monotonic`), or None.
-        returncode: then its exit code, or the negative number of the signal that killed it.
-        attendance: how far it has come, and what may be asked of it.
-        stall: what was found when it got no further, or None.
-        drain_s: how long its outputs may stay open after its end.
     """
 
+    streams: Sequence[Stream]
+    attendance: Attendance
     drain_s = DRAIN_S
 
     def __init__(self, plan: ProcessPlan, sinks: Sequence[Sink]) -> None:
@@ -91,16 +86,11 @@ class Worker:
         Raises:
             LaunchError: the command can't be started.
         """
-        self.rank = plan.rank
-        self.stall: Stall | None = None
-        self.ended_s: float | None = None
-        self.returncode = 0
-        self._ended_with: signal.Signals | None = None
-        self._sinks = sinks
         self._process = _start(plan)
         self.pid = self._process.pid
-        self.attendance = Attendance(plan.board, session=self.pid)
-        self._started_s = time.monotonic()
+        super().__init__(
+            plan.rank, sinks, attendance=Attendance(plan.board, session=self.pid), host=""
+        )
         pipes = (self._process.stdout, self._process.stderr)
         self.streams = tuple(
             Stream(pipe, sink) for pipe, sink in zip(pipes, sinks, strict=True) if pipe is not None
@@ -122,20 +112,6 @@ class Worker:
         self.returncode = found.si_status if by_itself else -found.si_status
         return True
 
-    def signal_group(self, number: signal.Signals) -> None:
-        """Sends a signal to the worker and all processes of its group."""
-        if self.ended_s is None:
-            self._ended_with = number
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
-
-    def ask_to_save(self) -> bool:
-        """Makes it save and end, if it can."""
-        if self.ended_s is not None or not self.attendance.ask_to_save():
-            return False
-        self._ended_with = signal.SIGTERM
-        return True
-
     def reap(self) -> None:
         """Kills what is left of its group, and takes leave of it."""
         self.signal_group(signal.SIGKILL)
@@ -144,18 +120,9 @@ class Worker:
             if stream.is_open:
                 stream.close()
 
-    def describe_end(self) -> WorkerExit:
-        """How it ended, once it has."""
-        assert self.ended_s is not None
-        return WorkerExit(
-            rank=self.rank,
-            returncode=self.returncode,
-            after_s=self.ended_s - self._started_s,
-            stderr_lines=tuple(self._sinks[-1].tail()),
-            ended_with=self._ended_with,
-            reading=self.attendance.read(),
-            stall=self.stall,
-        )
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
 
 def adopt_orphans() -> None:
