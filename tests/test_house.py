@@ -108,7 +108,7 @@ SIBLINGS: dict[str, list[str]] = {
         "strategy",
         "choosing",
         "timed",
-        "host",
+        "wired",
         "two_level",
         "traced",
     ],

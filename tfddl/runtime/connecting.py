@@ -16,7 +16,6 @@ from tfddl.transport import (
     AloneTransport,
     Between,
     Collective,
-    HostTransport,
     Reduction,
     Roll,
     StrategyOptions,
@@ -26,6 +25,7 @@ from tfddl.transport import (
     Tracer,
     Transport,
     TwoLevelTransport,
+    WireTransport,
     measured_pieces,
 )
 from tfddl.wire import SECRET_BYTES, Lobby, Network
@@ -115,7 +115,7 @@ class Connecting:
         one = self._one_network(memory, hosts)
         if one is not None:
             roll.close()  # These know by themselves whom they wait for.
-            transport = HostTransport(
+            transport = WireTransport(
                 one, range(one.mesh.size), tracer, overlaps=self.num_cores > 1
             )
             return Connected(transport=transport, pieces=DEFAULT_PIECES)
@@ -124,7 +124,7 @@ class Connecting:
             world: Transport = TimedTransport(whole.in_pieces(pieces))
         else:
             pieces = DEFAULT_PIECES
-            world = HostTransport(hosts, range(hosts.mesh.size), overlaps=self.num_cores > 1)
+            world = WireTransport(hosts, range(hosts.mesh.size), overlaps=self.num_cores > 1)
             roll.watch(world)
         if memory is not None:
             world = self._in_two_levels(memory, world, roll)
@@ -141,7 +141,7 @@ class Connecting:
         local: Transport = AloneTransport()
         if memory.mesh.size > 1:
             overlaps = self.num_cores > 1 or world.overlaps
-            local = HostTransport(memory, range(memory.mesh.size), overlaps=overlaps)
+            local = WireTransport(memory, range(memory.mesh.size), overlaps=overlaps)
         roll.watch(local)
         return TwoLevelTransport(self.cluster.rank, self.cluster.ranks_of_hosts, local, world)
 

@@ -9,7 +9,6 @@ from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Between, Collective, Lengths, Transport
 from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError, RefusedError
-from tfddl.transport.host import HostTransport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
 from tfddl.transport.roll import Roll
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
@@ -17,6 +16,7 @@ from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import TracedTransport
 from tfddl.transport.tracer import Event, Tracer
 from tfddl.transport.two_level import TwoLevelTransport
+from tfddl.transport.wired import WireTransport
 from tfddl.wire import Reduction
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "Between",
     "Collective",
     "Event",
-    "HostTransport",
+    "WireTransport",
     "Lengths",
     "RanksDisagreeError",
     "Reduction",

@@ -1,4 +1,4 @@
-"""Through the memory that the workers of a host share.
+"""Through networks of our own: memory that the workers of a host share, TCP between hosts.
 
 The arithmetic and the waiting are `tfddl.wire`'s; here is how TensorFlow gets there. A graph calls
 Python for it (`tf.numpy_function`), which costs some 0.03 ms and no copy on the way in; on the way
@@ -72,8 +72,8 @@ class _Counts:
             self._total.end()
 
 
-class HostTransport(Transport):
-    """Shared memory between the workers of one host. Compares calls by itself."""
+class WireTransport(Transport):
+    """A `Wire` between workers. Compares calls by itself."""
 
     dtypes = ALL_DTYPES
     rounds_once = True
@@ -87,7 +87,7 @@ class HostTransport(Transport):
         *,
         overlaps: bool = True,
     ) -> None:
-        """Sits down with some workers of the host; all of them do.
+        """Sits down with some workers; all of them do.
 
         Args:
             network: connects them.
