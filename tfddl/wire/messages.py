@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from tfddl.errors import WireError
 
-LONGEST_PAYLOAD = 32 * 2**10
-"""Bytes that travel within a message; more goes through shared memory."""
+LONGEST_PAYLOAD = 64 * 2**10
+"""Bytes that travel within a message; more is moved by a carrier, after more words."""
 
 _SHOWN = 3
 
