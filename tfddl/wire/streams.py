@@ -208,7 +208,7 @@ class _Exchange:
         """Moves everything; returns the seconds without anything to do."""
         waited_s = 0.0
         while open_lines := [line for line in self._lines if not line.is_over]:
-            if not self._go(open_lines):
+            if not self._go(open_lines) and any(line.events for line in open_lines):
                 begin_s = time.monotonic()
                 self._wait(open_lines)
                 waited_s += time.monotonic() - begin_s
