@@ -147,7 +147,7 @@ def test_however_it_ends_no_worker_stays_on_any_host(
     with subprocess.Popen(
         [*COMMAND, TWO, _ssh(tmp_path), "--only=collectives", "--rounds=1000", "--sizes=4K"],
         cwd=ROOT,
-        env={**os.environ, "TFDDL_TEST_MARK": mark},
+        env={**os.environ, "TFDDL_TEST_MARK": mark, "TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
