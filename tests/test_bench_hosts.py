@@ -72,6 +72,7 @@ def test_two_hosts_are_measured_in_all_respects(tmp_path: Path) -> None:
     assert all(memory["lone_kept_bytes"] > 100e6 for memory in found["memory"])
     assert f"{', '.join(HERE)} (one machine): " in done.stdout
     assert f"Workers of {', '.join(HERE)}: 2 are 1 + 1." in done.stdout
+    assert "than one plain process that tfddlrun starts on the first host" in done.stdout
     # Hosts were reached for the lone crew, each way, and the single process.
     asked = (tmp_path / "ssh/asked").read_text().split()
     assert asked.count(HERE[1]) == 1 + len(transports)
@@ -146,7 +147,7 @@ def test_however_it_ends_no_worker_stays_on_any_host(
     with subprocess.Popen(
         [*COMMAND, TWO, _ssh(tmp_path), "--only=collectives", "--rounds=1000", "--sizes=4K"],
         cwd=ROOT,
-        env={**os.environ, "TFDDL_TEST_MARK": mark},
+        env={**os.environ, "TFDDL_TEST_MARK": mark, "TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

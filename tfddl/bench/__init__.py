@@ -1,4 +1,4 @@
-"""Commands that measure tfddl on the machine at hand.
+"""Commands that measure tfddl on the machines at hand.
 
 Memory and exactness:
 

@@ -15,7 +15,9 @@ from tfddl.launcher.interfaces import address_towards
 # Workers keep to cores by themselves, alike with every launcher; and nobody sees its warnings.
 _TFDDLRUN = (sys.executable, "-m", "tfddl.launcher", "--bind=none", "--trusted-network")
 _START_S = 300.0
-_HERE = "localhost"
+
+HERE = "localhost"
+"""How results call this machine where nobody has named it."""
 
 _ADDRESS = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\[\]:\s]+))(:(?P<port>\d{1,5}))?")
 _LAST_PORT = 65535
@@ -125,13 +127,13 @@ class ThisMachine(Ground):
     def team(self, num_workers: int) -> Team:
         """See `Ground.team`."""
         return Team(
-            hosts=(HostSlots(_HERE, num_workers),),
+            hosts=(HostSlots(HERE, num_workers),),
             command=(*_TFDDLRUN, f"--num-proc={num_workers}", "--", sys.executable),
         )
 
     def single(self) -> Team:
         """Without `tfddlrun`."""
-        return Team(hosts=(HostSlots(_HERE, 1),), command=(sys.executable,), is_launched=False)
+        return Team(hosts=(HostSlots(HERE, 1),), command=(sys.executable,), is_launched=False)
 
     def open_entrance(self, directory: Path, team: Team) -> Entrance:
         """A socket."""

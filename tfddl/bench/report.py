@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from tfddl.bench.ground import HERE
 from tfddl.bench.machines import Met
 from tfddl.bench.orders import Mode
 from tfddl.bench.results import CollectiveSpeed, Memory, Results, Start, TrainingSpeed
@@ -117,7 +118,7 @@ def _starts(results: Results, render: Render) -> str:
 
 
 def _single(results: Results) -> str:
-    if any(len(layout) > 1 for layout in results.layouts.values()):
+    if any(set(layout) != {HERE} for layout in results.layouts.values()):
         return "that tfddlrun starts on the first host, with all its cores"
     return "that has all cores to itself"
 
@@ -168,7 +169,7 @@ def _closing(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     return "\n".join(
         [
-            *(_machine(machine, results.machines) for machine in results.machines),
+            *map(_machine, results.machines),
             f"{versions}; {results.seconds:.0f} s.",
             *_layouts(results),
             *(_foreign(part, taken, results) for part, taken in results.foreign_cores.items()),
@@ -176,14 +177,10 @@ def _closing(results: Results) -> str:
     )
 
 
-def _machine(machine: Met, machines: Sequence[Met]) -> str:
-    is_only = len(machines) == len(machine.hosts) == 1
-    name = "" if is_only else f"{machine.name}{_one(machine)}: "
+def _machine(machine: Met) -> str:
+    one = " (one machine)" if len(machine.hosts) > 1 else ""
+    name = "" if machine.hosts == (HERE,) else f"{machine.name}{one}: "
     return f"{name}{machine.processor}, {machine.cores} cores."
-
-
-def _one(machine: Met) -> str:
-    return " (one machine)" if len(machine.hosts) > 1 else ""
 
 
 def _layouts(results: Results) -> list[str]:
