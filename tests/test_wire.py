@@ -110,8 +110,29 @@ def test_after_a_failure_in_the_middle_nothing_goes_on(by: str) -> None:
             assert "can't go on together, since an operation before has failed" in error
 
 
-def test_warnings_that_are_errors_end_nobody() -> None:
-    assert run("overflows", 2) == [[True, True]] * 2
+@BY
+def test_warnings_that_are_errors_end_nobody(by: str) -> None:
+    assert run("overflows", 2, by=by) == [[True, True]] * 2
+
+
+@BY
+def test_who_dies_before_anything_large_is_moved_is_noticed(by: str) -> None:
+    """The last rank has said that it comes; the others wait for it in other ways then."""
+    *others, dead = run("dies_late", 3, by=by)
+    assert dead is None
+    assert all(text.startswith("PeerLostError: ") for text in others)
+
+
+@pytest.mark.long
+@BY
+def test_a_rank_that_is_busy_for_long_is_waited_for(by: str) -> None:
+    """Longer than it takes TCP to miss a host that is cut off."""
+    assert run("busy", 2, by=by, seconds=16.0) == [[2.0] * 40] * 2
+
+
+def test_results_of_streams_are_kept_in_the_same_memory() -> None:
+    """Fresh memory for each step would cost more than the sums."""
+    assert run("addresses", 2, by="tcp") == [1, 1]
 
 
 def _pair() -> tuple[Mesh, Mesh]:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -79,6 +80,13 @@ def everything(wire: Wire, network: Network) -> dict[str, Any]:
             # What stays with a rank has no digest in common with others.
             if not np.array_equal(swapped, np.concatenate(parts)):
                 wrong.append(f"swap {what}")
+            # Each has something for itself only, the last one not even that.
+            own = np.diag([*[length] * (wire.size - 1), 0])
+            here = mine[: own[wire.rank, wire.rank]]
+            nothing = mine[:0]
+            parts = [here if rank == wire.rank else nothing for rank in wire.ranks]
+            if not np.array_equal(wire.all_to_all(parts, own, Call("", what)), here):
+                wrong.append(f"keep {what}")
     return {"wrong": wrong, "digest": _common(digest, wire)}
 
 
@@ -161,6 +169,42 @@ def dies(wire: Wire, network: Network, length: int) -> tuple[str, float]:
     except PeerLostError as error:
         return str(error), time.monotonic() - begin_s
     return "no error", 0.0
+
+
+def dies_late(wire: Wire, network: Network) -> str:
+    """The last rank is killed where it would take room for the results of something large."""
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    dies = wire.rank == wire.size - 1
+    with mock.patch.object(wire._carrier, "room", die if dies else wire._carrier.room):
+        try:
+            wire.all_reduce([np.zeros(500_000)], Reduction.SUM, Call("", "allreduce"))
+        except PeerLostError as error:
+            return f"PeerLostError: {error}"
+    return "no error"
+
+
+def busy(wire: Wire, network: Network, seconds: float) -> list[float]:
+    """The last rank comes late to what others have begun in several threads, at full mailboxes."""
+    found = []
+
+    def call(number: int) -> None:
+        mine = [np.ones(8_000)]
+        totals = [
+            wire.all_reduce(mine, Reduction.SUM, Call(f"{number}", "sum"))[0] for _ in range(10)
+        ]
+        found.append(float(totals[-1][-1]))
+
+    if wire.rank == wire.size - 1:
+        time.sleep(seconds)
+    running = [threading.Thread(target=call, args=(number,)) for number in range(40)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return found
 
 
 def stalls(wire: Wire, network: Network) -> str:

@@ -8,7 +8,7 @@ import struct
 import threading
 
 _LENGTH = struct.Struct("<I")
-_ROOM = 2**16
+_ROOM = 2**17
 """Bytes that are taken from a stream at once; more than a message has."""
 
 ENDED = b""

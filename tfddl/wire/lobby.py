@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tfddl.errors import WireError
@@ -102,7 +102,12 @@ class Lobby:
             connected.close()
 
     def meet(
-        self, peers: Sequence[int], purpose: int, *, timeout_s: float
+        self,
+        peers: Sequence[int],
+        purpose: int,
+        *,
+        timeout_s: float,
+        check: Callable[[], None] = lambda: None,
     ) -> dict[int, socket.socket]:
         """Connects to other workers, who do the same at about the same time.
 
@@ -110,6 +115,7 @@ class Lobby:
             peers: their ranks.
             purpose: what for: a number that they use once.
             timeout_s: how long to wait for them; 0 is for ever.
+            check: called again and again meanwhile; raises where waiting is in vain.
 
         Returns:
             A socket to each.
@@ -124,15 +130,16 @@ class Lobby:
                 if peer < self._rank:
                     found[peer] = self._call(peer, purpose, end_s)
             while missing := [peer for peer in peers if peer not in found]:
+                check()
                 found |= self._welcomed(missing, purpose)
                 if missing[0] not in found and time.monotonic() > end_s:
                     raise WireError(f"rank {missing[0]} hasn't come within {timeout_s:g} s")
+            for connected in found.values():
+                _set_up(connected)
         except BaseException:
             for connected in found.values():
                 connected.close()
             raise
-        for connected in found.values():
-            _set_up(connected)
         return found
 
     def _welcomed(self, peers: Sequence[int], purpose: int) -> dict[int, socket.socket]:
@@ -173,11 +180,9 @@ class Lobby:
 
     def _look(self) -> None:
         """Lets in who has come, and shows out who isn't one of us."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                connected, _ = self._listener.accept()
-                connected.setblocking(False)
-                self._guests.append(_Guest(connected, b"", time.monotonic() + _GREETING_S))
+        while (connected := self._next_caller()) is not None:
+            connected.setblocking(False)
+            self._guests.append(_Guest(connected, b"", time.monotonic() + _GREETING_S))
         for guest in list(self._guests):
             if not self._is_heard(guest):
                 continue
@@ -190,6 +195,17 @@ class Lobby:
                 self._welcome[rank, purpose] = guest.connected
             else:
                 guest.connected.close()
+
+    def _next_caller(self) -> socket.socket | None:
+        while True:
+            try:
+                return self._listener.accept()[0]
+            except BlockingIOError:
+                return None
+            except ConnectionAbortedError:  # Gone again.
+                continue
+            except OSError as error:
+                raise WireError(f"can't take the calls of other hosts: {error.strerror}") from error
 
     def _is_heard(self, guest: _Guest) -> bool:
         """Whether a guest has said all it will say."""

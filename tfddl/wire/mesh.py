@@ -145,6 +145,25 @@ class Mesh:
         if self._end:
             raise StalledError(self._end)
 
+    def refuse_in_vain(self, peers: Sequence[int], call: Call) -> None:
+        """For whoever waits elsewhere for others: looks whether that is in vain.
+
+        Args:
+            peers: for whom.
+            call: in what.
+
+        Raises:
+            PeerLostError: one of them has ended.
+            StalledError: as `end` has ordered.
+        """
+        self.refuse_end()
+        with self._changed:
+            self._refuse_lost(peers, call)
+            reads = not self._is_read
+            self._is_read = True
+        if reads:
+            self._read(0)
+
     def close(self) -> None:
         """Closes the links; the others notice."""
         for kept in self._kept:
@@ -207,6 +226,7 @@ class Mesh:
                 data = None
             if data is None and self._links[peer].flush():
                 return
+            self.refuse_end()
             give_up_s = self.patience.give_up_s
             if give_up_s and time.monotonic() - begin > give_up_s:
                 raise StalledError(f"rank {self.names[peer]} has read nothing for {give_up_s:g} s")

@@ -84,8 +84,9 @@ class Seat:
 
     Attributes:
         job: what only the workers of this job have in common.
-        rank: this worker's number within the host, in [0, size).
-        size: number of workers on the host.
+        rank: this worker's number among those that are connected, in [0, size): those of the host
+            by memory, those of the job by TCP.
+        size: how many these are.
         names: the ranks of these workers in the whole job, for messages; by default 0, 1, …
         timeout_s: how long to wait for the others to come.
         patience: how long to wait for them later.
@@ -102,7 +103,7 @@ class Seat:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
-            raise WireError(f"local rank {self.rank} among {self.size} workers")
+            raise WireError(f"worker {self.rank} among {self.size}")
 
 
 def hashed(text: str) -> int:

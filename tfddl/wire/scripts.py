@@ -6,7 +6,8 @@ nothing else needs to be said on a stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -14,9 +15,12 @@ import numpy as np
 from tfddl.plan import shard_range
 from tfddl.wire.arithmetic import Reduction, reduce
 from tfddl.wire.flat import Flat
+from tfddl.wire.memory import Buffers
 
-PART_BYTES = 2**19
-"""What a worker adds up of a chunk: small enough for caches, large enough for few calls."""
+_CHUNK_BYTES = 2**23
+_PART_BYTES = 2**19
+"""What all workers together add up of a chunk at most, and each one: small enough for caches, large
+enough for few calls."""
 
 _AHEAD = 3
 """How many chunks' numbers are on their way before the sums of the first are."""
@@ -29,8 +33,34 @@ Script: TypeAlias = Iterator[np.ndarray | None]
 """The arrays that go, or come, one after the other; None where the next isn't there yet. An array
 has gone, or come, when the script is asked for the next."""
 
-Scratch: TypeAlias = Callable[[int], np.ndarray]
-"""Makes an array of so many elements."""
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is among those that take part."""
+
+    rank: int
+    size: int
+
+    @property
+    def others(self) -> list[int]:
+        """The numbers of all but this one."""
+        return [peer for peer in range(self.size) if peer != self.rank]
+
+    def chunks(self, flat: Flat) -> list[range]:
+        """The chunks of arrays, one after the other."""
+        return flat.chunks(min(_CHUNK_BYTES, self.size * _PART_BYTES))
+
+    def part(self, chunk: range, rank: int) -> range:
+        """What a worker adds up, or hands on, of a chunk; the first one's is the longest."""
+        start, stop = shard_range(len(chunk), rank, self.size)
+        return chunk[start:stop]
+
+    def rooms(self, flat: Flat, buffers: Buffers, *, each: int) -> dict[int, list[np.ndarray]]:
+        """So many arrays for each of the others, each as long as the longest part, of one block."""
+        length = max((len(self.part(chunk, 0)) for chunk in self.chunks(flat)), default=0)
+        [block] = buffers.take(flat.dtype, [len(self.others) * each * length])
+        rows = block.reshape(len(self.others), each, length)
+        return {peer: list(row) for peer, row in zip(self.others, rows, strict=True)}
 
 
 class Sums:
@@ -41,71 +71,68 @@ class Sums:
     """
 
     def __init__(
-        self, rank: int, size: int, mine: Flat, results: Flat, how: tuple[Reduction, Scratch]
+        self, place: Place, mine: Flat, results: Flat, reduction: Reduction, buffers: Buffers
     ) -> None:
         """Begins.
 
         Args:
-            rank: this worker, among those that take part.
-            size: how many these are.
-            mine: this worker's numbers.
+            place: this worker's.
+            mine: its numbers.
             results: where the sums go.
-            how: they are made, and what makes room for numbers meanwhile.
+            reduction: how they are made.
+            buffers: for numbers meanwhile.
         """
-        self._rank, self._size = rank, size
-        self._mine, self._results = mine, results
-        self._reduction, self._scratch = how
-        self._chunks = mine.chunks(size * PART_BYTES)
-        self._room = PART_BYTES // mine.dtype.itemsize
-        self._others = [peer for peer in range(size) if peer != rank]
-        self._shelves = {
-            p: [self._scratch(self._room) for _ in range(_AHEAD)] for p in self._others
-        }
-        self._arrived = dict.fromkeys(self._others, 0)
+        self._place = place
+        self._mine, self._results, self._reduction = mine, results, reduction
+        self._chunks = place.chunks(mine)
+        self._ahead = min(_AHEAD, len(self._chunks))
+        rooms = place.rooms(mine, buffers, each=self._ahead + 2)
+        self._leaving = {peer: room[0] for peer, room in rooms.items()}
+        self._coming = {peer: room[1] for peer, room in rooms.items()}
+        self._shelves = {peer: room[2:] for peer, room in rooms.items()}
+        self._arrived = dict.fromkeys(place.others, 0)
         self._done = 0
 
     def sends(self, peer: int) -> Script:
         """What goes to another worker."""
-        room = self._scratch(self._room)
+        room = self._leaving[peer]
         for number, begins in self._order():
             if begins:
                 yield from _outgoing(self._mine, self._part(number, peer), room)
                 continue
             while self._done <= number:
                 yield None
-            yield from _outgoing(self._results, self._part(number, self._rank), room)
+            yield from _outgoing(self._results, self._part(number, self._place.rank), room)
 
     def gets(self, peer: int) -> Script:
         """What comes from another worker."""
-        room = self._scratch(self._room)
         for number, begins in self._order():
             if begins:
-                while self._done <= number - _AHEAD:
+                while self._done <= number - self._ahead:
                     yield None
-                shelf = self._shelves[peer][number % _AHEAD]
-                yield shelf[: len(self._part(number, self._rank))]
+                shelf = self._shelves[peer][number % self._ahead]
+                yield shelf[: len(self._part(number, self._place.rank))]
                 self._arrived[peer] += 1
                 self._add_up()
                 continue
-            yield from _incoming(self._results, self._part(number, peer), room)
+            yield from _incoming(self._results, self._part(number, peer), self._coming[peer])
 
     def _order(self) -> Iterator[tuple[int, bool]]:
         """The numbers of each chunk (True), and its sums some chunks later (False)."""
-        for number in range(len(self._chunks) + _AHEAD):
+        for number in range(len(self._chunks) + self._ahead):
             if number < len(self._chunks):
                 yield number, True
-            if number >= _AHEAD:
-                yield number - _AHEAD, False
+            if number >= self._ahead:
+                yield number - self._ahead, False
 
     def _part(self, number: int, rank: int) -> range:
-        """What a worker adds up of a chunk."""
-        return _part(self._chunks[number], rank, self._size)
+        return self._place.part(self._chunks[number], rank)
 
     def _add_up(self) -> None:
         """Adds up this worker's parts of the chunks of which everything has come."""
         while self._done < min(self._arrived.values()):
-            part = self._part(self._done, self._rank)
-            shelves = [self._shelves[peer][self._done % _AHEAD] for peer in self._others]
+            part = self._part(self._done, self._place.rank)
+            shelves = [self._shelves[p][self._done % self._ahead] for p in self._place.others]
             pieces = zip(self._mine.pieces(part), self._results.pieces(part), strict=True)
             for (own, at), (result, _) in pieces:
                 shown = [shelf[at : at + len(own)] for shelf in shelves]
@@ -116,52 +143,45 @@ class Sums:
 class Spread:
     """A broadcast, chunk by chunk: each worker gets its part from the root, and hands it on."""
 
-    def __init__(self, rank: int, size: int, results: Flat, how: tuple[int, Scratch]) -> None:
+    def __init__(self, place: Place, results: Flat, root: int, buffers: Buffers) -> None:
         """Begins.
 
         Args:
-            rank: this worker, among those that take part.
-            size: how many these are.
+            place: this worker's.
             results: where everything goes; on the root it is there already.
-            how: from whom it comes, and what makes room meanwhile.
+            root: from whom it comes.
+            buffers: for numbers meanwhile.
         """
-        self._rank, self._size = rank, size
-        self._results = results
-        self._root, self._scratch = how
-        self._room = PART_BYTES // results.dtype.itemsize
-        self._chunks = results.chunks(size * PART_BYTES)
+        self._place = place
+        self._results, self._root = results, root
+        self._chunks = place.chunks(results)
+        self._rooms = place.rooms(results, buffers, each=2)
         self._arrived = 0
 
     def sends(self, peer: int) -> Script:
         """What goes to another worker."""
-        room = self._scratch(self._room)
+        room, _ = self._rooms[peer]
+        own = self._place.rank
         for number, chunk in enumerate(self._chunks):
-            if self._rank == self._root:
-                yield from _outgoing(self._results, self._part(chunk, peer), room)
-                yield from _outgoing(self._results, self._part(chunk, self._root), room)
+            if own == self._root:
+                for rank in (peer, own):
+                    yield from _outgoing(self._results, self._place.part(chunk, rank), room)
             elif peer != self._root:
                 while self._arrived <= number:
                     yield None
-                yield from _outgoing(self._results, self._part(chunk, self._rank), room)
+                yield from _outgoing(self._results, self._place.part(chunk, own), room)
 
     def gets(self, peer: int) -> Script:
         """What comes from another worker."""
-        room = self._scratch(self._room)
+        _, room = self._rooms[peer]
+        own = self._place.rank
         for chunk in self._chunks:
             if peer == self._root:
-                yield from _incoming(self._results, self._part(chunk, self._rank), room)
+                yield from _incoming(self._results, self._place.part(chunk, own), room)
                 self._arrived += 1
-                yield from _incoming(self._results, self._part(chunk, self._root), room)
-            elif self._rank != self._root:
-                yield from _incoming(self._results, self._part(chunk, peer), room)
-
-    def _part(self, chunk: range, rank: int) -> range:
-        return _part(chunk, rank, self._size)
-
-
-def _part(chunk: range, rank: int, size: int) -> range:
-    start, stop = shard_range(len(chunk), rank, size)
-    return chunk[start:stop]
+                yield from _incoming(self._results, self._place.part(chunk, peer), room)
+            elif own != self._root:
+                yield from _incoming(self._results, self._place.part(chunk, peer), room)
 
 
 def _outgoing(flat: Flat, part: range, room: np.ndarray) -> Iterator[np.ndarray]:

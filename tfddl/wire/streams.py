@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import select
@@ -28,7 +29,7 @@ from tfddl.wire.lobby import Lobby
 from tfddl.wire.memory import Buffers
 from tfddl.wire.mesh import Mesh
 from tfddl.wire.messages import Call, hashed
-from tfddl.wire.scripts import Scratch, Script, Spread, Sums
+from tfddl.wire.scripts import Place, Script, Spread, Sums
 from tfddl.wire.session import Session
 from tfddl.wire.telling import rank_names
 from tfddl.wire.waiting import Waiting
@@ -51,7 +52,7 @@ class Streams(Carrier):
         """
         super().__init__(mesh, ranks)
         self._lobby = lobby
-        self._others = [peer for peer in range(self._size) if peer != self._rank]
+        self._place = Place(self._rank, self._size)
         self._sockets: dict[int, socket.socket] = {}
         self._buffers = Buffers()
 
@@ -62,15 +63,15 @@ class Streams(Carrier):
 
     def reduce(self, session: Session, mine: Flat, results: Flat, reduction: Reduction) -> None:
         """See `Carrier.reduce`."""
-        sums = Sums(self._rank, self._size, mine, results, (reduction, self._scratch(mine.dtype)))
-        self._run(session, {peer: (sums.sends(peer), sums.gets(peer)) for peer in self._others})
+        sums = Sums(self._place, mine, results, reduction, self._buffers)
+        self._run(session, {p: (sums.sends(p), sums.gets(p)) for p in self._place.others})
         # Of each chunk: one part per other worker, one that is added up here, those of the others.
         self.counters.written += 2 * mine.num_bytes - mine.num_bytes // self._size
 
     def gather(self, session: Session, mine: np.ndarray, rows: np.ndarray) -> None:
         """See `Carrier.gather`."""
         rows[self._rank] = mine
-        ways = {peer: (iter([rows[self._rank]]), iter([rows[peer]])) for peer in self._others}
+        ways = {p: (iter([rows[self._rank]]), iter([rows[p]])) for p in self._place.others}
         self._run(session, ways)
 
     def broadcast(self, session: Session, mine: Flat, results: Flat, root: int) -> None:
@@ -78,8 +79,8 @@ class Streams(Carrier):
         if self._rank == root:
             for result, own in zip(results.arrays, mine.arrays, strict=True):
                 result[:] = own
-        spread = Spread(self._rank, self._size, results, (root, self._scratch(mine.dtype)))
-        self._run(session, {peer: (spread.sends(peer), spread.gets(peer)) for peer in self._others})
+        spread = Spread(self._place, results, root, self._buffers)
+        self._run(session, {p: (spread.sends(p), spread.gets(p)) for p in self._place.others})
 
     def swap(
         self,
@@ -93,12 +94,9 @@ class Streams(Carrier):
         del longest
         arrived = self._buffers.take(parts[0].dtype, expected)
         arrived[self._rank] = parts[self._rank]
-        ways = {peer: (iter([parts[peer]]), iter([arrived[peer]])) for peer in self._others}
+        ways = {p: (iter([parts[p]]), iter([arrived[p]])) for p in self._place.others}
         self._run(session, ways)
         take(0, arrived)
-
-    def _scratch(self, dtype: np.dtype) -> Scratch:
-        return lambda length: self._buffers.take(dtype, [length])[0]
 
     def _run(self, session: Session, scripts: Mapping[int, tuple[Script, Script]]) -> None:
         """Runs the scripts of all others, one for what goes and one for what comes."""
@@ -107,14 +105,25 @@ class Streams(Carrier):
             _Line(sockets[peer], self._ranks[peer], sends, gets)
             for peer, (sends, gets) in scripts.items()
         ]
-        self._mesh.waited_s += _Exchange(lines, self._mesh, session.call).run()
+        try:
+            self._mesh.waited_s += _Traffic(lines, self._mesh, session.call).run()
+        except BaseException:
+            for connected in sockets.values():  # Nobody can go on with these: let all hear it.
+                with contextlib.suppress(OSError):
+                    connected.shutdown(socket.SHUT_RDWR)
+            raise
 
     def _connected(self, call: Call) -> dict[int, socket.socket]:
         if not self._sockets:
-            ranks = [self._ranks[peer] for peer in self._others]
+            ranks = [self._ranks[peer] for peer in self._place.others]
             purpose = hashed(f"streams between {self._ranks}")
             try:
-                found = self._lobby.meet(ranks, purpose, timeout_s=self._mesh.patience.give_up_s)
+                found = self._lobby.meet(
+                    ranks,
+                    purpose,
+                    timeout_s=self._mesh.patience.give_up_s,
+                    check=lambda: self._mesh.refuse_in_vain(ranks, call),
+                )
             except WireError as error:
                 raise PeerLostError(f"{error}, which {call} needs") from error
             self._sockets = {self._ranks.index(rank): found[rank] for rank in ranks}
@@ -136,9 +145,9 @@ class _Way:
         return bool(self._view)
 
     def go(self) -> bool:
-        """Moves what can be moved now; whether anything was."""
+        """Moves what can be moved now; whether anything was, or the script has ended."""
         if not self._view and not self._find():
-            return False
+            return self.is_over
         try:
             count = self._move(self._view)
         except BlockingIOError:
@@ -197,18 +206,17 @@ def _receive(connected: socket.socket, room: memoryview) -> int:
     return count
 
 
-class _Exchange:
+class _Traffic:
     """Everything that goes and comes in one operation."""
 
     def __init__(self, lines: Sequence[_Line], mesh: Mesh, call: Call) -> None:
         self._lines, self._mesh, self._call = lines, mesh, call
-        self._moved_s = time.monotonic()
 
     def run(self) -> float:
         """Moves everything; returns the seconds without anything to do."""
         waited_s = 0.0
         while open_lines := [line for line in self._lines if not line.is_over]:
-            if not self._go(open_lines) and any(line.events for line in open_lines):
+            if not self._go(open_lines):
                 begin_s = time.monotonic()
                 self._wait(open_lines)
                 waited_s += time.monotonic() - begin_s
