@@ -1,14 +1,20 @@
-"""Shared memory within hosts, and TensorFlow's collectives between them.
+"""Shared memory within hosts, and TCP or TensorFlow's collectives between them.
 
 Addresses of this machine stand for hosts: 127.0.0.1, 127.0.0.2.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.group import Groups
+from tfddl.transport import WireTransport
+from tfddl.wire import Network, Seat
+from tfddl.wire.memory import SharedMemory
+from tfddl.wire.mesh import Mesh
+from tfddl.wire.segments import Segments
 
 CASES = "tests.cases.collective_tables"
 TCP: dict[str, Any] = {"collective": "auto"}
@@ -70,6 +76,15 @@ def test_training_is_that_of_one_level(
             assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
         for a, b in zip(rank["weights"][1], ranks[0]["weights"][1], strict=True):
             assert a.tobytes() == b.tobytes()
+
+
+def test_a_set_of_ranks_has_one_wire_however_it_is_reached() -> None:
+    """Two would take each other's messages."""
+    mesh = Mesh(Seat(job="", rank=0, size=4), {})
+    carrier = functools.partial(Segments, mesh, memory=SharedMemory(), peers={})
+    everyone = WireTransport(Network("memory", mesh, carrier), range(4))
+    assert everyone.among((0, 1, 3)).among((0, 2)) is everyone.among((0, 3))
+    assert everyone.among((0, 3)) is not everyone.among((0, 2))
 
 
 def test_only_leaders_speak_between_hosts(groups: Groups) -> None:

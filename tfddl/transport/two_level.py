@@ -32,7 +32,7 @@ class TwoLevelTransport(Transport):
             rank: This worker's rank.
             layout: Who is where; every rank of the job once.
             local: Connects the workers of this host.
-            world: Connects all workers, slowly.
+            world: Connects workers of different hosts.
         """
         everyone = [r for ranks in layout for r in ranks]
         super().__init__(rank, len(everyone))

@@ -72,6 +72,17 @@ class _Counts:
             self._total.end()
 
 
+class _Family:
+    """What the transports through one network have together."""
+
+    def __init__(self) -> None:
+        self.clock = _Clock()
+        self.counts = _Counts()
+        self.by_ranks: dict[tuple[int, ...], Transport] = {}
+        """Each set's, by the network's numbers: two of one set would take each other's messages."""
+        self.making = threading.Lock()
+
+
 class WireTransport(Transport):
     """A `Wire` between workers. Compares calls by itself."""
 
@@ -103,9 +114,9 @@ class WireTransport(Transport):
         self._call = Call("", "an operation")
         self._shapes: tuple[tf.Tensor, ...] = ()
         self._tracer = tracer or Tracer()
-        self._clock = _Clock()
-        self._all_counts = _Counts()
-        self._counts = _Counts(self._all_counts)
+        self._family = _Family()
+        self._family.by_ranks[self._wire.ranks] = self
+        self._counts = _Counts(self._family.counts)
         with tf.device("CPU:0"):
             self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ticket")
 
@@ -118,11 +129,15 @@ class WireTransport(Transport):
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
         if len(ranks) == 1:
             return AloneTransport()
-        made = copy.copy(self)
-        made._counts = _Counts(self._all_counts)
-        made._wire = Wire(self._network, [self._wire.ranks[rank] for rank in ranks])
-        Transport.__init__(made, made._wire.rank, made._wire.size)
-        return made
+        by_ranks, members = self._family.by_ranks, tuple(self._wire.ranks[rank] for rank in ranks)
+        with self._family.making:
+            if members not in by_ranks:
+                made = copy.copy(self)
+                made._counts = _Counts(self._family.counts)
+                made._wire = Wire(self._network, members)
+                Transport.__init__(made, made._wire.rank, made._wire.size)
+                by_ranks[members] = made
+            return by_ranks[members]
 
     def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
         """See `Transport.all_reduce`."""
@@ -186,12 +201,12 @@ class WireTransport(Transport):
 
     def measure(self, wanted: bool) -> bool:
         """See `Transport.measure`."""
-        self._clock.runs = wanted
+        self._family.clock.runs = wanted
         return wanted
 
     def seconds(self) -> float:
         """See `Transport.seconds`."""
-        return self._clock.seconds
+        return self._family.clock.seconds
 
     def end(self, text: str) -> None:
         """See `Transport.end`."""
@@ -203,7 +218,7 @@ class WireTransport(Transport):
 
     def counts_of_all_sets(self) -> tuple[int, int]:
         """See `Transport.counts_of_all_sets`."""
-        return self._all_counts.begun, self._all_counts.ended
+        return self._family.counts.begun, self._family.counts.ended
 
     def waited_seconds(self) -> float:
         """See `Transport.waited_seconds`."""
@@ -291,9 +306,9 @@ class WireTransport(Transport):
         return arrived
 
     def _record(self, call: Call, arrays: Arrays, seconds: float) -> None:
-        if self._clock.runs:
-            with self._clock.lock:
-                self._clock.seconds += seconds
+        if self._family.clock.runs:
+            with self._family.clock.lock:
+                self._family.clock.seconds += seconds
         if self._tracer.is_on:
             ranks = tuple(self._network.mesh.names[rank] for rank in self._wire.ranks)
             num_bytes = sum(array.nbytes for array in arrays)
