@@ -183,6 +183,9 @@ DIFFERENT = {
     "collective='ring', pieces=4 if rank else None": (
         "tfddl.init got pieces=None on rank 0, but pieces=4 on rank 1. HINT: give all ranks"
     ),
+    "collective='ring' if rank else 'auto'": (
+        "tfddl.init got collective='auto' on rank 0, but collective='ring' on rank 1. HINT"
+    ),
     "between_hosts='ring' if rank else 'auto'": (
         "tfddl.init got between_hosts='auto' on rank 0, but between_hosts='ring' on rank 1. HINT"
     ),
@@ -229,7 +232,8 @@ def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None
     if asked == "auto":
         assert ended == [0, 0], outputs
         assert all("RING [2.]" in output for output in outputs)
-        assert "TensorFlow's RING takes over, which is slower. HINT: let the hosts" in outputs[0]
+        assert "TensorFlow's RING speaks between hosts, which is slower: not all" in outputs[0]
+        assert "HINT: let the hosts of the job reach all ports of each other" in outputs[0]
     else:
         assert 0 not in ended
         assert all(

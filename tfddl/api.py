@@ -70,8 +70,8 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
             ``between_hosts="tcp"`` where workers can't be reached; NCCL without a GPU; more workers
             on a host than GPUs; a port taken; workers that don't come in time; a number out of
             range; or other settings than in an earlier call.
-        DisagreementError: The ranks were told of different clusters, or of different `pieces` or
-            `between_hosts`.
+        DisagreementError: The ranks were told of different clusters, or of different `collective`,
+            `between_hosts` or `pieces`.
     """
     from tfddl import keras_hooks
 

@@ -33,16 +33,19 @@ from tfddl.wire import SECRET_BYTES, Lobby, Network
 _NO_SHARED_MEMORY = (
     "the workers of a host can't share memory: TensorFlow's collectives take over, which are slower"
 )
-_NO_TCP = (
+_NOT_REACHED = (
     "not all workers can reach those of the other hosts by TCP; the warnings of those that can't "
-    "say whom"
+    "say whom. HINT: let the hosts of the job reach all ports of each other, or use "
+    "between_hosts='ring', which needs only those of TF_CONFIG."
 )
-_LET_THEM = (
-    "HINT: let the hosts of the job reach all ports of each other, or use between_hosts='ring', "
-    "which needs only those of TF_CONFIG."
+_NOT_READY = (
+    "TCP between hosts needs memory that the workers of each host share, and a port to listen on; "
+    "some can't have them, and their warnings say why. HINT: mend that, or use "
+    "between_hosts='ring'."
 )
 
 _SECRET = struct.Struct("<qq")
+_COLLECTIVES = (None, *Collective)
 _BETWEEN = (None, *Between)
 
 _LOG = logging.getLogger("tfddl")
@@ -197,25 +200,23 @@ class Connecting:
         self, whole: Transport, networks: Networks, lobby: Lobby | None, said: _Said
     ) -> Network | None:
         """Connects to the other hosts, if all ranks want to, and all can."""
-        found = None
-        is_possible = all(said.ports) and (said.share_memory or not self._wants_shared_memory)
-        if lobby is not None and is_possible:
-            found = networks.reach_hosts(lobby, said.ports, said.secret)
-        elif lobby is not None:
-            lobby.close()
         if not self._wants_tcp:
             return None
+        found, missing = None, _NOT_READY
+        is_ready = said.share_memory or not self._wants_shared_memory
+        if lobby is not None and is_ready and all(said.ports):
+            found, missing = networks.reach_hosts(lobby, said.ports, said.secret), _NOT_REACHED
         reached = whole.all_reduce(tf.constant([int(found is not None)]), Reduction.MIN)
         if reached.numpy()[0]:
             return found
         if found is not None:
             found.close()
+        elif lobby is not None:
+            lobby.close()
         if self.options.between_hosts is Between.TCP:
-            raise StartError(f"between_hosts is 'tcp', but {_NO_TCP}. {_LET_THEM}")
+            raise StartError(f"between_hosts is 'tcp', but {missing}")
         if self.cluster.rank == 0:
-            _LOG.warning(
-                "%s. TensorFlow's RING takes over, which is slower. %s", _NO_TCP, _LET_THEM
-            )
+            _LOG.warning("TensorFlow's RING speaks between hosts, which is slower: %s", missing)
         return None
 
     def _compare(self, whole: Transport, memory: Network | None, lobby: Lobby | None) -> _Said:
@@ -224,24 +225,25 @@ class Connecting:
             self.cluster.rank,
             int(memory is not None),
             self.options.pieces or 0,
+            _COLLECTIVES.index(self.options.collective),
             _BETWEEN.index(self.options.between_hosts),
             lobby.port if lobby is not None else 0,
             *_SECRET.unpack(secrets.token_bytes(SECRET_BYTES)),
         ]
         said = whole.all_gather(tf.constant(mine, tf.int64)).numpy()
-        order, shares, pieces, between, ports = said.T[:5].tolist()
+        order, shares, pieces, collectives, between, ports = said.T[:6].tolist()
         if order != list(range(self.cluster.size)):
             raise StartError(
                 f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
                 "tensors would be mixed up. This TensorFlow can't be used."
             )
         _require_same("pieces", [number or None for number in pieces])
-        words = [_BETWEEN[number] or "auto" for number in between]
-        _require_same("between_hosts", [str(word) for word in words])
+        _require_same("collective", [str(_COLLECTIVES[n] or "auto") for n in collectives])
+        _require_same("between_hosts", [str(_BETWEEN[n] or "auto") for n in between])
         return _Said(
             share_memory=all(shares),
             ports=tuple(ports),
-            secret=_SECRET.pack(*said[0, 5:].tolist()),
+            secret=_SECRET.pack(*said[0, 6:].tolist()),
         )
 
 
