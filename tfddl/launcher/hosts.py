@@ -83,12 +83,7 @@ def fill_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlots,
     Raises:
         LaunchError: there are more workers than slots.
     """
-    room = sum(host.slots for host in hosts)
-    if num_workers > room:
-        raise LaunchError(
-            f"{num_workers} workers (-np) don't fit on {len(hosts)} hosts with {room} slots. HINT: "
-            "give a host more slots, as in -H hostA:4"
-        )
+    _require_room(hosts, num_workers, asked="workers (-np)")
     filled: list[HostSlots] = []
     left = num_workers
     for host in hosts:
@@ -108,12 +103,7 @@ def spread_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlot
     Raises:
         LaunchError: there are more workers than slots.
     """
-    room = sum(host.slots for host in hosts)
-    if num_workers > room:
-        raise LaunchError(
-            f"{num_workers} workers don't fit on {len(hosts)} hosts with {room} slots. HINT: give "
-            "a host more slots, as in -H hostA:4"
-        )
+    _require_room(hosts, num_workers, asked="workers")
     dealt = dict.fromkeys(hosts, 0)
     left = num_workers
     while left:
@@ -122,6 +112,15 @@ def spread_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlot
                 dealt[host] += 1
                 left -= 1
     return tuple(HostSlots(host.name, slots) for host, slots in dealt.items() if slots)
+
+
+def _require_room(hosts: Sequence[HostSlots], num_workers: int, *, asked: str) -> None:
+    room = sum(host.slots for host in hosts)
+    if num_workers > room:
+        raise LaunchError(
+            f"{num_workers} {asked} don't fit on {len(hosts)} hosts with {room} slots. HINT: give "
+            "a host more slots, as in -H hostA:4"
+        )
 
 
 def render_hosts(hosts: Sequence[HostSlots]) -> str:
