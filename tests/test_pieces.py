@@ -1,8 +1,12 @@
 """How what travels is cut into pieces."""
 
+from collections.abc import Sequence
+
 import pytest
+import tensorflow as tf
 
 from tests.group import Groups
+from tfddl.transport.base import with_small_joined
 from tfddl.transport.pieces import Span, cut, piece_bytes
 
 CASES = "tests.cases.cutting"
@@ -72,3 +76,24 @@ def test_whole(groups: Groups) -> None:
     ranks = whole.run(f"{CASES}:sums", dtypes=["float32"], timeout_s=120.0)
     assert len({bits for _, bits in ranks}) == 1
     assert whole.run(f"{CASES}:at_once") == [{"launched": 2, "open": 0}] * 2
+
+
+def test_small_neighbours_travel_as_one() -> None:
+    shapes = [(3,), (2, 2), (9, 9), (), (0,), (1, 5), (9, 10)]
+    pack = [tf.fill(shape, float(i)) for i, shape in enumerate(shapes)]
+    travelled: list[tuple[int, ...]] = []
+
+    def travel(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        travelled.extend(tuple(tensor.shape) for tensor in tensors)
+        return [10 * tensor for tensor in tensors]
+
+    arrived = with_small_joined(pack, travel, most=80)
+    assert travelled == [(7,), (9, 9), (6,), (9, 10)]
+    for given, got in zip(pack, arrived, strict=True):
+        assert got.shape == given.shape
+        assert (got.numpy() == 10 * given.numpy()).all()
+
+
+def test_sizes_known_only_when_the_graph_runs(groups: Groups) -> None:
+    """Beside small and large ones that are known before."""
+    assert groups(3).run(f"{CASES}:known_and_unknown") == [[0.0] * 6] * 3

@@ -141,6 +141,18 @@ class _Distributed:
     tfddl_under_scope: bool = False
     """Whether the model is one of ``strategy.scope()``."""
 
+    def scale_loss(self, loss: Any) -> Any:
+        """Divides by the number of ranks what Keras' own `train_step` then differentiates.
+
+        Where all ranks have equally many examples, their gradients then only have to be added up;
+        where they don't, `tfddl.gradients` makes up for it.
+        """
+        step, averaging = current().step, self.tfddl_averaging
+        if step.is_plain and step.divided_by == 1 and averaging.divides_losses:
+            step.divided_by = averaging.size
+            loss = loss / averaging.size
+        return super().scale_loss(loss)  # type: ignore[misc]
+
     def apply(self, grads: Sequence[Gradient], trainable_variables: Any = None) -> None:
         """Averages the gradients over the workers, then applies them."""
         if not self.tfddl_under_scope:

@@ -86,3 +86,19 @@ def _in_a_loop(data: list[tf.Tensor]) -> list[tf.Tensor]:
     for _ in tf.range(2):
         totals = tfddl.grouped_allreduce(data, "sum")
     return totals
+
+
+def known_and_unknown() -> list[float]:
+    """How far off six sums are, of two of which no size is known when the graph is made."""
+    lengths = [3, 40, 30_000, 5, 1, 20_000]
+    mine = [(tfddl.rank() + 1) * tf.range(n, dtype=tf.float32) for n in lengths]
+
+    @tf.function(input_signature=[tf.TensorSpec([n]) for n in (3, None, None, 5, 1, 20_000)])
+    def summed(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        return list(tfddl.grouped_allreduce(tensors, "sum"))
+
+    factor = tfddl.size() * (tfddl.size() + 1) / 2
+    return [
+        float(tf.reduce_max(tf.abs(total - factor * tf.range(n, dtype=tf.float32))))
+        for total, n in zip(summed(*mine), lengths, strict=True)
+    ]

@@ -93,6 +93,11 @@ class Averaging:
             return current().cluster.size
         return self.process_set.size()
 
+    @property
+    def divides_losses(self) -> bool:
+        """Whether losses may be divided by `size`: all gradients are averaged, none stays local."""
+        return self.op is ReduceOp.AVERAGE and self.scale == 1.0 and not self.local
+
     def compress(self, value: tf.Tensor) -> tf.Tensor:
         """A dense gradient as it travels."""
         if self.compression is Compression.NONE or value.dtype not in (tf.float32, tf.float64):

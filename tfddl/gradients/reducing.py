@@ -73,18 +73,17 @@ class _Header:
         self._process_set = averaging.process_set
         self._divides = averaging.op is ReduceOp.AVERAGE
         self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
-        self.weight_sent = (
-            self._count * averaging.scale if self._divides else tf.constant(1.0, dtype)
-        )
+        scale = averaging.scale * step.divided_by
+        self.weight_sent = self._count * scale if self._divides else tf.constant(1.0, dtype)
         """What this rank's gradients are multiplied with before they are added up."""
         stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
         broken = 0.0 if finite is None else 1.0 - tf.cast(finite, dtype)
-        self._changes = [] if step.statistics is None else step.statistics.change(dtype)
         examples = tf.constant(1.0, dtype) if step.examples is None else step.examples
         examples = tf.cast(examples, dtype)
-        weighted = [_scaled(change, examples) for change in self._changes]
-        flags = tf.stack([self._count, tf.cast(stop, dtype), tf.cast(broken, dtype), examples])
-        self.mine = tf.concat([flags, *weighted], axis=0)
+        self.mine = tf.stack([self._count, tf.cast(stop, dtype), tf.cast(broken, dtype), examples])
+        if step.statistics is not None:
+            changes = _scaled(step.statistics.change(dtype), examples)
+            self.mine = tf.concat([self.mine, changes], axis=0)
 
     def received(self, total: tf.Tensor) -> tf.Tensor:
         """Takes in what came back; returns what the summed gradients are divided by."""
@@ -94,10 +93,8 @@ class _Header:
         if self._step.totals is not None:
             totals = tf.stack([total[0], total[3]])
             self._step.totals.assign(tf.cast(totals, self._step.totals.dtype))
-        if self._step.statistics is not None and self._changes:
-            lengths = [change.shape[0] for change in self._changes]
-            means = tf.math.divide_no_nan(total[4:], total[3])
-            self._step.statistics.take(tf.split(means, lengths))
+        if self._step.statistics is not None:
+            self._step.statistics.take(tf.math.divide_no_nan(total[4:], total[3]))
         return total[0] if self._divides else tf.ones_like(total[0])
 
     def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:

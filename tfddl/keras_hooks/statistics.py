@@ -86,47 +86,61 @@ class MovingStatistics:
             and not layer.synchronized
             and id(layer.moving_mean) not in own
         ]
-        self._moments = [(layer.moving_mean, layer.moving_variance) for layer in layers]
-        self._rates = [1 - layer.momentum for layer in layers]
-        self._averaged = [
-            getattr(layer, name) for layer in layers for name in _AVERAGED if hasattr(layer, name)
+        self.variables = [
+            *(layer.moving_mean for layer in layers),
+            *(layer.moving_variance for layer in layers),
+            *(getattr(layer, n) for layer in layers for n in _AVERAGED if hasattr(layer, n)),
         ]
-        self._before = [tf.identity(tf.convert_to_tensor(v)) for v in self.variables]
-
-    @property
-    def variables(self) -> list[Any]:
         """What `take` makes alike on all ranks."""
-        return [v for pair in self._moments for v in pair] + self._averaged
-
-    def change(self, dtype: tf.DType) -> list[tf.Tensor]:
-        """What this rank's own batch has changed: of each variable, and the means' squares."""
-        changes = [
-            tf.cast(tf.convert_to_tensor(v), dtype) - tf.cast(before, dtype)
-            for v, before in zip(self.variables, self._before, strict=True)
+        self._lengths = [variable.shape[0] for variable in self.variables]
+        self._num_means = sum(self._lengths[: len(layers)])
+        self._rates = [
+            1 - layer.momentum for layer in layers for _ in range(layer.moving_mean.shape[0])
         ]
-        return changes + [change**2 for change in changes[: 2 * len(self._rates) : 2]]
+        self._before = _joined(self.variables)
 
-    def take(self, changes: Sequence[tf.Tensor]) -> None:
+    def change(self, dtype: tf.DType) -> tf.Tensor:
+        """What this rank's own batch has changed: of all variables, and the means' squares.
+
+        Returns:
+            Flat; one tensor, since many small ones cost more time than what is computed with them.
+        """
+        changes = tf.cast(_joined(self.variables), dtype) - tf.cast(self._before, dtype)
+        return tf.concat([changes, changes[: self._num_means] ** 2], axis=0)
+
+    def take(self, changes: tf.Tensor) -> None:
         """Takes in the mean over the ranks, by examples, of what `change` gave."""
-        own, squares = changes[: len(self._before)], changes[len(self._before) :]
-        pooled = list(own)
-        for i, (rate, square) in enumerate(zip(self._rates, squares, strict=True)):
-            # How far apart the ranks' batches lie, at the rate of the moving variance. Where it is
-            # no more than the rounding of the squares, it is none.
-            spread = square - own[2 * i] ** 2
-            spread = tf.where(spread > _ROUNDING * square, spread, tf.zeros_like(spread))
-            # Not own + spread / rate: TensorFlow would add that up with what was before in one
-            # go or two, in a process' first step otherwise than later, and round otherwise.
-            pooled[2 * i + 1] = (rate * own[2 * i + 1] + spread) / rate
-        for variable, before, change in zip(self.variables, self._before, pooled, strict=True):
-            new = tf.cast(before, change.dtype) + change
-            variable.assign(tf.cast(new, before.dtype))
+        if not self.variables:
+            return
+        num_means = self._num_means
+        num_averaged = sum(self._lengths) - 2 * num_means
+        means, variances, averaged, squares = tf.split(
+            changes, [num_means, num_means, num_averaged, num_means]
+        )
+        # How far apart the ranks' batches lie, at the rate of the moving variance. Where it is no
+        # more than the rounding of the squares, it is none.
+        spread = squares - means**2
+        spread = tf.where(spread > _ROUNDING * squares, spread, tf.zeros_like(spread))
+        # Not variances + spread / rate: TensorFlow would add that up with what was before in one go
+        # or two, in a process' first step otherwise than later, and round otherwise.
+        rates = tf.constant(self._rates, changes.dtype)
+        pooled = tf.concat([means, (rates * variances + spread) / rates, averaged], axis=0)
+        after = tf.split(tf.cast(self._before, pooled.dtype) + pooled, self._lengths)
+        for variable, new in zip(self.variables, after, strict=True):
+            variable.assign(tf.cast(new, variable.dtype))
 
 
 def synchronized(model: Any) -> list[Any]:
     """The moving statistics that are alike without any pooling: of the moments of all ranks."""
     layers = [layer for layer in _layers(model) if layer.synchronized]
     return [variable for layer in layers for variable in layer.non_trainable_variables]
+
+
+def _joined(variables: Sequence[Any]) -> tf.Tensor:
+    """What flat variables hold, one behind the other, in the widest of their dtypes."""
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+    wide = tf.float64 if any(value.dtype == tf.float64 for value in values) else tf.float32
+    return tf.concat([tf.zeros(0, wide), *(tf.cast(value, wide) for value in values)], axis=0)
 
 
 def _layers(model: Any) -> list[Any]:

@@ -123,6 +123,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             totals=state.totals,
             statistics=pooled,
             examples=num_examples,
+            is_plain=getattr(original, "__func__", None) is keras.Model.train_step,
         )
         is_weighted = by_count and _is_weighted(model, weight)
         logged = _logged_by_weight(model, step, state.totals) if is_weighted else nullcontext()

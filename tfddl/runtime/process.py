@@ -6,7 +6,7 @@ The one mutable module global of tfddl lives here.
 import atexit
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -26,10 +26,10 @@ from tfddl.transport import AloneTransport, Tracer, Transport
 class Statistics(Protocol):
     """What every rank's batch changes, and all ranks then take the mean of."""
 
-    def change(self, dtype: tf.DType) -> list[tf.Tensor]:
-        """What this rank has changed: flat tensors, of the same sizes on all ranks."""
+    def change(self, dtype: tf.DType) -> tf.Tensor:
+        """What this rank has changed: flat, of a length that is known and alike on all ranks."""
 
-    def take(self, changes: Sequence[tf.Tensor]) -> None:
+    def take(self, changes: tf.Tensor) -> None:
         """Takes in the mean over the ranks, by count."""
 
 
@@ -57,6 +57,12 @@ class Step:
 
     examples: tf.Tensor | None = None
     """How many examples the rank has in the step, 0 for a stand-in."""
+
+    is_plain: bool = False
+    """Whether it is Keras' own: one loss, from which all gradients come."""
+
+    divided_by: int = 1
+    """What the loss was divided by before its gradients were computed."""
 
 
 class Runtime:

@@ -2,6 +2,7 @@
 
 import abc
 import enum
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -275,13 +276,56 @@ def scaled(pack: Sequence[tf.Tensor], scale: tf.Tensor | None) -> Sequence[tf.Te
     return [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]
 
 
+def with_small_joined(
+    pack: Sequence[tf.Tensor],
+    travel: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+    *,
+    most: int,
+) -> list[tf.Tensor]:
+    """Lets small tensors that are neighbours travel as one; the others go as they are.
+
+    So the order of all elements stays, whatever is joined.
+
+    Args:
+        pack: At least one, any shapes, one dtype.
+        travel: Gives back the same shapes and dtype.
+        most: Bytes that a small tensor has. One whose size is known only when the graph runs isn't
+            small.
+    """
+    runs = [
+        list(run)
+        for is_small, neighbours in itertools.groupby(pack, lambda t: _is_small(t, most))
+        for run in ([neighbours] if is_small else [[tensor] for tensor in neighbours])
+    ]
+    arrived = travel([run[0] if len(run) == 1 else _flat(run) for run in runs])
+    return [
+        tensor
+        for run, whole in zip(runs, arrived, strict=True)
+        for tensor in ([whole] if len(run) == 1 else _apart(whole, run))
+    ]
+
+
+def _is_small(tensor: tf.Tensor, most: int) -> bool:
+    length = tensor.shape.num_elements()
+    return length is not None and length * tensor.dtype.size <= most
+
+
 def joined(pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
     """Lets tensors travel as one, flattened and joined."""
-    arrived = travel(tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], axis=0))
+    return _apart(travel(_flat(pack)), pack)
+
+
+def _flat(pack: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Tensors of any shapes, flattened, one behind the other."""
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], axis=0)
+
+
+def _apart(flat: tf.Tensor, pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """What `_flat` has joined, in the shapes that it had."""
     lengths = [tensor.shape.num_elements() for tensor in pack]
     if None in lengths:
         lengths = [tf.size(tensor) for tensor in pack]
-    pieces = tf.split(arrived, lengths) if len(pack) > 1 else [arrived]
+    pieces = tf.split(flat, lengths) if len(pack) > 1 else [flat]
     return [
         tf.ensure_shape(tf.reshape(piece, tf.shape(tensor)), tensor.shape)
         for piece, tensor in zip(pieces, pack, strict=True)

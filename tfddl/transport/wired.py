@@ -2,8 +2,8 @@
 
 The arithmetic and the waiting are `tfddl.wire`'s; here is how TensorFlow gets there. A graph calls
 Python for it (`tf.numpy_function`), which costs some 0.03 ms and no copy on the way in; on the way
-out TensorFlow takes over the buffer as it is. Tensors of a pack go side by side, without being
-joined first.
+out TensorFlow takes over the buffer as it is. Large tensors of a pack go side by side, without
+being joined first.
 
 Calls of a graph run in program order. Each takes in a *ticket* and gives out the next, which goes
 through a variable, for branches and loops, and straight from one call to the next within a graph:
@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfddl.errors import DisagreementError, PeerLostError, StalledError
 from tfddl.transport.alone import AloneTransport
-from tfddl.transport.base import ALL_DTYPES, Lengths, Transport
+from tfddl.transport.base import ALL_DTYPES, Lengths, Transport, with_small_joined
 from tfddl.transport.errors import (
     RankLostError,
     RanksDisagreeError,
@@ -35,6 +35,10 @@ from tfddl.wire import Call, Network, Reduction, Wire
 Arrays = list[np.ndarray]
 
 _TICKETS = "tfddl_tickets"
+
+_SMALL_BYTES = 2**16
+"""Tensors up to this size are joined: to join them takes less time than each one more that enters
+Python and leaves it."""
 
 
 @dataclasses.dataclass
@@ -151,7 +155,9 @@ class WireTransport(Transport):
         def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
             return self._wire.all_reduce(arrays, reduction, call, scale=factor)
 
-        return self._run_alike(work, pack, scale)
+        return with_small_joined(
+            pack, lambda tensors: self._run_alike(work, tensors, scale), most=_SMALL_BYTES
+        )
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
@@ -169,8 +175,12 @@ class WireTransport(Transport):
 
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
         """See `Transport.broadcast_pack`."""
-        return self._run_alike(
-            lambda call, arrays, _: self._wire.broadcast(arrays, root_rank, call), pack, None
+
+        def work(call: Call, arrays: Arrays, _: float | None) -> Arrays:
+            return self._wire.broadcast(arrays, root_rank, call)
+
+        return with_small_joined(
+            pack, lambda tensors: self._run_alike(work, tensors, None), most=_SMALL_BYTES
         )
 
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
