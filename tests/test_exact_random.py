@@ -17,6 +17,8 @@ from tests.one_process import in_one_process
 
 STEPS = 20
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
+NEAR_ZERO = 0.01
+"""What is smaller, and began at 0, is what larger numbers have left of each other."""
 
 
 def draw(number: int, size: int) -> dict[str, Any]:
@@ -83,7 +85,8 @@ def test_whatever_is_drawn(groups: Groups, tmp_path: Path, size: int, numbers: r
             assert rank["iterations"] == one["iterations"], spec
             for path, expected in one["weights"].items():
                 difference = np.abs(rank["weights"][path] - expected).max()
-                assert difference <= tolerance * np.abs(expected).max(), (path, spec)
+                largest = max(NEAR_ZERO, np.abs(expected).max())
+                assert difference <= tolerance * largest, (path, spec)
             assert rank["history"] == ranks[0]["history"], spec
             for key, values in one["history"].items():
                 # Keras logs in float32.
