@@ -81,14 +81,15 @@ def test_whole(groups: Groups) -> None:
 def test_small_neighbours_travel_as_one() -> None:
     shapes = [(3,), (2, 2), (9, 9), (), (0,), (1, 5), (9, 10)]
     pack = [tf.fill(shape, float(i)) for i, shape in enumerate(shapes)]
-    travelled: list[tuple[int, ...]] = []
+    travelled: list[tuple[tuple[int, ...], bool]] = []
 
-    def travel(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        travelled.extend(tuple(tensor.shape) for tensor in tensors)
+    def travel(tensors: Sequence[tf.Tensor], are_joined: Sequence[bool]) -> list[tf.Tensor]:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        travelled.extend(zip(shapes, are_joined, strict=True))
         return [10 * tensor for tensor in tensors]
 
     arrived = with_small_joined(pack, travel, most=80)
-    assert travelled == [(7,), (9, 9), (6,), (9, 10)]
+    assert travelled == [((7,), True), ((9, 9), False), ((6,), True), ((9, 10), False)]
     for given, got in zip(pack, arrived, strict=True):
         assert got.shape == given.shape
         assert (got.numpy() == 10 * given.numpy()).all()

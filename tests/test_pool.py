@@ -2,6 +2,7 @@
 
 import os
 import random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,13 @@ from tests.group import Groups
 from tests.wires import run
 from tfddl.wire.memory import PeerMemory, SharedMemory
 from tfddl.wire.pool import Pool
+
+
+class _Taken(NamedTuple):
+    """What one of them gets."""
+
+    shared: np.ndarray
+    given: np.ndarray
 
 
 class _Workers:
@@ -24,12 +32,13 @@ class _Workers:
     def offers(self) -> list[bytes]:
         return [pool.offer(self.turn) for pool in self.pools]
 
-    def take(self, num_bytes: int, offers: list[bytes] | None = None) -> list[np.ndarray]:
+    def take(self, num_bytes: int, offers: list[bytes] | None = None) -> list[_Taken]:
         """What each gets for the next operation; views of it, as TensorFlow would hold them."""
         offers = self.offers() if offers is None else offers
         assigned = self.pools[0].assign(num_bytes, self.turn, offers)
         self.turn += 1
-        return [pool.take(assigned)[:num_bytes] for pool in self.pools]
+        taken = [pool.take(assigned) for pool in self.pools]
+        return [_Taken(shared[:num_bytes], given[:num_bytes]) for shared, given in taken]
 
     def held_bytes(self) -> int:
         """What the system has given."""
@@ -39,25 +48,50 @@ class _Workers:
 def test_everyone_sees_the_same_memory_and_it_is_used_again() -> None:
     workers = _Workers(3)
     first = workers.take(100_000)
-    for rank, array in enumerate(first):
-        array[rank] = 10 + rank
-    assert [array[:3].tolist() for array in first] == [[10, 11, 12]] * 3
-    del array, first
+    for rank, taken in enumerate(first):
+        taken.shared[rank] = 10 + rank
+    assert [taken.given[:3].tolist() for taken in first] == [[10, 11, 12]] * 3
+    del taken, first
     again = workers.take(90_000)  # A bit less fits, too.
-    assert again[1][:3].tolist() == [10, 11, 12]
+    assert again[1].given[:3].tolist() == [10, 11, 12]
+    assert workers.pools[0].num_bytes < 110_000
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["known", "not known"])
+def test_what_one_writes_nobody_else_sees(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+    """Nor does it see that itself, once the piece is used again."""
+    if not tells:  # Where the system doesn't say which pages a process has written to.
+        monkeypatch.setattr("tfddl.wire.memory._PAGES", "/nowhere")
+    workers = _Workers(3)
+    first = workers.take(100_000)
+    first[0].shared[:] = 1
+    first[1].given[7:90_000] = 2
+    assert [taken.given[[6, 7, 89_999, 90_000]].tolist() for taken in first] == [
+        [1, 1, 1, 1],
+        [1, 2, 2, 1],
+        [1, 1, 1, 1],
+    ]
+    del first
+    again = workers.take(100_000)
+    again[2].shared[50_000:] = 3
+    for taken in again:
+        assert set(taken.given[:50_000]) == {1}
+        assert set(taken.given[50_000:]) == {3}
     assert workers.pools[0].num_bytes < 110_000
 
 
 @pytest.mark.parametrize("holder", [0, 2])
 def test_what_one_still_uses_is_not_written_to(holder: int) -> None:
     workers = _Workers(3)
-    held = workers.take(100_000)[holder][5:7].view(np.uint16)
-    held[:] = 7
+    first = workers.take(100_000)
+    first[1].shared[5:7] = 7
+    held = first[holder].given[5:7].view(np.uint16)
+    del first
     for _ in range(5):
         others = workers.take(100_000)
-        others[1][:] = 9
+        others[1].shared[:] = 9
         del others
-    assert held.tolist() == [7]
+    assert held.tolist() == [7 * 257]
     assert workers.pools[0].num_bytes < 220_000
 
 
@@ -67,9 +101,9 @@ def test_what_was_said_before_a_piece_was_assigned_does_not_count() -> None:
     offers = workers.offers()  # It is free. But then, in another thread:
     first = workers.take(100_000)
     second = workers.take(100_000, offers)
-    first[0][:] = 1
-    second[0][:] = 2
-    assert first[1][0] == 1
+    first[0].shared[:] = 1
+    second[0].shared[:] = 2
+    assert first[1].given[0] == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -84,12 +118,13 @@ def test_pieces_never_overlap_whatever_is_held_and_nothing_piles_up(size: int) -
         stale = workers.offers()
         for _ in range(chance.choice([1, 1, 3])):
             key = len(held) + 1000 * turn
-            arrays = workers.take(chance.choice([70_000, 100_000, 130_000, 400_000]), stale)
-            arrays[chance.randrange(size)][:] = mark(key)
-            held[key] = list[np.ndarray | None](arrays)
-            for array in arrays:
-                assert (array == mark(key)).all()
-            del array, arrays
+            taken = workers.take(chance.choice([70_000, 100_000, 130_000, 400_000]), stale)
+            taken[chance.randrange(size)].shared[:] = mark(key)
+            held[key] = [each.given for each in taken]
+            for each in taken:
+                assert (each.given == mark(key)).all()
+            each.given[:] = mark(key)  # The same again; nobody else sees that.
+            del each, taken
         for key, places in list(held.items()):
             for rank in range(size):
                 if chance.random() < 0.5:

@@ -183,6 +183,10 @@ def sent(n: int) -> int:
         return sum(int(tf.size(call.kwargs["input"])) for call in calls)
 
 
+def _sum_of_all(tensors: list[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n([tf.reduce_sum(tensor) for tensor in tensors])
+
+
 def in_place() -> list[str]:
     """What TensorFlow's operations may do to a result that other ranks read; what is wrong.
 
@@ -198,7 +202,7 @@ def in_place() -> list[str]:
         return tfddl.allreduce(tf.fill([100_000], tfddl.rank() + 1.0), "sum")
 
     @tf.function
-    def use() -> tf.Tensor:
+    def use() -> tuple[tf.Tensor, tf.Tensor]:
         total = arrive()
         if tfddl.rank() == 0:
             used = [
@@ -214,11 +218,27 @@ def in_place() -> list[str]:
             variable.scatter_nd_update([[1]], [-7.0])
             arrays.assign(total)
             arrays.assign_sub(variable)
-            with tf.control_dependencies(used):
-                return tf.identity(total)
-        return total
+            return total, _sum_of_all(used)
+        return total, tf.constant(0.0)
 
-    kept = [use() for _ in range(3)]
+    @tf.function
+    def use_slices() -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Each is all that is left of a result: so it may be written to."""
+        totals = [arrive() for _ in range(4)]
+        if tfddl.rank() > 0:
+            return totals, tf.constant(0.0)
+        parts = [
+            totals[0][64:],
+            tf.split(totals[1], [128, 100_000 - 128])[1],
+            tf.unstack(tf.reshape(totals[2], [2, 50_000]))[1],
+            tf.reshape(totals[3], [2, 50_000])[0],
+        ]
+        used = _sum_of_all([tf.nn.relu(-part) for part in parts])
+        return [tf.fill([100_000], expected)] * 4, used
+
+    kept = [use()[0] for _ in range(3)]
+    for _ in range(2):
+        kept += use_slices()[0]
     if tfddl.rank() == 0:  # And eagerly.
         for total in kept:
             variable.assign(total)

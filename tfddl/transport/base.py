@@ -278,7 +278,7 @@ def scaled(pack: Sequence[tf.Tensor], scale: tf.Tensor | None) -> Sequence[tf.Te
 
 def with_small_joined(
     pack: Sequence[tf.Tensor],
-    travel: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+    travel: Callable[[Sequence[tf.Tensor], Sequence[bool]], list[tf.Tensor]],
     *,
     most: int,
 ) -> list[tf.Tensor]:
@@ -288,7 +288,8 @@ def with_small_joined(
 
     Args:
         pack: At least one, any shapes, one dtype.
-        travel: Gives back the same shapes and dtype.
+        travel: Gives back the same shapes and dtype; is told which of the tensors are joined ones,
+            of which only slices are used.
         most: Bytes that a small tensor has. One whose size is known only when the graph runs isn't
             small.
     """
@@ -297,7 +298,9 @@ def with_small_joined(
         for is_small, neighbours in itertools.groupby(pack, lambda t: _is_small(t, most))
         for run in ([neighbours] if is_small else [[tensor] for tensor in neighbours])
     ]
-    arrived = travel([run[0] if len(run) == 1 else _flat(run) for run in runs])
+    arrived = travel(
+        [run[0] if len(run) == 1 else _flat(run) for run in runs], [len(run) > 1 for run in runs]
+    )
     return [
         tensor
         for run, whole in zip(runs, arrived, strict=True)

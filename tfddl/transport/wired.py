@@ -156,7 +156,9 @@ class WireTransport(Transport):
             return self._wire.all_reduce(arrays, reduction, call, scale=factor)
 
         return with_small_joined(
-            pack, lambda tensors: self._run_alike(work, tensors, scale), most=_SMALL_BYTES
+            pack,
+            lambda tensors, are_joined: self._run_alike(work, tensors, are_joined, scale),
+            most=_SMALL_BYTES,
         )
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
@@ -180,7 +182,9 @@ class WireTransport(Transport):
             return self._wire.broadcast(arrays, root_rank, call)
 
         return with_small_joined(
-            pack, lambda tensors: self._run_alike(work, tensors, None), most=_SMALL_BYTES
+            pack,
+            lambda tensors, are_joined: self._run_alike(work, tensors, are_joined, None),
+            most=_SMALL_BYTES,
         )
 
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
@@ -243,16 +247,24 @@ class WireTransport(Transport):
         self,
         work: Callable[[Call, Arrays, float | None], Arrays],
         pack: Sequence[tf.Tensor],
+        are_joined: Sequence[bool],
         scale: tf.Tensor | None,
     ) -> list[tf.Tensor]:
-        """Runs what returns arrays of the lengths that it got."""
+        """Runs what returns arrays of the lengths that it got.
+
+        Those of joined tensors are copied. TensorFlow likes to write to the slices that it makes of
+        them, and would wait for the system to copy page by page.
+        """
         scales = [] if scale is None else [tf.cast(scale, tf.float64)]
 
         def run(call: Call, arrays: Arrays) -> Arrays:
             given = arrays[: len(pack)]
             factor = float(arrays[-1]) if scales else None
             arrived = work(call, [a.reshape(-1) for a in given], factor)
-            return [a.reshape(b.shape) for a, b in zip(arrived, given, strict=True)]
+            return [
+                array.copy() if is_joined else array.reshape(like.shape)
+                for array, is_joined, like in zip(arrived, are_joined, given, strict=True)
+            ]
 
         arrived = self._run(run, [*pack, *scales], [tensor.dtype for tensor in pack])
         for tensor, like in zip(arrived, pack, strict=True):

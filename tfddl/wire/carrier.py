@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,16 @@ class Counters:
 
     written: int = 0
     """Into memory, for these."""
+
+
+class Room(NamedTuple):
+    """Memory for the results of an operation: the same arrays, twice."""
+
+    written: list[np.ndarray]
+    """Where carriers write them."""
+
+    given: list[np.ndarray]
+    """Where whoever gets them reads them; what is written there changes nobody else's."""
 
 
 class Carrier(abc.ABC):
@@ -65,8 +76,8 @@ class Carrier(abc.ABC):
         return b""
 
     @abc.abstractmethod
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
-        """Arrays of these lengths for results that are alike everywhere.
+    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> Room:
+        """Memory for results that are alike everywhere.
 
         Args:
             assigned: what the first worker has said.
@@ -84,7 +95,7 @@ class Carrier(abc.ABC):
         Args:
             session: the operation.
             mine: this worker's.
-            results: where it goes, in `room`.
+            results: where it goes, in `Room.written`.
             reduction: how.
         """
 
@@ -95,7 +106,7 @@ class Carrier(abc.ABC):
         Args:
             session: the operation.
             mine: this worker's row.
-            rows: where all rows go, in `room`; shape (size, length).
+            rows: where all rows go, in `Room.written`; shape (size, length).
         """
 
     @abc.abstractmethod
@@ -105,7 +116,7 @@ class Carrier(abc.ABC):
         Args:
             session: the operation.
             mine: this worker's.
-            results: where it goes, in `room`.
+            results: where it goes, in `Room.written`.
             root: whose, a number among these workers.
         """
 

@@ -82,8 +82,7 @@ class Wire:
             scale: what this worker's floats are multiplied with before; 0 makes zeros of anything.
 
         Returns:
-            Arrays of the same lengths, bit for bit the same everywhere. Not to be written to: what
-            is large is in memory that all workers see.
+            Arrays of the same lengths, bit for bit the same everywhere.
         """
         mine = Flat(arrays, scale=scale)
         self.counters.reduced += mine.num_bytes
@@ -94,10 +93,10 @@ class Wire:
                 self.counters.written += mine.num_bytes
             else:
                 self._carrier.reduce(session, mine, results, reduction)
-        return results.arrays
+        return session.given
 
     def all_gather(self, array: np.ndarray, call: Call) -> np.ndarray:
-        """Collects equal lengths: a row of each worker, in rank order; not to be written to."""
+        """Collects equal lengths: a row of each worker, in rank order."""
         mine = Flat([array])
         with self._begun(call, mine, results=[self.size * mine.length]) as session:
             rows = session.results[0].reshape(self.size, mine.length)
@@ -105,7 +104,7 @@ class Wire:
                 rows[:] = session.rows(mine, self.ranks)
             else:
                 self._carrier.gather(session, array, rows)
-        return rows
+        return session.given[0].reshape(self.size, mine.length)
 
     def broadcast(self, arrays: Sequence[np.ndarray], root: int, call: Call) -> list[np.ndarray]:
         """Gives everyone the arrays of one.
@@ -116,7 +115,7 @@ class Wire:
             call: what it is.
 
         Returns:
-            The root's; not to be written to.
+            The root's.
         """
         mine = Flat(arrays)
         with self._begun(call, mine, results=mine.lengths) as session:
@@ -125,7 +124,7 @@ class Wire:
                 results.put(0, session.rows(mine, self.ranks)[root])
             else:
                 self._carrier.broadcast(session, mine, results, root)
-        return results.arrays
+        return session.given
 
     def reduce_scatter(
         self, array: np.ndarray, lengths: Sequence[int], reduction: Reduction, call: Call
@@ -247,6 +246,7 @@ class Wire:
         session = Session(call, tag, heard, self._exchange)
         if is_inline:
             session.results = [np.empty(length, mine.dtype) for length in results]
+            session.given = session.results
             yield session
             return
         offers = [payload, *(message.payload for message in others)]
@@ -254,7 +254,8 @@ class Wire:
         with self._turns.wait_for(turn, unless=lambda: self._failure is not None):
             self._refuse_after_failure()
             if results:
-                session.results = self._carrier.room(assigned, mine.dtype, results)
+                room = self._carrier.room(assigned, mine.dtype, results)
+                session.results, session.given = room.written, room.given
             yield session
 
     def _refuse_after_failure(self) -> None:

@@ -16,6 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_PAGES = "/proc/self/pagemap"
+_PAGE_WORD = np.dtype(np.uint64)
+
 ALIGNMENT = 64
 """Bytes: TensorFlow takes over a NumPy array without a copy only if it begins at such a place."""
 
@@ -60,6 +63,10 @@ class SharedMemory:
             self._size += num_bytes
         return offset, _mapped(self._fd, offset, num_bytes)
 
+    def view(self, offset: int, num_bytes: int) -> PrivateView:
+        """An area as this process alone sees it."""
+        return PrivateView(self._fd, offset, num_bytes)
+
     def release(self, offset: int, num_bytes: int) -> None:
         """Gives an area's memory back to the system; nobody may use it any more."""
         mapped = mmap.mmap(self._fd, num_bytes, mmap.MAP_SHARED, offset=offset)
@@ -79,10 +86,55 @@ class PeerMemory:
         """An area that the other one has allocated, as uint8."""
         return _mapped(self._fd, offset, num_bytes)
 
+    def view(self, offset: int, num_bytes: int) -> PrivateView:
+        """An area that the other one has allocated, as this process alone sees it."""
+        return PrivateView(self._fd, offset, num_bytes)
+
+
+class PrivateView:
+    """Shared memory as one process sees it: what is written here, nobody else gets to see.
+
+    The system copies the pages that are written to, and only these. What others write elsewhere is
+    seen at once.
+
+    Attributes:
+        array: uint8.
+    """
+
+    def __init__(self, fd: int, offset: int, num_bytes: int) -> None:
+        """Maps an area of a file."""
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        self._mapped = mmap.mmap(fd, num_bytes, mmap.MAP_PRIVATE, access, offset=offset)
+        self.array = np.frombuffer(self._mapped, np.uint8)
+
+    def renew(self) -> None:
+        """Forgets what was written here; nobody may use the array meanwhile."""
+        if self._is_written():
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _is_written(self) -> bool:
+        """Whether there are pages of this process' own; true, too, where the system doesn't tell.
+
+        References:
+            "pagemap", Linux kernel documentation, admin-guide/mm/pagemap: bit 61 is of pages of a
+            file, 62 of those in swap, 63 of those in memory.
+        """
+        first = self.array.__array_interface__["data"][0] // mmap.PAGESIZE
+        count = -(-self.array.nbytes // mmap.PAGESIZE)
+        try:
+            with open(_PAGES, "rb", buffering=0) as told:
+                told.seek(first * _PAGE_WORD.itemsize)
+                pages = np.frombuffer(told.read(count * _PAGE_WORD.itemsize), _PAGE_WORD)
+        except OSError:
+            return True
+        if len(pages) < count:
+            return True
+        kinds = pages >> np.uint64(61)
+        return bool((kinds > 1).any() and ((kinds > 1) & (kinds & np.uint64(1) == 0)).any())
+
 
 def _mapped(fd: int, offset: int, num_bytes: int) -> np.ndarray:
-    mapped = mmap.mmap(fd, num_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=offset)
-    return np.frombuffer(mapped, np.uint8)
+    return np.frombuffer(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, offset=offset), np.uint8)
 
 
 def room_for(dtype: np.dtype, lengths: Sequence[int]) -> int:

@@ -4,6 +4,10 @@ What has been added up is the same for everyone, so it is there once: each worke
 it, and TensorFlow reads it where it is. Nobody may write to such a *piece* again before all have
 let go of it. So each worker says, at the beginning of each operation, which pieces it no longer
 uses; the first of them then says which piece the operation gets.
+
+TensorFlow never writes to memory that it has taken over from NumPy; but it may to a slice of it
+that nobody else uses (`Tensor::RefCountIsOne` asks the slice, not the whole, whether it owns its
+memory). So what is handed out is a view in which such writing stays with the process.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfddl.errors import WireError
-from tfddl.wire.memory import PeerMemory, SharedMemory
+from tfddl.wire.memory import PeerMemory, PrivateView, SharedMemory
 
 _MOST_ROOM = 2
 """How many times as large as wanted a piece may be."""
@@ -35,7 +39,12 @@ _NO_MEMORY = 2**32 - 1
 class _Piece:
     """A piece, as one of the workers sees it."""
 
-    array: np.ndarray
+    shared: np.ndarray
+    """What all write to."""
+
+    view: PrivateView
+    """What is handed out."""
+
     offset: int
     turn: int
     """Which operation has got it last; only the first worker keeps it up."""
@@ -43,8 +52,8 @@ class _Piece:
     @property
     def is_free(self) -> bool:
         """Whether nobody here refers to it; views count, and so does TensorFlow."""
-        # This object, and the argument of getrefcount itself.
-        return sys.getrefcount(self.array) == 2
+        # The view itself, and the argument of getrefcount.
+        return sys.getrefcount(self.view.array) == 2
 
 
 class _Offer(NamedTuple):
@@ -82,7 +91,7 @@ class Pool:
     @property
     def num_bytes(self) -> int:
         """Of all pieces."""
-        return sum(piece.array.nbytes for piece in self._pieces.values())
+        return sum(piece.shared.nbytes for piece in self._pieces.values())
 
     def offer(self, ended: int) -> bytes:
         """What this worker doesn't use any more, for the first one.
@@ -110,27 +119,32 @@ class Pool:
             for n, piece in self._pieces.items()
             if all(o.ended > piece.turn and o.free >> n & 1 for o in read)
         }
-        fitting = [n for n in free if num_bytes <= free[n].array.nbytes <= _MOST_ROOM * num_bytes]
-        best = min(fitting, key=lambda n: free[n].array.nbytes, default=None)
+        sizes = {n: piece.shared.nbytes for n, piece in free.items()}
+        fitting = [n for n, size in sizes.items() if num_bytes <= size <= _MOST_ROOM * num_bytes]
+        best = min(fitting, key=lambda n: sizes[n], default=None)
         oldest = turn - _KEPT_ROUNDS * len(self._pieces)
         dropped = [n for n in free if n != best and free[n].turn < oldest]
         for n in dropped:
             piece = self._pieces.pop(n)
-            self._own.release(piece.offset, piece.array.nbytes)
+            self._own.release(piece.offset, piece.shared.nbytes)
         if best is None:
             best = next(n for n in range(len(self._pieces) + 1) if n not in self._pieces)
             try:
-                offset, array = self._own.allocate(num_bytes)
+                offset, shared = self._own.allocate(num_bytes)
             except OSError as error:
                 return _ASSIGNED.pack(_NO_MEMORY, 0, num_bytes) + str(error.strerror).encode()
-            self._pieces[best] = _Piece(array, offset, turn)
+            view = self._own.view(offset, shared.nbytes)
+            self._pieces[best] = _Piece(shared, view, offset, turn)
         piece = self._pieces[best]
         piece.turn = turn
-        assigned = _ASSIGNED.pack(best, piece.offset, piece.array.nbytes)
+        assigned = _ASSIGNED.pack(best, piece.offset, piece.shared.nbytes)
         return assigned + b"".join(map(_NUMBER.pack, dropped))
 
-    def take(self, assigned: bytes) -> np.ndarray:
-        """The piece of this operation, as uint8; what is in it is arbitrary.
+    def take(self, assigned: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """The piece of this operation; what is in it is arbitrary.
+
+        Returns:
+            What all write to, and what is handed out, each as uint8.
 
         Raises:
             WireError: the first worker has no memory for it; all raise this.
@@ -145,6 +159,9 @@ class Pool:
             for [dropped] in _NUMBER.iter_unpack(rest):
                 del self._pieces[dropped]
             if number not in self._pieces:
-                array = self._first.area(offset, num_bytes)
-                self._pieces[number] = _Piece(array, offset, turn=0)
-        return self._pieces[number].array
+                shared = self._first.area(offset, num_bytes)
+                view = self._first.view(offset, num_bytes)
+                self._pieces[number] = _Piece(shared, view, offset, turn=0)
+        piece = self._pieces[number]
+        piece.view.renew()
+        return piece.shared, piece.view.array

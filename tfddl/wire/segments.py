@@ -16,7 +16,7 @@ import numpy as np
 
 from tfddl.plan import shard_range
 from tfddl.wire.arithmetic import Reduction, reduce
-from tfddl.wire.carrier import Carrier
+from tfddl.wire.carrier import Carrier, Room
 from tfddl.wire.flat import Flat
 from tfddl.wire.memory import PeerMemory, SharedMemory, divided
 from tfddl.wire.mesh import Mesh
@@ -63,9 +63,10 @@ class Segments(Carrier):
         """See `Carrier.assign`."""
         return self._pool.assign(num_bytes, turn, offers)
 
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
+    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> Room:
         """See `Carrier.room`."""
-        return divided(self._pool.take(assigned), dtype, lengths)
+        written, given = self._pool.take(assigned)
+        return Room(divided(written, dtype, lengths), divided(given, dtype, lengths))
 
     def reduce(self, session: Session, mine: Flat, results: Flat, reduction: Reduction) -> None:
         """See `Carrier.reduce`."""

@@ -36,7 +36,9 @@ class Session:
         # What is little has come along.
         self.is_inline = all(message.number <= LONGEST_PAYLOAD for message in heard.values())
         self.results: list[np.ndarray] = []
-        """Where the results go that are alike everywhere."""
+        """Where the results are written that are alike everywhere."""
+        self.given: list[np.ndarray] = []
+        """The same results, for whoever has asked for them."""
         self._exchange, self._heard = exchange, heard
         self._step = _FIRST_STEP
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from tfddl.errors import PeerLostError, StalledError, WireError
 from tfddl.wire.arithmetic import Reduction
-from tfddl.wire.carrier import Carrier
+from tfddl.wire.carrier import Carrier, Room
 from tfddl.wire.flat import Flat
 from tfddl.wire.lobby import Lobby
 from tfddl.wire.memory import Buffers
@@ -56,10 +56,11 @@ class Streams(Carrier):
         self._sockets: dict[int, socket.socket] = {}
         self._buffers = Buffers()
 
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
+    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> Room:
         """See `Carrier.room`."""
         del assigned
-        return self._buffers.take(dtype, lengths)
+        own = self._buffers.take(dtype, lengths)
+        return Room(own, own)
 
     def reduce(self, session: Session, mine: Flat, results: Flat, reduction: Reduction) -> None:
         """See `Carrier.reduce`."""
