@@ -80,6 +80,23 @@ def test_what_one_writes_nobody_else_sees(monkeypatch: pytest.MonkeyPatch, tells
     assert workers.pools[0].num_bytes < 110_000
 
 
+class _Copy:
+    """A view that doesn't follow what is written later, which POSIX would allow."""
+
+    def __init__(self, fd: int, offset: int, num_bytes: int) -> None:
+        self.array = np.frombuffer(bytearray(os.pread(fd, num_bytes, offset)), np.uint8)
+
+    def renew(self) -> None:
+        pass
+
+
+def test_where_views_do_not_follow_memory_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    SharedMemory().check_views()
+    monkeypatch.setattr("tfddl.wire.memory.PrivateView", _Copy)
+    with pytest.raises(OSError, match=r"private mappings don't follow: \[0, 0, 2, 3\]"):
+        SharedMemory().check_views()
+
+
 @pytest.mark.parametrize("holder", [0, 2])
 def test_what_one_still_uses_is_not_written_to(holder: int) -> None:
     workers = _Workers(3)

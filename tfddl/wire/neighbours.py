@@ -50,6 +50,7 @@ def connect(seat: Seat) -> Network:
                 peer, connected = _answer(seat, listener, deadline, set(sockets))
                 sockets[peer] = connected
         memory = SharedMemory()
+        memory.check_views()
         peers = _exchange_memories(seat, sockets, memory, deadline)
     except OSError as error:
         _close(sockets)
