@@ -131,9 +131,9 @@ class Pool:
             best = next(n for n in range(len(self._pieces) + 1) if n not in self._pieces)
             try:
                 offset, shared = self._own.allocate(num_bytes)
+                view = self._own.view(offset, shared.nbytes)
             except OSError as error:
                 return _ASSIGNED.pack(_NO_MEMORY, 0, num_bytes) + str(error.strerror).encode()
-            view = self._own.view(offset, shared.nbytes)
             self._pieces[best] = _Piece(shared, view, offset, turn)
         piece = self._pieces[best]
         piece.turn = turn
