@@ -293,11 +293,10 @@ def with_small_joined(
         most: Bytes that a small tensor has. One whose size is known only when the graph runs isn't
             small.
     """
-    runs = [
-        list(run)
-        for is_small, neighbours in itertools.groupby(pack, lambda t: _is_small(t, most))
-        for run in ([neighbours] if is_small else [[tensor] for tensor in neighbours])
-    ]
+    runs: list[list[tf.Tensor]] = []
+    for is_small, group in itertools.groupby(pack, lambda tensor: _is_small(tensor, most)):
+        neighbours = list(group)
+        runs += [neighbours] if is_small else [[tensor] for tensor in neighbours]
     arrived = travel(
         [run[0] if len(run) == 1 else _flat(run) for run in runs], [len(run) > 1 for run in runs]
     )

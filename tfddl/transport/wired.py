@@ -155,11 +155,7 @@ class WireTransport(Transport):
         def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
             return self._wire.all_reduce(arrays, reduction, call, scale=factor)
 
-        return with_small_joined(
-            pack,
-            lambda tensors, are_joined: self._run_alike(work, tensors, are_joined, scale),
-            most=_SMALL_BYTES,
-        )
+        return self._run_alike(work, pack, scale)
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
         """See `Transport.all_gather`."""
@@ -181,11 +177,7 @@ class WireTransport(Transport):
         def work(call: Call, arrays: Arrays, _: float | None) -> Arrays:
             return self._wire.broadcast(arrays, root_rank, call)
 
-        return with_small_joined(
-            pack,
-            lambda tensors, are_joined: self._run_alike(work, tensors, are_joined, None),
-            most=_SMALL_BYTES,
-        )
+        return self._run_alike(work, pack, None)
 
     def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
         """See `Transport.reduce_scatter`."""
@@ -247,29 +239,31 @@ class WireTransport(Transport):
         self,
         work: Callable[[Call, Arrays, float | None], Arrays],
         pack: Sequence[tf.Tensor],
-        are_joined: Sequence[bool],
         scale: tf.Tensor | None,
     ) -> list[tf.Tensor]:
-        """Runs what returns arrays of the lengths that it got.
+        """Runs what returns arrays of the lengths that it got; small neighbours go joined.
 
-        Those of joined tensors are copied. TensorFlow likes to write to the slices that it makes of
-        them, and would wait for the system to copy page by page.
+        What arrives for these is copied. TensorFlow likes to write to the slices that it makes of
+        it, and would wait for the system to copy page by page.
         """
         scales = [] if scale is None else [tf.cast(scale, tf.float64)]
 
-        def run(call: Call, arrays: Arrays) -> Arrays:
-            given = arrays[: len(pack)]
-            factor = float(arrays[-1]) if scales else None
-            arrived = work(call, [a.reshape(-1) for a in given], factor)
-            return [
-                array.copy() if is_joined else array.reshape(like.shape)
-                for array, is_joined, like in zip(arrived, are_joined, given, strict=True)
-            ]
+        def travel(tensors: Sequence[tf.Tensor], are_joined: Sequence[bool]) -> list[tf.Tensor]:
+            def run(call: Call, arrays: Arrays) -> Arrays:
+                given = arrays[: len(tensors)]
+                factor = float(arrays[-1]) if scales else None
+                arrived = work(call, [a.reshape(-1) for a in given], factor)
+                return [
+                    array.copy() if is_joined else array.reshape(like.shape)
+                    for array, is_joined, like in zip(arrived, are_joined, given, strict=True)
+                ]
 
-        arrived = self._run(run, [*pack, *scales], [tensor.dtype for tensor in pack])
-        for tensor, like in zip(arrived, pack, strict=True):
-            tensor.set_shape(like.shape)
-        return arrived
+            arrived = self._run(run, [*tensors, *scales], [tensor.dtype for tensor in tensors])
+            for tensor, like in zip(arrived, tensors, strict=True):
+                tensor.set_shape(like.shape)
+            return arrived
+
+        return with_small_joined(pack, travel, most=_SMALL_BYTES)
 
     def _call_of(self, shapes: Arrays) -> Call:
         """The call, and the shapes that are known now."""
