@@ -1,4 +1,4 @@
-"""How what travels is cut into pieces."""
+"""How what travels is cut into pieces, or joined."""
 
 from collections.abc import Sequence
 

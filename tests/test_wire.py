@@ -191,6 +191,11 @@ def test_sets_of_ranks_side_by_side(by: str) -> None:
     ]
 
 
+@BY
+def test_what_a_rank_writes_to_a_result_no_other_one_sees(by: str) -> None:
+    assert run("written_to", 3, by=by) == [[[6.0], [1.0, 2.0, 3.0], [1.0]]] * 3
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_byte_is_written_for_each_that_is_reduced(size: int) -> None:
     for ratio in run("counted", size):

@@ -225,6 +225,7 @@ def in_place() -> list[str]:
     def use_slices() -> tuple[list[tf.Tensor], tf.Tensor]:
         """Each is all that is left of a result: so it may be written to."""
         totals = [arrive() for _ in range(4)]
+        totals.append(tfddl.broadcast(tf.fill([100_000], expected), 0))
         if tfddl.rank() > 0:
             return totals, tf.constant(0.0)
         parts = [
@@ -232,9 +233,10 @@ def in_place() -> list[str]:
             tf.split(totals[1], [128, 100_000 - 128])[1],
             tf.unstack(tf.reshape(totals[2], [2, 50_000]))[1],
             tf.reshape(totals[3], [2, 50_000])[0],
+            totals[4][64:],
         ]
         used = _sum_of_all([tf.nn.relu(-part) for part in parts])
-        return [tf.fill([100_000], expected)] * 4, used
+        return [tf.fill([100_000], expected)] * len(totals), used
 
     kept = [use()[0] for _ in range(3)]
     for _ in range(2):

@@ -288,6 +288,25 @@ def sets(wire: Wire, network: Network) -> list[float]:
     return found
 
 
+def written_to(wire: Wire, network: Network) -> list[list[float]]:
+    """What each operation gave, once all ranks but this one have written to what they got."""
+    mine = np.full(50_000, 1.0 + wire.rank)
+    found = []
+    for writer in range(wire.size):
+        [total] = wire.all_reduce([mine], Reduction.SUM, Call("", "reduce"))
+        rows = wire.all_gather(mine, Call("", "gather"))
+        [given] = wire.broadcast([mine], 0, Call("", "broadcast"))
+        got = (total, rows, given)
+        if wire.rank != writer:
+            for array in got:
+                array[:] = -1.0
+        wire.all_reduce([np.zeros(1)], Reduction.SUM, Call("", "barrier"))
+        if wire.rank == writer:
+            found = [np.unique(array).tolist() for array in got]
+        wire.all_reduce([np.zeros(1)], Reduction.SUM, Call("", "barrier"))
+    return found
+
+
 def counted(wire: Wire, network: Network) -> float:
     wire.all_reduce([np.zeros(2_000_000, np.float32)], Reduction.SUM, Call("", "allreduce"))
     return wire.counters.written / wire.counters.reduced
