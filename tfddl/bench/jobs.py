@@ -126,7 +126,7 @@ def _caption(config: MemoryConfig) -> str:
         f"{config.num_examples} examples of {EXAMPLE_BYTES} bytes in a .npy file, batches of "
         f"{batch:.1f} MB.\n"
         "MB per worker, least..most: its share of the file; what it kept after an epoch, and at\n"
-        "most meanwhile, of anonymous and shared memory above what it had after init(); and what\n"
-        "it had mapped of files then, which is page cache. global, block: shard_dataset of a\n"
-        "memory map, in this order; held: the worker's block as an array."
+        "most meanwhile, of anonymous memory and its part of what is shared, above what it had\n"
+        "after init(); and what it had mapped of files then, which is page cache. global, block:\n"
+        "shard_dataset of a memory map, in this order; held: the worker's block as an array."
     )

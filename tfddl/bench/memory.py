@@ -1,9 +1,10 @@
 """Measures what a worker keeps in memory when it reads its share of a large file.
 
 Writes a ``.npy`` of random examples, lets jobs of several sizes read an epoch of it from a memory
-map, in global and in block order, and prints what a worker kept of anonymous and shared memory,
-above what it had after `tfddl.init()`: the page cache, which belongs to nobody, doesn't count. To
-compare with, each worker also holds its block as an array. The file is removed at the end.
+map, in global and in block order, and prints what a worker kept of anonymous memory, and of its
+part of what is shared, above what it had after `tfddl.init()`: the page cache, which belongs to
+nobody, doesn't count. To compare with, each worker also holds its block as an array. The file is
+removed at the end.
 """
 
 import logging

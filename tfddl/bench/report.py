@@ -142,9 +142,9 @@ def _memory(results: Results, render: Render) -> str:
     headings = (*kept, "gradients", "in gradients")
     rows = [_memory_row(memory) for memory in results.memory]
     return (
-        "Memory of a worker between steps, anonymous and shared, in MB, against that of a lone\n"
-        "worker with plain Keras. at start: what it had more before any model was made. in\n"
-        "gradients: what it has more, in units of the gradients' size.\n\n"
+        "Memory of a worker between steps, anonymous and its part of what is shared, in MB,\n"
+        "against that of a lone worker with plain Keras. at start: what it had more before any\n"
+        "model was made. in gradients: what it has more, in units of the gradients' size.\n\n"
     ) + render(headings, rows)
 
 
