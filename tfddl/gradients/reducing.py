@@ -114,15 +114,11 @@ class _Header:
 def _after(tensor: tf.Tensor, others: Sequence[Gradient]) -> tf.Tensor:
     """A tensor, once others are there.
 
-    Through Python: TensorFlow drops edges that only say "after", and inputs whose values nobody
-    needs.
+    By edges that only say so, of which TensorFlow may drop one: then it is there sooner. To take
+    the others in, as an input of something, would cost more than that.
     """
-    if tf.executing_eagerly():
-        return tensor
-    others = tf.nest.flatten(list(others), expand_composites=True)
-    return tf.ensure_shape(
-        tf.numpy_function(lambda first, *_: first, [tensor, *others], tensor.dtype), tensor.shape
-    )
+    with tf.control_dependencies(tf.nest.flatten(list(others), expand_composites=True)):
+        return tf.identity(tensor)
 
 
 def _header_dtype(gradients: Sequence[Gradient]) -> tf.DType:

@@ -316,7 +316,8 @@ def _on_train_batch_end(
         state = state_of(fit.model)
         if fit.model.stop_training or (fit.share is not None and fit.share.failure is not None):
             state.stop.assign(1.0)
-        fit.model.stop_training = bool(state.stop_agreed.numpy())
+        # value() is one operation; the variable's own numpy() takes several, in every step.
+        fit.model.stop_training = bool(state.stop_agreed.value().numpy())
         if fit.model.stop_training:
             raise_failures(fit)
     for callback in last_callbacks(self):
