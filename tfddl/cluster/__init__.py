@@ -14,7 +14,7 @@ Usage::
 """
 
 from tfddl.cluster import openmpi, rendezvous, slurm, tf_config
-from tfddl.cluster.cluster import Cluster, join_address
+from tfddl.cluster.cluster import Cluster, PartialCluster, join_address
 from tfddl.cluster.detect import detect
 from tfddl.cluster.variables import CORES, START_TIMEOUT, read_cores, read_start_timeout
 
@@ -22,6 +22,7 @@ __all__ = [
     "CORES",
     "START_TIMEOUT",
     "Cluster",
+    "PartialCluster",
     "detect",
     "join_address",
     "openmpi",

@@ -1,4 +1,4 @@
-"""Who takes part in a job: the facts, checked at birth."""
+"""Who takes part in a job: the facts, checked at construction."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Cluster:
         addresses: "host:port" of every worker, in rank order; an IPv6 host stands in brackets,
             "[::1]:12345". Empty for a worker that is alone and therefore needs no server.
         rank: this worker, in [0, size).
+        job: what tells this job from others of the same addresses, as whatever started it names
+            it (a Slurm step, a PMIx namespace, torchrun's run id); "" where it has no name.
 
     Raises:
         ClusterError: an address has no host, no port, or is repeated; or the rank is out of range.
@@ -28,6 +30,7 @@ class Cluster:
 
     addresses: tuple[str, ...]
     rank: int
+    job: str = ""
 
     def __post_init__(self) -> None:
         for rank, address in enumerate(self.addresses):
@@ -103,6 +106,46 @@ class Cluster:
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
         by_rank = self._hosts_by_rank
         return tuple(host for host in self.hosts if by_rank.count(host) > self.local_rank)
+
+
+@dataclass(frozen=True)
+class PartialCluster:
+    """A worker that knows its rank, but of the other workers only where to find rank 0.
+
+    MPI, torchrun and their like say no more. `rendezvous.join` collects the addresses of all
+    workers at rank 0, and makes the `Cluster` of it.
+
+    Attributes:
+        rank: this worker, in [0, size).
+        size: number of workers, at least 2.
+        master: "host:port" where rank 0 listens, and the others find it.
+        local_rank: this worker's number among those of its host, as its launcher says; None if
+            it doesn't.
+        local_size: how many those are; None if the launcher doesn't say.
+        job: see `Cluster`.
+        source: the variables that said so, for messages: "RANK, WORLD_SIZE, MASTER_ADDR".
+
+    Raises:
+        ClusterError: a number is out of its range, or `master` is no address.
+    """
+
+    rank: int
+    size: int
+    master: str
+    local_rank: int | None = None
+    local_size: int | None = None
+    job: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_address(self.master, 0)
+        if self.size < 2:
+            raise ClusterError(f"size is {self.size} in {self.source}; it must be at least 2")
+        if not 0 <= self.rank < self.size:
+            raise ClusterError(
+                f"rank is {self.rank} among {self.size} workers in {self.source}; it must be "
+                f"0..{self.size - 1}"
+            )
 
 
 def block_addresses(
