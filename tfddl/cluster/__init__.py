@@ -17,10 +17,12 @@ from tfddl.cluster import openmpi, rendezvous, slurm, tf_config
 from tfddl.cluster.cluster import Cluster, PartialCluster, join_address
 from tfddl.cluster.detect import detect
 from tfddl.cluster.nodes import NodeRank, detect_nodes
+from tfddl.cluster.secret import SECRET, read_secret
 from tfddl.cluster.variables import CORES, START_TIMEOUT, read_cores, read_start_timeout
 
 __all__ = [
     "CORES",
+    "SECRET",
     "START_TIMEOUT",
     "Cluster",
     "NodeRank",
@@ -30,6 +32,7 @@ __all__ = [
     "join_address",
     "openmpi",
     "read_cores",
+    "read_secret",
     "read_start_timeout",
     "rendezvous",
     "slurm",

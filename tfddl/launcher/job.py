@@ -13,6 +13,7 @@ from pathlib import Path
 from signal import SIGTERM
 
 from tfddl.cluster import START_TIMEOUT, rendezvous
+from tfddl.cluster.ports import free_ports, is_free
 from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import Export, exported, inherited, travelling
@@ -25,7 +26,6 @@ from tfddl.launcher.link import LOST
 from tfddl.launcher.memory import Memory
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import Place, plan_processes, this_machine
-from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.recovery import Recovery
 from tfddl.launcher.report import Outcome, WorkerExit, describe_place, failure_report
 from tfddl.launcher.restarts import RestartOptions
