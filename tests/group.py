@@ -43,8 +43,8 @@ class WorkerGroup:
             size: How many workers.
             hosts: How many of them each host has, for which names of this machine stand; by
                 default there is one.
-            init: What `tfddl.init` gets. TFDDL_TEST_COLLECTIVE in the environment is the collective
-                of groups that don't choose one.
+            init: What `tests.worker.init` gets, and `tfddl.init` from it. TFDDL_TEST_COLLECTIVE in
+                the environment is the collective of groups that don't choose one.
         """
         self.size = size
         self.hosts = hosts or (size,)
