@@ -36,6 +36,7 @@ SIBLINGS: dict[str, list[str]] = {
         "__main__",
     ],
     "launcher": [
+        "system",
         "horovod",
         "cores",
         "plan",
