@@ -12,6 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors", "cores"],
+    ["limits"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
@@ -278,6 +279,7 @@ SIBLINGS: dict[str, list[str]] = {
 WITHOUT_TENSORFLOW = [
     "errors",
     "cores",
+    "limits",
     "cluster",
     "commits",
     "plan",

@@ -33,7 +33,7 @@ from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Outlet
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.signals import Signals
-from tfddl.launcher.system import require_linux
+from tfddl.launcher.system import require_files, require_linux
 from tfddl.launcher.worker import DRAIN_S, Stream, Worker, adopt_orphans, kill_orphans
 from tfddl.progress import Board
 
@@ -314,6 +314,7 @@ class Agent:
         answer: Message = {"is": "prepared"}
         try:
             os.stat(os.path.join(message["directory"], "."))
+            require_files(message["num_workers"])
             wanted = message["interfaces"]
             answer |= {
                 "ports": ports.free_ports(message["num_workers"]),
