@@ -163,6 +163,7 @@ SIBLINGS: dict[str, list[str]] = {
         "evaluating",
         "fitting",
         "loss_scaling",
+        "legacy",
     ],
     "callbacks": [
         "snapshots",

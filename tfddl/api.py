@@ -88,6 +88,8 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     )
     runtime.start(detect(os.environ), options, Board.given(os.environ))
     keras_hooks.install()
+    if rank() == 0:
+        keras_hooks.warn_of_keras_2(os.environ)
 
 
 def _choice(name: str, word: str, kind: type[T]) -> T | None:
