@@ -27,6 +27,7 @@ FLOORS: list[list[str]] = [
 ]
 SIBLINGS: dict[str, list[str]] = {
     "cluster": [
+        "parsing",
         "cluster",
         "rendezvous",
         "variables",
@@ -34,6 +35,7 @@ SIBLINGS: dict[str, list[str]] = {
         "slurm",
         "openmpi",
         "detect",
+        "nodes",
         "__main__",
     ],
     "launcher": [
