@@ -242,6 +242,7 @@ SIBLINGS: dict[str, list[str]] = {
         "spread",
         "workloads",
         "orders",
+        "channel",
         "line",
         "devices",
         "models",
