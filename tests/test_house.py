@@ -12,6 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors", "cores"],
+    ["limits"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
@@ -41,6 +42,7 @@ SIBLINGS: dict[str, list[str]] = {
         "__main__",
     ],
     "launcher": [
+        "system",
         "horovod",
         "cores",
         "plan",
@@ -166,6 +168,7 @@ SIBLINGS: dict[str, list[str]] = {
         "evaluating",
         "fitting",
         "loss_scaling",
+        "legacy",
     ],
     "callbacks": [
         "snapshots",
@@ -242,6 +245,7 @@ SIBLINGS: dict[str, list[str]] = {
         "spread",
         "workloads",
         "orders",
+        "channel",
         "line",
         "devices",
         "models",
@@ -282,6 +286,7 @@ SIBLINGS: dict[str, list[str]] = {
 WITHOUT_TENSORFLOW = [
     "errors",
     "cores",
+    "limits",
     "cluster",
     "commits",
     "plan",

@@ -90,6 +90,8 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         detect(os.environ), options, Board.given(os.environ), secret=read_secret(os.environ)
     )
     keras_hooks.install()
+    if rank() == 0:
+        keras_hooks.warn_of_keras_2(os.environ)
 
 
 def _choice(name: str, word: str, kind: type[T]) -> T | None:

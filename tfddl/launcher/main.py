@@ -20,6 +20,7 @@ from tfddl.launcher.hosts import HostSlots, fill_slots
 from tfddl.launcher.interfaces import is_this_host
 from tfddl.launcher.job import JobOptions, asked_for, run_job, working_folder
 from tfddl.launcher.restarts import RestartOptions
+from tfddl.launcher.system import require_linux
 
 _CANT_START = 127
 _TRUSTED_NETWORK = "TFDDL_TRUSTED_NETWORK"
@@ -76,6 +77,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
         fleet = _read_fleet(arguments)
         if arguments.check:
             hosts = _or_this_host(fleet, arguments)
+            require_linux(prog)
             return check_hosts(hosts, directory=working_folder(environment))
         options = _read_options(arguments, fleet, environment)
         shown = asked_for(options, environment)
@@ -90,6 +92,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     for notice in horovodrun.notices(arguments):
         sys.stderr.write(f"{prog}: {notice}\n")
     try:
+        require_linux(prog)
         return run_job(options, environment=environment)
     except LaunchError as error:
         for line in str(error).splitlines():
