@@ -1,7 +1,7 @@
 """TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING and NCCL.
 
 `strategy.run(… all_reduce …)` can't be used inside the loops that ``steps_per_execution > 1``
-makes, so this speaks to the ops below it. Five things about those ops shape this room:
+makes, so this speaks to the ops below it. Six things about those ops shape this module:
 
 * An op finds its peers by an *instance key*, and a key is bound for ever to the dtype, shape and
   kind it was first used with; a second use with others aborts every later collective of the
@@ -18,6 +18,9 @@ makes, so this speaks to the ops below it. Five things about those ops shape thi
   ordering tokens, so that one process's operations on several sets keep one order.
 * An empty tensor or one without dimensions crashes the process in a gather. Only flat tensors with
   at least one element are ever launched.
+* TensorFlow orders the members of a group by the names of their tasks, as text: task 10 comes
+  before task 2. Rows of a gather and parts of an all-to-all come in that order, and are put into
+  rank order here, see `tensorflow_order`.
 """
 
 import copy
@@ -137,14 +140,21 @@ class StrategyTransport(Transport):
             )
         self._shared = _Shared(tokens, Tally())
         Watch(self._shared.tally.counts, options.timeout_s)
-        self._group_keys = _group_keys(tuple(range(size)))
+        self._take_ranks(tuple(range(size)))
+
+    def _take_ranks(self, ranks: tuple[int, ...]) -> None:
+        """Becomes the transport of some ranks of the job, ascending."""
+        self._ranks = ranks
+        self._group_keys = _group_keys(ranks)
+        self._order = tensorflow_order(ranks)
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
         if len(ranks) == 1:
             return AloneTransport()
         made = copy.copy(self)
         Transport.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
-        made._group_keys = _group_keys(ranks)
+        # A set within a set: keys and TensorFlow's order are those of the job's ranks.
+        made._take_ranks(tuple(self._ranks[rank] for rank in ranks))
         return made
 
     def in_pieces(self, pieces: int) -> "StrategyTransport":
@@ -188,7 +198,14 @@ class StrategyTransport(Transport):
             return tf.reshape(rows, [self.size, -1])
 
         gathered = self._cut_last_axis(tf.bitcast(flat, carrier), launch, empty_rows=self.size)
-        return tf.bitcast(gathered, flat.dtype)
+        return tf.bitcast(self._in_rank_order(gathered), flat.dtype)
+
+    def _in_rank_order(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows in TensorFlow's order, by rank."""
+        if self._order == tuple(range(self.size)):
+            return rows
+        with tf.device(self._options.device):
+            return tf.gather(rows, _inverse(self._order))
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
         """See `Transport.broadcast`: the sum of the root's bits and everyone else's zeros.
@@ -234,11 +251,12 @@ class StrategyTransport(Transport):
         mine = lengths[self.rank]
         ends = tf.cumsum(mine)
         padded = [
-            tf.pad(bits[ends[r] - mine[r] : ends[r]], [[0, longest - mine[r]]])
-            for r in range(self.size)
+            tf.pad(bits[ends[r] - mine[r] : ends[r]], [[0, longest - mine[r]]]) for r in self._order
         ]
         rows = self._cut_last_axis(tf.stack(padded), launch)
-        arrived = [rows[r, : lengths[r, self.rank]] for r in range(self.size)]
+        arrived = [
+            rows[row, : lengths[rank, self.rank]] for rank, row in enumerate(_inverse(self._order))
+        ]
         return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
 
     def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: Reduction) -> tf.Tensor:
@@ -356,6 +374,30 @@ def _group_keys(ranks: tuple[int, ...]) -> tuple[int, ...]:
         return int.from_bytes(digest, "little") % 2**30 + 2**30
 
     return tuple(key(lane) for lane in range(MOST_PIECES))
+
+
+def tensorflow_order(ranks: Sequence[int]) -> tuple[int, ...]:
+    """In which order TensorFlow's collectives have the members of a group. Pure arithmetic.
+
+    A rank is a task of TensorFlow's cluster, with one device. TensorFlow orders the names of the
+    tasks as text (`EstablishGlobalRank` in collective_param_resolver_local.cc, which puts
+    "/job:worker/replica:0/task:10" before "…/task:2"), on CPUs and GPUs alike.
+
+    Args:
+        ranks: Ranks of the job, ascending.
+
+    Returns:
+        For each place in TensorFlow's order, the place in `ranks` of who is there.
+    """
+    return tuple(sorted(range(len(ranks)), key=lambda place: str(ranks[place])))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """Where each of those that are ordered is."""
+    places = [0] * len(order)
+    for place, member in enumerate(order):
+        places[member] = place
+    return places
 
 
 def _family(kind: Reduction | str, dtype: tf.DType) -> int:
