@@ -27,6 +27,7 @@ from tfddl.transport import (
     TwoLevelTransport,
     WireTransport,
     measured_pieces,
+    strategy_transport,
 )
 from tfddl.wire import SECRET_BYTES, Lobby, Network
 
@@ -154,7 +155,7 @@ class Connecting:
             collective=self.collective,
             timeout_s=2 * self.options.timeout_s,  # The last resort: the roll knows more.
         )
-        return StrategyTransport(self.cluster.rank, self.cluster.size, options)
+        return strategy_transport(self.cluster.rank, self.cluster.size, options)
 
     def _choose_pieces(self, whole: StrategyTransport, *, only_leaders: bool) -> int:
         """In how many pieces at once large sums go through TensorFlow's collectives.

@@ -1,11 +1,21 @@
 """TensorFlow's threads, GPUs and strategy, which can be set up only once."""
 
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tfddl.cluster import Cluster
 from tfddl.errors import StartError
+from tfddl.runtime.gpus import gpu_identity
 from tfddl.runtime.options import Options
-from tfddl.transport import Collective
+from tfddl.transport import Collective, check_pieces
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_LOG = logging.getLogger("tfddl")
 
 _TOO_LATE = (
     "tfddl.init() has to come before the first TensorFlow operation of the process, because "
@@ -14,36 +24,89 @@ _TOO_LATE = (
 )
 
 
-def choose_collective(asked: Collective | None, *, num_gpus: int, local_size: int) -> Collective:
+def choose_collective(
+    asked: Collective | None, *, num_gpus: int, local_size: int, visible: str | None = None
+) -> Collective:
     """NCCL where there are GPUs, RING on CPUs, or as asked.
 
+    A single GPU may be each worker's own: schedulers show each task no other (Slurm's
+    ``--gpus-per-task=1``, Ray, Spark, device plugins). Whether it is the same one for two workers
+    is found when they meet: see `tfddl.runtime.gpus.check_gpu_sharing`.
+
+    Args:
+        asked: What the user wants, if anything.
+        num_gpus: How many GPUs this process sees.
+        local_size: How many workers run on this host.
+        visible: The value of CUDA_VISIBLE_DEVICES, for messages.
+
     Raises:
-        StartError: NCCL without a GPU, or more workers on this host than GPUs.
+        StartError: NCCL without a GPU, or more workers on this host than GPUs, of which there is
+            more than one.
     """
     if asked is Collective.NCCL and not num_gpus:
         raise StartError(
             'collective="nccl" needs GPUs, but TensorFlow sees none on this host. Use "auto" or '
             '"ring" for CPUs; for GPUs install tensorflow[and-cuda] and check nvidia-smi.'
         )
-    if num_gpus and local_size > num_gpus:
+    if 1 < num_gpus < local_size:
+        shown = "isn't set" if visible is None else f"is {visible!r}"
         raise StartError(
-            f"{local_size} workers run on this host, but TensorFlow sees {num_gpus} GPUs; every "
-            f"worker needs one of its own. Start at most {num_gpus} workers here, or set "
-            'CUDA_VISIBLE_DEVICES="" to train on CPUs.'
+            f"{local_size} workers run on this host, but TensorFlow sees {num_gpus} GPUs "
+            f"({_VISIBLE} {shown}); every worker needs one of its own. HINT: start at most "
+            f'{num_gpus} workers here, or set {_VISIBLE}="" to train on CPUs.'
         )
     return asked or (Collective.NCCL if num_gpus else Collective.RING)
+
+
+def gpu_of(cluster: Cluster, num_gpus: int) -> int:
+    """Which of the GPUs that this process sees is this worker's."""
+    return cluster.local_rank if num_gpus > 1 else 0
+
+
+def identity_of_gpu(cluster: Cluster) -> str | None:
+    """What tells this worker's GPU from the others of its host, for `check_gpu_sharing`.
+
+    It starts nothing that `tfddl.init()` couldn't change afterwards.
+
+    Returns:
+        See `gpu_identity`; None where there is no GPU.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    return gpu_identity(gpu_of(cluster, len(gpus))) if gpus else None
+
+
+def _warn_of_idle(cluster: Cluster, num_gpus: int) -> None:
+    if cluster.local_size > 1 or num_gpus < 2:
+        return
+    script = sys.argv[0] if sys.argv[0].endswith(".py") else "script.py"
+    more = f"tfddlrun -np {num_gpus} python {script}"
+    if cluster.size > 1:
+        more = f"{num_gpus} workers per host (tfddlrun -H host:{num_gpus},… python {script})"
+    _LOG.warning(
+        "this host has %d GPUs, but only one worker, which uses one; the others are idle. "
+        "HINT: %s uses them all.",
+        num_gpus,
+        more,
+    )
 
 
 def set_up_devices(cluster: Cluster, options: Options, num_cores: int) -> Collective:
     """Sets up threads and GPUs; returns which collectives TensorFlow is to use.
 
     Raises:
-        StartError: A TensorFlow operation ran before; or see `choose_collective`.
+        StartError: A TensorFlow operation ran before; several pieces by NCCL; or see
+            `choose_collective`.
     """
     gpus = tf.config.list_physical_devices("GPU")
     collective = choose_collective(
-        options.collective, num_gpus=len(gpus), local_size=cluster.local_size
+        options.collective,
+        num_gpus=len(gpus),
+        local_size=cluster.local_size,
+        visible=os.environ.get(_VISIBLE),
     )
+    if cluster.size > 1:
+        check_pieces(options.pieces, collective)
+    _warn_of_idle(cluster, len(gpus))
     intra, inter = options.intra_op_threads, options.inter_op_threads
     if intra is None and cluster.local_size > 1:
         intra = num_cores
@@ -57,7 +120,7 @@ def set_up_devices(cluster: Cluster, options: Options, num_cores: int) -> Collec
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
         if gpus:
-            tf.config.set_visible_devices(gpus[cluster.local_rank], "GPU")
+            tf.config.set_visible_devices(gpus[gpu_of(cluster, len(gpus))], "GPU")
     except RuntimeError as error:
         raise StartError(_TOO_LATE) from error
     return collective
@@ -67,24 +130,50 @@ def make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Str
     """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default.
 
     Raises:
-        StartError: A TensorFlow operation ran before.
+        StartError: A TensorFlow operation ran before; or TensorFlow doesn't use the GPU.
     """
     if cluster.size == 1:
         # TensorFlow's default. Under any other, Keras fails where a single worker accumulates
         # gradients, or runs several steps at once.
         return tf.distribute.get_strategy()
+    num_gpus = len(tf.config.get_visible_devices("GPU"))
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
         task_type="worker",
         task_id=cluster.rank,
         rpc_layer="grpc",
+        # Without it, TensorFlow takes the CPU, whatever is visible (`_initialize_local_devices` in
+        # collective_all_reduce_strategy.py).
+        num_accelerators={"GPU": num_gpus} if num_gpus else None,
     )
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=tf.distribute.experimental.CommunicationImplementation[collective.name]
     )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
             cluster_resolver=resolver, communication_options=options
         )
     except RuntimeError as error:
         raise StartError(_TOO_LATE) from error
+    check_strategy_devices(strategy.extended.worker_devices, num_gpus=num_gpus)
+    return strategy
+
+
+def check_strategy_devices(devices: Sequence[str], *, num_gpus: int) -> None:
+    """Makes sure that the strategy computes on the one device that this worker has.
+
+    Args:
+        devices: The strategy's, of this worker.
+        num_gpus: How many GPUs are visible.
+
+    Raises:
+        StartError: It doesn't.
+    """
+    expected = "GPU" if num_gpus else "CPU"
+    found = [tf.DeviceSpec.from_string(device).device_type for device in devices]
+    if found != [expected]:
+        raise StartError(
+            f"TensorFlow's strategy computes on {', '.join(devices)}, but this worker has "
+            f"{num_gpus or 'no'} visible GPU{'s' * (num_gpus > 1)}: one {expected} was expected. "
+            "HINT: tfddl.init() chooses the GPU; don't call tf.config.set_visible_devices as well."
+        )

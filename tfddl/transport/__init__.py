@@ -1,7 +1,7 @@
 """How tensors travel between the workers: one interface, several ways.
 
 Usage:
-    transport = StrategyTransport(rank=0, size=2, device=…, collective=Collective.RING, …)
+    transport = strategy_transport(rank=0, size=2, options=StrategyOptions(…))
     total = transport.all_reduce(flat_tensor, Reduction.SUM)
 """
 
@@ -9,6 +9,7 @@ from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Between, Collective, Lengths, Transport
 from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError, RefusedError
+from tfddl.transport.nccl import NCCL_DTYPES, NcclTransport, check_pieces, strategy_transport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
 from tfddl.transport.roll import Roll
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
@@ -28,6 +29,8 @@ __all__ = [
     "Event",
     "WireTransport",
     "Lengths",
+    "NCCL_DTYPES",
+    "NcclTransport",
     "RanksDisagreeError",
     "Reduction",
     "RefusedError",
@@ -39,5 +42,7 @@ __all__ = [
     "Tracer",
     "Transport",
     "TwoLevelTransport",
+    "check_pieces",
     "measured_pieces",
+    "strategy_transport",
 ]

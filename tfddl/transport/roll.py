@@ -56,12 +56,17 @@ class Roll:
         self._transports: list[Transport] = []
         self._eager: _Operation | None = None
         self._lock = threading.Lock()
-        with tf.device("CPU:0"):
-            self._current = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_waits")
+        self.note_on("CPU:0")
         self._said = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._write("")
+
+    def note_on(self, device: str) -> None:
+        """Keeps the note of what this rank is in on a device, before anything was noted."""
+        self._device = device
+        with tf.device(device):
+            self._current = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_waits")
 
     @contextlib.contextmanager
     def within(self, text: str, ranks: Sequence[int]) -> Iterator[list[tf.Tensor]]:
@@ -89,7 +94,7 @@ class Roll:
             if operation not in self._numbers:
                 self._numbers[operation] = len(self._operations)
                 self._operations.append(operation)
-        with tf.device("CPU:0"):
+        with tf.device(self._device):
             number = tf.constant(self._numbers[operation], tf.int64)
             return self._current.assign(number, read_value=False)
 

@@ -1,4 +1,4 @@
-"""TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING and NCCL.
+"""TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING.
 
 `strategy.run(… all_reduce …)` can't be used inside the loops that ``steps_per_execution > 1``
 makes, so this speaks to the ops below it. Six things about those ops shape this module:
@@ -37,15 +37,16 @@ from tfddl.errors import UnsupportedError
 from tfddl.transport import service
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import OVER_ROWS, Collective, Lengths, Transport, joined, scaled
+from tfddl.transport.guard import Guard
 from tfddl.transport.pieces import MOST_PIECES, Piece, cut, piece_bytes
-from tfddl.transport.tally import Tally
+from tfddl.transport.tally import Tally, Travel
 from tfddl.transport.watch import Watch
 from tfddl.wire import Reduction
 
 _LENGTH_BITS = 26
 _MAX_LENGTH = 2**_LENGTH_BITS - 1
 
-_TOO_LONG = (
+TOO_LONG = (
     f"A tensor whose length isn't known when the graph is made can have at most {_MAX_LENGTH} "
     "elements to travel. Give it a static shape; for sparse gradients, use sparse_as_dense=True."
 )
@@ -107,6 +108,7 @@ class _Shared:
     """Of each lane."""
 
     tally: Tally
+    guard: Guard
 
 
 class Launch(Protocol):
@@ -117,7 +119,7 @@ class Launch(Protocol):
 
 
 class StrategyTransport(Transport):
-    """RING over gRPC on CPUs, NCCL on GPUs.
+    """RING over gRPC on CPUs; `NcclTransport` is what differs on GPUs.
 
     `tfddl.init()` makes it, after the strategy: the strategy has started the servers that the
     ops need.
@@ -133,13 +135,15 @@ class StrategyTransport(Transport):
         super().__init__(rank, size)
         self.name = options.collective.name
         self._options = options
+        if self.stays_on_device:
+            self.device = options.device
         with tf.device(options.device):
             tokens = tuple(
                 tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{lane}")
                 for lane in range(MOST_PIECES)
             )
-        self._shared = _Shared(tokens, Tally())
-        Watch(self._shared.tally.counts, options.timeout_s)
+        self._shared = _Shared(tokens, Tally(self.device), Guard(options.device))
+        Watch(self._shared.tally.counts, options.timeout_s, self.end)
         self._take_ranks(tuple(range(size)))
 
     def _take_ranks(self, ranks: tuple[int, ...]) -> None:
@@ -221,6 +225,7 @@ class StrategyTransport(Transport):
 
     def end(self, text: str) -> None:
         """See `Transport.end`; of all TensorFlow's collectives of this process."""
+        self._shared.guard.end(text)
         service.end_collectives(text)
 
     def counts(self) -> tuple[int, int]:
@@ -297,8 +302,7 @@ class StrategyTransport(Transport):
             empty = tensor if empty_rows is None else tf.zeros([empty_rows, 0], tensor.dtype)
             if length is None:
                 length = tf.shape(tensor)[-1]
-                short = tf.debugging.assert_less_equal(length, _MAX_LENGTH, _TOO_LONG)
-                with tf.control_dependencies([] if short is None else [short]):
+                with tf.control_dependencies(self._check_length(length, _MAX_LENGTH)):
                     return tf.cond(
                         length > 0, lambda: self._in_lanes([tensor], launch)[0], lambda: empty
                     )
@@ -307,6 +311,11 @@ class StrategyTransport(Transport):
             spans = [span for (span,) in self._cut([length], tensor.dtype)]
             sent = [tensor[..., span.start : span.stop] for span in spans]
             return tf.concat(self._in_lanes(sent, launch), axis=-1)
+
+    def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
+        """What fails where a length is known only when the graph runs, and too large."""
+        short = tf.debugging.assert_less_equal(length, most, TOO_LONG)
+        return [] if short is None else [short]
 
     def _in_lanes(self, sent: Sequence[tf.Tensor], launch: Launch) -> list[tf.Tensor]:
         """Launches an op for each piece, as many at once as there are lanes."""
@@ -317,7 +326,11 @@ class StrategyTransport(Transport):
                 return [launch(piece, lane) for piece in pack]
 
             with tf.device(self._options.device):
-                return [self._shared.tally.over(over, [piece])[0] for piece in sent[lane::lanes]]
+                return [arrived(over, piece) for piece in sent[lane::lanes]]
+
+        def arrived(over: Travel, piece: tf.Tensor) -> tf.Tensor:
+            results = self._shared.tally.over(over, [piece])
+            return self._shared.guard.checked(results, in_graphs=self.stays_on_device)[0]
 
         if lanes > 1 and tf.executing_eagerly():
             # TensorFlow comes back from an op when it is over: one thread is one op at a time.
