@@ -1,5 +1,6 @@
 """Whether what a collective gives back may be used: not once they were ended in this process."""
 
+import itertools
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -7,9 +8,12 @@ import tensorflow as tf
 from tfddl.transport.errors import RankStalledError
 
 _ENDED = (
-    "the collectives of this process were ended while this one was under way, so that its result "
-    "can't be trusted; the log says why they were ended"
+    "the collectives of this process were ended while this one was under way: its result is not "
+    "to be trusted; the log says why they were ended"
 )
+
+
+_NUMBERS = itertools.count()
 
 
 class Guard:
@@ -34,12 +38,15 @@ class Guard:
         self._device = device
         self._text = ""
         with tf.device(device):
-            self._flag = tf.Variable(0.0, trainable=False, name="tfddl_not_ended")
+            # Not a tf.Variable: whoever holds the handle of one keeps it alive.
+            name = f"tfddl_not_ended_{next(_NUMBERS)}"
+            self._flag = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[], shared_name=name)
+            tf.raw_ops.AssignVariableOp(resource=self._flag, value=tf.constant(0.0))
 
     def end(self, text: str) -> None:
         """Lets no result through from now on; to be called before operations are ended."""
         self._text = self._text or text
-        tf.raw_ops.DestroyResourceOp(resource=self._flag.handle, ignore_lookup_error=True)
+        tf.raw_ops.DestroyResourceOp(resource=self._flag, ignore_lookup_error=True)
 
     def checked(self, results: Sequence[tf.Tensor], *, in_graphs: bool) -> list[tf.Tensor]:
         """The results, once it is known that they may be used.
@@ -59,10 +66,12 @@ class Guard:
             return list(results)
         if not in_graphs:
             return list(results)
+        with tf.device("CPU:0"):
+            text = tf.constant(_ENDED)  # Made within, it would wait for the results.
         with tf.device(self._device):
             with tf.control_dependencies(list(results)):
-                exists = tf.raw_ops.VarIsInitializedOp(resource=self._flag.handle)
+                exists = tf.raw_ops.VarIsInitializedOp(resource=self._flag)
                 # Not tf.debugging.Assert, which makes a branch of it.
-                fine = tf.raw_ops.Assert(condition=exists, data=[tf.constant(_ENDED)])
+                fine = tf.raw_ops.Assert(condition=exists, data=[text])
             with tf.control_dependencies([fine]):
                 return [tf.identity(result) for result in results]
