@@ -25,13 +25,31 @@ def _found(**arguments: Any) -> Any:
     return json.loads(done.stdout.rpartition("found ")[2])
 
 
-@pytest.mark.parametrize("compression", ["none", "fp16", "bf16"])
-@pytest.mark.parametrize("batch", [None, 16])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("batch", "compression"),
+    [
+        (None, "none"),
+        (16, "bf16"),
+        pytest.param(16, "none", marks=LONG),
+        pytest.param(None, "fp16", marks=LONG),
+    ],
+)
 def test_nothing_between_gradients_and_optimizer_leaves_the_gpu(
     batch: int | None, compression: str
 ) -> None:
     found = _found(collective="nccl", batch=batch, compression=compression)
     assert found["operations"] > 20
+    assert found["on the CPU"] == []
+    assert found["copied"] == []
+
+
+def test_every_operation_of_a_collective_has_a_kernel_for_gpus() -> None:
+    """In every dtype; and floats of known lengths are copied to or from no GPU."""
+    found = _found(case="collectives")
+    assert found["traced"] == 6 * 5 * 2
     assert found["on the CPU"] == []
     assert found["copied"] == []
 

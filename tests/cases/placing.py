@@ -6,6 +6,7 @@ It is traced as on rank 0 of two workers with a GPU each, and never run.
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from tfddl.gradients import reducing
 from tfddl.runtime import current
 from tfddl.transport import (
     Collective,
+    Reduction,
     Roll,
     StrategyOptions,
     TimedTransport,
@@ -104,6 +106,38 @@ def found(collective: str, batch: int | None, compression: str = "none") -> dict
     }
 
 
+def collectives() -> dict[str, Any]:
+    """All collectives, each traced by itself."""
+    options = StrategyOptions(device=_DEVICE, collective=Collective.NCCL, timeout_s=0.0)
+    nccl = strategy_transport(0, 2, options)
+    calls: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+        "all_reduce": lambda x: nccl.all_reduce(x, Reduction.SUM),
+        "all_gather": nccl.all_gather,
+        "broadcast": lambda x: nccl.broadcast(x, 1),
+        "reduce_scatter": lambda x: nccl.reduce_scatter(x, [3, 4], Reduction.MAX),
+        # Whose parts have lengths that only the tensors tell: these are read from the GPU.
+        "all_to_all": lambda x: nccl.all_to_all(x, tf.constant([[3, 4], [5, 6]], tf.int64)),
+    }
+    traced, on_cpu, copied = 0, [], []
+    for dtype in sorted(nccl.dtypes, key=str):
+        for name, call in calls.items():
+            for length in (7, None):
+                spec = tf.TensorSpec([length], dtype)
+                with tf.device(_DEVICE):
+                    graph = tf.function(call, input_signature=[spec]).get_concrete_function().graph
+                ops = [op for op in graph.get_operations() if op.type != "Const"]
+                label = f"{name} {dtype.name} {length}"
+                on_cpu += [f"{label}: {op.type}" for op in ops if placement.runs_on_cpu(op)]
+                if dtype.is_floating and length and name != "all_to_all":
+                    copied += [f"{label}: {copy}" for copy in placement.copies(ops)]
+                traced += 1
+    return {"traced": traced, "on the CPU": on_cpu, "copied": copied}
+
+
 if __name__ == "__main__":
     tfddl.init()
-    print("found", json.dumps(found(**json.loads(sys.argv[1]))))
+    arguments = json.loads(sys.argv[1])
+    if arguments.pop("case", "") == "collectives":
+        print("found", json.dumps(collectives()))
+    else:
+        print("found", json.dumps(found(**arguments)))

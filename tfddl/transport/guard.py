@@ -66,12 +66,22 @@ class Guard:
             return list(results)
         if not in_graphs:
             return list(results)
-        with tf.device("CPU:0"):
-            text = tf.constant(_ENDED)  # Made within, it would wait for the results.
         with tf.device(self._device):
             with tf.control_dependencies(list(results)):
                 exists = tf.raw_ops.VarIsInitializedOp(resource=self._flag)
-                # Not tf.debugging.Assert, which makes a branch of it.
-                fine = tf.raw_ops.Assert(condition=exists, data=[text])
+                fine = assert_in_host_memory(exists, _ENDED)
             with tf.control_dependencies([fine]):
                 return [tf.identity(result) for result in results]
+
+
+def assert_in_host_memory(condition: tf.Tensor, text: str) -> tf.Operation:
+    """Fails in a graph where a condition doesn't hold, and stays on the device.
+
+    Args:
+        condition: Scalar bool, in host memory.
+        text: What the `tf.errors.InvalidArgumentError` says.
+    """
+    # A text is the CPU's: whatever it waited for would have to get there first.
+    with tf.control_dependencies(None), tf.device("CPU:0"):
+        data = tf.constant(text)
+    return tf.raw_ops.Assert(condition=condition, data=[data])

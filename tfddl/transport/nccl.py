@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from tfddl.errors import StartError
 from tfddl.transport.base import Collective, Lengths, Transport
+from tfddl.transport.guard import assert_in_host_memory
 from tfddl.transport.strategy import TOO_LONG, StrategyOptions, StrategyTransport
 from tfddl.wire import Reduction
 
@@ -159,7 +160,7 @@ class NcclTransport(StrategyTransport):
 
     def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
         """All of it in host memory, on the GPU: a number of elements is there anyway."""
-        return [tf.raw_ops.Assert(condition=length <= most, data=[tf.constant(TOO_LONG)])]
+        return [assert_in_host_memory(length <= most, TOO_LONG)]
 
 
 def _as_int64(flat: tf.Tensor) -> tf.Tensor:
