@@ -258,8 +258,8 @@ def test_the_strategy_is_told_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
             ("/job:worker/task:0/device:CPU:0",),
             1,
             "TensorFlow's strategy computes on /job:worker/task:0/device:CPU:0, but this worker "
-            "has 1 visible GPU: one GPU was expected. HINT: tfddl.init() chooses the GPU; don't call "
-            "tf.config.set_visible_devices as well.",
+            "has 1 visible GPU: one GPU was expected. HINT: tfddl.init() chooses the GPU; don't "
+            "call tf.config.set_visible_devices as well.",
         ),
         (
             ("/device:GPU:0", "/device:GPU:1"),
