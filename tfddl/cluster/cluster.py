@@ -61,27 +61,27 @@ class Cluster:
     @property
     def host(self) -> str:
         """The host of this worker, as its address names it."""
-        return self._hosts_by_rank[self.rank]
+        return self.hosts_by_rank[self.rank]
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """The hosts, each once, in the order of their first worker."""
-        return tuple(dict.fromkeys(self._hosts_by_rank))
+        return tuple(dict.fromkeys(self.hosts_by_rank))
 
     @property
     def local_rank(self) -> int:
         """This worker's number among those of its host."""
-        return self._hosts_by_rank[: self.rank].count(self.host)
+        return self.hosts_by_rank[: self.rank].count(self.host)
 
     @property
     def local_size(self) -> int:
         """Number of workers on this worker's host."""
-        return self._hosts_by_rank.count(self.host)
+        return self.hosts_by_rank.count(self.host)
 
     @property
     def ranks_of_hosts(self) -> tuple[tuple[int, ...], ...]:
         """The ranks of the workers of each host, as `hosts` has them."""
-        by_rank = self._hosts_by_rank
+        by_rank = self.hosts_by_rank
         return tuple(
             tuple(rank for rank, host in enumerate(by_rank) if host == name) for name in self.hosts
         )
@@ -97,14 +97,15 @@ class Cluster:
         return len(self._hosts_with_this_local_rank)
 
     @property
-    def _hosts_by_rank(self) -> tuple[str, ...]:
+    def hosts_by_rank(self) -> tuple[str, ...]:
+        """The host of each worker."""
         if not self.addresses:
             return ("localhost",)
         return tuple(address.rpartition(":")[0].strip("[]") for address in self.addresses)
 
     @property
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
-        by_rank = self._hosts_by_rank
+        by_rank = self.hosts_by_rank
         return tuple(host for host in self.hosts if by_rank.count(host) > self.local_rank)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from tfddl.errors import StartError
-from tfddl.transport import MOST_PIECES, Between, Collective
+from tfddl.transport import MOST_PIECES, Between, Collective, check_pieces
 from tfddl.wire import Patience
 
 
@@ -34,6 +34,7 @@ class Options:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
         if self.pieces is not None and not 1 <= self.pieces <= MOST_PIECES:
             raise StartError(f"pieces is {self.pieces}; it must be 1..{MOST_PIECES}, or None.")
+        check_pieces(self.pieces, self.collective)
         if self.collective is not None and self.between_hosts is Between.TCP:
             raise StartError(
                 f"collective is {self.collective.value!r}, by which all workers speak to each "

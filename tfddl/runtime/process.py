@@ -23,9 +23,10 @@ from tfddl.runtime import connecting
 from tfddl.runtime.connecting import Connecting
 from tfddl.runtime.devices import (
     TOO_LATE,
-    choose_collective,
+    identity_of_gpu,
     make_strategy,
     operations_have_run,
+    resolve_collective,
     set_up_gpus,
     set_up_threads,
 )
@@ -199,11 +200,8 @@ class Runtime:
             Where the other hosts find this worker, if they may call it.
         """
         problem = ""
-        num_gpus = len(tf.config.list_physical_devices("GPU"))
         try:
-            self.collective = choose_collective(
-                self.options.collective, num_gpus=num_gpus, local_size=cluster.local_size or 1
-            )
+            self.collective = resolve_collective(cluster, self.options)
         except StartError as error:
             if cluster.size == 1:
                 raise
@@ -219,7 +217,7 @@ class Runtime:
             self.options,
             self.collective,
             lobby=lobby,
-            gpu=None,
+            gpus=(len(tf.config.list_physical_devices("GPU")), identity_of_gpu(cluster)),
             problem=problem,
             has_run=operations_have_run(),
         )
@@ -227,7 +225,7 @@ class Runtime:
             cluster, secret=secret, facts=facts, timeout_s=self.options.rendezvous_timeout_s
         )
         self.cluster = self.rendezvous.cluster
-        connecting.compare(self.rendezvous.facts)
+        connecting.compare(self.cluster, self.rendezvous.facts)
         late = [rank for rank, fact in enumerate(self.rendezvous.facts) if fact["has_run"]]
         if late and connecting.needs_strategy(self.cluster, self):
             raise StartError(f"{rank_names(late)} can't start: {TOO_LATE}")
