@@ -16,10 +16,17 @@ Usage::
 from tfddl.cluster import openmpi, rendezvous, slurm, tf_config
 from tfddl.cluster.cluster import Cluster, PartialCluster, join_address
 from tfddl.cluster.detect import detect
-from tfddl.cluster.variables import CORES, START_TIMEOUT, read_cores, read_start_timeout
+from tfddl.cluster.variables import (
+    CORES,
+    SECRET,
+    START_TIMEOUT,
+    read_cores,
+    read_start_timeout,
+)
 
 __all__ = [
     "CORES",
+    "SECRET",
     "START_TIMEOUT",
     "Cluster",
     "PartialCluster",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from tfddl.cluster import SECRET
 from tfddl.launcher.job import JobOptions
 from tfddl.launcher.plan import DEFAULTS, Place, ProcessPlan, plan_processes, this_machine
 from tfddl.launcher.ssh import agent_argv
@@ -63,6 +64,6 @@ def _line(plan: ProcessPlan, directory: str, environment: Mapping[str, str]) -> 
     settings = " ".join(
         f"{name}={shlex.quote(value)}"
         for name, value in plan.environment.items()
-        if name in environment or name not in DEFAULTS
+        if name != SECRET and (name in environment or name not in DEFAULTS)
     )
     return f"# rank {plan.rank}\ncd {shlex.quote(directory)} && {settings} {shlex.join(plan.argv)}"

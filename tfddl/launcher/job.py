@@ -6,16 +6,17 @@ import contextlib
 import dataclasses
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 
-from tfddl.cluster import START_TIMEOUT, rendezvous
+from tfddl.cluster import SECRET, START_TIMEOUT, rendezvous
 from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
-from tfddl.launcher.environment import Export, exported, inherited, travelling
+from tfddl.launcher.environment import Export, exported, given_secret, inherited, travelling
 from tfddl.launcher.exposure import Interfaces, exposure_warning
 from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
@@ -37,6 +38,7 @@ from tfddl.progress import Ability
 _PORT_TAKEN = (rendezvous.PORT_TAKEN, "Could not start gRPC server")
 _PORT_RESTARTS = 3
 _START_S = 60.0
+_SECRET_BYTES = 32
 _HERE = ""
 
 
@@ -130,7 +132,9 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
         keeper = Keeper() if fleet is not None and recovery.starts_again else None
         if keeper is not None:
             stack.enter_context(contextlib.closing(keeper))
-        means = _Means(console, signals, memory, keeper)
+        means = _Means(
+            console, signals, memory, keeper, secret=given_secret(environment, options.exports)
+        )
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
             _report(outcome, console)
@@ -167,6 +171,9 @@ class _Means:
     memory: Memory
     keeper: Keeper | None
     """What workers on other hosts have committed, where the job may start again."""
+
+    secret: str | None
+    """The secret that the user has chosen; None where each start of the job has a new one."""
 
 
 def _start(
@@ -266,7 +273,9 @@ def _run_once(
         plans = plan_processes(
             options.command,
             places=places,
-            environment=_workers_environment(options, environment),
+            environment=_workers_environment(
+                options, environment, secret=means.secret or secrets.token_hex(_SECRET_BYTES)
+            ),
             as_horovod=options.as_horovod,
             binding=options.binding,
             directory=directory,
@@ -297,9 +306,11 @@ def _announce(
         console.say(warning)
 
 
-def _workers_environment(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
+def _workers_environment(
+    options: JobOptions, environment: Mapping[str, str], *, secret: str
+) -> dict[str, str]:
     given = inherited if options.fleet is None else travelling
-    return {**given(environment), **asked_for(options, environment)}
+    return {**given(environment), **asked_for(options, environment), SECRET: secret}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
