@@ -38,6 +38,7 @@ SIBLINGS: dict[str, list[str]] = {
     "launcher": [
         "horovod",
         "cores",
+        "worker_count",
         "plan",
         "memory",
         "ports",
