@@ -319,7 +319,6 @@ class Agent:
                 "address": interfaces.address_of(wanted) if wanted else None,
                 "identity": interfaces.identity(),
                 "resolved": {n: interfaces.resolve_texts(n) for n in message["names"]},
-                "reachable": interfaces.reachable_texts(),
             }
         except LaunchError as error:
             answer["error"] = str(error)

@@ -74,12 +74,10 @@ class Fleet:
     Attributes:
         links: one per host.
         places: the hosts' parts in the job, in the same order.
-        reachable: by host, its interfaces that other machines may reach, with their addresses.
     """
 
     links: tuple[Link, ...]
     places: tuple[Place, ...]
-    reachable: Mapping[str, Mapping[str, Sequence[str]]]
 
     def start(self, plan: ProcessPlan, sinks: Sequence[Sink]) -> RemoteWorker:
         """Starts a worker on its host."""
@@ -174,7 +172,6 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
             places=tuple(_place(host, answer) for host, answer in by_host.items())
             if len(names) > 1
             else (_alone(names[0], answers[0]),),
-            reachable={host: answer["reachable"] for host, answer in by_host.items()},
         )
 
 

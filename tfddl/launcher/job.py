@@ -17,10 +17,9 @@ from tfddl.cluster import SECRET, START_TIMEOUT, rendezvous
 from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import Export, exported, given_secret, inherited, travelling
-from tfddl.launcher.exposure import Interfaces, exposure_warning
+from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
-from tfddl.launcher.interfaces import reachable_texts
 from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import LOST
 from tfddl.launcher.memory import Memory
@@ -60,7 +59,7 @@ class JobOptions:
         exports: variables that all workers get, on whatever host.
         start_timeout_s: how long workers wait for each other in `tfddl.init()`; None leaves that
             to them.
-        trusts_network: don't warn of ports that others can reach.
+        trusts_network: workers don't warn of ports that others can reach.
 
     Raises:
         LaunchError: a value is out of its range, or there is no command.
@@ -158,7 +157,9 @@ def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, 
     Raises:
         LaunchError: one is to be taken from the environment, and isn't there.
     """
-    own = {} if options.start_timeout_s is None else {START_TIMEOUT: f"{options.start_timeout_s:g}"}
+    own = {TRUSTED_NETWORK: "1"} if options.trusts_network else {}
+    if options.start_timeout_s is not None:
+        own[START_TIMEOUT] = f"{options.start_timeout_s:g}"
     return {**exported(environment, options.exports), **own}
 
 
@@ -261,15 +262,15 @@ def _run_once(
         fleet: Fleet | None = None
         if options.fleet is None or directory is None:
             places: tuple[Place, ...] = (this_machine(free_ports(options.num_workers)),)
-            reachable: Mapping[str, Interfaces] = {"": reachable_texts()}
         else:
             fleet = stack.enter_context(
                 prepared(options.fleet, directory=directory, signals=means.signals)
             )
-            places, reachable = fleet.places, fleet.reachable
+            places = fleet.places
             if means.keeper is not None:
                 means.keeper.hand_out(fleet.links)
-        _announce(options, places=places, reachable=reachable, console=means.console)
+        if options.verbose:
+            _announce(places, means.console)
         plans = plan_processes(
             options.command,
             places=places,
@@ -289,21 +290,11 @@ def _run_once(
     return outcome, tuple(port for place in places for port in place.ports)
 
 
-def _announce(
-    options: JobOptions,
-    *,
-    places: Sequence[Place],
-    reachable: Mapping[str, Interfaces],
-    console: Console,
-) -> None:
-    if options.verbose:
-        for place in places:
-            where = f"{place.host}: " if place.host else ""
-            ports = ", ".join(map(str, place.ports))
-            console.say(f"{where}{len(place.ports)} workers on ports {ports}")
-    warning = None if options.trusts_network else exposure_warning(places, reachable)
-    if warning is not None:
-        console.say(warning)
+def _announce(places: Sequence[Place], console: Console) -> None:
+    for place in places:
+        where = f"{place.host}: " if place.host else ""
+        ports = ", ".join(map(str, place.ports))
+        console.say(f"{where}{len(place.ports)} workers on ports {ports}")
 
 
 def _workers_environment(

@@ -15,6 +15,7 @@ from tfddl.launcher.cores import Binding
 from tfddl.launcher.doctor import check_hosts
 from tfddl.launcher.dry_run import describe
 from tfddl.launcher.environment import Export
+from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.launcher.fleet import FleetOptions
 from tfddl.launcher.hosts import HostSlots, fill_slots
 from tfddl.launcher.interfaces import is_this_host
@@ -22,7 +23,6 @@ from tfddl.launcher.job import JobOptions, asked_for, run_job, working_folder
 from tfddl.launcher.restarts import RestartOptions
 
 _CANT_START = 127
-_TRUSTED_NETWORK = "TFDDL_TRUSTED_NETWORK"
 
 _EPILOG = """\
 Every worker runs the same command, and learns from TF_CONFIG who it is and where the others are.
@@ -129,7 +129,7 @@ def _read_options(
         binding=Binding(arguments.bind),
         exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
         start_timeout_s=arguments.start_timeout,
-        trusts_network=arguments.trusted_network or bool(environment.get(_TRUSTED_NETWORK)),
+        trusts_network=arguments.trusted_network or bool(environment.get(TRUSTED_NETWORK)),
     )
 
 
@@ -192,8 +192,8 @@ def _add_host_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--trusted-network",
         action="store_true",
-        help="don't warn of ports that other machines can reach (also by "
-        f"{_TRUSTED_NETWORK}=1 in the environment)",
+        help="don't warn of the ports of TensorFlow's servers, where workers start them (also "
+        f"by {TRUSTED_NETWORK}=1 in the environment)",
     )
 
 
