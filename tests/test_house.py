@@ -26,6 +26,7 @@ FLOORS: list[list[str]] = [
 ]
 SIBLINGS: dict[str, list[str]] = {
     "cluster": [
+        "parsing",
         "cluster",
         "rendezvous",
         "variables",
@@ -33,6 +34,7 @@ SIBLINGS: dict[str, list[str]] = {
         "slurm",
         "openmpi",
         "detect",
+        "nodes",
         "__main__",
     ],
     "launcher": [

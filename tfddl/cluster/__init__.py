@@ -16,6 +16,7 @@ Usage::
 from tfddl.cluster import openmpi, rendezvous, slurm, tf_config
 from tfddl.cluster.cluster import Cluster, PartialCluster, join_address
 from tfddl.cluster.detect import detect
+from tfddl.cluster.nodes import NodeRank, detect_nodes
 from tfddl.cluster.variables import (
     CORES,
     SECRET,
@@ -29,8 +30,10 @@ __all__ = [
     "SECRET",
     "START_TIMEOUT",
     "Cluster",
+    "NodeRank",
     "PartialCluster",
     "detect",
+    "detect_nodes",
     "join_address",
     "openmpi",
     "read_cores",

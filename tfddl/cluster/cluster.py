@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tfddl.errors import ClusterError
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]")
-_PORT = re.compile(r"[0-9]{1,5}")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
 _LAST_PORT = 65535
 
 
@@ -34,7 +34,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         for rank, address in enumerate(self.addresses):
-            _check_address(address, rank)
+            check_address(address, f"the address of rank {rank}")
             first = self.addresses.index(address)
             if first != rank:
                 raise ClusterError(
@@ -138,7 +138,7 @@ class PartialCluster:
     source: str = ""
 
     def __post_init__(self) -> None:
-        _check_address(self.master, 0)
+        check_address(self.master, "the address of rank 0")
         if self.size < 2:
             raise ClusterError(f"size is {self.size} in {self.source}; it must be at least 2")
         if not 0 <= self.rank < self.size:
@@ -173,21 +173,28 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _check_address(address: object, rank: int) -> None:
+def check_address(address: object, what: str) -> None:
+    """Checks that this is "host:port".
+
+    Args:
+        address: what was found.
+        what: what it is, as errors name it: "the address of rank 0".
+
+    Raises:
+        ClusterError: it isn't.
+    """
     expected = 'expected "host:port", for instance "10.0.0.1:12345" or "[::1]:12345"'
     if not isinstance(address, str):
-        raise ClusterError(f"the address of rank {rank} is {address!r}; {expected}")
+        raise ClusterError(f"{what} is {address!r}; {expected}")
     host, colon, port = address.rpartition(":")
     if not colon or (address.startswith("[") and address.endswith("]")):
-        raise ClusterError(f"the address of rank {rank} is {address!r}, without a port; {expected}")
+        raise ClusterError(f"{what} is {address!r}, without a port; {expected}")
     if not host:
-        raise ClusterError(f"the address of rank {rank} is {address!r}, without a host; {expected}")
+        raise ClusterError(f"{what} is {address!r}, without a host; {expected}")
     if not _HOST.fullmatch(host):
-        raise ClusterError(
-            f"the address of rank {rank} is {address!r}, and {host!r} is no host name; {expected}"
-        )
+        raise ClusterError(f"{what} is {address!r}, and {host!r} is no host name; {expected}")
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
         raise ClusterError(
-            f"the address of rank {rank} is {address!r}; its port must be a number in "
-            f"1..{_LAST_PORT}"
+            f"{what} is {address!r}; its port must be a number in 1..{_LAST_PORT}, without "
+            "leading zeros"
         )
