@@ -284,7 +284,7 @@ def test_names_that_lead_nowhere(answers: dict[str, Any], problems: list[str]) -
 def test_interfaces_of_this_host() -> None:
     found = interfaces.addresses_by_interface()
     assert ipaddress.ip_address("127.0.0.1") in found["lo"]
-    assert interfaces.address_of(["none", "lo"]) == "127.0.0.1"
+    assert interfaces.interface_of(["none", "lo"]) == ("lo", "127.0.0.1")
     for name, addresses in interfaces.reachable_addresses().items():
         assert not [address for address in addresses if address.is_loopback]
         assert interfaces.is_this_host(str(addresses[0])), name
@@ -293,7 +293,7 @@ def test_interfaces_of_this_host() -> None:
     for name in ("127.0.0.2", "no.such.host.invalid", "-x"):
         assert not interfaces.is_this_host(name)
     with pytest.raises(LaunchError, match=r"no interface a or b with an address .*there are lo \("):
-        interfaces.address_of(["a", "b"])
+        interfaces.interface_of(["a", "b"])
 
 
 def test_the_warning_of_open_ports() -> None:

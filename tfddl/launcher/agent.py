@@ -314,9 +314,11 @@ class Agent:
         try:
             os.stat(os.path.join(message["directory"], "."))
             wanted = message["interfaces"]
+            name, address = interfaces.interface_of(wanted) if wanted else ("", None)
             answer |= {
                 "ports": ports.free_ports(message["num_workers"]),
-                "address": interfaces.address_of(wanted) if wanted else None,
+                "interface": name,
+                "address": address,
                 "identity": interfaces.identity(),
                 "resolved": {n: interfaces.resolve_texts(n) for n in message["names"]},
             }

@@ -17,7 +17,7 @@ from tfddl.launcher.hosts import HostSlots, ranks_of
 from tfddl.launcher.interfaces import is_this_host
 from tfddl.launcher.link import Link, RemoteWorker
 from tfddl.launcher.plan import Place, ProcessPlan, this_machine
-from tfddl.launcher.signals import Signals
+from tfddl.launcher.signals import Interrupted, Signals
 from tfddl.launcher.ssh import SshOptions
 
 CONNECT_S = 30.0
@@ -61,10 +61,6 @@ class UnreachableError(LaunchError):
     def __init__(self, problems: Mapping[str, str]) -> None:
         super().__init__("\n".join(problems.values()))
         self.problems = dict(problems)
-
-
-class Interrupted(Exception):
-    """A signal came that ends the job, before it had begun."""
 
 
 @dataclass(frozen=True)
@@ -276,13 +272,23 @@ def find_unreachable_names(answers: Mapping[str, Message]) -> list[str]:
 
 
 def _place(host: str, answer: Message) -> Place:
-    return Place(host=host, address=answer["address"] or host, ports=tuple(answer["ports"]))
+    return Place(
+        host=host,
+        address=answer["address"] or host,
+        ports=tuple(answer["ports"]),
+        interface=answer["interface"],
+    )
 
 
 def _alone(host: str, answer: Message) -> Place:
     """The place of a host whose workers need to find nobody but each other."""
     loopback = this_machine(answer["ports"])
-    return Place(host=host, address=answer["address"] or loopback.address, ports=loopback.ports)
+    return Place(
+        host=host,
+        address=answer["address"] or loopback.address,
+        ports=loopback.ports,
+        interface=answer["interface"],
+    )
 
 
 def failures(links: Iterable[Link], options: FleetOptions) -> Iterator[tuple[Link, str]]:

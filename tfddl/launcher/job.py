@@ -18,18 +18,19 @@ from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import Export, exported, given_secret, inherited, travelling
 from tfddl.launcher.exposure import TRUSTED_NETWORK
-from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
+from tfddl.launcher.fleet import Fleet, FleetOptions, UnreachableError, prepared
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
 from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import LOST
 from tfddl.launcher.memory import Memory
+from tfddl.launcher.nodes import SECRET_BYTES, NodeOptions, meet_nodes
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import Place, plan_processes, this_machine
 from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.recovery import Recovery
 from tfddl.launcher.report import Outcome, WorkerExit, describe_place, failure_report
 from tfddl.launcher.restarts import RestartOptions
-from tfddl.launcher.signals import Signals
+from tfddl.launcher.signals import Interrupted, Signals
 from tfddl.launcher.supervise import Care, supervise
 from tfddl.progress import Ability
 
@@ -37,7 +38,6 @@ from tfddl.progress import Ability
 _PORT_TAKEN = (rendezvous.PORT_TAKEN, "Could not start gRPC server")
 _PORT_RESTARTS = 3
 _START_S = 60.0
-_SECRET_BYTES = 32
 _HERE = ""
 
 
@@ -55,6 +55,8 @@ class JobOptions:
         as_horovod: whether `import horovod` finds tfddl in the workers.
         verbose: also tell ports and restarts of what goes well.
         fleet: the hosts that the workers run on; None for this machine.
+        nodes: the other hosts where a `tfddlrun` starts workers of this job; None where there are
+            none. `num_workers` are then those of this host.
         binding: which cores a worker may use.
         exports: variables that all workers get, on whatever host.
         start_timeout_s: how long workers wait for each other in `tfddl.init()`; None leaves that
@@ -74,6 +76,7 @@ class JobOptions:
     as_horovod: bool = False
     verbose: bool = False
     fleet: FleetOptions | None = None
+    nodes: NodeOptions | None = None
     binding: Binding = Binding.CORES
     exports: tuple[Export, ...] = ()
     start_timeout_s: float | None = None
@@ -94,6 +97,14 @@ class JobOptions:
             raise LaunchError(
                 f"--min-np is {self.restarts.min_workers}, more than the {self.num_workers} "
                 "workers of -np"
+            )
+        if self.nodes is not None and self.fleet is not None:
+            raise LaunchError("-H names hosts, and --nnodes says there is a tfddlrun on each")
+        if self.nodes is not None and self.restarts.restarts:
+            raise LaunchError(
+                "--max-restarts and --min-np can't be used with several nodes, where no tfddlrun "
+                "knows how the others' workers end. HINT: let the engine start all nodes again "
+                "(Slurm's requeue, Kubernetes' backoffLimit); training goes on from its checkpoint"
             )
         if not self.command:
             raise LaunchError("there is no command to run. HINT: tfddlrun -np 2 python train.py")
@@ -202,7 +213,7 @@ def _start(
         except Interrupted:
             return _interrupted(means.signals)
         taken = find_taken_port(outcome, ports)
-        if taken is None or restarts == _PORT_RESTARTS:
+        if taken is None or restarts == _PORT_RESTARTS or options.nodes is not None:
             break
         means.console.say(
             f"port {taken} was taken by another process meanwhile; starting again on other "
@@ -260,8 +271,19 @@ def _run_once(
     directory = None if options.fleet is None else working_folder(environment)
     with contextlib.ExitStack() as stack:
         fleet: Fleet | None = None
-        if options.fleet is None or directory is None:
-            places: tuple[Place, ...] = (this_machine(free_ports(options.num_workers)),)
+        secret = means.secret
+        places: tuple[Place, ...]
+        if options.nodes is not None:
+            meeting = meet_nodes(
+                options.nodes,
+                num_workers=options.num_workers,
+                secret=secret,
+                console=means.console,
+                signals=means.signals,
+            )
+            places, secret = meeting.places, meeting.secret
+        elif options.fleet is None or directory is None:
+            places = (this_machine(free_ports(options.num_workers)),)
         else:
             fleet = stack.enter_context(
                 prepared(options.fleet, directory=directory, signals=means.signals)
@@ -275,17 +297,20 @@ def _run_once(
             options.command,
             places=places,
             environment=_workers_environment(
-                options, environment, secret=means.secret or secrets.token_hex(_SECRET_BYTES)
+                options, environment, secret=secret or secrets.token_hex(SECRET_BYTES)
             ),
             as_horovod=options.as_horovod,
             binding=options.binding,
             directory=directory,
         )
+        num_workers = len(plans)
+        if options.nodes is not None:
+            plans = tuple(plan for plan in plans if plan.host == _HERE)
         outcome = supervise(
             plans if fleet is not None else means.memory.shared_with(plans),
             console=means.console,
             signals=means.signals,
-            care=dataclasses.replace(care, fleet=fleet),
+            care=dataclasses.replace(care, fleet=fleet, num_workers=num_workers),
         )
     return outcome, tuple(port for place in places for port in place.ports)
 
