@@ -79,6 +79,9 @@ subprocess.run([{worker("")[0]!r}, "-m", "tfddl.launcher", *{inner[1:]!r}], chec
     assert done.returncode == 0, done.stderr
     outer, own = re.findall("[0-9a-f]{64}", done.stdout)
     assert outer != own
+    assert done.stderr == (
+        "[0] tfddlrun: started by a worker of another tfddlrun; this is a job of its own\n"
+    )
 
 
 def test_whose_secret_is_taken() -> None:
