@@ -17,7 +17,7 @@ from tfddl.cluster import Cluster, read_cores, read_start_timeout
 from tfddl.errors import ClusterError, LaunchError
 from tfddl.launcher import exposure, interfaces
 from tfddl.launcher.cores import share_of_cores, usable_cores
-from tfddl.launcher.environment import Export, exported, travelling
+from tfddl.launcher.environment import Export, exported, inherited, travelling
 from tfddl.launcher.exposure import exposure_warning, firewall_line, server_warning
 from tfddl.launcher.fleet import FleetOptions, find_unreachable_names
 from tfddl.launcher.frames import HELLO, FrameError, Unpacker, pack
@@ -183,6 +183,20 @@ def test_the_environment_travels_but_for_what_belongs_to_this_host() -> None:
     here = {"HOME": "/h", "SSH_AUTH_SOCK": "s", "XDG_RUNTIME_DIR": "x", "SLURM_PROCID": "1"}
     goes = {"PATH": "/v/bin", "PYTHONPATH": "p", "TF_X": "1", "HOROVOD_Y": "2", "HOMELESS": "3"}
     assert travelling({**here, **goes}) == goes
+    # What an engine says of one process is wrong for the workers that this one starts, on any host.
+    of_one = dict.fromkeys(
+        "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT NODE_RANK OMPI_COMM_WORLD_RANK "
+        "PMI_RANK PMI_FD PMIX_RANK PALS_RANKID PET_NODE_RANK MPI_LOCALRANKID SLURM_PROCID "
+        "SLURM_NTASKS TFDDL_SECRET TFDDL_CORES".split(),
+        "1",
+    )
+    of_this_host = {"SLURM_JOB_ID": "7", "SM_CHANNEL_TRAIN": "/data", "JOB_COMPLETION_INDEX": "1"}
+    assert inherited({**of_one, **of_this_host, **here, **goes}) == {
+        **of_this_host,
+        **{name: value for name, value in here.items() if name != "SLURM_PROCID"},
+        **goes,
+    }
+    assert travelling({**of_one, **of_this_host, **goes}) == goes
     exports = [Export.parse("HOME"), Export.parse("A=b=c"), Export.parse("B=")]
     assert exported(here, exports) == {"HOME": "/h", "A": "b=c", "B": ""}
     with pytest.raises(LaunchError, match="-x NONE: not set here. HINT: -x NONE=VALUE"):

@@ -1,6 +1,7 @@
 """One job of several `tfddlrun`, one on each host: flags, variables, and real meetings."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +20,16 @@ from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions
 from tfddl import __version__
 from tfddl.bench import namespaces
-from tfddl.cluster import NodeRank
-from tfddl.errors import ClusterError, LaunchError
+from tfddl.cluster import Cluster, NodeRank, PartialCluster, rendezvous
+from tfddl.errors import ClusterError, LaunchError, StartError
 from tfddl.launcher import JobOptions, node_flags
 from tfddl.launcher.main import _make_parser
-from tfddl.launcher.nodes import NodeFacts, NodeOptions, make_places
+from tfddl.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
+from tfddl.launcher.output import Console
+from tfddl.launcher.plan import Place
 from tfddl.launcher.ports import free_ports, hold_ports
 from tfddl.launcher.restarts import RestartOptions
+from tfddl.launcher.signals import Signals
 from tfddl.launcher.stalls import StallWatch
 from tfddl.progress import Reading, Stage
 
@@ -549,3 +553,74 @@ print(tfddl.rank(), tfddl.size(), float(total))
     assert sorted(line for out, _ in outputs for line in out.splitlines()) == [
         f"[{rank}] {rank} 3 6.0" for rank in range(3)
     ]
+
+
+def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """By a rendezvous that logs, and then returns or fails at once."""
+    free = free_ports(3)
+    master = f"a:{free[0]}"
+    told: list[dict[str, Any]] = []
+    answer: Any = None
+
+    def join(cluster: PartialCluster, **more: Any) -> SimpleNamespace:
+        told.append({"cluster": cluster, **more})
+        logging.getLogger("tfddl").warning("rank 1 is late")
+        with pytest.raises(LaunchError, match="found 1 free ports of the 2"):  # the others are held
+            free_ports(2)
+        if isinstance(answer, Exception):
+            raise answer
+        other = {"ports": [7, 8], "address": "10.0.0.9", "identity": "other", "secret": ""}
+        return SimpleNamespace(
+            cluster=Cluster(("a:1", "b:1"), cluster.rank),
+            facts=[more["facts"], {**other, "version": __version__}],
+            close=lambda: told.append({}),
+        )
+
+    monkeypatch.setattr(rendezvous, "join", join)
+    monkeypatch.setattr("tfddl.launcher.ports._candidates", lambda: list(free))
+    options = NodeOptions(NodeRank(0, 2, master, job="j", source="X"), timeout_s=9.0)
+
+    def meet(secret: str | None) -> Meeting:
+        with Signals() as signals:
+            return meet_nodes(
+                options,
+                num_workers=2,
+                secret=secret,
+                console=Console(signals, has_colours=False),
+                signals=signals,
+            )
+
+    meeting = meet(None)
+    asked, closed = told
+    assert closed == {}
+    assert asked["cluster"] == PartialCluster(0, 2, master, job="j", source="X")
+    assert (asked["secret"], asked["timeout_s"]) == (b"", 9.0)
+    assert asked["facts"]["secret"] == meeting.secret
+    assert re.fullmatch("[0-9a-f]{64}", meeting.secret)
+    # Never node 0's own port.
+    assert set(meeting.places[0].ports) == set(free[1:])
+    assert meeting.places[1] == Place("node 1", "10.0.0.9", (7, 8))
+    said = capfd.readouterr().err.splitlines()
+    assert said == [
+        f"tfddlrun: node 0 of 2, meeting the others at {master} (X)",
+        "tfddlrun: rank 1 is late",
+        "tfddlrun: all 2 nodes are there; rank 0-1 of 4 here",
+    ]
+    # A secret that all know never goes over the network.
+    assert meet(SECRET).secret == SECRET
+    assert told[2]["secret"] == bytes.fromhex(SECRET)
+    assert SECRET not in str(told[2]["facts"])
+    answer = StartError("rank 1 is missing")
+    with pytest.raises(LaunchError, match=r"the nodes haven't met .*: rank 1 is missing"):
+        meet(None)
+    answer = RuntimeError("a mistake of ours")
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        meet(None)
+    assert not logging.getLogger("tfddl").handlers
+
+
+def test_logs_of_all_nodes_sort_by_rank(tmp_path: Path) -> None:
+    line = ("--output-filename", "logs", "true")
+    with nodes(("-np", "10", *line), ("-np", "1", *line), cwd=tmp_path) as processes:
+        assert [status for status, _, _ in ends(processes)] == [0, 0]
+    assert sorted(os.listdir(tmp_path / "logs")) == [f"rank.{rank:02d}" for rank in range(11)]

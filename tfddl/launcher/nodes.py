@@ -241,7 +241,7 @@ def _join(
     """
     node = options.node
     assert node.master is not None
-    results: queue.Queue[rendezvous.Joined | Exception] = queue.Queue()
+    results: queue.Queue[rendezvous.Joined | BaseException] = queue.Queue()
 
     def work() -> None:
         try:
@@ -259,7 +259,7 @@ def _join(
                     timeout_s=options.timeout_s,
                 )
             )
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             results.put(error)
 
     thread = threading.Thread(target=work, name="tfddlrun-rendezvous", daemon=True)
@@ -273,7 +273,7 @@ def _join(
     joined = results.get()
     if isinstance(joined, TfddlError):
         raise LaunchError(f"the nodes haven't met (a rank is a node's here): {joined}") from joined
-    if isinstance(joined, Exception):
+    if isinstance(joined, BaseException):
         raise joined
     with contextlib.closing(joined):
         hosts = [address.rpartition(":")[0].strip("[]") for address in joined.cluster.addresses]
