@@ -153,7 +153,6 @@ def test_which_node_this_is(
             {},
             "--master-port is '65536'; expected a number in 1..65535",
         ),
-        ("--nnodes 3", ENGINE, {}, "--nnodes is 3, but by SM_HOSTS it is 4. HINT: leave the flag"),
         ("--node-rank 0", ENGINE, {}, "--node-rank is 0, but by SM_HOSTS it is 1. HINT: leave"),
         (
             "-H a,b",
@@ -184,6 +183,128 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(LaunchError, match=re.escape(message)):
         read(line, found, environment)
+
+
+def tf_config(*workers: str, index: int) -> dict[str, str]:
+    cluster, task = {"worker": workers}, {"type": "worker", "index": index}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task, "environment": "cloud"})}
+
+
+SAGEMAKER = {"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": "algo-2", "SM_NUM_GPUS": "4"}
+PET = {
+    "PET_NNODES": "2",
+    "PET_NODE_RANK": "1",
+    "PET_NPROC_PER_NODE": "auto",
+    "PET_MASTER_ADDR": "job-node-0-0.job",
+    "PET_MASTER_PORT": "29400",
+}
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_JOB_NODELIST": "n[1-2]",
+}
+STEP = {
+    **BATCH,
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "node_rank", "num_nodes", "master"),
+    [
+        ("", tf_config("w-0:2222", "w-1:2222", index=1), 1, 2, "w-0:2222"),
+        ("", SAGEMAKER, 1, 2, "algo-1:12345"),
+        ("", PET, 1, 2, "job-node-0-0.job:29400"),
+        ("", STEP, 1, 2, "n1:12345"),
+        ("--nnodes 2", STEP, 1, 2, "n1:12345"),
+        (
+            "--nnodes 2",
+            {"JOB_COMPLETION_INDEX": "1", "MASTER_ADDR": "job-0.job"},
+            1,
+            2,
+            "job-0.job",
+        ),
+        (
+            "--nnodes 2 --master-addr job-0.job:7",
+            {"JOB_COMPLETION_INDEX": "1"},
+            1,
+            2,
+            "job-0.job:7",
+        ),
+        # A shell, on one host or in an allocation that holds more.
+        ("", {}, 0, 1, None),
+        ("", BATCH, 0, 1, None),
+        ("-H n1:2,n2:2", BATCH, 0, 1, None),
+        ("", {**STEP, "TFDDL_ALONE": "1"}, 0, 1, None),
+        ("--nnodes 1", STEP, 0, 1, None),
+        ("", tf_config("w-0:2222", index=0), 0, 1, None),
+        # Within a worker of another tfddlrun, on one host and on two.
+        ("", {**tf_config("a:1", "a:2", index=1), "TFDDL_RESTARTS": "0"}, 0, 1, None),
+        ("", {**tf_config("a:1", "b:2", index=1), "TFDDL_RESTARTS": "0"}, 0, 1, None),
+    ],
+)
+def test_nodes_of_engines(
+    line: str, environment: dict[str, str], node_rank: int, num_nodes: int, master: str | None
+) -> None:
+    arguments = _make_parser("x").parse_args([*line.split(), "true"])
+    node = node_flags.read_nodes(arguments, environment)
+    if num_nodes == 1:
+        assert node is None
+        return
+    assert node is not None
+    assert (node.node_rank, node.num_nodes) == (node_rank, num_nodes)
+    assert node.master is not None
+    assert node.master.startswith(str(master))
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "message"),
+    [
+        ("", {"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX is 1: this is a pod of an Index"),
+        ("--nnodes 3", STEP, "--nnodes is 3, but there are 2 by SLURM_STEP_NODELIST"),
+        ("-H n1:2,n2:2", STEP, "names the hosts, but this is node 1 of 2 (SLURM_STEP_NODELIST"),
+        ("-H a:2,b:2", SAGEMAKER, "names the hosts, but this is node 1 of 2 (SM_HOSTS"),
+        (
+            "",
+            {
+                **STEP,
+                "SLURM_STEP_NUM_TASKS": "4",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+                "SLURM_NODEID": "0",
+                "SLURM_LOCALID": "1",
+            },
+            "srun started tfddlrun 4 times on 2 hosts; it must run once on each, and starts",
+        ),
+        ("", tf_config("a:1", "a:2", index=1), "TF_CONFIG names 2 workers on 1 hosts; for tfddlr"),
+        (
+            "",
+            {
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "2",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            },
+            "Open MPI started tfddlrun 2 times, 2 of them on this host",
+        ),
+        ("", {"PET_NNODES": "2"}, "PET_NODE_RANK is not set"),
+    ],
+)
+def test_engines_that_dont_say_enough(line: str, environment: dict[str, str], message: str) -> None:
+    arguments = _make_parser("x").parse_args([*line.split(), "true"])
+    with pytest.raises(LaunchError, match=re.escape(message)) as caught:
+        node_flags.read_nodes(arguments, environment)
+    assert "HINT: " in str(caught.value)
+    assert "--nnodes 1" in str(caught.value)
 
 
 NODE = NodeRank(1, 2, master="a:7")

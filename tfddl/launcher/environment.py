@@ -29,10 +29,13 @@ _RANKS = frozenset(
     "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK "
     "ROLE_WORLD_SIZE NODE_RANK NNODES NPROC_PER_NODE MASTER_ADDR MASTER_PORT MPI_LOCALRANKID "
     "MPI_LOCALNRANKS SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_NPROCS SLURM_STEP_NUM_TASKS "
-    "SLURM_STEP_TASKS_PER_NODE".split()
+    "SLURM_STEP_TASKS_PER_NODE FLUX_JOB_SIZE TFDDL_ALONE TFDDL_NNODES".split()
 )
 # The same; PMI and PMIx also say how one process, and no other, reaches its launcher.
-_RANK_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "PALS_", "PET_")
+_RANK_PREFIXES = (
+    *("OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "PMI_", "PMIX_", "PALS_", "PET_", "TORCHELASTIC_"),
+    *("FLUX_TASK_", "JSM_NAMESPACE_"),
+)
 # Where we are a worker ourselves, what was said to that one alone.
 _OWN = frozenset({CORES, SECRET, commits.VARIABLE, progress.VARIABLE})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

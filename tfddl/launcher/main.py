@@ -174,7 +174,7 @@ def _read_options(
     if node is not None:
         nodes = NodeOptions(
             node,
-            interfaces=host_flags.read_interfaces(arguments),
+            interfaces=host_flags.read_interfaces(arguments) or node_flags.interfaces(environment),
             timeout_s=MEET_S if arguments.start_timeout is None else arguments.start_timeout,
         )
     return JobOptions(

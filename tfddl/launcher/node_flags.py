@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 
-from tfddl.cluster import NodeRank, detect_nodes, join_address
+from tfddl.cluster import NodeRank, detect_nodes, join_address, sagemaker
 from tfddl.cluster.parsing import LAST_PORT, parse_int
 from tfddl.cluster.variables import DEFAULT_PORT, PORT
 from tfddl.errors import ClusterError, LaunchError
@@ -96,6 +96,12 @@ def read_nodes(arguments: argparse.Namespace, environment: Mapping[str, str]) ->
     return _with_master(found, arguments.master_addr, port, environment)
 
 
+def interfaces(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The network interface that the engine wants the nodes to use; none where it says nothing."""
+    name = sagemaker.read_network_interface(environment)
+    return (name,) if name else ()
+
+
 def _number(
     arguments: argparse.Namespace, name: str, *, low: int = 0, high: int = MOST_WORKERS
 ) -> int | None:
@@ -147,16 +153,12 @@ def _combine(found: NodeRank | None, num_nodes: int | None, node_rank: int | Non
             return NodeRank(node_rank, num_nodes, source="--nnodes, --node-rank")
         except ClusterError as error:
             raise LaunchError(str(error)) from None
-    for flag, value, ours in (
-        ("--nnodes", num_nodes, found.num_nodes),
-        ("--node-rank", node_rank, found.node_rank),
-    ):
-        if value is not None and value != ours:
-            raise LaunchError(
-                f"{flag} is {value}, but by {found.source} it is {ours}. HINT: leave the flag "
-                "out; or give all of --nnodes, --node-rank and --master-addr, and the variables "
-                "aren't read"
-            )
+    if node_rank is not None and node_rank != found.node_rank:
+        raise LaunchError(
+            f"--node-rank is {node_rank}, but by {found.source} it is {found.node_rank}. HINT: "
+            "leave the flag out; or give all of --nnodes, --node-rank and --master-addr, and the "
+            "variables aren't read"
+        )
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import ipaddress
 import logging
 import queue
 import secrets
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfddl import __version__
-from tfddl.cluster import NodeRank, PartialCluster, rendezvous
+from tfddl.cluster import NodeRank, PartialCluster, join_address, rendezvous
+from tfddl.cluster.cluster import is_loopback
 from tfddl.errors import LaunchError, TfddlError
 from tfddl.launcher.hosts import MOST_WORKERS
 from tfddl.launcher.interfaces import identity, interface_of
@@ -196,7 +196,11 @@ def make_places(
     addresses: dict[str, str] = {}
     for node, host in zip(facts, hosts, strict=True):
         addresses.setdefault(node.identity, node.address or host)
-    lonely = [rank for rank, node in enumerate(facts) if _is_loopback(addresses[node.identity])]
+    lonely = [
+        rank
+        for rank, node in enumerate(facts)
+        if is_loopback(join_address(addresses[node.identity], node.ports[0]))
+    ]
     if len(addresses) == 1 and lonely:
         addresses = dict.fromkeys(addresses, LOOPBACK)
     elif lonely:
@@ -295,12 +299,3 @@ def _reports() -> Iterator[queue.Queue[str]]:
         yield texts
     finally:
         log.removeHandler(handler)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
