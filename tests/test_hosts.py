@@ -187,7 +187,8 @@ def test_the_environment_travels_but_for_what_belongs_to_this_host() -> None:
     of_one = dict.fromkeys(
         "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT NODE_RANK OMPI_COMM_WORLD_RANK "
         "PMI_RANK PMI_FD PMIX_RANK PALS_RANKID PET_NODE_RANK MPI_LOCALRANKID SLURM_PROCID "
-        "SLURM_NTASKS TFDDL_SECRET TFDDL_CORES".split(),
+        "SLURM_NTASKS MV2_COMM_WORLD_SIZE FLUX_TASK_RANK TFDDL_ALONE TFDDL_SECRET "
+        "TFDDL_CORES".split(),
         "1",
     )
     of_this_host = {"SLURM_JOB_ID": "7", "SM_CHANNEL_TRAIN": "/data", "JOB_COMPLETION_INDEX": "1"}

@@ -75,13 +75,14 @@ def test_a_job_within_a_worker_has_a_secret_of_its_own(tmp_path: Path) -> None:
 print(os.environ["TFDDL_SECRET"], flush=True)
 subprocess.run([{worker("")[0]!r}, "-m", "tfddl.launcher", *{inner[1:]!r}], check=True)
 """
-    done = launch("-np", "1", *worker(script), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    outer, own = re.findall("[0-9a-f]{64}", done.stdout)
-    assert outer != own
-    assert done.stderr == (
-        "[0] tfddlrun: started by a worker of another tfddlrun; this is a job of its own\n"
-    )
+    notice = "tfddlrun: started by a worker of another tfddlrun; this is a job of its own"
+    for number, notices in (("1", []), ("2", [f"[{rank}] {notice}" for rank in range(2)])):
+        done = launch("-np", number, *worker(script), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = re.findall("[0-9a-f]{64}", done.stdout)
+        assert len(set(found)) == 1 + int(number)
+        # Among others it might have been meant to be one job with theirs.
+        assert sorted(done.stderr.splitlines()) == notices
 
 
 def test_whose_secret_is_taken() -> None:

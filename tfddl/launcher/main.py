@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfddl import __version__
-from tfddl.cluster import NodeRank
-from tfddl.errors import LaunchError
+from tfddl.cluster import NodeRank, tf_config
+from tfddl.errors import ClusterError, LaunchError
 from tfddl.launcher import horovodrun, host_flags, node_flags
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.doctor import check_hosts
@@ -137,7 +137,7 @@ def _settle_num_workers(
         What to tell of it, and of a job within a job.
     """
     notices = []
-    if node is None and not arguments.check and is_worker(environment):
+    if node is None and not arguments.check and _size_around(environment) > 1:
         notices.append("started by a worker of another tfddlrun; this is a job of its own")
     wanted = None if node is None else node.workers_per_node
     if arguments.num_proc is None and wanted is not None:
@@ -156,6 +156,16 @@ def _settle_num_workers(
         arguments.num_proc, reason = count.number, count.reason
     workers = "worker" if arguments.num_proc == 1 else "workers"
     return [*notices, f"-np auto: {arguments.num_proc} {workers} here; {reason}"]
+
+
+def _size_around(environment: Mapping[str, str]) -> int:
+    """Of the job in a worker of which this was started; 0 where none was."""
+    if not is_worker(environment):
+        return 0
+    try:
+        return tf_config.parse(environment.get(tf_config.VARIABLE, "")).size
+    except ClusterError as error:
+        raise LaunchError(str(error)) from None
 
 
 def _read_options(
