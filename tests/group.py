@@ -54,6 +54,11 @@ class WorkerGroup:
         self._connections: list[Connection] = []
 
     @property
+    def _start_timeout_s(self) -> float:
+        """Imports of TensorFlow take some seconds of a core for each worker."""
+        return START_TIMEOUT_S * max(1.0, self.size / 4)
+
+    @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
@@ -84,7 +89,7 @@ class WorkerGroup:
             self._connections = self._accept(listener)
         for connection in self._connections:
             connection.send(("tests.worker:init", self.init))
-        self._collect(START_TIMEOUT_S)
+        self._collect(self._start_timeout_s)
 
     def run(self, case: str, *, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
         """What the case returned on each rank, in rank order."""
@@ -119,7 +124,7 @@ class WorkerGroup:
 
     def _accept(self, listener: Listener) -> list[Connection]:
         by_rank: dict[int, Connection] = {}
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self._start_timeout_s
         listener._listener._socket.settimeout(1.0)  # type: ignore[attr-defined,unused-ignore]
         while len(by_rank) < self.size:
             try:
