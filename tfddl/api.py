@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfddl import runtime
 from tfddl.cluster import detect, read_cores, read_secret, read_start_timeout
 from tfddl.errors import StartError
+from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.progress import Board
 from tfddl.transport import Between, Collective
 
@@ -84,6 +85,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         timeout_s=timeout_s,
         start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,
         stall_warning_s=stall_warning_s,
+        trusts_network=bool(os.environ.get(TRUSTED_NETWORK)),
         cores=read_cores(os.environ),
     )
     runtime.start(

@@ -14,8 +14,8 @@ _EXAMPLES, _BATCH, _EPOCHS = 83, 2, 3
 def fit_differs() -> float:
     """The largest difference of any weight to one process, relative to the largest of its variable.
 
-    83 examples in batches of 2 divide among no number of workers. Every rank computes the weights of
-    the one process by itself.
+    83 examples in batches of 2 divide among no number of workers. Every rank computes the weights
+    of the one process by itself.
     """
     rng = np.random.default_rng(5)
     x = rng.normal(size=(_EXAMPLES, 6)).astype("f4")

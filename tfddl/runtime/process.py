@@ -6,6 +6,7 @@ The one mutable module global of tfddl lives here.
 import atexit
 import dataclasses
 import linecache
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tfddl.cluster import Cluster, PartialCluster, rendezvous
 from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError
+from tfddl.launcher.exposure import server_warning
 from tfddl.progress import Board, Teller
 from tfddl.runtime import connecting
 from tfddl.runtime.connecting import Connecting
@@ -166,6 +168,10 @@ class Runtime:
             )
         self.rendezvous.stop_listening()
         rendezvous.require_free_port(self.cluster)
+        if self.cluster.local_rank == 0 and not self.options.trusts_network:
+            warning = server_warning(self.cluster)
+            if warning is not None:
+                _LOG.warning("%s", warning)
         return make_strategy(self.cluster, self.collective)
 
     @contextmanager
@@ -257,6 +263,7 @@ def _calling_line() -> str:
     return f"{line!r} ({name}, line {number})" if line else "the line that calls it"
 
 
+_LOG = logging.getLogger("tfddl")
 _HAS_RUN = "operations have run"
 
 
