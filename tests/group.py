@@ -8,6 +8,7 @@ Usage:
     results = groups(2).run("tests.cases.collectives:sums", dtype="float32")
 """
 
+import functools
 import os
 import signal
 import subprocess
@@ -58,6 +59,12 @@ class WorkerGroup:
         """Imports of TensorFlow take some seconds of a core for each worker."""
         return START_TIMEOUT_S * max(1.0, self.size / 4)
 
+    @functools.cached_property
+    def addresses(self) -> tuple[str, ...]:
+        """Those of TF_CONFIG."""
+        names = [f"127.0.0.{1 + h}" for h, count in enumerate(self.hosts) for _ in range(count)]
+        return tuple(map("{}:{}".format, names, free_ports(self.size)))
+
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
@@ -65,13 +72,11 @@ class WorkerGroup:
     def start(self) -> None:
         directory = Path(self._directory.name)
         address = str(directory / "socket")
-        names = [f"127.0.0.{1 + h}" for h, count in enumerate(self.hosts) for _ in range(count)]
-        addresses = tuple(map("{}:{}".format, names, free_ports(self.size)))
         with Listener(address, family="AF_UNIX", authkey=AUTHKEY) as listener:
             for rank in range(self.size):
                 environ = {
                     **os.environ,
-                    "TF_CONFIG": tf_config.render(Cluster(addresses, rank)),
+                    "TF_CONFIG": tf_config.render(Cluster(self.addresses, rank)),
                     "TF_CPP_MIN_LOG_LEVEL": "2",
                     "PYTHONPATH": str(ROOT),
                 }
