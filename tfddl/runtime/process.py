@@ -16,10 +16,12 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tfddl.cluster import Cluster, PartialCluster, rendezvous
+from tfddl.cluster.endpoint import MOST_PENDING
 from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError
 from tfddl.launcher.exposure import server_warning
+from tfddl.limits import require_descriptors
 from tfddl.progress import Board, Teller
 from tfddl.runtime import connecting
 from tfddl.runtime.connecting import Connecting
@@ -208,6 +210,8 @@ class Runtime:
         problem = ""
         try:
             self.collective = resolve_collective(cluster, self.options)
+            if cluster.size > 1:
+                _require_descriptors(cluster)
         except StartError as error:
             if cluster.size == 1:
                 raise
@@ -251,6 +255,19 @@ class Runtime:
         ).connect(self.tracer, lobby)
         self.transport, self.pieces = connected.transport, connected.pieces
         met.when_in_conflict(self.transport.end)
+
+
+def _require_descriptors(cluster: Cluster | PartialCluster) -> None:
+    """Makes sure that there can be a socket to each worker, and what goes with it.
+
+    Raises:
+        StartError: So many descriptors are not to be had.
+    """
+    # To each a link, and a stream or its memory; to rank 0 one more, by which it has come.
+    each = 3 if cluster.rank == 0 else 2
+    require_descriptors(
+        each * cluster.size + MOST_PENDING, f"links to {cluster.size - 1} other workers"
+    )
 
 
 def _calling_line() -> str:
