@@ -112,7 +112,16 @@ SIBLINGS: dict[str, list[str]] = {
         "hosts",
         "exchange",
     ],
-    "runtime": ["options", "gpus", "devices", "networks", "connecting", "process"],
+    "runtime": [
+        "options",
+        "gpus",
+        "devices",
+        "networks",
+        "meeting",
+        "servers",
+        "connecting",
+        "process",
+    ],
     "transport": [
         "errors",
         "base",
