@@ -19,9 +19,9 @@ import pytest
 from tests.group import ROOT
 from tests.hosts import HERE, stand_in
 from tests.processes import wait_until
-from tfddl.bench import entrance
+from tests.strangers import attacking
 from tfddl.bench.crew import Crew
-from tfddl.bench.entrance import SECRET, connect, open_port
+from tfddl.bench.entrance import SECRET, connect, open_port, open_socket
 from tfddl.bench.ground import Address, Hosts, addresses_towards
 from tfddl.bench.machines import Machine, Machines, Met
 from tfddl.bench.main import main, settings_from
@@ -175,47 +175,62 @@ def _marked(mark: str) -> list[int]:
     return found
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrance, "_STRANGER_S", 0.2)
-
-
-def test_only_who_knows_the_secret_comes_in(impatient: None) -> None:
+def test_only_who_knows_the_secret_comes_in() -> None:
     with open_port(["127.0.0.1", "127.0.0.1"]) as door:
         assert door.accept(wait_s=0.01) is None  # Nobody has come.
         port = int(door.name.rpartition(":")[2])
         assert door.name == f"127.0.0.1:{port},127.0.0.1:{port}"
-        with socket.create_connection(("127.0.0.1", port)):  # Says nothing.
-            assert door.accept(wait_s=5) is None
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            assert door.accept(wait_s=5) is None
-        with _coming(door.name, {SECRET: "guessed"}) as failed:
-            assert door.accept(wait_s=5) is None
+        with _coming(door.name, {SECRET: "guessed"}, timeout_s=1) as failed:
+            assert door.accept(wait_s=0.2) is None
         assert failed == [
-            f"tfddl-bench isn't found at 127.0.0.1:{port}: what answers there is something else. "
-            "HINT: tfddl-bench --address HOST[:PORT] names the address by which its hosts reach "
-            "the machine that it runs on, and a port that firewalls let through"
+            f"tfddl-bench isn't found at 127.0.0.1:{port}: what answers there hangs up: it is no "
+            "process of this job, or of another one. HINT: tfddl-bench --address HOST[:PORT] names "
+            "the address by which its hosts reach the machine that it runs on, and a port that "
+            "firewalls let through"
         ]
-        with _coming(door.name, door.environment) as failed:
-            connection = door.accept(wait_s=5)
-            assert connection is not None
-            connection.send(Stop())
-            assert connection.recv() == Done()
-            connection.close()
+        with attacking(("127.0.0.1", port)), _coming(door.name, door.environment) as failed:
+            channel = door.accept(wait_s=5)
+            assert channel is not None
+            channel.send(Stop())
+            assert channel.recv() == Done()
         assert failed == []
+        with _coming(door.name, door.environment) as failed:
+            assert door.accept(wait_s=0.2) is None
+        assert len(failed) == 1
+        assert "rank 1 is here already" in failed[0]
+        channel.close()
+
+
+def test_on_one_machine_nobody_listens_on_a_port() -> None:
+    with open_socket() as door:
+        assert door.name.startswith("@tfddl-bench-")
+        with _coming(door.name, {SECRET: ""}, timeout_s=0.5) as failed:
+            assert door.accept(wait_s=0.2) is None
+        assert len(failed) == 1
+        assert f"tfddl-bench isn't found at {door.name}: what answers there hangs up" in failed[0]
+        with attacking(f"\0{door.name[1:]}"), _coming(door.name, door.environment) as failed:
+            channel = door.accept(wait_s=5)
+            assert channel is not None
+            channel.send(Stop())
+            assert channel.recv() == Done()
+            channel.close()
+        assert failed == []
+    with pytest.raises(LaunchError, match=f"isn't found at {door.name}: Connection refused"):
+        connect(door.name, rank=0, host=0, environment=door.environment, timeout_s=1)
 
 
 @contextlib.contextmanager
-def _coming(name: str, environment: dict[str, str]) -> Iterator[list[str]]:
+def _coming(name: str, environment: dict[str, str], *, timeout_s: float = 5) -> Iterator[list[str]]:
     """A worker that comes in as the second host, and takes an order; yields why it couldn't."""
     failed: list[str] = []
 
     def come() -> None:
         try:
-            with connect(name, host=1, environment=environment, timeout_s=5) as connection:
-                assert connection.recv() == Stop()
-                connection.send(Done())
+            with connect(
+                name, rank=1, host=1, environment=environment, timeout_s=timeout_s
+            ) as channel:
+                assert channel.recv() == Stop()
+                channel.send(Done())
         except LaunchError as error:
             failed.append(str(error))
 
@@ -229,12 +244,12 @@ def test_nobody_or_somebody_else_is_found_at_an_address() -> None:
     known = {SECRET: "ours"}
     with socket.create_server(("127.0.0.1", 0)) as silent:
         name = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(LaunchError, match=r": no answer within 0\.2 s\. HINT"):
-            connect(name, host=0, environment=known, timeout_s=0.2)
+        with pytest.raises(LaunchError, match=r": no answer in time\. HINT"):
+            connect(name, rank=0, host=0, environment=known, timeout_s=0.2)
     with pytest.raises(LaunchError, match=f"isn't found at {name}: Connection refused. HINT"):
-        connect(name, host=0, environment=known, timeout_s=5)
+        connect(name, rank=0, host=0, environment=known, timeout_s=5)
     with pytest.raises(LaunchError, match=r"isn't found at \[::1\]:1: "):
-        connect("127.0.0.1:1,[::1]:1", host=1, environment=known, timeout_s=5)
+        connect("127.0.0.1:1,[::1]:1", rank=0, host=1, environment=known, timeout_s=5)
 
 
 def test_where_it_listens() -> None:

@@ -50,13 +50,13 @@ class Crew:
             team: How many workers, and where.
             ground: What they start on.
             environment: What they inherit.
-            directory: For the socket and the output, readable for nobody else. Crews may share it.
+            directory: For the output, readable for nobody else. Crews may share it.
         """
         self.way, self.team = way, team
         self.hellos: tuple[Hello, ...] = ()
         self.launched_s = 0.0
         """When it was started, by `time.monotonic`."""
-        self._ground, self._directory = ground, directory
+        self._ground = ground
         self._environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **environment}
         self._log = directory / f"{secrets.token_hex(4)}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,7 +80,7 @@ class Crew:
             LaunchError: They don't come.
         """
         try:
-            with self._ground.open_entrance(self._directory, self.team) as entrance:
+            with self._ground.open_entrance(self.team) as entrance:
                 self._start(entrance)
         except BaseException:
             self._kill()

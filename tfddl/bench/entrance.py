@@ -1,34 +1,38 @@
 """Where the workers of a crew come in for their orders: both ends of it.
 
-On one machine it is a socket in a folder that is its user's alone. From other hosts workers come
-through TCP, and either side proves to the other that it knows a secret, before it believes anything
-that it is told. The secret is in the environment of the workers, and on no command line.
+On one machine it is a Unix socket of this user, from other hosts TCP. Either side proves to the
+other that it knows a secret, before it believes anything that it is told
+(`tfddl.cluster.endpoint`). The secret is in the environment of the workers, and on no command line.
 """
 
-import contextlib
 import os
+import queue
 import secrets
 import socket
-import struct
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
-from pathlib import Path
-from typing import Self
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from tfddl.bench.channel import Channel
 from tfddl.cluster import join_address
-from tfddl.cluster.ports import listen_everywhere
-from tfddl.errors import LaunchError
+from tfddl.cluster.endpoint import (
+    Caller,
+    Endpoint,
+    RefuseError,
+    dial_tcp,
+    dial_unix,
+    listen_tcp,
+    listen_unix,
+)
+from tfddl.errors import ConnectError, LaunchError
 
 SECRET = "TFDDL_BENCH_SECRET"
 """The variable that has it."""
 
-_LONGEST_SOCKET = 107
-_STRANGER_S = 5.0
-"""For whoever comes in to prove who he is; others have to wait meanwhile."""
+_UNIX = "@"
+"""What the name of a Unix socket begins with; no address does."""
 
-_Step = Callable[[Connection, bytes], None]
+_RETRY_S = 0.1
 
 
 class Entrance:
@@ -39,59 +43,59 @@ class Entrance:
         environment: what they have to inherit.
     """
 
-    def __init__(self, server: socket.socket, name: str, *, secret: str = "") -> None:
-        """Takes over a socket that listens.
+    def __init__(self, server: socket.socket, name: str) -> None:
+        """Takes over a socket that listens, and makes a secret.
 
         Args:
             server: Which.
             name: See above.
-            secret: What workers have to know; nothing where the system lets nobody else in.
         """
+        secret = secrets.token_hex(32)
         self.name = name
-        self.environment = {SECRET: secret} if secret else {}
-        self._server, self._secret = server, secret.encode()
+        self.environment = {SECRET: secret}
+        self._admitted: queue.SimpleQueue[Channel] = queue.SimpleQueue()
+        self._ranks: set[int] = set()
+        self._endpoint = Endpoint(server, secret.encode(), check=self._check, admit=self._admit)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.close()
-        if self._server.family == socket.AF_UNIX:
-            Path(self.name).unlink(missing_ok=True)
+        """Lets nobody in any more; those who have been let in before, stay."""
+        self._endpoint.close()
+        while not self._admitted.empty():
+            self._admitted.get().close()
 
     def accept(self, *, wait_s: float) -> Channel | None:
-        """Lets the next worker in; None where none has come, or a stranger."""
-        self._server.settimeout(wait_s)
+        """The next worker who has come in; None where none comes in this time."""
         try:
-            found, _ = self._server.accept()
-        except (TimeoutError, ConnectionAbortedError):
+            return self._admitted.get(timeout=wait_s)
+        except queue.Empty:
             return None
-        if not self._secret:
-            return Channel(found)
-        with contextlib.suppress(AuthenticationError, EOFError, OSError):
-            steps = (deliver_challenge, answer_challenge)
-            return _shake_hands(found, self._secret, steps, timeout_s=_STRANGER_S)
-        return None
+
+    def _check(self, hello: Mapping[str, Any]) -> None:
+        rank = hello.get("rank")
+        if type(rank) is not int or rank < 0:
+            raise RefuseError(f"{rank!r} is no rank")
+        if rank in self._ranks:
+            raise RefuseError(f"rank {rank} is here already")
+
+    def _admit(self, caller: Caller) -> None:
+        self._ranks.add(caller.hello["rank"])
+        self._admitted.put(Channel(caller.connection))
 
 
-def open_socket(path: Path) -> Entrance:
+def open_socket() -> Entrance:
     """Opens an entrance for this user's processes on this machine.
 
-    Args:
-        path: A name that is free, in a folder that nobody else can enter.
-
     Raises:
-        LaunchError: The name is too long.
+        LaunchError: The system has no such sockets.
     """
-    if len(os.fsencode(path)) > _LONGEST_SOCKET:
-        raise LaunchError(
-            f"{path} is too long a name for a socket, which can have {_LONGEST_SOCKET} "
-            "bytes. HINT: let TMPDIR be a folder with a shorter name."
-        )
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen(socket.SOMAXCONN)
-    return Entrance(server, str(path))
+    name = f"tfddl-bench-{secrets.token_hex(16)}"
+    try:
+        return Entrance(listen_unix(name, socket.SOCK_STREAM), _UNIX + name)
+    except OSError as error:
+        raise LaunchError(f"can't listen for workers: {error.strerror}") from error
 
 
 def open_port(addresses: Sequence[str], *, port: int = 0, everywhere: bool = False) -> Entrance:
@@ -107,86 +111,68 @@ def open_port(addresses: Sequence[str], *, port: int = 0, everywhere: bool = Fal
     """
     try:
         if everywhere or len(set(addresses)) > 1:
-            server = listen_everywhere(port, after_others=True)
-            server.listen(socket.SOMAXCONN)
+            server = listen_tcp(port)
         else:
             family = socket.AF_INET6 if ":" in addresses[0] else socket.AF_INET
             server = socket.create_server((addresses[0], port), family=family)
     except OSError as error:
+        # Python adds to the text of some errors what it was about to do.
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
         raise LaunchError(
-            f"can't listen on port {port} of {', '.join(dict.fromkeys(addresses))}: "
-            f"{error.strerror}. HINT: --address HOST:PORT names another port, and --address HOST "
-            "takes one that is free"
+            f"can't listen on port {port} of {', '.join(dict.fromkeys(addresses))}: {why}. HINT: "
+            "--address HOST:PORT names another port, and --address HOST takes one that is free"
         ) from error
     port = server.getsockname()[1]
-    name = ",".join(join_address(address, port) for address in addresses)
-    return Entrance(server, name, secret=secrets.token_hex(32))
+    return Entrance(server, ",".join(join_address(address, port) for address in addresses))
 
 
-def connect(name: str, *, host: int, environment: Mapping[str, str], timeout_s: float) -> Channel:
+def connect(
+    name: str, *, rank: int, host: int, environment: Mapping[str, str], timeout_s: float
+) -> Channel:
     """Comes in at an entrance.
 
     Args:
         name: Of the entrance.
+        rank: This worker's.
         host: This host's number among those of the crew.
         environment: This process's.
         timeout_s: How long it may take.
 
     Raises:
-        LaunchError: Nobody is found there.
+        LaunchError: Nobody is found there, or we aren't let in.
     """
-    if SECRET not in environment:
-        found = socket.socket(socket.AF_UNIX)
+    key, hello = environment.get(SECRET, "").encode(), {"rank": rank}
+    until_s = time.monotonic() + timeout_s
+    first: ConnectError | None = None
+    while True:
         try:
-            found.connect(name)
-        except OSError as error:
-            found.close()
-            raise LaunchError(f"tfddl-bench isn't found at {name}: {error.strerror}") from error
-        return Channel(found)
-    address = name.split(",")[host]
-    text, _, port = address.rpartition(":")
-    steps = (answer_challenge, deliver_challenge)
-    try:
-        found = socket.create_connection((text.strip("[]"), int(port)), timeout=timeout_s)
-        return _shake_hands(found, environment[SECRET].encode(), steps, timeout_s=timeout_s)
-    # An older Python asserts what a newer one makes an AuthenticationError.
-    except (OSError, EOFError, AuthenticationError, AssertionError) as error:
-        raise LaunchError(
-            f"tfddl-bench isn't found at {address}: {_describe(error, timeout_s)}. HINT: "
-            "tfddl-bench --address HOST[:PORT] names the address by which its hosts reach the "
-            "machine that it runs on, and a port that firewalls let through"
-        ) from error
+            left_s = until_s - time.monotonic()
+            return Channel(_dial(name, host, key, hello, timeout_s=left_s))
+        except ConnectError as error:
+            first = first or error
+            # Where strangers throng, one of us may be dropped with them.
+            is_final = error.is_refused or not error.has_answered
+            if is_final or time.monotonic() + _RETRY_S > until_s:
+                why = error if is_final else first
+                raise LaunchError(_describe(name, host, why)) from error
+            time.sleep(_RETRY_S)
 
 
-def _shake_hands(
-    found: socket.socket, secret: bytes, steps: Sequence[_Step], *, timeout_s: float
-) -> Channel:
-    """Makes sure that both sides know the secret; where they don't, the socket is closed.
-
-    These steps exchange bytes; nothing is unpickled.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(found)
-        found.settimeout(None)
-        _limit_reading(found, timeout_s)
-        with Connection(os.dup(found.fileno())) as connection:
-            for step in steps:
-                step(connection, secret)
-        _limit_reading(found, 0.0)
-        stack.pop_all()
-    return Channel(found)
+def _dial(
+    name: str, host: int, key: bytes, hello: Mapping[str, Any], *, timeout_s: float
+) -> socket.socket:
+    if name.startswith(_UNIX):
+        path = name.removeprefix(_UNIX)
+        return dial_unix(path, socket.SOCK_STREAM, key, hello, timeout_s=timeout_s)
+    text, _, port = name.split(",")[host].rpartition(":")
+    return dial_tcp(text.strip("[]"), int(port), key, hello, timeout_s=timeout_s)
 
 
-def _limit_reading(found: socket.socket, timeout_s: float) -> None:
-    """Makes reads fail after so long a silence; 0 is never. A `Connection` has no such limit."""
-    seconds, rest_s = divmod(timeout_s, 1)
-    value = struct.pack("@ll", int(seconds), int(rest_s * 1e6))
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-
-
-def _describe(error: Exception, timeout_s: float) -> str:
-    if isinstance(error, (TimeoutError, BlockingIOError)):
-        return f"no answer within {timeout_s:g} s"
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "what answers there is something else"
+def _describe(name: str, host: int, error: ConnectError) -> str:
+    if name.startswith(_UNIX):
+        return f"tfddl-bench isn't found at {name}: {error}"
+    return (
+        f"tfddl-bench isn't found at {name.split(',')[host]}: {error}. HINT: tfddl-bench --address "
+        "HOST[:PORT] names the address by which its hosts reach the machine that it runs on, and a "
+        "port that firewalls let through"
+    )

@@ -3,9 +3,7 @@
 import abc
 import dataclasses
 import re
-import secrets
 import sys
-from pathlib import Path
 
 from tfddl.bench.entrance import Entrance, open_port, open_socket
 from tfddl.errors import DataError, LaunchError
@@ -90,11 +88,10 @@ class Ground(abc.ABC):
         """One worker as simply as it can be started, to compare a team's start with."""
 
     @abc.abstractmethod
-    def open_entrance(self, directory: Path, team: Team) -> Entrance:
+    def open_entrance(self, team: Team) -> Entrance:
         """Opens what a team comes in by.
 
         Args:
-            directory: Readable for nobody else.
             team: Who.
 
         Raises:
@@ -135,9 +132,9 @@ class ThisMachine(Ground):
         """Without `tfddlrun`."""
         return Team(hosts=(HostSlots(HERE, 1),), command=(sys.executable,), is_launched=False)
 
-    def open_entrance(self, directory: Path, team: Team) -> Entrance:
+    def open_entrance(self, team: Team) -> Entrance:
         """A socket."""
-        return open_socket(directory / secrets.token_hex(4))
+        return open_socket()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +206,7 @@ class Hosts(Ground):
         """On the first host, by `tfddlrun`, too."""
         return self._on((HostSlots(self.hosts[0].name, 1),))
 
-    def open_entrance(self, directory: Path, team: Team) -> Entrance:
+    def open_entrance(self, team: Team) -> Entrance:
         """A port."""
         if self.address is not None:
             addresses = [self.address.host] * len(team.hosts)

@@ -39,6 +39,7 @@ def main() -> None:
     try:
         channel = connect(
             arguments.connect,
+            rank=cluster.rank,
             host=cluster.hosts.index(cluster.host),
             environment=os.environ,
             timeout_s=read_start_timeout(os.environ) or _CONNECT_S,
