@@ -218,9 +218,8 @@ def _of_kubernetes(environ: Mapping[str, str], index: int, num_nodes: int | None
             f"or {kubernetes.NODES}=N in its manifest; or --nnodes 1, where each pod trains apart"
         )
     found = read_master(environ)
-    host = kubernetes.first_host(socket.getfqdn(), index)
     master = found[0] if found else None
-    if master is None and host is not None:
+    if master is None and (host := kubernetes.first_host(socket.getfqdn(), index)):
         master = address_of(environ, host, "the first pod")
     return NodeRank(
         index,

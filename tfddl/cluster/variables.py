@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from tfddl.cluster.parsing import LAST_PORT, MOST_WORKERS, parse_int, quote
@@ -17,6 +18,9 @@ ALONE = "TFDDL_ALONE"
 """Set to 1 it says that this process trains alone, whatever its environment speaks of."""
 
 DEFAULT_PORT = 12345
+
+# float() takes the digits of every script, and "1_0".
+_FLOAT = re.compile(r"[0-9.eE+-]{1,40}")
 
 
 def read_int(
@@ -43,7 +47,7 @@ def read_start_timeout(environ: Mapping[str, str]) -> float | None:
     if not text:
         return None
     try:
-        value = float(text)
+        value = float(text) if _FLOAT.fullmatch(text) else math.nan
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
