@@ -38,13 +38,16 @@ def test_order_is_that_of_the_names_of_tasks(size: int) -> None:
         assert [names[place] for place in tensorflow_order(ranks)] == sorted(names)
 
 
-@pytest.mark.long
-def test_eleven_workers_are_in_rank_order() -> None:
+@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_eleven_workers_are_in_rank_order(everywhere: bool) -> None:
     """Nothing else runs beside eleven processes: they are ended at once."""
     group = WorkerGroup(11, collective="ring")
     try:
         group.start()
-        found = group.run("tests.cases.ordering:wrong", sets=SETS, timeout_s=150)
+        sets = SETS if everywhere else SETS[:1]
+        found = group.run(
+            "tests.cases.ordering:wrong", sets=sets, everywhere=everywhere, timeout_s=150
+        )
     finally:
         group.close()
     assert found == [[]] * 11
