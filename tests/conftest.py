@@ -13,7 +13,7 @@ import pytest
 
 from tests.group import Groups
 from tests.hosts import sshd, stand_in
-from tfddl.launcher import ports
+from tfddl.cluster import ports
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE_S = 3.0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tfddl.cluster import Cluster, tf_config
-from tfddl.launcher.ports import free_ports
+from tfddl.cluster.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 90.0

@@ -14,8 +14,8 @@ import pytest
 from tests.group import ROOT, Groups
 from tests.launching import launch
 from tfddl.cluster import Cluster, tf_config
+from tfddl.cluster.ports import free_ports
 from tfddl.errors import StartError
-from tfddl.launcher.ports import free_ports
 
 
 def _run(script: str, **variables: str) -> tuple[int, str]:

@@ -16,11 +16,11 @@ import tfddl
 from tests.launching import TIMEOUT_S, launch, pids, worker
 from tests.processes import wait_until
 from tfddl.cluster import Cluster, tf_config
+from tfddl.cluster.ports import free_ports, is_free
 from tfddl.errors import LaunchError
 from tfddl.launcher import JobOptions, plan_processes
 from tfddl.launcher.main import _make_parser
 from tfddl.launcher.plan import this_machine
-from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.restarts import RestartOptions
 
 

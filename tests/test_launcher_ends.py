@@ -20,8 +20,8 @@ from tests.launching import (
     worker,
 )
 from tests.processes import in_sessions, is_running, wait_until
+from tfddl.cluster.ports import free_ports
 from tfddl.launcher.job import find_taken_port
-from tfddl.launcher.ports import free_ports
 from tfddl.launcher.report import Outcome, WorkerExit, failure_report
 from tfddl.progress import Ability, Reading
 

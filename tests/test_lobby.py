@@ -3,18 +3,18 @@
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tfddl.errors import PeerLostError, WireError
-from tfddl.wire import SECRET_BYTES, Door, Lobby
+from tests.strangers import attacking
+from tfddl.cluster.endpoint import dial_tcp
+from tfddl.errors import ConnectError, PeerLostError, WireError
+from tfddl.wire import Door, Lobby
 from tfddl.wire.links import ENDED, StreamLink
 
 SECRET = b"known to us only"
-WORD = struct.Struct(f"<{SECRET_BYTES}sIQ")
 
 
 @contextlib.contextmanager
@@ -48,20 +48,8 @@ def _close(found: list[dict[int, socket.socket]]) -> None:
             connected.close()
 
 
-def test_strangers_are_shown_out_and_keep_nobody_waiting() -> None:
-    said = [
-        b"",  # Says nothing, and stays.
-        b"GET / HTTP/1.0\r\n\r\n",
-        WORD.pack(b"not known to us!", 1, 7),
-        WORD.pack(SECRET, 1, 7)[:-1],
-    ]
-    with _lobbies(3) as lobbies, contextlib.ExitStack() as stack:
-        strangers = []
-        for text in said:
-            stranger = socket.create_connection(("127.0.0.1", lobbies[0].port), timeout=10)
-            stack.enter_context(stranger)
-            stranger.sendall(text)
-            strangers.append(stranger)
+def test_strangers_keep_nobody_waiting() -> None:
+    with _lobbies(3) as lobbies, attacking(("127.0.0.1", lobbies[0].port)):
         found = _meet(lobbies, purpose=7)
         assert [sorted(sockets) for sockets in found] == [[1, 2], [0, 2], [0, 1]]
         for rank, sockets in enumerate(found):
@@ -71,8 +59,29 @@ def test_strangers_are_shown_out_and_keep_nobody_waiting() -> None:
                 other = found[peer][rank]
                 other.setblocking(True)
                 assert other.recv(1) == bytes([rank])
-        assert strangers[2].recv(1) == b""  # Hung up on.
         _close(found)
+
+
+def test_who_does_not_know_the_secret_or_claims_another_rank_is_refused() -> None:
+    with _lobbies(3) as lobbies:
+        at = ("127.0.0.1", lobbies[1].port)
+        with pytest.raises(ConnectError, match="hangs up"):
+            dial_tcp(*at, b"another secret", {"rank": 2, "purpose": 7}, timeout_s=5.0)
+        wrong: list[dict[str, object]] = [
+            {"rank": 0, "purpose": 7},  # It is rank 1 that calls rank 0.
+            {"rank": 3, "purpose": 7},
+            {"rank": "2", "purpose": 7},
+            {"rank": [2], "purpose": 7},
+            {"purpose": 7},
+            {"rank": 2},
+        ]
+        for hello in wrong:
+            with pytest.raises(ConnectError) as caught:
+                dial_tcp(*at, SECRET, hello, timeout_s=5.0)
+            assert caught.value.is_refused, hello
+        first = dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=5.0)
+        with first, pytest.raises(ConnectError, match="rank 2 has called already for 7"):
+            dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=5.0)
 
 
 def test_meeting_twice_for_different_purposes() -> None:

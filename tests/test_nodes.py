@@ -21,13 +21,13 @@ from tests.processes import in_sessions
 from tfddl import __version__
 from tfddl.bench import namespaces
 from tfddl.cluster import Cluster, NodeRank, PartialCluster, rendezvous
+from tfddl.cluster.ports import free_ports, hold_ports
 from tfddl.errors import ClusterError, LaunchError, StartError
 from tfddl.launcher import JobOptions, node_flags
 from tfddl.launcher.main import _make_parser
 from tfddl.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import Place
-from tfddl.launcher.ports import free_ports, hold_ports
 from tfddl.launcher.restarts import RestartOptions
 from tfddl.launcher.signals import Signals
 from tfddl.launcher.stalls import StallWatch
@@ -429,11 +429,11 @@ def test_who_waits_for_another_node_has_not_stalled() -> None:
 
 def test_ports_are_held() -> None:
     with hold_ports(3) as ports, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfddl.launcher.ports._candidates", lambda: list(ports))
+        patch.setattr("tfddl.cluster.ports._candidates", lambda: list(ports))
         with pytest.raises(LaunchError, match="found 0 free ports of the 1 that are needed"):
             free_ports(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfddl.launcher.ports._candidates", lambda: list(ports))
+        patch.setattr("tfddl.cluster.ports._candidates", lambda: list(ports))
         with hold_ports(2, excluded=[ports[0]]) as others:
             assert set(others) == set(ports[1:])
 
@@ -698,7 +698,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
         )
 
     monkeypatch.setattr(rendezvous, "join", join)
-    monkeypatch.setattr("tfddl.launcher.ports._candidates", lambda: list(free))
+    monkeypatch.setattr("tfddl.cluster.ports._candidates", lambda: list(free))
     options = NodeOptions(NodeRank(0, 2, master, job="j", source="X"), timeout_s=9.0)
 
     def meet(secret: str | None) -> Meeting:

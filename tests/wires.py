@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from tfddl.wire import (
-    SECRET_BYTES,
     Door,
     Lobby,
     Network,
@@ -112,7 +111,7 @@ def _connected(seat: Seat, by: str) -> Network:
     sys.stdout.write(f"{lobby.port}\n")
     sys.stdout.flush()
     doors = [Door("localhost", port) for port in json.loads(sys.stdin.readline())]
-    lobby.learn(doors, seat.job.encode()[:SECRET_BYTES].ljust(SECRET_BYTES))
+    lobby.learn(doors, seat.job.encode())
     return connect_hosts(seat, lobby, [rank for rank in range(seat.size) if rank != seat.rank])
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import tensorflow as tf
 
 from tfddl import runtime
-from tfddl.cluster import detect, read_cores, read_start_timeout
+from tfddl.cluster import detect, read_cores, read_secret, read_start_timeout
 from tfddl.errors import StartError
 from tfddl.progress import Board
 from tfddl.transport import Between, Collective
@@ -86,7 +86,9 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         stall_warning_s=stall_warning_s,
         cores=read_cores(os.environ),
     )
-    runtime.start(detect(os.environ), options, Board.given(os.environ))
+    runtime.start(
+        detect(os.environ), options, Board.given(os.environ), secret=read_secret(os.environ)
+    )
     keras_hooks.install()
 
 

@@ -15,6 +15,7 @@ works as usual::
     ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
     ├── PeerLostError (ConnectionError)   a worker that this one waits for has ended
     ├── StalledError (TimeoutError)       not all workers have come to an operation in time
+    ├── ConnectError (ConnectionError)    a connection to another process that doesn't come about
     ├── WireError (RuntimeError)          the workers of a host can't share memory
     └── LaunchError (RuntimeError)        a job that can't be started, or a worker that failed
 """
@@ -66,6 +67,25 @@ class PeerLostError(TfddlError, ConnectionError):
 
 class StalledError(TfddlError, TimeoutError):
     """Not all workers have come to an operation in time."""
+
+
+class ConnectError(TfddlError, ConnectionError):
+    """A connection to another process of the job doesn't come about.
+
+    Attributes:
+        has_answered: whether something listens there, that may be it or not.
+        is_refused: whether it is a process of the job, and refuses us.
+    """
+
+    def __init__(
+        self, message: str, *, has_answered: bool = False, is_refused: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.has_answered, self.is_refused = has_answered, is_refused
+
+
+class StrangerError(ConnectError):
+    """Where a process of the job was expected, there is one of another user."""
 
 
 class WireError(TfddlError, RuntimeError):

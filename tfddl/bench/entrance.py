@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from tfddl.cluster import join_address
+from tfddl.cluster.ports import listen_everywhere
 from tfddl.errors import LaunchError
-from tfddl.launcher.ports import listen_everywhere
 
 SECRET = "TFDDL_BENCH_SECRET"
 """The variable that has it."""

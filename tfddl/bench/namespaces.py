@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tfddl.cluster.ports import free_ports
 from tfddl.errors import LaunchError
-from tfddl.launcher.ports import free_ports
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 """Of the two hosts."""

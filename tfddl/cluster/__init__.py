@@ -21,7 +21,8 @@ from tfddl.cluster.cores import read_cores
 from tfddl.cluster.detect import detect
 from tfddl.cluster.nodes import NodeRank, detect_nodes
 from tfddl.cluster.parsing import parse_int, parse_json
-from tfddl.cluster.variables import CORES, SECRET, START_TIMEOUT, read_start_timeout
+from tfddl.cluster.secret import SECRET, read_secret
+from tfddl.cluster.variables import CORES, START_TIMEOUT, read_start_timeout
 
 __all__ = [
     "CORES",
@@ -37,6 +38,7 @@ __all__ = [
     "parse_int",
     "parse_json",
     "read_cores",
+    "read_secret",
     "read_start_timeout",
     "rendezvous",
     "sagemaker",

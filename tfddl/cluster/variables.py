@@ -10,9 +10,6 @@ from tfddl.errors import ClusterError
 
 PORT = "TFDDL_PORT"
 START_TIMEOUT = "TFDDL_START_TIMEOUT"
-SECRET = "TFDDL_SECRET"
-"""The job's secret, in hexadecimal digits, by which its workers know each other."""
-
 CORES = "TFDDL_CORES"
 """How many cores are a worker's own, since its affinity may or may not be shared with others."""
 

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ import tensorflow as tf
 
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import TfddlError, UnsupportedError
-from tfddl.transport import RanksDisagreeError, RefusedError
+from tfddl.transport import RanksDisagreeError, RefusedError, made_outside
 from tfddl.wire import Call, describe_difference, rank_names
 
 _P = ParamSpec("_P")
@@ -200,27 +199,16 @@ def _agree_eagerly(group: Group, signature: Signature) -> None:
     raise RanksDisagreeError(_difference(group, lengths.numpy(), rows.numpy()))
 
 
-@tf.autograph.experimental.do_not_convert
 def _new_flag() -> tf.Variable:
-    """A variable for a graph that is being made.
-
-    It is made in another thread, since a `tf.function` that is traced a second time, for other
-    arguments, allows no new variables, not even in an init_scope.
-    """
-
-    def make() -> tf.Variable:
-        with tf.device("CPU:0"):
-            return tf.Variable(False, trainable=False, name="tfddl_agreed")
-
-    with ThreadPoolExecutor(1) as outside:
-        return outside.submit(make).result()
+    with tf.device("CPU:0"):
+        return tf.Variable(False, trainable=False, name="tfddl_agreed")
 
 
 def _agree_in_graph(group: Group, signature: Signature) -> None:
     agreed = group.runtime.agreed
     key = str(signature)
     if key not in agreed:
-        agreed[key] = _new_flag()
+        agreed[key] = made_outside(_new_flag)
 
     def compare() -> tf.Tensor:
         digest = tf.constant([signature.digest], tf.int64)

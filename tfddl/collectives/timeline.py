@@ -11,6 +11,7 @@ import atexit
 import collections
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Any
 
 from tfddl.collectives.objects import allgather_object
 from tfddl.collectives.process_sets import ProcessSet
-from tfddl.errors import UnsupportedError
+from tfddl.errors import StalledError, UnsupportedError
 from tfddl.runtime import current
-from tfddl.transport import Event, Tracer, service
+from tfddl.transport import Event, Tracer
 
 _US = 1e6
 _RANKS = "tfddl/timeline/{}"
@@ -64,6 +65,7 @@ def stop_timeline() -> None:
 
     Raises:
         UnsupportedError: No timeline is being recorded on this rank.
+        StalledError: Rank 0 doesn't call it in time.
         NotInitializedError: `tfddl.init()` has not been called.
         OSError: The file can't be written; the other ranks go on.
     """
@@ -94,14 +96,23 @@ def _recording(tracer: Tracer) -> list[int]:
     operations of all ranks are counted.
     """
     cluster, (now, _) = current().cluster, current().transport.counts()
-    if cluster.size == 1:
+    if tracer.notes is None:
         return [0]
     if cluster.rank == 0:
-        ranks = [0, *(r for r in range(1, cluster.size) if Tracer.of(r, before=now))]
-        service.put(_RANKS.format(tracer.number), json.dumps(ranks))
+        ranks = [0, *(r for r in range(1, cluster.size) if tracer.of(r, before=now))]
+        tracer.notes.put(_RANKS.format(tracer.number), json.dumps(ranks))
         return ranks
-    of_root = Tracer.of(0, before=now)
-    ranks = json.loads(service.get(_RANKS.format(of_root))) if of_root > tracer.joined else []
+    of_root = tracer.of(0, before=now)
+    ranks = []
+    if of_root > tracer.joined:
+        wait_s = current().options.timeout_s or math.inf
+        text = tracer.notes.get(_RANKS.format(of_root), wait_s=wait_s)
+        if not text:
+            raise StalledError(
+                f"rank 0 hasn't called stop_timeline() within {wait_s:g} s. HINT: all ranks that "
+                "record a timeline must call it together"
+            )
+        ranks = json.loads(text)
     tracer.joined = max(of_root, tracer.joined)
     tracer.tell(None)
     return ranks if cluster.rank in ranks else [cluster.rank]

@@ -53,7 +53,7 @@ def is_job_s(strategy: Any) -> bool:
     """Whether a strategy is the one of the workers that train together."""
     if not is_started() or current().cluster.size == 1:
         return False
-    return strategy is not None and strategy is current().strategy()
+    return strategy is not None and strategy is current().started_strategy
 
 
 def is_in(model: Any) -> bool:

@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tfddl import __version__
+from tfddl.cluster import ports
 from tfddl.errors import LaunchError
-from tfddl.launcher import interfaces, ports
+from tfddl.launcher import interfaces
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import inherited
 from tfddl.launcher.examine import Examination

@@ -20,9 +20,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from tfddl.cluster import ports
 from tfddl.cores import num_usable_cores
 from tfddl.errors import LaunchError
-from tfddl.launcher import interfaces, ports
+from tfddl.launcher import interfaces
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tfddl": ("tfddl",),

@@ -14,6 +14,7 @@ from pathlib import Path
 from signal import SIGTERM
 
 from tfddl.cluster import SECRET, START_TIMEOUT, rendezvous
+from tfddl.cluster.ports import free_ports, is_free
 from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import Export, exported, given_secret, inherited, travelling
@@ -26,7 +27,6 @@ from tfddl.launcher.memory import Memory
 from tfddl.launcher.nodes import SECRET_BYTES, NodeOptions, meet_nodes
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import Place, plan_processes, this_machine
-from tfddl.launcher.ports import free_ports, is_free
 from tfddl.launcher.recovery import Recovery
 from tfddl.launcher.report import Outcome, WorkerExit, describe_place, failure_report
 from tfddl.launcher.restarts import RestartOptions

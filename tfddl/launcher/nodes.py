@@ -20,12 +20,12 @@ from typing import Any
 from tfddl import __version__
 from tfddl.cluster import NodeRank, PartialCluster, join_address, rendezvous
 from tfddl.cluster.cluster import is_loopback
+from tfddl.cluster.ports import hold_ports
 from tfddl.errors import LaunchError, TfddlError
 from tfddl.launcher.hosts import MOST_WORKERS
 from tfddl.launcher.interfaces import identity, interface_of
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import LOOPBACK, Place
-from tfddl.launcher.ports import hold_ports
 from tfddl.launcher.signals import Interrupted, Signals
 
 MEET_S = 600.0
@@ -245,7 +245,7 @@ def _join(
     """
     node = options.node
     assert node.master is not None
-    results: queue.Queue[rendezvous.Joined | BaseException] = queue.Queue()
+    results: queue.Queue[rendezvous.Rendezvous | BaseException] = queue.Queue()
 
     def work() -> None:
         try:

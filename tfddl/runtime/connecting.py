@@ -2,12 +2,13 @@
 
 import dataclasses
 import logging
-import secrets
-import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfddl.cluster import Cluster
+from tfddl.cluster import Cluster, PartialCluster
+from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.errors import DisagreementError, StartError
 from tfddl.runtime.networks import Networks
 from tfddl.runtime.options import Options
@@ -28,7 +29,7 @@ from tfddl.transport import (
     WireTransport,
     measured_pieces,
 )
-from tfddl.wire import SECRET_BYTES, Lobby, Network
+from tfddl.wire import Lobby, Network
 
 _NO_SHARED_MEMORY = (
     "the workers of a host can't share memory: TensorFlow's collectives take over, which are slower"
@@ -44,9 +45,7 @@ _NOT_READY = (
     "between_hosts='ring'."
 )
 
-_SECRET = struct.Struct("<qq")
-_COLLECTIVES = (None, *Collective)
-_BETWEEN = (None, *Between)
+_YES, _NO = "yes", "no"
 
 _LOG = logging.getLogger("tfddl")
 
@@ -61,60 +60,101 @@ class Connected:
     """In how many pieces at once TensorFlow's collectives send what is large."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Said:
-    """What all ranks have said of themselves."""
+def facts_of(  # noqa: PLR0913 - all by name
+    options: Options,
+    collective: Collective,
+    *,
+    lobby: Lobby | None,
+    gpu: str | None,
+    problem: str,
+    has_run: bool,
+) -> dict[str, Any]:
+    """What a worker tells all others before any of them starts anything.
 
-    share_memory: bool
-    """Whether all share memory with those of their hosts."""
+    Args:
+        options: What it was asked for.
+        collective: Which of TensorFlow's collectives it would use.
+        lobby: Where it listens for other hosts, if it does.
+        gpu: What tells its GPU from others of the host, where it has one and that is known.
+        problem: Why it can't start; "" where it can.
+        has_run: Whether TensorFlow operations have run there already.
+    """
+    return {
+        "pieces": options.pieces,
+        "collective": str(options.collective or "auto"),
+        "between_hosts": str(options.between_hosts or "auto"),
+        "resolved": str(collective),
+        "port": lobby.port if lobby is not None else 0,
+        "gpu": gpu,
+        "problem": problem,
+        "has_run": has_run,
+    }
 
-    ports: tuple[int, ...]
-    """Where each one's lobby listens; 0 where it has none."""
 
-    secret: bytes
+def compare(facts: Sequence[Mapping[str, Any]]) -> None:
+    """Makes sure that all ranks can start, and were asked for the same.
+
+    Args:
+        facts: What each has told, in rank order.
+
+    Raises:
+        StartError: Some can't.
+        DisagreementError: They differ.
+    """
+    for rank, fact in enumerate(facts):
+        if fact["problem"]:
+            raise StartError(f"rank {rank} can't start: {fact['problem']}")
+    for name in ("pieces", "collective", "between_hosts"):
+        values = [fact[name] for fact in facts]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise DisagreementError(
+                f"tfddl.init got {name}={values[0]!r} on rank 0, but {name}={values[other]!r} on "
+                f"rank {other}. HINT: give all ranks the same."
+            )
+    resolved = [fact["resolved"] for fact in facts]
+    other = next((rank for rank, value in enumerate(resolved) if value != resolved[0]), None)
+    if other is not None:
+        raise DisagreementError(
+            f"rank 0 would use {resolved[0].upper()}, but rank {other} {resolved[other].upper()}: "
+            "TensorFlow sees GPUs on some hosts only. HINT: nvidia-smi on each; "
+            'CUDA_VISIBLE_DEVICES="" everywhere trains on CPUs'
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Connecting:
-    """Connects several workers. All of them do so alike, once TensorFlow's servers run."""
+    """Connects several workers, once they have met. All of them do so alike."""
 
-    cluster: Cluster
+    rendezvous: Rendezvous
     options: Options
-
-    device: str
-    """The strategy's of this worker."""
-
     collective: Collective
     """Which of TensorFlow's."""
 
     num_cores: int
     """How many cores this worker may count on."""
 
-    def connect(self, tracer: Tracer) -> Connected:
+    start_strategy: Callable[[str], tf.distribute.Strategy]
+    """Starts TensorFlow's servers, where they are needed. It is told why."""
+
+    def connect(self, tracer: Tracer, lobby: Lobby | None) -> Connected:
         """Chooses the transport, and makes sure that it works.
 
         Args:
             tracer: Is told what travels, while it is on.
+            lobby: Where this worker listens for the other hosts; None where it doesn't.
 
         Raises:
-            StartError: TensorFlow doesn't order the workers by rank; or TCP was asked for, and
-                can't be had.
-            DisagreementError: The ranks were given different options.
+            StartError: TensorFlow doesn't order the workers by rank, or its servers are needed and
+                can't be started any more; or TCP was asked for, and can't be had.
+            StalledError: Not all ranks have come as far as this one in time.
         """
-        tracer.open(self.cluster.rank)
-        roll = Roll(self.cluster.rank, self.cluster.size, self.options.patience)
-        whole = self._strategy_transport()
-        roll.watch(whole)
-        networks = Networks(self.cluster, self.options)
-        memory = networks.share_memory() if self._wants_shared_memory else None
-        lobby = networks.open_lobby() if self._wants_tcp else None
-        said = self._compare(whole, memory, lobby)
-        if self._wants_shared_memory and not said.share_memory:
-            _LOG.warning(_NO_SHARED_MEMORY)
-            if memory is not None:
-                memory.close()
-            memory = None
-        hosts = self._reach(whole, networks, lobby, said)
+        tracer.notes = self.rendezvous
+        roll = Roll(self.rendezvous, self.options.patience)
+        networks = Networks(self.rendezvous, self.options)
+        memory = self._share_memory(networks)
+        shares_memory = memory is not None or not wants_shared_memory(self._cluster, self)
+        hosts = self._reach(networks, lobby, shares_memory=shares_memory)
         one = self._one_network(memory, hosts)
         if one is not None:
             roll.close()  # These know by themselves whom they wait for.
@@ -123,6 +163,8 @@ class Connecting:
             )
             return Connected(transport=transport, pieces=DEFAULT_PIECES)
         if hosts is None:
+            whole = self._strategy_transport(shares_memory=shares_memory)
+            roll.watch(whole)
             pieces = self._choose_pieces(whole, only_leaders=memory is not None)
             world: Transport = TimedTransport(whole.in_pieces(pieces))
         else:
@@ -133,9 +175,31 @@ class Connecting:
             world = self._in_two_levels(memory, world, roll)
         return Connected(transport=TracedTransport(world, tracer, roll), pieces=pieces)
 
+    @property
+    def _cluster(self) -> Cluster:
+        return self.rendezvous.cluster
+
+    def _share_memory(self, networks: Networks) -> Network | None:
+        """Memory within this host, if all hosts have it."""
+        if not wants_shared_memory(self._cluster, self):
+            return None
+        memory = networks.share_memory()
+        if self._all("tfddl.init, sharing memory", memory is not None):
+            return memory
+        _LOG.warning(_NO_SHARED_MEMORY)
+        if memory is not None:
+            memory.close()
+        return None
+
+    def _all(self, what: str, mine: bool) -> bool:
+        """Whether all ranks say yes; all call it together."""
+        timeout_s = self.options.rendezvous_timeout_s
+        texts = self.rendezvous.gather(what, _YES if mine else _NO, timeout_s=timeout_s)
+        return all(text == _YES for text in texts)
+
     def _one_network(self, memory: Network | None, hosts: Network | None) -> Network | None:
         """The network that connects all workers, if there is one."""
-        sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]
+        sizes = [len(ranks) for ranks in self._cluster.ranks_of_hosts]
         if len(sizes) == 1:
             return memory
         return hosts if max(sizes) == 1 else None
@@ -146,15 +210,25 @@ class Connecting:
             overlaps = self.num_cores > 1 or world.overlaps
             local = WireTransport(memory, range(memory.mesh.size), overlaps=overlaps)
         roll.watch(local)
-        return TwoLevelTransport(self.cluster.rank, self.cluster.ranks_of_hosts, local, world)
+        return TwoLevelTransport(self._cluster.rank, self._cluster.ranks_of_hosts, local, world)
 
-    def _strategy_transport(self) -> StrategyTransport:
+    def _strategy_transport(self, *, shares_memory: bool) -> StrategyTransport:
+        why = f"collectives go through TensorFlow's {self.collective.name}"
+        if self.options.collective is None and not shares_memory:
+            why += ", since the workers of a host can't share memory"
         options = StrategyOptions(
-            device=self.device,
+            device=self.start_strategy(why).extended.worker_devices[0],
             collective=self.collective,
             timeout_s=2 * self.options.timeout_s,  # The last resort: the roll knows more.
         )
-        return StrategyTransport(self.cluster.rank, self.cluster.size, options)
+        whole = StrategyTransport(self._cluster.rank, self._cluster.size, options)
+        order = whole.all_gather(tf.constant([self._cluster.rank], tf.int64)).numpy()[:, 0].tolist()
+        if order != list(range(self._cluster.size)):
+            raise StartError(
+                f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
+                "tensors would be mixed up. This TensorFlow can't be used."
+            )
+        return whole
 
     def _choose_pieces(self, whole: StrategyTransport, *, only_leaders: bool) -> int:
         """In how many pieces at once large sums go through TensorFlow's collectives.
@@ -167,47 +241,29 @@ class Connecting:
             return self.options.pieces
         if self.collective is Collective.NCCL:
             return 1
-        hosts = self.cluster.ranks_of_hosts
+        hosts = self._cluster.ranks_of_hosts
         leaders = tuple(sorted(ranks[0] for ranks in hosts))
-        if len(hosts) != 2 or not (only_leaders or self.cluster.size == 2):
+        if len(hosts) != 2 or not (only_leaders or self._cluster.size == 2):
             return DEFAULT_PIECES
         measured = 0
-        if self.cluster.rank in leaders:
+        if self._cluster.rank in leaders:
             between = whole.among(leaders)
             assert isinstance(between, StrategyTransport)
             measured = measured_pieces(between)
         told = whole.all_reduce(tf.constant([measured]), Reduction.MAX)
         return int(told.numpy()[0])
 
-    @property
-    def _has_own_networks(self) -> bool:
-        """Whether gradients may go otherwise than by TensorFlow's collectives."""
-        return self.options.collective is None and self.collective is Collective.RING
-
-    @property
-    def _wants_shared_memory(self) -> bool:
-        return self._has_own_networks and max(map(len, self.cluster.ranks_of_hosts)) > 1
-
-    @property
-    def _wants_tcp(self) -> bool:
-        return (
-            self._has_own_networks
-            and len(self.cluster.hosts) > 1
-            and self.options.between_hosts is not Between.RING
-        )
-
     def _reach(
-        self, whole: Transport, networks: Networks, lobby: Lobby | None, said: _Said
+        self, networks: Networks, lobby: Lobby | None, *, shares_memory: bool
     ) -> Network | None:
         """Connects to the other hosts, if all ranks want to, and all can."""
-        if not self._wants_tcp:
+        if not wants_tcp(self._cluster, self):
             return None
         found, missing = None, _NOT_READY
-        is_ready = said.share_memory or not self._wants_shared_memory
-        if lobby is not None and is_ready and all(said.ports):
-            found, missing = networks.reach_hosts(lobby, said.ports, said.secret), _NOT_REACHED
-        reached = whole.all_reduce(tf.constant([int(found is not None)]), Reduction.MIN)
-        if reached.numpy()[0]:
+        ports = [fact["port"] for fact in self.rendezvous.facts]
+        if lobby is not None and shares_memory and all(ports):
+            found, missing = networks.reach_hosts(lobby, ports), _NOT_REACHED
+        if self._all("tfddl.init, reaching hosts", found is not None):
             return found
         if found is not None:
             found.close()
@@ -215,43 +271,43 @@ class Connecting:
             lobby.close()
         if self.options.between_hosts is Between.TCP:
             raise StartError(f"between_hosts is 'tcp', but {missing}")
-        if self.cluster.rank == 0:
+        if self._cluster.rank == 0:
             _LOG.warning("TensorFlow's RING speaks between hosts, which is slower: %s", missing)
         return None
 
-    def _compare(self, whole: Transport, memory: Network | None, lobby: Lobby | None) -> _Said:
-        """Makes sure that the first collective works, in TensorFlow's order, and options agree."""
-        mine = [
-            self.cluster.rank,
-            int(memory is not None),
-            self.options.pieces or 0,
-            _COLLECTIVES.index(self.options.collective),
-            _BETWEEN.index(self.options.between_hosts),
-            lobby.port if lobby is not None else 0,
-            *_SECRET.unpack(secrets.token_bytes(SECRET_BYTES)),
-        ]
-        said = whole.all_gather(tf.constant(mine, tf.int64)).numpy()
-        order, shares, pieces, collectives, between, ports = said.T[:6].tolist()
-        if order != list(range(self.cluster.size)):
-            raise StartError(
-                f"TensorFlow ordered the workers as {order} instead of by rank, so that gathered "
-                "tensors would be mixed up. This TensorFlow can't be used."
-            )
-        _require_same("pieces", [number or None for number in pieces])
-        _require_same("collective", [str(_COLLECTIVES[n] or "auto") for n in collectives])
-        _require_same("between_hosts", [str(_BETWEEN[n] or "auto") for n in between])
-        return _Said(
-            share_memory=all(shares),
-            ports=tuple(ports),
-            secret=_SECRET.pack(*said[0, 6:].tolist()),
-        )
+
+class Choice(Protocol):
+    """What decides by which way gradients go."""
+
+    @property
+    def options(self) -> Options:
+        """What was asked for."""
+
+    @property
+    def collective(self) -> Collective:
+        """Which of TensorFlow's collectives there would be."""
 
 
-def _require_same(name: str, values: list[int | None] | list[str]) -> None:
-    """Refuses a setting that differs between ranks."""
-    other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
-    if other is not None:
-        raise DisagreementError(
-            f"tfddl.init got {name}={values[0]!r} on rank 0, but {name}={values[other]!r} on rank "
-            f"{other}. HINT: give all ranks the same."
-        )
+def wants_shared_memory(cluster: Cluster, choice: Choice) -> bool:
+    """Whether the workers of each host are to share memory."""
+    return _has_own_networks(choice) and max(map(len, cluster.ranks_of_hosts)) > 1
+
+
+def wants_tcp(cluster: Cluster | PartialCluster, choice: Choice) -> bool:
+    """Whether hosts are to speak TCP; True, too, where it isn't known yet how many there are."""
+    if not _has_own_networks(choice) or choice.options.between_hosts is Between.RING:
+        return False
+    return isinstance(cluster, PartialCluster) or len(cluster.hosts) > 1
+
+
+def needs_strategy(cluster: Cluster, choice: Choice) -> bool:
+    """Whether TensorFlow's servers are needed for certain."""
+    if cluster.size == 1:
+        return False
+    is_own = _has_own_networks(choice) and len(cluster.hosts) == 1
+    return not (is_own or wants_tcp(cluster, choice))
+
+
+def _has_own_networks(choice: Choice) -> bool:
+    """Whether gradients may go otherwise than by TensorFlow's collectives."""
+    return choice.options.collective is None and choice.collective is Collective.RING

@@ -1,5 +1,8 @@
 """TensorFlow's threads, GPUs and strategy, which can be set up only once."""
 
+import logging
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tfddl.cluster import Cluster
@@ -7,11 +10,13 @@ from tfddl.errors import StartError
 from tfddl.runtime.options import Options
 from tfddl.transport import Collective
 
-_TOO_LATE = (
-    "tfddl.init() has to come before the first TensorFlow operation of the process, because "
-    "threads, devices and collectives can't be set up afterwards. Move it to the top of the "
-    "script, before any model, tensor or dataset is made."
+TOO_LATE = (
+    "Operations of TensorFlow have run before, and devices and collectives can't be set up "
+    "afterwards. HINT: move tfddl.init() to the top of the script, before any model, tensor or "
+    "dataset is made"
 )
+
+_LOG = logging.getLogger("tfddl")
 
 
 def choose_collective(asked: Collective | None, *, num_gpus: int, local_size: int) -> Collective:
@@ -34,33 +39,70 @@ def choose_collective(asked: Collective | None, *, num_gpus: int, local_size: in
     return asked or (Collective.NCCL if num_gpus else Collective.RING)
 
 
-def set_up_devices(cluster: Cluster, options: Options, num_cores: int) -> Collective:
-    """Sets up threads and GPUs; returns which collectives TensorFlow is to use.
+def operations_have_run() -> bool:
+    """Whether TensorFlow has run an operation in this process, after which its servers can't start.
 
-    Raises:
-        StartError: A TensorFlow operation ran before; or see `choose_collective`.
+    TensorFlow has no function that tells; but numbers of threads can't be changed then, either.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    collective = choose_collective(
-        options.collective, num_gpus=len(gpus), local_size=cluster.local_size
-    )
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads + 1)
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError:
+        return True
+    return False
+
+
+def set_up_threads(cluster: Cluster, options: Options, num_cores: int) -> None:
+    """Sets the numbers of TensorFlow's threads, or says that it is too late for that."""
     intra, inter = options.intra_op_threads, options.inter_op_threads
     if intra is None and cluster.local_size > 1:
         intra = num_cores
     if inter is None and cluster.local_size > 1:
         inter = intra  # More than there are cores make each other slower.
+    threading = tf.config.threading
+    refused = [
+        f"{number} within an operation"
+        for number in [intra]
+        if not _is_set(threading.set_intra_op_parallelism_threads, number)
+    ] + [
+        f"{number} operations at the same time"
+        for number in [inter]
+        if not _is_set(threading.set_inter_op_parallelism_threads, number)
+    ]
+    if refused:
+        _LOG.warning(
+            "rank %d: operations of TensorFlow ran before tfddl.init(), so that its numbers of "
+            "threads stay as they are, instead of %s. HINT: call tfddl.init() first; workers with "
+            "more threads than cores of their own make each other slower",
+            cluster.rank,
+            " and ".join(refused),
+        )
+
+
+def _is_set(setter: Callable[[int], None], number: int | None) -> bool:
     try:
-        if intra is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(intra)
-        if inter is not None:
-            tf.config.threading.set_inter_op_parallelism_threads(inter)
+        if number is not None:
+            setter(number)
+    except RuntimeError:
+        return False
+    return True
+
+
+def set_up_gpus(cluster: Cluster) -> None:
+    """Lets the memory of GPUs grow, and gives this worker one of its own.
+
+    Raises:
+        StartError: A TensorFlow operation ran before.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
         if gpus:
             tf.config.set_visible_devices(gpus[cluster.local_rank], "GPU")
     except RuntimeError as error:
-        raise StartError(_TOO_LATE) from error
-    return collective
+        raise StartError(TOO_LATE) from error
 
 
 def make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Strategy:
@@ -87,4 +129,4 @@ def make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Str
             cluster_resolver=resolver, communication_options=options
         )
     except RuntimeError as error:
-        raise StartError(_TOO_LATE) from error
+        raise StartError(TOO_LATE) from error

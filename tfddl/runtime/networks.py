@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tfddl import wire
 from tfddl.cluster import Cluster
+from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.errors import WireError
 from tfddl.runtime.options import Options
 from tfddl.threads import has_own_core
@@ -19,12 +20,33 @@ _REACH_S = 15.0
 _LOG = logging.getLogger("tfddl")
 
 
+def open_lobby(rank: int) -> wire.Lobby | None:
+    """Listens for the other hosts.
+
+    Args:
+        rank: This worker's.
+
+    Returns:
+        None if it can't be done; the log says why.
+    """
+    try:
+        return wire.Lobby(rank)
+    except WireError as error:
+        _LOG.warning("rank %d: %s", rank, error)
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Networks:
     """Makes them, for one worker."""
 
-    cluster: Cluster
+    rendezvous: Rendezvous
     options: Options
+
+    @property
+    def cluster(self) -> Cluster:
+        """All workers."""
+        return self.rendezvous.cluster
 
     def share_memory(self) -> wire.Network | None:
         """Connects the workers of this host. All of them must call it together.
@@ -35,7 +57,8 @@ class Networks:
         cluster = self.cluster
         seat = wire.Seat(
             # Hosts may be names of one machine.
-            job=" ".join([cluster.host, *cluster.addresses]),
+            job=f"{self.rendezvous.secret.hex()} {cluster.host}",
+            secret=self.rendezvous.secret,
             rank=cluster.local_rank,
             size=cluster.local_size,
             names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
@@ -48,27 +71,12 @@ class Networks:
             _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
             return None
 
-    def open_lobby(self) -> wire.Lobby | None:
-        """Listens for the other hosts.
-
-        Returns:
-            None if it can't be done; the log says why.
-        """
-        try:
-            return wire.Lobby(self.cluster.rank)
-        except WireError as error:
-            _LOG.warning("rank %d: %s", self.cluster.rank, error)
-            return None
-
-    def reach_hosts(
-        self, lobby: wire.Lobby, ports: Sequence[int], secret: bytes
-    ) -> wire.Network | None:
+    def reach_hosts(self, lobby: wire.Lobby, ports: Sequence[int]) -> wire.Network | None:
         """Connects to all workers of other hosts. All ranks must call it together.
 
         Args:
             lobby: This worker's.
             ports: Of each rank's lobby.
-            secret: `wire.SECRET_BYTES`, the same on all ranks.
 
         Returns:
             None if it can't be done; the log says why.
@@ -76,7 +84,8 @@ class Networks:
         cluster = self.cluster
         host_of = {rank: h for h, ranks in enumerate(cluster.ranks_of_hosts) for rank in ranks}
         hosts = [cluster.hosts[host_of[rank]] for rank in range(cluster.size)]
-        lobby.learn([wire.Door(*at) for at in zip(hosts, ports, strict=True)], secret)
+        doors = [wire.Door(*at) for at in zip(hosts, ports, strict=True)]
+        lobby.learn(doors, self.rendezvous.secret)
         seat = wire.Seat(
             job="",
             rank=cluster.rank,

@@ -45,6 +45,11 @@ class Options:
                 raise StartError(f"{name} is {seconds}; it must be 0 (never) or more.")
 
     @property
+    def rendezvous_timeout_s(self) -> float:
+        """How long to wait for the others before the first operation; 0 is for ever."""
+        return self.timeout_s if self.start_timeout_s is None else self.start_timeout_s
+
+    @property
     def patience(self) -> Patience:
         """How long to wait for others in an operation."""
         return Patience(warn_s=self.stall_warning_s, give_up_s=self.timeout_s)

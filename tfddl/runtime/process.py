@@ -5,6 +5,8 @@ The one mutable module global of tfddl lives here.
 
 import atexit
 import dataclasses
+import linecache
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +14,26 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfddl.cluster import Cluster, rendezvous
+from tfddl.cluster import Cluster, PartialCluster, rendezvous
+from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError
 from tfddl.progress import Board, Teller
+from tfddl.runtime import connecting
 from tfddl.runtime.connecting import Connecting
-from tfddl.runtime.devices import make_strategy, set_up_devices
+from tfddl.runtime.devices import (
+    TOO_LATE,
+    choose_collective,
+    make_strategy,
+    operations_have_run,
+    set_up_gpus,
+    set_up_threads,
+)
+from tfddl.runtime.networks import open_lobby
 from tfddl.runtime.options import Options
 from tfddl.threads import cores_of_worker
-from tfddl.transport import AloneTransport, Tracer, Transport
+from tfddl.transport import AloneTransport, Collective, Tracer, Transport, counter
+from tfddl.wire import Lobby, rank_names
 
 
 class Statistics(Protocol):
@@ -68,8 +81,11 @@ class Step:
 class Runtime:
     """The runtime of this process; `start` makes the only one."""
 
-    def __init__(self, cluster: Cluster, options: Options, board: Board) -> None:
-        self.cluster = cluster
+    def __init__(
+        self, cluster: Cluster | PartialCluster, options: Options, board: Board, secret: bytes
+    ) -> None:
+        self.asked = cluster
+        """What `start` was told of the cluster; `cluster` is what came of it."""
         self.options = options
         self.board = board
         """Where the launcher reads how far this worker has come."""
@@ -90,24 +106,66 @@ class Runtime:
         self.elastic_runs = 0
         """How many times Horovod's `elastic.run` has been begun in this process."""
         self.step = Step()
-        self.num_cores = cores_of_worker(cluster.local_size, own=options.cores)
-        """How many cores this worker may count on."""
-        self._strategy: tf.distribute.Strategy | None = None
-        self.collective = set_up_devices(cluster, options, self.num_cores)
+        self.started_strategy: tf.distribute.Strategy | None = None
+        """What `strategy` has returned; None before."""
         self.tracer = Tracer()
-        self._rounds: tf.Variable | None = None
+        self._rounds = counter("tfddl_rounds")
+        self._counts_rounds = False
         self.transport: Transport = AloneTransport()
         self.pieces = 1
         """In how many pieces at once TensorFlow's collectives send what is large."""
-        if cluster.size > 1:
-            self._connect()
+        self.rendezvous: Rendezvous | None = None
+        """Where all ranks have met; None for one worker."""
+        self.cluster: Cluster
+        self.collective: Collective
+        """Which of TensorFlow's collectives it uses, or would use."""
+        self.num_cores: int
+        """How many cores this worker may count on."""
+        lobby = self._meet(cluster, secret)
+        self.num_cores = cores_of_worker(self.cluster.local_size, own=options.cores)
+        set_up_threads(self.cluster, options, self.num_cores)
+        set_up_gpus(self.cluster)
+        if self.rendezvous is not None:
+            self._connect(self.rendezvous, lobby)
         self._report_progress()
 
     def strategy(self) -> tf.distribute.Strategy:
-        """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default."""
-        if self._strategy is None:
-            self._strategy = make_strategy(self.cluster, self.collective)
-        return self._strategy
+        """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default.
+
+        The first call starts TensorFlow's servers, where `start` hasn't. All ranks must call it
+        together.
+
+        Raises:
+            StartError: Operations of TensorFlow have run before; or a port is taken.
+            StalledError: Other ranks don't call it in time.
+        """
+        if self.started_strategy is None:
+            self.started_strategy = self._start_strategy("tfddl.strategy() was called")
+        return self.started_strategy
+
+    def _start_strategy(self, why: str) -> tf.distribute.Strategy:
+        if self.rendezvous is None:
+            return make_strategy(self.cluster, self.collective)
+        states = self.rendezvous.gather(
+            "tfddl.strategy",
+            _HAS_RUN if operations_have_run() else "",
+            timeout_s=self.options.rendezvous_timeout_s,
+        )
+        late = [rank for rank, state in enumerate(states) if state == _HAS_RUN]
+        if late:
+            raise StartError(
+                f"{why}, which starts TensorFlow's servers, but on {rank_names(late)} operations "
+                "of TensorFlow have run before. HINT: "
+                + (
+                    f"move {_calling_line()} to the top of the script, right after tfddl.init(), "
+                    "before any model, tensor or dataset is made"
+                    if self.transport.size > 1
+                    else "call tfddl.init() at the top of the script"
+                )
+            )
+        self.rendezvous.stop_listening()
+        rendezvous.require_free_port(self.cluster)
+        return make_strategy(self.cluster, self.collective)
 
     @contextmanager
     def in_step(self, step: Step) -> Iterator[None]:
@@ -120,33 +178,88 @@ class Runtime:
 
     def count_round(self) -> None:
         """Lets the launcher see an exchange of gradients outside of `fit`, in graphs too."""
-        if self._rounds is not None and self.fit is None:
+        if self._counts_rounds and self.fit is None:
             with tf.device("CPU:0"):
-                self._rounds.assign_add(1, read_value=False)
+                self._rounds.value.assign_add(1, read_value=False)
 
     def _report_progress(self) -> None:
         self.board.sign()
         self.board.show_stacks_at_signal()
         if self.board.is_shared and self.cluster.size > 1:
-            with tf.device("CPU:0"):
-                rounds = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_rounds")
-            self._rounds = rounds
-            teller = Teller(self.board, self.transport.counts, lambda: int(rounds.numpy()))
+            self._counts_rounds = True
+            teller = Teller(self.board, self.transport.counts, lambda: self._rounds.number)
             atexit.register(teller.end)
 
-    def _connect(self) -> None:
-        start_s = self.options.start_timeout_s
-        rendezvous.meet(
-            self.cluster, timeout_s=self.options.timeout_s if start_s is None else start_s
+    def _meet(self, cluster: Cluster | PartialCluster, secret: bytes) -> Lobby | None:
+        """Meets all other workers, before anything of TensorFlow is started.
+
+        What keeps this worker from starting is told to the others, too: none waits for it in vain.
+
+        Returns:
+            Where the other hosts find this worker, if they may call it.
+        """
+        problem = ""
+        num_gpus = len(tf.config.list_physical_devices("GPU"))
+        try:
+            self.collective = choose_collective(
+                self.options.collective, num_gpus=num_gpus, local_size=cluster.local_size or 1
+            )
+        except StartError as error:
+            if cluster.size == 1:
+                raise
+            problem, self.collective = str(error), Collective.RING
+        if cluster.size == 1:
+            assert isinstance(cluster, Cluster)
+            self.cluster = cluster
+            return None
+        lobby = None
+        if not problem and connecting.wants_tcp(cluster, self):
+            lobby = open_lobby(cluster.rank)
+        facts = connecting.facts_of(
+            self.options,
+            self.collective,
+            lobby=lobby,
+            gpu=None,
+            problem=problem,
+            has_run=operations_have_run(),
         )
+        self.rendezvous = rendezvous.join(
+            cluster, secret=secret, facts=facts, timeout_s=self.options.rendezvous_timeout_s
+        )
+        self.cluster = self.rendezvous.cluster
+        connecting.compare(self.rendezvous.facts)
+        late = [rank for rank, fact in enumerate(self.rendezvous.facts) if fact["has_run"]]
+        if late and connecting.needs_strategy(self.cluster, self):
+            raise StartError(f"{rank_names(late)} can't start: {TOO_LATE}")
+        return lobby
+
+    def _connect(self, met: Rendezvous, lobby: Lobby | None) -> None:
+        def start_strategy(why: str) -> tf.distribute.Strategy:
+            self.started_strategy = self._start_strategy(why)
+            return self.started_strategy
+
         connected = Connecting(
-            cluster=self.cluster,
+            rendezvous=met,
             options=self.options,
-            device=self.strategy().extended.worker_devices[0],
             collective=self.collective,
             num_cores=self.num_cores,
-        ).connect(self.tracer)
+            start_strategy=start_strategy,
+        ).connect(self.tracer, lobby)
         self.transport, self.pieces = connected.transport, connected.pieces
+        met.when_in_conflict(self.transport.end)
+
+
+def _calling_line() -> str:
+    """Where a script calls us, and the line that stands there."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tfddl"):
+        frame = frame.f_back
+    name, number = frame.f_code.co_filename, frame.f_lineno
+    line = linecache.getline(name, number).strip()
+    return f"{line!r} ({name}, line {number})" if line else "the line that calls it"
+
+
+_HAS_RUN = "operations have run"
 
 
 class _Slot:
@@ -159,13 +272,16 @@ class _Slot:
 _SLOT = _Slot()
 
 
-def start(cluster: Cluster, options: Options, board: Board) -> Runtime:
+def start(
+    cluster: Cluster | PartialCluster, options: Options, board: Board, *, secret: bytes = b""
+) -> Runtime:
     """Starts the runtime, or takes up the one that is there.
 
     Args:
         cluster: Who takes part.
         options: What was asked for.
         board: Where the launcher reads how far this worker has come.
+        secret: What the launcher has told all workers, and nobody else; b"" if it hasn't.
 
     Raises:
         StartError: A TensorFlow operation ran before; a port is taken, or not all workers came in
@@ -173,11 +289,11 @@ def start(cluster: Cluster, options: Options, board: Board) -> Runtime:
         DisagreementError: The ranks were told of different clusters.
     """
     if _SLOT.runtime is None:
-        _SLOT.runtime = Runtime(cluster, options, board)
-    elif (_SLOT.runtime.cluster, _SLOT.runtime.options) != (cluster, options):
+        _SLOT.runtime = Runtime(cluster, options, board, secret)
+    elif (_SLOT.runtime.asked, _SLOT.runtime.options) != (cluster, options):
         raise StartError(
             "tfddl.init() was called before with other settings, and TensorFlow can't change them "
-            f"in a running process. Before: {_SLOT.runtime.options}, {_SLOT.runtime.cluster}. "
+            f"in a running process. Before: {_SLOT.runtime.options}, {_SLOT.runtime.asked}. "
             f"Now: {options}, {cluster}. Call it once, or with the same settings."
         )
     _SLOT.active = True

@@ -9,6 +9,7 @@ from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Between, Collective, Lengths, Transport
 from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError, RefusedError
+from tfddl.transport.late_variable import LateVariable, counter, made_outside
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
 from tfddl.transport.roll import Roll
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
@@ -26,6 +27,7 @@ __all__ = [
     "Between",
     "Collective",
     "Event",
+    "LateVariable",
     "WireTransport",
     "Lengths",
     "RanksDisagreeError",
@@ -39,5 +41,7 @@ __all__ = [
     "Tracer",
     "Transport",
     "TwoLevelTransport",
+    "counter",
+    "made_outside",
     "measured_pieces",
 ]

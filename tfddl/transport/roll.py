@@ -1,7 +1,8 @@
 """What each rank waits in, where the others can read it: for transports that don't know.
 
-TensorFlow's collectives tell nobody who is missing. So a rank that has waited for long writes what
-it waits in on a note that all can read, and reads theirs. While operations get on, nothing is
+TensorFlow's collectives tell nobody who is missing, and of two levels neither knows all ranks. So a
+rank that has waited for long writes what it waits in on a note of the rendezvous, and reads
+theirs. While operations get on, nothing is
 written but one number of this process' own per operation.
 """
 
@@ -15,8 +16,10 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
-from tfddl.transport import service
+from tfddl.cluster.rendezvous import Rendezvous
+from tfddl.errors import PeerLostError, StalledError
 from tfddl.transport.base import Transport
+from tfddl.transport.late_variable import counter
 from tfddl.wire import Patience, rank_names
 
 _KEY = "tfddl/waits/{}"
@@ -40,15 +43,15 @@ class _Operation:
 class Roll:
     """Looks whether the operations of this rank get on, and says whom they wait for."""
 
-    def __init__(self, rank: int, size: int, patience: Patience) -> None:
-        """Opens a page; all ranks do so, after the strategy.
+    def __init__(self, notes: Rendezvous, patience: Patience) -> None:
+        """Begins with nothing to look at.
 
         Args:
-            rank: This rank.
-            size: How many there are.
+            notes: Where all ranks can read and write.
             patience: After how long to warn, and to end what waits.
         """
-        self._rank = rank
+        self._rank, size = notes.cluster.rank, notes.cluster.size
+        self._notes = notes
         self._patience = patience
         self._operations: list[_Operation] = []
         self._numbers: dict[_Operation, int] = {}
@@ -56,12 +59,10 @@ class Roll:
         self._transports: list[Transport] = []
         self._eager: _Operation | None = None
         self._lock = threading.Lock()
-        with tf.device("CPU:0"):
-            self._current = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_waits")
+        self._current = counter("tfddl_waits")
         self._said = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._write("")
 
     @contextlib.contextmanager
     def within(self, text: str, ranks: Sequence[int]) -> Iterator[list[tf.Tensor]]:
@@ -91,7 +92,7 @@ class Roll:
                 self._operations.append(operation)
         with tf.device("CPU:0"):
             number = tf.constant(self._numbers[operation], tf.int64)
-            return self._current.assign(number, read_value=False)
+            return self._current.value.assign(number, read_value=False)
 
     def watch(self, transport: Transport) -> None:
         """Begins to look at a transport, too.
@@ -147,7 +148,7 @@ class Roll:
             return eager
         if not self._operations:
             return self._first
-        return self._operations[int(self._current.numpy())]
+        return self._operations[self._current.number]
 
     def _describe(self, waited_s: float) -> str:
         mine = self._operation
@@ -166,12 +167,13 @@ class Roll:
         )
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(tf.errors.OpError):  # The job is ending: nobody will read it.
-            service.put(_KEY.format(self._rank), text)
+        # The job is ending, or rank 0 is stopped: nobody will read it.
+        with contextlib.suppress(PeerLostError, StalledError):
+            self._notes.put(_KEY.format(self._rank), text)
         self._said = text
 
     def _read(self, rank: int) -> str:
         try:
-            return service.get(_KEY.format(rank))
-        except tf.errors.OpError:
+            return self._notes.get(_KEY.format(rank))
+        except (PeerLostError, StalledError):
             return ""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tfddl.transport.late_variable import counter
+
 Travel = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
 """What comes of several tensors."""
 
@@ -12,26 +14,24 @@ class Tally:
     """How many operations have begun here, and how many have ended."""
 
     def __init__(self) -> None:
-        with tf.device("CPU:0"):
-            self._begun = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_begun")
-            self._ended = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ended")
+        self._begun, self._ended = counter("tfddl_begun"), counter("tfddl_ended")
 
     def over(self, travel: Travel, pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Launches an operation; it begins when the tensors are there."""
         with tf.device("CPU:0"):
             one = tf.constant(1, tf.int64)  # Made within, it would wait instead of what adds it.
         with tf.device("CPU:0"), tf.control_dependencies(list(pack)):
-            begun = self._begun.assign_add(one, read_value=False)
+            begun = self._begun.value.assign_add(one, read_value=False)
         with tf.control_dependencies(_ops(begun)):
             arrived = travel([tf.identity(tensor) for tensor in pack])
         with tf.device("CPU:0"), tf.control_dependencies(arrived):
-            ended = self._ended.assign_add(one, read_value=False)
+            ended = self._ended.value.assign_add(one, read_value=False)
         with tf.control_dependencies(_ops(ended)):
             return [tf.identity(tensor) for tensor in arrived]
 
     def counts(self) -> tuple[int, int]:
         """How many have begun and ended; any thread may ask."""
-        return int(self._begun.numpy()), int(self._ended.numpy())
+        return self._begun.number, self._ended.number
 
 
 def _ops(operation: object) -> list[object]:

@@ -82,6 +82,10 @@ class TimedTransport(Transport):
         """See `Transport.seconds`."""
         return float(self._clock.numpy()[0])
 
+    def end(self, text: str) -> None:
+        """See `Transport.end`."""
+        self._timed.end(text)
+
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""
         return self._timed.counts()

@@ -24,7 +24,6 @@ class TracedTransport(Transport):
         self._take_after(traced)
         self._tracer = tracer
         self._ranks = tuple(range(traced.size))
-        self._running = tracer.running
         self._operation = self._waits_in = "an operation"
         self._roll = roll
 
@@ -89,6 +88,10 @@ class TracedTransport(Transport):
         """See `Transport.counters`."""
         return self._traced.counters()
 
+    def end(self, text: str) -> None:
+        """See `Transport.end`."""
+        self._traced.end(text)
+
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""
         return self._traced.counts()
@@ -118,7 +121,7 @@ class TracedTransport(Transport):
             return np.float64(0.0)
 
         with tf.control_dependencies(list(pack)), tf.device("CPU:0"):
-            begin_s = tf.cond(self._running, _now, _zero)
+            begin_s = tf.cond(self._tracer.running, _now, _zero)
         with (
             tf.control_dependencies([begin_s]),
             self._roll.within(self._waits_in, self._ranks) as entered,

@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl.transport import service
+from tfddl.cluster.rendezvous import Rendezvous
+from tfddl.transport.late_variable import LateVariable
 
 _MOST_EVENTS = 1_000_000
 _NOTE, _OFF = "tfddl/records/{}", "0 0"
@@ -39,24 +40,21 @@ class Tracer:
         """How many traces have been begun."""
         self.joined = 0
         """Which trace of rank 0 this rank has been in last, counted from 1."""
-        self._rank: int | None = None
+        self.notes: Rendezvous | None = None
+        """Where ranks tell each other that they record; None for one worker."""
         self._events: collections.deque[Event] = collections.deque(maxlen=_MOST_EVENTS)
         self.is_on = False
         """Whether events are collected."""
-        self._running: tf.Variable | None = None
+        self._running = LateVariable(self._new_flag)
 
     @property
     def running(self) -> tf.Variable:
-        """The same, for graphs; made when it is first asked for, after the strategy."""
-        if self._running is None:
-            with tf.init_scope(), tf.device("CPU:0"):
-                self._running = tf.Variable(False, trainable=False, name="tfddl_tracing")
-        return self._running
+        """The same, for graphs."""
+        return self._running.value
 
-    def open(self, rank: int) -> None:
-        """Lets the others know whether this rank records. All ranks do so, after the strategy."""
-        self._rank = rank
-        self.tell(None)
+    def _new_flag(self) -> tf.Variable:
+        with tf.device("CPU:0"):
+            return tf.Variable(self.is_on, trainable=False, name="tfddl_tracing")
 
     def tell(self, at: int | None) -> None:
         """Notes that this rank records.
@@ -64,12 +62,11 @@ class Tracer:
         Args:
             at: After how many operations of all ranks it began to; None where it doesn't.
         """
-        if self._rank is not None:
+        if self.notes is not None:
             text = _OFF if at is None else f"{self.number} {at}"
-            service.put(_NOTE.format(self._rank), text)
+            self.notes.put(_NOTE.format(self.notes.cluster.rank), text)
 
-    @staticmethod
-    def of(rank: int, *, before: int) -> int:
+    def of(self, rank: int, *, before: int) -> int:
         """The number of the trace that a rank records.
 
         Args:
@@ -80,7 +77,8 @@ class Tracer:
         Returns:
             0 where it records none.
         """
-        number, at = map(int, service.get(_NOTE.format(rank)).split())
+        assert self.notes is not None
+        number, at = map(int, (self.notes.get(_NOTE.format(rank)) or _OFF).split())
         return number if at < before else 0
 
     def start(self, at: int) -> None:
@@ -93,12 +91,12 @@ class Tracer:
         self.number += 1
         self.is_on = True
         self.tell(at)
-        self.running.assign(True)
+        self._running.set(True)
 
     def stop(self) -> list[Event]:
         """Collects no more; returns what there is, in the order in which it ended."""
         self.is_on = False
-        self.running.assign(False)
+        self._running.set(False)
         events = list(self._events)
         self._events.clear()
         return events

@@ -118,6 +118,11 @@ class TwoLevelTransport(Transport):
         own = self._local.seconds()
         return own if self._between is None else own + self._between.seconds()
 
+    def end(self, text: str) -> None:
+        """See `Transport.end`."""
+        self._local.end(text)
+        self._world.end(text)
+
     def counts(self) -> tuple[int, int]:
         """See `Transport.counts`."""
         return self._tally.counts()

@@ -29,6 +29,7 @@ from tfddl.transport.errors import (
     RankStalledError,
     RefusedError,
 )
+from tfddl.transport.late_variable import counter
 from tfddl.transport.tracer import Event, Tracer
 from tfddl.wire import Call, Network, Reduction, Wire
 
@@ -121,8 +122,7 @@ class WireTransport(Transport):
         self._family = _Family()
         self._family.by_ranks[self._wire.ranks] = self
         self._counts = _Counts(self._family.counts)
-        with tf.device("CPU:0"):
-            self._token = tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_ticket")
+        self._token = counter("tfddl_ticket")
 
     def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> Transport:
         """See `Transport.for_call`."""
@@ -311,12 +311,12 @@ class WireTransport(Transport):
 
         graph = tf.compat.v1.get_default_graph()
         with tf.device("CPU:0"):
-            ticket = self._token.read_value()
+            ticket = self._token.value.read_value()
             order = [ticket, _last_ticket(graph, ticket)]
             next_ticket, *arrived = tf.numpy_function(
                 run_or_refuse, [*order, *inputs], [tf.int64, *dtypes]
             )
-            self._token.assign(next_ticket, read_value=False)
+            self._token.value.assign(next_ticket, read_value=False)
         next_ticket.set_shape([])
         graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived

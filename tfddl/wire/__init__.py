@@ -19,13 +19,12 @@ from tfddl.wire.arithmetic import Reduction
 from tfddl.wire.carrier import Network
 from tfddl.wire.exchange import Wire
 from tfddl.wire.hosts import connect_hosts
-from tfddl.wire.lobby import SECRET_BYTES, Door, Lobby
+from tfddl.wire.lobby import Door, Lobby
 from tfddl.wire.messages import Call, Patience, Seat
 from tfddl.wire.neighbours import connect
 from tfddl.wire.telling import describe_difference, rank_names
 
 __all__ = [
-    "SECRET_BYTES",
     "Call",
     "Door",
     "Lobby",

@@ -83,7 +83,8 @@ class Seat:
     """Who sits where.
 
     Attributes:
-        job: what only the workers of this job have in common.
+        job: what tells the job and host of these workers from others.
+        secret: what only the workers of this job know.
         rank: this worker's number among those that are connected, in [0, size): those of the host
             by memory, those of the job by TCP.
         size: how many these are.
@@ -97,6 +98,7 @@ class Seat:
     rank: int
     size: int
     names: Sequence[int] = ()
+    secret: bytes = b""
     timeout_s: float = 60.0
     patience: Patience = field(default_factory=Patience)
     spins: bool = True

@@ -2,8 +2,8 @@
 
 The names are *abstract*: they vanish with the process, there is nothing to clean up, and they are
 seen only within a network namespace, so that containers with networks of their own are hosts of
-their own. Abstract names have no permissions; so each side asks the kernel whose process is at the
-other end, and speaks to nobody else.
+their own. Each side makes sure whose process is at the other end, and that it knows the job's
+secret, see `tfddl.cluster.endpoint`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import contextlib
 import functools
 import os
 import socket
-import struct
 import sys
+import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from tfddl.errors import WireError
+from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, dial_unix, listen_unix
+from tfddl.errors import ConnectError, StrangerError, WireError
 from tfddl.wire.carrier import Network
 from tfddl.wire.links import PacketLink
 from tfddl.wire.memory import PeerMemory, SharedMemory
@@ -24,9 +27,8 @@ from tfddl.wire.mesh import LONGEST_MESSAGE, Mesh
 from tfddl.wire.messages import Seat, hashed
 from tfddl.wire.segments import Segments
 
-_CREDENTIALS = struct.Struct("3i")
-_HELLO = struct.Struct("<I")
 _RETRY_S = 0.01
+_KIND = socket.SOCK_SEQPACKET
 
 
 def connect(seat: Seat) -> Network:
@@ -43,12 +45,10 @@ def connect(seat: Seat) -> Network:
     deadline = time.monotonic() + seat.timeout_s
     sockets: dict[int, socket.socket] = {}
     try:
-        with _listen(seat) as listener:
+        with contextlib.closing(_Callers(seat)) as callers:
             for peer in range(seat.rank):
                 sockets[peer] = _call(seat, peer, deadline)
-            while len(sockets) < seat.size - 1:
-                peer, connected = _answer(seat, listener, deadline, set(sockets))
-                sockets[peer] = connected
+            sockets |= callers.wait(deadline)
         memory = SharedMemory()
         memory.check_views()
         peers = _exchange_memories(seat, sockets, memory, deadline)
@@ -64,64 +64,68 @@ def connect(seat: Seat) -> Network:
     return Network("shared memory", mesh, carrier)
 
 
+class _Callers:
+    """The workers of higher ranks, who call this one."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._come: dict[int, socket.socket] = {}
+        self._changed = threading.Condition()
+        try:
+            listener = listen_unix(_name(seat, seat.rank), _KIND)
+        except OSError as error:
+            raise WireError(f"can't listen for the other workers: {error.strerror}") from error
+        self._endpoint = Endpoint(listener, seat.secret, check=self._check, admit=self._admit)
+
+    def wait(self, deadline: float) -> dict[int, socket.socket]:
+        """Their sockets, once all are there."""
+        expected = range(self._seat.rank + 1, self._seat.size)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._come) == len(expected), timeout=deadline - time.monotonic()
+            )
+            for peer in expected:
+                if peer not in self._come:
+                    raise _too_late(self._seat, peer)
+            found, self._come = self._come, {}
+            return found
+
+    def close(self) -> None:
+        self._endpoint.close()
+        _close(self._come)
+
+    def _check(self, hello: Mapping[str, Any]) -> None:
+        rank = hello.get("rank")
+        if type(rank) is not int or not self._seat.rank < rank < self._seat.size:
+            raise RefuseError(f"rank {rank} doesn't call rank {self._seat.rank}")
+        with self._changed:
+            if rank in self._come:
+                raise RefuseError(f"rank {rank} has called already")
+
+    def _admit(self, caller: Caller) -> None:
+        with self._changed:
+            self._come[caller.hello["rank"]] = caller.connection
+            self._changed.notify_all()
+
+
 def _name(seat: Seat, rank: int) -> str:
-    return f"\0tfddl-{os.getuid()}-{hashed(seat.job):016x}-{rank}"
-
-
-def _listen(seat: Seat) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        listener.bind(_name(seat, seat.rank))
-        listener.listen(seat.size)
-    except OSError as error:
-        listener.close()
-        raise WireError(f"can't listen for the other workers: {error.strerror}") from error
-    return listener
+    return f"tfddl-{os.getuid()}-{hashed(seat.job):016x}-{rank}"
 
 
 def _call(seat: Seat, peer: int, deadline: float) -> socket.socket:
     """Connects to a worker of a lower rank, once it listens."""
     while True:
-        caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        left_s = max(_RETRY_S, deadline - time.monotonic())
         try:
-            caller.connect(_name(seat, peer))
-        except (ConnectionRefusedError, BlockingIOError):
-            caller.close()
+            return dial_unix(
+                _name(seat, peer), _KIND, seat.secret, {"rank": seat.rank}, timeout_s=left_s
+            )
+        except ConnectError as error:
+            if error.is_refused or isinstance(error, StrangerError):
+                raise WireError(f"local rank {peer}: {error}") from error
             if time.monotonic() > deadline:
                 raise _too_late(seat, peer) from None
-            time.sleep(_RETRY_S)
-            continue
-        if not _is_ours(caller):
-            caller.close()
-            raise WireError("a process of another user has the name of one of the workers")
-        caller.sendall(_HELLO.pack(seat.rank))
-        return caller
-
-
-def _answer(
-    seat: Seat, listener: socket.socket, deadline: float, known: set[int]
-) -> tuple[int, socket.socket]:
-    """Takes the call of a worker of a higher rank."""
-    while True:
-        listener.settimeout(max(_RETRY_S, deadline - time.monotonic()))
-        try:
-            connected, _ = listener.accept()
-        except TimeoutError:
-            missing = next(r for r in range(seat.rank + 1, seat.size) if r not in known)
-            raise _too_late(seat, missing) from None
-        if _is_ours(connected):
-            connected.settimeout(max(_RETRY_S, deadline - time.monotonic()))
-            data = connected.recv(_HELLO.size)
-            if len(data) == _HELLO.size:
-                return _HELLO.unpack(data)[0], connected
-        connected.close()
-
-
-def _is_ours(connected: socket.socket) -> bool:
-    """Whether the process at the other end is this user's."""
-    told = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, user, _ = _CREDENTIALS.unpack(told)
-    return bool(user == os.getuid())
+        time.sleep(_RETRY_S)
 
 
 def _exchange_memories(

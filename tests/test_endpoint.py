@@ -1,0 +1,353 @@
+"""Who is let in where workers listen, and what it costs to keep the others out."""
+
+import contextlib
+import hmac
+import json
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import wait_until
+from tests.strangers import attacking
+from tfddl.cluster import endpoint
+from tfddl.cluster.endpoint import (
+    Caller,
+    Endpoint,
+    RefuseError,
+    dial_tcp,
+    dial_unix,
+    listen_tcp,
+    listen_unix,
+)
+from tfddl.cluster.ports import is_free
+from tfddl.errors import ConnectError
+
+KEY = b"a key that only the workers of this job have"
+STREAM, PACKETS = socket.SOCK_STREAM, socket.SOCK_SEQPACKET
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Listening:
+    """An endpoint, who has come to it, and how to call it."""
+
+    def __init__(self, by: str, *, refuse: str = "") -> None:
+        self.callers: list[Caller] = []
+        self.name = f"tfddl-test-{os.getpid()}-{time.monotonic_ns()}"
+        self._by = by
+        kind = PACKETS if by == "packets" else STREAM
+        listener = listen_tcp() if by == "tcp" else listen_unix(self.name, kind)
+
+        def check(hello: Mapping[str, Any]) -> None:
+            if refuse:
+                raise RefuseError(f"{refuse} {hello['rank']}")
+
+        self.endpoint = Endpoint(listener, KEY, check=check, admit=self.callers.append)
+
+    @property
+    def address(self) -> tuple[str, int] | str:
+        return ("127.0.0.1", self.endpoint.port) if self._by == "tcp" else f"\0{self.name}"
+
+    @property
+    def kind(self) -> socket.SocketKind:
+        return PACKETS if self._by == "packets" else STREAM
+
+    def dial(self, hello: Mapping[str, Any], *, key: bytes = KEY) -> socket.socket:
+        if self._by == "tcp":
+            return dial_tcp("127.0.0.1", self.endpoint.port, key, hello, timeout_s=5.0)
+        return dial_unix(self.name, self.kind, key, hello, timeout_s=5.0)
+
+    def connect(self) -> socket.socket:
+        """Calls without a handshake."""
+        family = socket.AF_INET if self._by == "tcp" else socket.AF_UNIX
+        connection = socket.socket(family, self.kind)
+        connection.settimeout(5)
+        connection.connect(self.address)
+        return connection
+
+    def wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(self.callers) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+
+@pytest.fixture(params=["tcp", "stream", "packets"])
+def listening(request: pytest.FixtureRequest) -> Iterator[Listening]:
+    made = Listening(request.param)
+    yield made
+    made.endpoint.close()
+    for caller in made.callers:
+        caller.connection.close()
+
+
+def test_who_knows_the_key_is_let_in(listening: Listening) -> None:
+    for number in range(5):
+        hello = {"rank": number, "text": "ü" * 600}
+        with listening.dial(hello) as connection:
+            listening.wait_for(number + 1)
+            caller = listening.callers[number]
+            assert caller.hello == hello
+            connection.sendall(b"there")
+            assert caller.connection.recv(100) == b"there"
+            caller.connection.sendall(b"and back")
+            assert connection.recv(100) == b"and back"
+            assert not connection.get_inheritable()
+            assert not caller.connection.get_inheritable()
+
+
+def test_another_key(listening: Listening) -> None:
+    for key in (b"", b"x", KEY[:-1], KEY + b"x", KEY.upper()):
+        with pytest.raises(ConnectError, match="hangs up") as caught:
+            listening.dial({"rank": 1}, key=key)
+        assert not caught.value.is_refused
+    assert not listening.callers
+
+
+@pytest.mark.parametrize("by", ["tcp", "packets"])
+def test_who_is_refused_hears_why(by: str) -> None:
+    made = Listening(by, refuse="nobody wants rank")
+    with contextlib.closing(made.endpoint), pytest.raises(ConnectError) as caught:
+        made.dial({"rank": 7})
+    assert str(caught.value) == "nobody wants rank 7"
+    assert caught.value.is_refused
+    assert not made.callers
+
+
+_HELLO = struct.Struct("<8s16s32sI")
+
+
+def _hello(connection: socket.socket, text: bytes, *, label: bytes = b"caller") -> bytes:
+    """A right hello, byte for byte; so the protocol can't change without this test."""
+    magic, nonce = struct.unpack("<8s16s", connection.recv(24))
+    assert magic == b"tfddl\x00\x01\n"
+    own = bytes(range(16))
+    mac = hmac.digest(KEY, label + nonce + own + text, "sha256")
+    return _HELLO.pack(magic, own, mac, len(text)) + text
+
+
+def _is_hung_up(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:  # Not all had been read.
+        return True
+
+
+def _changed(place: int) -> Callable[[bytes], bytes]:
+    return lambda hello: hello[:place] + bytes([hello[place] ^ 1]) + hello[place + 1 :]
+
+
+WRONG: dict[str, Callable[[bytes], bytes]] = {
+    "magic": _changed(0),
+    "nonce": _changed(8),
+    "first byte of the proof": _changed(24),
+    "last byte of the proof": _changed(55),
+    "length": lambda hello: hello[:56] + struct.pack("<I", 2**32 - 1) + hello[60:],
+    "no length": lambda hello: hello[:56] + bytes(4),
+    "text": _changed(62),
+    "one byte less": lambda hello: hello[:56] + struct.pack("<I", hello[56] - 1) + hello[60:-1],
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_every_part_of_a_hello_is_checked(change: Callable[[bytes], bytes]) -> None:
+    made = Listening("tcp")
+    text = json.dumps({"rank": 1}).encode()
+    with contextlib.closing(made.endpoint):
+        with made.connect() as connection:
+            connection.sendall(_hello(connection, text))
+            assert len(connection.recv(36)) == 36
+        made.wait_for(1)
+        made.callers[0].connection.close()
+        with made.connect() as connection:
+            connection.sendall(change(_hello(connection, text)))
+            assert _is_hung_up(connection)
+        assert len(made.callers) == 1
+
+
+@pytest.mark.parametrize("text", [b"[]", b"1", b"{", b'{"a": 1, "a": 2}', b"[" * 2000, b"\xff"])
+def test_a_hello_that_is_no_object(text: bytes) -> None:
+    made = Listening("tcp")
+    with contextlib.closing(made.endpoint), made.connect() as connection:
+        connection.sendall(_hello(connection, text))
+        assert connection.recv(1) == b""
+        assert not made.callers
+
+
+def test_what_was_said_can_not_be_said_again() -> None:
+    """Neither to the same listener, whose nonce is another one, nor back to the caller."""
+    made = Listening("tcp")
+    with contextlib.closing(made.endpoint):
+        with made.connect() as connection:
+            hello = _hello(connection, b'{"rank": 1}')
+            connection.sendall(hello)
+            assert len(connection.recv(36)) == 36
+        made.wait_for(1)
+        made.callers[0].connection.close()
+        with made.connect() as connection:
+            connection.recv(24)
+            connection.sendall(hello)
+            assert connection.recv(1) == b""
+        with made.connect() as connection:
+            connection.sendall(_hello(connection, b'{"rank": 1}', label=b"listener"))
+            assert connection.recv(1) == b""
+
+
+def test_a_listener_that_does_not_know_the_key_is_not_believed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        pid = os.fork()
+        if pid == 0:
+            connection, _ = server.accept()
+            connection.sendall(b"tfddl\x00\x01\n" + bytes(16))
+            connection.recv(4096)
+            connection.sendall(bytes(32) + struct.pack("<I", 2) + b"{}")
+            connection.recv(4096)
+            os._exit(0)
+        with pytest.raises(ConnectError, match="doesn't know the secret of this job"):
+            dial_tcp("127.0.0.1", port, KEY, {"rank": 1}, timeout_s=5.0)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("by", ["tcp", "stream", "packets"])
+def test_strangers_delay_nobody(by: str) -> None:
+    made = Listening(by)
+    with contextlib.closing(made.endpoint), attacking(made.address, kind=made.kind):
+        begin_s = time.monotonic()
+        for number in range(50):
+            made.dial({"rank": number}).close()
+        took_s = time.monotonic() - begin_s
+        made.wait_for(50)
+    for caller in made.callers:
+        caller.connection.close()
+    assert sorted(caller.hello["rank"] for caller in made.callers) == list(range(50))
+    assert took_s < 5.0
+
+
+def test_no_more_handshakes_than_that_are_kept() -> None:
+    made = Listening("tcp")
+    with contextlib.closing(made.endpoint), contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(made.connect()) for _ in range(endpoint._MOST_PENDING + 20)]
+        dropped = 0
+        for connection in silent[:-20]:
+            assert len(connection.recv(24)) == 24
+        for connection in silent[:20]:  # The oldest.
+            connection.settimeout(5)
+            dropped += connection.recv(1) == b""
+        assert dropped == 20
+        made.dial({"rank": 1}).close()
+        assert len(silent[-1].recv(24)) == 24
+        silent[-1].settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            silent[-1].recv(1)
+    made.callers[0].connection.close()
+
+
+def test_a_byte_from_time_to_time_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_HANDSHAKE_S", 0.5)
+    made = Listening("tcp")
+    with contextlib.closing(made.endpoint), made.connect() as connection:
+        connection.recv(24)
+        begin_s = time.monotonic()
+        with contextlib.suppress(OSError):
+            for byte in b"tfddl\x00\x01\n" + bytes(40):
+                connection.send(bytes([byte]))
+                time.sleep(0.05)
+                connection.settimeout(0.001)
+                with contextlib.suppress(TimeoutError):
+                    if connection.recv(1) == b"":
+                        break
+        took_s = time.monotonic() - begin_s
+    assert took_s < 2.4, "48 bytes, one each 0.05 s, would have been let come"
+
+
+OUT_OF_DESCRIPTORS = """
+import contextlib, resource, socket, time
+from tfddl.cluster.endpoint import Endpoint, dial_tcp, listen_tcp
+callers = []
+endpoint = Endpoint(listen_tcp(), b"key", check=lambda hello: None, admit=callers.append)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+print(endpoint.port, flush=True)
+input()  # Strangers have come, more than there are descriptors.
+time.sleep(0.3)
+print(len(callers), flush=True)
+"""
+
+
+def test_strangers_do_not_use_up_the_descriptors() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OUT_OF_DESCRIPTORS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    with process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert 100 + 64 < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+        kept = [dial_tcp("127.0.0.1", port, b"key", {}, timeout_s=5.0) for _ in range(20)]
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "20\n"
+        for connection in kept:
+            connection.close()
+
+
+def test_a_child_keeps_nothing_open() -> None:
+    made = Listening("tcp")
+    with contextlib.closing(made.endpoint), made.dial({"rank": 1}) as connection:
+        made.wait_for(1)
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(20)
+            os._exit(0)
+        try:
+            port = made.endpoint.port
+            made.endpoint.close()
+            wait_until(lambda: is_free(port))  # The child has its own time.
+        finally:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+        connection.sendall(b"x")
+    made.callers[0].connection.close()
+
+
+def test_what_listens_no_longer_goes_on_serving() -> None:
+    served: list[bytes] = []
+    made: list[Endpoint] = []
+
+    def admit(caller: Caller) -> None:
+        def on_readable() -> bool:
+            served.append(caller.connection.recv(100))
+            if not served[-1]:
+                caller.connection.close()
+            return bool(served[-1])
+
+        made[0].serve(caller.connection, on_readable)
+
+    made.append(Endpoint(listen_tcp(), KEY, check=lambda hello: None, admit=admit))
+    port = made[0].port
+    with dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=5.0) as connection:
+        made[0].stop_listening()
+        made[0].stop_listening()  # Again it does nothing.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        connection.sendall(b"still there")
+        deadline = time.monotonic() + 10
+        while not served and time.monotonic() < deadline:
+            time.sleep(0.002)
+    made[0].close()
+    assert served[0] == b"still there"

@@ -1,0 +1,66 @@
+"""A variable of our own that is made when it is first used.
+
+`tfddl.init()` runs no TensorFlow operation, since `tfddl.strategy()` has to come before the first
+one of the process. So counters that live in graphs are made when the first graph wants them.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import tensorflow as tf
+
+
+class LateVariable:
+    """A variable that belongs to no model, no scope and no graph."""
+
+    def __init__(self, make: Callable[[], tf.Variable]) -> None:
+        """Makes nothing yet.
+
+        Args:
+            make: Makes it; called by `made_outside`.
+        """
+        self._make = make
+        self._variable: tf.Variable | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def value(self) -> tf.Variable:
+        """The variable."""
+        with self._lock:
+            if self._variable is None:
+                self._variable = made_outside(self._make)
+            return self._variable
+
+    def set(self, value: bool) -> None:
+        """Changes the variable; nothing where nobody has made it."""
+        with self._lock:
+            if self._variable is not None:
+                self._variable.assign(value)
+
+    @property
+    def number(self) -> int:
+        """What an integer variable holds; 0 where nobody has made it."""
+        return 0 if self._variable is None else int(self._variable.numpy())
+
+
+@tf.autograph.experimental.do_not_convert
+def made_outside(make: Callable[[], tf.Variable]) -> tf.Variable:
+    """Makes a variable while a graph may be made.
+
+    It is made in another thread: a `tf.function` that is traced a second time, for other arguments,
+    allows no new variables, not even in an init_scope; and a strategy's scope would make it one of
+    the strategy's.
+    """
+    with ThreadPoolExecutor(1) as outside:
+        return outside.submit(make).result()
+
+
+def counter(name: str) -> LateVariable:
+    """A scalar int64 in the host's memory that starts at 0."""
+
+    def make() -> tf.Variable:
+        with tf.device("CPU:0"):
+            return tf.Variable(0, trainable=False, dtype=tf.int64, name=name)
+
+    return LateVariable(make)
