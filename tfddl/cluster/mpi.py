@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from tfddl.cluster.cluster import Cluster, PartialCluster, block_addresses
 from tfddl.cluster.master import MASTER, read_master
 from tfddl.cluster.parsing import MOST_WORKERS, parse_int, quote
 from tfddl.cluster.task import Task, cluster_at, cluster_of_host
-from tfddl.cluster.variables import consecutive_ports, read_int, read_port
+from tfddl.cluster.variables import ALONE, consecutive_ports, read_int, read_port
 from tfddl.errors import ClusterError
 
 HOSTS = "TFDDL_HOSTS"
@@ -141,6 +142,12 @@ def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | Non
     found = read_master(environ)
     if found is not None:
         return found
+    if is_over(environ):
+        raise ClusterError(
+            f"{task.source} speak of {task.size} workers, but the mpirun that set them has ended, "
+            "or isn't this process's own; MPI can't be asked where rank 0 is. HINT: unset them, "
+            f"set {ALONE}=1, or say where rank 0 is: {MASTER}=hostA"
+        )
     address = mpi_master.exchange(
         task.size,
         port=read_port(environ) or 0,
@@ -148,6 +155,24 @@ def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | Non
         source=task.source,
     )
     return None if address is None else (address, "mpi4py")
+
+
+def is_over(environ: Mapping[str, str]) -> bool:
+    """Whether what MPI would connect to is gone; it would end the process, without a word of ours.
+
+    Open MPI's mpirun removes its directory when it ends. Hydra's processes inherit a connection.
+    """
+    directory = environ.get("PMIX_SERVER_TMPDIR")
+    if directory and not os.path.isdir(directory):
+        return True
+    connection = environ.get("PMI_FD")
+    if not connection:
+        return False
+    try:
+        os.fstat(parse_int(connection, what="PMI_FD", high=2**20))
+    except (OSError, ClusterError):
+        return True
+    return False
 
 
 def _read(launcher: _Launcher, environ: Mapping[str, str]) -> Task:

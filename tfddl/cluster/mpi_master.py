@@ -15,18 +15,19 @@ import secrets
 import socket
 import struct
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tfddl.cluster.cluster import join_address
 from tfddl.errors import ClusterError
 
 _MODULE = "mpi4py"
-_NONCE_BYTES = 16
-_CONNECT_S = 2.0
+_BYTES = 16
+_WAIT_S = 2.0
 _MOST_CANDIDATES = 16
-_BACKLOG = 1024
+_BACKLOG = 4096  # One caller per host; the kernel's own limit may be lower.
 # Where the route to the outside begins; nothing is sent there (RFC 5737, RFC 3849).
 _OUTSIDE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 _SIOCGIFADDR = 0x8915
@@ -87,77 +88,76 @@ def _load() -> Any:
 
 
 def _exchange(mpi: Any, port: int, *, tries: bool) -> str:
+    """All ranks try one address of rank 0 after the other, until all have reached it."""
     comm = mpi.COMM_WORLD
-    nonce = secrets.token_bytes(_NONCE_BYTES)
     with contextlib.ExitStack() as stack:
-        offer = None
+        server, offer = None, None
         if comm.rank == 0:
             try:
-                port = stack.enter_context(_answering(port, nonce))
-                offer = (_candidates(), port, nonce)
+                server = stack.enter_context(_listen(port))
+                offer = _Offer(_candidates(), server.getsockname()[1], secrets.token_bytes(_BYTES))
             except OSError as error:
-                offer = ((), port, str(error).encode())
-        candidates, port, nonce = comm.bcast(offer, root=0)
-        if not candidates:
-            raise ClusterError(
-                f"rank 0 can't listen on port {port}, or has no address that others could reach "
-                f"({nonce[:100]!r}). {_HINT}"
-            )
-        reached = (1 << len(candidates)) - 1
-        if tries:
-            reached = sum(
-                1 << number for number, host in enumerate(candidates) if _reaches(host, port, nonce)
-            )
-        by_all = comm.allreduce(reached, op=mpi.BAND)  # rank 0 listens until all have tried
-    if not by_all:
-        raise ClusterError(
-            f"no address of rank 0 ({', '.join(candidates)}; port {port}) is reached from every "
-            f"host; a firewall may be in between. {_HINT}, by an address that all reach"
-        )
-    return join_address(candidates[(by_all & -by_all).bit_length() - 1], port)
+                offer = _Offer((), port, b"", str(error))
+        offer = comm.bcast(offer, root=0)
+        num_trying = comm.allreduce(int(tries), op=mpi.SUM)
+        for host in offer.hosts:
+            came = tries and _call(host, offer.port, offer.nonce)
+            is_reached = comm.allreduce(int(came), op=mpi.SUM) == num_trying
+            # Some other program may have answered them.
+            if server is not None:
+                is_reached = is_reached and _have_come(server, num_trying, offer.nonce)
+            if comm.bcast(is_reached, root=0):
+                return join_address(host, offer.port)
+    if offer.error:
+        raise ClusterError(f"rank 0 can't listen on port {port}: {offer.error}. {_HINT}")
+    raise ClusterError(
+        f"no address of rank 0 ({', '.join(offer.hosts) or 'it has none'}; port {offer.port}) is "
+        f"reached from every host; a firewall may be in between. {_HINT}, by a name that all reach"
+    )
 
 
-@contextlib.contextmanager
-def _answering(port: int, nonce: bytes) -> Iterator[int]:
-    """Listens, and shows whoever comes that it is us; gives the port."""
+@dataclass(frozen=True)
+class _Offer:
+    """Where rank 0 listens, and what tells its callers from others."""
+
+    hosts: tuple[str, ...]
+    port: int
+    nonce: bytes
+    error: str = ""
+
+
+def _listen(port: int) -> socket.socket:
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
-    with socket.create_server(
-        ("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual
-    ) as server:
-        server.settimeout(0.1)
-        over = threading.Event()
-        thread = threading.Thread(target=_answer, args=(server, nonce, over), daemon=True)
-        thread.start()
-        try:
-            yield server.getsockname()[1]
-        finally:
-            over.set()
-            thread.join()
+    return socket.create_server(("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
 
 
-def _answer(server: socket.socket, nonce: bytes, over: threading.Event) -> None:
-    while not over.is_set():
-        with contextlib.suppress(OSError):  # nobody yet, or one who has gone
-            connection, _ = server.accept()
-            with connection:
-                connection.settimeout(_CONNECT_S)
-                connection.sendall(nonce)
-                connection.recv(1)  # The other closes first: our port stays free for the job.
-                linger = struct.pack("ii", 1, 0)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-
-
-def _reaches(host: str, port: int, nonce: bytes) -> bool:
-    """Whether rank 0, and no other program, listens there."""
-    received = b""
+def _call(host: str, port: int, nonce: bytes) -> bool:
+    """Whether something listens there; rank 0 then knows us by the nonce."""
+    # Nobody accepts meanwhile: the kernel keeps callers and what they have sent.
     with (
         contextlib.suppress(OSError),
-        socket.create_connection((host, port), timeout=_CONNECT_S) as connection,
+        socket.create_connection((host, port), timeout=_WAIT_S) as connection,
     ):
-        while len(received) < len(nonce) and (piece := connection.recv(len(nonce))):
-            received += piece
-    return received == nonce
+        connection.sendall(nonce)
+        return True
+    return False
+
+
+def _have_come(server: socket.socket, number: int, nonce: bytes) -> bool:
+    """Whether so many have called that know the nonce."""
+    end_s = time.monotonic() + _WAIT_S
+    while number and (left_s := end_s - time.monotonic()) > 0:
+        server.settimeout(left_s)
+        with contextlib.suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(left_s)
+                number -= connection.recv(len(nonce), socket.MSG_WAITALL) == nonce
+                # A close that leaves nothing behind: the port stays free for the job.
+                linger = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    return number == 0
 
 
 def _candidates() -> tuple[str, ...]:

@@ -195,8 +195,9 @@ def _of_slurm(environ: Mapping[str, str]) -> NodeRank | None:
     if cluster is None:
         return None
     if len(cluster.hosts) != cluster.size:
+        hosts = f"{len(cluster.hosts)} host{'s' * (len(cluster.hosts) > 1)}"
         raise ClusterError(
-            f"srun started tfddlrun {cluster.size} times on {len(cluster.hosts)} hosts; it must "
+            f"srun started tfddlrun {cluster.size} times on {hosts}; it must "
             "run once on each, and starts the workers itself. HINT: srun --ntasks-per-node=1 "
             "tfddlrun …, or srun python train.py without tfddlrun"
         )

@@ -125,10 +125,11 @@ def _tasks(config: dict[str, Any]) -> dict[str, list[Any]]:
 
 def _check_kind(kind: str, addresses: list[Any]) -> None:
     if kind == _SERVER:
+        servers = f"parameter server{'s' * (len(addresses) > 1)} (tasks of type {_SERVER!r})"
         raise ClusterError(
-            f"{VARIABLE} names {len(addresses)} parameter server{'s' * (len(addresses) > 1)} (tasks of type {_SERVER!r}), and "
-            "tfddl has none: workers average their gradients among themselves. HINT: set the "
-            f"replicas of {_SERVER!r} to 0, and make them workers if you like"
+            f"{VARIABLE} names {len(addresses)} {servers}, and tfddl has none: workers average "
+            f"their gradients among themselves. HINT: set the replicas of {_SERVER!r} to 0, and "
+            "make them workers if you like"
         )
     if kind not in (*_RUNNABLE, _MASTER):
         raise ClusterError(
