@@ -25,7 +25,7 @@ from tfddl.bench.entrance import SECRET, connect, open_port
 from tfddl.bench.ground import Address, Hosts, addresses_towards
 from tfddl.bench.machines import Machine, Machines, Met
 from tfddl.bench.main import main, settings_from
-from tfddl.bench.orders import LONE, Call, Called, Look, Mode, Operation
+from tfddl.bench.orders import LONE, Call, Called, Done, Look, Mode, Operation, Stop
 from tfddl.bench.report import report
 from tfddl.bench.results import Results
 from tfddl.errors import DataError, LaunchError
@@ -200,8 +200,8 @@ def test_only_who_knows_the_secret_comes_in(impatient: None) -> None:
         with _coming(door.name, door.environment) as failed:
             connection = door.accept(wait_s=5)
             assert connection is not None
-            connection.send("an order")
-            assert connection.recv() == "an answer"
+            connection.send(Stop())
+            assert connection.recv() == Done()
             connection.close()
         assert failed == []
 
@@ -214,8 +214,8 @@ def _coming(name: str, environment: dict[str, str]) -> Iterator[list[str]]:
     def come() -> None:
         try:
             with connect(name, host=1, environment=environment, timeout_s=5) as connection:
-                assert connection.recv() == "an order"
-                connection.send("an answer")
+                assert connection.recv() == Stop()
+                connection.send(Done())
         except LaunchError as error:
             failed.append(str(error))
 
@@ -245,7 +245,7 @@ def test_where_it_listens() -> None:
         with _coming(door.name, environment):
             found = door.accept(wait_s=5)
             assert found is not None
-            found.send("an order")
+            found.send(Stop())
             found.recv()
             found.close()
         port = int(first.rpartition(":")[2])

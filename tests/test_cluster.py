@@ -368,8 +368,11 @@ def test_detects_in_order() -> None:
     everything = {**step(), **ompi(0, 2, 0, 2), "TF_CONFIG": config()}
     assert detect(everything) == Cluster(("a:1", "b:1"), 1)
     everything["TF_CONFIG"] = ""
-    assert detect(everything).addresses == ("127.0.0.1:12345", "127.0.0.1:12346")
-    assert detect(step()).addresses[0] == "n1:12345"
+    found = detect(everything), detect(step())
+    assert [isinstance(one, Cluster) and one.addresses[0] for one in found] == [
+        "127.0.0.1:12345",
+        "n1:12345",
+    ]
     assert detect({"HOME": "/"}) == Cluster.alone()
 
 

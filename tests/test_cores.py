@@ -62,3 +62,16 @@ def test_threads_keep_to_a_quota(
     # Bound to their share by a launcher, which has asked for the quota too.
     assert cores_of_worker(local_size, own=threads) == threads
     assert cores.num_cores_of_quota(among=local_size) >= threads
+
+
+@pytest.mark.parametrize(("told", "cores_found"), [(6, 6), (None, 1)])
+def test_where_processes_are_not_bound(
+    told: int | None, cores_found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: told)
+    monkeypatch.setattr("tfddl.cores.cpu_quota", lambda: None)
+    monkeypatch.setattr("tfddl.threads.cpu_quota", lambda: None)
+    assert cores.num_bound_cores() == cores.num_usable_cores() == cores_found
+    assert has_own_core(cores_found)
+    assert not has_own_core(cores_found + 1)

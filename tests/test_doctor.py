@@ -10,6 +10,7 @@ import pytest
 import tfddl
 from tests.hosts import HERE, TWO, stand_in
 from tests.launching import launch
+from tfddl.launcher.examine import count_gpus, parse_smi
 from tfddl.launcher.findings import (
     Finding,
     Level,
@@ -31,6 +32,7 @@ FACTS: dict[str, Any] = {
     "shared_memory": 1 << 30,
     "disk": {"/d": 1 << 40},
     "gpus": 0,
+    "mig_instances": 0,
     "driver": None,
 }
 
@@ -78,7 +80,11 @@ GPUS: dict[str, Any] = {
         ({**GPUS, "driver": None}, "PROBLEM  b: 2 GPUs, but no driver is loaded. HINT: nvidia-smi"),
         (
             {**GPUS, "versions": FACTS["versions"]},
-            "PROBLEM  b: 2 GPUs, but the CUDA libraries of T",
+            "note     b: 2 GPUs, and no CUDA libraries as Python packages: TensorFlow needs ",
+        ),
+        (
+            {**GPUS, "mig_instances": 2},
+            "note     b: 2 of its 2 GPUs are MIG instances, of which a process sees only one. HINT",
         ),
         (
             {**GPUS, "gpus": 1},
@@ -125,6 +131,39 @@ def test_findings_about_hosts(changes: dict[str, Any], line: str) -> None:
 )
 def test_findings_about_the_network(finding: Finding, line: str) -> None:
     assert str(finding).startswith(line)
+
+
+SMI = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
+  MIG 3g.20gb     Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
+  MIG 3g.20gb     Device  1: (UUID: MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a78)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", (0, 0)),
+        (SMI, (3, 2)),
+        ("GPU 0: a\nGPU 1: b\n", (2, 0)),
+        ("No devices found.\n", (0, 0)),
+    ],
+)
+def test_what_nvidia_smi_lists(text: str, expected: tuple[int, int]) -> None:
+    assert parse_smi(text) == expected
+
+
+def test_gpus_are_counted_by_the_driver_s_files(tmp_path: Path) -> None:
+    """Where there is no nvidia-smi, or it fails."""
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    for part in ("gi1/ci0", "gi2/ci0", "gi2/ci1"):
+        (tmp_path / "capabilities/gpu1/mig" / part).mkdir(parents=True)
+    for smi in (str(tmp_path / "none"), "false"):
+        assert count_gpus(tmp_path, tmp_path / "capabilities", smi) == (4, 3)
+        assert count_gpus(tmp_path, tmp_path / "none", smi) == (2, 0)
+        assert count_gpus(tmp_path / "none", tmp_path, smi) == (0, 0)
 
 
 def check(*line: str, cwd: Path) -> tuple[int, list[str]]:

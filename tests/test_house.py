@@ -12,6 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors", "cores"],
+    ["limits"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
@@ -50,6 +51,7 @@ SIBLINGS: dict[str, list[str]] = {
         "__main__",
     ],
     "launcher": [
+        "system",
         "horovod",
         "cores",
         "worker_count",
@@ -110,7 +112,7 @@ SIBLINGS: dict[str, list[str]] = {
         "hosts",
         "exchange",
     ],
-    "runtime": ["options", "devices", "networks", "connecting", "process"],
+    "runtime": ["options", "gpus", "devices", "networks", "connecting", "process"],
     "transport": [
         "errors",
         "base",
@@ -121,8 +123,10 @@ SIBLINGS: dict[str, list[str]] = {
         "tally",
         "watch",
         "pieces",
+        "guard",
         "roll",
         "strategy",
+        "nccl",
         "choosing",
         "timed",
         "wired",
@@ -178,6 +182,7 @@ SIBLINGS: dict[str, list[str]] = {
         "evaluating",
         "fitting",
         "loss_scaling",
+        "legacy",
     ],
     "callbacks": [
         "snapshots",
@@ -254,6 +259,7 @@ SIBLINGS: dict[str, list[str]] = {
         "spread",
         "workloads",
         "orders",
+        "channel",
         "line",
         "devices",
         "models",
@@ -294,6 +300,7 @@ SIBLINGS: dict[str, list[str]] = {
 WITHOUT_TENSORFLOW = [
     "errors",
     "cores",
+    "limits",
     "cluster",
     "commits",
     "plan",

@@ -69,7 +69,7 @@ def test_a_script_without_a_cluster_is_one_worker_and_has_no_server() -> None:
     assert code == 0, output
 
 
-TOO_LATE = "tfddl.init() has to come before the first TensorFlow operation of the process"
+TOO_LATE = "rank 0 can't start: Operations of TensorFlow have run before, and devices and"
 REFUSED = {
     "tfddl.init(collective='nccl')": 'collective="nccl" needs GPUs, but TensorFlow sees none',
     "tfddl.init(collective='mpi')": "collective is 'mpi'; it must be one of auto, ring, nccl",
@@ -80,8 +80,9 @@ REFUSED = {
     "tfddl.init(intra_op_threads=0)": "intra_op_threads is 0; it must be at least 1, or None",
     "tfddl.init(pieces=17)": "pieces is 17; it must be 1..16, or None",
     "tfddl.init(timeout_s=-1)": "timeout_s is -1; it must be 0 (never) or more",
-    "tf.zeros([1]); tfddl.init(intra_op_threads=1)": TOO_LATE,
-    "os.environ['TF_CONFIG'] = two_workers; tfddl.init()": TOO_LATE,
+    "os.environ['TF_CONFIG'] = two_workers; tfddl.init(timeout_s=0.2)": (
+        "gave up after 0.2 s: rank 0 of 2 is waiting for rank 1"
+    ),
     "del os.environ['TF_CONFIG']; tfddl.init(); tfddl.init(intra_op_threads=3)": (
         "tfddl.init() was called before with other settings"
     ),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import tfddl
+from tests import plain_yaml
 from tests.hosts import HERE, stand_in, two_hosts
 from tests.processes import wait_until
 from tfddl.cluster import Cluster, tf_config
@@ -215,6 +217,60 @@ def test_a_pod_learns_the_addresses_from_its_index(tmp_path: Path) -> None:
     addresses = tuple(f"tfddl-{index}.tfddl:12345" for index in range(3))
     assert tf_config.parse(config) == Cluster(addresses, 1)
     assert argument == "a b"
+
+
+def test_pods_may_do_what_workers_need_and_no_more() -> None:
+    text = (LAUNCH / "kubernetes.yaml").read_text()
+    service, policy, job = plain_yaml.documents(text)
+    assert [part["kind"] for part in (service, policy, job)] == ["Service", "NetworkPolicy", "Job"]
+    pod = job["spec"]["template"]["spec"]
+    (worker,) = pod["containers"]
+    # The Pod Security Standard "restricted", and more.
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert worker["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert re.fullmatch(r"REGISTRY/tfddl:\d+\.\d+\.\d+", worker["image"])
+    assert worker["image"].endswith(f":{tfddl.__version__}")
+    for line in ("docker build -t", "docker push"):
+        assert f"{line} {worker['image']}" in text
+    # What is written to is a volume; data is not written to.
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in worker["volumeMounts"]}
+    assert [mount["name"] for mount in mounts.values()] == list(volumes)
+    assert list(mounts) == ["/data", "/checkpoints", "/tmp", "/dev/shm"]
+    data = volumes[mounts["/data"]["name"]]["persistentVolumeClaim"]
+    checkpoints = volumes[mounts["/checkpoints"]["name"]]["persistentVolumeClaim"]
+    assert data["readOnly"] is mounts["/data"]["readOnly"] is True
+    assert "readOnly" not in checkpoints | mounts["/checkpoints"]
+    assert {"--data_dir=/data", "--output_dir=/checkpoints"} <= set(worker["args"])
+    # The secret comes from a Secret, which the command on top makes.
+    variables = {variable["name"]: variable for variable in worker["env"]}
+    source = variables["TFDDL_SECRET"]["valueFrom"]["secretKeyRef"]
+    made = re.search(r"kubectl create secret generic (\S+) --from-literal=(\w+)=", text)
+    assert made is not None
+    assert made.groups() == (source["name"], source["key"])
+    assert "value" not in variables["TFDDL_SECRET"]
+
+
+def test_the_image_is_pinned_and_not_root() -> None:
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    assert ["FROM", "${PYTHON}"] in words
+    ((_, base),) = [found for found in words if found[0] == "ARG" and "PYTHON=" in found[1]]
+    assert re.fullmatch(r"PYTHON=python:3\.\d+\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?", base)
+    assert any(re.fullmatch(r"TENSORFLOW=tensorflow==[\d.]+", found[1]) for found in words)
+    (user,) = [found[1] for found in words if found[0] == "USER"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)  # Of a name, runAsNonRoot can't see who it is.
+    _, _, job = plain_yaml.documents((LAUNCH / "kubernetes.yaml").read_text())
+    context = job["spec"]["template"]["spec"]["securityContext"]
+    assert f"{context['runAsUser']}:{context['runAsGroup']}" == user
+    assert context["fsGroup"] == context["runAsGroup"]
 
 
 FAKE_PYTHON = """#!/usr/bin/env bash

@@ -15,8 +15,11 @@ from tests.group import AUTHKEY
 from tfddl.cluster import detect
 
 
-def init(**settings: Any) -> None:
+def init(*, with_strategy: bool = True, **settings: Any) -> None:
+    """Begins; by default with the strategy, since cases under its scope may come at any time."""
     tfddl.init(**settings)
+    if with_strategy:
+        tfddl.strategy()
     # Each clear_session collects garbage: not through all that TensorFlow's import has made.
     gc.freeze()
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfddl import runtime
 from tfddl.cluster import detect, read_cores, read_secret, read_start_timeout
 from tfddl.errors import StartError
+from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.progress import Board
 from tfddl.transport import Between, Collective
 
@@ -84,12 +85,15 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         timeout_s=timeout_s,
         start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,
         stall_warning_s=stall_warning_s,
+        trusts_network=bool(os.environ.get(TRUSTED_NETWORK)),
         cores=read_cores(os.environ),
     )
     runtime.start(
         detect(os.environ), options, Board.given(os.environ), secret=read_secret(os.environ)
     )
     keras_hooks.install()
+    if rank() == 0:
+        keras_hooks.warn_of_keras_2(os.environ)
 
 
 def _choice(name: str, word: str, kind: type[T]) -> T | None:

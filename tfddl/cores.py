@@ -19,7 +19,14 @@ _ROOT = Path("/sys/fs/cgroup")
 
 def num_usable_cores() -> int:
     """How many cores are worth a thread each, at least 1."""
-    return min(len(os.sched_getaffinity(0)), num_cores_of_quota())
+    return min(num_bound_cores(), num_cores_of_quota())
+
+
+def num_bound_cores() -> int:
+    """How many cores this process is bound to, at least 1; all where it can't be bound (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def num_cores_of_quota(*, among: int = 1) -> int:

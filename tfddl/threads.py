@@ -1,12 +1,11 @@
 """A function applied by several threads, with results in order."""
 
 import collections
-import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from tfddl.cores import cpu_quota, num_usable_cores
+from tfddl.cores import cpu_quota, num_bound_cores, num_usable_cores
 
 _MOST_THREADS = 8
 
@@ -30,7 +29,7 @@ def has_own_core(local_size: int, *, own: int | None = None) -> bool:
     quota = cpu_quota()
     if quota is not None and local_size > quota:
         return False
-    return own is not None or local_size <= len(os.sched_getaffinity(0))
+    return own is not None or local_size <= num_bound_cores()
 
 
 def threads_of_worker(num_cores: int) -> int:

@@ -29,7 +29,8 @@ Speed, ``python -m tfddl.bench`` or ``tfddl-bench``. A *crew* is a job of worker
 what they are told when it is their turn. Of the workers, with TensorFlow:
 
 * `orders`: what they are told, and what they answer; `workloads`: what there is to train.
-* `entrance`: where they come in for orders, both ends of it; `line`: how they take them.
+* `channel`: how that travels; `entrance`: where they come in for it, both ends; `line`: how they
+  take orders.
 * `models`, `calls`: what is timed; `pacer` holds a training between its steps; `devices`.
 * `contestants`: the ways that are compared; `worker`: the process.
 

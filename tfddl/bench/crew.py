@@ -6,10 +6,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Self
 
+from tfddl.bench.channel import Channel, MessageError
 from tfddl.bench.entrance import Entrance
 from tfddl.bench.ground import Ground, Team
 from tfddl.bench.orders import End, Hello, Order
@@ -59,7 +60,7 @@ class Crew:
         self._environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **environment}
         self._log = directory / f"{secrets.token_hex(4)}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._connections: list[Connection] = []
+        self._channels: list[Channel] = []
 
     @property
     def label(self) -> str:
@@ -105,20 +106,17 @@ class Crew:
             LaunchError: One of them died, or there was no answer in time.
         """
         with contextlib.suppress(OSError):  # Of who has died; the answers are missing then, too.
-            for connection in self._connections:
-                connection.send(order)
+            for channel in self._channels:
+                channel.send(order)
         answers: dict[int, Any] = {}
         deadline_s = time.monotonic() + timeout_s
         while missing := [rank for rank in range(self.team.size) if rank not in answers]:
-            ready = wait([self._connections[rank] for rank in missing], timeout=_LOOK_S)
+            ready = wait([self._channels[rank].fileno() for rank in missing], timeout=_LOOK_S)
             if not ready:
                 self._check_answers(missing, order, is_late=time.monotonic() > deadline_s)
             for rank in missing:
-                if self._connections[rank] in ready:
-                    try:
-                        answers[rank] = self._connections[rank].recv()
-                    except (EOFError, OSError):
-                        raise self._error(f"{self.team.name(rank)} has gone") from None
+                if self._channels[rank].fileno() in ready:
+                    answers[rank] = self._take(self._channels[rank], self.team.name(rank))
         return [answers[rank] for rank in range(self.team.size)]
 
     def _check_answers(self, missing: list[int], order: Order, *, is_late: bool) -> None:
@@ -140,26 +138,36 @@ class Crew:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # A Ctrl-C is ours, and we end it.
             )
-        while len(self._connections) < self.team.size:
-            connection = entrance.accept(wait_s=_LOOK_S)
-            if connection is None:
+        while len(self._channels) < self.team.size:
+            channel = entrance.accept(wait_s=_LOOK_S)
+            if channel is None:
                 self._check_start()
             else:
-                self._connections.append(connection)
-        hellos = [self._hear(connection) for connection in self._connections]
-        by_rank = sorted(zip(hellos, self._connections, strict=True), key=lambda p: p[0].rank)
+                self._channels.append(channel)
+        hellos = [self._hear(channel) for channel in self._channels]
+        ranks = sorted(hello.rank for hello in hellos)
+        if ranks != list(range(self.team.size)):
+            raise self._error(f"workers came as ranks {ranks}; expected each of them once")
+        by_rank = sorted(zip(hellos, self._channels, strict=True), key=lambda p: p[0].rank)
         self.hellos = tuple(hello for hello, _ in by_rank)
-        self._connections = [connection for _, connection in by_rank]
+        self._channels = [channel for _, channel in by_rank]
 
-    def _hear(self, connection: Connection) -> Hello:
-        while not connection.poll(_LOOK_S):
+    def _hear(self, channel: Channel) -> Hello:
+        while not channel.poll(_LOOK_S):
             self._check_start()
-        try:
-            hello = connection.recv()
-        except (EOFError, OSError):
-            raise self._error("a worker ended before it had started") from None
-        assert isinstance(hello, Hello)
+        hello = self._take(channel, "a worker that was to start")
+        if not isinstance(hello, Hello):
+            raise self._error(f"a worker began with {hello}, not with a greeting")
         return hello
+
+    def _take(self, channel: Channel, who: str) -> Any:
+        """What a worker says."""
+        try:
+            return channel.recv()
+        except MessageError as error:
+            raise self._error(f"{who} says what isn't understood: {error}") from None
+        except (EOFError, OSError):
+            raise self._error(f"{who} has gone") from None
 
     def _check_start(self) -> None:
         if self._has_ended():
@@ -194,8 +202,8 @@ class Crew:
 
     def _kill(self) -> None:
         """Ends what still lives: `tfddlrun`, asked to end, kills its workers."""
-        for connection in self._connections:
-            connection.close()
+        for channel in self._channels:
+            channel.close()
         process = self._process
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM if self.team.is_launched else signal.SIGKILL)
@@ -205,4 +213,4 @@ class Crew:
                 process.kill()
                 process.wait()
         self._log.unlink(missing_ok=True)
-        self._connections, self.hellos = [], ()
+        self._channels, self.hellos = [], ()

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from pathlib import Path
 from typing import Self
 
+from tfddl.bench.channel import Channel
 from tfddl.cluster import join_address
 from tfddl.cluster.ports import listen_everywhere
 from tfddl.errors import LaunchError
@@ -58,7 +59,7 @@ class Entrance:
         if self._server.family == socket.AF_UNIX:
             Path(self.name).unlink(missing_ok=True)
 
-    def accept(self, *, wait_s: float) -> Connection | None:
+    def accept(self, *, wait_s: float) -> Channel | None:
         """Lets the next worker in; None where none has come, or a stranger."""
         self._server.settimeout(wait_s)
         try:
@@ -66,8 +67,8 @@ class Entrance:
         except (TimeoutError, ConnectionAbortedError):
             return None
         if not self._secret:
-            return Connection(found.detach())
-        with found, contextlib.suppress(AuthenticationError, EOFError, OSError):
+            return Channel(found)
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):
             steps = (deliver_challenge, answer_challenge)
             return _shake_hands(found, self._secret, steps, timeout_s=_STRANGER_S)
         return None
@@ -122,9 +123,7 @@ def open_port(addresses: Sequence[str], *, port: int = 0, everywhere: bool = Fal
     return Entrance(server, name, secret=secrets.token_hex(32))
 
 
-def connect(
-    name: str, *, host: int, environment: Mapping[str, str], timeout_s: float
-) -> Connection:
+def connect(name: str, *, host: int, environment: Mapping[str, str], timeout_s: float) -> Channel:
     """Comes in at an entrance.
 
     Args:
@@ -137,15 +136,19 @@ def connect(
         LaunchError: Nobody is found there.
     """
     if SECRET not in environment:
-        with socket.socket(socket.AF_UNIX) as found:
+        found = socket.socket(socket.AF_UNIX)
+        try:
             found.connect(name)
-            return Connection(found.detach())
+        except OSError as error:
+            found.close()
+            raise LaunchError(f"tfddl-bench isn't found at {name}: {error.strerror}") from error
+        return Channel(found)
     address = name.split(",")[host]
     text, _, port = address.rpartition(":")
     steps = (answer_challenge, deliver_challenge)
     try:
-        with socket.create_connection((text.strip("[]"), int(port)), timeout=timeout_s) as found:
-            return _shake_hands(found, environment[SECRET].encode(), steps, timeout_s=timeout_s)
+        found = socket.create_connection((text.strip("[]"), int(port)), timeout=timeout_s)
+        return _shake_hands(found, environment[SECRET].encode(), steps, timeout_s=timeout_s)
     # An older Python asserts what a newer one makes an AuthenticationError.
     except (OSError, EOFError, AuthenticationError, AssertionError) as error:
         raise LaunchError(
@@ -157,17 +160,21 @@ def connect(
 
 def _shake_hands(
     found: socket.socket, secret: bytes, steps: Sequence[_Step], *, timeout_s: float
-) -> Connection:
-    """Makes sure that both sides know the secret."""
-    found.settimeout(None)
-    _limit_reading(found, timeout_s)
+) -> Channel:
+    """Makes sure that both sides know the secret; where they don't, the socket is closed.
+
+    These steps exchange bytes; nothing is unpickled.
+    """
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(Connection(os.dup(found.fileno())))
-        for step in steps:
-            step(connection, secret)
+        stack.enter_context(found)
+        found.settimeout(None)
+        _limit_reading(found, timeout_s)
+        with Connection(os.dup(found.fileno())) as connection:
+            for step in steps:
+                step(connection, secret)
+        _limit_reading(found, 0.0)
         stack.pop_all()
-    _limit_reading(found, 0.0)
-    return connection
+    return Channel(found)
 
 
 def _limit_reading(found: socket.socket, timeout_s: float) -> None:

@@ -27,8 +27,10 @@ from tfddl.bench.settings import (
 )
 from tfddl.bench.speed import measure
 from tfddl.bench.workloads import WORKLOADS
+from tfddl.cores import num_bound_cores
 from tfddl.errors import DataError, TfddlError
 from tfddl.launcher import host_flags
+from tfddl.launcher.system import require_linux
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -59,7 +61,8 @@ def main(argv: Sequence[str], *, prog: str = "tfddl-bench") -> int:
     """Measures as the arguments say, and returns the exit status."""
     progress = Progress()
     try:
-        settings = settings_from(argv, prog=prog, num_cores=len(os.sched_getaffinity(0)))
+        settings = settings_from(argv, prog=prog, num_cores=num_bound_cores())
+        require_linux(prog)
         results = measure(settings, environment=os.environ, progress=progress)
         sys.stdout.write(report(results) + "\n")
         _write_files(results, settings, progress)

@@ -35,8 +35,9 @@ def main() -> None:
     parser.add_argument("--way", required=True, help="how to train")
     arguments = parser.parse_args()
     cluster = detect(os.environ)
+    assert isinstance(cluster, Cluster)  # tfddl-bench has set TF_CONFIG
     try:
-        connection = connect(
+        channel = connect(
             arguments.connect,
             host=cluster.hosts.index(cluster.host),
             environment=os.environ,
@@ -44,9 +45,9 @@ def main() -> None:
         )
     except LaunchError as error:
         sys.exit(f"tfddl.bench.worker: {error}")
-    with connection:
+    with channel:
         machine = Machine.here()
-        line = Line(connection, machine)
+        line = Line(channel, machine)
         try:
             _obey(_start(arguments.way, cluster, machine, line), line)
         except EOFError:

@@ -69,7 +69,7 @@ class Cluster:
     @property
     def host(self) -> str:
         """The host of this worker, as `hosts` names it."""
-        return self._hosts_by_rank[self.rank]
+        return self.hosts_by_rank[self.rank]
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -78,22 +78,22 @@ class Cluster:
         Names are in lower case and IPv6 addresses in their short form, without brackets, so that
         one host has one name.
         """
-        return tuple(dict.fromkeys(self._hosts_by_rank))
+        return tuple(dict.fromkeys(self.hosts_by_rank))
 
     @property
     def local_rank(self) -> int:
         """This worker's number among those of its host."""
-        return self._hosts_by_rank[: self.rank].count(self.host)
+        return self.hosts_by_rank[: self.rank].count(self.host)
 
     @property
     def local_size(self) -> int:
         """Number of workers on this worker's host."""
-        return self._hosts_by_rank.count(self.host)
+        return self.hosts_by_rank.count(self.host)
 
     @property
     def ranks_of_hosts(self) -> tuple[tuple[int, ...], ...]:
         """The ranks of the workers of each host, as `hosts` has them."""
-        by_rank = self._hosts_by_rank
+        by_rank = self.hosts_by_rank
         return tuple(
             tuple(rank for rank, host in enumerate(by_rank) if host == name) for name in self.hosts
         )
@@ -109,14 +109,15 @@ class Cluster:
         return len(self._hosts_with_this_local_rank)
 
     @functools.cached_property
-    def _hosts_by_rank(self) -> tuple[str, ...]:
+    def hosts_by_rank(self) -> tuple[str, ...]:
+        """The host of each worker, as `hosts` names it."""
         if not self.addresses:
             return ("localhost",)
         return tuple(_same_host(address.rpartition(":")[0]) for address in self.addresses)
 
     @property
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
-        by_rank = self._hosts_by_rank
+        by_rank = self.hosts_by_rank
         return tuple(host for host in self.hosts if by_rank.count(host) > self.local_rank)
 
 

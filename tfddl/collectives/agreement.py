@@ -213,9 +213,22 @@ def _agree_in_graph(group: Group, signature: Signature) -> None:
     def compare() -> tf.Tensor:
         digest = tf.constant([signature.digest], tf.int64)
         checked = _checked(group, digest, lambda: tf.constant(signature.lines))
-        return agreed[key].assign(checked, read_value=True)
+        return _set(agreed[key], checked)
 
-    tf.cond(agreed[key], lambda: tf.constant(True), compare)
+    if not group.transport.stays_on_device:
+        tf.cond(agreed[key], lambda: tf.constant(True), compare)
+        return
+    # The flag is in host memory, where a branch wants it. The branch itself has its place among the
+    # collectives, which an edge to the CPU and back would hold up.
+    with tf.device("CPU:0"):
+        known = agreed[key].read_value()
+    with tf.device(group.transport.device):
+        tf.cond(known, lambda: tf.constant(True), compare)
+
+
+def _set(flag: tf.Variable, value: tf.Tensor) -> tf.Tensor:
+    with tf.device("CPU:0"):
+        return flag.assign(value, read_value=True)
 
 
 def _agree_at_every_run(group: Group, signature: Signature) -> None:

@@ -1,8 +1,8 @@
 """Rows of a memory-mapped file, read into a buffer of one's own.
 
 Reading through the mapping would leave every page that was touched in the resident memory of the
-process, up to the whole file. Rows that are read with `os.preadv` stay in the page cache, which
-belongs to nobody.
+process, up to the whole file. Rows that are read with `os.preadv`, or `os.pread` where that is
+missing, stay in the page cache, which belongs to nobody.
 """
 
 import mmap
@@ -84,7 +84,7 @@ class MappedRows:
     def _fill(self, buffers: list[memoryview], position: int) -> None:
         """Reads consecutive bytes of the file into the buffers, one after the other."""
         while buffers:
-            count = os.preadv(self._file, buffers, position)
+            count = _read(self._file, buffers, position)
             if count == 0:
                 raise DataError(
                     f"{self._name} is mapped from {self._path}, which now ends before byte "
@@ -121,3 +121,12 @@ def _mapping(array: np.ndarray) -> tuple[np.memmap | None, mmap.mmap | None]:
         memmap = base if isinstance(base, np.memmap) else memmap
         base = base.base
     return memmap, base if isinstance(base, mmap.mmap) else None
+
+
+def _read(file: int, buffers: list[memoryview], position: int) -> int:
+    """Reads from a place of a file into buffers, one after the other; returns how many bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file, buffers, position)
+    data = os.pread(file, len(buffers[0]), position)  # macOS before 11 has only this.
+    buffers[0][: len(data)] = data
+    return len(data)

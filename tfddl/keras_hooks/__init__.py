@@ -17,6 +17,7 @@ What each part of it does, and on what in Keras it relies:
 * `statistics`: BatchNormalization's moving statistics are those of all ranks' examples.
 * `normalizing`: BatchNormalization(synchronized=True) normalizes by the batch of all ranks.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
+* `legacy`: warns where `tf.keras` is Keras 2.
 
 The hooks act only on models compiled with `tfddl.DistributedOptimizer`, in a job of several
 workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`, and
@@ -36,6 +37,7 @@ from tfddl.keras_hooks import (
 )
 from tfddl.keras_hooks.compiling import acts_on as acts_on
 from tfddl.keras_hooks.fitting import broadcast_model as broadcast_model
+from tfddl.keras_hooks.legacy import warn_of_keras_2 as warn_of_keras_2
 from tfddl.keras_hooks.session import BroadcastCallback as BroadcastCallback
 from tfddl.keras_hooks.session import Fit as Fit
 from tfddl.keras_hooks.session import LastCallback as LastCallback

@@ -56,8 +56,8 @@ class StepState:
 
     @classmethod
     def new(cls) -> "StepState":
-        """State for a model, on the CPU."""
-        with tf.init_scope(), tf.device("CPU:0"):
+        """State for a model, where the gradients stay: on the CPU, or on the GPU with NCCL."""
+        with tf.init_scope(), tf.device(current().transport.device):
             return cls(
                 stop=tf.Variable(0.0, trainable=False, name="tfddl_stop"),
                 stop_agreed=tf.Variable(0.0, trainable=False, name="tfddl_stop_agreed"),
@@ -213,7 +213,14 @@ def _is_weighted(model: Any, weight: Any) -> bool:
 
 def _num_examples(x: Any) -> tf.Tensor:
     leaf = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
-    return tf.shape(leaf, tf.int64)[0]
+    if not current().transport.stays_on_device:
+        return tf.shape(leaf, tf.int64)[0]
+    if leaf.shape[0] is not None:
+        return tf.constant(leaf.shape[0], tf.int64)
+    # Shapes are in host memory. To be copied, the number would wait for all that the GPU was given
+    # before, and the header with it: so it is counted on the GPU.
+    ones = tf.fill(tf.shape(leaf)[:1], tf.constant(1, tf.int64))
+    return tf.reduce_sum(ones)
 
 
 def _reduction(loss: Any) -> str | None:

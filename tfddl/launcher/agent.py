@@ -34,6 +34,7 @@ from tfddl.launcher.oom import count_oom_kills
 from tfddl.launcher.output import Outlet
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.signals import Signals
+from tfddl.launcher.system import require_files, require_linux
 from tfddl.launcher.worker import DRAIN_S, Stream, Worker, adopt_orphans, kill_orphans
 from tfddl.progress import Board
 
@@ -314,6 +315,7 @@ class Agent:
         answer: Message = {"is": "prepared"}
         try:
             os.stat(os.path.join(message["directory"], "."))
+            require_files(message["num_workers"])
             wanted = message["interfaces"]
             name, address = interfaces.interface_of(wanted) if wanted else ("", None)
             answer |= {
@@ -341,5 +343,9 @@ class Agent:
 
 def run() -> None:
     """What is started on the far host."""
+    try:
+        require_linux("a host of tfddlrun")
+    except LaunchError as error:
+        sys.exit(f"tfddl agent: {error}")
     with Signals() as signals:
         Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=inherited(os.environ)).serve()

@@ -26,6 +26,7 @@ from tfddl.launcher.fleet import (
 from tfddl.launcher.frames import Message
 from tfddl.launcher.link import Link
 from tfddl.launcher.signals import Interrupted, Signals
+from tfddl.launcher.system import require_files
 
 _PIECES = 32
 _ANSWER_S = 20.0
@@ -40,8 +41,12 @@ def check_hosts(options: FleetOptions, *, directory: str) -> int:
 
     Returns:
         The exit status: 0 if a job can run, 1 if there is a problem, 128 + n if signal n came.
+
+    Raises:
+        LaunchError: the system doesn't allow so many open files as the connections need.
     """
     findings = []
+    require_files(0, num_hosts=len(options.hosts))
     with Signals() as signals:
         doctor = _Doctor(options, directory=directory, signals=signals)
         try:

@@ -14,6 +14,7 @@ import resource
 import selectors
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Container, Mapping
@@ -36,6 +37,9 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _DRIVER_VERSION = re.compile(r"\b(\d+\.\d+(\.\d+)?)\b")
+_DEVICES = Path("/dev")
+_INSTANCES = Path("/proc/driver/nvidia/capabilities")
+_SMI_S = 10.0
 _SHARED_MEMORY = Path("/dev/shm")
 _CONNECT_S = 3.0
 _TRANSFER_S = 10.0
@@ -50,6 +54,7 @@ def facts(directory: Path) -> dict[str, Any]:
         directory: where workers would run.
     """
     name = socket.gethostname()
+    gpus, instances = count_gpus()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
         "time": time.time(),
@@ -65,7 +70,8 @@ def facts(directory: Path) -> dict[str, Any]:
         "disk": {
             str(folder): _free_bytes(folder) for folder in (directory, Path(tempfile.gettempdir()))
         },
-        "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        "gpus": gpus,
+        "mig_instances": instances,
         "driver": _driver_version(),
     }
 
@@ -210,6 +216,42 @@ def _latency(sock: socket.socket) -> float | None:
         took = time.monotonic() - begin
         best = took if best is None else min(best, took)
     return best
+
+
+def count_gpus(
+    devices: Path = _DEVICES, instances: Path = _INSTANCES, smi: str = "nvidia-smi"
+) -> tuple[int, int]:
+    """How many GPUs workers can use, and how many of these are MIG instances.
+
+    A GPU that is divided up (MIG) counts as its instances. What ``nvidia-smi -L`` says comes
+    first: in a container it knows what the container may use. Otherwise the driver's files tell.
+
+    Args:
+        devices: where ``nvidia0`` and so on are.
+        instances: where the driver lists what can be allowed: ``gpu0/mig/gi1/ci0/access``.
+        smi: the command.
+    """
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run([smi, "-L"], capture_output=True, text=True, timeout=_SMI_S)
+        if done.returncode == 0:
+            return parse_smi(done.stdout)
+    numbers = [p.name.removeprefix("nvidia") for p in devices.glob("nvidia[0-9]*")]
+    parts = [len(list(instances.glob(f"gpu{n}/mig/gi*/ci*"))) for n in numbers]
+    return sum(count or 1 for count in parts), sum(parts)
+
+
+def parse_smi(text: str) -> tuple[int, int]:
+    """As `count_gpus`, of what ``nvidia-smi -L`` prints.
+
+    A line begins with "GPU 0: " for each GPU; below it, one begins with "  MIG " for each instance.
+    """
+    parts: list[int] = []
+    for line in text.splitlines():
+        if line.startswith("GPU "):
+            parts.append(0)
+        elif line.lstrip().startswith("MIG ") and parts:
+            parts[-1] += 1
+    return sum(count or 1 for count in parts), sum(parts)
 
 
 def installed_version(what: str) -> str | None:

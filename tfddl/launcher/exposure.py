@@ -16,20 +16,19 @@ Interfaces = Mapping[str, Sequence[str]]
 """The addresses of each interface that other machines may reach."""
 
 
-def server_warning(cluster: Cluster, environ: Mapping[str, str]) -> str | None:
+def server_warning(cluster: Cluster) -> str | None:
     """What to say on this host once its workers start TensorFlow's servers.
 
     One worker of each host says it: the one whose `local_rank` is 0.
 
     Args:
         cluster: who takes part, with the ports of the servers.
-        environ: TFDDL_TRUSTED_NETWORK in it ends the warning.
 
     Returns:
-        None where there is nothing to warn of: a worker that is alone and has no server, a host
-        whose interfaces don't lead outside, or a network that the user trusts.
+        None where there is nothing to warn of: a worker that is alone and has no server, or a
+        host whose interfaces don't lead outside.
     """
-    if cluster.size == 1 or environ.get(TRUSTED_NETWORK):
+    if cluster.size == 1:
         return None
     peers = [
         address for host in cluster.hosts if host != cluster.host for address in resolve_texts(host)

@@ -183,6 +183,7 @@ def _judge_own_name(host: str, facts: Facts) -> Iterator[Finding]:
 
 def _judge_gpus(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
     gpus, nccl = facts["gpus"], facts["versions"]["NCCL"]
+    instances = facts["mig_instances"]
     if not gpus:
         yield Finding(Level.OK, host, f"no GPU; workers train on its {facts['cores']} cores")
         return
@@ -192,10 +193,11 @@ def _judge_gpus(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
         )
     if nccl is None:
         yield Finding(
-            Level.PROBLEM,
+            Level.NOTE,
             host,
-            f"{gpus} GPUs, but the CUDA libraries of TensorFlow aren't installed",
-            'pip install "tensorflow[and-cuda]" there',
+            f"{gpus} GPUs, and no CUDA libraries as Python packages: TensorFlow needs the "
+            "system's, which containers of NVIDIA have",
+            'if TensorFlow finds no GPU, pip install "tensorflow[and-cuda]" there',
         )
     if num_workers > gpus:
         yield Finding(
@@ -204,8 +206,17 @@ def _judge_gpus(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
             f"{num_workers} workers, but {gpus} GPU{'s' * (gpus > 1)}; each needs its own",
             f"-H {host}:{gpus}",
         )
-    elif facts["driver"] is not None and nccl is not None:
-        yield Finding(Level.OK, host, f"{gpus} GPUs, driver {facts['driver']}, NCCL {nccl}")
+    elif facts["driver"] is not None:
+        shown = f"{gpus} GPUs, driver {facts['driver']}, NCCL {nccl or 'of the system'}"
+        yield Finding(Level.OK, host, shown)
+    if instances:
+        yield Finding(
+            Level.NOTE,
+            host,
+            f"{instances} of its {gpus} GPUs are MIG instances, of which a process sees only one",
+            "give each worker its own by CUDA_VISIBLE_DEVICES=MIG-…, as schedulers and device "
+            "plugins do; nvidia-smi -L lists them",
+        )
 
 
 def _judge_limits(host: str, facts: Facts) -> Iterator[Finding]:

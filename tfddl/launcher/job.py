@@ -32,6 +32,7 @@ from tfddl.launcher.report import Outcome, WorkerExit, describe_place, failure_r
 from tfddl.launcher.restarts import RestartOptions
 from tfddl.launcher.signals import Interrupted, Signals
 from tfddl.launcher.supervise import Care, supervise
+from tfddl.launcher.system import require_files
 from tfddl.progress import Ability
 
 # The only signs, on a worker's stderr, that a server's port was taken: our words and TensorFlow's.
@@ -268,6 +269,8 @@ def _run_once(
         LaunchError: they can't take part, or the command can't be started.
         Interrupted: a signal came before anything was started.
     """
+    num_hosts = 0 if options.fleet is None else len(options.fleet.hosts)
+    require_files(options.num_workers, num_hosts=num_hosts, has_logs=options.logs is not None)
     directory = None if options.fleet is None else working_folder(environment)
     with contextlib.ExitStack() as stack:
         fleet: Fleet | None = None

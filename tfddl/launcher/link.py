@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import select
 import signal
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ from tfddl.launcher.handle import Handle
 from tfddl.launcher.output import Outlet
 from tfddl.launcher.plan import ProcessPlan
 from tfddl.launcher.ssh import SshOptions, agent_argv, boot_line, explain_end
+from tfddl.launcher.system import is_readable, is_writable
 from tfddl.launcher.worker import die_with_parent
 
 LOST = 255
@@ -123,7 +123,7 @@ class Link:
             self.send({"do": "beat"})
         if self.lost is None and self._is_overdue(now_s):
             # Unless it is we who have slept.
-            if select.select([self], [], [], 0)[0]:
+            if is_readable(self, within_s=0):
                 self.heard_s = now_s
             else:
                 silence_s = now_s - self.heard_s
@@ -181,7 +181,7 @@ class Link:
         deadline = self.hang_up() + (0.0 if self.greeting is None else _FAREWELL_S)
         while self.lost is None and time.monotonic() < deadline:
             # What it still says must not keep it from ending.
-            if select.select([self], [], [], 0.1)[0] and not os.read(self.fileno(), 1 << 18):
+            if is_readable(self, within_s=0.1) and not os.read(self.fileno(), 1 << 18):
                 break
         self._end_process(wait_s=0.0 if self.greeting is None else _END_S)
         self._stdout.close()
@@ -199,7 +199,7 @@ class Link:
                 if left_s <= 0:
                     self._lose(f"{self.host} takes no more orders")
                     return
-                select.select([], [self._stdin], [], left_s)
+                is_writable(self._stdin, within_s=left_s)
             except BrokenPipeError:
                 return  # the other direction ends too, and is where it is noticed
 

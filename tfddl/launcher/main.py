@@ -23,6 +23,7 @@ from tfddl.launcher.interfaces import is_this_host
 from tfddl.launcher.job import JobOptions, asked_for, run_job, working_folder
 from tfddl.launcher.nodes import MEET_S, NodeOptions
 from tfddl.launcher.restarts import RestartOptions
+from tfddl.launcher.system import require_linux
 from tfddl.launcher.worker_count import count_workers
 
 _CANT_START = 127
@@ -97,6 +98,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
         fleet = _read_fleet(arguments)
         if arguments.check:
             hosts = _or_this_host(fleet, arguments)
+            require_linux(prog)
             return check_hosts(hosts, directory=working_folder(environment))
         options = _read_options(arguments, fleet, node, environment)
         shown = asked_for(options, environment)
@@ -111,6 +113,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     for notice in (*notices, *horovodrun.notices(arguments)):
         sys.stderr.write(f"{prog}: {notice}\n")
     try:
+        require_linux(prog)
         return run_job(options, environment=environment)
     except LaunchError as error:
         for line in str(error).splitlines():

@@ -21,6 +21,7 @@ from tfddl import __version__
 from tfddl.cluster import NodeRank, PartialCluster, join_address, rendezvous
 from tfddl.cluster.cluster import is_loopback
 from tfddl.cluster.ports import hold_ports
+from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.errors import LaunchError, TfddlError
 from tfddl.launcher.hosts import MOST_WORKERS
 from tfddl.launcher.interfaces import identity, interface_of
@@ -245,7 +246,7 @@ def _join(
     """
     node = options.node
     assert node.master is not None
-    results: queue.Queue[rendezvous.Rendezvous | BaseException] = queue.Queue()
+    results: queue.Queue[Rendezvous | BaseException] = queue.Queue()
 
     def work() -> None:
         try:

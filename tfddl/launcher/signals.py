@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from types import FrameType, TracebackType
 from typing import Any
+
+from tfddl.launcher.system import is_readable
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -23,7 +24,7 @@ class Signals:
     Usage::
 
         with Signals() as signals:
-            select.select([signals], [], [])
+            selector.select()  # among others, for `signals`
             signals.read()
             for number in signals.take_ending():
                 ...
@@ -77,7 +78,7 @@ class Signals:
         """Waits so long; False, and sooner, where a signal has come that ends the job."""
         end_s = time.monotonic() + duration_s
         while not self.have_ended_job and (left_s := end_s - time.monotonic()) > 0:
-            select.select([self], [], [], left_s)
+            is_readable(self, within_s=left_s)
             self.read()
         return not self.have_ended_job
 

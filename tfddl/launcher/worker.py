@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -26,6 +27,8 @@ DRAIN_S = 1.0
 
 # A pipe holds 64 KiB, as much as is read at a time; what is written meanwhile is another's.
 _PIECES_IN_PIPE = 2
+# MAX_ARG_STRLEN of Linux, which counts a zero at the end.
+_LONGEST_VARIABLE = 2**17 - 1
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -170,9 +173,16 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
             preexec_fn=die_with_parent(bind),  # safe: this process has one thread
         )
     except OSError as error:
+        hint = "it must be a program; a line for the shell goes through sh -c '…'"
+        if error.errno == errno.E2BIG:
+            name = max(environment, key=lambda name: len(environment[name]))
+            hint = (
+                f"its arguments and variables are too long. The longest variable, {name}, has "
+                f"{len(os.fsencode(environment[name]))} bytes; the system takes {_LONGEST_VARIABLE}"
+                " in one, name included. TF_CONFIG gets shorter by shorter names of hosts"
+            )
         raise LaunchError(
-            f"can't start {plan.argv[0]!r}: {error.strerror}. HINT: it must be a program; a line "
-            "for the shell goes through sh -c '…'"
+            f"can't start {plan.argv[0]!r}: {error.strerror}. HINT: {hint}"
         ) from error
 
 

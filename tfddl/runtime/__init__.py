@@ -1,6 +1,7 @@
 """What a process has started: threads, devices, the strategy, the transport.
 
 * `options`: what `tfddl.init()` was asked for.
+* `gpus`: which physical GPU a worker uses.
 * `devices`: threads, GPUs, the strategy.
 * `networks`: of our own: memory within a host, TCP between hosts.
 * `connecting`: which transport, and what it needs.

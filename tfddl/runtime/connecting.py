@@ -10,6 +10,8 @@ import tensorflow as tf
 from tfddl.cluster import Cluster, PartialCluster
 from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.errors import DisagreementError, StartError
+from tfddl.runtime.devices import choose_collective
+from tfddl.runtime.gpus import check_gpu_sharing, compare_collectives
 from tfddl.runtime.networks import Networks
 from tfddl.runtime.options import Options
 from tfddl.transport import (
@@ -28,6 +30,7 @@ from tfddl.transport import (
     TwoLevelTransport,
     WireTransport,
     measured_pieces,
+    strategy_transport,
 )
 from tfddl.wire import Lobby, Network
 
@@ -65,7 +68,7 @@ def facts_of(  # noqa: PLR0913 - all by name
     collective: Collective,
     *,
     lobby: Lobby | None,
-    gpu: str | None,
+    gpus: tuple[int, str | None],
     problem: str,
     has_run: bool,
 ) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def facts_of(  # noqa: PLR0913 - all by name
         options: What it was asked for.
         collective: Which of TensorFlow's collectives it would use.
         lobby: Where it listens for other hosts, if it does.
-        gpu: What tells its GPU from others of the host, where it has one and that is known.
+        gpus: How many it sees, and what tells its own from others of the host, where that is known.
         problem: Why it can't start; "" where it can.
         has_run: Whether TensorFlow operations have run there already.
     """
@@ -85,16 +88,17 @@ def facts_of(  # noqa: PLR0913 - all by name
         "between_hosts": str(options.between_hosts or "auto"),
         "resolved": str(collective),
         "port": lobby.port if lobby is not None else 0,
-        "gpu": gpu,
+        "gpus": gpus,
         "problem": problem,
         "has_run": has_run,
     }
 
 
-def compare(facts: Sequence[Mapping[str, Any]]) -> None:
+def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
     """Makes sure that all ranks can start, and were asked for the same.
 
     Args:
+        cluster: Who they are.
         facts: What each has told, in rank order.
 
     Raises:
@@ -112,14 +116,13 @@ def compare(facts: Sequence[Mapping[str, Any]]) -> None:
                 f"tfddl.init got {name}={values[0]!r} on rank 0, but {name}={values[other]!r} on "
                 f"rank {other}. HINT: give all ranks the same."
             )
-    resolved = [fact["resolved"] for fact in facts]
-    other = next((rank for rank, value in enumerate(resolved) if value != resolved[0]), None)
-    if other is not None:
-        raise DisagreementError(
-            f"rank 0 would use {resolved[0].upper()}, but rank {other} {resolved[other].upper()}: "
-            "TensorFlow sees GPUs on some hosts only. HINT: nvidia-smi on each; "
-            'CUDA_VISIBLE_DEVICES="" everywhere trains on CPUs'
-        )
+    resolved = [Collective(fact["resolved"]) for fact in facts]
+    compare_collectives(resolved, cluster.hosts_by_rank)
+    check_gpu_sharing(resolved[0], [fact["gpus"][1] for fact in facts], cluster.ranks_of_hosts)
+    for ranks in cluster.ranks_of_hosts:
+        for rank in ranks:
+            # Again: not every launcher has said how many workers a host has.
+            choose_collective(None, num_gpus=facts[rank]["gpus"][0], local_size=len(ranks))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,7 +224,7 @@ class Connecting:
             collective=self.collective,
             timeout_s=2 * self.options.timeout_s,  # The last resort: the roll knows more.
         )
-        whole = StrategyTransport(self._cluster.rank, self._cluster.size, options)
+        whole = strategy_transport(self._cluster.rank, self._cluster.size, options)
         order = whole.all_gather(tf.constant([self._cluster.rank], tf.int64)).numpy()[:, 0].tolist()
         if order != list(range(self._cluster.size)):
             raise StartError(

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from tfddl.errors import StartError
-from tfddl.transport import MOST_PIECES, Between, Collective
+from tfddl.transport import MOST_PIECES, Between, Collective, check_pieces
 from tfddl.wire import Patience
 
 
@@ -24,6 +24,9 @@ class Options:
     stall_warning_s: float = 60.0
     """After how long to warn of ranks that haven't come to an operation; 0 is never."""
 
+    trusts_network: bool = False
+    """Whether nobody has to be warned that strangers can reach TensorFlow's servers."""
+
     cores: int | None = None
     """How many cores are this worker's own; None where nobody has divided them yet."""
 
@@ -34,6 +37,7 @@ class Options:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
         if self.pieces is not None and not 1 <= self.pieces <= MOST_PIECES:
             raise StartError(f"pieces is {self.pieces}; it must be 1..{MOST_PIECES}, or None.")
+        check_pieces(self.pieces, self.collective)
         if self.collective is not None and self.between_hosts is Between.TCP:
             raise StartError(
                 f"collective is {self.collective.value!r}, by which all workers speak to each "

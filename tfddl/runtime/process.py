@@ -6,6 +6,7 @@ The one mutable module global of tfddl lives here.
 import atexit
 import dataclasses
 import linecache
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,14 +19,16 @@ from tfddl.cluster import Cluster, PartialCluster, rendezvous
 from tfddl.cluster.rendezvous import Rendezvous
 from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError
+from tfddl.launcher.exposure import server_warning
 from tfddl.progress import Board, Teller
 from tfddl.runtime import connecting
 from tfddl.runtime.connecting import Connecting
 from tfddl.runtime.devices import (
     TOO_LATE,
-    choose_collective,
+    identity_of_gpu,
     make_strategy,
     operations_have_run,
+    resolve_collective,
     set_up_gpus,
     set_up_threads,
 )
@@ -165,6 +168,10 @@ class Runtime:
             )
         self.rendezvous.stop_listening()
         rendezvous.require_free_port(self.cluster)
+        if self.cluster.local_rank == 0 and not self.options.trusts_network:
+            warning = server_warning(self.cluster)
+            if warning is not None:
+                _LOG.warning("%s", warning)
         return make_strategy(self.cluster, self.collective)
 
     @contextmanager
@@ -199,11 +206,8 @@ class Runtime:
             Where the other hosts find this worker, if they may call it.
         """
         problem = ""
-        num_gpus = len(tf.config.list_physical_devices("GPU"))
         try:
-            self.collective = choose_collective(
-                self.options.collective, num_gpus=num_gpus, local_size=cluster.local_size or 1
-            )
+            self.collective = resolve_collective(cluster, self.options)
         except StartError as error:
             if cluster.size == 1:
                 raise
@@ -219,7 +223,7 @@ class Runtime:
             self.options,
             self.collective,
             lobby=lobby,
-            gpu=None,
+            gpus=(len(tf.config.list_physical_devices("GPU")), identity_of_gpu(cluster)),
             problem=problem,
             has_run=operations_have_run(),
         )
@@ -227,7 +231,7 @@ class Runtime:
             cluster, secret=secret, facts=facts, timeout_s=self.options.rendezvous_timeout_s
         )
         self.cluster = self.rendezvous.cluster
-        connecting.compare(self.rendezvous.facts)
+        connecting.compare(self.cluster, self.rendezvous.facts)
         late = [rank for rank, fact in enumerate(self.rendezvous.facts) if fact["has_run"]]
         if late and connecting.needs_strategy(self.cluster, self):
             raise StartError(f"{rank_names(late)} can't start: {TOO_LATE}")
@@ -259,6 +263,7 @@ def _calling_line() -> str:
     return f"{line!r} ({name}, line {number})" if line else "the line that calls it"
 
 
+_LOG = logging.getLogger("tfddl")
 _HAS_RUN = "operations have run"
 
 

@@ -1,7 +1,7 @@
 """How tensors travel between the workers: one interface, several ways.
 
 Usage:
-    transport = StrategyTransport(rank=0, size=2, device=…, collective=Collective.RING, …)
+    transport = strategy_transport(rank=0, size=2, options=StrategyOptions(…))
     total = transport.all_reduce(flat_tensor, Reduction.SUM)
 """
 
@@ -10,6 +10,7 @@ from tfddl.transport.base import Between, Collective, Lengths, Transport
 from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError, RefusedError
 from tfddl.transport.late_variable import LateVariable, counter, made_outside
+from tfddl.transport.nccl import NCCL_DTYPES, NcclTransport, check_pieces, strategy_transport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
 from tfddl.transport.roll import Roll
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
@@ -30,6 +31,8 @@ __all__ = [
     "LateVariable",
     "WireTransport",
     "Lengths",
+    "NCCL_DTYPES",
+    "NcclTransport",
     "RanksDisagreeError",
     "Reduction",
     "RefusedError",
@@ -43,5 +46,7 @@ __all__ = [
     "TwoLevelTransport",
     "counter",
     "made_outside",
+    "check_pieces",
     "measured_pieces",
+    "strategy_transport",
 ]

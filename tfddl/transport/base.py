@@ -75,6 +75,13 @@ class Transport(abc.ABC):
     """Whether there is a core, or a GPU, that computes while tensors travel. Where there is none,
     both only get into each other's way."""
 
+    device = "CPU:0"
+    """Where what operations need of their own (counters, the header of a step) is kept."""
+
+    stays_on_device = False
+    """Whether an operation between tensors of the device may use nothing but the device: it is a
+    GPU, and a detour by the CPU waits for all that the GPU was given before."""
+
     compares = False
     """Whether its operations compare the ranks' calls, see `for_call`, before anything is moved."""
 

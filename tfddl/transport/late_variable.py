@@ -56,11 +56,11 @@ def made_outside(make: Callable[[], tf.Variable]) -> tf.Variable:
         return outside.submit(make).result()
 
 
-def counter(name: str) -> LateVariable:
-    """A scalar int64 in the host's memory that starts at 0."""
+def counter(name: str, device: str = "CPU:0") -> LateVariable:
+    """A scalar int64 that starts at 0."""
 
     def make() -> tf.Variable:
-        with tf.device("CPU:0"):
+        with tf.device(device):
             return tf.Variable(0, trainable=False, dtype=tf.int64, name=name)
 
     return LateVariable(make)

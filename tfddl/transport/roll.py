@@ -59,10 +59,15 @@ class Roll:
         self._transports: list[Transport] = []
         self._eager: _Operation | None = None
         self._lock = threading.Lock()
-        self._current = counter("tfddl_waits")
+        self.note_on("CPU:0")
         self._said = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def note_on(self, device: str) -> None:
+        """Keeps the note of what this rank is in on a device, before anything was noted."""
+        self._device = device
+        self._current = counter("tfddl_waits", device)
 
     @contextlib.contextmanager
     def within(self, text: str, ranks: Sequence[int]) -> Iterator[list[tf.Tensor]]:
@@ -90,7 +95,7 @@ class Roll:
             if operation not in self._numbers:
                 self._numbers[operation] = len(self._operations)
                 self._operations.append(operation)
-        with tf.device("CPU:0"):
+        with tf.device(self._device):
             number = tf.constant(self._numbers[operation], tf.int64)
             return self._current.value.assign(number, read_value=False)
 

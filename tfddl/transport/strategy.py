@@ -1,7 +1,7 @@
-"""TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING and NCCL.
+"""TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING.
 
 `strategy.run(… all_reduce …)` can't be used inside the loops that ``steps_per_execution > 1``
-makes, so this speaks to the ops below it. Five things about those ops shape this room:
+makes, so this speaks to the ops below it. Six things about those ops shape this module:
 
 * An op finds its peers by an *instance key*, and a key is bound for ever to the dtype, shape and
   kind it was first used with; a second use with others aborts every later collective of the
@@ -18,6 +18,9 @@ makes, so this speaks to the ops below it. Five things about those ops shape thi
   ordering tokens, so that one process's operations on several sets keep one order.
 * An empty tensor or one without dimensions crashes the process in a gather. Only flat tensors with
   at least one element are ever launched.
+* TensorFlow orders the members of a group by the names of their tasks, as text: task 10 comes
+  before task 2. Rows of a gather and parts of an all-to-all come in that order, and are put into
+  rank order here, see `tensorflow_order`.
 """
 
 import copy
@@ -34,15 +37,16 @@ from tfddl.errors import UnsupportedError
 from tfddl.transport import service
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import OVER_ROWS, Collective, Lengths, Transport, joined, scaled
+from tfddl.transport.guard import Guard
 from tfddl.transport.pieces import MOST_PIECES, Piece, cut, piece_bytes
-from tfddl.transport.tally import Tally
+from tfddl.transport.tally import Tally, Travel
 from tfddl.transport.watch import Watch
 from tfddl.wire import Reduction
 
 _LENGTH_BITS = 26
 _MAX_LENGTH = 2**_LENGTH_BITS - 1
 
-_TOO_LONG = (
+TOO_LONG = (
     f"A tensor whose length isn't known when the graph is made can have at most {_MAX_LENGTH} "
     "elements to travel. Give it a static shape; for sparse gradients, use sparse_as_dense=True."
 )
@@ -104,6 +108,7 @@ class _Shared:
     """Of each lane."""
 
     tally: Tally
+    guard: Guard
 
 
 class Launch(Protocol):
@@ -114,7 +119,7 @@ class Launch(Protocol):
 
 
 class StrategyTransport(Transport):
-    """RING over gRPC on CPUs, NCCL on GPUs.
+    """RING over gRPC on CPUs; `NcclTransport` is what differs on GPUs.
 
     `tfddl.init()` makes it, after the strategy: the strategy has started the servers that the
     ops need.
@@ -130,21 +135,30 @@ class StrategyTransport(Transport):
         super().__init__(rank, size)
         self.name = options.collective.name
         self._options = options
+        if self.stays_on_device:
+            self.device = options.device
         with tf.device(options.device):
             tokens = tuple(
                 tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{lane}")
                 for lane in range(MOST_PIECES)
             )
-        self._shared = _Shared(tokens, Tally())
-        Watch(self._shared.tally.counts, options.timeout_s)
-        self._group_keys = _group_keys(tuple(range(size)))
+        self._shared = _Shared(tokens, Tally(self.device), Guard(options.device))
+        Watch(self._shared.tally.counts, options.timeout_s, self.end)
+        self._take_ranks(tuple(range(size)))
+
+    def _take_ranks(self, ranks: tuple[int, ...]) -> None:
+        """Becomes the transport of some ranks of the job, ascending."""
+        self._ranks = ranks
+        self._group_keys = _group_keys(ranks)
+        self._order = tensorflow_order(ranks)
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
         if len(ranks) == 1:
             return AloneTransport()
         made = copy.copy(self)
         Transport.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
-        made._group_keys = _group_keys(ranks)
+        # A set within a set: keys and TensorFlow's order are those of the job's ranks.
+        made._take_ranks(tuple(self._ranks[rank] for rank in ranks))
         return made
 
     def in_pieces(self, pieces: int) -> "StrategyTransport":
@@ -188,7 +202,14 @@ class StrategyTransport(Transport):
             return tf.reshape(rows, [self.size, -1])
 
         gathered = self._cut_last_axis(tf.bitcast(flat, carrier), launch, empty_rows=self.size)
-        return tf.bitcast(gathered, flat.dtype)
+        return tf.bitcast(self._in_rank_order(gathered), flat.dtype)
+
+    def _in_rank_order(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows in TensorFlow's order, by rank."""
+        if self._order == tuple(range(self.size)):
+            return rows
+        with tf.device(self._options.device):
+            return tf.gather(rows, _inverse(self._order))
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
         """See `Transport.broadcast`: the sum of the root's bits and everyone else's zeros.
@@ -204,6 +225,7 @@ class StrategyTransport(Transport):
 
     def end(self, text: str) -> None:
         """See `Transport.end`; of all TensorFlow's collectives of this process."""
+        self._shared.guard.end(text)
         service.end_collectives(text)
 
     def counts(self) -> tuple[int, int]:
@@ -234,11 +256,12 @@ class StrategyTransport(Transport):
         mine = lengths[self.rank]
         ends = tf.cumsum(mine)
         padded = [
-            tf.pad(bits[ends[r] - mine[r] : ends[r]], [[0, longest - mine[r]]])
-            for r in range(self.size)
+            tf.pad(bits[ends[r] - mine[r] : ends[r]], [[0, longest - mine[r]]]) for r in self._order
         ]
         rows = self._cut_last_axis(tf.stack(padded), launch)
-        arrived = [rows[r, : lengths[r, self.rank]] for r in range(self.size)]
+        arrived = [
+            rows[row, : lengths[rank, self.rank]] for rank, row in enumerate(_inverse(self._order))
+        ]
         return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
 
     def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: Reduction) -> tf.Tensor:
@@ -279,8 +302,7 @@ class StrategyTransport(Transport):
             empty = tensor if empty_rows is None else tf.zeros([empty_rows, 0], tensor.dtype)
             if length is None:
                 length = tf.shape(tensor)[-1]
-                short = tf.debugging.assert_less_equal(length, _MAX_LENGTH, _TOO_LONG)
-                with tf.control_dependencies([] if short is None else [short]):
+                with tf.control_dependencies(self._check_length(length, _MAX_LENGTH)):
                     return tf.cond(
                         length > 0, lambda: self._in_lanes([tensor], launch)[0], lambda: empty
                     )
@@ -289,6 +311,11 @@ class StrategyTransport(Transport):
             spans = [span for (span,) in self._cut([length], tensor.dtype)]
             sent = [tensor[..., span.start : span.stop] for span in spans]
             return tf.concat(self._in_lanes(sent, launch), axis=-1)
+
+    def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
+        """What fails where a length is known only when the graph runs, and too large."""
+        short = tf.debugging.assert_less_equal(length, most, TOO_LONG)
+        return [] if short is None else [short]
 
     def _in_lanes(self, sent: Sequence[tf.Tensor], launch: Launch) -> list[tf.Tensor]:
         """Launches an op for each piece, as many at once as there are lanes."""
@@ -299,7 +326,11 @@ class StrategyTransport(Transport):
                 return [launch(piece, lane) for piece in pack]
 
             with tf.device(self._options.device):
-                return [self._shared.tally.over(over, [piece])[0] for piece in sent[lane::lanes]]
+                return [arrived(over, piece) for piece in sent[lane::lanes]]
+
+        def arrived(over: Travel, piece: tf.Tensor) -> tf.Tensor:
+            results = self._shared.tally.over(over, [piece])
+            return self._shared.guard.checked(results, in_graphs=self.stays_on_device)[0]
 
         if lanes > 1 and tf.executing_eagerly():
             # TensorFlow comes back from an op when it is over: one thread is one op at a time.
@@ -356,6 +387,30 @@ def _group_keys(ranks: tuple[int, ...]) -> tuple[int, ...]:
         return int.from_bytes(digest, "little") % 2**30 + 2**30
 
     return tuple(key(lane) for lane in range(MOST_PIECES))
+
+
+def tensorflow_order(ranks: Sequence[int]) -> tuple[int, ...]:
+    """In which order TensorFlow's collectives have the members of a group. Pure arithmetic.
+
+    A rank is a task of TensorFlow's cluster, with one device. TensorFlow orders the names of the
+    tasks as text (`EstablishGlobalRank` in collective_param_resolver_local.cc, which puts
+    "/job:worker/replica:0/task:10" before "…/task:2"), on CPUs and GPUs alike.
+
+    Args:
+        ranks: Ranks of the job, ascending.
+
+    Returns:
+        For each place in TensorFlow's order, the place in `ranks` of who is there.
+    """
+    return tuple(sorted(range(len(ranks)), key=lambda place: str(ranks[place])))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """Where each of those that are ordered is."""
+    places = [0] * len(order)
+    for place, member in enumerate(order):
+        places[member] = place
+    return places
 
 
 def _family(kind: Reduction | str, dtype: tf.DType) -> int:

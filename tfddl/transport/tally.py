@@ -13,18 +13,26 @@ Travel = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
 class Tally:
     """How many operations have begun here, and how many have ended."""
 
-    def __init__(self) -> None:
-        self._begun, self._ended = counter("tfddl_begun"), counter("tfddl_ended")
+    def __init__(self, device: str = "CPU:0") -> None:
+        """Begins at 0.
+
+        Args:
+            device: Where to count: on the GPU where the tensors are on one, since an edge to the
+                CPU waits for all that the GPU was given before.
+        """
+        self._device = device
+        self._begun = counter("tfddl_begun", device)
+        self._ended = counter("tfddl_ended", device)
 
     def over(self, travel: Travel, pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Launches an operation; it begins when the tensors are there."""
-        with tf.device("CPU:0"):
+        with tf.device(self._device):
             one = tf.constant(1, tf.int64)  # Made within, it would wait instead of what adds it.
-        with tf.device("CPU:0"), tf.control_dependencies(list(pack)):
+        with tf.device(self._device), tf.control_dependencies(list(pack)):
             begun = self._begun.value.assign_add(one, read_value=False)
         with tf.control_dependencies(_ops(begun)):
             arrived = travel([tf.identity(tensor) for tensor in pack])
-        with tf.device("CPU:0"), tf.control_dependencies(arrived):
+        with tf.device(self._device), tf.control_dependencies(arrived):
             ended = self._ended.value.assign_add(one, read_value=False)
         with tf.control_dependencies(_ops(ended)):
             return [tf.identity(tensor) for tensor in arrived]

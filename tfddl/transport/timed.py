@@ -15,8 +15,8 @@ class TimedTransport(Transport):
     The clock runs from when a tensor is ready to travel, and the collective before it is over,
     until the result is there. So it counts the waiting for ranks that come later, and each moment
     once, also where one collective waits in line behind another. Whatever is computed meanwhile
-    counts as time in collectives. (A GPU is given its work ahead: there the clock may start while
-    it still computes. That has not been run.)
+    counts as time in collectives. Where tensors stay on a GPU there is no clock: the CPU tells the
+    time, and to ask it would keep the GPU waiting.
 
     Whether to measure is asked when a graph runs, not when it is made: so a graph that was made
     before can be measured, and one that isn't measured pays next to nothing.
@@ -24,8 +24,8 @@ class TimedTransport(Transport):
 
     def __init__(self, timed: Transport) -> None:
         super().__init__(timed.rank, timed.size)
-        self.name = timed.name
-        self.dtypes = timed.dtypes
+        self.name, self.dtypes = timed.name, timed.dtypes
+        self.device, self.stays_on_device = timed.device, timed.stays_on_device
         self._timed = timed
         with tf.device("CPU:0"):
             self._measuring = tf.Variable(False, trainable=False, name="tfddl_measuring")
@@ -74,7 +74,7 @@ class TimedTransport(Transport):
 
     def measure(self, wanted: bool) -> bool:
         """See `Transport.measure`."""
-        running = wanted and _can_tell_the_time()
+        running = wanted and not self.stays_on_device and _can_tell_the_time()
         self._measuring.assign(running)
         return running
 
@@ -98,6 +98,8 @@ class TimedTransport(Transport):
         pack: Sequence[tf.Tensor],
         travel: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
+        if self.stays_on_device:
+            return travel(pack)
         with tf.control_dependencies(list(pack)), tf.device("CPU:0"):
             ready_s = tf.cond(self._measuring, tf.timestamp, lambda: tf.zeros([], tf.float64))
         with tf.control_dependencies([ready_s]):

@@ -18,6 +18,9 @@ class TracedTransport(Transport):
     """Another transport, and a tracer that is told of all that travels while it collects.
 
     Whether it does is asked when a graph runs, not when it is made. A roll is told always.
+
+    Where tensors stay on a GPU, a graph records only if the tracer was on when the graph was made:
+    the record is the CPU's, and to ask whether it is wanted would keep the GPU waiting.
     """
 
     def __init__(self, traced: Transport, tracer: Tracer, roll: Roll) -> None:
@@ -26,6 +29,8 @@ class TracedTransport(Transport):
         self._ranks = tuple(range(traced.size))
         self._operation = self._waits_in = "an operation"
         self._roll = roll
+        if traced.stays_on_device:
+            roll.note_on(traced.device)
 
     def _make_among(self, ranks: tuple[int, ...]) -> Transport:
         made = copy.copy(self)
@@ -40,6 +45,7 @@ class TracedTransport(Transport):
         self.name, self.dtypes = traced.name, traced.dtypes
         self.rounds_once, self.compares = traced.rounds_once, traced.compares
         self.overlaps = traced.overlaps
+        self.device, self.stays_on_device = traced.device, traced.stays_on_device
 
     def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> Transport:
         """See `Transport.for_call`."""
@@ -112,6 +118,13 @@ class TracedTransport(Transport):
         pack: Sequence[tf.Tensor],
         travel: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
+        if self.stays_on_device and not self._tracer.is_on:
+            with (
+                tf.control_dependencies(list(pack)),
+                self._roll.within(self._waits_in, self._ranks) as entered,
+                tf.control_dependencies(entered),
+            ):
+                return travel([tf.identity(tensor) for tensor in pack])
         name = self._operation
 
         def record(begin_s: Any, num_bytes: Any) -> Any:

@@ -10,8 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from tfddl.transport import service
-
 _LOOKS = 5
 """How often to look within the time that is waited."""
 
@@ -19,15 +17,21 @@ _LOOKS = 5
 class Watch:
     """Looks after the collectives of this process."""
 
-    def __init__(self, counts: Callable[[], tuple[int, int]], timeout_s: float) -> None:
+    def __init__(
+        self,
+        counts: Callable[[], tuple[int, int]],
+        timeout_s: float,
+        end: Callable[[str], None],
+    ) -> None:
         """Begins to watch.
 
         Args:
             counts: how many operations have begun and ended.
             timeout_s: After how many seconds without any progress what is waiting is ended; 0 is
                 never.
+            end: Ends them; is given what their errors say.
         """
-        self._counts, self._timeout_s = counts, timeout_s
+        self._counts, self._timeout_s, self._end_all = counts, timeout_s, end
         self._stop = threading.Event()
         if timeout_s > 0:
             thread = threading.Thread(target=self._look, name="tfddl-watch", daemon=True)
@@ -41,7 +45,7 @@ class Watch:
             if now[0] == now[1] or now != seen:
                 seen, since_s = now, time.monotonic()
             elif time.monotonic() - since_s >= self._timeout_s:
-                service.end_collectives(
+                self._end_all(
                     f"not all ranks have come to an operation within {self._timeout_s:g} s: "
                     "one of them is stuck, or does something else"
                 )

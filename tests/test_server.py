@@ -1,0 +1,121 @@
+"""TensorFlow's server runs only where it is used: real jobs, and the ports that they open."""
+
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.group import ROOT, WorkerGroup
+from tests.hosts import HERE, stand_in
+from tests.launching import launch, of_ranks
+from tests.strangers import attacking
+from tfddl.cluster import join_address
+
+SCRIPT = ROOT / "tests" / "scripts" / "no_server.py"
+
+
+def _run(*arguments: str, flags: tuple[str, ...], size: int) -> tuple[list[dict[str, Any]], str]:
+    """What each rank has found, and what was said beside it."""
+    done = launch(*flags, sys.executable, str(SCRIPT), *arguments, cwd=ROOT, timeout_s=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = of_ranks(done.stdout.splitlines(), r"\{", size)
+    return [json.loads(line) for line in lines], done.stderr
+
+
+def _check_alike(found: list[dict[str, Any]]) -> None:
+    size = len(found)
+    for one in found:
+        assert one["sum"] == sum(range(1, size + 1))
+        assert one["rows"] == [rank for rank in range(size) for _ in range(rank + 1)]
+        assert one["weights"] == found[0]["weights"]
+        assert one["loss"] == found[0]["loss"]
+
+
+@pytest.fixture(scope="module")
+def early() -> list[dict[str, Any]]:
+    found, _ = _run("early", "none", flags=("-np", "3"), size=3)
+    return found
+
+
+def test_on_one_host_nothing_listens(early: list[dict[str, Any]]) -> None:
+    """Neither TensorFlow nor we: workers of one host find each other by Unix sockets."""
+    _check_alike(early)
+    assert [one["listening"] for one in early] == [[], [], []]
+
+
+def test_init_may_come_after_operations(early: list[dict[str, Any]]) -> None:
+    """Models, optimizers, Dropout and datasets made before train as those made after."""
+    found, said = _run("late", "none", flags=("-np", "3"), size=3)
+    _check_alike(found)
+    np.testing.assert_allclose(found[0]["loss"], early[0]["loss"], rtol=1e-6)
+    for late, first in zip(found[0]["weights"], early[0]["weights"], strict=True):
+        np.testing.assert_allclose(late, first, rtol=1e-5, atol=1e-7)
+    for rank in range(3):
+        warnings = [
+            line
+            for line in said.splitlines()
+            if f"rank {rank}: operations of TensorFlow ran before tfddl.init()" in line
+        ]
+        assert len(warnings) == 1, said
+        assert "its numbers of threads stay as they are, instead of 1 within an" in warnings[0]
+
+
+def test_the_strategy_is_made_of_tf_config() -> None:
+    found, _ = _run("early", "strategy", flags=("-np", "2"), size=2)
+    _check_alike(found)
+    for rank, one in enumerate(found):
+        assert one["cluster"] == one["addresses"]
+        assert one["replicas"] == 2
+        # Its server, at the address that TF_CONFIG has for this rank, and nothing else.
+        assert one["listening"] == [int(one["addresses"][rank].rpartition(":")[2])]
+
+
+def test_a_strategy_that_comes_too_late_or_on_one_rank() -> None:
+    """It is an error, and the job goes on without it."""
+    found, _ = _run("late", "strategy", flags=("-np", "2"), size=2)
+    _check_alike(found)
+    for one in found:
+        assert one["error"].startswith(
+            "StartError: tfddl.strategy() was called, which starts TensorFlow's servers, but on "
+            "ranks 0..1 operations of TensorFlow have run before. HINT: move 'tfddl.strategy()' ("
+        )
+        assert re.search(r"no_server\.py, line \d+\) to the top of the script", one["error"])
+        assert one["listening"] == []
+
+
+@pytest.mark.long
+def test_a_strategy_on_one_rank_alone() -> None:
+    found, _ = _run("early", "one rank", flags=("-np", "2"), size=2)
+    _check_alike(found)
+    assert found[0]["error"].startswith("StalledError: gave up after 30 s: rank 0 waits in tfddl.")
+    assert found[0]["error"].endswith("which all ranks must call together; these haven't: 1")
+
+
+def test_between_hosts_only_our_own_ports_listen(tmp_path: Any) -> None:
+    """Rank 0 at the address of TF_CONFIG, and each worker where it meets the other hosts."""
+    hosts = ("-H", f"{HERE[0]}:2,{HERE[1]}:1", "--ssh-command", stand_in(tmp_path / "ssh"))
+    found, _ = _run("late", "none", flags=hosts, size=3)
+    _check_alike(found)
+    first = int(found[0]["addresses"][0].rpartition(":")[2])
+    assert found[0]["addresses"][0] == join_address(HERE[0], first)
+    assert first in found[0]["listening"]
+    assert [len(one["listening"]) for one in found] == [2, 1, 1]
+
+
+def test_strangers_neither_stop_nor_join_a_job() -> None:
+    """While it starts, and afterwards: rank 0 listens as long as it lives."""
+    group = WorkerGroup(3, hosts=(2, 1), with_strategy=False)
+    host, _, port = group.addresses[0].rpartition(":")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(group.start)
+            with attacking((host, int(port))):
+                started.result(timeout=150)
+                found = group.run("tests.cases.ordering:wrong", sets=[(0, 2), (1, 2)])
+        assert found == [[]] * 3
+    finally:
+        group.close()
