@@ -338,7 +338,7 @@ def test_options_are_checked(options: Any, message: str) -> None:
 
 
 def facts(identity: str, *ports: int, address: str = "") -> NodeFacts:
-    return NodeFacts("", ports=ports, address=address, identity=identity, secret="")
+    return NodeFacts("", ports=ports, address=address, identity=identity)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_nodes_that_cant_become_one_job(
         make_places(nodes, hosts, node_rank=0)
 
 
-GOOD = {"version": __version__, "ports": [1, 65535], "address": "", "identity": "x", "secret": ""}
+GOOD = {"version": __version__, "ports": [1, 65535], "address": "", "identity": "x"}
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,6 @@ GOOD = {"version": __version__, "ports": [1, 65535], "address": "", "identity": 
         {"ports": [1] * 1025},
         {"address": None},
         {"identity": 3},
-        {"secret": ["a"]},
     ],
 )
 def test_what_other_nodes_say_is_checked(wrong: dict[str, Any]) -> None:
@@ -690,10 +689,11 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
             free_ports(2)
         if isinstance(answer, Exception):
             raise answer
-        other = {"ports": [7, 8], "address": "10.0.0.9", "identity": "other", "secret": ""}
+        other = {"ports": [7, 8], "address": "10.0.0.9", "identity": "other"}
         return SimpleNamespace(
             cluster=Cluster(("a:1", "b:1"), cluster.rank),
             facts=[more["facts"], {**other, "version": __version__}],
+            secret=b"between nodes",
             close=lambda: told.append({}),
         )
 
@@ -716,8 +716,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     assert closed == {}
     assert asked["cluster"] == PartialCluster(0, 2, master, job="j", source="X")
     assert (asked["secret"], asked["timeout_s"]) == (b"", 9.0)
-    assert asked["facts"]["secret"] == meeting.secret
-    assert re.fullmatch("[0-9a-f]{64}", meeting.secret)
+    assert meeting.secret == b"between nodes".hex()
     # Never node 0's own port.
     assert set(meeting.places[0].ports) == set(free[1:])
     assert meeting.places[1] == Place("node 1", "10.0.0.9", (7, 8))

@@ -96,7 +96,7 @@ def test_whose_secret_is_taken() -> None:
 
 @pytest.mark.parametrize("secret", ["abc", "ab" * 15, "ab" * 16 + "c", "zz" * 16, "é" * 32])
 def test_what_is_no_secret_is_refused_and_not_shown(secret: str) -> None:
-    message = f"TFDDL_SECRET has {len(secret)} characters; 32 or more hexadecimal digits are"
+    message = f"TFDDL_SECRET is {len(secret)} characters that aren't a secret; at least 32"
     with pytest.raises(LaunchError, match=message) as caught:
         given_secret({"TFDDL_SECRET": secret})
     assert secret not in str(caught.value)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tfddl import commits, progress
-from tfddl.cluster import CORES, SECRET
-from tfddl.errors import LaunchError
+from tfddl.cluster import CORES, SECRET, read_secret
+from tfddl.errors import ClusterError, LaunchError
 
 RESTARTS = "TFDDL_RESTARTS"
 """How often the job has started again: in the environment of every worker of `tfddlrun`."""
@@ -39,8 +39,6 @@ _RANK_PREFIXES = (
 # Where we are a worker ourselves, what was said to that one alone.
 _OWN = frozenset({CORES, SECRET, commits.VARIABLE, progress.VARIABLE})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_FEWEST_DIGITS = 32
-_SECRET = re.compile(rf"(?=.{{{_FEWEST_DIGITS}}})([0-9A-Fa-f]{{2}})*")
 
 
 @dataclass(frozen=True)
@@ -101,17 +99,11 @@ def given_secret(environment: Mapping[str, str], exports: Sequence[Export] = ())
     named = any(export.name == SECRET for export in exports)
     if is_worker(environment) and not named:
         return None
-    secret = exported(environment, exports).get(SECRET) or environment.get(SECRET)
-    if not secret:
-        return None
-    if not _SECRET.fullmatch(secret):
-        # The message must not show it.
-        raise LaunchError(
-            f"{SECRET} has {len(secret)} characters; {_FEWEST_DIGITS} or more hexadecimal digits "
-            "are expected, an even number. HINT: python -c 'import secrets; "
-            "print(secrets.token_hex(32))'"
-        )
-    return secret
+    text = exported(environment, exports).get(SECRET) or environment.get(SECRET, "")
+    try:
+        return read_secret({SECRET: text}).hex() or None
+    except ClusterError as error:
+        raise LaunchError(str(error)) from None
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
 from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import LOST
 from tfddl.launcher.memory import Memory
-from tfddl.launcher.nodes import SECRET_BYTES, NodeOptions, meet_nodes
+from tfddl.launcher.nodes import NodeOptions, meet_nodes
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import Place, plan_processes, this_machine
 from tfddl.launcher.recovery import Recovery
@@ -300,7 +300,7 @@ def _run_once(
             options.command,
             places=places,
             environment=_workers_environment(
-                options, environment, secret=secret or secrets.token_hex(SECRET_BYTES)
+                options, environment, secret=secret or secrets.token_hex(rendezvous.SECRET_BYTES)
             ),
             as_horovod=options.as_horovod,
             binding=options.binding,

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import logging
 import queue
-import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ from tfddl.launcher.signals import Interrupted, Signals
 
 MEET_S = 600.0
 """How long nodes wait for each other, where the user says nothing (`--start-timeout`)."""
-
-SECRET_BYTES = 32
 
 _LOOK_S = 0.02
 _LAST_PORT = 65535
@@ -94,14 +91,12 @@ class NodeFacts:
         address: where its workers are reached, by `--network-interface`; "" where that isn't
             given.
         identity: tells machines apart, see `interfaces.identity`.
-        secret: of node 0, the job's; "" where the user has told each node the secret.
     """
 
     version: str
     ports: tuple[int, ...]
     address: str
     identity: str
-    secret: str
 
     @classmethod
     def read(cls, fields: Mapping[str, Any], *, node_rank: int) -> NodeFacts:
@@ -116,7 +111,7 @@ class NodeFacts:
                 f"node {node_rank} has tfddl {version}, but this one {__version__}. HINT: install "
                 "the same on all nodes"
             )
-        texts = [fields.get(name) for name in ("address", "identity", "secret")]
+        texts = [fields.get(name) for name in ("address", "identity")]
         if not (
             isinstance(ports, list | tuple)
             and 1 <= len(ports) <= MOST_WORKERS
@@ -163,15 +158,15 @@ def meet_nodes(
             ports=ports,
             address=address,
             identity=identity(),
-            secret="" if secret or node.node_rank else secrets.token_hex(SECRET_BYTES),
         )
-        hosts, facts = _join(options, own, secret=secret, console=console, signals=signals)
-    found = [NodeFacts.read(fields, node_rank=rank) for rank, fields in enumerate(facts)]
+        joined = _join(options, own, secret=secret, console=console, signals=signals)
+    found = [NodeFacts.read(fields, node_rank=rank) for rank, fields in enumerate(joined.facts)]
+    hosts = [address.rpartition(":")[0].strip("[]") for address in joined.cluster.addresses]
     places = make_places(found, hosts, node_rank=node.node_rank, interface=interface)
     ranks = _ranks_of_places(places)[node.node_rank]
     total = sum(len(place.ports) for place in places)
     console.say(f"all {node.num_nodes} nodes are there; rank {ranks} of {total} here")
-    return Meeting(places=places, secret=secret or found[0].secret)
+    return Meeting(places=places, secret=secret or joined.secret.hex())
 
 
 def make_places(
@@ -238,8 +233,8 @@ def _join(
     secret: str | None,
     console: Console,
     signals: Signals,
-) -> tuple[list[str], Sequence[Mapping[str, Any]]]:
-    """The hosts by which the nodes are reached, and what each says of itself.
+) -> Rendezvous:
+    """What the nodes have told each other; the connection is closed.
 
     The rendezvous waits in a thread, for signals to be heard here. It is a daemon, to end with us
     where they end the job.
@@ -280,9 +275,8 @@ def _join(
         raise LaunchError(f"the nodes haven't met (a rank is a node's here): {joined}") from joined
     if isinstance(joined, BaseException):
         raise joined
-    with contextlib.closing(joined):
-        hosts = [address.rpartition(":")[0].strip("[]") for address in joined.cluster.addresses]
-        return hosts, joined.facts
+    joined.close()
+    return joined
 
 
 @contextlib.contextmanager
