@@ -22,7 +22,7 @@ from tfddl.wire.messages import Message, Tag, hashed
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 3, 5, 16])
 @BY
 def test_every_operation_dtype_and_length(size: int, by: str) -> None:
     results = run("everything", size, by=by)
