@@ -44,6 +44,7 @@ class Listening:
                 raise RefuseError(f"{refuse} {hello['rank']}")
 
         self.endpoint = Endpoint(listener, KEY, check=check, admit=self.callers.append)
+        self.endpoint.start()
 
     @property
     def address(self) -> tuple[str, int] | str:
@@ -267,6 +268,7 @@ import contextlib, resource, socket, time
 from tfddl.cluster.endpoint import Endpoint, listen_tcp
 callers = []
 endpoint = Endpoint(listen_tcp(), b"key", check=lambda hello: None, admit=callers.append)
+endpoint.start()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 print(endpoint.port, flush=True)
 input()  # Strangers have come, more than there are descriptors.
@@ -332,6 +334,7 @@ def test_what_listens_no_longer_goes_on_serving() -> None:
         made[0].serve(caller.connection, on_readable)
 
     made.append(Endpoint(listen_tcp(), KEY, check=lambda hello: None, admit=admit))
+    made[0].start()
     port = made[0].port
     with dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=5.0) as connection:
         made[0].stop_listening()

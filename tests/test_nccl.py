@@ -20,6 +20,7 @@ def test_every_operation_and_dtype(groups: Groups, size: int) -> None:
 
 
 @SIZES
+@LONG
 def test_groups_shapes_and_roundings(groups: Groups, size: int) -> None:
     """As by RING: see `tests/test_collective_tables.py`."""
     group = groups(size, **RING)
@@ -38,6 +39,7 @@ def test_gradients(groups: Groups) -> None:
     assert all(compared > 40 for compared in ranks)
 
 
+@LONG
 def test_others(groups: Groups) -> None:
     bits = bytes.fromhex("00000080 3412c07f 01000000 ffff7f7f")
     for found in groups(2, **RING).run(f"{CASES}:others", timeout_s=170):

@@ -54,6 +54,7 @@ def test_every_operation_of_a_collective_has_a_kernel_for_gpus() -> None:
     assert found["copied"] == []
 
 
+@pytest.mark.long
 def test_by_ring_they_do() -> None:
     """So that the test above would see it."""
     found = _found(collective="ring", batch=None)

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tfddl
 
 
-def wrong(sets: Sequence[Sequence[int]], *, everywhere: bool) -> list[str]:
+def wrong(sets: Sequence[Sequence[int]], *, everywhere: bool = False) -> list[str]:
     """Every collective, over all ranks and over sets of them, eagerly and in a graph.
 
     Args:

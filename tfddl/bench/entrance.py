@@ -49,6 +49,7 @@ class Entrance:
         self._admitted: queue.SimpleQueue[Channel] = queue.SimpleQueue()
         self._ranks: set[int] = set()
         self._endpoint = Endpoint(server, secret.encode(), check=self._check, admit=self._admit)
+        self._endpoint.start()
 
     def __enter__(self) -> Self:
         return self

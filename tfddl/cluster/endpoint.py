@@ -8,6 +8,7 @@ doing meanwhile. Callers prove that they know the job's key, see `handshake`.
 Usage::
 
     endpoint = Endpoint(listen_tcp(12345), key, check=lambda hello: None, admit=callers.append)
+    endpoint.start()
     connection = dial_tcp("hostA", 12345, key, {"rank": 1}, timeout_s=10.0)
 """
 
@@ -74,7 +75,7 @@ class Endpoint:
         check: Callable[[Mapping[str, Any]], None],
         admit: Callable[[Caller], None],
     ) -> None:
-        """Begins to accept. Both functions are called in the thread, and must not wait.
+        """Accepts nobody before `start`. Both functions are called in the thread, and mustn't wait.
 
         Args:
             listener: listens; TCP or Unix. It is taken over.
@@ -97,8 +98,11 @@ class Endpoint:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="tfddl-endpoint", daemon=True)
-        self._thread.start()
         close_in_children(self)
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._thread.start()
 
     @property
     def port(self) -> int:

@@ -84,6 +84,7 @@ class Host(Rendezvous):
         self._own_host = ""
         self._end: Callable[[str], None] | None = None
         self._endpoint = Endpoint(listener, key, check=self._check, admit=self._admit)
+        self._endpoint.start()
 
     def wait(self, patience: Patience) -> None:
         """Waits for all others, and tells them that they can begin."""

@@ -74,6 +74,7 @@ class Lobby:
         """
         self._doors, self._secret = tuple(doors), secret
         self._endpoint = Endpoint(self._listener, secret, check=self._check, admit=self._admit)
+        self._endpoint.start()
 
     def close(self) -> None:
         """Listens no longer."""

@@ -29,7 +29,6 @@ from tfddl.wire.messages import Seat, hashed
 from tfddl.wire.segments import Segments
 
 _RETRY_S = 0.01
-_KIND = socket.SOCK_SEQPACKET
 
 
 def connect(seat: Seat) -> Network:
@@ -73,10 +72,11 @@ class _Callers:
         self._come: dict[int, socket.socket] = {}
         self._changed = threading.Condition()
         try:
-            listener = listen_unix(_name(seat, seat.rank), _KIND)
+            listener = listen_unix(_name(seat, seat.rank), socket.SOCK_SEQPACKET)
         except OSError as error:
             raise WireError(f"can't listen for the other workers: {error.strerror}") from error
         self._endpoint = Endpoint(listener, seat.secret, check=self._check, admit=self._admit)
+        self._endpoint.start()
 
     def wait(self, deadline: float) -> dict[int, socket.socket]:
         """Their sockets, once all are there."""
@@ -117,10 +117,9 @@ def _call(seat: Seat, peer: int, deadline: float) -> socket.socket:
     """Connects to a worker of a lower rank, once it listens."""
     while True:
         left_s = max(_RETRY_S, deadline - time.monotonic())
+        name, kind = _name(seat, peer), socket.SOCK_SEQPACKET
         try:
-            return dial_unix(
-                _name(seat, peer), _KIND, seat.secret, {"rank": seat.rank}, timeout_s=left_s
-            )
+            return dial_unix(name, kind, seat.secret, {"rank": seat.rank}, timeout_s=left_s)
         except ConnectError as error:
             if error.is_refused or isinstance(error, StrangerError):
                 raise WireError(f"local rank {peer}: {error}") from error
