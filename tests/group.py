@@ -8,6 +8,7 @@ Usage:
     results = groups(2).run("tests.cases.collectives:sums", dtype="float32")
 """
 
+import functools
 import os
 import signal
 import subprocess
@@ -54,19 +55,28 @@ class WorkerGroup:
         self._connections: list[Connection] = []
 
     @property
+    def _start_timeout_s(self) -> float:
+        """Imports of TensorFlow take some seconds of a core for each worker."""
+        return START_TIMEOUT_S * max(1.0, self.size / 4)
+
+    @functools.cached_property
+    def addresses(self) -> tuple[str, ...]:
+        """Those of TF_CONFIG."""
+        names = [f"127.0.0.{1 + h}" for h, count in enumerate(self.hosts) for _ in range(count)]
+        return tuple(map("{}:{}".format, names, free_ports(self.size)))
+
+    @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
     def start(self) -> None:
         directory = Path(self._directory.name)
         address = str(directory / "socket")
-        names = [f"127.0.0.{1 + h}" for h, count in enumerate(self.hosts) for _ in range(count)]
-        addresses = tuple(map("{}:{}".format, names, free_ports(self.size)))
         with Listener(address, family="AF_UNIX", authkey=AUTHKEY) as listener:
             for rank in range(self.size):
                 environ = {
                     **os.environ,
-                    "TF_CONFIG": tf_config.render(Cluster(addresses, rank)),
+                    "TF_CONFIG": tf_config.render(Cluster(self.addresses, rank)),
                     "TF_CPP_MIN_LOG_LEVEL": "2",
                     "PYTHONPATH": str(ROOT),
                 }
@@ -84,7 +94,7 @@ class WorkerGroup:
             self._connections = self._accept(listener)
         for connection in self._connections:
             connection.send(("tests.worker:init", self.init))
-        self._collect(START_TIMEOUT_S)
+        self._collect(self._start_timeout_s)
 
     def run(self, case: str, *, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
         """What the case returned on each rank, in rank order."""
@@ -119,7 +129,7 @@ class WorkerGroup:
 
     def _accept(self, listener: Listener) -> list[Connection]:
         by_rank: dict[int, Connection] = {}
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self._start_timeout_s
         listener._listener._socket.settimeout(1.0)  # type: ignore[attr-defined,unused-ignore]
         while len(by_rank) < self.size:
             try:

@@ -17,6 +17,9 @@ _WORDS = (
     b"tfddl\x00\x01\n" + bytes(16) + bytes(32) + struct.pack("<I", 2) + b"{}",
     os.urandom(4096),
 )
+_PATIENCE_S = 60.0
+"""For a worker to listen: before, it may have to import TensorFlow."""
+
 NUM_SILENT = 200
 """More than handshakes are kept at a time."""
 
@@ -69,7 +72,7 @@ def attacking(
         for thread in threads:
             thread.start()
         try:
-            assert there.wait(30), "nobody listens"
+            assert there.wait(_PATIENCE_S), "nobody listens"
             yield
         finally:
             stop.set()
@@ -79,7 +82,7 @@ def attacking(
 
 def _patient(call: Callable[[], socket.socket]) -> socket.socket:
     """Calls until somebody listens."""
-    until_s = time.monotonic() + 20
+    until_s = time.monotonic() + _PATIENCE_S
     while True:
         try:
             return call()

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfddl.cluster import Cluster, detect, join_address, openmpi, slurm, tf_config
+from tfddl.cluster import Cluster, detect, join_address, mpi, slurm, tf_config
 from tfddl.errors import ClusterError
+
+
+@pytest.fixture(autouse=True)
+def without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where mpi4py isn't installed; `test_cluster_mpi.py` tries it."""
+    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", lambda *_, **__: None)
+
 
 FOUR = ("a:1", "b:1", "a:2", "c:1")
 
@@ -45,6 +52,13 @@ def test_alone() -> None:
     assert (alone.local_rank, alone.local_size, alone.cross_rank, alone.cross_size) == (0, 1, 0, 1)
 
 
+def test_one_host_has_one_name() -> None:
+    cluster = Cluster(("Host:1", "host:2", "[FD00:0::1]:1", "[fd00::1]:2"), 1)
+    assert cluster.hosts == ("host", "fd00::1")
+    assert (cluster.local_rank, cluster.local_size) == (1, 2)
+    assert cluster.ranks_of_hosts == ((0, 1), (2, 3))
+
+
 def test_ipv6() -> None:
     cluster = Cluster(("[::1]:12345", "[fe80::1%eth0]:1"), 0)
     assert cluster.hosts == ("::1", "fe80::1%eth0")
@@ -68,6 +82,14 @@ def test_ipv6() -> None:
         (("a:+1",), 0, "its port must be a number in 1..65535"),
         (("a:٣",), 0, "its port must be a number in 1..65535"),
         ((3,), 0, "the address of rank 0 is 3; expected"),
+        (("a:01",), 0, "its port must be a number in 1..65535, without leading zeros"),
+        (("a" * 256 + ":1",), 0, "is no host name"),
+        (
+            ("a:1", "A:1"),
+            0,
+            "the address 'A:1' is given twice (as 'a:1'), for ranks 0 and 1; every worker needs",
+        ),
+        (("[::1]:1", "[0:0::1]:1"), 0, "the address '[0:0::1]:1' is given twice (as '[::1]:1')"),
         (("a:1", "b:1", "a:1"), 0, "the address 'a:1' is given twice, for ranks 0 and 2"),
         (("a:1", "b:1"), 2, "rank is 2 among 2 workers; it must be 0..1"),
         (("a:1", "b:1"), -1, "rank is -1 among 2 workers; it must be 0..1"),
@@ -138,13 +160,37 @@ def test_tf_config_means() -> None:
         (config(cluster={"worker": "a:1"}), "cluster.worker in TF_CONFIG is 'a:1'; expected a"),
         (
             config(cluster={"worker": ["a:1"], "ps": ["b:1"]}),
-            "TF_CONFIG names tasks of type 'ps'; tfddl runs 'chief' and 'worker' only",
+            "TF_CONFIG names 1 parameter server (tasks of type 'ps'), and tfddl has none: workers "
+            "average their gradients among themselves. HINT: set the replicas of 'ps' to 0",
+        ),
+        (
+            config(cluster={"worker": ["a:1"], "tpu": ["b:1"]}),
+            "TF_CONFIG names tasks of type 'tpu'; tfddl runs 'chief' and 'worker' only. HINT: "
+            "every process trains, so leave 'tpu' out",
         ),
         (config(cluster={"chief": ["a:1", "b:1"]}), 'TF_CONFIG names 2 chiefs, ["a:1", "b:1"]'),
         ('{"cluster": {"worker": ["a:1"]}}', 'TF_CONFIG has no "task", which says who'),
         (config(task=1), "task in TF_CONFIG is 1; expected an object"),
         (config(task={"index": 0}), "task.type in TF_CONFIG is null; tfddl runs"),
-        (config(task={"type": "evaluator", "index": 0}), "task.type in TF_CONFIG is 'evaluator'"),
+        (
+            config(task={"type": "evaluator", "index": 0}),
+            "TF_CONFIG makes this process an evaluator, and tfddl has none: the workers evaluate "
+            "together, in fit(validation_data=…) and evaluate(). They train without this process. "
+            "HINT: leave the evaluator out of the job",
+        ),
+        (
+            config(task={"type": "ps", "index": 0}),
+            "TF_CONFIG makes this process a parameter server, and tfddl has none",
+        ),
+        (config(task={"type": ["worker"], "index": 0}), 'task.type in TF_CONFIG is ["worker"]'),
+        (
+            config(cluster={"chief": ["a:1"], "master": ["b:1"]}),
+            'TF_CONFIG names 2 chiefs, ["a:1", "b:1"]',
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "cluster": {"worker": ["b:1"]}}',
+            "TF_CONFIG is not JSON (the key 'cluster' is given twice)",
+        ),
         (config(task={"type": "chief", "index": 0}), "is 'chief', but its cluster has only 'work"),
         (config(task={"type": "worker"}), "task.index in TF_CONFIG is null; expected an integer"),
         (config(task={"type": "worker", "index": "1"}), "task.index in TF_CONFIG is '1'; expected"),
@@ -196,6 +242,7 @@ def test_slurm_refuses_other_host_lists(text: str) -> None:
 
 def step(**changes: str) -> dict[str, str]:
     return {
+        "SLURM_JOB_ID": "7",
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "5",
         "SLURM_STEP_NODELIST": "n[1-3]",
@@ -206,11 +253,11 @@ def step(**changes: str) -> dict[str, str]:
 
 def test_slurm_means() -> None:
     block = ("n1:12345", "n1:12346", "n2:12345", "n2:12346", "n3:12345")
-    assert slurm.parse(step()) == Cluster(block, 3)
-    assert slurm.parse(step(SLURM_NODEID="1", SLURM_LOCALID="1")) == Cluster(block, 3)
-    assert slurm.parse(step(SLURM_DISTRIBUTION="block:cyclic")) == Cluster(block, 3)
+    assert slurm.parse(step()) == Cluster(block, 3, "7.0")
+    assert slurm.parse(step(SLURM_NODEID="1", SLURM_LOCALID="1")) == Cluster(block, 3, "7.0")
+    assert slurm.parse(step(SLURM_DISTRIBUTION="block:cyclic")) == Cluster(block, 3, "7.0")
     cyclic = ("n1:12345", "n2:12345", "n3:12345", "n1:12346", "n2:12346")
-    assert slurm.parse(step(SLURM_DISTRIBUTION="cyclic")) == Cluster(cyclic, 3)
+    assert slurm.parse(step(SLURM_DISTRIBUTION="cyclic")) == Cluster(cyclic, 3, "7.0")
     reserved = slurm.parse(step(SLURM_STEP_RESV_PORTS="12000,12007-12008"))
     assert reserved is not None
     assert reserved.addresses[:3] == ("n1:12000", "n1:12007", "n2:12000")
@@ -221,7 +268,7 @@ def test_slurm_means() -> None:
 
 def test_slurm_outside_of_a_step_is_nothing() -> None:
     assert slurm.parse({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
-    assert slurm.parse(step(SLURM_STEP_NUM_TASKS="1")) is None
+    assert slurm.parse(step(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0")) is None
     assert slurm.parse({}) is None
 
 
@@ -266,58 +313,66 @@ def test_slurm_says_what_is_missing() -> None:
         slurm.parse(variables)
 
 
-def mpi(*numbers: int, **more: str) -> dict[str, str]:
+def ompi(*numbers: int, **more: str) -> dict[str, str]:
     """Variables of rank, size, local rank and local size."""
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
     values = zip(names, numbers, strict=True)
     return {f"OMPI_COMM_WORLD_{name}": str(number) for name, number in values} | more
 
 
-def test_openmpi_means() -> None:
-    assert openmpi.parse({}) is None
-    assert openmpi.parse(mpi(0, 1, 0, 1)) == Cluster.alone()
+def test_mpi_means() -> None:
+    assert mpi.parse({}) is None
+    assert mpi.parse(ompi(0, 1, 0, 1)) is None  # alone, unless something else knows better
     one_host = ("127.0.0.1:12345", "127.0.0.1:12346", "127.0.0.1:12347")
-    assert openmpi.parse(mpi(2, 3, 2, 3)) == Cluster(one_host, 2)
+    assert mpi.parse(ompi(2, 3, 2, 3)) == Cluster(one_host, 2)
     two_hosts = ("a:700", "a:701", "[::1]:700")
-    variables = mpi(2, 3, 0, 1, TFDDL_HOSTS="a:2,[::1]:1", TFDDL_PORT="700")
-    assert openmpi.parse(variables) == Cluster(two_hosts, 2)
+    variables = ompi(2, 3, 0, 1, TFDDL_HOSTS="a:2,[::1]:1", TFDDL_PORT="700")
+    assert mpi.parse(variables) == Cluster(two_hosts, 2)
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
         (
-            mpi(0, 4, 0, 2),
-            "Open MPI started 4 workers, 2 of them on this host, and doesn't say on which hosts "
-            "the others are; TFDDL_HOSTS must name them all in rank order. HINT: mpirun -x "
-            "TFDDL_HOSTS=hostA:2,hostB:2 … (host:slots)",
+            ompi(0, 4, 0, 2),
+            "Open MPI started 4 workers, 2 of them on this host, and doesn't say where the others "
+            "are. HINT: pip install 'tfddl[mpi]' on every host; or mpirun -x TFDDL_MASTER=hostA …, "
+            "the host of rank 0; or mpirun -x TFDDL_HOSTS=hostA:2,hostB:2 …, all hosts with their "
+            "slots (mpiexec -genv NAME VALUE in MPICH and Intel MPI)",
         ),
         (
-            mpi(0, 4, 0, 2, TFDDL_HOSTS="a:2,b:1"),
-            "TFDDL_HOSTS is 'a:2,b:1', 3 slots, but OMPI_COMM",
+            ompi(0, 4, 0, 2, TFDDL_HOSTS="a:2,b:1"),
+            "TFDDL_HOSTS is 'a:2,b:1', 3 slots, but Open MPI started 4 workers; they must be equal",
         ),
-        (mpi(0, 4, 0, 2, TFDDL_HOSTS="a:2,b"), "and 'b' is not \"host:slots\""),
-        (mpi(0, 4, 0, 2, TFDDL_HOSTS="a:4,b:0"), "and 'b:0' is not \"host:slots\""),
+        (ompi(0, 4, 0, 2, TFDDL_HOSTS="a:2,b"), "and 'b' is not \"host:slots\""),
         (
-            mpi(1, 4, 0, 2, TFDDL_HOSTS="a:2,b:2"),
-            "OMPI_COMM_WORLD_LOCAL_RANK is 0 for rank 1, but 1",
+            ompi(0, 4, 0, 2, TFDDL_HOSTS="a:4,b:0"),
+            "the slots of 'b' in TFDDL_HOSTS is '0'; expected a number in 1..65536",
         ),
-        (mpi(0, 2, 0, 1, TFDDL_HOSTS="a:1,a:1"), "Open MPI's variables: the address 'a:12345' is"),
-        (mpi(5, 4, 0, 4), "Open MPI's variables: rank is 5 among 4 workers"),
+        (
+            ompi(1, 4, 0, 2, TFDDL_HOSTS="a:2,b:2"),
+            "Open MPI started rank 1 with local rank 0, but 1 follows from TFDDL_HOSTS, 'a:2,b:2'"
+            ". HINT: mpirun --map-by slot fills one host after the other, in the order of TFDDL",
+        ),
+        (ompi(0, 2, 0, 1, TFDDL_HOSTS="a:1,a:1"), "TFDDL_HOSTS: the address 'a:12345' is"),
+        (ompi(5, 4, 0, 4), "Open MPI's variables: rank is 5 among 4 workers"),
         ({"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE is not set"),
     ],
 )
-def test_openmpi_says_what_is_wrong(variables: dict[str, str], message: str) -> None:
+def test_mpi_says_what_is_wrong(variables: dict[str, str], message: str) -> None:
     with raises(message):
-        openmpi.parse(variables)
+        mpi.parse(variables)
 
 
 def test_detects_in_order() -> None:
-    everything = {**step(), **mpi(0, 2, 0, 2), "TF_CONFIG": config()}
+    everything = {**step(), **ompi(0, 2, 0, 2), "TF_CONFIG": config()}
     assert detect(everything) == Cluster(("a:1", "b:1"), 1)
     everything["TF_CONFIG"] = ""
-    assert detect(everything).addresses == ("127.0.0.1:12345", "127.0.0.1:12346")
-    assert detect(step()).addresses[0] == "n1:12345"
+    found = detect(everything), detect(step())
+    assert [isinstance(one, Cluster) and one.addresses[0] for one in found] == [
+        "127.0.0.1:12345",
+        "n1:12345",
+    ]
     assert detect({"HOME": "/"}) == Cluster.alone()
 
 

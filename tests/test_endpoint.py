@@ -235,7 +235,7 @@ def test_strangers_delay_nobody(by: str) -> None:
 def test_no_more_handshakes_than_that_are_kept() -> None:
     made = Listening("tcp")
     with contextlib.closing(made.endpoint), contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(made.connect()) for _ in range(endpoint._MOST_PENDING + 20)]
+        silent = [stack.enter_context(made.connect()) for _ in range(endpoint.MOST_PENDING + 20)]
         dropped = 0
         for connection in silent[:-20]:
             assert len(connection.recv(24)) == 24

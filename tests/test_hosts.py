@@ -13,12 +13,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tfddl.cluster import read_cores, read_start_timeout
+from tfddl.cluster import Cluster, read_cores, read_start_timeout
 from tfddl.errors import ClusterError, LaunchError
-from tfddl.launcher import interfaces
+from tfddl.launcher import exposure, interfaces
 from tfddl.launcher.cores import share_of_cores, usable_cores
-from tfddl.launcher.environment import Export, exported, travelling
-from tfddl.launcher.exposure import exposure_warning, firewall_line
+from tfddl.launcher.environment import Export, exported, inherited, travelling
+from tfddl.launcher.exposure import exposure_warning, firewall_line, server_warning
 from tfddl.launcher.fleet import FleetOptions, find_unreachable_names
 from tfddl.launcher.frames import HELLO, FrameError, Unpacker, pack
 from tfddl.launcher.hosts import (
@@ -183,6 +183,21 @@ def test_the_environment_travels_but_for_what_belongs_to_this_host() -> None:
     here = {"HOME": "/h", "SSH_AUTH_SOCK": "s", "XDG_RUNTIME_DIR": "x", "SLURM_PROCID": "1"}
     goes = {"PATH": "/v/bin", "PYTHONPATH": "p", "TF_X": "1", "HOROVOD_Y": "2", "HOMELESS": "3"}
     assert travelling({**here, **goes}) == goes
+    # What an engine says of one process is wrong for the workers that this one starts, on any host.
+    of_one = dict.fromkeys(
+        "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT NODE_RANK OMPI_COMM_WORLD_RANK "
+        "PMI_RANK PMI_FD PMIX_RANK PALS_RANKID PET_NODE_RANK MPI_LOCALRANKID SLURM_PROCID "
+        "SLURM_NTASKS MV2_COMM_WORLD_SIZE FLUX_TASK_RANK TFDDL_ALONE TFDDL_SECRET "
+        "TFDDL_CORES".split(),
+        "1",
+    )
+    of_this_host = {"SLURM_JOB_ID": "7", "SM_CHANNEL_TRAIN": "/data", "JOB_COMPLETION_INDEX": "1"}
+    assert inherited({**of_one, **of_this_host, **here, **goes}) == {
+        **of_this_host,
+        **{name: value for name, value in here.items() if name != "SLURM_PROCID"},
+        **goes,
+    }
+    assert travelling({**of_one, **of_this_host, **goes}) == goes
     exports = [Export.parse("HOME"), Export.parse("A=b=c"), Export.parse("B=")]
     assert exported(here, exports) == {"HOME": "/h", "A": "b=c", "B": ""}
     with pytest.raises(LaunchError, match="-x NONE: not set here. HINT: -x NONE=VALUE"):
@@ -284,7 +299,7 @@ def test_names_that_lead_nowhere(answers: dict[str, Any], problems: list[str]) -
 def test_interfaces_of_this_host() -> None:
     found = interfaces.addresses_by_interface()
     assert ipaddress.ip_address("127.0.0.1") in found["lo"]
-    assert interfaces.address_of(["none", "lo"]) == "127.0.0.1"
+    assert interfaces.interface_of(["none", "lo"]) == ("lo", "127.0.0.1")
     for name, addresses in interfaces.reachable_addresses().items():
         assert not [address for address in addresses if address.is_loopback]
         assert interfaces.is_this_host(str(addresses[0])), name
@@ -293,27 +308,40 @@ def test_interfaces_of_this_host() -> None:
     for name in ("127.0.0.2", "no.such.host.invalid", "-x"):
         assert not interfaces.is_this_host(name)
     with pytest.raises(LaunchError, match=r"no interface a or b with an address .*there are lo \("):
-        interfaces.address_of(["a", "b"])
+        interfaces.interface_of(["a", "b"])
 
 
 def test_the_warning_of_open_ports() -> None:
-    here = Place("", "127.0.0.1", (5, 6))
-    assert exposure_warning([here], {"": {}}) is None
-    assert exposure_warning([Place("", "127.0.0.1", (5,))], {"": {"eth0": ["10.0.0.1"]}}) is None
-    text = exposure_warning([here], {"": {"eth0": ["10.0.0.1"], "wlan0": ["10.1.0.1"]}})
+    assert exposure_warning([5, 6], reachable={}, peers=[], uid=7) is None
+    reachable = {"eth0": ["10.0.0.1", "fd00::1"], "wlan0": ["10.1.0.1"]}
+    text = exposure_warning([5, 6], reachable=reachable, peers=[], uid=7)
     assert text is not None
     assert text.startswith("WARNING: TensorFlow's servers obey whoever reaches their ports")
-    assert "  eth0 (10.0.0.1), wlan0 (10.1.0.1): nft '" in text
-    assert 'iifname != "lo" tcp dport { 5, 6 } drop\'' in text
-    places = [Place("a", "a", (5,)), Place("b", "b", (7,))]
-    reachable = {"a": {"e": ["10.0.0.1", "fd00::1"]}, "b": {"e": ["10.0.0.2"]}}
-    text = exposure_warning(places, reachable)
+    assert "(eth0 10.0.0.1, wlan0 10.1.0.1)" in text
+    assert "\n  nft '" in text
+    assert 'input iifname != "lo" tcp dport { 5, 6 } drop; ' in text
+    assert text.endswith('output oifname "lo" tcp dport { 5, 6 } meta skuid != 7 drop\'')
+    text = exposure_warning([5], reachable=reachable, peers=["10.0.0.2"], uid=7)
     assert text is not None
-    assert "  on a, e (10.0.0.1): nft '" in text
-    assert "ip saddr != { 10.0.0.2 } tcp dport { 5 } drop; " in text
-    assert "meta nfproto ipv6 tcp dport { 5 } drop'" in text
-    assert "ip6 saddr != { fd00::1 } tcp dport { 7 } drop'" in text
-    assert "'" not in firewall_line([5], ["10.0.0.1"])[5:-1]
+    assert 'iifname != "lo" ip saddr != { 10.0.0.2 } tcp dport { 5 } drop; ' in text
+    assert 'iifname != "lo" meta nfproto ipv6 tcp dport { 5 } drop; ' in text
+    text = exposure_warning([5], reachable=reachable, peers=["fd00::2"], uid=7)
+    assert text is not None
+    assert "meta nfproto ipv4 tcp dport { 5 } drop; " in text
+    assert "ip6 saddr != { fd00::2 } tcp dport { 5 } drop; " in text
+    assert "'" not in firewall_line([5], ["10.0.0.1"], uid=7)[5:-1]
+
+
+def test_what_a_worker_says_of_its_hosts_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposure, "reachable_texts", lambda: {"eth0": ["10.0.0.1"]})
+    monkeypatch.setattr(exposure, "resolve_texts", {"b": ["10.0.0.2"], "::1": ["::1"]}.get)
+    addresses = ("a:5", "b:6", "a:7", "[::1]:8")
+    text = server_warning(Cluster(addresses, rank=2))
+    assert text is not None
+    assert "ip saddr != { 10.0.0.2 } tcp dport { 5, 7 } drop" in text
+    assert "ip6 saddr != { ::1 } tcp dport { 5, 7 } drop" in text
+    assert f"meta skuid != {os.geteuid()} drop" in text
+    assert server_warning(Cluster(("a:5",), rank=0)) is server_warning(Cluster.alone()) is None
 
 
 def test_nothing_but_a_fixed_line_is_on_the_command_line() -> None:

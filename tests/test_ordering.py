@@ -38,13 +38,38 @@ def test_order_is_that_of_the_names_of_tasks(size: int) -> None:
         assert [names[place] for place in tensorflow_order(ranks)] == sorted(names)
 
 
-@pytest.mark.long
-def test_eleven_workers_are_in_rank_order() -> None:
-    """Nothing else runs beside eleven processes: they are ended at once."""
-    group = WorkerGroup(11, collective="ring")
+@pytest.mark.parametrize(
+    ("hosts", "collective", "everywhere"),
+    [
+        ((11,), "ring", False),
+        *(
+            pytest.param(hosts, collective, True, marks=pytest.mark.long)
+            for hosts, collective in [
+                ((11,), "auto"),
+                ((16,), "auto"),
+                ((11,), "ring"),
+                ((16,), "ring"),
+                ((9, 7), "auto"),  # Two levels.
+                ((1,) * 11, "auto"),  # TCP between all.
+            ]
+        ),
+    ],
+)
+def test_many_workers(hosts: tuple[int, ...], collective: str, everywhere: bool) -> None:
+    """Every collective in rank order, and `fit` as in one process.
+
+    Nothing else runs beside so many processes: they are ended at once.
+    """
+    size = sum(hosts)
+    group = WorkerGroup(size, hosts=hosts, collective=collective, with_strategy=False)
     try:
         group.start()
-        found = group.run("tests.cases.ordering:wrong", sets=SETS, timeout_s=150)
+        sets = SETS if everywhere else SETS[:1]
+        found = group.run(
+            "tests.cases.ordering:wrong", sets=sets, everywhere=everywhere, timeout_s=150
+        )
+        assert found == [[]] * size
+        if everywhere:
+            assert max(group.run("tests.cases.many:fit_differs", timeout_s=150)) < 1e-5
     finally:
         group.close()
-    assert found == [[]] * 11

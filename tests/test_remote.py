@@ -463,12 +463,25 @@ def test_a_stopped_tfddlrun_loses_its_workers(tmp_path: Path) -> None:
 def test_the_firewall_line_closes_ports_to_others(peers: list[str], is_open: bool) -> None:
     if shutil.which("nft") is None:
         pytest.skip("needs the command nft (Debian: nftables)")
-    serve = "import socket, time; s = socket.create_server(('', 23456)); time.sleep(60)"
-    visit = "import socket; socket.create_connection(('{}', 23456), timeout=0.5)"
+    serve = """
+import socket, time
+server = socket.create_server(("", 23456), family=socket.AF_INET6, dualstack_ipv6=True)
+time.sleep(60)
+"""
+    visit = """
+import encodings.idna, os, socket
+if {uid}:
+    os.setgroups([])
+    os.setresgid({uid}, {uid}, {uid})
+    os.setresuid({uid}, {uid}, {uid})
+socket.create_connection(("{address}", 23456), timeout=0.5)
+"""
+    nobody = 65534
     with two_hosts() as (here, there), ExitStack() as stack:
 
-        def reaches(name: str, address: str) -> bool:
-            line = [*namespaces.inside(name), sys.executable, "-S", "-c", visit.format(address)]
+        def reaches(name: str, address: str, uid: int = 0) -> bool:
+            script = visit.format(address=address, uid=uid)
+            line = [*namespaces.inside(name), sys.executable, "-S", "-c", script]
             return subprocess.run(line, stderr=subprocess.DEVNULL, timeout=20).returncode == 0
 
         inside = namespaces.inside(there)
@@ -476,11 +489,14 @@ def test_the_firewall_line_closes_ports_to_others(peers: list[str], is_open: boo
         stack.callback(server.wait)
         stack.callback(server.kill)
         wait_until(lambda: reaches(here, "10.77.0.2"), timeout_s=20.0)
-        closing = firewall_line([23456, 23457], peers)
+        assert reaches(there, "127.0.0.1", nobody)
+        closing = firewall_line([23456, 23457], peers, uid=os.geteuid())
         subprocess.run([*inside, "sh", "-c", closing], check=True, timeout=20)
         assert reaches(here, "10.77.0.2") == is_open
-        assert reaches(there, "127.0.0.1")
-        assert reaches(there, "10.77.0.2")
+        # Within the host: the workers' user, by any of its addresses, and no other.
+        for address in ("127.0.0.1", "10.77.0.2", "::1"):
+            assert reaches(there, address), address
+            assert not reaches(there, address, nobody), address
 
 
 @pytest.mark.long
@@ -507,7 +523,6 @@ def test_hosts_of_their_own(tmp_path: Path) -> None:
         done = run("-H", addresses, *worker("print(task['cluster']['worker'][0])"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("] 10.77.0.1:") == 3
-        assert "on 10.77.0.2, cable (10.77.0.2): nft 'add table inet tfddl;" in done.stderr
         done = run("-H", addresses, "--network-interface", "cable", *worker("print('x')"))
         assert done.returncode == 0, done.stderr
         done = run("-H", "localhost:1,10.77.0.2:1", "true")

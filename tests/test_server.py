@@ -3,14 +3,16 @@
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.group import ROOT
+from tests.group import ROOT, WorkerGroup
 from tests.hosts import HERE, stand_in
 from tests.launching import launch, of_ranks
+from tests.strangers import attacking
 from tfddl.cluster import join_address
 
 SCRIPT = ROOT / "tests" / "scripts" / "no_server.py"
@@ -102,3 +104,18 @@ def test_between_hosts_only_our_own_ports_listen(tmp_path: Any) -> None:
     assert found[0]["addresses"][0] == join_address(HERE[0], first)
     assert first in found[0]["listening"]
     assert [len(one["listening"]) for one in found] == [2, 1, 1]
+
+
+def test_strangers_neither_stop_nor_join_a_job() -> None:
+    """While it starts, and afterwards: rank 0 listens as long as it lives."""
+    group = WorkerGroup(3, hosts=(2, 1), with_strategy=False)
+    host, _, port = group.addresses[0].rpartition(":")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(group.start)
+            with attacking((host, int(port))):
+                started.result(timeout=150)
+                found = group.run("tests.cases.ordering:wrong", sets=[(0, 2), (1, 2)])
+        assert found == [[]] * 3
+    finally:
+        group.close()

@@ -4,14 +4,16 @@ import contextlib
 import multiprocessing
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.strangers import attacking
 from tests.wires import run
 from tfddl.errors import PeerLostError, WireError
-from tfddl.wire import Call, Patience, Seat, connect
+from tfddl.wire import Call, Patience, Reduction, Seat, Wire, connect
 from tfddl.wire.links import PacketLink
 from tfddl.wire.memory import ALIGNMENT, Buffers
 from tfddl.wire.mesh import LONGEST_MESSAGE, Mesh
@@ -20,7 +22,7 @@ from tfddl.wire.messages import Message, Tag, hashed
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 3, 5, 16])
 @BY
 def test_every_operation_dtype_and_length(size: int, by: str) -> None:
     results = run("everything", size, by=by)
@@ -233,6 +235,50 @@ def test_another_user_s_process_is_not_spoken_to() -> None:
         done.set()
         stranger.join(30)
         stranger.close()
+
+
+def test_strangers_at_the_sockets_of_a_host() -> None:
+    """Processes of this user, even, that don't know the secret; some of them silent."""
+    seats = [
+        Seat(job=f"attacked {os.getpid()}", rank=rank, size=3, secret=b"s" * 16, timeout_s=20.0)
+        for rank in range(3)
+    ]
+    name = f"\0tfddl-{os.getuid()}-{hashed(seats[0].job):016x}-0"
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(connect, seats[0])
+        with attacking(name, kind=socket.SOCK_SEQPACKET):
+            networks = [first, *(pool.submit(connect, seat) for seat in seats[1:])]
+            found = [network.result(timeout=30) for network in networks]
+        call = Call("", "a sum")
+        sums = list(
+            pool.map(
+                lambda network: Wire(network, range(3)).all_reduce(
+                    [np.ones(2, np.float32)], Reduction.SUM, call
+                ),
+                found,
+            )
+        )
+    for network in found:
+        network.close()
+    assert [total.tolist() for [total] in sums] == [[3.0, 3.0]] * 3
+
+
+def test_a_worker_without_the_secret_is_not_spoken_to() -> None:
+    job = f"secret {os.getpid()}"
+    seats = [
+        Seat(job=job, rank=rank, size=2, secret=secret, timeout_s=1.0)
+        for rank, secret in enumerate([b"s" * 16, b"t" * 16])
+    ]
+
+    def error_of(seat: Seat) -> str:
+        with pytest.raises(WireError) as caught:
+            connect(seat)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(error_of, seats)
+    assert first == "local rank 1 of 2 hasn't come within 1 s"
+    assert second == "local rank 0 of 2 hasn't come within 1 s"
 
 
 def test_buffers_are_taken_again_once_they_are_free() -> None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfddl import runtime
 from tfddl.cluster import detect, read_cores, read_secret, read_start_timeout
 from tfddl.errors import StartError
+from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.progress import Board
 from tfddl.transport import Between, Collective
 
@@ -26,16 +27,19 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     start_timeout_s: float | None = None,
     stall_warning_s: float = 60.0,
 ) -> None:
-    """Starts tfddl. All ranks must call it, before any other TensorFlow operation.
+    """Starts tfddl. All ranks must call it.
 
-    Reads who takes part from TF_CONFIG, or from Open MPI's or Slurm's variables; a script started
-    without any of them is a job of one worker, and needs no server. Sets the numbers of threads,
-    lets GPU memory grow, gives each local rank a GPU of its own, makes the
-    `MultiWorkerMirroredStrategy`, and waits for the other workers. Called again with the same
-    settings it does nothing.
+    Reads who takes part from what started the process (see `tfddl.cluster.detect`: TF_CONFIG,
+    torchrun, MPI, SageMaker, Slurm, Kubeflow); a script that was started by itself is a job of one
+    worker. Meets the other workers, compares with them, sets the numbers of threads, lets GPU
+    memory grow, and gives each local rank a GPU of its own. Called again with the same settings it
+    does nothing.
 
-    TensorFlow's servers listen on all network interfaces and obey whoever reaches them: let only
-    the hosts of the job reach the ports of TF_CONFIG.
+    Call it first in a script. After operations of TensorFlow numbers of threads can't be set any
+    more, which is logged once; and its collectives, RING and NCCL, can't start.
+
+    Only these start TensorFlow's server, and `strategy`: it listens on all network interfaces and
+    obeys whoever reaches it. Let only the hosts of the job reach the ports of TF_CONFIG then.
 
     Args:
         collective: By what all workers speak to each other: "ring" (TensorFlow's for CPUs), "nccl"
@@ -64,14 +68,17 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
             operation warns of those that haven't come to it; 0 is never.
 
     Raises:
-        ClusterError: TF_CONFIG, or what Open MPI or Slurm say, is wrong; or TFDDL_CORES,
-            TFDDL_START_TIMEOUT.
-        StartError: A TensorFlow operation ran before; a word that isn't one of those above;
-            ``between_hosts="tcp"`` where workers can't be reached; NCCL without a GPU; more workers
-            on a host than GPUs; a port taken; workers that don't come in time; a number out of
-            range; or other settings than in an earlier call.
+        ClusterError: TF_CONFIG, or what else tells who takes part, is wrong, or speaks of others
+            without saying where they are; or TFDDL_CORES, TFDDL_START_TIMEOUT, TFDDL_SECRET.
+        StartError: A TensorFlow operation ran before, and its collectives are needed; a word that
+            isn't one of those above; ``between_hosts="tcp"`` where workers can't be reached; NCCL
+            without a GPU, or on a GPU that another rank has; more workers on a host than GPUs; a
+            port taken; too few file descriptors; workers that don't come in time; a number out of
+            range; other settings than in an earlier call; or any of these on another rank.
         DisagreementError: The ranks were told of different clusters, or of different `collective`,
-            `between_hosts` or `pieces`.
+            `between_hosts` or `pieces`; two processes claim one rank; or only some hosts have GPUs.
+        StalledError: Ranks that have come don't get as far as this one in time.
+        PeerLostError: One of them has ended meanwhile.
     """
     from tfddl import keras_hooks
 
@@ -84,6 +91,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         timeout_s=timeout_s,
         start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,
         stall_warning_s=stall_warning_s,
+        trusts_network=bool(os.environ.get(TRUSTED_NETWORK)),
         cores=read_cores(os.environ),
     )
     runtime.start(
@@ -105,7 +113,7 @@ def _choice(name: str, word: str, kind: type[T]) -> T | None:
 def shutdown() -> None:
     """Ends the use of tfddl in this process; `init` with the same settings takes it up again.
 
-    TensorFlow's server lives until the process ends.
+    Connections, and TensorFlow's server if it was started, live until the process ends.
     """
     runtime.stop()
 
@@ -154,5 +162,11 @@ def strategy() -> tf.distribute.Strategy:
 
     A Keras model made and compiled under its ``scope()``, with a plain Keras optimizer, trains with
     an ordinary `fit`, as one compiled with `tfddl.DistributedOptimizer` does outside of it.
+
+    The first call starts TensorFlow's server: all ranks must make it together, right after `init`.
+
+    Raises:
+        StartError: Operations of TensorFlow have run before, on some rank; or a port is taken.
+        StalledError: Other ranks don't call it in time.
     """
     return runtime.current().strategy()

@@ -16,6 +16,7 @@ works as usual::
     ├── PeerLostError (ConnectionError)   a worker that this one waits for has ended
     ├── StalledError (TimeoutError)       not all workers have come to an operation in time
     ├── ConnectError (ConnectionError)    a connection to another process that doesn't come about
+    │   └── StrangerError (ConnectionError)  where it should be, there is one of another user
     ├── WireError (RuntimeError)          the workers of a host can't share memory
     └── LaunchError (RuntimeError)        a job that can't be started, or a worker that failed
 """
@@ -84,7 +85,7 @@ class ConnectError(TfddlError, ConnectionError):
         self.has_answered, self.is_refused = has_answered, is_refused
 
 
-class StrangerError(ConnectError):
+class StrangerError(ConnectError, ConnectionError):
     """Where a process of the job was expected, there is one of another user."""
 
 

@@ -53,8 +53,8 @@ def nccl() -> Iterator[NcclTransport]:
     """
     runtime = current()
     made, before = _transport(), runtime.transport
-    assert runtime.rendezvous is not None
-    roll = Roll(runtime.rendezvous, runtime.options.patience)
+    assert runtime.met is not None
+    roll = Roll(runtime.met.rendezvous, runtime.options.patience)
     runtime.transport = TracedTransport(TimedTransport(made), runtime.tracer, roll)
     runtime.agreed, agreed = {}, runtime.agreed
     copying = mock.patch.object(

@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         sizes, pieces, workloads = _sizes(), _numbers(), _workloads()
         tfddl.init(between_hosts=_BETWEEN_HOSTS.value, pieces=_PIECES.value)
+        tfddl.strategy()  # It is measured, too, and has to come before the first operation.
         text = _measure(sizes, pieces, workloads)
         if tfddl.rank() == 0:
             sys.stdout.write(text)

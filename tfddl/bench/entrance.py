@@ -117,7 +117,8 @@ def open_port(addresses: Sequence[str], *, port: int = 0, everywhere: bool = Fal
             server = socket.create_server((addresses[0], port), family=family)
     except OSError as error:
         # Python adds to the text of some errors what it was about to do.
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror
         raise LaunchError(
             f"can't listen on port {port} of {', '.join(dict.fromkeys(addresses))}: {why}. HINT: "
             "--address HOST:PORT names another port, and --address HOST takes one that is free"

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--way", required=True, help="how to train")
     arguments = parser.parse_args()
     cluster = detect(os.environ)
+    assert isinstance(cluster, Cluster)  # tfddl-bench has set TF_CONFIG
     try:
         channel = connect(
             arguments.connect,

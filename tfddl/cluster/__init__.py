@@ -8,17 +8,21 @@ Usage::
 
     from tfddl import cluster
 
-    me = cluster.detect(os.environ)  # TF_CONFIG, Open MPI, Slurm, else one worker alone
-    print(me.rank, me.size, me.local_rank, me.hosts)
-    text = cluster.tf_config.render(me)  # the TF_CONFIG that says the same
+    me = cluster.detect(os.environ)  # TF_CONFIG, torchrun, MPI, SageMaker, Slurm, …; else alone
+    print(me.rank, me.size)
+    if isinstance(me, cluster.Cluster):  # else rank 0 collects the addresses of the others
+        print(me.local_rank, me.hosts)
+        text = cluster.tf_config.render(me)  # the TF_CONFIG that says the same
 """
 
-from tfddl.cluster import openmpi, rendezvous, slurm, tf_config
+from tfddl.cluster import mpi, rendezvous, sagemaker, slurm, tf_config
 from tfddl.cluster.cluster import Cluster, PartialCluster, join_address
+from tfddl.cluster.cores import read_cores
 from tfddl.cluster.detect import detect
 from tfddl.cluster.nodes import NodeRank, detect_nodes
+from tfddl.cluster.parsing import parse_int, parse_json
 from tfddl.cluster.secret import SECRET, read_secret
-from tfddl.cluster.variables import CORES, START_TIMEOUT, read_cores, read_start_timeout
+from tfddl.cluster.variables import CORES, START_TIMEOUT, read_start_timeout
 
 __all__ = [
     "CORES",
@@ -30,11 +34,14 @@ __all__ = [
     "detect",
     "detect_nodes",
     "join_address",
-    "openmpi",
+    "mpi",
+    "parse_int",
+    "parse_json",
     "read_cores",
     "read_secret",
     "read_start_timeout",
     "rendezvous",
+    "sagemaker",
     "slurm",
     "tf_config",
 ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tfddl.cluster.parsing import LAST_PORT, quote
 from tfddl.errors import ClusterError
 
+_LONGEST_HOST = 255  # RFC 1035
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
-_LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,18 @@ class Cluster:
     job: str = ""
 
     def __post_init__(self) -> None:
+        first_ranks: dict[tuple[str, str], int] = {}
         for rank, address in enumerate(self.addresses):
             check_address(address, f"the address of rank {rank}")
-            first = self.addresses.index(address)
+            host, _, port = address.rpartition(":")
+            first = first_ranks.setdefault((_same_host(host), port), rank)
             if first != rank:
+                also = self.addresses[first]
+                spelled = "" if also == address else f" (as {also!r})"
                 raise ClusterError(
-                    f"the address {address!r} is given twice, for ranks {first} and {rank}; every "
-                    "worker needs its own. HINT: several workers on one host take different ports"
+                    f"the address {address!r} is given twice{spelled}, for ranks {first} and "
+                    f"{rank}; every worker needs its own. HINT: several workers on one host take "
+                    "different ports"
                 )
         if not isinstance(self.rank, int) or isinstance(self.rank, bool):
             raise ClusterError(f"rank is {self.rank!r}; it must be an integer")
@@ -60,12 +68,16 @@ class Cluster:
 
     @property
     def host(self) -> str:
-        """The host of this worker, as its address names it."""
+        """The host of this worker, as `hosts` names it."""
         return self.hosts_by_rank[self.rank]
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The hosts, each once, in the order of their first worker."""
+        """The hosts, each once, in the order of their first worker.
+
+        Names are in lower case and IPv6 addresses in their short form, without brackets, so that
+        one host has one name.
+        """
         return tuple(dict.fromkeys(self.hosts_by_rank))
 
     @property
@@ -96,12 +108,12 @@ class Cluster:
         """Number of hosts that have a worker of this local rank."""
         return len(self._hosts_with_this_local_rank)
 
-    @property
+    @functools.cached_property
     def hosts_by_rank(self) -> tuple[str, ...]:
-        """The host of each worker."""
+        """The host of each worker, as `hosts` names it."""
         if not self.addresses:
             return ("localhost",)
-        return tuple(address.rpartition(":")[0].strip("[]") for address in self.addresses)
+        return tuple(_same_host(address.rpartition(":")[0]) for address in self.addresses)
 
     @property
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
@@ -147,6 +159,12 @@ class PartialCluster:
                 f"rank is {self.rank} among {self.size} workers in {self.source}; it must be "
                 f"0..{self.size - 1}"
             )
+        local_size = self.size if self.local_size is None else self.local_size
+        if local_size > self.size or not 0 <= (self.local_rank or 0) < local_size:
+            raise ClusterError(
+                f"local rank is {self.local_rank} among {self.local_size} workers of a host, of "
+                f"{self.size} in all, in {self.source}; they contradict each other"
+            )
 
 
 def block_addresses(
@@ -174,6 +192,22 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" is an address that each host takes for itself."""
+    host = _same_host(address.rpartition(":")[0])
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def _same_host(host: str) -> str:
+    """The one spelling of a host: names don't tell case apart, and IPv6 has a short form."""
+    if host.startswith("["):
+        try:
+            return str(ipaddress.IPv6Address(host.strip("[]")))
+        except ValueError:
+            return host.strip("[]").lower()
+    return host.lower()
+
+
 def check_address(address: object, what: str) -> None:
     """Checks that this is "host:port".
 
@@ -186,16 +220,18 @@ def check_address(address: object, what: str) -> None:
     """
     expected = 'expected "host:port", for instance "10.0.0.1:12345" or "[::1]:12345"'
     if not isinstance(address, str):
-        raise ClusterError(f"{what} is {address!r}; {expected}")
+        raise ClusterError(f"{what} is {quote(address)}; {expected}")
     host, colon, port = address.rpartition(":")
     if not colon or (address.startswith("[") and address.endswith("]")):
-        raise ClusterError(f"{what} is {address!r}, without a port; {expected}")
+        raise ClusterError(f"{what} is {quote(address)}, without a port; {expected}")
     if not host:
-        raise ClusterError(f"{what} is {address!r}, without a host; {expected}")
-    if not _HOST.fullmatch(host):
-        raise ClusterError(f"{what} is {address!r}, and {host!r} is no host name; {expected}")
-    if not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
+        raise ClusterError(f"{what} is {quote(address)}, without a host; {expected}")
+    if len(host) > _LONGEST_HOST or not _HOST.fullmatch(host):
         raise ClusterError(
-            f"{what} is {address!r}; its port must be a number in 1..{_LAST_PORT}, without "
+            f"{what} is {quote(address)}, and {quote(host)} is no host name; {expected}"
+        )
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= LAST_PORT:
+        raise ClusterError(
+            f"{what} is {quote(address)}; its port must be a number in 1..{LAST_PORT}, without "
             "leading zeros"
         )

@@ -61,7 +61,7 @@ _CALLER, _LISTENER = b"caller", b"listener"
 _HANDSHAKE_S = 10.0
 """For a whole handshake, however many bytes of it come meanwhile."""
 
-_MOST_PENDING = 128
+MOST_PENDING = 128
 """Handshakes at a time. Beyond, the oldest is dropped: a worker of the job needs a millisecond."""
 
 _LEAST_S = 0.1
@@ -227,8 +227,8 @@ class Endpoint:
 
     def _accept(self) -> None:
         """Takes the callers that are there."""
-        for _ in range(_MOST_PENDING):
-            if len(self._pending) >= _MOST_PENDING and not self._make_room():
+        for _ in range(MOST_PENDING):
+            if len(self._pending) >= MOST_PENDING and not self._make_room():
                 return
             try:
                 connection, _ = self._listener.accept()

@@ -98,7 +98,7 @@ def parse_json(
 
 def quote(value: object) -> str:
     """Writes a value for a message: what is long, in part, and everything on one line."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=repr)
     if len(text) > _LONGEST_QUOTE:
         text = text[:_LONGEST_QUOTE] + "…"
     return repr(text) if isinstance(value, str) else text

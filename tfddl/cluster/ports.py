@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tfddl.errors import LaunchError
@@ -24,9 +25,24 @@ def free_ports(count: int) -> tuple[int, ...]:
     Raises:
         LaunchError: there are not that many.
     """
+    with hold_ports(count) as ports:
+        return ports
+
+
+@contextlib.contextmanager
+def hold_ports(count: int, *, excluded: Collection[int] = ()) -> Iterator[tuple[int, ...]]:
+    """`free_ports` that nobody else gets until the end of the `with` statement.
+
+    Args:
+        count: how many.
+        excluded: ports that are not chosen, though they are free.
+
+    Raises:
+        LaunchError: there are not that many.
+    """
     chosen: list[int] = []
     with contextlib.ExitStack() as held:
-        candidates = _candidates()
+        candidates = [port for port in _candidates() if port not in excluded]
         for port in random.sample(candidates, k=min(len(candidates), 20 * count)):
             if len(chosen) == count:
                 break
@@ -35,11 +51,12 @@ def free_ports(count: int) -> tuple[int, ...]:
             except OSError:
                 continue
             chosen.append(port)
-    if len(chosen) < count:
-        raise LaunchError(
-            f"found {len(chosen)} free ports of the {count} that are needed in {_FIRST}..{_LAST}"
-        )
-    return tuple(chosen)
+        if len(chosen) < count:
+            raise LaunchError(
+                f"found {len(chosen)} free ports of the {count} that are needed in "
+                f"{_FIRST}..{_LAST}"
+            )
+        yield tuple(chosen)
 
 
 def is_free(port: int) -> bool:

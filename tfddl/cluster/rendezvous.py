@@ -15,6 +15,7 @@ process of this user. Then rank, job, and addresses are compared, and no rank ca
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import hashlib
@@ -73,7 +74,7 @@ himself: of two jobs with the same addresses that start together, ranks may alre
 _LOG = logging.getLogger("tfddl")
 
 
-class Rendezvous:
+class Rendezvous(abc.ABC):
     """The connection of one worker to all others that `join` has made.
 
     Attributes:
@@ -85,6 +86,7 @@ class Rendezvous:
     def __init__(self, cluster: Cluster, facts: tuple[Mapping[str, Any], ...], secret: bytes):
         self.cluster, self.facts, self.secret = cluster, facts, secret
 
+    @abc.abstractmethod
     def put(self, key: str, text: str) -> None:
         """Writes a note; what was under the key before is gone.
 
@@ -92,7 +94,6 @@ class Rendezvous:
             PeerLostError: rank 0, which keeps the notes, has ended.
             StalledError: it doesn't answer.
         """
-        raise NotImplementedError
 
     def get(self, key: str, *, wait_s: float = 0.0) -> str:
         """Reads a note.
@@ -115,8 +116,9 @@ class Rendezvous:
             time.sleep(min(_RETRY_S, wait_s))
         return text
 
+    @abc.abstractmethod
     def _read(self, key: str) -> str | None:
-        raise NotImplementedError
+        """A note; None if nobody has written it."""
 
     def gather(self, key: str, text: str, *, timeout_s: float) -> tuple[str, ...]:
         """Collects a text of each rank. All ranks must call it together.
@@ -153,9 +155,9 @@ class Rendezvous:
             time.sleep(_LOOK_S)
         return tuple(texts)
 
+    @abc.abstractmethod
     def _gathered(self, key: str) -> list[str] | None:
         """The texts of all ranks, once they are there."""
-        raise NotImplementedError
 
     def when_in_conflict(self, end: Callable[[str], None]) -> None:
         """Says what to do if it turns out soon that two jobs have been mixed.
@@ -165,9 +167,11 @@ class Rendezvous:
         """
         del end
 
+    @abc.abstractmethod
     def stop_listening(self) -> None:
         """Lets the port of rank 0 go, for TensorFlow's server; connections stay."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Ends the connection; nobody can read or write notes any more on this rank."""
 
@@ -640,6 +644,9 @@ class _Visitor(Rendezvous):
             raise PeerLostError(answer["lost"])
         texts: list[str] | None = answer["texts"]
         return texts
+
+    def stop_listening(self) -> None:
+        """See `Rendezvous.stop_listening`: it is rank 0 that listens."""
 
     def close(self) -> None:
         """See `Rendezvous.close`."""

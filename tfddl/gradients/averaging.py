@@ -16,7 +16,11 @@ Gradient = Any
 
 
 class Compression(enum.StrEnum):
-    """In which precision gradients travel."""
+    """In which precision gradients travel.
+
+    NCCL adds up no bfloat16 in TensorFlow: there BF16 rounds what float32 carries, and
+    saves nothing.
+    """
 
     NONE = "none"
     FP16 = "fp16"

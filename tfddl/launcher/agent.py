@@ -317,12 +317,13 @@ class Agent:
             os.stat(os.path.join(message["directory"], "."))
             require_files(message["num_workers"])
             wanted = message["interfaces"]
+            name, address = interfaces.interface_of(wanted) if wanted else ("", None)
             answer |= {
                 "ports": ports.free_ports(message["num_workers"]),
-                "address": interfaces.address_of(wanted) if wanted else None,
+                "interface": name,
+                "address": address,
                 "identity": interfaces.identity(),
                 "resolved": {n: interfaces.resolve_texts(n) for n in message["names"]},
-                "reachable": interfaces.reachable_texts(),
             }
         except LaunchError as error:
             answer["error"] = str(error)

@@ -41,6 +41,15 @@ def usable_cores() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0), key=_place))
 
 
+def num_sockets(cores: Sequence[int]) -> int:
+    """How many CPU packages these cores belong to, at least 1.
+
+    Virtual machines may show every core as a package of its own: those count as one.
+    """
+    packages = {_place(core)[:1] for core in cores}
+    return 1 if len(packages) == len({_place(core)[:2] for core in cores}) else len(packages)
+
+
 def bind_to(cores: Sequence[int]) -> Callable[[], None]:
     """What a child does before its exec."""
     return lambda: os.sched_setaffinity(0, cores)

@@ -18,7 +18,6 @@ from tfddl.launcher.findings import (
 )
 from tfddl.launcher.fleet import (
     FleetOptions,
-    Interrupted,
     ask,
     connecting,
     failures,
@@ -26,7 +25,7 @@ from tfddl.launcher.fleet import (
 )
 from tfddl.launcher.frames import Message
 from tfddl.launcher.link import Link
-from tfddl.launcher.signals import Signals
+from tfddl.launcher.signals import Interrupted, Signals
 from tfddl.launcher.system import require_files
 
 _PIECES = 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from tfddl.cluster import SECRET, tf_config
 from tfddl.launcher.job import JobOptions
 from tfddl.launcher.plan import DEFAULTS, Place, ProcessPlan, plan_processes, this_machine
 from tfddl.launcher.ssh import agent_argv
@@ -30,6 +31,17 @@ def describe(options: JobOptions, *, directory: str, environment: Mapping[str, s
         as_horovod=options.as_horovod,
     )
     fleet = options.fleet
+    if options.nodes is not None:
+        node = options.nodes.node
+        lines.append(
+            f"# node {node.node_rank} of {node.num_nodes} ({node.source}). The nodes meet at "
+            f"{node.master}; then each worker gets its rank and the TF_CONFIG of all."
+        )
+        lines += [
+            _line(plan, directory, environment, name=f"local rank {plan.local_rank}")
+            for plan in plans
+        ]
+        return "\n".join(lines)
     if fleet is None:
         lines.append("# this machine")
         lines += [_line(plan, directory, environment) for plan in plans]
@@ -59,10 +71,18 @@ def _ports(count: int) -> tuple[int, ...]:
     return tuple(range(_FIRST_PORT, _FIRST_PORT + count))
 
 
-def _line(plan: ProcessPlan, directory: str, environment: Mapping[str, str]) -> str:
+def _line(
+    plan: ProcessPlan, directory: str, environment: Mapping[str, str], *, name: str = ""
+) -> str:
+    """The line of a worker; with a name in place of its rank, without what the rank decides."""
+    hidden = (SECRET, tf_config.VARIABLE) if name else (SECRET,)
+    prefixes = ("HOROVOD_",) if name else ()
     settings = " ".join(
-        f"{name}={shlex.quote(value)}"
-        for name, value in plan.environment.items()
-        if name in environment or name not in DEFAULTS
+        f"{variable}={shlex.quote(value)}"
+        for variable, value in plan.environment.items()
+        if variable not in hidden
+        and not variable.startswith(prefixes)
+        and (variable in environment or variable not in DEFAULTS)
     )
-    return f"# rank {plan.rank}\ncd {shlex.quote(directory)} && {settings} {shlex.join(plan.argv)}"
+    title = f"# {name or f'rank {plan.rank}'}"
+    return f"{title}\ncd {shlex.quote(directory)} && {settings} {shlex.join(plan.argv)}"

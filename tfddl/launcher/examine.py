@@ -101,7 +101,7 @@ class Examination:
         if question == "listen":
             return {"ports": self._listen(message["count"])}
         if question == "address":
-            return {"address": interfaces.address_of(message["interfaces"])}
+            return {"address": interfaces.interface_of(message["interfaces"])[1]}
         if question == "resolve":
             return {
                 "resolved": {n: list(map(str, interfaces.resolve(n))) for n in message["names"]}

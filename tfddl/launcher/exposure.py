@@ -1,64 +1,93 @@
-"""The warning that TensorFlow's servers can be reached from outside: pure."""
+"""The warning that strangers can reach TensorFlow's servers, and the line that closes ports."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping, Sequence
 
-from tfddl.launcher.plan import Place
+from tfddl.cluster import Cluster
+from tfddl.launcher.interfaces import reachable_texts, resolve_texts
+
+TRUSTED_NETWORK = "TFDDL_TRUSTED_NETWORK"
+"""Set in the environment, it ends the warning (`tfddlrun --trusted-network`)."""
 
 Interfaces = Mapping[str, Sequence[str]]
 """The addresses of each interface that other machines may reach."""
 
 
-def exposure_warning(places: Sequence[Place], reachable: Mapping[str, Interfaces]) -> str | None:
-    """Warns of ports that whoever reaches a host can send commands to.
+def server_warning(cluster: Cluster) -> str | None:
+    """What to say on this host once its workers start TensorFlow's servers.
+
+    One worker of each host says it: the one whose `local_rank` is 0.
 
     Args:
-        places: the hosts' parts in the job.
-        reachable: by host, its interfaces that lead outside.
+        cluster: who takes part, with the ports of the servers.
 
     Returns:
-        None if there is nothing to warn of: no such interface, or a worker that is alone and
-        has no server.
+        None where there is nothing to warn of: a worker that is alone and has no server, or a
+        host whose interfaces don't lead outside.
     """
-    exposed = [place for place in places if reachable[place.host]]
-    if not exposed or sum(len(place.ports) for place in places) < 2:
+    if cluster.size == 1:
         return None
-    lines = [
-        "WARNING: TensorFlow's servers obey whoever reaches their ports, on every interface. "
-        "Unless a firewall does so already, close them to others, as root (--trusted-network: "
-        "don't warn):"
+    peers = [
+        address for host in cluster.hosts if host != cluster.host for address in resolve_texts(host)
     ]
-    for place in exposed:
-        peers = [
-            address
-            for other in places
-            if other.host != place.host
-            for found in reachable[other.host].values()
-            for address in found
-        ]
-        where = f"on {place.host}, " if place.host else ""
-        lines.append(
-            f"  {where}{_names(reachable[place.host])}: {firewall_line(place.ports, peers)}"
-        )
-    return "\n".join(lines)
+    mine = cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)]
+    ports = [int(cluster.addresses[rank].rpartition(":")[2]) for rank in mine]
+    return exposure_warning(ports, reachable=reachable_texts(), peers=peers, uid=os.geteuid())
 
 
-def firewall_line(ports: Sequence[int], peers: Sequence[str]) -> str:
-    """The command that closes ports to all but this host and its peers.
+def exposure_warning(
+    ports: Sequence[int], *, reachable: Interfaces, peers: Sequence[str], uid: int
+) -> str | None:
+    """Warns of ports that whoever reaches this host can send commands to: pure.
+
+    Args:
+        ports: those of the workers of this host.
+        reachable: its interfaces that lead outside.
+        peers: the addresses of the job's other hosts.
+        uid: the user that the workers run as.
+
+    Returns:
+        None where no interface leads outside.
+    """
+    if not reachable:
+        return None
+    return (
+        "WARNING: TensorFlow's servers obey whoever reaches their ports, on every interface "
+        f"({_names(reachable)}), and every user of this host. Unless a firewall does so already, "
+        "close them to others, as root (--trusted-network or "
+        f"{TRUSTED_NETWORK}=1: don't warn):\n  {firewall_line(ports, peers, uid=uid)}"
+    )
+
+
+def firewall_line(ports: Sequence[int], peers: Sequence[str], *, uid: int) -> str:
+    """The command that closes ports to all but one user of this host, and its peers: pure.
 
     `nft delete table inet tfddl` opens them again.
+
+    Args:
+        ports: the ports to close.
+        peers: addresses of other hosts to which they stay open.
+        uid: the user whose connections within this host stay possible.
+
+    References:
+        nft(8), "META EXPRESSIONS" (skuid: the user of the socket that sends),
+        https://www.netfilter.org/projects/nftables/manpage.html
     """
-    closed = f"tcp dport {{ {', '.join(map(str, ports))} }} drop"
+    closed = f"tcp dport {{ {', '.join(map(str, ports))} }}"
     rules = [
-        f'add rule inet tfddl input iifname != "lo" {sources}{closed}'
+        f'add rule inet tfddl input iifname != "lo" {sources}{closed} drop'
         for sources in _strangers([ipaddress.ip_address(peer) for peer in peers])
     ]
     commands = (
         "add table inet tfddl",
         "add chain inet tfddl input { type filter hook input priority 0; }",
         *rules,
+        # Who has sent a packet is known where it leaves, not where it arrives.
+        "add chain inet tfddl output { type filter hook output priority 0; }",
+        f'add rule inet tfddl output oifname "lo" {closed} meta skuid != {uid} drop',
     )
     return f"nft '{'; '.join(commands)}'"
 
@@ -77,4 +106,4 @@ def _strangers(peers: Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address]) -
 
 
 def _names(interfaces: Interfaces) -> str:
-    return ", ".join(f"{name} ({found[0]})" for name, found in interfaces.items())
+    return ", ".join(f"{name} {found[0]}" for name, found in interfaces.items())

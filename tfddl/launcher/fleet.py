@@ -17,7 +17,7 @@ from tfddl.launcher.hosts import HostSlots, ranks_of
 from tfddl.launcher.interfaces import is_this_host
 from tfddl.launcher.link import Link, RemoteWorker
 from tfddl.launcher.plan import Place, ProcessPlan, this_machine
-from tfddl.launcher.signals import Signals
+from tfddl.launcher.signals import Interrupted, Signals
 from tfddl.launcher.ssh import SshOptions
 
 CONNECT_S = 30.0
@@ -63,10 +63,6 @@ class UnreachableError(LaunchError):
         self.problems = dict(problems)
 
 
-class Interrupted(Exception):
-    """A signal came that ends the job, before it had begun."""
-
-
 @dataclass(frozen=True)
 class Fleet:
     """The connections to all hosts of a job.
@@ -74,12 +70,10 @@ class Fleet:
     Attributes:
         links: one per host.
         places: the hosts' parts in the job, in the same order.
-        reachable: by host, its interfaces that other machines may reach, with their addresses.
     """
 
     links: tuple[Link, ...]
     places: tuple[Place, ...]
-    reachable: Mapping[str, Mapping[str, Sequence[str]]]
 
     def start(self, plan: ProcessPlan, sinks: Sequence[Sink]) -> RemoteWorker:
         """Starts a worker on its host."""
@@ -174,7 +168,6 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
             places=tuple(_place(host, answer) for host, answer in by_host.items())
             if len(names) > 1
             else (_alone(names[0], answers[0]),),
-            reachable={host: answer["reachable"] for host, answer in by_host.items()},
         )
 
 
@@ -279,13 +272,23 @@ def find_unreachable_names(answers: Mapping[str, Message]) -> list[str]:
 
 
 def _place(host: str, answer: Message) -> Place:
-    return Place(host=host, address=answer["address"] or host, ports=tuple(answer["ports"]))
+    return Place(
+        host=host,
+        address=answer["address"] or host,
+        ports=tuple(answer["ports"]),
+        interface=answer["interface"],
+    )
 
 
 def _alone(host: str, answer: Message) -> Place:
     """The place of a host whose workers need to find nobody but each other."""
     loopback = this_machine(answer["ports"])
-    return Place(host=host, address=answer["address"] or loopback.address, ports=loopback.ports)
+    return Place(
+        host=host,
+        address=answer["address"] or loopback.address,
+        ports=loopback.ports,
+        interface=answer["interface"],
+    )
 
 
 def failures(links: Iterable[Link], options: FleetOptions) -> Iterator[tuple[Link, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tfddl.errors import LaunchError
 from tfddl.launcher.fleet import CONNECT_S, FleetOptions
 from tfddl.launcher.hosts import HostSlots, parse_hosts, read_hostfile
+from tfddl.launcher.nodes import MEET_S
 from tfddl.launcher.ssh import SshOptions
 
 _REACH = (
@@ -39,7 +40,8 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         "--network-interfaces",
         metavar="NAMES",
         help="workers are reached at their hosts' addresses on this interface, or the first of "
-        "several (eth1,ib0) that a host has; otherwise by the hosts' names",
+        "several (eth1,ib0) that a host has, and NCCL keeps to it (NCCL_SOCKET_IFNAME); otherwise "
+        "by the hosts' names",
     )
     group.add_argument("-p", "--ssh-port", type=int, metavar="N", help="ssh's port on the hosts")
     group.add_argument(
@@ -61,8 +63,9 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         "--start-timeout",
         type=float,
         metavar="S",
-        help="seconds that hosts have to answer, and then workers to call tfddl.init() (default: "
-        f"{CONNECT_S:g}, and what the script says in tfddl.init)",
+        help="seconds that hosts have to answer, or nodes to meet, and then workers to call "
+        f"tfddl.init() (default: {CONNECT_S:g}, {MEET_S:g} for nodes, and what the script says in "
+        "tfddl.init)",
     )
 
 
@@ -81,16 +84,21 @@ def read_hosts(arguments: argparse.Namespace) -> tuple[HostSlots, ...]:
     return ()
 
 
+def read_interfaces(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The names that --network-interface gives, the first choice first."""
+    names = (arguments.network_interface or "").split(",")
+    return tuple(name.strip() for name in names if name.strip())
+
+
 def make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> FleetOptions:
     """These hosts, reached as the flags say.
 
     Raises:
         LaunchError: a value is out of its range.
     """
-    names = (arguments.network_interface or "").split(",")
     return FleetOptions(
         hosts=hosts,
-        interfaces=tuple(name.strip() for name in names if name.strip()),
+        interfaces=read_interfaces(arguments),
         ssh=SshOptions(
             port=arguments.ssh_port,
             identity_file=arguments.ssh_identity_file,

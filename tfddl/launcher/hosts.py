@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfddl.cluster import join_address
-from tfddl.errors import LaunchError
+from tfddl.cluster.parsing import parse_int, quote
+from tfddl.errors import ClusterError, LaunchError
 
 MOST_WORKERS = 1024
+_MOST_SLOTS = 10**9  # beyond it is no number of anything; HostSlots says what is too many
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _SLOTS = re.compile(r"(slots|max_slots|max-slots)=(?P<number>.*)")
@@ -160,9 +162,10 @@ def _parse_line(words: Sequence[str]) -> HostSlots:
 
 
 def _parse_slots(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise LaunchError(f"host {name} has {text!r} slots; a number is expected")
-    return int(text)
+    try:
+        return parse_int(text, what=f"the slots of host {name}", high=_MOST_SLOTS)
+    except ClusterError:
+        raise LaunchError(f"host {name} has {quote(text)} slots; a number is expected") from None
 
 
 def _each_once(hosts: Iterable[HostSlots]) -> tuple[HostSlots, ...]:

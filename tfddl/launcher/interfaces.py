@@ -46,8 +46,8 @@ def reachable_texts() -> dict[str, list[str]]:
     return {name: [str(a) for a in found] for name, found in reachable_addresses().items()}
 
 
-def address_of(interfaces: Iterable[str]) -> str:
-    """The first address of the first of these interfaces that this host has.
+def interface_of(interfaces: Iterable[str]) -> tuple[str, str]:
+    """The first of these interfaces that this host has, and its first address.
 
     Raises:
         LaunchError: it has none of them.
@@ -55,7 +55,7 @@ def address_of(interfaces: Iterable[str]) -> str:
     known = addresses_by_interface()
     for name in interfaces:
         if known.get(name):
-            return str(known[name][0])
+            return name, str(known[name][0])
     have = ", ".join(f"{name} ({found[0]})" for name, found in known.items() if found)
     raise LaunchError(
         f"no interface {' or '.join(interfaces)} with an address (--network-interface); there are "

@@ -6,30 +6,31 @@ import contextlib
 import dataclasses
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 
-from tfddl.cluster import START_TIMEOUT, rendezvous
+from tfddl.cluster import SECRET, START_TIMEOUT, rendezvous
 from tfddl.cluster.ports import free_ports, is_free
 from tfddl.errors import LaunchError
 from tfddl.launcher.cores import Binding
-from tfddl.launcher.environment import Export, exported, inherited, travelling
-from tfddl.launcher.exposure import Interfaces, exposure_warning
-from tfddl.launcher.fleet import Fleet, FleetOptions, Interrupted, UnreachableError, prepared
+from tfddl.launcher.environment import Export, exported, given_secret, inherited, travelling
+from tfddl.launcher.exposure import TRUSTED_NETWORK
+from tfddl.launcher.fleet import Fleet, FleetOptions, UnreachableError, prepared
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
-from tfddl.launcher.interfaces import reachable_texts
 from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import LOST
 from tfddl.launcher.memory import Memory
+from tfddl.launcher.nodes import NodeOptions, meet_nodes
 from tfddl.launcher.output import Console
 from tfddl.launcher.plan import Place, plan_processes, this_machine
 from tfddl.launcher.recovery import Recovery
 from tfddl.launcher.report import Outcome, WorkerExit, describe_place, failure_report
 from tfddl.launcher.restarts import RestartOptions
-from tfddl.launcher.signals import Signals
+from tfddl.launcher.signals import Interrupted, Signals
 from tfddl.launcher.supervise import Care, supervise
 from tfddl.launcher.system import require_files
 from tfddl.progress import Ability
@@ -55,11 +56,13 @@ class JobOptions:
         as_horovod: whether `import horovod` finds tfddl in the workers.
         verbose: also tell ports and restarts of what goes well.
         fleet: the hosts that the workers run on; None for this machine.
+        nodes: the other hosts where a `tfddlrun` starts workers of this job; None where there are
+            none. `num_workers` are then those of this host.
         binding: which cores a worker may use.
         exports: variables that all workers get, on whatever host.
         start_timeout_s: how long workers wait for each other in `tfddl.init()`; None leaves that
             to them.
-        trusts_network: don't warn of ports that others can reach.
+        trusts_network: workers don't warn of ports that others can reach.
 
     Raises:
         LaunchError: a value is out of its range, or there is no command.
@@ -74,6 +77,7 @@ class JobOptions:
     as_horovod: bool = False
     verbose: bool = False
     fleet: FleetOptions | None = None
+    nodes: NodeOptions | None = None
     binding: Binding = Binding.CORES
     exports: tuple[Export, ...] = ()
     start_timeout_s: float | None = None
@@ -94,6 +98,14 @@ class JobOptions:
             raise LaunchError(
                 f"--min-np is {self.restarts.min_workers}, more than the {self.num_workers} "
                 "workers of -np"
+            )
+        if self.nodes is not None and self.fleet is not None:
+            raise LaunchError("-H names hosts, and --nnodes says there is a tfddlrun on each")
+        if self.nodes is not None and self.restarts.restarts:
+            raise LaunchError(
+                "--max-restarts and --min-np can't be used with several nodes, where no tfddlrun "
+                "knows how the others' workers end. HINT: let the engine start all nodes again "
+                "(Slurm's requeue, Kubernetes' backoffLimit); training goes on from its checkpoint"
             )
         if not self.command:
             raise LaunchError("there is no command to run. HINT: tfddlrun -np 2 python train.py")
@@ -131,7 +143,9 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
         keeper = Keeper() if fleet is not None and recovery.starts_again else None
         if keeper is not None:
             stack.enter_context(contextlib.closing(keeper))
-        means = _Means(console, signals, memory, keeper)
+        means = _Means(
+            console, signals, memory, keeper, secret=given_secret(environment, options.exports)
+        )
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
             _report(outcome, console)
@@ -155,7 +169,9 @@ def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, 
     Raises:
         LaunchError: one is to be taken from the environment, and isn't there.
     """
-    own = {} if options.start_timeout_s is None else {START_TIMEOUT: f"{options.start_timeout_s:g}"}
+    own = {TRUSTED_NETWORK: "1"} if options.trusts_network else {}
+    if options.start_timeout_s is not None:
+        own[START_TIMEOUT] = f"{options.start_timeout_s:g}"
     return {**exported(environment, options.exports), **own}
 
 
@@ -168,6 +184,9 @@ class _Means:
     memory: Memory
     keeper: Keeper | None
     """What workers on other hosts have committed, where the job may start again."""
+
+    secret: str | None
+    """The secret that the user has chosen; None where each start of the job has a new one."""
 
 
 def _start(
@@ -195,7 +214,7 @@ def _start(
         except Interrupted:
             return _interrupted(means.signals)
         taken = find_taken_port(outcome, ports)
-        if taken is None or restarts == _PORT_RESTARTS:
+        if taken is None or restarts == _PORT_RESTARTS or options.nodes is not None:
             break
         means.console.say(
             f"port {taken} was taken by another process meanwhile; starting again on other "
@@ -255,54 +274,62 @@ def _run_once(
     directory = None if options.fleet is None else working_folder(environment)
     with contextlib.ExitStack() as stack:
         fleet: Fleet | None = None
-        if options.fleet is None or directory is None:
-            places: tuple[Place, ...] = (this_machine(free_ports(options.num_workers)),)
-            reachable: Mapping[str, Interfaces] = {"": reachable_texts()}
+        secret = means.secret
+        places: tuple[Place, ...]
+        if options.nodes is not None:
+            meeting = meet_nodes(
+                options.nodes,
+                num_workers=options.num_workers,
+                secret=secret,
+                console=means.console,
+                signals=means.signals,
+            )
+            places, secret = meeting.places, meeting.secret
+        elif options.fleet is None or directory is None:
+            places = (this_machine(free_ports(options.num_workers)),)
         else:
             fleet = stack.enter_context(
                 prepared(options.fleet, directory=directory, signals=means.signals)
             )
-            places, reachable = fleet.places, fleet.reachable
+            places = fleet.places
             if means.keeper is not None:
                 means.keeper.hand_out(fleet.links)
-        _announce(options, places=places, reachable=reachable, console=means.console)
+        if options.verbose:
+            _announce(places, means.console)
         plans = plan_processes(
             options.command,
             places=places,
-            environment=_workers_environment(options, environment),
+            environment=_workers_environment(
+                options, environment, secret=secret or secrets.token_hex(rendezvous.SECRET_BYTES)
+            ),
             as_horovod=options.as_horovod,
             binding=options.binding,
             directory=directory,
         )
+        num_workers = len(plans)
+        if options.nodes is not None:
+            plans = tuple(plan for plan in plans if plan.host == _HERE)
         outcome = supervise(
             plans if fleet is not None else means.memory.shared_with(plans),
             console=means.console,
             signals=means.signals,
-            care=dataclasses.replace(care, fleet=fleet),
+            care=dataclasses.replace(care, fleet=fleet, num_workers=num_workers),
         )
     return outcome, tuple(port for place in places for port in place.ports)
 
 
-def _announce(
-    options: JobOptions,
-    *,
-    places: Sequence[Place],
-    reachable: Mapping[str, Interfaces],
-    console: Console,
-) -> None:
-    if options.verbose:
-        for place in places:
-            where = f"{place.host}: " if place.host else ""
-            ports = ", ".join(map(str, place.ports))
-            console.say(f"{where}{len(place.ports)} workers on ports {ports}")
-    warning = None if options.trusts_network else exposure_warning(places, reachable)
-    if warning is not None:
-        console.say(warning)
+def _announce(places: Sequence[Place], console: Console) -> None:
+    for place in places:
+        where = f"{place.host}: " if place.host else ""
+        ports = ", ".join(map(str, place.ports))
+        console.say(f"{where}{len(place.ports)} workers on ports {ports}")
 
 
-def _workers_environment(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
+def _workers_environment(
+    options: JobOptions, environment: Mapping[str, str], *, secret: str
+) -> dict[str, str]:
     given = inherited if options.fleet is None else travelling
-    return {**given(environment), **asked_for(options, environment)}
+    return {**given(environment), **asked_for(options, environment), SECRET: secret}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:

@@ -12,10 +12,10 @@ import os
 from collections.abc import Sequence
 
 from tfddl.commits import CommitStore, write_all
-from tfddl.launcher.fleet import Interrupted, UnreachableError, answers_of, ask, beat_all
+from tfddl.launcher.fleet import UnreachableError, answers_of, ask, beat_all
 from tfddl.launcher.link import Link
 from tfddl.launcher.memory import make_store
-from tfddl.launcher.signals import Signals
+from tfddl.launcher.signals import Interrupted, Signals
 
 _PIECE_BYTES = 4 << 20
 _ANSWER_S = 20.0

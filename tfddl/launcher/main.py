@@ -9,21 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfddl import __version__
-from tfddl.errors import LaunchError
-from tfddl.launcher import horovodrun, host_flags
+from tfddl.cluster import NodeRank, tf_config
+from tfddl.errors import ClusterError, LaunchError
+from tfddl.launcher import horovodrun, host_flags, node_flags
 from tfddl.launcher.cores import Binding
 from tfddl.launcher.doctor import check_hosts
 from tfddl.launcher.dry_run import describe
-from tfddl.launcher.environment import Export
+from tfddl.launcher.environment import Export, is_worker
+from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.launcher.fleet import FleetOptions
 from tfddl.launcher.hosts import HostSlots, fill_slots
 from tfddl.launcher.interfaces import is_this_host
 from tfddl.launcher.job import JobOptions, asked_for, run_job, working_folder
+from tfddl.launcher.nodes import MEET_S, NodeOptions
 from tfddl.launcher.restarts import RestartOptions
 from tfddl.launcher.system import require_linux
+from tfddl.launcher.worker_count import count_workers
 
 _CANT_START = 127
-_TRUSTED_NETWORK = "TFDDL_TRUSTED_NETWORK"
+_AUTO = "auto"
 
 _EPILOG = """\
 Every worker runs the same command, and learns from TF_CONFIG who it is and where the others are.
@@ -36,6 +40,17 @@ other hosts:
   The environment goes with them, PATH and PYTHONPATH included, but for what belongs to this host
   or login (HOME, USER, TMPDIR, DISPLAY, SSH_…, XDG_…, SLURM_… and the like); -x sends those too.
   If the connection to a host ends, or tfddlrun is stopped for 20 s, its workers are killed.
+
+several nodes:
+  Where an engine (Slurm, SageMaker, Vertex AI, Kubeflow, an Indexed Job of Kubernetes), or you,
+  start the same tfddlrun once on each host, all become one job: each starts the workers of its own
+  host, as many as its -np says. Before that they meet at node 0 (--master-addr), by default on
+  port 12345, and give up after --start-timeout, naming who is missing. Which node this is, engines
+  say by TF_CONFIG, SM_HOSTS, PET_…, SLURM_… or JOB_COMPLETION_INDEX, and the flags by hand. Every
+  tfddlrun shows the output of its own workers, and ends with their status; when one fails, those
+  of other nodes fail for it. --max-restarts and --min-np are for one tfddlrun: here the engine
+  starts all again. Where TFDDL_SECRET is the same on all nodes, strangers can't take part; without
+  it node 0 makes a secret, and whoever reaches its port before the nodes do may learn it.
 
 when something fails:
   With --max-restarts a job that fails starts again on other ports, with TFDDL_RESTARTS=1, 2, …; a
@@ -59,7 +74,11 @@ examples:
   tfddlrun -np 2 python train.py --lr=0.1
   tfddlrun --horovod -np 4 python horovod_script.py
   tfddlrun -np 4 --output-filename logs python -m package.train --epochs 3
+  tfddlrun -np auto python train.py
   tfddlrun -H hostA:2,hostB:2 python train.py
+  tfddlrun --nnodes 2 --node-rank 0 --master-addr hostA -np 4 python train.py     on hostA
+  tfddlrun --nnodes 2 --node-rank 1 --master-addr hostA -np 4 python train.py     on hostB
+  srun --ntasks-per-node=1 tfddlrun -np auto python train.py
   tfddlrun --check -H hostA:2,hostB:2
 """
 
@@ -74,12 +93,14 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     horovodrun.translate(arguments)
     try:
         horovodrun.refuse(arguments)
+        node = None if arguments.check else node_flags.read_nodes(arguments, environment)
+        notices = _settle_num_workers(arguments, node, environment)
         fleet = _read_fleet(arguments)
         if arguments.check:
             hosts = _or_this_host(fleet, arguments)
             require_linux(prog)
             return check_hosts(hosts, directory=working_folder(environment))
-        options = _read_options(arguments, fleet, environment)
+        options = _read_options(arguments, fleet, node, environment)
         shown = asked_for(options, environment)
         if options.as_horovod and "PYTHONPATH" in environment:
             shown.setdefault("PYTHONPATH", environment["PYTHONPATH"])
@@ -89,7 +110,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
         text = describe(options, directory=working_folder(environment), environment=shown)
         sys.stdout.write(f"{text}\n")
         return 0
-    for notice in horovodrun.notices(arguments):
+    for notice in (*notices, *horovodrun.notices(arguments)):
         sys.stderr.write(f"{prog}: {notice}\n")
     try:
         require_linux(prog)
@@ -110,8 +131,51 @@ def run_doctor() -> None:
     sys.exit(main(["--check", *sys.argv[1:]], environment=os.environ, prog="tfddl-doctor"))
 
 
+def _settle_num_workers(
+    arguments: argparse.Namespace, node: NodeRank | None, environment: Mapping[str, str]
+) -> list[str]:
+    """Puts a number in place of `-np auto`, and of no -np where an engine says how many.
+
+    Returns:
+        What to tell of it, and of a job within a job.
+    """
+    notices = []
+    if node is None and not arguments.check and _size_around(environment) > 1:
+        notices.append("started by a worker of another tfddlrun; this is a job of its own")
+    wanted = None if node is None else node.workers_per_node
+    if arguments.num_proc is None and wanted is not None:
+        arguments.num_proc = _AUTO
+    if arguments.num_proc != _AUTO:
+        return notices
+    if arguments.hosts is not None or arguments.hostfile is not None:
+        raise LaunchError(
+            "-np auto counts the GPUs of this host, and -H (or --hostfile) names others. HINT: a "
+            "number of workers for each, as in -H hostA:4,hostB:4"
+        )
+    if node is not None and wanted is not None:
+        arguments.num_proc, reason = wanted, node.source
+    else:
+        count = count_workers(environment)
+        arguments.num_proc, reason = count.number, count.reason
+    workers = "worker" if arguments.num_proc == 1 else "workers"
+    return [*notices, f"-np auto: {arguments.num_proc} {workers} here; {reason}"]
+
+
+def _size_around(environment: Mapping[str, str]) -> int:
+    """Of the job in a worker of which this was started; 0 where none was."""
+    if not is_worker(environment):
+        return 0
+    try:
+        return tf_config.parse(environment.get(tf_config.VARIABLE, "")).size
+    except ClusterError as error:
+        raise LaunchError(str(error)) from None
+
+
 def _read_options(
-    arguments: argparse.Namespace, fleet: FleetOptions | None, environment: Mapping[str, str]
+    arguments: argparse.Namespace,
+    fleet: FleetOptions | None,
+    node: NodeRank | None,
+    environment: Mapping[str, str],
 ) -> JobOptions:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     num_workers = arguments.num_proc
@@ -119,6 +183,13 @@ def _read_options(
         num_workers = sum(host.slots for host in fleet.hosts)
         if len(fleet.hosts) == 1 and is_this_host(fleet.hosts[0].name) and not fleet.interfaces:
             fleet = None
+    nodes = None
+    if node is not None:
+        nodes = NodeOptions(
+            node,
+            interfaces=host_flags.read_interfaces(arguments) or node_flags.interfaces(environment),
+            timeout_s=MEET_S if arguments.start_timeout is None else arguments.start_timeout,
+        )
     return JobOptions(
         num_workers=num_workers,
         command=tuple(command),
@@ -129,10 +200,11 @@ def _read_options(
         as_horovod=arguments.horovod,
         verbose=arguments.verbose,
         fleet=fleet,
+        nodes=nodes,
         binding=Binding(arguments.bind),
         exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
         start_timeout_s=arguments.start_timeout,
-        trusts_network=arguments.trusted_network or bool(environment.get(_TRUSTED_NETWORK)),
+        trusts_network=arguments.trusted_network or bool(environment.get(TRUSTED_NETWORK)),
     )
 
 
@@ -140,7 +212,7 @@ def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
     """The hosts that -H or --hostfile name, with the workers of -np dealt out to them."""
     hosts = host_flags.read_hosts(arguments)
     if not hosts and arguments.num_proc is None and not arguments.check:
-        raise LaunchError("how many workers? HINT: -np 2, or -H hostA:2,hostB:2")
+        raise LaunchError("how many workers? HINT: -np 2, -np auto, or -H hostA:2,hostB:2")
     if not hosts:
         return None
     if arguments.num_proc is not None:
@@ -157,21 +229,32 @@ def _or_this_host(fleet: FleetOptions | None, arguments: argparse.Namespace) -> 
     )
 
 
+def _parse_num_workers(text: str) -> int | str:
+    try:
+        return text if text == _AUTO else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {_AUTO!r}") from None
+
+
 def _make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Run a command as several workers that train together, here or on many hosts.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s {-np N | -H HOST:N,…} [options] [--] COMMAND …",
+        usage="%(prog)s {-np N | -np auto | -H HOST:N,…} [options] [--] COMMAND …",
         allow_abbrev=False,
     )
     parser.add_argument(
         "-np",
         "--num-proc",
-        type=int,
+        "--nproc-per-node",
+        "--nproc_per_node",
+        type=_parse_num_workers,
         metavar="N",
-        help="number of workers (default with -H: one for each slot)",
+        help="number of workers, with several nodes those of this one; auto: one for each visible "
+        "GPU, without a GPU one for each CPU socket (default: with -H one for each slot; on "
+        "several nodes what the engine says)",
     )
     parser.add_argument(
         "--horovod",
@@ -181,7 +264,8 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="tell more of what is done")
     parser.add_argument("-v", "--version", action="version", version=f"%(prog)s {__version__}")
-    _add_host_flags(parser.add_argument_group("hosts"))
+    _add_host_flags(parser.add_argument_group("hosts, by ssh"))
+    node_flags.add_flags(parser.add_argument_group("several nodes, with a tfddlrun on each"))
     _add_worker_flags(parser.add_argument_group("workers"))
     _add_recovery_flags(parser.add_argument_group("when something fails"))
     horovodrun.add_flags(parser)
@@ -195,8 +279,8 @@ def _add_host_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--trusted-network",
         action="store_true",
-        help="don't warn of ports that other machines can reach (also by "
-        f"{_TRUSTED_NETWORK}=1 in the environment)",
+        help="don't warn of the ports of TensorFlow's servers, where workers start them (also "
+        f"by {TRUSTED_NETWORK}=1 in the environment)",
     )
 
 

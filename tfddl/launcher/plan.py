@@ -13,7 +13,9 @@ from tfddl.progress import Board
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
-_LOOPBACK = "127.0.0.1"
+NCCL_INTERFACE = "NCCL_SOCKET_IFNAME"
+
+LOOPBACK = "127.0.0.1"
 
 DEFAULTS = MappingProxyType(
     {
@@ -62,16 +64,18 @@ class Place:
         host: its name; "" for this machine.
         address: what all workers reach it by.
         ports: one for each of its workers.
+        interface: the network interface that its workers are to use; "" leaves it to them.
     """
 
     host: str
     address: str
     ports: tuple[int, ...]
+    interface: str = ""
 
 
 def this_machine(ports: Sequence[int]) -> Place:
     """The place of a job that no other host takes part in."""
-    return Place(host="", address=_LOOPBACK, ports=tuple(ports))
+    return Place(host="", address=LOOPBACK, ports=tuple(ports))
 
 
 def plan_processes(  # noqa: PLR0913
@@ -103,9 +107,6 @@ def plan_processes(  # noqa: PLR0913
     addresses = tuple(join_address(p.address, port) for p in places for port in p.ports)
     seats = [(place, local_rank) for place in places for local_rank in range(len(place.ports))]
 
-    def variables(cluster: Cluster) -> Mapping[str, str]:
-        return horovod.variables(cluster, environment) if as_horovod else {}
-
     return tuple(
         ProcessPlan(
             rank=cluster.rank,
@@ -113,8 +114,9 @@ def plan_processes(  # noqa: PLR0913
             environment=MappingProxyType(
                 {
                     **DEFAULTS,
+                    **_nccl_variables(place),
                     **environment,
-                    **variables(cluster),
+                    **(horovod.variables(cluster, environment) if as_horovod else {}),
                     tf_config.VARIABLE: tf_config.render(cluster),
                 }
             ),
@@ -128,3 +130,8 @@ def plan_processes(  # noqa: PLR0913
             (Cluster(addresses, rank), seat) for rank, seat in enumerate(seats)
         )
     )
+
+
+def _nccl_variables(place: Place) -> dict[str, str]:
+    """Keeps NCCL to a place's interface; "=" is that one, not all whose names begin so."""
+    return {NCCL_INTERFACE: f"={place.interface}"} if place.interface else {}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tfddl.launcher.environment import RESTARTS
 from tfddl.launcher.report import Outcome
 from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
-
-RESTARTS_VARIABLE = "TFDDL_RESTARTS"
 
 
 class Recovery:
@@ -37,7 +36,7 @@ class Recovery:
     @property
     def variables(self) -> dict[str, str]:
         """What the workers of the next start are told."""
-        return {RESTARTS_VARIABLE: str(self.num_restarts)}
+        return {RESTARTS: str(self.num_restarts)}
 
     @property
     def starts_again(self) -> bool:

@@ -14,6 +14,10 @@ from tfddl.launcher.system import is_readable
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Interrupted(Exception):
+    """A signal came that ends the job, before it had begun."""
+
+
 class Signals:
     """Collects the signals that end a job, and wakes whoever polls it when a child has ended.
 

@@ -58,13 +58,16 @@ class StallWatch:
     loop by hand, that exchanges gradients, as long as others wait for it.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, has_all_workers: bool = True) -> None:
         """Begins.
 
         Args:
             timeout_s: seconds without progress after which a worker has stalled; 0 is never.
+            has_all_workers: whether all workers of the job are read here. Otherwise one that
+                waits may wait for another host's, and isn't to blame.
         """
         self._timeout_s = timeout_s
+        self._has_all_workers = has_all_workers
         self._last: dict[int, tuple[Reading, float]] = {}
         self._warned: frozenset[int] = frozenset()
 
@@ -120,6 +123,8 @@ class StallWatch:
         if not all(r.stage is Stage.OUTSIDE or _has_begun(r) for r in readings.values()):
             return {}
         suspects = find_suspects(readings, stopped)
+        if not self._has_all_workers:
+            suspects = tuple(r for r in suspects if r in stopped or not readings[r].waits)
         waiting = tuple(sorted(r for r in readings if readings[r].waits and r not in suspects))
         # Whoever waits has begun to when it got on for the last time.
         waited_since_s = min((self._last[rank][1] for rank in waiting), default=-math.inf)

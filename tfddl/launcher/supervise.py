@@ -40,6 +40,7 @@ class Care:
         stall_timeout_s: seconds without progress after which one is killed; 0 is never.
         logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
         appends_logs: whether to what is there.
+        num_workers: of the whole job, where others look after some; None for those given.
         fleet: the hosts that they run on; None for this machine.
         keeper: takes what workers on these have committed, where the job has failed; None where
             it doesn't start again.
@@ -49,6 +50,7 @@ class Care:
     stall_timeout_s: float = 0.0
     logs: Path | None = None
     appends_logs: bool = False
+    num_workers: int | None = None
     fleet: Fleet | None = None
     keeper: Keeper | None = None
 
@@ -74,14 +76,17 @@ def supervise(
     Raises:
         LaunchError: the command can't be started, or a log can't be written.
     """
-    job = _Job(console=console, signals=signals, care=care)
+    num_workers = care.num_workers or len(plans)
+    job = _Job(
+        console=console, signals=signals, care=care, has_all_workers=num_workers == len(plans)
+    )
     oom_kills = count_oom_kills()
     adopt_orphans()
     try:
         for plan in plans:
             folder = None
             if care.logs is not None:
-                folder = log_folder(care.logs, rank=plan.rank, size=len(plans))
+                folder = log_folder(care.logs, rank=plan.rank, size=num_workers)
             job.start(plan, log_folder=folder)
         while job.workers:
             job.turn()
@@ -99,7 +104,9 @@ def log_folder(logs: Path, *, rank: int, size: int) -> Path:
 class _Job:
     """The workers that are left, those that have ended, and the state of the ending."""
 
-    def __init__(self, *, console: Console, signals: Signals, care: Care) -> None:
+    def __init__(
+        self, *, console: Console, signals: Signals, care: Care, has_all_workers: bool
+    ) -> None:
         self.workers: list[Handle] = []
         self._ended: list[Handle] = []
         self._root: Handle | None = None
@@ -108,7 +115,7 @@ class _Job:
         # None: nobody has been asked to end. inf: everybody has been killed.
         self._kill_at_s: float | None = None
         self._console, self._signals, self._care = console, signals, care
-        self._stalls = StallWatch(care.stall_timeout_s)
+        self._stalls = StallWatch(care.stall_timeout_s, has_all_workers=has_all_workers)
         self._look_at_s = 0.0
         # When those that have stalled have had the time to write their stacks.
         self._stacks_until_s: float | None = None

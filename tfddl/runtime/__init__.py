@@ -4,6 +4,8 @@
 * `gpus`: which physical GPU a worker uses.
 * `devices`: threads, GPUs, the strategy.
 * `networks`: of our own: memory within a host, TCP between hosts.
+* `meeting`: all workers, and what they compare before TensorFlow starts.
+* `servers`: TensorFlow's, where something needs them.
 * `connecting`: which transport, and what it needs.
 * `process`: the runtime of the process, and the one mutable module global of tfddl.
 """

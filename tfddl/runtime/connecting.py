@@ -2,16 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfddl.cluster import Cluster, PartialCluster
+from tfddl.cluster import Cluster
 from tfddl.cluster.rendezvous import Rendezvous
-from tfddl.errors import DisagreementError, StartError
-from tfddl.runtime.devices import choose_collective
-from tfddl.runtime.gpus import check_gpu_sharing, compare_collectives
+from tfddl.errors import StartError
+from tfddl.runtime.meeting import Met
 from tfddl.runtime.networks import Networks
 from tfddl.runtime.options import Options
 from tfddl.transport import (
@@ -32,7 +30,7 @@ from tfddl.transport import (
     measured_pieces,
     strategy_transport,
 )
-from tfddl.wire import Lobby, Network
+from tfddl.wire import Network
 
 _NO_SHARED_MEMORY = (
     "the workers of a host can't share memory: TensorFlow's collectives take over, which are slower"
@@ -63,89 +61,37 @@ class Connected:
     """In how many pieces at once TensorFlow's collectives send what is large."""
 
 
-def facts_of(  # noqa: PLR0913 - all by name
-    options: Options,
-    collective: Collective,
-    *,
-    lobby: Lobby | None,
-    gpus: tuple[int, str | None],
-    problem: str,
-    has_run: bool,
-) -> dict[str, Any]:
-    """What a worker tells all others before any of them starts anything.
-
-    Args:
-        options: What it was asked for.
-        collective: Which of TensorFlow's collectives it would use.
-        lobby: Where it listens for other hosts, if it does.
-        gpus: How many it sees, and what tells its own from others of the host, where that is known.
-        problem: Why it can't start; "" where it can.
-        has_run: Whether TensorFlow operations have run there already.
-    """
-    return {
-        "pieces": options.pieces,
-        "collective": str(options.collective or "auto"),
-        "between_hosts": str(options.between_hosts or "auto"),
-        "resolved": str(collective),
-        "port": lobby.port if lobby is not None else 0,
-        "gpus": gpus,
-        "problem": problem,
-        "has_run": has_run,
-    }
-
-
-def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
-    """Makes sure that all ranks can start, and were asked for the same.
-
-    Args:
-        cluster: Who they are.
-        facts: What each has told, in rank order.
-
-    Raises:
-        StartError: Some can't.
-        DisagreementError: They differ.
-    """
-    for rank, fact in enumerate(facts):
-        if fact["problem"]:
-            raise StartError(f"rank {rank} can't start: {fact['problem']}")
-    for name in ("pieces", "collective", "between_hosts"):
-        values = [fact[name] for fact in facts]
-        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
-        if other is not None:
-            raise DisagreementError(
-                f"tfddl.init got {name}={values[0]!r} on rank 0, but {name}={values[other]!r} on "
-                f"rank {other}. HINT: give all ranks the same."
-            )
-    resolved = [Collective(fact["resolved"]) for fact in facts]
-    compare_collectives(resolved, cluster.hosts_by_rank)
-    check_gpu_sharing(resolved[0], [fact["gpus"][1] for fact in facts], cluster.ranks_of_hosts)
-    for ranks in cluster.ranks_of_hosts:
-        for rank in ranks:
-            # Again: not every launcher has said how many workers a host has.
-            choose_collective(None, num_gpus=facts[rank]["gpus"][0], local_size=len(ranks))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Connecting:
     """Connects several workers, once they have met. All of them do so alike."""
 
-    rendezvous: Rendezvous
-    options: Options
-    collective: Collective
-    """Which of TensorFlow's."""
-
+    met: Met
     num_cores: int
     """How many cores this worker may count on."""
 
     start_strategy: Callable[[str], tf.distribute.Strategy]
     """Starts TensorFlow's servers, where they are needed. It is told why."""
 
-    def connect(self, tracer: Tracer, lobby: Lobby | None) -> Connected:
+    @property
+    def rendezvous(self) -> Rendezvous:
+        """Where they have met."""
+        return self.met.rendezvous
+
+    @property
+    def options(self) -> Options:
+        """What was asked for."""
+        return self.met.choice.options
+
+    @property
+    def collective(self) -> Collective:
+        """Which of TensorFlow's collectives there would be."""
+        return self.met.choice.collective
+
+    def connect(self, tracer: Tracer) -> Connected:
         """Chooses the transport, and makes sure that it works.
 
         Args:
             tracer: Is told what travels, while it is on.
-            lobby: Where this worker listens for the other hosts; None where it doesn't.
 
         Raises:
             StartError: TensorFlow doesn't order the workers by rank, or its servers are needed and
@@ -156,8 +102,8 @@ class Connecting:
         roll = Roll(self.rendezvous, self.options.patience)
         networks = Networks(self.rendezvous, self.options)
         memory = self._share_memory(networks)
-        shares_memory = memory is not None or not wants_shared_memory(self._cluster, self)
-        hosts = self._reach(networks, lobby, shares_memory=shares_memory)
+        shares_memory = memory is not None or not self.met.choice.wants_shared_memory(self._cluster)
+        hosts = self._reach(networks, shares_memory=shares_memory)
         one = self._one_network(memory, hosts)
         if one is not None:
             roll.close()  # These know by themselves whom they wait for.
@@ -184,7 +130,7 @@ class Connecting:
 
     def _share_memory(self, networks: Networks) -> Network | None:
         """Memory within this host, if all hosts have it."""
-        if not wants_shared_memory(self._cluster, self):
+        if not self.met.choice.wants_shared_memory(self._cluster):
             return None
         memory = networks.share_memory()
         if self._all("tfddl.init, sharing memory", memory is not None):
@@ -256,13 +202,11 @@ class Connecting:
         told = whole.all_reduce(tf.constant([measured]), Reduction.MAX)
         return int(told.numpy()[0])
 
-    def _reach(
-        self, networks: Networks, lobby: Lobby | None, *, shares_memory: bool
-    ) -> Network | None:
+    def _reach(self, networks: Networks, *, shares_memory: bool) -> Network | None:
         """Connects to the other hosts, if all ranks want to, and all can."""
-        if not wants_tcp(self._cluster, self):
+        if not self.met.choice.wants_tcp(self._cluster):
             return None
-        found, missing = None, _NOT_READY
+        found, missing, lobby = None, _NOT_READY, self.met.lobby
         ports = [fact["port"] for fact in self.rendezvous.facts]
         if lobby is not None and shares_memory and all(ports):
             found, missing = networks.reach_hosts(lobby, ports), _NOT_REACHED
@@ -277,40 +221,3 @@ class Connecting:
         if self._cluster.rank == 0:
             _LOG.warning("TensorFlow's RING speaks between hosts, which is slower: %s", missing)
         return None
-
-
-class Choice(Protocol):
-    """What decides by which way gradients go."""
-
-    @property
-    def options(self) -> Options:
-        """What was asked for."""
-
-    @property
-    def collective(self) -> Collective:
-        """Which of TensorFlow's collectives there would be."""
-
-
-def wants_shared_memory(cluster: Cluster, choice: Choice) -> bool:
-    """Whether the workers of each host are to share memory."""
-    return _has_own_networks(choice) and max(map(len, cluster.ranks_of_hosts)) > 1
-
-
-def wants_tcp(cluster: Cluster | PartialCluster, choice: Choice) -> bool:
-    """Whether hosts are to speak TCP; True, too, where it isn't known yet how many there are."""
-    if not _has_own_networks(choice) or choice.options.between_hosts is Between.RING:
-        return False
-    return isinstance(cluster, PartialCluster) or len(cluster.hosts) > 1
-
-
-def needs_strategy(cluster: Cluster, choice: Choice) -> bool:
-    """Whether TensorFlow's servers are needed for certain."""
-    if cluster.size == 1:
-        return False
-    is_own = _has_own_networks(choice) and len(cluster.hosts) == 1
-    return not (is_own or wants_tcp(cluster, choice))
-
-
-def _has_own_networks(choice: Choice) -> bool:
-    """Whether gradients may go otherwise than by TensorFlow's collectives."""
-    return choice.options.collective is None and choice.collective is Collective.RING

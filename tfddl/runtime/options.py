@@ -24,6 +24,9 @@ class Options:
     stall_warning_s: float = 60.0
     """After how long to warn of ranks that haven't come to an operation; 0 is never."""
 
+    trusts_network: bool = False
+    """Whether nobody has to be warned that strangers can reach TensorFlow's servers."""
+
     cores: int | None = None
     """How many cores are this worker's own; None where nobody has divided them yet."""
 

@@ -5,8 +5,6 @@ The one mutable module global of tfddl lives here.
 
 import atexit
 import dataclasses
-import linecache
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,27 +12,17 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfddl.cluster import Cluster, PartialCluster, rendezvous
-from tfddl.cluster.rendezvous import Rendezvous
+from tfddl.cluster import Cluster, PartialCluster
 from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError
 from tfddl.progress import Board, Teller
-from tfddl.runtime import connecting
 from tfddl.runtime.connecting import Connecting
-from tfddl.runtime.devices import (
-    TOO_LATE,
-    identity_of_gpu,
-    make_strategy,
-    operations_have_run,
-    resolve_collective,
-    set_up_gpus,
-    set_up_threads,
-)
-from tfddl.runtime.networks import open_lobby
+from tfddl.runtime.devices import make_strategy, resolve_collective, set_up_gpus, set_up_threads
+from tfddl.runtime.meeting import Met, meet
 from tfddl.runtime.options import Options
+from tfddl.runtime.servers import calling_line, start_servers
 from tfddl.threads import cores_of_worker
-from tfddl.transport import AloneTransport, Collective, Tracer, Transport, counter
-from tfddl.wire import Lobby, rank_names
+from tfddl.transport import AloneTransport, Tracer, Transport, counter
 
 
 class Statistics(Protocol):
@@ -115,19 +103,25 @@ class Runtime:
         self.transport: Transport = AloneTransport()
         self.pieces = 1
         """In how many pieces at once TensorFlow's collectives send what is large."""
-        self.rendezvous: Rendezvous | None = None
+        self.met = meet(cluster, options, secret) if cluster.size > 1 else None
         """Where all ranks have met; None for one worker."""
-        self.cluster: Cluster
-        self.collective: Collective
-        """Which of TensorFlow's collectives it uses, or would use."""
-        self.num_cores: int
-        """How many cores this worker may count on."""
-        lobby = self._meet(cluster, secret)
+        if self.met is None:
+            assert isinstance(cluster, Cluster)
+            self.cluster, self.collective = cluster, resolve_collective(cluster, options)
+        else:
+            self.cluster = self.met.rendezvous.cluster
+            self.collective = self.met.choice.collective
         self.num_cores = cores_of_worker(self.cluster.local_size, own=options.cores)
+        """How many cores this worker may count on."""
         set_up_threads(self.cluster, options, self.num_cores)
-        set_up_gpus(self.cluster)
-        if self.rendezvous is not None:
-            self._connect(self.rendezvous, lobby)
+        try:
+            set_up_gpus(self.cluster)
+            if self.met is not None:
+                self._connect(self.met)
+        except BaseException:
+            if self.met is not None:
+                self.met.close()
+            raise
         self._report_progress()
 
     def strategy(self) -> tf.distribute.Strategy:
@@ -140,33 +134,19 @@ class Runtime:
             StartError: Operations of TensorFlow have run before; or a port is taken.
             StalledError: Other ranks don't call it in time.
         """
-        if self.started_strategy is None:
-            self.started_strategy = self._start_strategy("tfddl.strategy() was called")
-        return self.started_strategy
-
-    def _start_strategy(self, why: str) -> tf.distribute.Strategy:
-        if self.rendezvous is None:
-            return make_strategy(self.cluster, self.collective)
-        states = self.rendezvous.gather(
-            "tfddl.strategy",
-            _HAS_RUN if operations_have_run() else "",
-            timeout_s=self.options.rendezvous_timeout_s,
-        )
-        late = [rank for rank, state in enumerate(states) if state == _HAS_RUN]
-        if late:
-            raise StartError(
-                f"{why}, which starts TensorFlow's servers, but on {rank_names(late)} operations "
-                "of TensorFlow have run before. HINT: "
-                + (
-                    f"move {_calling_line()} to the top of the script, right after tfddl.init(), "
-                    "before any model, tensor or dataset is made"
-                    if self.transport.size > 1
-                    else "call tfddl.init() at the top of the script"
-                )
+        if self.started_strategy is not None:
+            return self.started_strategy
+        if self.met is None:
+            self.started_strategy = make_strategy(self.cluster, self.collective)
+        else:
+            self.started_strategy = start_servers(
+                self.met.rendezvous,
+                self.met.choice,
+                why="tfddl.strategy() was called",
+                hint=f"move {calling_line()} to the top of the script, right after tfddl.init(), "
+                "before any model, tensor or dataset is made",
             )
-        self.rendezvous.stop_listening()
-        rendezvous.require_free_port(self.cluster)
-        return make_strategy(self.cluster, self.collective)
+        return self.started_strategy
 
     @contextmanager
     def in_step(self, step: Step) -> Iterator[None]:
@@ -191,73 +171,17 @@ class Runtime:
             teller = Teller(self.board, self.transport.counts, lambda: self._rounds.number)
             atexit.register(teller.end)
 
-    def _meet(self, cluster: Cluster | PartialCluster, secret: bytes) -> Lobby | None:
-        """Meets all other workers, before anything of TensorFlow is started.
-
-        What keeps this worker from starting is told to the others, too: none waits for it in vain.
-
-        Returns:
-            Where the other hosts find this worker, if they may call it.
-        """
-        problem = ""
-        try:
-            self.collective = resolve_collective(cluster, self.options)
-        except StartError as error:
-            if cluster.size == 1:
-                raise
-            problem, self.collective = str(error), Collective.RING
-        if cluster.size == 1:
-            assert isinstance(cluster, Cluster)
-            self.cluster = cluster
-            return None
-        lobby = None
-        if not problem and connecting.wants_tcp(cluster, self):
-            lobby = open_lobby(cluster.rank)
-        facts = connecting.facts_of(
-            self.options,
-            self.collective,
-            lobby=lobby,
-            gpus=(len(tf.config.list_physical_devices("GPU")), identity_of_gpu(cluster)),
-            problem=problem,
-            has_run=operations_have_run(),
-        )
-        self.rendezvous = rendezvous.join(
-            cluster, secret=secret, facts=facts, timeout_s=self.options.rendezvous_timeout_s
-        )
-        self.cluster = self.rendezvous.cluster
-        connecting.compare(self.cluster, self.rendezvous.facts)
-        late = [rank for rank, fact in enumerate(self.rendezvous.facts) if fact["has_run"]]
-        if late and connecting.needs_strategy(self.cluster, self):
-            raise StartError(f"{rank_names(late)} can't start: {TOO_LATE}")
-        return lobby
-
-    def _connect(self, met: Rendezvous, lobby: Lobby | None) -> None:
+    def _connect(self, met: Met) -> None:
         def start_strategy(why: str) -> tf.distribute.Strategy:
-            self.started_strategy = self._start_strategy(why)
+            hint = "move tfddl.init() to the top of the script"
+            self.started_strategy = start_servers(met.rendezvous, met.choice, why=why, hint=hint)
             return self.started_strategy
 
         connected = Connecting(
-            rendezvous=met,
-            options=self.options,
-            collective=self.collective,
-            num_cores=self.num_cores,
-            start_strategy=start_strategy,
-        ).connect(self.tracer, lobby)
+            met=met, num_cores=self.num_cores, start_strategy=start_strategy
+        ).connect(self.tracer)
         self.transport, self.pieces = connected.transport, connected.pieces
-        met.when_in_conflict(self.transport.end)
-
-
-def _calling_line() -> str:
-    """Where a script calls us, and the line that stands there."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tfddl"):
-        frame = frame.f_back
-    name, number = frame.f_code.co_filename, frame.f_lineno
-    line = linecache.getline(name, number).strip()
-    return f"{line!r} ({name}, line {number})" if line else "the line that calls it"
-
-
-_HAS_RUN = "operations have run"
+        met.rendezvous.when_in_conflict(self.transport.end)
 
 
 class _Slot:

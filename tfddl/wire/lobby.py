@@ -57,8 +57,12 @@ class Lobby:
             self._listener = listen_tcp()
         except OSError as error:
             raise WireError(f"can't listen for the other hosts: {error.strerror}") from error
-        self.port: int = self._listener.getsockname()[1]
+        self._port: int = self._listener.getsockname()[1]
+
+    @property
+    def port(self) -> int:
         """Where it listens."""
+        return self._port
 
     def learn(self, doors: Sequence[Door], secret: bytes) -> None:
         """Takes note of what all workers have to know before they meet, and lets them in.

@@ -1,0 +1,286 @@
+"""Rank 0's address through MPI: the exchange between threads, and real mpiruns where there are."""
+
+import dataclasses
+import importlib.util
+import operator
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests import environments as env
+from tests.hosts import sshd, two_hosts
+from tfddl.bench import namespaces
+from tfddl.cluster import PartialCluster, detect, mpi_master
+from tfddl.errors import ClusterError
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = """
+import os
+from tfddl import cluster
+me = cluster.detect(os.environ)
+assert cluster.detect(os.environ) == me
+print("found", me.rank, me.size, me.local_rank, me.local_size, me.master, me.job != "", flush=True)
+"""
+
+needs_mpirun = pytest.mark.skipif(
+    shutil.which("mpirun") is None, reason="needs mpirun (Debian: openmpi-bin)"
+)
+needs_mpi4py = pytest.mark.skipif(
+    importlib.util.find_spec("mpi4py") is None, reason="needs mpi4py (pip install 'tfddl[mpi]')"
+)
+
+
+@dataclasses.dataclass
+class Room:
+    """What the threads of a pretended MPI have in common."""
+
+    size: int
+    slots: list[Any] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = [None] * self.size
+        self.barrier = threading.Barrier(self.size, timeout=20)
+
+
+class Comm:
+    """One rank of it."""
+
+    def __init__(self, room: Room, rank: int) -> None:
+        self.room, self.rank, self.size = room, rank, room.size
+
+    def _gather(self, value: Any) -> list[Any]:
+        self.room.slots[self.rank] = value
+        self.room.barrier.wait()
+        values = list(self.room.slots)
+        self.room.barrier.wait()
+        return values
+
+    def bcast(self, value: Any, root: int) -> Any:
+        return self._gather(value)[root]
+
+    def allreduce(self, value: Any, op: Callable[[Any, Any], Any]) -> Any:
+        total, *rest = self._gather(value)
+        for other in rest:
+            total = op(total, other)
+        return total
+
+
+def pretended(room: Room, rank: int) -> Any:
+    return SimpleNamespace(COMM_WORLD=Comm(room, rank), SUM=operator.add)
+
+
+def exchange(size: int, *, port: int = 0, trying: tuple[int, ...] = ()) -> list[str]:
+    room = Room(size)
+    with ThreadPoolExecutor(size) as pool:
+        ranks = [
+            pool.submit(
+                mpi_master._exchange,
+                pretended(room, rank),
+                port,
+                tries=not trying or rank in trying,
+            )
+            for rank in range(size)
+        ]
+        return [rank.result() for rank in ranks]
+
+
+def test_all_ranks_find_the_same_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_master, "_candidates", lambda: ("127.0.0.1",))
+    found = exchange(4)
+    assert len(set(found)) == 1
+    host, port = found[0].rsplit(":", 1)
+    assert host == "127.0.0.1"
+    socket.create_server(("", int(port))).close()  # free again, without waiting
+
+
+def test_the_first_address_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first is nobody's (RFC 5737); the second is another program's, on the very port.
+    other = socket.create_server(("127.0.0.2", 0))
+    port = other.getsockname()[1]
+    monkeypatch.setattr(mpi_master, "_WAIT_S", 0.5)
+    monkeypatch.setattr(
+        mpi_master, "_listen", lambda port: socket.create_server(("127.0.0.1", port))
+    )
+    hosts = ("192.0.2.77", "127.0.0.2", "127.0.0.1")
+    monkeypatch.setattr(mpi_master, "_candidates", lambda: hosts)
+    with other:
+        assert set(exchange(3, port=port, trying=(0, 2))) == {f"127.0.0.1:{port}"}
+
+
+def test_no_address_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_master, "_WAIT_S", 0.2)
+    monkeypatch.setattr(mpi_master, "_candidates", lambda: ("192.0.2.77",))
+    message = (
+        r"^no address of rank 0 \(192\.0\.2\.77; port \d+\) is reached from every host; a firewall "
+        r"may be in between\. HINT: mpirun -x TFDDL_MASTER=hostA …"
+    )
+    with pytest.raises(ClusterError, match=message):
+        exchange(2)
+
+
+def test_the_port_is_taken() -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ClusterError, match=f"^rank 0 can't listen on port {port}: "):
+            exchange(2, port=port)
+
+
+def test_this_hosts_addresses_are_not_its_own_alone() -> None:
+    found = mpi_master._candidates()
+    assert not [host for host in found if host.startswith("127.") or host == "::1"]
+
+
+class PretendedMPI:
+    """`mpi4py.MPI` of one process, which counts what is done to it."""
+
+    THREAD_FUNNELED = 1
+
+    def __init__(self, *, initialized: bool = False, finalized: bool = False) -> None:
+        self.COMM_WORLD = SimpleNamespace(size=1)
+        self.initialized, self.finalized = initialized, finalized
+
+    def Is_initialized(self) -> bool:
+        return self.initialized
+
+    def Is_finalized(self) -> bool:
+        return self.finalized
+
+    def Init_thread(self, level: int) -> None:
+        self.initialized = level == self.THREAD_FUNNELED
+
+    def Finalize(self) -> None:
+        self.finalized = True
+
+    def Get_library_version(self) -> str:
+        return "Some MPI v1\nand more"
+
+
+def call(size: int) -> str | None:
+    return mpi_master.exchange.__wrapped__(size, port=0, tries=True, source="X")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("initialized", [False, True])
+def test_left_from_another_mpirun(initialized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    mpi = PretendedMPI(initialized=initialized)
+    monkeypatch.setattr(mpi_master, "_load", lambda: mpi)
+    message = (
+        "X speak of 4 workers, but MPI of 1. They are left from another mpirun, or mpi4py is built "
+        "for another MPI than this mpirun's (Some MPI v1). HINT: mpirun -x TFDDL_MASTER=hostA …, "
+        "the host of rank 0, needs no MPI in the workers"
+    )
+    with pytest.raises(ClusterError, match=f"^{re.escape(message)}$"):
+        call(4)
+    assert mpi.finalized != initialized  # a script's own MPI goes on
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("initialized", [False, True])
+def test_mpi_ends_at_once_unless_it_is_the_scripts(
+    initialized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mpi = PretendedMPI(initialized=initialized)
+    monkeypatch.setattr(mpi_master, "_load", lambda: mpi)
+    monkeypatch.setattr(mpi_master, "_exchange", lambda mpi, port, tries: "a:1")
+    assert call(1) == "a:1"
+    assert mpi.initialized
+    assert mpi.finalized != initialized
+
+
+@pytest.mark.usefixtures("installed")
+def test_mpi_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    mpi = PretendedMPI(initialized=True, finalized=True)
+    monkeypatch.setattr(mpi_master, "_load", lambda: mpi)
+    with pytest.raises(ClusterError, match=r"HINT: call tfddl\.init\(\) before MPI\.Finalize\(\)"):
+        call(4)
+
+
+def test_mpi_isnt_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert call(4) is None
+
+
+def test_mpi_cant_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(rc=SimpleNamespace()))
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    with pytest.raises(ClusterError, match="^mpi4py can't load MPI: "):
+        call(4)
+
+
+@pytest.mark.parametrize(
+    "gone", [{"PMIX_SERVER_TMPDIR": "/nowhere/pid.1"}, {"PMI_FD": "987654"}, {"PMI_FD": "x"}]
+)
+def test_an_mpirun_that_has_ended_isnt_asked(
+    gone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mpi_master, "exchange", lambda *_, **__: pytest.fail("asked"))
+    message = "but the mpirun that set them has ended, or isn't this process's own; MPI can't be "
+    with pytest.raises(ClusterError, match=message):
+        detect(env.OPEN_MPI_4 | gone)
+    found = detect(env.OPEN_MPI_4 | gone | {"TFDDL_MASTER": "a"})
+    assert isinstance(found, PartialCluster)
+
+
+def mpirun(*words: str, before: tuple[str, ...] = (), python: tuple[str, ...] = ()) -> list[str]:
+    """The lines that the ranks of a real mpirun print of what they have found."""
+    path = ":".join([str(ROOT), *(folder for folder in sys.path if folder)])
+    line = [*before, "mpirun", "--allow-run-as-root", "--oversubscribe", *words]
+    line += ["-x", f"PYTHONPATH={path}", *python, sys.executable, "-c", SCRIPT]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"found (\d+ \d+ \d+ \d+ \S+ True)", done.stdout)
+    assert found, done.stdout + done.stderr
+    return sorted(found)
+
+
+@needs_mpirun
+@needs_mpi4py
+def test_mpirun_with_mpi4py() -> None:
+    """On one host, of which each rank is told that it is alone there."""
+    alone = ("env", "OMPI_COMM_WORLD_LOCAL_RANK=0", "OMPI_COMM_WORLD_LOCAL_SIZE=1")
+    found = mpirun("-np", "3", python=alone)
+    assert [line.rsplit(" ", 2)[0] for line in found] == [f"{rank} 3 0 1" for rank in range(3)]
+    assert len({line.split()[-2] for line in found}) == 1
+
+
+@needs_mpirun
+@needs_mpi4py
+def test_mpirun_between_two_hosts(tmp_path: Path) -> None:
+    """`mpirun -H hostA:2,hostB:2 python script.py`, as Horovod's documentation has it."""
+
+    def own(name: str, host: str) -> tuple[str, ...]:
+        script = f'hostname {host}; exec "$@"'
+        return (*namespaces.inside(name), "unshare", "--uts", "sh", "-c", script, "sh")
+
+    first, second = namespaces.ADDRESSES
+    with (
+        two_hosts() as names,
+        sshd(tmp_path / "ssh", address=second, inside=own(names[1], "hostB")) as ssh,
+    ):
+        agent = " ".join(shlex.split(ssh))
+        words = ["-np", "4", "-H", f"{first}:2,{second}:2", "--mca", "plm_rsh_agent", agent]
+        for kind in ("btl", "oob"):
+            words += ["--mca", f"{kind}_tcp_if_include", namespaces.CABLE]
+        found = mpirun(*words, before=own(names[0], "hostA"))
+    ranks = [f"{rank} 4 {rank % 2} 2" for rank in range(4)]
+    assert [line.rsplit(" ", 2)[0] for line in found] == ranks
+    masters = {line.split()[-2] for line in found}
+    assert len(masters) == 1
+    assert masters.pop().startswith(f"{first}:")
