@@ -28,7 +28,6 @@ from tfddl.wire.messages import Seat, hashed
 from tfddl.wire.segments import Segments
 
 _RETRY_S = 0.01
-_KIND = socket.SOCK_SEQPACKET
 
 
 def connect(seat: Seat) -> Network:
@@ -72,7 +71,7 @@ class _Callers:
         self._come: dict[int, socket.socket] = {}
         self._changed = threading.Condition()
         try:
-            listener = listen_unix(_name(seat, seat.rank), _KIND)
+            listener = listen_unix(_name(seat, seat.rank), socket.SOCK_SEQPACKET)
         except OSError as error:
             raise WireError(f"can't listen for the other workers: {error.strerror}") from error
         self._endpoint = Endpoint(listener, seat.secret, check=self._check, admit=self._admit)
@@ -118,7 +117,11 @@ def _call(seat: Seat, peer: int, deadline: float) -> socket.socket:
         left_s = max(_RETRY_S, deadline - time.monotonic())
         try:
             return dial_unix(
-                _name(seat, peer), _KIND, seat.secret, {"rank": seat.rank}, timeout_s=left_s
+                _name(seat, peer),
+                socket.SOCK_SEQPACKET,
+                seat.secret,
+                {"rank": seat.rank},
+                timeout_s=left_s,
             )
         except ConnectError as error:
             if error.is_refused or isinstance(error, StrangerError):
