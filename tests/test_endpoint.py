@@ -18,16 +18,9 @@ import pytest
 
 from tests.processes import wait_until
 from tests.strangers import attacking
-from tfddl.cluster import endpoint
-from tfddl.cluster.endpoint import (
-    Caller,
-    Endpoint,
-    RefuseError,
-    dial_tcp,
-    dial_unix,
-    listen_tcp,
-    listen_unix,
-)
+from tfddl.cluster import endpoint, handshake
+from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
+from tfddl.cluster.handshake import dial_tcp, dial_unix
 from tfddl.cluster.ports import is_free
 from tfddl.errors import ConnectError
 
@@ -252,7 +245,7 @@ def test_no_more_handshakes_than_that_are_kept() -> None:
 
 
 def test_a_byte_from_time_to_time_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 0.5)
     made = Listening("tcp")
     with contextlib.closing(made.endpoint), made.connect() as connection:
         connection.recv(24)
@@ -271,7 +264,7 @@ def test_a_byte_from_time_to_time_gains_no_time(monkeypatch: pytest.MonkeyPatch)
 
 OUT_OF_DESCRIPTORS = """
 import contextlib, resource, socket, time
-from tfddl.cluster.endpoint import Endpoint, dial_tcp, listen_tcp
+from tfddl.cluster.endpoint import Endpoint, listen_tcp
 callers = []
 endpoint = Endpoint(listen_tcp(), b"key", check=lambda hello: None, admit=callers.append)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

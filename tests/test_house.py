@@ -29,8 +29,13 @@ SIBLINGS: dict[str, list[str]] = {
     "cluster": [
         "parsing",
         "cluster",
+        "handshake",
         "endpoint",
+        "channel",
         "ports",
+        "rendezvous_base",
+        "rendezvous_host",
+        "rendezvous_visitor",
         "rendezvous",
         "secret",
         "variables",

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.strangers import attacking
-from tfddl.cluster.endpoint import dial_tcp
+from tfddl.cluster.handshake import dial_tcp
 from tfddl.errors import ConnectError, PeerLostError, WireError
 from tfddl.wire import Door, Lobby
 from tfddl.wire.links import ENDED, StreamLink

@@ -698,7 +698,9 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
         )
 
     monkeypatch.setattr(rendezvous, "join", join)
+    # In their order, so that node 0's own port would be the first choice.
     monkeypatch.setattr("tfddl.cluster.ports._candidates", lambda: list(free))
+    monkeypatch.setattr("random.sample", lambda ports, k: ports[:k])
     options = NodeOptions(NodeRank(0, 2, master, job="j", source="X"), timeout_s=9.0)
 
     def meet(secret: str | None) -> Meeting:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from tests.strangers import attacking
-from tfddl.cluster import Cluster, PartialCluster, rendezvous
+from tfddl.cluster import Cluster, PartialCluster, rendezvous, rendezvous_host
+from tfddl.cluster.channel import Channel
 from tfddl.cluster.ports import free_ports, is_free
 from tfddl.cluster.rendezvous import Rendezvous
+from tfddl.cluster.rendezvous_base import Identity, dial, host_and_port
 from tfddl.errors import (
     ClusterError,
     DisagreementError,
@@ -219,7 +221,7 @@ def test_a_second_job_that_comes_soon_after_the_first_ends_both(hosts: Sequence[
 def test_a_second_job_that_comes_later_leaves_the_first_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rendezvous, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(rendezvous_host, "_SETTLE_S", 0.0)
     addresses = _addresses(2)
     clusters = [Cluster(addresses, rank) for rank in range(2)]
     with _joined(clusters) as found:
@@ -236,12 +238,12 @@ def test_a_second_job_that_comes_later_leaves_the_first_alone(
 
 def test_a_worker_that_has_gone_before_the_start_may_come_again() -> None:
     addresses = _addresses(3, TWO_HOSTS)
-    identity = rendezvous._Identity.of(Cluster(addresses, 1))
+    identity = Identity.of(Cluster(addresses, 1))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(_join, [Cluster(addresses, 0)])
         for _ in range(3):  # Each comes, joins, and goes.
-            gone = _until_there(lambda: rendezvous._dial(identity, b"", by_unix=False))
-            channel = rendezvous._Channel(gone)
+            gone = _until_there(lambda: dial(identity, b"", by_unix=False))
+            channel = Channel(gone)
             channel.send({"join": 1, "size": 3, "addresses": addresses, "facts": {}, "port": None})
             gone.close()
             time.sleep(0.05)
@@ -323,8 +325,8 @@ def test_another_secret_is_said() -> None:
 @pytest.mark.parametrize("hosts", [ONE_HOST, TWO_HOSTS], ids=["one host", "two hosts"])
 def test_strangers_neither_stop_nor_delay_a_start(hosts: Sequence[str]) -> None:
     addresses = _addresses(3, hosts)
-    identity = rendezvous._Identity.of(Cluster(addresses, 0))
-    target: tuple[str, int] | str = rendezvous._host_and_port(addresses[0])
+    identity = Identity.of(Cluster(addresses, 0))
+    target: tuple[str, int] | str = host_and_port(addresses[0])
     if hosts is ONE_HOST:
         target = f"\0{identity.socket_name(SECRET)}"
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

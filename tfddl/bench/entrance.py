@@ -15,15 +15,8 @@ from typing import Any, Self
 
 from tfddl.bench.channel import Channel
 from tfddl.cluster import join_address
-from tfddl.cluster.endpoint import (
-    Caller,
-    Endpoint,
-    RefuseError,
-    dial_tcp,
-    dial_unix,
-    listen_tcp,
-    listen_unix,
-)
+from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
+from tfddl.cluster.handshake import dial_tcp, dial_unix
 from tfddl.errors import ConnectError, LaunchError
 
 SECRET = "TFDDL_BENCH_SECRET"

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, dial_tcp, listen_tcp
+from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, listen_tcp
+from tfddl.cluster.handshake import dial_tcp
 from tfddl.errors import ConnectError, WireError
 
 _LOOK_S = 0.05

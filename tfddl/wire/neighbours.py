@@ -18,7 +18,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, dial_unix, listen_unix
+from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, listen_unix
+from tfddl.cluster.handshake import dial_unix
 from tfddl.errors import ConnectError, StrangerError, WireError
 from tfddl.wire.carrier import Network
 from tfddl.wire.links import PacketLink
