@@ -368,8 +368,8 @@ def test_detects_in_order() -> None:
     everything = {**step(), **ompi(0, 2, 0, 2), "TF_CONFIG": config()}
     assert detect(everything) == Cluster(("a:1", "b:1"), 1)
     everything["TF_CONFIG"] = ""
-    assert detect(everything).addresses == ("127.0.0.1:12345", "127.0.0.1:12346")
-    assert detect(step()).addresses[0] == "n1:12345"
+    assert detect(everything) == Cluster(("127.0.0.1:12345", "127.0.0.1:12346"), 0)
+    assert detect(step()) == slurm.parse(step())
     assert detect({"HOME": "/"}) == Cluster.alone()
 
 
