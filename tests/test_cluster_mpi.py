@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import operator
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -26,11 +25,13 @@ from tfddl.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
-import os
+import os, pathlib, sys
 from tfddl import cluster
 me = cluster.detect(os.environ)
 assert cluster.detect(os.environ) == me
-print("found", me.rank, me.size, me.local_rank, me.local_size, me.master, me.job != "", flush=True)
+assert me.job
+numbers = f"{me.rank} {me.size} {me.local_rank} {me.local_size} {me.master}"
+pathlib.Path(sys.argv[1], str(me.rank)).write_text(numbers)
 """
 
 needs_mpirun = pytest.mark.skipif(
@@ -42,7 +43,7 @@ needs_mpi4py = pytest.mark.skipif(
 
 
 @dataclasses.dataclass
-class Room:
+class World:
     """What the threads of a pretended MPI have in common."""
 
     size: int
@@ -56,14 +57,14 @@ class Room:
 class Comm:
     """One rank of it."""
 
-    def __init__(self, room: Room, rank: int) -> None:
-        self.room, self.rank, self.size = room, rank, room.size
+    def __init__(self, world: World, rank: int) -> None:
+        self.world, self.rank, self.size = world, rank, world.size
 
     def _gather(self, value: Any) -> list[Any]:
-        self.room.slots[self.rank] = value
-        self.room.barrier.wait()
-        values = list(self.room.slots)
-        self.room.barrier.wait()
+        self.world.slots[self.rank] = value
+        self.world.barrier.wait()
+        values = list(self.world.slots)
+        self.world.barrier.wait()
         return values
 
     def bcast(self, value: Any, root: int) -> Any:
@@ -76,17 +77,17 @@ class Comm:
         return total
 
 
-def pretended(room: Room, rank: int) -> Any:
-    return SimpleNamespace(COMM_WORLD=Comm(room, rank), SUM=operator.add)
+def pretended(world: World, rank: int) -> Any:
+    return SimpleNamespace(COMM_WORLD=Comm(world, rank), SUM=operator.add)
 
 
 def exchange(size: int, *, port: int = 0, trying: tuple[int, ...] = ()) -> list[str]:
-    room = Room(size)
+    world = World(size)
     with ThreadPoolExecutor(size) as pool:
         ranks = [
             pool.submit(
                 mpi_master._exchange,
-                pretended(room, rank),
+                pretended(world, rank),
                 port,
                 tries=not trying or rank in trying,
             )
@@ -238,26 +239,27 @@ def test_an_mpirun_that_has_ended_isnt_asked(
     assert isinstance(found, PartialCluster)
 
 
-def mpirun(*words: str, before: tuple[str, ...] = (), python: tuple[str, ...] = ()) -> list[str]:
-    """The lines that the ranks of a real mpirun print of what they have found."""
-    path = ":".join([str(ROOT), *(folder for folder in sys.path if folder)])
+def mpirun(
+    folder: Path, *words: str, before: tuple[str, ...] = (), python: tuple[str, ...] = ()
+) -> tuple[list[str], str]:
+    """What the ranks of a real mpirun have found: their numbers, and the one address."""
+    path = ":".join([str(ROOT), *(entry for entry in sys.path if entry)])
     line = [*before, "mpirun", "--allow-run-as-root", "--oversubscribe", *words]
-    line += ["-x", f"PYTHONPATH={path}", *python, sys.executable, "-c", SCRIPT]
+    line += ["-x", f"PYTHONPATH={path}", *python, sys.executable, "-c", SCRIPT, str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = re.findall(r"found (\d+ \d+ \d+ \d+ \S+ True)", done.stdout)
-    assert found, done.stdout + done.stderr
-    return sorted(found)
+    found = [file.read_text().rpartition(" ") for file in sorted(folder.iterdir())]
+    (master,) = {master for _, _, master in found}
+    return [numbers for numbers, _, _ in found], master
 
 
 @needs_mpirun
 @needs_mpi4py
-def test_mpirun_with_mpi4py() -> None:
+def test_mpirun_with_mpi4py(tmp_path: Path) -> None:
     """On one host, of which each rank is told that it is alone there."""
     alone = ("env", "OMPI_COMM_WORLD_LOCAL_RANK=0", "OMPI_COMM_WORLD_LOCAL_SIZE=1")
-    found = mpirun("-np", "3", python=alone)
-    assert [line.rsplit(" ", 2)[0] for line in found] == [f"{rank} 3 0 1" for rank in range(3)]
-    assert len({line.split()[-2] for line in found}) == 1
+    numbers, _ = mpirun(tmp_path, "-np", "3", python=alone)
+    assert numbers == [f"{rank} 3 0 1" for rank in range(3)]
 
 
 @needs_mpirun
@@ -269,18 +271,16 @@ def test_mpirun_between_two_hosts(tmp_path: Path) -> None:
         script = f'hostname {host}; exec "$@"'
         return (*namespaces.inside(name), "unshare", "--uts", "sh", "-c", script, "sh")
 
+    found = tmp_path / "found"
+    found.mkdir()
     first, second = namespaces.ADDRESSES
     with (
         two_hosts() as names,
         sshd(tmp_path / "ssh", address=second, inside=own(names[1], "hostB")) as ssh,
     ):
-        agent = " ".join(shlex.split(ssh))
-        words = ["-np", "4", "-H", f"{first}:2,{second}:2", "--mca", "plm_rsh_agent", agent]
+        words = ["-np", "4", "-H", f"{first}:2,{second}:2", "--mca", "plm_rsh_agent", ssh]
         for kind in ("btl", "oob"):
             words += ["--mca", f"{kind}_tcp_if_include", namespaces.CABLE]
-        found = mpirun(*words, before=own(names[0], "hostA"))
-    ranks = [f"{rank} 4 {rank % 2} 2" for rank in range(4)]
-    assert [line.rsplit(" ", 2)[0] for line in found] == ranks
-    masters = {line.split()[-2] for line in found}
-    assert len(masters) == 1
-    assert masters.pop().startswith(f"{first}:")
+        numbers, master = mpirun(found, *words, before=own(names[0], "hostA"))
+    assert numbers == [f"{rank} 4 {rank % 2} 2" for rank in range(4)]
+    assert master.startswith(f"{first}:")
