@@ -90,13 +90,13 @@ class Cluster:
         """Number of workers on this worker's host."""
         return self.hosts_by_rank.count(self.host)
 
-    @property
+    @functools.cached_property
     def ranks_of_hosts(self) -> tuple[tuple[int, ...], ...]:
         """The ranks of the workers of each host, as `hosts` has them."""
-        by_rank = self.hosts_by_rank
-        return tuple(
-            tuple(rank for rank, host in enumerate(by_rank) if host == name) for name in self.hosts
-        )
+        found: dict[str, list[int]] = {}
+        for rank, host in enumerate(self.hosts_by_rank):
+            found.setdefault(host, []).append(rank)
+        return tuple(map(tuple, found.values()))
 
     @property
     def cross_rank(self) -> int:
@@ -117,8 +117,9 @@ class Cluster:
 
     @property
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
-        by_rank = self.hosts_by_rank
-        return tuple(host for host in self.hosts if by_rank.count(host) > self.local_rank)
+        sizes = zip(self.hosts, map(len, self.ranks_of_hosts), strict=True)
+        local_rank = self.local_rank
+        return tuple(host for host, size in sizes if size > local_rank)
 
 
 @dataclass(frozen=True)

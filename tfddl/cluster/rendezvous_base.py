@@ -22,7 +22,7 @@ PORT_TAKEN = "can't listen on port"
 
 REPORT_S = 15.0
 RETRY_S = 0.1
-_LOOK_S = 0.005
+_LOOK_S, _SLOWEST_LOOK_S, _LOOK_GROWTH = 0.005, 0.25, 1.2
 _DIAL_S = 5.0
 
 KINDS: Mapping[str, type[TfddlError]] = {
@@ -96,22 +96,25 @@ class Rendezvous(abc.ABC):
             PeerLostError: one of them has ended.
         """
         patience = Patience(timeout_s, REPORT_S)
+        look_s = _LOOK_S
         self.put(f"{key}/{self.cluster.rank}", text)
+
+        def waiting() -> str:
+            ranks = range(self.cluster.size)
+            names = ", ".join(str(r) for r in ranks if self._read(f"{key}/{r}") is None)
+            return (
+                f"rank {self.cluster.rank} waits in {key}, which all ranks must call together; "
+                f"these haven't: {names or 'they have now'}"
+            )
+
         while (texts := self._gathered(key)) is None:
-            missing = [r for r in range(self.cluster.size) if self._read(f"{key}/{r}") is None]
-
-            def waiting(missing: list[int] = missing) -> str:
-                names = ", ".join(map(str, missing))
-                return (
-                    f"rank {self.cluster.rank} waits in {key}, which all ranks must call together; "
-                    f"these haven't: {names}"
-                )
-
             try:
                 patience.check(waiting)
             except StartError as error:
                 raise StalledError(str(error)) from None
-            time.sleep(_LOOK_S)
+            time.sleep(look_s)
+            # All others ask rank 0, too: a thousand of them less and less often.
+            look_s = min(_SLOWEST_LOOK_S, _LOOK_GROWTH * look_s)
         return tuple(texts)
 
     @abc.abstractmethod

@@ -97,10 +97,11 @@ class Host(Rendezvous):
                     break
                 self._changed.wait(RETRY_S)
             self._begun_s = time.monotonic()
-            failure, members = self._failure, list(self._known.values())
+            failure, known = self._failure, self._known
+        members = list(known.values())
         if failure is None:
             try:
-                cluster = self._cluster()
+                cluster = self._cluster(known)
             except ClusterError as error:
                 failure = error
         if failure is not None:
@@ -111,7 +112,7 @@ class Host(Rendezvous):
                 self._linger()
             self.close()
             raise failure
-        facts = [self._own_facts, *(self._known[r].said["facts"] for r in range(1, cluster.size))]
+        facts = [self._own_facts, *(known[r].said["facts"] for r in range(1, cluster.size))]
         super().__init__(cluster, tuple(facts), secrets.token_bytes(SECRET_BYTES))
         begin = {
             "begin": self.secret.hex(),
@@ -301,7 +302,7 @@ class Host(Rendezvous):
             )
         )
 
-    def _cluster(self) -> Cluster:
+    def _cluster(self, known: Mapping[int, _Member]) -> Cluster:
         """All workers, from what each was told, or from where they have called from."""
         identity = self._identity
         if identity.addresses is not None:
@@ -310,11 +311,11 @@ class Host(Rendezvous):
         own = self._own_host or "127.0.0.1"
         addresses = [join_address(own, host_and_port(identity.master)[1])]
         for rank in range(1, identity.size):
-            member = self._known[rank]
+            member = known[rank]
             addresses.append(join_address(member.host or own, member.said["port"]))
         cluster = Cluster(tuple(addresses), 0, identity.job)
-        told = [identity.local_rank, *(self._known[r].said["local_rank"] for r in self._known)]
-        for rank, local_rank in zip([0, *self._known], told, strict=True):
+        told = [identity.local_rank, *(known[r].said["local_rank"] for r in known)]
+        for rank, local_rank in zip([0, *known], told, strict=True):
             found = Cluster(cluster.addresses, rank).local_rank
             if local_rank is not None and local_rank != found:
                 raise ClusterError(
