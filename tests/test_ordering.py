@@ -39,23 +39,25 @@ def test_order_is_that_of_the_names_of_tasks(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "collective", "everywhere"),
+    ("hosts", "collective", "everywhere", "trains"),
     [
-        ((11,), "ring", False),
+        ((11,), "ring", False, False),
         *(
-            pytest.param(hosts, collective, True, marks=pytest.mark.long)
-            for hosts, collective in [
-                ((11,), "auto"),
-                ((16,), "auto"),
-                ((11,), "ring"),
-                ((16,), "ring"),
-                ((9, 7), "auto"),  # Two levels.
-                ((1,) * 11, "auto"),  # TCP between all.
+            pytest.param(hosts, collective, everywhere, True, marks=pytest.mark.long)
+            for hosts, collective, everywhere in [
+                ((11,), "auto", True),
+                ((16,), "auto", True),
+                ((11,), "ring", True),
+                ((16,), "ring", False),  # Each graph of RING takes a minute to make there.
+                ((9, 7), "auto", True),  # Two levels.
+                ((1,) * 11, "auto", True),  # TCP between all.
             ]
         ),
     ],
 )
-def test_many_workers(hosts: tuple[int, ...], collective: str, everywhere: bool) -> None:
+def test_many_workers(
+    hosts: tuple[int, ...], collective: str, everywhere: bool, trains: bool
+) -> None:
     """Every collective in rank order, and `fit` as in one process.
 
     Nothing else runs beside so many processes: they are ended at once.
@@ -66,10 +68,10 @@ def test_many_workers(hosts: tuple[int, ...], collective: str, everywhere: bool)
         group.start()
         sets = SETS if everywhere else SETS[:1]
         found = group.run(
-            "tests.cases.ordering:wrong", sets=sets, everywhere=everywhere, timeout_s=150
+            "tests.cases.ordering:wrong", sets=sets, everywhere=everywhere, timeout_s=300
         )
         assert found == [[]] * size
-        if everywhere:
-            assert max(group.run("tests.cases.many:fit_differs", timeout_s=150)) < 1e-5
+        if trains:
+            assert max(group.run("tests.cases.many:fit_differs", timeout_s=300)) < 1e-5
     finally:
         group.close()
