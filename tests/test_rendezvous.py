@@ -170,8 +170,8 @@ def test_where_workers_are_contradicts_their_launcher() -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_workers_that_were_told_differently_all_say_so(other: str, number: int) -> None:
     """Also where one was told of one host, and the other of two."""
-    first, second = _addresses(2)
-    name = second.replace("127.0.0.1", other) if other == "localhost" else f"{second[:-1]}9"
+    first, second, third = _addresses(3)
+    name = second.replace("127.0.0.1", other) if other == "localhost" else third
     told = [(first, second), (first, name)]
     for message in _errors(_join([Cluster(told[number], 0), Cluster(told[1 - number], 1)])):
         assert message.startswith("DisagreementError: the workers were told of different clusters")
