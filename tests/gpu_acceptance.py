@@ -228,10 +228,10 @@ def _sleeper(plan: Plan, done: subprocess.CompletedProcess[str]) -> Row:
 
 
 def _killed(plan: Plan, done: subprocess.CompletedProcess[str], took_s: float) -> Row:
-    victim = plan.workers - 1
-    fine = done.returncode == _KILLED and f"rank {victim}" in done.stdout
+    killed = plan.workers - 1
+    fine = done.returncode == _KILLED and f"rank {killed}" in done.stdout
     problem = "" if fine else f"status {done.returncode}: {_last_lines(done.stdout)}"
-    detail = f"rank {victim} is named, the others end; {took_s:.0f} s with the start"
+    detail = f"rank {killed} is named, the others end; {took_s:.0f} s with the start"
     return plan.row("a rank that is killed", problem, detail)
 
 
