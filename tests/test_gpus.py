@@ -14,7 +14,7 @@ import tensorflow as tf
 from tests import placement
 from tfddl.cluster import Cluster
 from tfddl.errors import DisagreementError, StartError
-from tfddl.runtime import Options, choose_collective, devices
+from tfddl.runtime import Options, choose_collective, devices, meeting
 from tfddl.runtime.gpus import check_gpu_sharing, compare_collectives, gpu_identity
 from tfddl.transport import (
     NCCL_DTYPES,
@@ -329,3 +329,61 @@ def test_what_else_is_relied_on(
 def test_choosing_with_one_gpu() -> None:
     assert choose_collective(None, num_gpus=1, local_size=4) is NCCL
     assert choose_collective(RING, num_gpus=1, local_size=4) is RING
+
+
+MEETING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a rank that can't start": (
+        {"problem": "no GPU"},
+        StartError,
+        "^rank 1 can't start: no GPU$",
+    ),
+    "other pieces": (
+        {"pieces": 4},
+        DisagreementError,
+        "got pieces=None on rank 0, but pieces=4 on",
+    ),
+    "other collective": ({"collective": "nccl"}, DisagreementError, "collective='auto' on rank 0"),
+    "other network": ({"between_hosts": "tcp"}, DisagreementError, "between_hosts='auto' on rank"),
+    "a host without GPUs": ({"resolved": "ring", "gpu": None}, DisagreementError, "^rank 0 on a"),
+    "the same GPU": ({"gpu": "0000:01:00.0"}, StartError, "^rank 0 and rank 1 use the same GPU"),
+    # 3 workers on a host of 2 GPUs: not every launcher has said how many there are.
+    "too few GPUs": ({"num_gpus": 2}, StartError, "^3 workers run on this host, but TensorFlow"),
+}
+
+
+@pytest.mark.parametrize(("changed", "kind", "text"), MEETING.values(), ids=MEETING)
+def test_what_ranks_compare_when_they_meet(
+    changed: dict[str, Any], kind: type[Exception], text: str
+) -> None:
+    """Rank 1 of three differs; all of them hear of it, since all compare the same facts."""
+    cluster = Cluster(("a:1", "a:2", "a:3"), 2)
+    facts = [
+        {
+            "pieces": None,
+            "collective": "auto",
+            "between_hosts": "auto",
+            "resolved": "nccl",
+            "num_gpus": 4,
+            "gpu": f"0000:0{1 + rank}:00.0",
+            "problem": "",
+        }
+        for rank in range(3)
+    ]
+    meeting.compare(cluster, facts)
+    with pytest.raises(kind, match=text):
+        meeting.compare(cluster, [facts[0], facts[1] | changed, facts[2]])
+
+
+def test_ring_may_share_a_gpu_when_ranks_meet() -> None:
+    facts = [
+        {
+            "pieces": None,
+            "collective": "ring",
+            "between_hosts": "auto",
+            "resolved": "ring",
+            "num_gpus": 1,
+            "gpu": "0000:01:00.0",
+            "problem": "",
+        }
+    ] * 2
+    meeting.compare(Cluster(("a:1", "a:2"), 0), facts)

@@ -69,7 +69,6 @@ def test_a_script_without_a_cluster_is_one_worker_and_has_no_server() -> None:
     assert code == 0, output
 
 
-TOO_LATE = "rank 0 can't start: Operations of TensorFlow have run before, and devices and"
 REFUSED = {
     "tfddl.init(collective='nccl')": 'collective="nccl" needs GPUs, but TensorFlow sees none',
     "tfddl.init(collective='mpi')": "collective is 'mpi'; it must be one of auto, ring, nccl",

@@ -87,6 +87,20 @@ def test_a_strategy_that_comes_too_late_or_on_one_rank() -> None:
         assert one["listening"] == []
 
 
+def test_ring_stays_an_error_after_operations() -> None:
+    """On all ranks, though only one is late; and it says what to move."""
+    script = (
+        "import os, tensorflow as tf, tfddl\n"
+        "if '\"index\": 1' in os.environ['TF_CONFIG']: tf.zeros([1]) + 1\n"
+        "try: tfddl.init(collective='ring')\n"
+        "except tfddl.errors.StartError as error: print('refused', error)\n"
+    )
+    done = launch("-np", "2", sys.executable, "-c", script, cwd=ROOT, timeout_s=100)
+    for text in of_ranks(done.stdout.splitlines(), "refused", 2):
+        assert text.startswith("refused rank 1 can't start: Operations of TensorFlow have run bef")
+        assert "HINT: move tfddl.init() to the top of the script" in text
+
+
 @pytest.mark.long
 def test_a_strategy_on_one_rank_alone() -> None:
     found, _ = _run("early", "one rank", flags=("-np", "2"), size=2)
