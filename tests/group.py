@@ -27,6 +27,8 @@ from tfddl.cluster.ports import free_ports
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 90.0
 AFTER_FAILURE_S = 20.0
+SOON_S = 40.0
+"""Within it an error reaches all ranks; where each waits in vain, it takes a minute and more."""
 AUTHKEY = b"tfddl tests"
 
 

@@ -1,6 +1,11 @@
 """Checkpoints on disk: whole or not there, and nothing damaged is taken for sound."""
 
+import io
+import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -63,6 +68,88 @@ def test_no_change_goes_unnoticed(written: tuple[bytes, Path], data: st.DataObje
         return
     assert repr(found.meta) == repr(read(path.with_name("whole.npz")).meta)
     assert all(np.array_equal(found.arrays[name], array) for name, array in ARRAYS.items())
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_a_member_with_more_than_its_array_is_damaged(tmp_path: Path) -> None:
+    """The checksums are right: something else has been written there."""
+    path = tmp_path / "a.npz"
+    write(path, Snapshot({}, {"x": np.arange(4)}))
+    with zipfile.ZipFile(path) as archive:
+        meta = archive.read("meta.npy")
+    for more, is_whole in ((b"", True), (b"\0", False), (bytes(100_000), False)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("meta.npy", meta)
+            archive.writestr("x.npy", _npy(np.arange(4)) + more)
+        if is_whole:
+            assert np.array_equal(read(path).arrays["x"], np.arange(4))
+        else:
+            with pytest.raises(CheckpointError, match="x.npy is longer than its array"):
+                read(path)
+
+
+class Disk:
+    """Writes down what reaches the disk, in its order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.synced: list[bytes] = []
+        for name in ("fsync", "replace", "link", "unlink"):
+            noted = self._noted(name, getattr(os, name))
+            monkeypatch.setattr(os, name, noted)
+
+    def _noted(self, name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            real(*args, **kwargs)
+            if name == "fsync":
+                path = Path(os.readlink(f"/proc/self/fd/{args[0]}"))
+                self.synced += [] if path.is_dir() else [path.read_bytes()]
+                self.calls.append(f"fsync of {'the directory' if path.is_dir() else 'the file'}")
+            else:
+                self.calls.append(f"{name} {Path(args[-1]).name}")
+
+        return call
+
+
+def test_a_file_gets_its_name_once_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure a name has to lead to the whole file, or to the one before."""
+    disk = Disk(monkeypatch)
+    write(tmp_path / "a.npz", SNAPSHOT)
+    assert disk.calls == ["fsync of the file", "replace a.npz", "fsync of the directory"]
+    assert disk.synced == [(tmp_path / "a.npz").read_bytes()]  # Nothing was in a buffer any more.
+
+
+def test_what_is_too_many_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, keep=1)
+    store.write(_step(1), step=1)
+    disk = Disk(monkeypatch)
+    store.write(_step(2), step=2, is_best=True)
+    new, best = "step-0000000002.npz", BEST
+    written = ["fsync of the file", f"replace {new}", "fsync of the directory"]
+    linked = [f"link .writing-{best}", f"replace {best}", "fsync of the directory"]
+    calls = [call for call in disk.calls if call != f"unlink .writing-{best}"]
+    assert calls == [*written, *linked, "unlink step-0000000001.npz"]
+
+
+def test_without_hard_links_the_best_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    store = Store(tmp_path)
+    monkeypatch.setattr(os, "link", refuse)
+    for step in (1, 2):
+        store.write(_step(step), step=step, is_best=True)
+    assert store.best().meta["step"] == 2
+    assert (tmp_path / BEST).stat().st_nlink == 1
 
 
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:

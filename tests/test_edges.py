@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.group import Groups
+from tests.group import SOON_S, Groups
 
 CASES = "tests.cases.edges"
 
@@ -15,6 +15,10 @@ def test_a_stop_within_an_epoch_is_gone_on_with(groups: Groups, tmp_path: Path, 
     steps = 3 if size == 1 else 4  # A second worker hears of it with the next step.
     for found in groups(size).run(f"{CASES}:stopped_within_an_epoch", directory=str(tmp_path)):
         assert found["begun"] == [0, steps * 4 * size, []]
+
+
+def test_a_wish_to_stop_ends_with_the_fit_it_was_made_in(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:fits_after_a_failed_one") == [[5, 5]] * 2
 
 
 def test_positions_add_up_over_several_stops(groups: Groups, tmp_path: Path) -> None:
@@ -68,4 +72,4 @@ def test_refused_on_all_ranks(groups: Groups, case: str, kind: str, text: str) -
     for found, message, seconds in results:
         assert found == kind
         assert text in message
-        assert seconds < 15
+        assert seconds < SOON_S

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.group import Groups
+from tests.group import SOON_S, Groups
 
 CASES = "tests.cases.resuming"
 
@@ -85,6 +85,22 @@ def test_fewer_examples_than_workers_are_left(groups: Groups, tmp_path: Path) ->
     assert alone["history"]["loss"] == pytest.approx(ranks[2]["history"]["loss"], rel=1e-5)
 
 
+def test_more_workers_have_a_higher_rate_and_dropout_of_their_own(
+    groups: Groups, tmp_path: Path
+) -> None:
+    """One worker's run is gone on with by two: nobody had the second's random state."""
+    directory = str(tmp_path)
+    groups(1).run(f"{CASES}:other_workers", directory=directory, interrupt_after=2)
+    first, second = groups(2).run(
+        f"{CASES}:other_workers", directory=directory, interrupt_after=None
+    )
+    assert (first["rate"], second["rate"]) == (pytest.approx(0.02), pytest.approx(0.02))
+    assert len(first["seeds"]) == len(second["seeds"]) == 1
+    assert not np.array_equal(first["seeds"][0], second["seeds"][0])
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert np.array_equal(a, b)
+
+
 REFUSED: dict[str, tuple[str, list[str]]] = {
     "model": (
         "CheckpointError",
@@ -120,7 +136,7 @@ def test_what_can_not_be_gone_on_with_is_refused(groups: Groups, tmp_path: Path)
             assert found == kind, what
             for text in texts:
                 assert text in message
-            assert seconds < 10
+            assert seconds < SOON_S
     blocked = tmp_path / "file"
     blocked.touch()
     for found, message, _ in groups(2).run(

@@ -48,6 +48,26 @@ class StopAt(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+class Interrupt(Exception):
+    """Ends a fit on all ranks."""
+
+
+class InterruptAt(keras.callbacks.Callback):
+    """Raises at the beginning of a step of the first epoch, or at its end."""
+
+    def __init__(self, step: int, *, at_end: bool) -> None:
+        super().__init__()
+        self._step, self._at_end = step, at_end
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == self._step and not self._at_end:
+            raise Interrupt
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == self._step and self._at_end:
+            raise Interrupt
+
+
 class Odd(keras.callbacks.Callback):
     """Puts a number of NumPy's into the logs."""
 
@@ -69,6 +89,24 @@ def stopped_within_an_epoch(directory: str) -> dict[str, Any]:
     for name, values in whole.history.items():
         np.testing.assert_allclose(rest.history[name], values, rtol=1e-6)
     return {"begun": [begun["epoch"], begun["consumed"], begun["history"]["epoch"]]}
+
+
+def fits_after_a_failed_one() -> list[int]:
+    """The last rank wishes to stop after step 1: the others hear of it with step 2, if that comes.
+
+    The fit before has failed by then, on all ranks. Returns the steps of each fit that follows.
+    """
+    model = _model()
+    found = []
+    for at_end in (False, True):
+        stop = [StopAt(1)] if tfddl.rank() == tfddl.size() - 1 else []
+        try:
+            model.fit(_data(), verbose=0, callbacks=[*stop, InterruptAt(2, at_end=at_end)])
+        except Interrupt:
+            before = int(model.optimizer.iterations)
+            model.fit(_data(), verbose=0)
+            found.append(int(model.optimizer.iterations) - before)
+    return found
 
 
 def twice_with_other_batches(directory: str) -> list[int]:

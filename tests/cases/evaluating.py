@@ -123,13 +123,19 @@ def learning_rates() -> dict[str, Any]:
     x, y = problem.data(SPEC)[0], problem.labels(SPEC)
     rates: list[float] = []
     seen: list[float] = []
-    speeds: list[float] = []
+    speeds: list[list[float]] = []
+
+    def speed() -> float:
+        return float(np.abs(np.asarray(model.optimizer.momentums[0])).sum())
+
+    class Before(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            speeds.append([speed()])
 
     class Write(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             rates.append(float(model.optimizer.learning_rate))
-            if len(rates) in (9, 10):
-                speeds.append(float(np.abs(np.asarray(model.optimizer.momentums[0])).sum()))
+            speeds[-1].append(speed())
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs["mine"] = float(tfddl.rank())
@@ -139,12 +145,13 @@ def learning_rates() -> dict[str, Any]:
             seen.append(logs["mine"])
 
     callbacks = tfddl.callbacks
-    # Written before and after the schedule: what it does to the velocity shows between both.
+    # Read before and after the schedule: what it does to the velocity shows between both.
     model.fit(
         tfddl.shard_dataset(x, y, batch_size=4),
         epochs=4,
         callbacks=[
             callbacks.BroadcastGlobalVariables(0),
+            Before(),
             callbacks.LearningRateWarmup(0.4, warmup_epochs=2),
             callbacks.LearningRateSchedule(0.4, 0.5, start_epoch=3),
             Write(),
@@ -158,7 +165,12 @@ def learning_rates() -> dict[str, Any]:
         callbacks=[callbacks.LearningRateScaling(0.01, rule="sqrt")],
         verbose=0,
     )
-    return {"rates": rates, "seen": seen, "scaled": float(model.optimizer.learning_rate)}
+    return {
+        "rates": rates,
+        "speeds": speeds,
+        "seen": seen,
+        "scaled": float(model.optimizer.learning_rate),
+    }
 
 
 def one_rank_lowers_the_rate() -> tuple[str, str, float]:

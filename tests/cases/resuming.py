@@ -87,6 +87,7 @@ def run(
 ) -> dict[str, Any]:
     """One run of a training, perhaps not its first."""
     asker = AskAfter(changes.pop("ask_after", None))
+    more = changes.pop("callbacks", [])
     spec = {**SPEC, **changes}
     made, recorder = model(dropout=dropout, under_scope=under_scope)
     with _scope(under_scope):
@@ -113,7 +114,7 @@ def run(
             data,
             epochs=3,
             validation_data=(problem.data(spec, "val")[0], problem.labels(spec, "val")),
-            callbacks=[asker, *checkpoint, stopper, InterruptAfter(interrupt_after)],
+            callbacks=[asker, *checkpoint, *more, stopper, InterruptAfter(interrupt_after)],
             verbose=0,
         )
     except Interrupt:
@@ -123,6 +124,8 @@ def run(
     return {
         "seen": recorder.seen,
         "weights": [np.asarray(w) for w in made.weights],
+        "seeds": [np.asarray(v) for v in made.variables if v.name == "seed_generator_state"],
+        "rate": float(made.optimizer.learning_rate),
         "history": history.history,
         "stopped": stopper.stopped_epoch,
     }
@@ -216,6 +219,19 @@ def begin(directory: str, interrupt_after: int, **options: Any) -> list[list[int
 
 def finish(directory: str | None, **options: Any) -> dict[str, Any]:
     return run(directory, dropout=False, save_every_steps=1, **options)
+
+
+def other_workers(directory: str, interrupt_after: int | None) -> dict[str, Any]:
+    """A run with dropout, whose learning rate follows the number of workers."""
+    scaling = tfddl.callbacks.LearningRateScaling(0.01)
+    return run(
+        directory,
+        interrupt_after=interrupt_after,
+        save_every_steps=1,
+        callbacks=[scaling],
+        n=24,
+        batch_size=4,
+    )
 
 
 def refused(directory: str, what: str) -> tuple[str, str, float]:

@@ -1,0 +1,242 @@
+"""The proofs of a handshake: every byte of the key and of what is said counts, on both sides."""
+
+import contextlib
+import functools
+import hmac
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tfddl.cluster import handshake
+from tfddl.cluster.handshake import PendingConnection, dial_tcp
+from tfddl.errors import ConnectError
+
+KEY = bytes(range(100, 132))
+MAGIC = b"tfddl\x00\x01\n"
+NONCE = bytes(range(16))
+TIMEOUT_S = 60.0
+
+
+def _flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def _hello(theirs: bytes, text: bytes, *, key: bytes = KEY) -> bytes:
+    mac = hmac.digest(key, b"caller" + theirs + NONCE + text, "sha256")
+    return MAGIC + NONCE + mac + struct.pack("<I", len(text)) + text
+
+
+@contextlib.contextmanager
+def _pending() -> Iterator[tuple[PendingConnection, socket.socket, bytes]]:
+    """The listener's side, the caller's end of the connection, and the listener's nonce."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pending = PendingConnection(ours, KEY)
+        assert pending.challenge()
+        challenge = theirs.recv(100)
+        assert (challenge[:8], len(challenge)) == (MAGIC, 24)
+        yield pending, theirs, challenge[8:]
+
+
+def _received(pending: PendingConnection) -> dict[str, Any] | None:
+    """What the listener makes of all that has been sent."""
+    for _ in range(3):  # The head, the text, and that nothing more comes.
+        found = pending.receive()
+        if found is not None or pending.is_bad:
+            return found
+    return None
+
+
+def test_every_byte_of_the_key_counts() -> None:
+    text = b'{"rank": 1}'
+    keys = [KEY, KEY[:-1], KEY + b"x", b"", *(_flipped(KEY, i) for i in range(len(KEY)))]
+    for key in keys:
+        with _pending() as (pending, caller, nonce):
+            caller.sendall(_hello(nonce, text, key=key))
+            assert _received(pending) == ({"rank": 1} if key == KEY else None)
+            assert pending.is_bad == (key != KEY)
+
+
+def test_every_byte_of_a_hello_counts() -> None:
+    text = b'{"rank": 1}'
+    length = range(56, 60)  # With another length it isn't over, or too long.
+    for place in range(60 + len(text)):
+        with _pending() as (pending, caller, nonce):
+            caller.sendall(_flipped(_hello(nonce, text), place))
+            assert _received(pending) is None
+            assert pending.is_bad or place in length, place
+
+
+def test_a_hello_may_come_in_pieces() -> None:
+    text = json.dumps({"text": "x" * (handshake.LONGEST_HELLO - 12)}).encode()
+    assert len(text) == handshake.LONGEST_HELLO
+    with _pending() as (pending, caller, nonce):
+        whole = _hello(nonce, text)
+        assert pending.receive() is None
+        for at in range(0, len(whole), 50):
+            assert not pending.is_bad
+            caller.sendall(whole[at : at + 50])
+            found = pending.receive()
+        assert found == json.loads(text)
+
+
+@pytest.mark.parametrize("length", [0, handshake.LONGEST_HELLO + 1, 2**32 - 1])
+def test_a_length_out_of_bounds_is_not_waited_for(length: int) -> None:
+    with _pending() as (pending, caller, _):
+        caller.sendall(MAGIC + bytes(48) + struct.pack("<I", length))
+        assert pending.receive() is None
+        assert pending.is_bad
+
+
+@pytest.mark.parametrize("said", [b"tfddl\x00\x02\n", b"GET / HTTP", b"t\x00"])
+def test_another_protocol_is_known_by_its_first_bytes(said: bytes) -> None:
+    with _pending() as (pending, caller, _):
+        caller.sendall(said[:1])
+        assert pending.receive() is None
+        assert pending.is_bad == (said[:1] != b"t")
+        caller.sendall(said[1:])
+        assert pending.receive() is None
+        assert pending.is_bad
+
+
+def test_who_hangs_up_is_given_up() -> None:
+    with _pending() as (pending, caller, _):
+        caller.sendall(MAGIC)
+        assert pending.receive() is None
+        assert not pending.is_bad
+        caller.close()
+        assert pending.receive() is None
+        assert pending.is_bad
+
+
+def test_a_handshake_has_ten_seconds() -> None:
+    with _pending() as (pending, _, _):
+        assert pending.until_s - pending.since_s == 10.0
+        assert 0 <= time.monotonic() - pending.since_s < TIMEOUT_S
+
+
+def _answer(theirs: bytes, ours: bytes, text: bytes) -> bytes:
+    """What a listener that knows the key says in the end."""
+    mac = hmac.digest(KEY, b"listener" + ours + theirs + text, "sha256")
+    return mac + struct.pack("<I", len(text)) + text
+
+
+Listener = Callable[[socket.socket], None]
+
+
+def _dial(listen: Listener, *, timeout_s: float = TIMEOUT_S, **options: Any) -> socket.socket:
+    """Calls somebody who does this."""
+
+    def accept() -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(ConnectionError):
+            listen(connection)
+            connection.recv(1)  # Until the caller hangs up.
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(accept)
+        try:
+            port = server.getsockname()[1]
+            connection = dial_tcp(
+                "127.0.0.1", port, KEY, {"rank": 1}, timeout_s=timeout_s, **options
+            )
+            connection.close()
+            return connection
+        finally:
+            done.result(timeout=TIMEOUT_S)
+
+
+def _says(
+    text: bytes = b"{}", *, change: Callable[[bytes], bytes] = lambda answer: answer
+) -> Listener:
+    """A listener that does as it should, but for its answer."""
+
+    def listen(connection: socket.socket) -> None:
+        connection.sendall(MAGIC + NONCE)
+        received = b""
+        while len(received) < 60 + len(b'{"rank": 1}'):
+            received += connection.recv(4096)
+        connection.sendall(change(_answer(received[8:24], NONCE, text)))
+
+    return listen
+
+
+def test_every_byte_of_the_listeners_proof_counts() -> None:
+    _dial(_says())
+    for place in range(32):
+        listen = _says(change=functools.partial(_flipped, place=place))
+        with pytest.raises(ConnectError, match="doesn't know the secret of this job") as caught:
+            _dial(listen)
+        assert caught.value.has_answered
+        assert not caught.value.is_refused
+
+
+ANSWERS: dict[str, tuple[Listener, str]] = {
+    "another magic": (lambda c: c.sendall(_flipped(MAGIC, 7) + NONCE), "something else answers"),
+    "too long": (
+        _says(change=lambda a: a[:32] + struct.pack("<I", handshake.LONGEST_HELLO + 1) + a[36:]),
+        "something else answers",
+    ),
+    "text": (_says(change=lambda a: _flipped(a, len(a) - 1)), "doesn't know the secret"),
+    "nothing": (lambda c: c.shutdown(socket.SHUT_WR), "hangs up: it is no process of this job"),
+    "less": (_says(change=lambda a: a[:20]), "no answer in time"),
+}
+
+
+@pytest.mark.parametrize(("listen", "message"), ANSWERS.values(), ids=ANSWERS)
+def test_what_answers_otherwise_is_not_believed(listen: Listener, message: str) -> None:
+    with pytest.raises(ConnectError, match=message) as caught:
+        _dial(listen, timeout_s=0.5 if "in time" in message else TIMEOUT_S)
+    assert caught.value.has_answered
+    assert not caught.value.is_refused
+
+
+def test_a_refusal_is_believed() -> None:
+    longest = "x" * handshake.LONGEST_REFUSAL
+    for why in ("rank 1 is there already", longest, "é" * handshake.LONGEST_REFUSAL):
+        with pytest.raises(ConnectError) as caught:
+            _dial(_says(json.dumps({"refused": why}).encode()))
+        assert str(caught.value) == why
+        assert caught.value.has_answered
+        assert caught.value.is_refused
+
+
+def test_who_does_not_answer_at_all_is_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ConnectError, match="Connection refused") as caught:
+        dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=TIMEOUT_S)
+    assert not caught.value.has_answered
+
+
+def test_the_caller_asks_meanwhile_whether_to_go_on() -> None:
+    class Enough(Exception):
+        pass
+
+    asked: list[int] = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        _dial(lambda connection: None, check=check)
+    assert len(asked) == 3
+
+
+def test_after_a_handshake_the_connection_waits_for_ever() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(_says(), theirs)
+        until_s = time.monotonic() + TIMEOUT_S
+        found = handshake._prove(ours, KEY, {"rank": 1}, until_s=until_s)
+        done.result(timeout=TIMEOUT_S)
+        assert found is ours
+        assert found.gettimeout() is None
