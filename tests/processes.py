@@ -31,7 +31,7 @@ def in_sessions(sessions: set[int]) -> set[int]:
     return found
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 40.0) -> None:
     """Waits for a condition, and fails if it doesn't come true."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -189,7 +189,7 @@ def test_only_who_knows_the_secret_comes_in() -> None:
             "firewalls let through"
         ]
         with attacking(("127.0.0.1", port)), _coming(door.name, door.environment) as failed:
-            channel = door.accept(wait_s=5)
+            channel = door.accept(wait_s=40)
             assert channel is not None
             channel.send(Stop())
             assert channel.recv() == Done()
@@ -209,7 +209,7 @@ def test_on_one_machine_nobody_listens_on_a_port() -> None:
         assert len(failed) == 1
         assert f"tfddl-bench isn't found at {door.name}: what answers there hangs up" in failed[0]
         with attacking(f"\0{door.name[1:]}"), _coming(door.name, door.environment) as failed:
-            channel = door.accept(wait_s=5)
+            channel = door.accept(wait_s=40)
             assert channel is not None
             channel.send(Stop())
             assert channel.recv() == Done()
@@ -220,7 +220,9 @@ def test_on_one_machine_nobody_listens_on_a_port() -> None:
 
 
 @contextlib.contextmanager
-def _coming(name: str, environment: dict[str, str], *, timeout_s: float = 5) -> Iterator[list[str]]:
+def _coming(
+    name: str, environment: dict[str, str], *, timeout_s: float = 40
+) -> Iterator[list[str]]:
     """A worker that comes in as the second host, and takes an order; yields why it couldn't."""
     failed: list[str] = []
 
@@ -237,7 +239,8 @@ def _coming(name: str, environment: dict[str, str], *, timeout_s: float = 5) -> 
     thread = threading.Thread(target=come)
     thread.start()
     yield failed
-    thread.join(timeout=20)
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 def test_nobody_or_somebody_else_is_found_at_an_address() -> None:
@@ -247,9 +250,9 @@ def test_nobody_or_somebody_else_is_found_at_an_address() -> None:
         with pytest.raises(LaunchError, match=r": no answer in time\. HINT"):
             connect(name, rank=0, host=0, environment=known, timeout_s=0.2)
     with pytest.raises(LaunchError, match=f"isn't found at {name}: Connection refused. HINT"):
-        connect(name, rank=0, host=0, environment=known, timeout_s=5)
+        connect(name, rank=0, host=0, environment=known, timeout_s=40)
     with pytest.raises(LaunchError, match=r"isn't found at \[::1\]:1: "):
-        connect("127.0.0.1:1,[::1]:1", rank=0, host=1, environment=known, timeout_s=5)
+        connect("127.0.0.1:1,[::1]:1", rank=0, host=1, environment=known, timeout_s=40)
 
 
 def test_where_it_listens() -> None:
@@ -258,7 +261,7 @@ def test_where_it_listens() -> None:
         assert first.rpartition(":")[2] == second.rpartition(":")[2]
         environment = door.environment
         with _coming(door.name, environment):
-            found = door.accept(wait_s=5)
+            found = door.accept(wait_s=40)
             assert found is not None
             found.send(Stop())
             found.recv()

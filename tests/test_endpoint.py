@@ -25,6 +25,7 @@ from tfddl.cluster.ports import is_free
 from tfddl.errors import ConnectError
 
 KEY = b"a key that only the workers of this job have"
+PATIENCE_S = 40.0
 STREAM, PACKETS = socket.SOCK_STREAM, socket.SOCK_SEQPACKET
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,22 +57,19 @@ class Listening:
 
     def dial(self, hello: Mapping[str, Any], *, key: bytes = KEY) -> socket.socket:
         if self._by == "tcp":
-            return dial_tcp("127.0.0.1", self.endpoint.port, key, hello, timeout_s=5.0)
-        return dial_unix(self.name, self.kind, key, hello, timeout_s=5.0)
+            return dial_tcp("127.0.0.1", self.endpoint.port, key, hello, timeout_s=PATIENCE_S)
+        return dial_unix(self.name, self.kind, key, hello, timeout_s=PATIENCE_S)
 
     def connect(self) -> socket.socket:
         """Calls without a handshake."""
         family = socket.AF_INET if self._by == "tcp" else socket.AF_UNIX
         connection = socket.socket(family, self.kind)
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE_S)
         connection.connect(self.address)
         return connection
 
     def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 10
-        while len(self.callers) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: len(self.callers) >= count)
 
 
 @pytest.fixture(params=["tcp", "stream", "packets"])
@@ -207,23 +205,22 @@ def test_a_listener_that_does_not_know_the_key_is_not_believed() -> None:
             connection.recv(4096)
             os._exit(0)
         with pytest.raises(ConnectError, match="doesn't know the secret of this job"):
-            dial_tcp("127.0.0.1", port, KEY, {"rank": 1}, timeout_s=5.0)
+            dial_tcp("127.0.0.1", port, KEY, {"rank": 1}, timeout_s=PATIENCE_S)
         os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("by", ["tcp", "stream", "packets"])
-def test_strangers_delay_nobody(by: str) -> None:
+def test_strangers_delay_nobody(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the handshake of a stranger, which may take very long here."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * PATIENCE_S)
     made = Listening(by)
     with contextlib.closing(made.endpoint), attacking(made.address, kind=made.kind):
-        begin_s = time.monotonic()
-        for number in range(50):
+        for number in range(50):  # Each within `PATIENCE_S`.
             made.dial({"rank": number}).close()
-        took_s = time.monotonic() - begin_s
         made.wait_for(50)
     for caller in made.callers:
         caller.connection.close()
     assert sorted(caller.hello["rank"] for caller in made.callers) == list(range(50))
-    assert took_s < 5.0
 
 
 def test_no_more_handshakes_than_that_are_kept() -> None:
@@ -234,7 +231,7 @@ def test_no_more_handshakes_than_that_are_kept() -> None:
         for connection in silent[:-20]:
             assert len(connection.recv(24)) == 24
         for connection in silent[:20]:  # The oldest.
-            connection.settimeout(5)
+            connection.settimeout(PATIENCE_S)
             dropped += connection.recv(1) == b""
         assert dropped == 20
         made.dial({"rank": 1}).close()
@@ -250,17 +247,19 @@ def test_a_byte_from_time_to_time_gains_no_time(monkeypatch: pytest.MonkeyPatch)
     made = Listening("tcp")
     with contextlib.closing(made.endpoint), made.connect() as connection:
         connection.recv(24)
-        begin_s = time.monotonic()
-        with contextlib.suppress(OSError):
-            for byte in b"tfddl\x00\x01\n" + bytes(40):
+        connection.settimeout(0.3)
+        hung_up = False
+        for byte in b"tfddl\x00\x01\n" + bytes(40):  # 14 s, if they were all let come.
+            try:
                 connection.send(bytes([byte]))
-                time.sleep(0.05)
-                connection.settimeout(0.001)
-                with contextlib.suppress(TimeoutError):
-                    if connection.recv(1) == b"":
-                        break
-        took_s = time.monotonic() - begin_s
-    assert took_s < 2.4, "48 bytes, one each 0.05 s, would have been let come"
+                hung_up = connection.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                hung_up = True
+            if hung_up:
+                break
+    assert hung_up
 
 
 OUT_OF_DESCRIPTORS = """
@@ -272,7 +271,9 @@ endpoint.start()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 print(endpoint.port, flush=True)
 input()  # Strangers have come, more than there are descriptors.
-time.sleep(0.3)
+deadline = time.monotonic() + 30
+while len(callers) < 20 and time.monotonic() < deadline:
+    time.sleep(0.01)
 print(len(callers), flush=True)
 """
 
@@ -292,8 +293,8 @@ def test_strangers_do_not_use_up_the_descriptors() -> None:
         port = int(process.stdout.readline())
         assert 100 + 64 < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         for _ in range(100):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-        kept = [dial_tcp("127.0.0.1", port, b"key", {}, timeout_s=5.0) for _ in range(20)]
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=40))
+        kept = [dial_tcp("127.0.0.1", port, b"key", {}, timeout_s=40.0) for _ in range(20)]
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "20\n"
@@ -307,7 +308,7 @@ def test_a_child_keeps_nothing_open() -> None:
         made.wait_for(1)
         pid = os.fork()
         if pid == 0:
-            time.sleep(20)
+            time.sleep(60)
             os._exit(0)
         try:
             port = made.endpoint.port
@@ -336,14 +337,12 @@ def test_what_listens_no_longer_goes_on_serving() -> None:
     made.append(Endpoint(listen_tcp(), KEY, check=lambda hello: None, admit=admit))
     made[0].start()
     port = made[0].port
-    with dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=5.0) as connection:
+    with dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=PATIENCE_S) as connection:
         made[0].stop_listening()
         made[0].stop_listening()  # Again it does nothing.
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=5)
         connection.sendall(b"still there")
-        deadline = time.monotonic() + 10
-        while not served and time.monotonic() < deadline:
-            time.sleep(0.002)
+        wait_until(lambda: served)
     made[0].close()
     assert served[0] == b"still there"

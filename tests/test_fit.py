@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.group import Groups
+from tests.group import SOON_S, Groups
 from tfddl.plan import shard_range
 
 CASES = "tests.cases.fitting"
@@ -54,7 +54,7 @@ def test_ranks_with_other_plans_stop_before_the_first_step(
         assert "HINT: " in message
         assert hint in message
         assert "stopped before the first step" in message
-        assert seconds < 10
+        assert seconds < SOON_S
         assert seen == []
 
 
@@ -68,7 +68,7 @@ def test_the_source_s_recipe_with_shards_that_do_not_fit(groups: Groups) -> None
         assert kind == "DisagreementError"
         assert "steps per epoch: ranks 0..6: 4; rank 7: 3" in message
         assert "use tfddl.shard_dataset" in message
-        assert seconds < 30
+        assert seconds < SOON_S
         assert seen == []
 
 

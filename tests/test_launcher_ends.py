@@ -168,8 +168,8 @@ say(f"rank {rank} is ready")
 time.sleep(60)
 """
     begin = time.monotonic()
-    done = launch("-np", "3", "--grace-period", "15", *worker(script), cwd=tmp_path)
-    assert time.monotonic() - begin < 10.0  # the grace is for those that don't end
+    done = launch("-np", "3", "--grace-period", "45", *worker(script), cwd=tmp_path)
+    assert time.monotonic() - begin < 40.0  # the grace is for those that don't end
     assert done.returncode == 3
     report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
     assert re.fullmatch(r"tfddlrun: rank 0 failed: exit code 3 after \d+\.\d s", report[0])
@@ -219,12 +219,12 @@ time.sleep(60)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_everything(number: signal.Signals, tmp_path: Path) -> None:
-    with launched("-np", "2", "--grace-period", "15", *worker(WAIT), cwd=tmp_path) as process:
+    with launched("-np", "2", "--grace-period", "45", *worker(WAIT), cwd=tmp_path) as process:
         left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
         begin = time.monotonic()
         process.send_signal(number)
         out, err = process.communicate(timeout=TIMEOUT_S)
-        assert time.monotonic() - begin < 8.0
+        assert time.monotonic() - begin < 40.0
     assert (process.returncode, out) == (128 + number, "")
     assert err == f"tfddlrun: ended by {number.name}, and all workers with it\n"
     assert not in_sessions(left)

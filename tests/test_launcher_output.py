@@ -143,25 +143,29 @@ else:
             expected.append(f"[{rank}] {rank} says {step} " + "x" * 40)
             expected.append(f"[{rank}] {rank} warns {step}")
     assert sorted(screen(written)) == sorted(expected)
-    # And it moved.
-    assert len(set(re.findall(r"\[0\]\x1b\[0m \x1b\[1m(\d+)/30", written))) > 10
+    # And it moved: how often depends on how soon the launcher comes to read.
+    assert len(set(re.findall(r"\[0\]\x1b\[0m \x1b\[1m(\d+)/30", written))) > 2
 
 
 def test_a_bar_wider_than_the_terminal_is_cut_until_it_is_finished(tmp_path: Path) -> None:
     script = """
 for step in range(3):
     sys.stdout.write(f"\\r{step} " + "y" * 50)
-    time.sleep(0.05)
+    if step == 1:
+        wait_for("seen")
 print()
 """
     with launched_on_terminal("-np", "1", *worker(script), columns=30, cwd=tmp_path) as (
         process,
         terminal,
     ):
-        written = read_terminal(terminal)
+        cut = "[0]\x1b[0m 1 " + "y" * 23
+        written = read_terminal(terminal, until=cut)
+        (tmp_path / "seen").touch()
+        written += read_terminal(terminal)
         assert process.wait(timeout=TIMEOUT_S) == 0
     assert screen(written) == ["[0] 2 " + "y" * 50, ""]
-    assert "[0]\x1b[0m 1 " + "y" * 23 + "\r" in written
+    assert f"{cut}\r" in written
 
 
 def test_a_bar_is_readable_without_a_terminal(tmp_path: Path) -> None:

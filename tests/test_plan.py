@@ -157,7 +157,7 @@ def _counted(plan: GlobalPlan | BlockPlan, steps: int) -> list[list[list[int]]]:
     ),
     end=st.tuples(st.integers(1, 5), st.integers(1, 4)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_epoch_with_interruptions_has_every_example_once(
     kind: type[GlobalPlan],
     seed: int | None,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.strangers import attacking
-from tfddl.cluster import Cluster, PartialCluster, rendezvous, rendezvous_host
+from tfddl.cluster import Cluster, PartialCluster, handshake, rendezvous, rendezvous_host
 from tfddl.cluster.channel import Channel
 from tfddl.cluster.ports import free_ports, is_free
 from tfddl.cluster.rendezvous import Rendezvous
@@ -29,6 +29,7 @@ from tfddl.errors import (
 
 ONE_HOST, TWO_HOSTS = ("127.0.0.1",), ("127.0.0.1", "127.0.0.2")
 SECRET = bytes(range(32))
+PATIENCE_S = 40.0
 
 
 def _addresses(size: int, hosts: Sequence[str] = ONE_HOST) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def _join(
     clusters: Sequence[Cluster | PartialCluster],
     *,
     secrets: Sequence[bytes] = (),
-    timeout_s: float = 20.0,
+    timeout_s: float = PATIENCE_S,
 ) -> list[Rendezvous | str]:
     """What each worker's `join` returned, or its error as text."""
 
@@ -62,7 +63,7 @@ def _join(
             return f"{type(error).__name__}: {error}"
 
     with concurrent.futures.ThreadPoolExecutor(len(clusters)) as pool:
-        return list(pool.map(one, range(len(clusters)), timeout=60))
+        return list(pool.map(one, range(len(clusters)), timeout=2 * PATIENCE_S))
 
 
 def _errors(found: Sequence[Rendezvous | str]) -> list[str]:
@@ -248,13 +249,13 @@ def test_a_worker_that_has_gone_before_the_start_may_come_again() -> None:
             gone.close()
             time.sleep(0.05)
         others = _join([Cluster(addresses, rank) for rank in (1, 2)])
-        found = [*first.result(timeout=30), *others]
+        found = [*first.result(timeout=2 * PATIENCE_S), *others]
     _close(found)
     assert all(isinstance(one, Rendezvous) for one in found), found
 
 
 def _until_there(dial: Any) -> socket.socket:
-    for _ in range(100):
+    for _ in range(2000):
         with contextlib.suppress(ConnectionError):
             connection: socket.socket = dial()
             return connection
@@ -323,7 +324,11 @@ def test_another_secret_is_said() -> None:
 
 
 @pytest.mark.parametrize("hosts", [ONE_HOST, TWO_HOSTS], ids=["one host", "two hosts"])
-def test_strangers_neither_stop_nor_delay_a_start(hosts: Sequence[str]) -> None:
+def test_strangers_neither_stop_nor_delay_a_start(
+    hosts: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their handshakes may take longer here than a start."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * PATIENCE_S)
     addresses = _addresses(3, hosts)
     identity = Identity.of(Cluster(addresses, 0))
     target: tuple[str, int] | str = host_and_port(addresses[0])
@@ -332,13 +337,10 @@ def test_strangers_neither_stop_nor_delay_a_start(hosts: Sequence[str]) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(_join, [Cluster(addresses, 0)], secrets=[SECRET])
         with attacking(target):
-            begin_s = time.monotonic()
             others = _join([Cluster(addresses, rank) for rank in (1, 2)], secrets=[SECRET] * 2)
-            took_s = time.monotonic() - begin_s
-        found = [*first.result(timeout=30), *others]
+        found = [*first.result(timeout=2 * PATIENCE_S), *others]
     _close(found)
     assert all(isinstance(one, Rendezvous) for one in found), found
-    assert took_s < 4.0, "no handshake of a stranger is waited for, of which each takes 10 s"
 
 
 def test_something_else_at_the_address_of_rank_0() -> None:
@@ -367,11 +369,11 @@ def test_notes() -> None:
                 assert reader.get("key") == f"of {writer.cluster.rank}"
         assert found[1].get("never written") == ""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            late = pool.submit(found[2].get, "late", wait_s=20.0)
+            late = pool.submit(found[2].get, "late", wait_s=PATIENCE_S)
             time.sleep(0.3)
             assert not late.done()
             found[0].put("late", "but there")
-            assert late.result(timeout=20) == "but there"
+            assert late.result(timeout=2 * PATIENCE_S) == "but there"
         found[0].close()
         with pytest.raises(PeerLostError, match="rank 0, which keeps the notes of all, has ended"):
             found[1].put("key", "x")
@@ -386,22 +388,22 @@ def test_gathering() -> None:
     ):
         for key in ("first", "second"):
             futures = [
-                pool.submit(one.gather, key, f"{key} {one.cluster.rank}", timeout_s=20)
+                pool.submit(one.gather, key, f"{key} {one.cluster.rank}", timeout_s=PATIENCE_S)
                 for one in found
             ]
             expected = (f"{key} 0", f"{key} 1", f"{key} 2")
-            assert [future.result(timeout=20) for future in futures] == [expected] * 3
+            assert [future.result(timeout=2 * PATIENCE_S) for future in futures] == [expected] * 3
         stalled = [pool.submit(one.gather, "third", "", timeout_s=0.5) for one in found[:2]]
         for rank, future in enumerate(stalled):
             with pytest.raises(StalledError) as caught:
-                future.result(timeout=20)
+                future.result(timeout=2 * PATIENCE_S)
             assert f"rank {rank} waits in third, which all ranks must call" in str(caught.value)
             assert str(caught.value).endswith("these haven't: 2")
-        waiting = [pool.submit(one.gather, "fourth", "", timeout_s=20) for one in found[:2]]
+        waiting = [pool.submit(one.gather, "fourth", "", timeout_s=PATIENCE_S) for one in found[:2]]
         found[2].close()
         for future in waiting:
             with pytest.raises(PeerLostError, match=r"rank 2 \(process \d+ on .*\) has ended"):
-                future.result(timeout=20)
+                future.result(timeout=2 * PATIENCE_S)
 
 
 def test_rank_0_leaves_a_gathering_last() -> None:
@@ -410,12 +412,12 @@ def test_rank_0_leaves_a_gathering_last() -> None:
         _joined(_clusters(2)) as found,
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
-        first = pool.submit(found[0].gather, "key", "", timeout_s=20)
+        first = pool.submit(found[0].gather, "key", "", timeout_s=PATIENCE_S)
         found[1].put("key/1", "")  # It has come, but hasn't heard.
         time.sleep(0.3)
         assert not first.done()
-        found[1].gather("key", "", timeout_s=20)
-        assert first.result(timeout=20) == ("", "")
+        found[1].gather("key", "", timeout_s=PATIENCE_S)
+        assert first.result(timeout=2 * PATIENCE_S) == ("", "")
 
 
 def test_errors_are_of_the_kinds_promised() -> None:

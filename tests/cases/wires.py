@@ -6,12 +6,14 @@ import resource
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
+from tests.processes import wait_until
 from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
 from tfddl.wire import Call, Network, Reduction, Wire
 
@@ -210,8 +212,14 @@ def busy(wire: Wire, network: Network, seconds: float) -> list[float]:
     return found
 
 
+def _together(wire: Wire) -> None:
+    """Ranks go on from here at once, however long each took to start."""
+    wire.all_reduce([np.zeros(1)], Reduction.SUM, Call("", "together"))
+
+
 def stalls(wire: Wire, network: Network) -> str:
     """Ranks wait for each other in different calls."""
+    _together(wire)
     name = "left" if wire.rank == 0 else "right"
     try:
         wire.all_reduce(
@@ -224,6 +232,7 @@ def stalls(wire: Wire, network: Network) -> str:
 
 def stalls_in_sets(wire: Wire, network: Network) -> list[str]:
     """Rank 0 waits in two threads, rank 1 in a third call, rank 2 for rank 1 in a set of theirs."""
+    _together(wire)
     errors: list[str] = []
     pair = Wire(network, (1, 2)) if network.mesh.rank else wire
 
@@ -242,8 +251,14 @@ def stalls_in_sets(wire: Wire, network: Network) -> list[str]:
     return sorted(errors)
 
 
-def fails(wire: Wire, network: Network) -> list[str]:
-    """The last rank gives up in an operation that the first comes to later; then more are tried."""
+def fails(wire: Wire, network: Network, mark: str) -> list[str]:
+    """The last rank gives up in an operation that the first comes to later; then more are tried.
+
+    Args:
+        wire: of two ranks.
+        network: what it is on.
+        mark: a file that the last one makes when it has given up.
+    """
     errors = []
 
     def call(name: str) -> None:
@@ -254,8 +269,9 @@ def fails(wire: Wire, network: Network) -> list[str]:
 
     wire.all_reduce([np.zeros(200_000)], Reduction.SUM, Call("", "warm"))
     if wire.rank == 0:
-        time.sleep(3.0)
+        wait_until(Path(mark).exists)
     call("first")
+    Path(mark).touch()
     running = [threading.Thread(target=call, args=(f"n{number}",)) for number in range(3)]
     for thread in running:
         thread.start()
