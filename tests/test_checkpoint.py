@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,90 @@ def test_a_failed_write_leaves_what_was_there(
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert read(path).meta["step"] == 1
+
+
+def test_three_are_kept_where_nothing_is_said(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for step in range(5):
+        store.write(_step(step), step=step)
+    assert [path.name for path in store.files()] == [f"step-000000000{n}.npz" for n in (4, 3, 2)]
+
+
+def test_a_folder_that_is_not_there_has_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "none")
+    assert store.files() == []
+    assert list(store.newest_first()) == []
+
+
+def test_clearing_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for step in (1, 2, 3):
+        store.write(_step(step), step=step, is_best=step == 1)
+    store.set_aside(store.files()[0])
+    (tmp_path / "notes.txt").write_text("mine")
+    assert len(list(tmp_path.iterdir())) == 5
+    store.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_somebody_else_has_removed_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, keep=1)
+    store.write(_step(1), step=1)
+    gone = tmp_path / "step-0000000000.npz"
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone]))
+    store.prepare()
+    store.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(Store, "files", lambda store: [tmp_path / "new", gone])
+    store.write(_step(2), step=2)
+
+
+def test_a_full_disk_is_told_before_the_training(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+        with pytest.raises(CheckpointError, match="can't be written to .* Choose another folder"):
+            Store(tmp_path).prepare()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_crash_left_of_the_best_is_no_hindrance(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / f".writing-{BEST}").write_bytes(b"half")
+    path = store.write(_step(1), step=1, is_best=True)
+    assert (tmp_path / BEST).samefile(path)  # No second copy of what may be gigabytes.
+
+
+def test_logs_may_have_numbers_of_others(tmp_path: Path) -> None:
+    odd = {"one": np.float32(0.5), "many": np.arange(3), "other": Path("x"), "flag": np.bool_(True)}
+    write(tmp_path / "a.npz", Snapshot(odd, {}))
+    meta = dict(read(tmp_path / "a.npz").meta)
+    del meta["format"], meta["dtypes"]
+    assert meta == {"one": 0.5, "many": [0, 1, 2], "other": repr(Path("x")), "flag": True}
+
+
+class Harmful:
+    """Does something where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def test_reading_runs_no_code(tmp_path: Path) -> None:
+    """A checkpoint may come from anywhere; NumPy's format has room for pickles."""
+    path = tmp_path / "a.npz"
+    write(path, Snapshot({}, {"x": np.arange(4)}))
+    with zipfile.ZipFile(path) as archive:
+        meta = archive.read("meta.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("meta.npy", meta)
+        archive.writestr("x.npy", _npy(np.array([Harmful()], object)))
+    with pytest.raises(CheckpointError, match="is damaged: Object arrays cannot be loaded"):
+        read(path)
 
 
 def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:

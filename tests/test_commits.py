@@ -1,6 +1,7 @@
 """What outlives a worker: the newest that is whole, whatever happened while it was written."""
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -41,7 +42,45 @@ def test_it_takes_no_more_than_what_two_commits_need(fd: int) -> None:
     store = CommitStore(fd)
     for number in range(20):
         store.write(bytes([number]) * 10_000)
-    assert os.fstat(fd).st_size <= 4096 + 2 * 10_000
+        assert os.fstat(fd).st_size <= 4096 + 2 * 10_000
+    store.write(b"a")
+    store.write(b"b")
+    assert os.fstat(fd).st_size <= 4096 + 2
+
+
+def test_what_the_system_does_in_parts_is_whole(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pread, os.pwrite
+    monkeypatch.setattr(os, "pread", lambda fd, count, at: read(fd, min(count, 1000), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:1000], at))
+    store = CommitStore(fd)
+    data = os.urandom(10_500)
+    for _ in range(2):
+        store.write(data)
+        assert store.read() == data
+
+
+def test_a_slot_that_cannot_be_right_is_passed_over(fd: int) -> None:
+    """Half written, it may say anything; what it speaks of isn't even looked for."""
+    store = CommitStore(fd)
+    store.write(b"first")
+    for offset, length in ((4096, 2**62), (2**62, 5), (4096, 2000)):
+        os.pwrite(fd, struct.pack("<QQQ32s", 8, offset, length, b"?" * 32), 0)
+        assert (store.newest, store.read()) == (0, b"first")
+        # The next goes neither there nor over the one that is left.
+        store.write(b"second")
+        assert (store.newest, store.read()) == (1, b"second")
+        os.ftruncate(fd, 0)
+        store.write(b"first")
+
+
+def test_a_file_that_is_cut_meanwhile_ends(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CommitStore(fd)
+    store.write(b"x" * 3000)
+    read = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda fd, count, at: read(fd, min(count, 1000), at) if at < 5000 else b""
+    )
+    assert store.newest == -1
 
 
 @pytest.mark.parametrize("sizes", [(3000, 3000), (3000, 90), (90, 3000), (3000, 6000)])

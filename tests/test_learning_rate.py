@@ -243,6 +243,8 @@ def test_rank_0_says_that_it_is_warm(
     _rates(callback, model, epochs=4)
     text = "\nEpoch 2: the learning rate is warmed up to 0.8\n"
     assert capsys.readouterr().out == (text if verbose and not rank else "")
+    _rates(_begun(LearningRateWarmup(0.8, warmup_epochs=2), model), model, epochs=4)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_logs_have_the_rate() -> None:
@@ -254,6 +256,16 @@ def test_the_logs_have_the_rate() -> None:
     callback.on_epoch_end(0, logs)
     assert logs == {"loss": 1.0, "learning_rate": 0.25}
     callback.on_epoch_end(0, None)
+
+
+def test_the_logs_of_a_warm_up_have_it_too(workers: list[int]) -> None:
+    model = _model()
+    callback = _begun(LearningRateWarmup(0.8, warmup_epochs=1), model)
+    callback.on_epoch_begin(0)
+    callback.on_train_batch_begin(3)
+    logs: dict[str, Any] = {}
+    callback.on_epoch_end(0, logs)
+    assert logs == {"learning_rate": pytest.approx(0.8)}
 
 
 REFUSED: dict[str, Any] = {

@@ -88,13 +88,14 @@ subprocess.run([{worker("")[0]!r}, "-m", "tfddl.launcher", *{inner[1:]!r}], chec
 def test_whose_secret_is_taken() -> None:
     assert given_secret({}) is given_secret({"TFDDL_SECRET": ""}) is None
     assert given_secret({"TFDDL_SECRET": CHOSEN}) == CHOSEN
+    assert given_secret({"TFDDL_SECRET": f" {'AB' * 16}\n"}) == "ab" * 16
     inside = {"TFDDL_SECRET": CHOSEN, "TFDDL_RESTARTS": "0"}
     assert given_secret(inside) is None
     assert given_secret(inside, [Export("TFDDL_SECRET")]) == CHOSEN
     assert given_secret(inside, [Export("TFDDL_SECRET", CHOSEN[::-1])]) == CHOSEN[::-1]
 
 
-@pytest.mark.parametrize("secret", ["abc", "ab" * 15, "ab" * 16 + "c", "zz" * 16, "é" * 32])
+@pytest.mark.parametrize("secret", ["abc", "ab", "ab" * 15, "ab" * 16 + "c", "zz" * 16, "é" * 32])
 def test_what_is_no_secret_is_refused_and_not_shown(secret: str) -> None:
     message = f"TFDDL_SECRET is {len(secret)} characters that aren't a secret; at least 32"
     with pytest.raises(LaunchError, match=message) as caught:

@@ -97,7 +97,7 @@ class LearningRateSchedule(keras.callbacks.Callback):
         if self._epoch in self._epochs and (self._is_first or not self._staircase):
             at = float(self._epoch)
             if not self._staircase:
-                at += batch / (self._steps_per_epoch() or 1)
+                at += self._epochs_of(batch)
             self._set(self.initial_lr * self._multiplier(at))
         self._is_first = False
 
@@ -109,6 +109,11 @@ class LearningRateSchedule(keras.callbacks.Callback):
     def _steps_per_epoch(self) -> int | None:
         steps: int | None = self._steps or self.params.get("steps")
         return steps
+
+    def _epochs_of(self, steps: int) -> float:
+        in_epoch = self._steps_per_epoch()
+        assert in_epoch is not None  # `on_train_begin` has looked.
+        return steps / in_epoch
 
     def _set(self, rate: float) -> None:
         optimizer = innermost(self.model.optimizer)
@@ -178,7 +183,7 @@ class LearningRateWarmup(LearningRateSchedule):
         # The last batch of the last epoch is the first with the whole learning rate; Keras tells
         # of the first of several that it executes together.
         stride = self.model.steps_per_execution
-        done = (epoch + stride / (self._steps_per_epoch() or 1)) / self._warmup_epochs
+        done = (epoch + self._epochs_of(stride)) / self._warmup_epochs
         return (1 + (size - 1) * min(done, 1.0)) / size
 
 
