@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Certifies tfddl on the GPUs of this machine, in some two minutes: run it before you rely on them.
+# Certifies tfddl on the GPUs of this machine: run it before you rely on them.
 #
 #   ./launch/gpu.sh                  a worker for each GPU, by NCCL
 #   ./launch/gpu.sh --workers 2      of two of them

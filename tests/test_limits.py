@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.group import ROOT
+from tfddl.cluster import Cluster, tf_config
 from tfddl.errors import LaunchError
 from tfddl.launcher.plan import plan_processes, this_machine
 from tfddl.launcher.worker import Worker
@@ -157,3 +158,8 @@ def test_variables_that_are_too_long_are_named() -> None:
         "long. The longest variable, LONG, has 131072 bytes; the system takes 131071 in one, name "
         "included. TF_CONFIG gets shorter by shorter names of hosts"
     )
+
+
+def test_a_cluster_of_thousands_fits_into_a_variable() -> None:
+    addresses = tuple(f"255.255.{n // 256}.{n % 256}:65535" for n in range(4000))
+    assert len(f"TF_CONFIG={tf_config.render(Cluster(addresses, 3999))}") < 2**17
