@@ -241,8 +241,8 @@ sys.stdin.read()
         ),
         (
             {"before": "sh -c 'echo Password:; exec sleep 60'"},
-            ("--start-timeout", "0.5"),
-            f"{HERE[1]} says 'Password:', but no agent answers there within 0.5 s (--start",
+            ("--start-timeout", "1"),
+            f"{HERE[1]} says 'Password:', but no agent answers there within 1 s (--start",
         ),
         (
             {"before": "sleep 60 #"},

@@ -139,11 +139,11 @@ def test_a_worker_that_gets_no_further_is_found(kind: str, far: bool, tmp_path: 
     script = f"""{BOARD}
 def stick():
     {action.replace(chr(10), chr(10) + "    ")}
+say(f"rank {{rank}} is ready")
+wait_for(f"rank {{1 - rank}} is ready")
 with board.during(Stage.TRAINING):
     board.tell((1, 1))
     board.count_step(epoch=1, step=3)
-    say(f"rank {{rank}} is ready")
-    wait_for(f"rank {{1 - rank}} is ready")
     if start:
         sys.exit()
     if rank == 1:
