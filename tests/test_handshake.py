@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hmac
 import json
+import os
 import socket
 import struct
 import time
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 
 from tfddl.cluster import handshake
-from tfddl.cluster.handshake import PendingConnection, dial_tcp
-from tfddl.errors import ConnectError
+from tfddl.cluster.handshake import PendingConnection, dial_tcp, dial_unix
+from tfddl.errors import ConnectError, StrangerError
 
 KEY = bytes(range(100, 132))
 MAGIC = b"tfddl\x00\x01\n"
 NONCE = bytes(range(16))
 TIMEOUT_S = 60.0
+STREAM = socket.SOCK_STREAM
 
 
 def _flipped(data: bytes, place: int) -> bytes:
@@ -74,8 +76,8 @@ def test_every_byte_of_a_hello_counts() -> None:
 
 
 def test_a_hello_may_come_in_pieces() -> None:
-    text = json.dumps({"text": "x" * (handshake.LONGEST_HELLO - 12)}).encode()
-    assert len(text) == handshake.LONGEST_HELLO
+    text = json.dumps({"text": "x" * 4084}).encode()
+    assert len(text) == 4096
     with _pending() as (pending, caller, nonce):
         whole = _hello(nonce, text)
         assert pending.receive() is None
@@ -86,7 +88,7 @@ def test_a_hello_may_come_in_pieces() -> None:
         assert found == json.loads(text)
 
 
-@pytest.mark.parametrize("length", [0, handshake.LONGEST_HELLO + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [0, 4097, 2**32 - 1])
 def test_a_length_out_of_bounds_is_not_waited_for(length: int) -> None:
     with _pending() as (pending, caller, _):
         caller.sendall(MAGIC + bytes(48) + struct.pack("<I", length))
@@ -180,7 +182,7 @@ def test_every_byte_of_the_listeners_proof_counts() -> None:
 ANSWERS: dict[str, tuple[Listener, str]] = {
     "another magic": (lambda c: c.sendall(_flipped(MAGIC, 7) + NONCE), "something else answers"),
     "too long": (
-        _says(change=lambda a: a[:32] + struct.pack("<I", handshake.LONGEST_HELLO + 1) + a[36:]),
+        _says(change=lambda a: a[:32] + struct.pack("<I", 4097) + a[36:]),
         "something else answers",
     ),
     "text": (_says(change=lambda a: _flipped(a, len(a) - 1)), "doesn't know the secret"),
@@ -198,8 +200,7 @@ def test_what_answers_otherwise_is_not_believed(listen: Listener, message: str) 
 
 
 def test_a_refusal_is_believed() -> None:
-    longest = "x" * handshake.LONGEST_REFUSAL
-    for why in ("rank 1 is there already", longest, "é" * handshake.LONGEST_REFUSAL):
+    for why in ("rank 1 is there already", "é" * 512):
         with pytest.raises(ConnectError) as caught:
             _dial(_says(json.dumps({"refused": why}).encode()))
         assert str(caught.value) == why
@@ -207,12 +208,86 @@ def test_a_refusal_is_believed() -> None:
         assert caught.value.is_refused
 
 
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 def test_who_does_not_answer_at_all_is_told_apart() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(ConnectError, match="Connection refused") as caught:
-        dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=TIMEOUT_S)
-    assert not caught.value.has_answered
+    dials: list[Callable[[], socket.socket]] = [
+        lambda: dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=TIMEOUT_S),
+        lambda: dial_unix(f"nobody {os.getpid()}", STREAM, KEY, {}, timeout_s=TIMEOUT_S),
+    ]
+    for dial in dials:
+        before = _open_files()
+        with pytest.raises(ConnectError) as caught:
+            dial()
+        assert str(caught.value) == "Connection refused"
+        assert not caught.value.has_answered
+        assert _open_files() == before  # Though whoever has the error has its frames, too.
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(113, "No route to host"), "No route to host"),
+        (TimeoutError("timed out"), "timed out"),
+        (OSError(), "no answer"),
+    ],
+)
+def test_why_a_connection_does_not_come_about_is_said(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    with pytest.raises(ConnectError) as caught:
+        dial_tcp("127.0.0.1", 1, KEY, {}, timeout_s=TIMEOUT_S)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("listen", [ANSWERS["text"][0], ANSWERS["nothing"][0], _says(b"x")])
+def test_whoever_is_not_believed_is_hung_up_on(listen: Listener) -> None:
+    """`_dial` waits for that; and no file stays open."""
+    before = _open_files()
+    with contextlib.suppress(ConnectError):
+        _dial(listen)
+    assert _open_files() == before
+
+
+def test_who_has_gone_at_once_is_not_challenged() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours:
+        assert not PendingConnection(ours, KEY).challenge()
+
+
+def test_an_answer_to_who_has_gone_is_no_error() -> None:
+    with _pending() as (pending, caller, nonce):
+        caller.sendall(_hello(nonce, b"{}"))
+        assert _received(pending) == {}
+        caller.close()
+        pending.answer({})
+
+
+def test_another_user_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"tfddl-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, STREAM) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        before = _open_files()
+        with pytest.raises(StrangerError, match="a process of another user has the name"):
+            dial_unix(name, STREAM, KEY, {}, timeout_s=TIMEOUT_S)
+        assert _open_files() == before
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert not PendingConnection(ours, KEY).challenge()
+            theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
 
 
 def test_the_caller_asks_meanwhile_whether_to_go_on() -> None:
