@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 """Lines "module: function: defect  # why nobody can notice"."""
 
-_HANDSHAKES = ["tests/test_handshake.py", "tests/test_endpoint.py"]
 _RESTARTS = [
     "tests/test_restarts.py",
     "tests/test_recovery.py::test_who_starts_again",
@@ -52,7 +51,7 @@ TESTS: dict[str, list[str]] = {
     "tfddl.cluster.cluster": _readers("cluster"),
     "tfddl.cluster.cores": ["tests/test_cluster_cores.py"],
     "tfddl.cluster.detect": _readers("cluster_environments"),
-    "tfddl.cluster.handshake": _HANDSHAKES,
+    "tfddl.cluster.handshake": ["tests/test_handshake.py"],
     "tfddl.cluster.kubeflow": _readers("cluster_environments"),
     "tfddl.cluster.kubernetes": _readers("cluster_nodes"),
     "tfddl.cluster.master": _readers("cluster_environments"),
@@ -299,7 +298,7 @@ def measure(bench: Bench, module: str, *, sample: int, verbose: bool) -> tuple[i
     begin_s = time.monotonic()
     if bench.is_noticed(tests, timeout_s=600.0):
         raise SystemExit(f"the tests of {module} fail without a defect:\n{bench.output()}")
-    timeout_s = 15.0 + 5 * (time.monotonic() - begin_s)
+    timeout_s = 10.0 + 3 * (time.monotonic() - begin_s)
     equivalent = {line.partition("  #")[0] for line in EQUIVALENT.read_text().splitlines()}
     made = mutants(source, module)
     num_equivalent = sum(mutant.name in equivalent for mutant in made)

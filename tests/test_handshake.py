@@ -21,7 +21,7 @@ from tfddl.errors import ConnectError, StrangerError
 KEY = bytes(range(100, 132))
 MAGIC = b"tfddl\x00\x01\n"
 NONCE = bytes(range(16))
-TIMEOUT_S = 60.0
+TIMEOUT_S = 40.0
 STREAM = socket.SOCK_STREAM
 
 
