@@ -122,7 +122,9 @@ def test_a_file_gets_its_name_once_it_is_on_the_disk(
 ) -> None:
     """After a power failure a name has to lead to the whole file, or to the one before."""
     disk = Disk(monkeypatch)
+    opened = os.listdir("/proc/self/fd")
     write(tmp_path / "a.npz", SNAPSHOT)
+    assert len(os.listdir("/proc/self/fd")) == len(opened)
     assert disk.calls == ["fsync of the file", "replace a.npz", "fsync of the directory"]
     assert disk.synced == [(tmp_path / "a.npz").read_bytes()]  # Nothing was in a buffer any more.
 
