@@ -63,7 +63,7 @@ TESTS: dict[str, list[str]] = {
     "tfddl.cluster.secret": ["tests/test_secret.py", "-k", "refused or whose"],
     "tfddl.cluster.signs": _readers("cluster_environments"),
     "tfddl.cluster.slurm": _readers("cluster"),
-    "tfddl.cluster.task": _readers("cluster_environments"),
+    "tfddl.cluster.task": ["tests/test_cluster_task.py", *_readers("cluster_environments")],
     "tfddl.cluster.tf_config": _readers("cluster"),
     "tfddl.cluster.torchrun": _readers("cluster_environments"),
     "tfddl.cluster.variables": _readers("cluster_environments"),

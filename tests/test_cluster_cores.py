@@ -101,6 +101,24 @@ def test_a_quota_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_cores(env.OPEN_MPI_5) == 2
 
 
+def test_the_launcher_may_be_gone_or_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def affinity(process: int) -> set[int]:
+        if process:
+            raise PermissionError
+        return {0, 1}
+
+    monkeypatch.setattr(os, "sched_getaffinity", affinity)
+    assert read_cores(env.OPEN_MPI_5) is None
+
+
+def test_where_nobody_says_how_many_share_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank and size alone, as old PMIs have it; or who started this one doesn't bind."""
+    usable(monkeypatch, ours=2, parents=16)
+    assert read_cores({"PMI_RANK": "1", "PMI_SIZE": "4", "TFDDL_MASTER": "a:1"}) is None
+    assert read_cores(env.TORCHRUN) is None
+    assert read_cores(tf_config(env.PAI)) is None
+
+
 def test_systems_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     assert read_cores(env.OPEN_MPI_5) is None

@@ -54,6 +54,25 @@ NODES: dict[str, tuple[dict[str, str], NodeRank | None]] = {
         tf_config({"cluster": {"worker": ["a:1"]}}, type="worker", index=0),
         NodeRank(0, 1, source="TF_CONFIG"),
     ),
+    "TF_CONFIG of two": (
+        tf_config(env.PAI),
+        NodeRank(0, 2, master="dlc1-worker-0.t16.svc:2222", source="TF_CONFIG"),
+    ),
+    "torchrun, one process per node": (
+        env.TORCHRUN
+        | {"LOCAL_RANK": "0", "RANK": "1", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}
+        | {"TORCHELASTIC_RUN_ID": "none"},
+        NodeRank(
+            1,
+            2,
+            master="node1.example.com:29500",
+            source="RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE",
+        ),
+    ),
+    "ranks of nodes, without a master": (
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        NodeRank(1, 2, source="RANK, WORLD_SIZE"),
+    ),
     "kubeflow trainer": (
         env.TRAINER | {"PET_NPROC_PER_NODE": "4"},
         NodeRank(
@@ -186,6 +205,18 @@ REFUSED = {
         "torchrun started tfddlrun 8 times, 4 of them on this host (RANK, WORLD_SIZE, LOCAL_RANK, "
         "LOCAL_WORLD_SIZE); it must run once on each, and starts the workers itself. HINT: let "
         "torchrun run the script, without tfddlrun",
+    ),
+    "the first of several in torchrun": (
+        env.TORCHRUN | {"LOCAL_RANK": "0", "RANK": "4", "NODE_RANK": "4"},
+        "torchrun started tfddlrun 8 times, 4 of them on this host (RANK, WORLD_SIZE, LOCAL_RANK, "
+        "LOCAL_WORLD_SIZE); it must run once on each, and starts the workers itself. HINT: let "
+        "torchrun run the script, without tfddlrun",
+    ),
+    "azure ml, several processes per node": (
+        env.AZURE | {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "NODE_RANK": "1"},
+        "torchrun started tfddlrun 4 times, several of them on this host (RANK, WORLD_SIZE, "
+        "LOCAL_RANK); it must run once on each, and starts the workers itself. HINT: let torchrun "
+        "run the script, without tfddlrun",
     ),
     "an elastic number of nodes": (
         env.TRAINER | {"PET_NNODES": "1:3"},

@@ -124,6 +124,14 @@ def test_a_flipped_bit_is_found(fd: int) -> None:
     assert CommitStore(fd).newest == -1
 
 
+def test_the_one_before_stays_whole_wherever_it_lies(fd: int) -> None:
+    store = CommitStore(fd)
+    for data in (b"a" * 100, b"b" * 9000, b"c" * 50):
+        store.write(data)
+    os.pwrite(fd, b"?", _contents(fd).index(b"c" * 50))
+    assert store.read() == b"b" * 9000
+
+
 def test_only_a_store_is_one(fd: int) -> None:
     found = commits.find({commits.VARIABLE: str(fd)})
     assert found is not None

@@ -5,6 +5,7 @@ import functools
 import hmac
 import json
 import os
+import select
 import socket
 import struct
 import time
@@ -171,6 +172,7 @@ def _says(
 
 def test_every_byte_of_the_listeners_proof_counts() -> None:
     _dial(_says())
+    _dial(_says(json.dumps({"more": "x" * (4096 - 12)}).encode()))  # The longest there may be.
     for place in range(32):
         listen = _says(change=functools.partial(_flipped, place=place))
         with pytest.raises(ConnectError, match="doesn't know the secret of this job") as caught:
@@ -248,6 +250,29 @@ def test_why_a_connection_does_not_come_about_is_said(
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (OSError("something odd"), "something odd"),
+        (OSError(), "no answer"),
+    ],
+)
+def test_a_connection_that_breaks_meanwhile_had_been_answered(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> bytes:
+        raise error
+
+    monkeypatch.setattr(handshake, "_receive", fail)
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(ConnectError) as caught:
+        handshake._prove(ours, KEY, {}, until_s=time.monotonic() + TIMEOUT_S)
+    assert str(caught.value) == said
+    assert caught.value.has_answered
+    assert ours.fileno() == -1
+
+
 @pytest.mark.parametrize("listen", [ANSWERS["text"][0], ANSWERS["nothing"][0], _says(b"x")])
 def test_whoever_is_not_believed_is_hung_up_on(listen: Listener) -> None:
     """`_dial` waits for that; and no file stays open."""
@@ -261,7 +286,42 @@ def test_who_has_gone_at_once_is_not_challenged() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours:
-        assert not PendingConnection(ours, KEY).challenge()
+        assert PendingConnection(ours, KEY).challenge() is False
+
+
+@pytest.mark.parametrize("kind", [STREAM, socket.SOCK_SEQPACKET])
+@pytest.mark.parametrize("refused", ["", "é" * handshake.LONGEST_REFUSAL])
+def test_both_sides_of_it(kind: socket.SocketKind, refused: str) -> None:
+    name = f"tfddl-test-{os.getpid()}"
+    hello = {"rank": 1, "text": "x" * 600}
+
+    def admit() -> dict[str, Any] | None:
+        connection, _ = listener.accept()
+        with connection:
+            pending = PendingConnection(connection, KEY)
+            assert pending.challenge()
+            found = None
+            while found is None and not pending.is_bad:
+                select.select([connection], [], [], TIMEOUT_S)
+                found = pending.receive()
+            pending.answer({"refused": refused} if refused else {})
+            connection.setblocking(True)
+            assert connection.recv(10) == (b"" if refused else b"thanks")
+            return found
+
+    with socket.socket(socket.AF_UNIX, kind) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        admitted = pool.submit(admit)
+        if refused:
+            with pytest.raises(ConnectError, match=f"^{refused}$") as caught:
+                dial_unix(name, kind, KEY, hello, timeout_s=TIMEOUT_S)
+            assert caught.value.is_refused
+        else:
+            with dial_unix(name, kind, KEY, hello, timeout_s=TIMEOUT_S) as connection:
+                assert connection.gettimeout() is None
+                connection.sendall(b"thanks")
+        assert admitted.result(timeout=TIMEOUT_S) == hello
 
 
 def test_an_answer_to_who_has_gone_is_no_error() -> None:
@@ -270,6 +330,14 @@ def test_an_answer_to_who_has_gone_is_no_error() -> None:
         assert _received(pending) == {}
         caller.close()
         pending.answer({})
+
+
+def test_whose_a_tcp_connection_is_nobody_can_tell() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as connection,
+    ):
+        assert handshake.is_own_user(connection) is True
 
 
 def test_another_user_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +352,7 @@ def test_another_user_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
         assert _open_files() == before
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            assert not PendingConnection(ours, KEY).challenge()
+            assert PendingConnection(ours, KEY).challenge() is False
             theirs.setblocking(False)
             with pytest.raises(BlockingIOError):
                 theirs.recv(1)

@@ -1,0 +1,66 @@
+"""The numbers that a launcher gives one of its processes, and the clusters that follow."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tfddl.cluster import Cluster, PartialCluster
+from tfddl.cluster.task import Task, cluster_at, cluster_of_host
+from tfddl.errors import ClusterError
+
+
+def _task(*numbers: Any, **more: Any) -> Task:
+    return Task("Some MPI", *numbers, source="X_RANK", **more)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(0, 1), (3, 4), (3, 4, 0), (3, 4, 3), (3, 4, 1, 2), (3, 4, 3, 4), (3, 4, None, 1)],
+)
+def test_numbers_that_agree(numbers: tuple[int, ...]) -> None:
+    task = _task(*numbers)
+    assert task.is_on_one_host == (len(numbers) == 4 and numbers[3] == 4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0, 0), "Some MPI's variables: size is 0 (X_RANK)"),
+        ((4, 4), "rank is 4 among 4 workers; it must be 0..3 (X_RANK)"),
+        ((-1, 4), "rank is -1 among 4 workers; it must be 0..3"),
+        ((0, 4, 2, 2), "local rank is 2 among 2 workers of a host, of 4 in all; they contradict"),
+        ((0, 4, 4), "local rank is 4 among None workers of a host, of 4 in all"),
+        ((0, 4, -1, 2), "local rank is -1 among 2 workers of a host, of 4 in all"),
+        ((0, 4, 0, 5), "local rank is 0 among 5 workers of a host, of 4 in all"),
+        ((0, 4, None, 0), "local rank is None among 0 workers of a host, of 4 in all"),
+    ],
+)
+def test_numbers_that_contradict_each_other(numbers: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(message)):
+        _task(*numbers)
+
+
+def test_all_on_this_host() -> None:
+    addresses = ("127.0.0.1:700", "127.0.0.1:701", "127.0.0.1:702")
+    for local_rank in (None, 1):  # Some don't say it, and then it follows.
+        task = _task(1, 3, local_rank, 3, job="j")
+        assert cluster_of_host(task, {}, first_port=700) == Cluster(addresses, 1, "j")
+        assert cluster_of_host(task, {"TFDDL_PORT": "700"}) == Cluster(addresses, 1, "j")
+    assert cluster_of_host(task, {}).addresses[0] == "127.0.0.1:12345"
+    with pytest.raises(ClusterError, match="local rank is 2 for rank 1, though all 3 workers are"):
+        cluster_of_host(_task(1, 3, 2, 3), {})
+
+
+@pytest.mark.parametrize("local", [(None, None), (0, 3), (None, 3)])
+def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(local: Any) -> None:
+    found = cluster_at(_task(0, 3, *local), "localhost:1", said_by="X_ADDR")
+    assert found == PartialCluster(0, 3, "localhost:1", *local, source="X_RANK, X_ADDR")
+
+
+def test_an_address_of_every_host_s_own_leads_nowhere_from_others() -> None:
+    task = _task(0, 3, 0, 1)
+    message = "X_ADDR gives localhost:1 as the address of rank 0, which every host takes for itself"
+    with pytest.raises(ClusterError, match=message):
+        cluster_at(task, "localhost:1", said_by="X_ADDR")
+    assert cluster_at(task, "hostA:1", said_by="X_ADDR").master == "hostA:1"
