@@ -32,6 +32,11 @@ SOON_S = 40.0
 AUTHKEY = b"tfddl tests"
 
 
+def default_collective() -> str:
+    """Of groups that don't choose one."""
+    return os.environ.get("TFDDL_TEST_COLLECTIVE", "auto")
+
+
 class CaseError(AssertionError):
     """A case raised in a worker, or the worker died."""
 
@@ -51,7 +56,7 @@ class WorkerGroup:
         """
         self.size = size
         self.hosts = hosts or (size,)
-        self.init = {"collective": os.environ.get("TFDDL_TEST_COLLECTIVE", "auto"), **init}
+        self.init = {"collective": default_collective(), **init}
         self._directory = tempfile.TemporaryDirectory(prefix="tfddl-group-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
@@ -197,7 +202,8 @@ class Groups:
         self._groups: dict[Any, WorkerGroup] = {}
 
     def __call__(self, size: int, **init: Any) -> WorkerGroup:
-        key = (size, tuple(sorted(init.items())))
+        chosen = {"hosts": (size,), "collective": default_collective(), **init}
+        key = (size, tuple(sorted(chosen.items())))
         group = self._groups.get(key)
         if group is None or not group.pids:
             group = WorkerGroup(size, **init)

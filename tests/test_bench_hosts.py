@@ -40,6 +40,7 @@ def _ssh(folder: Path) -> str:
     return f"--ssh-command={stand_in(folder / 'ssh')}"
 
 
+@pytest.mark.long
 def test_two_hosts_are_measured_in_all_respects(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     done = subprocess.run(

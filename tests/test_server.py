@@ -37,24 +37,35 @@ def _check_alike(found: list[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="module")
 def early() -> list[dict[str, Any]]:
-    found, _ = _run("early", "none", flags=("-np", "3"), size=3)
+    found, _ = _run("early", "strategy", flags=("-np", "2"), size=2)
     return found
 
 
-def test_on_one_host_nothing_listens(early: list[dict[str, Any]]) -> None:
-    """Neither TensorFlow nor we: workers of one host find each other by Unix sockets."""
+@pytest.fixture(scope="module")
+def late() -> tuple[list[dict[str, Any]], str]:
+    return _run("late", "strategy", flags=("-np", "2"), size=2)
+
+
+def test_the_strategy_is_made_of_tf_config(early: list[dict[str, Any]]) -> None:
     _check_alike(early)
-    assert [one["listening"] for one in early] == [[], [], []]
+    for rank, one in enumerate(early):
+        assert one["before"] == []
+        assert one["cluster"] == one["addresses"]
+        assert one["replicas"] == 2
+        # Its server, at the address that TF_CONFIG has for this rank, and nothing else.
+        assert one["listening"] == [int(one["addresses"][rank].rpartition(":")[2])]
 
 
-def test_init_may_come_after_operations(early: list[dict[str, Any]]) -> None:
+def test_init_may_come_after_operations(
+    early: list[dict[str, Any]], late: tuple[list[dict[str, Any]], str]
+) -> None:
     """Models, optimizers, Dropout and datasets made before train as those made after."""
-    found, said = _run("late", "none", flags=("-np", "3"), size=3)
+    found, said = late
     _check_alike(found)
     np.testing.assert_allclose(found[0]["loss"], early[0]["loss"], rtol=1e-6)
-    for late, first in zip(found[0]["weights"], early[0]["weights"], strict=True):
-        np.testing.assert_allclose(late, first, rtol=1e-5, atol=1e-7)
-    for rank in range(3):
+    for one, first in zip(found[0]["weights"], early[0]["weights"], strict=True):
+        np.testing.assert_allclose(one, first, rtol=1e-5, atol=1e-7)
+    for rank in range(2):
         warnings = [
             line
             for line in said.splitlines()
@@ -64,41 +75,26 @@ def test_init_may_come_after_operations(early: list[dict[str, Any]]) -> None:
         assert "its numbers of threads stay as they are, instead of 1 within an" in warnings[0]
 
 
-def test_the_strategy_is_made_of_tf_config() -> None:
-    found, _ = _run("early", "strategy", flags=("-np", "2"), size=2)
-    _check_alike(found)
-    for rank, one in enumerate(found):
-        assert one["cluster"] == one["addresses"]
-        assert one["replicas"] == 2
-        # Its server, at the address that TF_CONFIG has for this rank, and nothing else.
-        assert one["listening"] == [int(one["addresses"][rank].rpartition(":")[2])]
+def test_on_one_host_nothing_listens(late: tuple[list[dict[str, Any]], str]) -> None:
+    """Neither TensorFlow nor we: workers of one host find each other by Unix sockets."""
+    assert [one["listening"] for one in late[0]] == [[], []]
 
 
-def test_a_strategy_that_comes_too_late_or_on_one_rank() -> None:
+def test_a_strategy_that_comes_too_late(late: tuple[list[dict[str, Any]], str]) -> None:
     """It is an error, and the job goes on without it."""
-    found, _ = _run("late", "strategy", flags=("-np", "2"), size=2)
-    _check_alike(found)
-    for one in found:
+    for one in late[0]:
         assert one["error"].startswith(
             "StartError: tfddl.strategy() was called, which starts TensorFlow's servers, but on "
-            "ranks 0..1 operations of TensorFlow have run before. HINT: move 'tfddl.strategy()' ("
+            "ranks 0..1 operations of TensorFlow have run before. HINT: move "
         )
         assert re.search(r"no_server\.py, line \d+\) to the top of the script", one["error"])
-        assert one["listening"] == []
 
 
-def test_ring_stays_an_error_after_operations() -> None:
-    """On all ranks, though only one is late; and it says what to move."""
-    script = (
-        "import os, tensorflow as tf, tfddl\n"
-        "if '\"index\": 1' in os.environ['TF_CONFIG']: tf.zeros([1]) + 1\n"
-        "try: tfddl.init(collective='ring')\n"
-        "except tfddl.errors.StartError as error: print('refused', error)\n"
-    )
-    done = launch("-np", "2", sys.executable, "-c", script, cwd=ROOT, timeout_s=100)
-    for text in of_ranks(done.stdout.splitlines(), "refused", 2):
-        assert text.startswith("refused rank 1 can't start: Operations of TensorFlow have run bef")
-        assert "HINT: move tfddl.init() to the top of the script" in text
+def test_ring_stays_an_error_after_operations(late: tuple[list[dict[str, Any]], str]) -> None:
+    """On all ranks, though only one is late; and what is refused leaves nothing behind."""
+    for one in late[0]:
+        assert one["ring"].startswith("StartError: rank 1 can't start: Operations of TensorFlow ha")
+        assert "HINT: move tfddl.init() to the top of the script" in one["ring"]
 
 
 @pytest.mark.long
@@ -112,7 +108,7 @@ def test_a_strategy_on_one_rank_alone() -> None:
 def test_between_hosts_only_our_own_ports_listen(tmp_path: Any) -> None:
     """Rank 0 at the address of TF_CONFIG, and each worker where it meets the other hosts."""
     hosts = ("-H", f"{HERE[0]}:2,{HERE[1]}:1", "--ssh-command", stand_in(tmp_path / "ssh"))
-    found, _ = _run("late", "none", flags=hosts, size=3)
+    found, _ = _run("late", "nothing", flags=hosts, size=3)
     _check_alike(found)
     first = int(found[0]["addresses"][0].rpartition(":")[2])
     assert found[0]["addresses"][0] == join_address(HERE[0], first)

@@ -87,6 +87,7 @@ def test_a_set_of_ranks_has_one_wire_however_it_is_reached() -> None:
     assert everyone.among((0, 3)) is not everyone.among((0, 2))
 
 
+@pytest.mark.long
 def test_only_leaders_speak_between_hosts(groups: Groups) -> None:
     """The bytes between two hosts don't grow with the workers of each."""
     one = groups(2, hosts=(1, 1), collective="ring").run("tests.cases.collectives:sent", n=100_000)

@@ -1,12 +1,13 @@
-"""What a worker does after TensorFlow operations, without and with TensorFlow's server.
+"""What a worker does without TensorFlow's server, and with it.
 
 Prints as JSON what a test compares. Arguments: "early" or "late" (whether operations run before
-`tfddl.init`), then what to do about the strategy: "none", "strategy", or "one rank".
+`tfddl.init`), then what asks for the server: "nothing", "strategy" on all ranks, or "one rank".
 """
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import tfddl
 from tfddl.errors import TfddlError
 
 WHEN, STRATEGY = sys.argv[1:3]
+TASK = json.loads(os.environ["TF_CONFIG"])
 
 
 def listening() -> list[int]:
@@ -49,28 +51,40 @@ def model_and_data() -> tuple[keras.Model, tf.data.Dataset]:
     return model, tf.data.Dataset.from_tensor_slices((x, y))
 
 
+def error_of(call: Callable[[], object]) -> str:
+    """What it ended in; "" if it went well."""
+    try:
+        call()
+    except TfddlError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def main() -> dict[str, Any]:
     found: dict[str, Any] = {}
+    optimizer: Any
     if WHEN == "late":
+        if STRATEGY == "strategy":
+            if TASK["task"]["index"] == 1:
+                assert tf.zeros([1]) + 1 == 1
+            found["ring"] = error_of(lambda: tfddl.init(collective="ring", timeout_s=30.0))
         model, data = model_and_data()
-        optimizer: Any = keras.optimizers.Adam(0.01)
+        optimizer = keras.optimizers.Adam(0.01)
         model(np.ones((1, 4), "f4"), training=True)
         tfddl.init(timeout_s=30.0)
     else:
         tfddl.init(timeout_s=30.0)
+        found["before"] = listening()
         if STRATEGY == "strategy":
             strategy = tfddl.strategy()
             found["cluster"] = strategy.cluster_resolver.cluster_spec().as_dict()["worker"]
             found["replicas"] = strategy.num_replicas_in_sync
         model, data = model_and_data()
         optimizer = keras.optimizers.Adam(0.01)
-    found["addresses"] = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+    found["addresses"] = TASK["cluster"]["worker"]
     rank, size = tfddl.rank(), tfddl.size()
-    if STRATEGY != "none" and (WHEN == "late" or (STRATEGY == "one rank" and rank == 0)):
-        try:
-            tfddl.strategy()
-        except TfddlError as error:
-            found["error"] = f"{type(error).__name__}: {error}"
+    if (WHEN, STRATEGY) == ("late", "strategy") or (STRATEGY == "one rank" and rank == 0):
+        found["error"] = error_of(tfddl.strategy)
     total = tf.function(lambda x: tfddl.allreduce(x, tfddl.ReduceOp.SUM))
     found["sum"] = float(total(tf.constant(rank + 1.0)))
     found["rows"] = tfddl.allgather(tf.fill([rank + 1], rank)).numpy().tolist()
