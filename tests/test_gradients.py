@@ -33,6 +33,9 @@ def _means(kernel: Any, size: int) -> Any:
         (True, {"compression": "fp16"}, 2e-3),
         (False, {"compression": "bf16"}, 2e-2),
         (True, {"op": "sum"}, 1e-5),
+        # Counts and weights are no less exact than the gradients.
+        (True, {"dtype": "float64"}, 1e-14),
+        (False, {"dtype": "float64"}, 1e-14),
     ],
 )
 def test_tape(

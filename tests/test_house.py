@@ -178,7 +178,7 @@ SIBLINGS: dict[str, list[str]] = {
         "sharding",
         "slicing",
     ],
-    "gradients": ["averaging", "reducing", "counting", "tape"],
+    "gradients": ["averaging", "matching", "reducing", "counting", "tape"],
     "keras_hooks": [
         "patching",
         "scope",

@@ -32,7 +32,8 @@ def test_groups_shapes_and_roundings(groups: Groups, size: int) -> None:
 
 @LONG
 def test_gradients(groups: Groups) -> None:
-    names = [name for name in ROWS if name not in ("product", "reducescatter max")]
+    rough = ("product", "reducescatter max", "factors of integers")
+    names = [name for name in ROWS if name not in rough]
     ranks = groups(2, **RING).run(
         f"{CASES}:table", name="differentiated", order=1, names=names, in_graphs=True, timeout_s=170
     )

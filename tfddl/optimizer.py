@@ -46,7 +46,12 @@ def DistributedOptimizer(
     is loaded isn't distributed, wrap it again. In a loop written by hand, `apply_gradients`
     averages too; there `tfddl.loss_count` says what the rank's mean loss was divided by.
 
-    All ranks must apply gradients together.
+    All ranks must apply gradients together, for the same variables in the same order. Where a
+    gradient is None on some ranks, as with a head for each rank's own task, it counts as zero
+    there, with the rank's count; where it is None on all, it stays None, and the variable and its
+    slots stay as they are. Eagerly this may change from step to step. In a `tf.function`, also that
+    of `fit`, it is agreed when the function is first traced; once ranks had different gradients
+    then, what any of them has of these may change, and a missing one is zero.
 
     Args:
         optimizer: Any Keras 3 optimizer.
@@ -62,6 +67,10 @@ def DistributedOptimizer(
         UnsupportedError: Not a Keras 3 optimizer; wrapped before; under ``strategy.scope()``; an
             op or compression that there isn't.
         NotInitializedError: `tfddl.init()` has not been called.
+
+    Gradients that are then applied raise a `RanksDisagreeError` (a `DisagreementError`), or in a
+    graph a `tf.errors.InvalidArgumentError`, on all ranks where the variables differ, or where a
+    function that is traced again on some ranks alone has gradients that were None on all.
 
     References:
         "Horovod: fast and easy distributed deep learning in TensorFlow", 2018,

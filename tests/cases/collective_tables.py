@@ -25,6 +25,7 @@ DTYPES = [
 ]
 WITH_BOOL = [*DTYPES, "bool"]
 FLOATS = [d for d in DTYPES if "float" in d]
+INTEGERS = [d for d in DTYPES if "float" not in d]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,12 @@ def _alltoall(x: tf.Tensor, rank: int, size: int, **options: Any) -> tf.Tensor:
     return received
 
 
+def _factors_of_integers(xs: Arrays) -> Arrays:
+    """An average with factors, each of which cuts off; the average itself rounds down."""
+    cut = [np.trunc(1.5 * x).astype(np.int64) for x in xs]
+    return [np.trunc(2.5 * mean) for mean in simulated.allreduce(cut, "average")]
+
+
 ROWS: dict[str, Row] = {
     "sum": Row(
         lambda x, r, n: tfddl.allreduce(x, "sum"),
@@ -67,6 +74,12 @@ ROWS: dict[str, Row] = {
         lambda xs: simulated.allreduce(xs, "average", pre=2, post=0.5),
         lambda r, n: 3,
         FLOATS,
+    ),
+    "factors of integers": Row(
+        lambda x, r, n: tfddl.allreduce(x, prescale_factor=1.5, postscale_factor=2.5),
+        _factors_of_integers,
+        lambda r, n: 3,
+        INTEGERS,
     ),
     "min": Row(
         lambda x, r, n: tfddl.allreduce(x, "min", prescale_factor=-2),
@@ -129,8 +142,14 @@ ROWS: dict[str, Row] = {
 
 
 def _value(dtype: str, rows: int, rank: int) -> np.ndarray:
-    values = (np.arange(2 * rows).reshape(rows, 2) * 3 + rank) % 5 + 1
-    return (values % 2 if dtype == "bool" else values).astype(tf.as_dtype(dtype).as_numpy_dtype)
+    """Small numbers; some are negative where that can be, and so are some of their sums."""
+    places = np.arange(2 * rows).reshape(rows, 2)
+    values = (places * 3 + rank) % 5 + 1
+    if dtype == "bool":
+        values %= 2
+    elif not tf.as_dtype(dtype).is_unsigned:
+        values = np.where((places + rank) % 3 == 0, -values, values)
+    return values.astype(tf.as_dtype(dtype).as_numpy_dtype)
 
 
 def _values(row: Row, dtype: str) -> Arrays:

@@ -25,11 +25,11 @@ def _loss(kernel: Any, x: Any, y: Any) -> tf.Tensor:
     return tf.reduce_mean((tf.matmul(x, kernel) - y) ** 2)
 
 
-def tape(counted: bool, **options: Any) -> dict[str, np.ndarray]:
+def tape(counted: bool, dtype: str = "float32", **options: Any) -> dict[str, np.ndarray]:
     """DistributedGradientTape, in all the ways of holding it."""
-    x, y = _mine()
+    x, y = (values.astype(dtype) for values in _mine())
     count = len(x) if counted else None
-    kernel = tf.Variable([[0.5], [0.5]])
+    kernel = tf.Variable([[0.5], [0.5]], dtype=dtype)
 
     def after() -> tf.Tensor:
         with tf.GradientTape() as plain:

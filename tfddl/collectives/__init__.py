@@ -32,6 +32,7 @@ from tfddl.collectives.agreement import (
     Label,
     NoDimensionError,
     WrongArgumentError,
+    described,
 )
 from tfddl.collectives.broadcasting import broadcast, grouped_broadcast
 from tfddl.collectives.dense import ReduceOp
@@ -39,8 +40,14 @@ from tfddl.collectives.exchanging import alltoall
 from tfddl.collectives.gathering import allgather, grouped_allgather, stack
 from tfddl.collectives.meeting import barrier
 from tfddl.collectives.objects import allgather_object, broadcast_object
-from tfddl.collectives.process_sets import ProcessSet, global_process_set
-from tfddl.collectives.reducing import allreduce, grouped_allreduce, sum_narrow, sum_scaled
+from tfddl.collectives.process_sets import ProcessSet, global_process_set, group_of
+from tfddl.collectives.reducing import (
+    allreduce,
+    grouped_allreduce,
+    sum_narrow,
+    sum_numbers,
+    sum_scaled,
+)
 from tfddl.collectives.scattering import grouped_reducescatter, reducescatter
 from tfddl.collectives.timeline import start_timeline, stop_timeline
 from tfddl.collectives.together import on_all_ranks
@@ -62,7 +69,9 @@ __all__ = [
     "broadcast",
     "broadcast_object",
     "broadcast_variables",
+    "described",
     "global_process_set",
+    "group_of",
     "grouped_allgather",
     "grouped_allreduce",
     "grouped_broadcast",
@@ -73,5 +82,6 @@ __all__ = [
     "start_timeline",
     "stop_timeline",
     "sum_narrow",
+    "sum_numbers",
     "sum_scaled",
 ]

@@ -69,7 +69,7 @@ class Signature:
     """The operation, its options, its name, its ranks: "allreduce average <loss>"."""
 
     tensors: tuple[str, ...]
-    """Dtype and shape of each tensor: "float32 (3, 4)"."""
+    """Dtype and shape of each tensor: "float32 (3, 4)"; then what else has to be alike."""
 
     key: str = ""
     """Calls of one key meet in their order, whatever happens under other keys."""
@@ -102,9 +102,13 @@ class Signature:
         return cls(
             kind=_call(operation, name) + among,
             key="" if name is None or isinstance(name, Label) else name,
-            tensors=tuple(f"{t.dtype.name} {_shape(t.shape, first)}" for t in tensors),
+            tensors=tuple(described(t.dtype, t.shape, free=first) for t in tensors),
             running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
         )
+
+    def about(self, lines: Sequence[str]) -> "Signature":
+        """The same, with more that has to be alike, a line each; all shapes are known."""
+        return dataclasses.replace(self, tensors=(*self.tensors, *lines))
 
     @property
     def lines(self) -> str:
@@ -196,7 +200,7 @@ def _agree_eagerly(group: Group, signature: Signature) -> None:
     if (digests == digests[0]).all():
         return
     lengths, rows = _texts_of_all(group, tf.constant(signature.lines))
-    raise RanksDisagreeError(_difference(group, lengths.numpy(), rows.numpy()))
+    raise RanksDisagreeError(None, None, _difference(group, lengths.numpy(), rows.numpy()))
 
 
 def _new_flag() -> tf.Variable:
@@ -281,8 +285,9 @@ def _call(operation: str, name: str | None) -> str:
     return operation if name is None else f"{operation} <{name}>"
 
 
-def _shape(shape: tf.TensorShape, free: int) -> str:
+def described(dtype: tf.DType, shape: tf.TensorShape, *, free: int = 0) -> str:
+    """Dtype and shape as messages tell them, the first dimensions left open: "float32 (*, 4)"."""
     if shape.rank is None:
-        return "of any shape"
+        return f"{dtype.name} of any shape"
     dimensions = ["*"] * min(free, shape.rank) + [str(d) for d in shape[free:]]
-    return f"({', '.join(dimensions)})"
+    return f"{dtype.name} ({', '.join(dimensions)})"

@@ -55,27 +55,35 @@ def grouped_allgather(
 
 
 @as_it_is
-def stack(tensor: tf.Tensor, *, name: str | None = None) -> tf.Tensor:
+def stack(
+    tensor: tf.Tensor,
+    *,
+    about: Sequence[str] = (),
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> tf.Tensor:
     """Stacks the tensors of all ranks; unlike `allgather` it needs no round trip for the lengths.
 
     All ranks must call it together. It has no gradient.
 
     Args:
         tensor: Shape (n,), the same on all ranks.
+        about: What else has to be alike on all ranks, a line each; messages tell what differs.
         name: How messages call it.
+        process_set: Between which ranks; without it, all.
 
     Returns:
         Shape (size, n), in rank order, the same on every rank.
 
     Raises:
-        RanksDisagreeError: Ranks came with different dtypes or lengths.
+        RanksDisagreeError: Ranks came with different dtypes or lengths, or about something else.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    group = group_of(None)
+    group = group_of(process_set)
 
     @in_turn(group)
     def stacked() -> tf.Tensor:
-        bound = agree(group, Signature.of(group, "stack", name, [tensor]))
+        bound = agree(group, Signature.of(group, "stack", name, [tensor]).about(about))
         return all_gather(bound, tf.stop_gradient(tensor))
 
     return stacked()

@@ -108,6 +108,41 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
 
 
 @as_it_is
+def sum_numbers(
+    numbers: tf.Tensor,
+    *,
+    about: Sequence[str] = (),
+    name: str,
+    process_set: ProcessSet | None = None,
+) -> tf.Tensor:
+    """The sum over all ranks of a few numbers. All ranks must call it together; it has no gradient.
+
+    Args:
+        numbers: Shape (n,), float32 or float64, the same on all ranks.
+        about: What else has to be alike on all ranks, a line each; messages tell what differs.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The same shape and dtype.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different numbers of them, or about something else.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    group = group_of(process_set)
+
+    @in_turn(group)
+    def summed() -> tf.Tensor:
+        signature = Signature.of(group, "allreduce sum", name, [numbers])
+        bound = agree(group, signature.about(about))
+        [total] = bound.transport.all_reduce_pack([tf.stop_gradient(numbers)], Reduction.SUM)
+        return total
+
+    return summed()
+
+
+@as_it_is
 def sum_scaled(
     tensors: Sequence[tf.Tensor],
     scale: tf.Tensor,

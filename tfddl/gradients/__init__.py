@@ -7,6 +7,8 @@ add up to is the gradient of the mean over all examples, also where ranks have d
 them. Averaging the ranks' means would weigh an example in a small batch more than one in a large
 batch.
 
+Gradients meet by their variables, not by their places among those that a rank has: see `matching`.
+
 Usage::
 
     averaging = make_averaging("average", "none", False)

@@ -9,13 +9,14 @@ from tfddl.collectives import (
     Label,
     ReduceOp,
     allgather,
-    allreduce,
     grouped_allreduce,
     sum_narrow,
+    sum_numbers,
     sum_scaled,
 )
 from tfddl.collectives.untouched import as_it_is
 from tfddl.gradients.averaging import Averaging, Compression, Gradient
+from tfddl.gradients.matching import Matching
 from tfddl.runtime import Step, current
 
 
@@ -25,14 +26,22 @@ def reduce_gradients(
 ) -> list[Gradient]:
     """Combines the gradients of all ranks; what the step knows of itself travels with them.
 
+    All ranks must call it together, all of them eagerly or all in a graph.
+
     Args:
-        gradients: The rank's own; None where a variable has none, alike on all ranks but for local
-            ones.
+        gradients: The rank's own. None where a variable has none: where another rank has one, it
+            counts as zero, with the rank's count.
         averaging: How.
-        variables: What they are the gradients of, in the same order.
+        variables: What they are the gradients of, in the same order; the same number, shapes and
+            dtypes on all ranks, but for local ones.
 
     Returns:
-        The same on every rank (but local ones), in the same order, None where there was None.
+        In the same order, the same on every rank (but local ones): None where all ranks have None,
+        `tf.IndexedSlices` where some have these and none a dense gradient.
+
+    Raises:
+        RanksDisagreeError: Ranks have other variables; or only some of them trace a graph that has
+            gradients of other variables than any before.
     """
     if averaging.size == 1:
         return list(gradients)
@@ -40,20 +49,23 @@ def reduce_gradients(
         _own(gradient, averaging) if averaging.is_local(variable) else None
         for gradient, variable in zip(gradients, variables, strict=True)
     ]
-    present = [
-        i
-        for i, (gradient, variable) in enumerate(zip(gradients, variables, strict=True))
-        if gradient is not None and not averaging.is_local(variable)
-    ]
-    present.reverse()  # The last layers' gradients are there first.
-    values = {i: _prepared(gradients[i], averaging) for i in present}
-    dtype = _header_dtype(list(values.values()))
-    weight = _Header(current().step, averaging, dtype=dtype).weight(after=list(values.values()))
-    for group in averaging.in_groups(present, variables):
+    shared = _shared(variables, averaging)
+    own = [_prepared(gradients[i], averaging) for i in shared]
+    matching = Matching(own, [variables[i] for i in shared], averaging)
+    weight = _Header(current().step, averaging, matching).weight(after=own)
+    matched = zip(shared, matching.matched(), strict=True)
+    values = {i: gradient for i, gradient in matched if gradient is not None}
+    last_first = list(reversed(values))  # The last layers' gradients are there first.
+    for group in averaging.in_groups(last_first, variables):
         totals = _sum_of_scaled([values[i] for i in group], averaging, weight)
         for i, total in zip(group, totals, strict=True):
             result[i] = total
     return result
+
+
+def _shared(variables: Sequence[Any], averaging: Averaging) -> list[int]:
+    """Where the variables are whose gradients aren't the rank's own."""
+    return [i for i, variable in enumerate(variables) if not averaging.is_local(variable)]
 
 
 def _own(gradient: Gradient, averaging: Averaging) -> Gradient:
@@ -67,10 +79,11 @@ class _Header:
     """The few numbers of a step that travel with its gradients."""
 
     def __init__(
-        self, step: Step, averaging: Averaging, *, dtype: tf.DType, finite: Any = None
+        self, step: Step, averaging: Averaging, matching: Matching, *, finite: Any = None
     ) -> None:
-        self._step = step
+        self._step, self._matching = step, matching
         self._process_set = averaging.process_set
+        dtype = matching.dtype
         self._divides = averaging.op is ReduceOp.AVERAGE
         self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
         scale = averaging.scale * step.divided_by
@@ -84,17 +97,23 @@ class _Header:
         if step.statistics is not None:
             changes = _scaled(step.statistics.change(dtype), examples)
             self.mine = tf.concat([self.mine, changes], axis=0)
+        self._own_length = self.mine.shape[0]
+        numbers = matching.numbers()
+        if numbers.shape[0]:
+            self.mine = tf.concat([self.mine, numbers], axis=0)
 
     def received(self, total: tf.Tensor) -> tf.Tensor:
         """Takes in what came back; returns what the summed gradients are divided by."""
         current().count_round()
+        self._matching.take(total, self._own_length)
         if self._step.stop_agreed is not None:
             self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
         if self._step.totals is not None:
             totals = tf.stack([total[0], total[3]])
             self._step.totals.assign(tf.cast(totals, self._step.totals.dtype))
         if self._step.statistics is not None:
-            self._step.statistics.take(tf.math.divide_no_nan(total[4:], total[3]))
+            changes = total[4 : self._own_length]
+            self._step.statistics.take(tf.math.divide_no_nan(changes, total[3]))
         return total[0] if self._divides else tf.ones_like(total[0])
 
     def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:
@@ -106,7 +125,10 @@ class _Header:
                 computes first.
         """
         mine = self.mine if current().transport.overlaps else _after(self.mine, after)
-        total = allreduce(mine, ReduceOp.SUM, name=Label("step"), process_set=self._process_set)
+        matching = self._matching
+        total = sum_numbers(
+            mine, about=matching.about, name=matching.name, process_set=self._process_set
+        )
         weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
         return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
 
@@ -117,13 +139,9 @@ def _after(tensor: tf.Tensor, others: Sequence[Gradient]) -> tf.Tensor:
     By edges that only say so, of which TensorFlow may drop one: then it is there sooner. To take
     the others in, as an input of something, would cost more than that.
     """
-    with tf.control_dependencies(tf.nest.flatten(list(others), expand_composites=True)):
+    there = [other for other in others if other is not None]
+    with tf.control_dependencies(tf.nest.flatten(there, expand_composites=True)):
         return tf.identity(tensor)
-
-
-def _header_dtype(gradients: Sequence[Gradient]) -> tf.DType:
-    """That of the counts: no less than that of the gradients."""
-    return tf.float64 if any(g.dtype == tf.float64 for g in gradients) else tf.float32
 
 
 def _sum_of_scaled(values: Sequence[Any], averaging: Averaging, weight: tf.Tensor) -> list[Any]:
@@ -173,14 +191,19 @@ def _divided(value: Any, averaging: Averaging) -> Any:
 
 def _gathered(slices: tf.IndexedSlices, averaging: Averaging) -> tf.IndexedSlices:
     process_set = averaging.process_set
+    # A rank that has none doesn't know of which dtype the others' indices are.
+    indices = tf.cast(slices.indices, tf.int64)
+    arrived = allgather(indices, name=Label("gradient indices"), process_set=process_set)
     return tf.IndexedSlices(
         values=allgather(slices.values, name=Label("gradient values"), process_set=process_set),
-        indices=allgather(slices.indices, name=Label("gradient indices"), process_set=process_set),
+        indices=tf.cast(arrived, slices.indices.dtype),
         dense_shape=slices.dense_shape,
     )
 
 
 def _prepared(gradient: Any, averaging: Averaging) -> Any:
+    if gradient is None:
+        return None
     if isinstance(gradient, tf.IndexedSlices) and not averaging.sparse_as_dense:
         return gradient
     return tf.convert_to_tensor(gradient)
@@ -188,6 +211,8 @@ def _prepared(gradient: Any, averaging: Averaging) -> Any:
 
 def _scaled(gradient: Any, weight: tf.Tensor) -> Any:
     """Zero where the weight is zero, whatever the gradient; NaN where the weight is."""
+    if gradient is None:
+        return None
     if isinstance(gradient, tf.IndexedSlices):
         values = _scaled(gradient.values, weight)
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
@@ -205,27 +230,29 @@ def weigh_gradients(
     """Multiplies a rank's gradients so that their sum over the ranks is the average.
 
     Args:
-        gradients: The rank's own.
+        gradients: The rank's own, as for `reduce_gradients`.
         averaging: How they are averaged.
         variables: What they are the gradients of, in the same order.
         check_finite: Where they aren't finite on any rank by this, they become NaN on all.
+
+    Returns:
+        In the same order; None where all ranks have None, zeros where only others have a gradient.
+
+    Raises:
+        RanksDisagreeError: As for `reduce_gradients`.
     """
     finite = None if check_finite is None else check_finite(gradients)
-    present = [g for g in gradients if g is not None]
-    dtype = _header_dtype(present)
-    header = _Header(current().step, averaging, dtype=dtype, finite=finite)
-    weight = header.weight(after=present) * _spread(averaging)
+    shared = _shared(variables, averaging)
+    own = [_prepared(gradients[i], averaging) for i in shared]
+    matching = Matching(own, [variables[i] for i in shared], averaging)
+    header = _Header(current().step, averaging, matching, finite=finite)
+    weight = header.weight(after=gradients) * _spread(averaging)
     # A loss-scale optimizer must skip the step for local gradients too.
     finite_anywhere = tf.where(tf.math.is_nan(weight), weight, tf.ones_like(weight))
-
-    def weighed(gradient: Gradient, variable: Any) -> Gradient:
-        if gradient is None:
-            return None
-        if averaging.is_local(variable):
-            return _scaled(_own(gradient, averaging), finite_anywhere)
-        return _scaled(_prepared(gradient, averaging), weight)
-
-    return [weighed(g, v) for g, v in zip(gradients, variables, strict=True)]
+    result = [_scaled(_own(gradient, averaging), finite_anywhere) for gradient in gradients]
+    for i, gradient in zip(shared, matching.matched(), strict=True):
+        result[i] = _scaled(gradient, weight)
+    return result
 
 
 @as_it_is
@@ -234,8 +261,7 @@ def add_up_gradients(
 ) -> list[tf.Tensor]:
     """The sum over the ranks of gradients that went through `weigh_gradients`."""
     values = [tf.convert_to_tensor(g) for g in gradients]
-    shared = [i for i, v in enumerate(variables) if not averaging.is_local(v)]
-    for group in averaging.in_groups(shared, variables):
+    for group in averaging.in_groups(_shared(variables, averaging), variables):
         sums = _summed([values[i] for i in group], averaging, name=Label("accumulated gradients"))
         for i, total in zip(group, sums, strict=True):
             values[i] = _divided(total, averaging)

@@ -22,7 +22,8 @@ class DistributedGradientTape:
         tape = tfddl.DistributedGradientTape(tape)
         gradients = tape.gradient(loss, model.trainable_variables, count=tf.shape(x)[0])
 
-    Before the first step, `tfddl.broadcast_variables` gives all ranks the same weights.
+    Before the first step, `tfddl.broadcast_variables` gives all ranks the same weights. Gradients
+    of different ranks meet by their variables, see `gradient`.
     """
 
     def __init__(
@@ -57,15 +58,24 @@ class DistributedGradientTape:
     ) -> Any:
         """The gradients, averaged. All ranks must call it together.
 
+        Where a gradient is None on some ranks only, it counts as zero there, with the rank's count.
+        Eagerly that may change from call to call; a `tf.function` agrees on it when it is first
+        traced, see `tfddl.DistributedOptimizer`.
+
         Args:
             target: As for `tf.GradientTape.gradient`.
-            sources: As for `tf.GradientTape.gradient`.
+            sources: As for `tf.GradientTape.gradient`; of the same number, shapes and dtypes, in
+                the same order, on all ranks.
             output_gradients: As for `tf.GradientTape.gradient`.
             count: What the rank's mean loss was divided by; without it, every rank weighs the
                 same.
 
         Returns:
-            The structure of ``sources``.
+            The structure of ``sources``; the same on all ranks, None where all have None.
+
+        Raises:
+            RanksDisagreeError: Ranks have other sources; or one traces a function again, alone,
+                with gradients that were None on all.
         """
         weighs = count is not None and self._averaging.op is ReduceOp.AVERAGE
         with loss_count(count) if weighs else contextlib.nullcontext():

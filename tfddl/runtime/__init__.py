@@ -13,6 +13,7 @@
 from tfddl.runtime.devices import choose_collective
 from tfddl.runtime.options import Options
 from tfddl.runtime.process import (
+    AgreedGradients,
     Runtime,
     Statistics,
     Step,
@@ -23,6 +24,7 @@ from tfddl.runtime.process import (
 )
 
 __all__ = [
+    "AgreedGradients",
     "Options",
     "Runtime",
     "Statistics",

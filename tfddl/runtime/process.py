@@ -6,6 +6,7 @@ The one mutable module global of tfddl lives here.
 import atexit
 import dataclasses
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -33,6 +34,26 @@ class Statistics(Protocol):
 
     def take(self, changes: tf.Tensor) -> None:
         """Takes in the mean over the ranks, by count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AgreedGradients:
+    """Which gradients there are in the steps of a graph, as some ranks have agreed."""
+
+    function: str
+    """How Python calls the `tf.function` that was traced."""
+
+    variables: tuple[weakref.ref[Any] | None, ...]
+    """This rank's, in order; None for what isn't a variable but a tensor, another in each trace."""
+
+    described: tuple[str, ...]
+    """What they are, the same on all ranks."""
+
+    kinds: tuple[int, ...]
+    """Of each variable, what kind of gradient it has; `tfddl.gradients` numbers them."""
+
+    differed: bool
+    """Whether ranks came with different ones, so that each has zeros where only others have one."""
 
 
 @dataclasses.dataclass
@@ -80,6 +101,8 @@ class Runtime:
         """Where the launcher reads how far this worker has come."""
         self.agreed: dict[str, tf.Variable] = {}
         """Signatures that all ranks have compared inside a graph, and whether they have yet."""
+        self.agreed_gradients: dict[tuple[int, ...], list[AgreedGradients]] = {}
+        """By the ranks that have agreed; the list is the same on all of these."""
         self.eager_turn = threading.RLock()
         """Held by the thread whose eager operation is under way, where they can't be told apart."""
         self.epoch: int | None = None

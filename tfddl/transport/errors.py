@@ -5,14 +5,13 @@ import tensorflow as tf
 from tfddl.errors import DisagreementError, PeerLostError, StalledError
 
 
-class RanksDisagreeError(DisagreementError, tf.errors.FailedPreconditionError):
+class RanksDisagreeError(tf.errors.FailedPreconditionError, DisagreementError):
     """Ranks are about to do different things. All of them raise it, and the next operation works.
 
-    It is the kind of error that Horovod's users catch, too.
+    It is the kind of error that Horovod's users catch, too. It is made as TensorFlow's errors are
+    (node, op, message): TensorFlow makes it anew, with the same arguments, where it is raised while
+    a `tf.function` is traced.
     """
-
-    def __init__(self, message: str) -> None:
-        tf.errors.FailedPreconditionError.__init__(self, None, None, message)
 
 
 class RankLostError(tf.errors.UnavailableError, PeerLostError):

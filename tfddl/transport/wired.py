@@ -350,7 +350,7 @@ def _run_eagerly(run: Callable[..., Arrays], inputs: Sequence[tf.Tensor]) -> lis
     try:
         arrived = run(*(tensor.numpy() for tensor in inputs))
     except DisagreementError as error:
-        raise RanksDisagreeError(str(error)) from None
+        raise RanksDisagreeError(None, None, str(error)) from None
     except PeerLostError as error:
         raise RankLostError(str(error)) from None
     except StalledError as error:

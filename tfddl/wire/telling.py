@@ -33,14 +33,18 @@ def describe_difference(texts: Mapping[int, str]) -> str:
 
 def rank_names(ranks: Sequence[int]) -> str:
     """Ranks as people write them: "rank 3", "ranks 0..2, 5"."""
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {number_runs(ranks)}"
+
+
+def number_runs(numbers: Sequence[int]) -> str:
+    """Numbers as people write them, in order: "3", "0..2, 5"."""
     runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            runs.append([rank])
-    texts = [str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs]
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(texts)}"
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs)
 
 
 def _differing(lines: Sequence[Sequence[str]]) -> list[str]:
