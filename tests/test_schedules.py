@@ -337,8 +337,9 @@ def test_a_link_that_stands_still_holds_the_others_up_some_chunks_later(size: in
         links.run(functools.partial(_is_of_link, slow), never=True)
         for (_, target), pipe in links.pipes.items():
             if target == slow[1] and pipe is not links.pipes[slow]:
-                # Numbers of three chunks have come, and no sums: these wait for this worker's.
-                assert pipe.received >= 3 * PART_BYTES
+                # Numbers of three chunks have come. Of the sums of the first none are there yet,
+                # and the fourth one's memory is that of the first, whose numbers it still has.
+                assert pipe.received == 3 * PART_BYTES
         links.run(_nothing)
         assert links.is_over
 
@@ -375,6 +376,41 @@ def test_each_worker_sends_less_than_twice_what_it_has() -> None:
         for rank in range(size):
             sent = sum(pipe.sent for (source, _), pipe in links.pipes.items() if source == rank)
             assert sent <= 2 * total * (size - 1) / size + 4 * size * 8
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk_bytes"), [(2, 2**20), (3, 3 * 2**19), (16, 2**23), (17, 2**23), (1000, 2**23)]
+)
+def test_chunks_are_large_enough_for_few_calls_and_small_enough_for_caches(
+    size: int, chunk_bytes: int
+) -> None:
+    """Half a MiB for each worker, 8 MiB at most."""
+    chunks = Place(0, size).chunks(Flat([np.empty(5 * 2**20, np.float32)]))
+    assert chunks[0] == range(chunk_bytes // 4)
+    assert [c.start for c in chunks[1:]] == [c.stop for c in chunks[:-1]]
+    assert chunks[-1].stop == 5 * 2**20
+
+
+@pytest.mark.parametrize(("count", "calls"), [(4, 4), (5, 1)])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_few_pieces_go_and_come_one_by_one_and_many_at_once(
+    count: int, calls: int, scale: float | None
+) -> None:
+    room, part = np.zeros(16, np.float32), range(1, 2 * count)
+    values = [np.full(2, i + 1.0, np.float32) for i in range(count)]
+    going = [some.tolist() for some in scripts._outgoing(Flat(values, scale=scale), part, room)]
+    assert len(going) == calls
+    expected = (np.concatenate(values)[1:] * (scale or 1.0)).tolist()
+    sent: list[float] = sum(going, [])
+    assert sent == expected
+    arrived = [np.zeros(2, np.float32) for _ in range(count)]
+    coming = 0
+    for place in scripts._incoming(Flat(arrived), part, room):
+        coming += 1
+        place[:] = sent[: len(place)]
+        sent = sent[len(place) :]
+    assert coming == calls
+    assert np.concatenate(arrived).tolist() == [0.0, *expected]
 
 
 class Meeting:
