@@ -98,7 +98,9 @@ def _model(spec: dict[str, Any]) -> tuple[keras.Model, Recorder]:
     if "batch_normalization" in spec:
         hidden = _normalizing(spec, recorder(inputs), decay)
     else:
-        dense = keras.layers.Dense(8, activation="tanh", kernel_regularizer=decay)
+        dense = keras.layers.Dense(
+            spec.get("units", 8), activation="tanh", kernel_regularizer=decay
+        )
         features = recorder(inputs)
         hidden = dense(features)
         if spec.get("embedding"):

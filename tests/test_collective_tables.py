@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cases.collective_tables import ROWS
+from tests.cases.collective_tables import ROWS, TIES
 from tests.group import Groups
 
 CASES = "tests.cases.collective_tables"
@@ -108,3 +108,18 @@ def test_small_numbers_are_reduced_in_large_ones(
             "bytes": 200,
             "scaled": 7 * size // 2,
         }
+
+
+@SIZES
+def test_ranks_that_have_the_extremum_share_its_gradient(
+    groups: Groups, size: int, init: dict[str, Any]
+) -> None:
+    """All upstream gradients, added up: one n-th for each of the n ranks that have it."""
+    has_it = np.equal(TIES[:size], np.max(TIES[:size], axis=0))
+    shares = has_it / has_it.sum(axis=0) * sum(range(1, size + 1))
+    for rank, found in enumerate(groups(size, **init).run(f"{CASES}:ties")):
+        assert len(found) == 6
+        for name, gradient in found.items():
+            # A negative x is differentiated by -1; the factors are -2 and 0.25.
+            factor = {"max": 1.0, "min": -1.0, "factors": -0.5}[name.partition(",")[0]]
+            assert gradient == pytest.approx((shares[rank] * factor).tolist()), name

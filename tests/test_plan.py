@@ -1,5 +1,7 @@
+import dataclasses
 import itertools
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,21 +256,49 @@ def test_epochs_and_seeds_change_the_order() -> None:
     assert permutation(5, None, 3).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_orders_that_are_kept_for_the_next_batch_can_not_be_written_to() -> None:
+    blocks = BlockPlan(num_examples=12, size=2, batch_size=2, seed=1)
+    rest = dataclasses.replace(blocks, size=3).after(blocks.position(epoch=0, steps=1))
+    for order in (
+        permutation(5, None),
+        permutation(5, 1, 0),
+        GlobalPlan(num_examples=12, size=2, batch_size=2).batch(epoch=0, step=0, rank=0).indices,
+        rest.batch(epoch=0, step=0, rank=0).indices,
+    ):
+        with pytest.raises(ValueError, match="read-only"):
+            order[0] = 7
+
+
 @pytest.mark.parametrize("kind", [GlobalPlan, BlockPlan])
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
         ({"num_examples": 3, "size": 4}, "There are 3 examples for 4 workers.*at most 3 workers"),
         ({"num_examples": 0, "size": 1}, "There are 0 examples for 1 workers"),
+        ({"num_examples": -1}, "num_examples is -1; it must be at least 0."),
+        ({"num_examples": 10.0}, "num_examples must be an integer, not 10.0"),
+        ({"size": 0}, "size is 0; it must be at least 1."),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1."),
         ({"seed": -1}, "seed is -1; it must be at least 0."),
     ],
 )
 def test_plans_refuse_at_birth(
-    kind: type[GlobalPlan], numbers: dict[str, int], message: str
+    kind: type[GlobalPlan], numbers: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PlanError, match=message):
         kind(**{"num_examples": 10, "size": 2, "batch_size": 2, **numbers})
+
+
+def test_a_step_that_was_made_before_is_refused() -> None:
+    whole = BlockPlan(num_examples=10, size=2, batch_size=2)
+    rest = whole.after(whole.position(epoch=0, steps=1))
+    with pytest.raises(PlanError, match="step is -1; it must be at least 0"):
+        rest.batch(epoch=0, step=-1, rank=0)
+
+
+def test_less_than_nothing_consumed_is_refused() -> None:
+    with pytest.raises(PlanError, match="consumed is -1; it must be at least 0"):
+        GlobalPlan(num_examples=10, size=2, batch_size=2, consumed=-1)
 
 
 def test_nothing_left_is_refused() -> None:

@@ -4,12 +4,14 @@ Addresses of this machine stand for hosts: 127.0.0.1, 127.0.0.2.
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.group import Groups
+from tests.one_process import in_one_process
 from tfddl.transport import WireTransport
 from tfddl.wire import Network, Seat
 from tfddl.wire.memory import SharedMemory
@@ -60,6 +62,29 @@ def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
     assert beside == ([], "3.0")
     assert first == last
     assert "among ranks 0, 2 of float32 (2)" in first[1]
+
+
+def test_fit_is_that_of_one_process(groups: Groups, tmp_path: Path) -> None:
+    """With more weights than a message between hosts has room for, and shards that differ."""
+    spec = {
+        **{"n": 17, "n_val": 5, "batch_size": 2, "epochs": 2, "seed": 5, "units": 4000},
+        **{"loss": "mse", "optimizer": "sgd", "learning_rate": 1e-4},
+    }
+    ranks = groups(3, hosts=(2, 1), **TCP).run("tests.cases.training:train", spec=spec)
+    steps: list[list[int]] = [
+        sum(parts, []) for parts in zip(*(rank["seen"] for rank in ranks), strict=True)
+    ]
+    assert [len(step) for step in steps] == [6, 6, 5] * 2
+    [one] = in_one_process([(spec, [steps[:3], steps[3:]])], tmp_path)
+    for rank in ranks:
+        assert rank["weights"].keys() == one["weights"].keys()
+        for path, expected in one["weights"].items():
+            difference = np.abs(rank["weights"][path] - expected).max() / np.abs(expected).max()
+            assert difference <= 1e-5, path
+            assert rank["weights"][path].tobytes() == ranks[0]["weights"][path].tobytes()
+        assert rank["history"].keys() == one["history"].keys()
+        for key, values in one["history"].items():
+            np.testing.assert_allclose(rank["history"][key], values, rtol=1e-5, err_msg=key)
 
 
 @pytest.mark.long

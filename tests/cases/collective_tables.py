@@ -1,6 +1,7 @@
 """Cases of `tests/test_collective_tables.py`, run by every worker: all operations against NumPy."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -367,3 +368,33 @@ def roundings() -> dict[str, Any]:
         "bytes": int(tfddl.allreduce(tf.constant(200, tf.uint8))),
         "scaled": int(tfddl.allreduce(tf.constant(7), "sum", postscale_factor=0.5)),
     }
+
+
+TIES = [[3.0, 3.0, 1.0, 2.0], [3.0, 1.0, 4.0, 2.0], [3.0, 3.0, 1.0, 5.0]]
+"""Of each rank; in a column, the largest number is there once or several times."""
+
+
+def ties() -> dict[str, list[float]]:
+    """Gradients of min and max where several ranks have the extremum; upstream is rank + 1.
+
+    The smallest number, times a negative factor, is the largest one.
+    """
+    x = tf.constant(TIES[tfddl.rank()], tf.float64)
+    operations: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+        "max": lambda x: tfddl.allreduce(x, "max"),
+        "min": lambda x: tfddl.allreduce(-x, "min"),
+        "factors": lambda x: tfddl.allreduce(x, "min", prescale_factor=-2, postscale_factor=0.25),
+    }
+
+    def gradient(operation: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(operation(x)) * (tfddl.rank() + 1.0)
+        return tape.gradient(loss, x)
+
+    found = {}
+    for name, operation in operations.items():
+        of_one = functools.partial(gradient, operation)
+        found[name] = of_one(x).numpy().tolist()
+        found[f"{name}, in a graph"] = tf.function(of_one)(x).numpy().tolist()
+    return found

@@ -18,6 +18,9 @@ raises an error that names the operation and says what each has, and the next op
 * In a graph it is found when a kind of operation (name, dtypes, shapes) is first run, and at every
   run where the graph doesn't know the shapes. It is a `tf.errors.InvalidArgumentError`.
 
+Gradients are the derivatives of the sum of all ranks' losses, which Horovod's aren't:
+`GradientRule` says what each is. Differentiating is a collective, too: all ranks do it together.
+
 What a rank refuses before it asks the others (an op that isn't there, a process set that it isn't
 in), the others don't hear of; called alike, all refuse alike. Ranks that name different process
 sets don't meet: they wait for each other, as for a rank that doesn't come. Whoever has waited for
@@ -34,39 +37,56 @@ from tfddl.collectives.agreement import (
     WrongArgumentError,
     described,
 )
-from tfddl.collectives.broadcasting import broadcast, grouped_broadcast
-from tfddl.collectives.dense import ReduceOp
+from tfddl.collectives.broadcasting import broadcast, broadcast_in, grouped_broadcast
+from tfddl.collectives.dense import ReduceOp, Reducing
 from tfddl.collectives.exchanging import alltoall
-from tfddl.collectives.gathering import allgather, grouped_allgather, stack
+from tfddl.collectives.gathering import allgather, allgather_in, grouped_allgather, stack
 from tfddl.collectives.meeting import barrier
 from tfddl.collectives.objects import allgather_object, broadcast_object
-from tfddl.collectives.process_sets import ProcessSet, global_process_set, group_of
+from tfddl.collectives.process_sets import (
+    GradientRule,
+    Group,
+    ProcessSet,
+    global_process_set,
+    group_of,
+)
 from tfddl.collectives.reducing import (
     allreduce,
+    allreduce_in,
     grouped_allreduce,
     sum_narrow,
     sum_numbers,
     sum_scaled,
 )
-from tfddl.collectives.scattering import grouped_reducescatter, reducescatter
+from tfddl.collectives.scattering import (
+    grouped_reducescatter,
+    reducescatter,
+    reducescatter_in,
+)
 from tfddl.collectives.timeline import start_timeline, stop_timeline
 from tfddl.collectives.together import on_all_ranks
 from tfddl.collectives.variables import broadcast_variables
 from tfddl.transport import RanksDisagreeError
 
 __all__ = [
+    "GradientRule",
+    "Group",
     "Label",
     "NoDimensionError",
     "ProcessSet",
     "RanksDisagreeError",
     "ReduceOp",
+    "Reducing",
     "WrongArgumentError",
     "allgather",
+    "allgather_in",
     "allgather_object",
     "allreduce",
+    "allreduce_in",
     "alltoall",
     "barrier",
     "broadcast",
+    "broadcast_in",
     "broadcast_object",
     "broadcast_variables",
     "described",
@@ -78,6 +98,7 @@ __all__ = [
     "grouped_reducescatter",
     "on_all_ranks",
     "reducescatter",
+    "reducescatter_in",
     "stack",
     "start_timeline",
     "stop_timeline",

@@ -1,6 +1,6 @@
 """broadcast, and its gradient."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -11,7 +11,13 @@ from tfddl.collectives.agreement import (
     in_turn,
     refusing_alike,
 )
-from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
+from tfddl.collectives.dense import (
+    Gradient,
+    differentiable,
+    reduce_dense,
+    reducing_of_gradients,
+    with_none,
+)
 from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl.collectives.untouched import as_it_is
@@ -34,7 +40,10 @@ def broadcast(
         process_set: Between which ranks; without it, all.
 
     Returns:
-        Bit for bit what the root has. Its gradient goes to the root, summed over the ranks.
+        Bit for bit what the root has. Its gradient is the *sum* of all ranks' gradients on the
+        root, and zeros elsewhere: every rank's loss depends on the root's tensor, and its
+        derivative of the sum of the losses is wanted. (Under Horovod's names it is their average,
+        as in Horovod.)
 
     Raises:
         RanksDisagreeError: Ranks came with different dtypes, shapes or roots.
@@ -54,23 +63,33 @@ def grouped_broadcast(
     process_set: ProcessSet | None = None,
 ) -> list[tf.Tensor]:
     """Broadcasts several tensors at once; see `broadcast`. Small ones travel together."""
-    group = group_of(process_set)
+    return broadcast_in(group_of(process_set), tensors, root_rank, name=name)
+
+
+@as_it_is
+def broadcast_in(
+    group: Group, tensors: Sequence[tf.Tensor], root_rank: int, *, name: str | None
+) -> list[tf.Tensor]:
+    """`grouped_broadcast` in a group."""
     tensors = [tf.convert_to_tensor(t) for t in tensors]
     if not tensors:
         return []
 
     @tf.custom_gradient
     @in_turn(group)
-    def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
+    def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         bound = agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
         with refusing_alike(bound):
             root = _place(group, root_rank)
         outputs = in_packs(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
 
-        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            totals = reduce_dense(group, upstream, Reducing(op=ReduceOp.SUM), name=name)
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            places = differentiable(inputs)
+            arrived = [upstream[i] for i in places]
+            totals = reduce_dense(group, arrived, reducing_of_gradients(group), name=name)
             # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
-            return [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
+            mine = [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
+            return with_none(places, mine, len(inputs))
 
         return outputs, gradient
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfddl.collectives.agreement import Label, Signature, agree, in_turn, refusing_alike
 from tfddl.collectives.packs import CARRIERS, in_packs
-from tfddl.collectives.process_sets import Group
+from tfddl.collectives.process_sets import GradientRule, Group
 from tfddl.errors import UnsupportedError
 from tfddl.transport import Reduction, Transport
 
@@ -31,6 +31,9 @@ _REDUCTIONS = {
     ReduceOp.MAX: Reduction.MAX,
     ReduceOp.PRODUCT: Reduction.PRODUCT,
 }
+Gradient = Callable[..., list[tf.Tensor | None]]
+"""Of the upstream gradients of all results, those of all inputs."""
+
 _LINEAR = (ReduceOp.AVERAGE, ReduceOp.SUM)
 
 
@@ -141,18 +144,22 @@ def reduce_dense(
 
     @tf.custom_gradient
     @in_turn(group)
-    def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
+    def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         bound = agree(group, Signature.of(group, f"allreduce {reducing}", name, inputs))
         with refusing_alike(bound):
             sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
         travel = functools.partial(bound.transport.all_reduce_pack, reduction=reducing.reduction)
         totals = in_packs(bound, sent, travel)
 
-        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            arrived = [tf.convert_to_tensor(u) for u in upstream]
-            if reducing.is_linear:
-                return reduce_dense(group, arrived, reducing, name=name)
-            return _to_the_extremum(group, sent, totals, arrived, reducing)
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            places = differentiable(inputs)
+            arrived = [tf.convert_to_tensor(upstream[i]) for i in places]
+            if reducing.is_linear or group.gradients is GradientRule.HOROVOD:
+                found = reduce_dense(group, arrived, reducing, name=name)
+            else:
+                mine, best = [sent[i] for i in places], [totals[i] for i in places]
+                found = _to_the_extremum(group, mine, best, arrived, reducing)
+            return with_none(places, found, len(inputs))
 
         outputs = [
             reducing.after(total, group.size, tensor.dtype)
@@ -161,6 +168,27 @@ def reduce_dense(
         return outputs, gradient
 
     return list(reduce(*[tf.convert_to_tensor(t) for t in tensors]))
+
+
+def differentiable(tensors: Sequence[tf.Tensor]) -> list[int]:
+    """The places of those that have gradients: integers and bool have none, so none travels."""
+    return [i for i, tensor in enumerate(tensors) if tensor.dtype.is_floating]
+
+
+def with_none(
+    places: Sequence[int], gradients: Sequence[tf.Tensor], number: int
+) -> list[tf.Tensor | None]:
+    """So many gradients: those of some places, None elsewhere."""
+    found: list[tf.Tensor | None] = [None] * number
+    for i, gradient in zip(places, gradients, strict=True):
+        found[i] = gradient
+    return found
+
+
+def reducing_of_gradients(group: Group) -> Reducing:
+    """How the gradients of what all ranks have from one of them become that one's gradient."""
+    is_horovod = group.gradients is GradientRule.HOROVOD
+    return Reducing(op=ReduceOp.AVERAGE if is_horovod else ReduceOp.SUM)
 
 
 def _to_the_extremum(

@@ -39,7 +39,7 @@ def alltoall(
     Returns:
         The parts that have come from all ranks, joined on the first dimension, in rank order. With
         ``splits``, a pair: these, and how many rows came from each rank, shape (size,), int32. Its
-        gradient goes the way back.
+        gradient goes the way back: it is the derivative of the sum of all ranks' losses.
 
     Raises:
         RanksDisagreeError: Ranks came with different dtypes or inner dimensions.

@@ -1,6 +1,6 @@
 """allgather, and its gradient."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -11,7 +11,13 @@ from tfddl.collectives.agreement import (
     in_turn,
     refusing_alike,
 )
-from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense
+from tfddl.collectives.dense import (
+    Gradient,
+    differentiable,
+    reduce_dense,
+    reducing_of_gradients,
+    with_none,
+)
 from tfddl.collectives.packs import all_gather, by_dtype
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl.collectives.untouched import as_it_is
@@ -31,7 +37,9 @@ def allgather(
 
     Returns:
         Shape (sum of the first dimensions, ...), in rank order, the same on every rank. Its
-        gradient is the rank's own slice of the summed gradients.
+        gradient is the rank's own rows of the *sum* of all ranks' gradients: every rank's loss
+        depends on these rows, and their derivative of the sum of the losses is wanted. (Under
+        Horovod's names it is their average, as in Horovod.)
 
     Raises:
         RanksDisagreeError: Ranks came with different dtypes or inner dimensions.
@@ -50,8 +58,7 @@ def grouped_allgather(
     process_set: ProcessSet | None = None,
 ) -> list[tf.Tensor]:
     """Gathers several tensors at once; see `allgather`. Those of one dtype travel together."""
-    group = group_of(process_set)
-    return gather(group, list(tensors), operation="allgather", name=name)
+    return allgather_in(group_of(process_set), list(tensors), name=name)
 
 
 @as_it_is
@@ -89,16 +96,21 @@ def stack(
     return stacked()
 
 
-def gather(
-    group: Group, tensors: Sequence[tf.Tensor], *, operation: str, name: str | None
+@as_it_is
+def allgather_in(
+    group: Group,
+    tensors: Sequence[tf.Tensor],
+    *,
+    operation: str = "allgather",
+    name: str | None,
 ) -> list[tf.Tensor]:
-    """Gathers tensors in a group, for an operation that messages call so."""
+    """`grouped_allgather` in a group, for an operation that messages call so."""
     if not tensors:
         return []
 
     @tf.custom_gradient
     @in_turn(group)
-    def joined(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
+    def joined(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         signature = Signature.of(group, operation, name, inputs, free_first_dimension=True)
         bound = agree(group, signature)
         with refusing_alike(bound):
@@ -106,13 +118,16 @@ def gather(
         # How many rows each rank has of each tensor.
         rows = all_gather(bound, tf.stack([tf.shape(t, tf.int64)[0] for t in inputs]))
 
-        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            sums = reduce_dense(group, upstream, Reducing(op=ReduceOp.SUM), name=name)
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            places = differentiable(inputs)
+            arrived = [upstream[i] for i in places]
+            totals = reduce_dense(group, arrived, reducing_of_gradients(group), name=name)
             ends = tf.reduce_sum(rows[: group.rank + 1], axis=0)
-            return [
-                tf.ensure_shape(total[ends[i] - rows[group.rank, i] : ends[i]], t.shape)
-                for i, (total, t) in enumerate(zip(sums, inputs, strict=True))
+            mine = [
+                tf.ensure_shape(total[ends[i] - rows[group.rank, i] : ends[i]], inputs[i].shape)
+                for i, total in zip(places, totals, strict=True)
             ]
+            return with_none(places, mine, len(inputs))
 
         return _gathered(bound, inputs, rows), gradient
 

@@ -10,6 +10,7 @@ rank in common work side by side.
 """
 
 import dataclasses
+import enum
 import operator
 from collections.abc import Iterable
 
@@ -77,6 +78,21 @@ global_process_set = ProcessSet()
 """All ranks."""
 
 
+class GradientRule(enum.Enum):
+    """What the gradients of collectives are, which end up in the losses of several ranks."""
+
+    SUM_OF_LOSSES = "sum of losses"
+    """The derivatives of the sum of all ranks' losses: tfddl's own. Where ranks then average the
+    gradients of their weights, these are the gradients of the mean loss."""
+
+    HOROVOD = "horovod"
+    """What Horovod 0.28.1 gives (its ``tensorflow/mpi_ops.py``). Of an allreduce: an allreduce with
+    the same op and factors, also for min, max and product. Of an allgather: the rank's own rows of
+    the average. Of a broadcast: the average on the root, zeros elsewhere. Of an alltoall: an
+    alltoall back. Of a reducescatter: an allgather, times both factors, and, for a sum, times the
+    number of ranks."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """A process set at work: its ranks, and how tensors travel between them."""
@@ -84,6 +100,7 @@ class Group:
     runtime: Runtime
     transport: Transport
     ranks: tuple[int, ...]
+    gradients: GradientRule = GradientRule.SUM_OF_LOSSES
 
     @property
     def rank(self) -> int:
@@ -101,8 +118,14 @@ class Group:
         return self.size == self.runtime.cluster.size
 
 
-def group_of(process_set: ProcessSet | None) -> Group:
+def group_of(
+    process_set: ProcessSet | None, *, gradients: GradientRule = GradientRule.SUM_OF_LOSSES
+) -> Group:
     """The group of a process set; None is all ranks.
+
+    Args:
+        process_set: Which ranks.
+        gradients: What the gradients of the group's operations are.
 
     Raises:
         UnsupportedError: The set has ranks that the job hasn't, or hasn't this one.
@@ -117,7 +140,7 @@ def group_of(process_set: ProcessSet | None) -> Group:
             f"This is rank {cluster.rank}, which is not in {chosen}. Only its members may use it: "
             "put the call under `if process_set.included():`."
         )
-    return Group(runtime, runtime.transport.among(chosen.ranks), chosen.ranks)
+    return Group(runtime, runtime.transport.among(chosen.ranks), chosen.ranks, gradients)
 
 
 def _checked(ranks: Iterable[int]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfddl.collectives.agreement import Signature, agree, in_turn
 from tfddl.collectives.dense import ReduceOp, Reducing, reduce_dense, times
-from tfddl.collectives.gathering import gather
+from tfddl.collectives.gathering import allgather_in
 from tfddl.collectives.packs import in_packs
 from tfddl.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl.collectives.untouched import as_it_is
@@ -39,9 +39,11 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
         process_set: Between which ranks; without it, all.
 
     Returns:
-        The same shape and dtype, bit for bit the same on every rank. Its gradient is the same
-        reduction of the gradients (min and max: to the ranks that have the extremum; product:
-        none), any number of times.
+        The same shape and dtype, bit for bit the same on every rank. Its gradient is the
+        derivative of the sum of all ranks' losses, any number of times. Sum and average: the same
+        reduction of the gradients. Min and max: the sum of the gradients, shared equally by the
+        ranks that have the extremum, zero on the others. Product: none. (Under Horovod's names it
+        is the same reduction with every op, as in Horovod.)
 
     Raises:
         RanksDisagreeError: Ranks came with different dtypes, shapes, ops or factors.
@@ -90,7 +92,14 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
         NotInitializedError: `tfddl.init()` has not been called.
     """
     reducing = Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
-    group = group_of(process_set)
+    return allreduce_in(group_of(process_set), tensors, reducing, name=name)
+
+
+@as_it_is
+def allreduce_in(
+    group: Group, tensors: Sequence[Any], reducing: Reducing, *, name: str | None
+) -> list[Any]:
+    """`grouped_allreduce` in a group."""
     outputs = list(tensors)
     sparse = [i for i, t in enumerate(outputs) if isinstance(t, tf.IndexedSlices)]
     dense = [i for i in range(len(outputs)) if i not in sparse]
@@ -214,5 +223,7 @@ def _reduce_sparse(
     group: Group, slices: tf.IndexedSlices, reducing: Reducing, *, name: str | None
 ) -> tf.IndexedSlices:
     operation = f"allreduce {reducing} of slices"
-    values, indices = gather(group, [slices.values, slices.indices], operation=operation, name=name)
+    values, indices = allgather_in(
+        group, [slices.values, slices.indices], operation=operation, name=name
+    )
     return tf.IndexedSlices(times(values, reducing.factor(group.size)), indices, slices.dense_shape)

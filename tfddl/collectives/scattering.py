@@ -1,7 +1,7 @@
 """reducescatter, and its gradient."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -12,10 +12,17 @@ from tfddl.collectives.agreement import (
     in_turn,
     refusing_alike,
 )
-from tfddl.collectives.dense import ReduceOp, Reducing, times
-from tfddl.collectives.gathering import gather
+from tfddl.collectives.dense import (
+    Gradient,
+    ReduceOp,
+    Reducing,
+    differentiable,
+    times,
+    with_none,
+)
+from tfddl.collectives.gathering import allgather_in
 from tfddl.collectives.packs import in_packs
-from tfddl.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl.collectives.process_sets import GradientRule, Group, ProcessSet, group_of
 from tfddl.collectives.untouched import as_it_is
 from tfddl.errors import UnsupportedError
 from tfddl.plan import shard_range
@@ -45,8 +52,10 @@ def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
         process_set: Between which ranks; without it, all.
 
     Returns:
-        This rank's rows of the reduced tensor, the same dtype. Its gradient joins those of all
-        ranks, for sum and average; the other ops have none.
+        This rank's rows of the reduced tensor, the same dtype. Its gradient, for sum and average,
+        is the derivative of the sum of all ranks' losses: those of all ranks, joined, times the
+        factors, and, for an average, divided by the number of ranks. The other ops have none.
+        (Under Horovod's names it is that many times as large, as in Horovod.)
 
     Raises:
         RanksDisagreeError: Ranks came with different dtypes, shapes, ops or factors.
@@ -77,14 +86,21 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
 ) -> list[tf.Tensor]:
     """Reduces and scatters several tensors, each as `reducescatter` does; small ones together."""
     reducing = Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
-    group = group_of(process_set)
+    return reducescatter_in(group_of(process_set), tensors, reducing, name=name)
+
+
+@as_it_is
+def reducescatter_in(
+    group: Group, tensors: Sequence[tf.Tensor], reducing: Reducing, *, name: str | None
+) -> list[tf.Tensor]:
+    """`grouped_reducescatter` in a group."""
     tensors = [tf.convert_to_tensor(t) for t in tensors]
     if not tensors:
         return []
 
     @tf.custom_gradient
     @in_turn(group)
-    def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
+    def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         operation = f"reducescatter {reducing}"
         bound = agree(group, Signature.of(group, operation, name, inputs))
         with refusing_alike(bound):
@@ -92,17 +108,19 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
             sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
         totals = in_packs(bound, sent, functools.partial(_scattered, bound, reducing.reduction))
 
-        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
             if not reducing.is_linear:
                 raise UnsupportedError(
                     f"{operation} has no gradient; only those of sum and average have."
                 )
-            joined = gather(group, upstream, operation="allgather", name=name)
-            factor = reducing.factor(group.size)
-            return [
-                tf.ensure_shape(times(whole, factor), tensor.shape)
-                for whole, tensor in zip(joined, inputs, strict=True)
+            places = differentiable(inputs)
+            joined = allgather_in(group, [upstream[i] for i in places], name=name)
+            factor = _gradient_factor(group, reducing)
+            mine = [
+                tf.ensure_shape(times(whole, factor), inputs[i].shape)
+                for i, whole in zip(places, joined, strict=True)
             ]
+            return with_none(places, mine, len(inputs))
 
         parts = [
             reducing.after(total, group.size, tensor.dtype)
@@ -111,6 +129,14 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
         return parts, gradient
 
     return list(scatter(*tensors))
+
+
+def _gradient_factor(group: Group, reducing: Reducing) -> float:
+    """What the joined gradients are multiplied with, for a linear op."""
+    if group.gradients is GradientRule.SUM_OF_LOSSES:
+        return reducing.factor(group.size)
+    factors = reducing.prescale_factor * reducing.postscale_factor
+    return factors * group.size if reducing.op is ReduceOp.SUM else factors
 
 
 def _scattered(group: Group, reduction: Reduction, pack: list[tf.Tensor]) -> list[tf.Tensor]:

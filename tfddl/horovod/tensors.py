@@ -1,4 +1,7 @@
-"""Horovod's collectives for tensors: its signatures, tfddl's doing."""
+"""Horovod's collectives for tensors: its signatures and its gradients, tfddl's doing.
+
+The gradients are not all those of `tfddl`'s own collectives: see `tfddl.collectives.GradientRule`.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,6 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 import tfddl
+from tfddl import collectives
+from tfddl.collectives import GradientRule, Group, Reducing, group_of
 from tfddl.errors import UnsupportedError
 from tfddl.gradients import Averaging
 from tfddl.horovod.reductions import (
@@ -33,18 +38,12 @@ def allreduce(  # noqa: PLR0913 - Horovod's signature
 ) -> Any:
     """See `tfddl.allreduce`. ``op`` is `Average` unless said otherwise.
 
+    Its gradient is an allreduce of the gradients with the same op and factors, whatever the op.
     With ``compression``, floating-point tensors travel in 16 bits.
     """
     tell_no_device(device_dense, device_sparse)
-    return _reduced(
-        [tensor],
-        chosen_op(op, average),
-        compression,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        name=name,
-        process_set=among(process_set),
-    )[0]
+    reducing = _reducing(chosen_op(op, average), prescale_factor, postscale_factor)
+    return _reduced([tensor], reducing, compression, process_set, name)[0]
 
 
 def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
@@ -62,22 +61,25 @@ def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
 ) -> list[Any]:
     """See `tfddl.grouped_allreduce`, and `allreduce`."""
     tell_no_device(device_dense, device_sparse)
-    return _reduced(
-        tensors,
-        chosen_op(op, average),
-        compression,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        name=name,
-        process_set=among(process_set),
-    )
+    reducing = _reducing(chosen_op(op, average), prescale_factor, postscale_factor)
+    return _reduced(tensors, reducing, compression, process_set, name)
 
 
-def _reduced(tensors: Sequence[Any], op: tfddl.ReduceOp, compression: Any, **rest: Any) -> Any:
+def _group(process_set: Any) -> Group:
+    return group_of(among(process_set), gradients=GradientRule.HOROVOD)
+
+
+def _reducing(op: tfddl.ReduceOp, prescale_factor: float, postscale_factor: float) -> Reducing:
+    return Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+
+
+def _reduced(
+    tensors: Sequence[Any], reducing: Reducing, compression: Any, process_set: Any, name: str | None
+) -> list[Any]:
     options = Averaging(compression=checked_compression(compression))
     given = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
     carried = [_compressed(tensor, options) for tensor in given]
-    arrived = tfddl.grouped_allreduce(carried, op, **rest)
+    arrived = collectives.allreduce_in(_group(process_set), carried, reducing, name=name)
     return [_as(tensor.dtype, total) for tensor, total in zip(given, arrived, strict=True)]
 
 
@@ -100,8 +102,8 @@ def allgather(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> tf.Tensor:
-    """See `tfddl.allgather`."""
-    return tfddl.allgather(tensor, name=name, process_set=among(process_set))
+    """See `tfddl.allgather`. Its gradient is the rank's own rows of the averaged gradients."""
+    return collectives.allgather_in(_group(process_set), [tensor], name=name)[0]
 
 
 def grouped_allgather(
@@ -110,8 +112,8 @@ def grouped_allgather(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> list[tf.Tensor]:
-    """See `tfddl.grouped_allgather`."""
-    return tfddl.grouped_allgather(tensors, name=name, process_set=among(process_set))
+    """See `tfddl.grouped_allgather`, and `allgather`."""
+    return collectives.allgather_in(_group(process_set), list(tensors), name=name)
 
 
 def broadcast(
@@ -121,8 +123,8 @@ def broadcast(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> tf.Tensor:
-    """See `tfddl.broadcast`."""
-    return tfddl.broadcast(tensor, root_rank, name=name, process_set=among(process_set))
+    """See `tfddl.broadcast`. Its gradient is their average on the root, zeros elsewhere."""
+    return collectives.broadcast_in(_group(process_set), [tensor], root_rank, name=name)[0]
 
 
 def broadcast_(
@@ -177,7 +179,7 @@ def alltoall(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> Any:
-    """See `tfddl.alltoall`."""
+    """See `tfddl.alltoall`; so is its gradient, which goes back by the received splits."""
     return tfddl.alltoall(tensor, splits, name=name, process_set=among(process_set))
 
 
@@ -192,7 +194,11 @@ def reducescatter(  # noqa: PLR0913 - Horovod's signature
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> tf.Tensor:
-    """See `tfddl.reducescatter`."""
+    """See `tfddl.reducescatter`.
+
+    Its gradient is that of all ranks, joined, times both factors, and, where ``op`` is `Sum`, times
+    the number of ranks. Only `Sum` and `Average` have one.
+    """
     return grouped_reducescatter(
         [tensor],
         device_dense,
@@ -215,17 +221,15 @@ def grouped_reducescatter(  # noqa: PLR0913 - Horovod's signature
     postscale_factor: float = 1.0,
     name: str | None = None,
 ) -> list[tf.Tensor]:
-    """See `tfddl.grouped_reducescatter`."""
+    """See `tfddl.grouped_reducescatter`, and `reducescatter`."""
     tell_no_device(device_dense)
     options = Averaging(compression=checked_compression(compression))
     given = [tf.convert_to_tensor(tensor) for tensor in tensors]
-    parts = tfddl.grouped_reducescatter(
+    parts = collectives.reducescatter_in(
+        _group(process_set),
         [options.compress(tensor) for tensor in given],
-        chosen_op(op, None),
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
+        _reducing(chosen_op(op, None), prescale_factor, postscale_factor),
         name=name,
-        process_set=among(process_set),
     )
     return [tf.cast(part, tensor.dtype) for part, tensor in zip(parts, given, strict=True)]
 

@@ -114,8 +114,8 @@ with tf.GradientTape(persistent=True) as tape:
     gathered = hvd.allgather(x)
     copied = hvd.broadcast(x, 0)
 np.testing.assert_allclose(tape.gradient(total, x), [size] * 3)
-np.testing.assert_allclose(tape.gradient(gathered, x, tf.ones_like(gathered)), [size] * 3)
-np.testing.assert_allclose(tape.gradient(copied, x), [size if rank == 0 else 0.0] * 3)
+np.testing.assert_allclose(tape.gradient(gathered, x, tf.ones_like(gathered)), [1.0] * 3)
+np.testing.assert_allclose(tape.gradient(copied, x), [1.0 if rank == 0 else 0.0] * 3)
 
 # what ranks do differently is an error on all of them, and the next collective works
 for _ in range(2):
