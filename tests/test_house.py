@@ -68,6 +68,7 @@ SIBLINGS: dict[str, list[str]] = {
         "signals",
         "oom",
         "output",
+        "log_file",
         "display",
         "stalls",
         "restarts",
