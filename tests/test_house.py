@@ -12,7 +12,7 @@ PACKAGE = ROOT / "tfddl"
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
     ["errors", "cores"],
-    ["limits"],
+    ["folder_lock", "limits"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
@@ -316,6 +316,7 @@ WITHOUT_TENSORFLOW = [
     "errors",
     "cores",
     "limits",
+    "folder_lock",
     "cluster",
     "commits",
     "plan",
