@@ -79,6 +79,7 @@ SIBLINGS: dict[str, list[str]] = {
         "ssh",
         "handle",
         "worker",
+        "guard",
         "examine",
         "agent",
         "link",
@@ -315,8 +316,8 @@ SIBLINGS: dict[str, list[str]] = {
 WITHOUT_TENSORFLOW = [
     "errors",
     "cores",
-    "limits",
     "folder_lock",
+    "limits",
     "cluster",
     "commits",
     "plan",

@@ -386,8 +386,8 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give file
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (_link_to_file, "logs/rank.0: there is a link, or no folder, where one was to be"),
-        (_link_to_folder, "logs/rank.0: there is a link, or no folder, where one was to be"),
+        (_link_to_file, "logs/rank.0: logs/rank.0/stdout is a link. HINT"),
+        (_link_to_folder, "logs/rank.0: logs/rank.0 is a link. HINT"),
         (_hard_link, "logs/rank.0/stdout: it is another file, too, by a hard link"),
         (_fifo, "logs/rank.0/stderr: it is no plain file"),
         (_fifo_that_is_read, "logs/rank.0/stderr: it is no plain file"),

@@ -28,6 +28,7 @@ from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import inherited
 from tfddl.launcher.examine import Examination
 from tfddl.launcher.frames import HELLO, Message, Unpacker, pack
+from tfddl.launcher.guard import guarded
 from tfddl.launcher.host_store import HostStore
 from tfddl.launcher.memory import with_board, with_store
 from tfddl.launcher.oom import count_oom_kills
@@ -345,7 +346,11 @@ def run() -> None:
     """What is started on the far host."""
     try:
         require_linux("a host of tfddlrun")
+        sys.exit(guarded(_serve, program="tfddl agent"))
     except LaunchError as error:
         sys.exit(f"tfddl agent: {error}")
-    with Signals() as signals:
-        Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=inherited(os.environ)).serve()
+
+
+def _serve(signals: Signals) -> int:
+    Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=inherited(os.environ)).serve()
+    return 0

@@ -77,7 +77,8 @@ class Link:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 start_new_session=True,  # Ctrl-C is for us to pass on
-                preexec_fn=die_with_parent(),  # safe: this process has one thread
+                # An agent here notices our end, and clears up; ssh might wait for the far side.
+                preexec_fn=None if is_here else die_with_parent(),  # safe: we have one thread
             )
         except OSError as error:
             self._stderr.close()

@@ -48,9 +48,8 @@ class LogFile:
             if not appends:
                 os.ftruncate(self._fd, 0)
         except OSError as error:
-            why = error.strerror
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                why = f"there is a link, or no folder, where one was to be ({why})"
+            links = [path for path in (folder, self._path) if path.is_symlink()]
+            why = f"{links[0]} is a link" if links else error.strerror
             raise LaunchError(
                 f"can't write logs to {folder}: {why}. HINT: --output-filename names a folder, "
                 "made if it is missing"

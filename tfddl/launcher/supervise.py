@@ -65,12 +65,14 @@ def supervise(
     no further, see `StallWatch`. SIGTERM to us goes on to those workers that can save, and they
     get the time for it. Whatever the workers leave behind is killed at the end, daemons included,
     so the calling process must have no other children and no threads. A worker dies with the
-    caller, even by SIGKILL; processes that the worker itself has started may then live on.
+    caller, even by SIGKILL; what it has started itself is left to whoever adopts the caller's
+    children, see `guard`.
 
     Args:
         plans: the workers.
         console: takes their output.
-        signals: SIGINT, SIGTERM and SIGHUP end the job; a second one without any grace.
+        signals: SIGINT, SIGTERM and SIGHUP end the job; a second one without any grace, and so
+            does SIGKILL.
         care: how the workers are looked after.
 
     Raises:
@@ -213,7 +215,9 @@ class _Job:
         if self._console.broken is not None and self._interrupted_by is None:
             signals.append(signal.SIGPIPE)
         for number in signals:
-            if self._kill_at_s is None:
+            if number == signal.SIGKILL:  # The outer process is gone, and nobody waits for us.
+                self._interrupted_by, self._kill_at_s = number, time.monotonic()
+            elif self._kill_at_s is None:
                 self._interrupted_by = number
                 # Those that can't save yet are left in peace, since the others need them for it.
                 savers = [w for w in self.workers if number == signal.SIGTERM and w.ask_to_save()]
