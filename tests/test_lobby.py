@@ -66,7 +66,7 @@ def test_who_does_not_know_the_secret_or_claims_another_rank_is_refused() -> Non
     with _lobbies(3) as lobbies:
         at = ("127.0.0.1", lobbies[1].port)
         with pytest.raises(ConnectError, match="hangs up"):
-            dial_tcp(*at, b"another secret", {"rank": 2, "purpose": 7}, timeout_s=5.0)
+            dial_tcp(*at, b"another secret", {"rank": 2, "purpose": 7}, timeout_s=60.0)
         wrong: list[dict[str, object]] = [
             {"rank": 0, "purpose": 7},  # It is rank 1 that calls rank 0.
             {"rank": 3, "purpose": 7},
@@ -77,11 +77,11 @@ def test_who_does_not_know_the_secret_or_claims_another_rank_is_refused() -> Non
         ]
         for hello in wrong:
             with pytest.raises(ConnectError) as caught:
-                dial_tcp(*at, SECRET, hello, timeout_s=5.0)
+                dial_tcp(*at, SECRET, hello, timeout_s=60.0)
             assert caught.value.is_refused, hello
-        first = dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=5.0)
+        first = dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=60.0)
         with first, pytest.raises(ConnectError, match="rank 2 has called already for 7"):
-            dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=5.0)
+            dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=60.0)
 
 
 def test_meeting_twice_for_different_purposes() -> None:
@@ -100,7 +100,7 @@ def test_who_cannot_be_reached_or_does_not_come_is_named() -> None:
         with pytest.raises(
             WireError, match=r"can't reach rank 0 at 127\.0\.0\.1, port \d+: Connection refused"
         ):
-            second.meet([0], 0, timeout_s=5.0)
+            second.meet([0], 0, timeout_s=60.0)
 
 
 def test_messages_stay_whole_however_the_stream_is_cut() -> None:
