@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -250,6 +251,26 @@ def test_a_process_may_have_its_folder_several_times(
     second.release()
     assert subprocess.run(line, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
     Store(tmp_path).prepare().release()
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before lets go between our opening the file and our locking it."""
+    flock = fcntl.flock
+    removed: list[bool] = []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(True)
+            (tmp_path / ".lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    lock = folder_lock.FolderLock(tmp_path)
+    assert removed
+    assert (tmp_path / ".lock").exists()
+    lock.release()
 
 
 def test_a_file_system_without_locks_is_told(

@@ -11,7 +11,8 @@ PACKAGE = ROOT / "tfddl"
 
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
-    ["errors", "cores"],
+    ["errors", "cgroups"],
+    ["cores"],
     ["folder_lock", "limits"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
@@ -315,6 +316,7 @@ SIBLINGS: dict[str, list[str]] = {
 }
 WITHOUT_TENSORFLOW = [
     "errors",
+    "cgroups",
     "cores",
     "folder_lock",
     "limits",

@@ -319,6 +319,8 @@ def test_a_killed_agent_leaves_nothing(stopped: bool, tmp_path: Path) -> None:
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 255
     assert "rank 0 on 127.0.0.2 failed: lost with its host after" in err
+    # Not only silent: what is stopped goes on, to kill what it has started.
+    assert "the connection to 127.0.0.2 has ended" in err
     wait_until(lambda: not any(map(is_running, left)))
 
 
@@ -385,6 +387,54 @@ print("trained")
         process.send_signal(signal.SIGCONT)
         assert "trained" in read_terminal(terminal)
         assert process.wait(timeout=TIMEOUT_S) == 0
+
+
+def test_of_two_found_dead_at_once_the_one_that_was_killed_is_the_cause(tmp_path: Path) -> None:
+    script = """
+say(f"rank {rank} is ready")
+wait_for("nobody looks")
+if rank == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+wait_for("rank 2 is dead")
+sys.exit(1)
+"""
+    with launched("-np", "3", *worker(script), cwd=tmp_path) as process:
+        workers = pids(tmp_path, *(f"rank {rank} is ready" for rank in range(3)))
+        inner = parent_of(min(workers))
+        os.kill(inner, signal.SIGSTOP)
+        (tmp_path / "nobody looks").touch()
+        killed = int((tmp_path / "rank 2 is ready").read_text())
+        wait_until(lambda: not is_running(killed))
+        (tmp_path / "rank 2 is dead").touch()
+        wait_until(lambda: not any(map(is_running, workers)))
+        os.kill(inner, signal.SIGCONT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "tfddlrun: rank 2 failed: killed by SIGKILL after" in err
+    assert "tfddlrun: after that, failed as well: rank 0 (exit code 1), 1 (exit code 1)\n" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_only_sigterm_waits_for_a_save(number: signal.Signals, tmp_path: Path) -> None:
+    """Who is asked to save gets a minute; who presses Ctrl-C, or hangs up, doesn't wait for it."""
+    script = """
+from tfddl.progress import Ability, Board
+board = Board.given(os.environ)
+board.sign()
+board.set(Ability.SAVES)
+signal.signal(signal.SIGTERM, lambda *_: None)
+say("ready")
+while True:
+    time.sleep(60)
+"""
+    with launched("-np", "1", "--grace-period", "60", *worker(script), cwd=tmp_path) as process:
+        left = pids(tmp_path, "ready")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + number
+    assert f"tfddlrun: ended by {number.name}, and all workers with it\n" in err
+    assert "did not come to save" not in err
+    assert not in_sessions(left)
 
 
 def test_a_port_taken_meanwhile_starts_again(tmp_path: Path) -> None:

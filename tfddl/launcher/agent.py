@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tfddl import __version__
+from tfddl.cgroups import LimitWatch
 from tfddl.cluster import ports
 from tfddl.errors import LaunchError
 from tfddl.launcher import interfaces
@@ -136,7 +137,7 @@ class Agent:
         self._unpacker = Unpacker()
         self._workers: dict[int, Worker] = {}
         self._examination = Examination()
-        self._oom_kills = count_oom_kills()
+        self._oom_kills, self._limits = count_oom_kills(), LimitWatch()
         self._heard_s = self._said_s = self._told_s = time.monotonic()
         self._told: dict[int, Message] = {}
         self._was_asked = False
@@ -262,6 +263,7 @@ class Agent:
                         "rank": worker.rank,
                         "returncode": worker.returncode,
                         "num_oom_kills": count_oom_kills() - self._oom_kills,
+                        "limits": self._limits.reached(),
                     }
                 )
 

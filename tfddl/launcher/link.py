@@ -43,6 +43,7 @@ class Link:
         greeting: what the agent said first; None until then.
         lost: why the connection has ended; None as long as it hasn't.
         num_oom_kills: processes that the kernel of that host has ended for want of memory.
+        limits: those of its agent's cgroups that were reached.
         heard_s: when the agent said something last (`time.monotonic`).
     """
 
@@ -61,6 +62,7 @@ class Link:
         self.greeting: Message | None = None
         self.lost: str | None = None
         self.num_oom_kills = 0
+        self.limits: tuple[str, ...] = ()
         self._options = options
         self._unpacker = Unpacker(greeted=False)
         self._workers: dict[int, RemoteWorker] = {}
@@ -210,6 +212,7 @@ class Link:
             self.greeting = message
         elif "rank" in message:
             self.num_oom_kills = max(self.num_oom_kills, message.get("num_oom_kills", 0))
+            self.limits = tuple(message.get("limits", self.limits))
             worker = self._workers.get(message["rank"])
             if worker is not None:
                 worker.receive(message, data)

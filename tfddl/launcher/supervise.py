@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfddl.cgroups import LimitWatch
 from tfddl.launcher.agent import BEAT_S
 from tfddl.launcher.display import Display
 from tfddl.launcher.fleet import Fleet
@@ -82,7 +83,7 @@ def supervise(
     job = _Job(
         console=console, signals=signals, care=care, has_all_workers=num_workers == len(plans)
     )
-    oom_kills = count_oom_kills()
+    oom_kills, limits = count_oom_kills(), LimitWatch()
     adopt_orphans()
     try:
         for plan in plans:
@@ -95,7 +96,7 @@ def supervise(
         job.keep_commit()
     finally:
         job.kill_all()
-    return job.outcome(num_oom_kills=count_oom_kills() - oom_kills)
+    return job.outcome(num_oom_kills=count_oom_kills() - oom_kills, limits=limits.reached())
 
 
 def log_folder(logs: Path, *, rank: int, size: int) -> Path:
@@ -189,7 +190,7 @@ class _Job:
             self._fleet.close()  # before its connections are killed as orphans
         kill_orphans()
 
-    def outcome(self, *, num_oom_kills: int) -> Outcome:
+    def outcome(self, *, num_oom_kills: int, limits: tuple[str, ...]) -> Outcome:
         """How the job ended, once it has."""
         exits: dict[Handle, WorkerExit] = {w: w.describe_end() for w in self._ended}
         return Outcome(
@@ -197,6 +198,7 @@ class _Job:
             root=None if self._root is None else exits[self._root],
             interrupted_by=self._interrupted_by,
             num_oom_kills=num_oom_kills if self._fleet is None else self._fleet.num_oom_kills,
+            limits=limits if self._fleet is None else self._fleet.limits,
         )
 
     def _timeout_s(self) -> float | None:

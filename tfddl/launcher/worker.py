@@ -180,6 +180,11 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
                 f"{len(os.fsencode(environment[name]))} bytes; the system takes {_LONGEST_VARIABLE}"
                 " in one, name included. TF_CONFIG gets shorter by shorter names of hosts"
             )
+        if error.errno in (errno.EAGAIN, errno.ENOMEM):
+            hint = (
+                "a limit was reached: of the user's processes and threads (ulimit -u), or of a "
+                "container's processes or memory (pids.max, memory.max)"
+            )
         raise LaunchError(
             f"can't start {plan.argv[0]!r}: {error.strerror}. HINT: {hint}"
         ) from error
