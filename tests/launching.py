@@ -44,13 +44,20 @@ def worker(script: str) -> list[str]:
 
 
 @contextmanager
-def launched(*line: str, cwd: Path, **more: Any) -> Iterator[subprocess.Popen[str]]:
-    """A running launcher, killed at the end if it is still there."""
+def launched(
+    *line: str, cwd: Path, prefix: tuple[str, ...] = (), **more: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A running launcher, killed at the end if it is still there; a command may come before it."""
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "TFDDL_TRUSTED_NETWORK": "1"}
     with subprocess.Popen(
-        [*LAUNCHER, *line], cwd=cwd, env=environment, text=True, errors="surrogateescape", **more
+        [*prefix, *LAUNCHER, *line],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        errors="surrogateescape",
+        **more,
     ) as process:
         try:
             yield process
@@ -82,7 +89,7 @@ def launched_on_terminal(
     """A launcher whose input and output are a terminal, and the other end of that."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (25, columns))
-    files = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    files: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     try:
         with launched(
             *line,

@@ -1,10 +1,20 @@
 """Checkpoints on disk: whole or not there, and nothing damaged is taken for sound."""
 
+import contextlib
+import errno
+import fcntl
 import io
 import os
+import re
 import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +24,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.group import ROOT
+from tfddl import folder_lock
 from tfddl.checkpoint import BEST, Snapshot, Store, read, write
 from tfddl.errors import CheckpointError
 
@@ -136,8 +148,9 @@ def test_what_is_too_many_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store.write(_step(2), step=2, is_best=True)
     new, best = "step-0000000002.npz", BEST
     written = ["fsync of the file", f"replace {new}", "fsync of the directory"]
-    linked = [f"link .writing-{best}", f"replace {best}", "fsync of the directory"]
-    calls = [call for call in disk.calls if call != f"unlink .writing-{best}"]
+    linked = ["link .writing-checkpoint-", f"replace {best}", "fsync of the directory"]
+    calls = [re.sub("(?<=checkpoint-).*", "", call) for call in disk.calls]
+    calls = [call for call in calls if call != "unlink .writing-checkpoint-"]
     assert calls == [*written, *linked, "unlink step-0000000001.npz"]
 
 
@@ -157,7 +170,7 @@ def test_without_hard_links_the_best_is_a_copy(
 
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     store = Store(tmp_path / "a" / "b", keep=2)
-    store.prepare()
+    store.prepare().release()
     for step in (5, 10, 100, 1000):
         store.write(_step(step), step=step, is_best=step == 10)
     assert [path.name for path in store.files()] == ["step-0000001000.npz", "step-0000000100.npz"]
@@ -231,7 +244,7 @@ def test_what_somebody_else_has_removed_meanwhile_is_no_error(
     store.write(_step(1), step=1)
     gone = tmp_path / "step-0000000000.npz"
     monkeypatch.setattr(Path, "glob", lambda *_: iter([gone]))
-    store.prepare()
+    store.prepare().release()
     store.clear()
     monkeypatch.undo()
     monkeypatch.setattr(Store, "files", lambda store: [tmp_path / "new", gone])
@@ -247,13 +260,6 @@ def test_a_full_disk_is_told_before_the_training(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_crash_left_of_the_best_is_no_hindrance(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    (tmp_path / f".writing-{BEST}").write_bytes(b"half")
-    path = store.write(_step(1), step=1, is_best=True)
-    assert (tmp_path / BEST).samefile(path)  # No second copy of what may be gigabytes.
 
 
 def test_logs_may_have_numbers_of_others(tmp_path: Path) -> None:
@@ -286,10 +292,11 @@ def test_reading_runs_no_code(tmp_path: Path) -> None:
 
 def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    (tmp_path / ".writing-abc").write_bytes(b"half")
+    (tmp_path / ".writing-checkpoint-abc").write_bytes(b"half")
+    (tmp_path / ".writing-trace.json").write_bytes(b"another's")
     (tmp_path / "notes.txt").write_text("mine")
-    store.prepare()
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    store.prepare().release()
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", ".writing-trace.json"}
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
@@ -306,3 +313,142 @@ def test_bad_arguments(tmp_path: Path) -> None:
         write(newer, SNAPSHOT)
     with pytest.raises(CheckpointError, match="has format 2, and this tfddl reads 1"):
         read(newer)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "link to a device"])
+def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(_step(1), step=1)
+    path = tmp_path / "step-0000000007.npz"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device" and os.geteuid() == 0:
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero, which never ends
+    else:
+        path.symlink_to("/dev/zero")
+    (_, error), (_, found) = store.newest_first()
+    assert isinstance(error, CheckpointError)
+    assert re.search(r"is damaged: (it is no plain file|.*Is a directory)", str(error))
+    assert isinstance(found, Snapshot)
+    store.set_aside(path)
+    assert [file.name for file in store.files()] == ["step-0000000001.npz"]
+    os.mkfifo(tmp_path / BEST)
+    with pytest.raises(CheckpointError, match="it is no plain file"):
+        store.best()
+
+
+# Takes the folder, then waits to be killed; a child that it has forked lives on.
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from tfddl.folder_lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+child = os.fork()
+if child:
+    print(os.getpid(), child, flush=True)
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def _holding(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the folder, and has said so."""
+    line = [sys.executable, "-c", HOLDER, str(directory)]
+    with subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"{process.pid} ")
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_folder_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.write(_step(1), step=1)
+    (tmp_path / ".writing-checkpoint-abc").write_bytes(b"half")
+    with _holding(tmp_path) as holder:
+        monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 0.3)
+        named = f"in use by another job: process {holder.pid} on {socket.gethostname()}. Two jobs"
+        for use in (store.prepare, store.clear):
+            with pytest.raises(CheckpointError, match=re.escape(named)):
+                use()
+        assert (tmp_path / ".writing-checkpoint-abc").exists()
+        assert len(store.files()) == 1
+        # It is gone with the process, though a child of that lives on.
+        monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 20.0)
+        holder.kill()
+        store.prepare().release()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001.npz"]
+
+
+def test_a_lock_of_another_host_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As long as a server of NFS keeps it for a host that is lost."""
+    monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 0.0)
+    with _holding(tmp_path) as holder:
+        (tmp_path / ".lock").write_text('{"host": "hostB", "pid": 7}')
+        monkeypatch.setattr(folder_lock, "_OTHER_HOST_S", 0.3)
+        with pytest.raises(CheckpointError, match="another job: process 7 on hostB. Two jobs"):
+            folder_lock.FolderLock(tmp_path)
+        monkeypatch.setattr(folder_lock, "_OTHER_HOST_S", 20.0)
+        threading.Timer(0.3, holder.kill).start()
+        folder_lock.FolderLock(tmp_path).release()
+    waiting = "is in use by process 7 on hostB. Waiting"
+    assert [waiting in record.getMessage() for record in caplog.records] == [True, True]
+
+
+def test_a_process_may_have_its_folder_several_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 0.3)
+    first, second = Store(tmp_path).prepare(), Store(tmp_path).prepare()
+    first.release()
+    first.release()
+    taking = [sys.executable, "-c", "import sys; from pathlib import Path; from tfddl import "]
+    taking[-1] += "folder_lock as f; f._SAME_HOST_S = 0.0; f.FolderLock(Path(sys.argv[1]))"
+    line = [*taking, str(tmp_path)]
+    assert b"in use by" in subprocess.run(line, cwd=ROOT, capture_output=True, timeout=60).stderr
+    second.release()
+    assert subprocess.run(line, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    Store(tmp_path).prepare().release()
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before lets go between our opening the file and our locking it."""
+    flock = fcntl.flock
+    removed: list[bool] = []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(True)
+            (tmp_path / ".lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    lock = folder_lock.FolderLock(tmp_path)
+    assert removed
+    assert (tmp_path / ".lock").exists()
+    lock.release()
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (tmp_path / ".writing-checkpoint-abc").write_bytes(b"maybe another job's")
+    lock = Store(tmp_path).prepare()
+    assert not lock.is_held
+    assert "has no locks (No locks available): it isn't noticed" in caplog.text
+    lock.release()
+    assert [path.name for path in tmp_path.iterdir()] == [".writing-checkpoint-abc"]

@@ -11,8 +11,9 @@ PACKAGE = ROOT / "tfddl"
 
 # From the ground up. Within a folder, siblings in the order listed.
 FLOORS: list[list[str]] = [
-    ["errors", "cores"],
-    ["limits"],
+    ["errors", "cgroups"],
+    ["cores"],
+    ["folder_lock", "limits"],
     ["cluster", "commits", "plan", "progress", "threads"],
     ["wire"],
     ["launcher", "transport"],
@@ -68,6 +69,7 @@ SIBLINGS: dict[str, list[str]] = {
         "signals",
         "oom",
         "output",
+        "log_file",
         "display",
         "stalls",
         "restarts",
@@ -78,6 +80,7 @@ SIBLINGS: dict[str, list[str]] = {
         "ssh",
         "handle",
         "worker",
+        "guard",
         "examine",
         "agent",
         "link",
@@ -313,7 +316,9 @@ SIBLINGS: dict[str, list[str]] = {
 }
 WITHOUT_TENSORFLOW = [
     "errors",
+    "cgroups",
     "cores",
+    "folder_lock",
     "limits",
     "cluster",
     "commits",

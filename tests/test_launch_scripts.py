@@ -458,3 +458,38 @@ def test_worker_between_two_hosts(tmp_path: Path) -> None:
     assert evidence[0][0] == "(0, 2, 0, 0, 2) 3.0"
     assert evidence[1][0] == "(1, 2, 0, 1, 2) 3.0"
     assert evidence[0][1] != evidence[1][1]  # really two hosts, as the network sees it
+
+
+@pytest.mark.parametrize(
+    ("environment", "can_install", "status", "message"),
+    [
+        ({"CI": "true"}, True, 0, "tested"),
+        ({"CI": "true"}, False, 1, "can't install openssh-client iproute2 nftables (see above)"),
+        ({}, False, 0, "tested"),  # on a developer's machine
+    ],
+)
+def test_ci_fails_where_tests_would_be_skipped(
+    environment: dict[str, str], can_install: bool, status: int, message: str, tmp_path: Path
+) -> None:
+    commands = tmp_path / "commands"
+    for folder in (commands, tmp_path / ".ci", tmp_path / "launch"):
+        folder.mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
+    for name in ("bash", "dirname", "timeout"):
+        (commands / name).symlink_to(shutil.which(name) or name)
+    installs = f'[ "$1" = update ] || echo "E: no network" >&2; exit {0 if can_install else 100}'
+    texts = {"id": "echo 0", "apt-get": installs, "sshd": ":", "../launch/test.sh": "echo tested"}
+    for name, text in texts.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    (commands / "sh").symlink_to("/bin/sh")
+    done = subprocess.run(
+        [tmp_path / ".ci/run"],
+        env={"PATH": str(commands), **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == status
+    assert message in done.stdout + done.stderr
+    assert ("E: no network" in done.stderr) == ("CI" in environment)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.hosts import stand_in
 from tests.launching import (
     TIMEOUT_S,
     launch,
@@ -19,7 +20,7 @@ from tests.launching import (
     read_terminal,
     worker,
 )
-from tests.processes import in_sessions, is_running, wait_until
+from tests.processes import in_sessions, is_running, parent_of, wait_until
 from tfddl.cluster.ports import free_ports
 from tfddl.launcher.job import find_taken_port
 from tfddl.launcher.report import Outcome, WorkerExit, failure_report
@@ -254,12 +255,110 @@ while True:
     assert not in_sessions(left)
 
 
-def test_a_killed_launcher_leaves_no_worker(tmp_path: Path) -> None:
-    with launched("-np", "2", *worker(WAIT), cwd=tmp_path) as process:
-        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
-        process.kill()
+# As `bash -c 'python train.py; …'`: a shell that stays, and alone is a child of ours. What it runs
+# has a child of its own, and a daemon.
+WRAPPED = ["sh", "-c", '"$0" "$@"; exit $?']
+FAMILY = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        say(f"daemon {rank} is ready")
+        time.sleep(60)
+    say(f"child {rank} is ready")
+    time.sleep(60)
+say(f"rank {rank} is ready")
+time.sleep(60)
+"""
+MEMBERS = [f"{who} {rank} is ready" for who in ("rank", "child", "daemon") for rank in range(2)]
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["here", "by agents"])
+@pytest.mark.parametrize("killed", ["tfddlrun", "its process", "its group", "all of the name"])
+def test_a_killed_launcher_leaves_nothing(killed: str, far: bool, tmp_path: Path) -> None:
+    # The first host is this one, so that its agent is a child, too; the other one has none.
+    hosts = ("-H", "localhost:1,127.0.0.2:1", "--ssh-command", stand_in(tmp_path / "ssh"))
+    options = hosts if far else ("-np", "2")
+    line = [*options, *WRAPPED, *worker(FAMILY)]
+    with launched(*line, cwd=tmp_path, process_group=0) as process:
+        left = pids(tmp_path, *MEMBERS)
+        (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if killed == "tfddlrun":
+            process.kill()
+        elif killed == "its process":
+            os.kill(int(inner), signal.SIGKILL)
+        elif killed == "its group":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            lines = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in (process.pid, inner)}
+            named = [int(pid) for pid, text in lines.items() if "tfddl.launcher" in text]
+            assert named == [process.pid]
+            assert Path(f"/proc/{inner}/comm").read_text() == "tfddl-workers\n"
+            os.kill(process.pid, signal.SIGKILL)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    if killed == "its process":
+        told = f"tfddlrun: its process {inner} was killed by SIGKILL, and all workers with it\n"
+        assert told in err
+        assert process.returncode == 128 + signal.SIGKILL
+    else:
+        assert "tfddlrun: ended by SIGKILL, and all workers with it" in err
+        assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: not any(map(is_running, left)))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_killed_agent_leaves_nothing(stopped: bool, tmp_path: Path) -> None:
+    options = ("-H", "127.0.0.2:1", "--ssh-command", stand_in(tmp_path / "ssh"))
+    with launched(*options, *WRAPPED, *worker(FAMILY), cwd=tmp_path) as process:
+        left = pids(tmp_path, *(name for name in MEMBERS if " 0 " in name))
+        (session,) = pids(tmp_path, "rank 0 is ready")
+        inner = parent_of(os.getsid(session))
+        if stopped:
+            os.kill(inner, signal.SIGSTOP)
+        os.kill(parent_of(inner), signal.SIGKILL)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 255
+    assert "rank 0 on 127.0.0.2 failed: lost with its host after" in err
+    # Not only silent: what is stopped goes on, to kill what it has started.
+    assert "the connection to 127.0.0.2 has ended" in err
+    wait_until(lambda: not any(map(is_running, left)))
+
+
+@pytest.mark.parametrize("is_twice", [False, True])
+def test_a_signal_to_all_processes_counts_once(is_twice: bool, tmp_path: Path) -> None:
+    """As Slurm and systemd send it: a worker that can save gets the time for it all the same."""
+    script = """
+from tfddl.progress import Ability, Board
+board = Board.given(os.environ)
+board.sign()
+board.set(Ability.SAVES)
+def save(*_):
+    say("asked")
+    if Path("never").exists():
+        time.sleep(60)
+    wait_for("all were asked")
+    board.set(Ability.WAS_ASKED)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+say("ready")
+time.sleep(60)
+"""
+    if is_twice:
+        (tmp_path / "never").touch()
+    with launched("-np", "1", "--grace-period", "60", *worker(script), cwd=tmp_path) as process:
+        (pid,) = pids(tmp_path, "ready")
+        both = [process.pid, parent_of(pid)]
+        for number in both:
+            os.kill(number, signal.SIGTERM)
+        pids(tmp_path, "asked")
+        time.sleep(0.2)  # for the outer one to pass its own on, which must do nothing
+        assert process.poll() is None
+        if is_twice:
+            for number in both:
+                os.kill(number, signal.SIGTERM)
+        (tmp_path / "all were asked").touch()
         process.communicate(timeout=TIMEOUT_S)
-    wait_until(lambda: not in_sessions(left))
+    assert process.returncode == (128 + signal.SIGTERM if is_twice else 75)
 
 
 def test_ctrl_c_on_a_terminal(tmp_path: Path) -> None:
@@ -269,6 +368,72 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path) -> None:
         shown = read_terminal(terminal)
         assert process.wait(timeout=TIMEOUT_S) == 130
     assert "tfddlrun: ended by SIGINT, and all workers with it" in shown
+    assert not in_sessions(left)
+
+
+def test_ctrl_z_gives_the_prompt_back_and_the_job_goes_on(tmp_path: Path) -> None:
+    script = """
+say("ready")
+wait_for("it was stopped")
+print("trained")
+"""
+    with launched_on_terminal("-np", "1", *worker(script), cwd=tmp_path) as (process, terminal):
+        (pid,) = pids(tmp_path, "ready")
+        os.write(terminal, b"\x1a")
+        # The group of a session's leader can't be stopped by its terminal, as a shell's jobs can.
+        process.send_signal(signal.SIGSTOP)
+        (tmp_path / "it was stopped").touch()
+        wait_until(lambda: not is_running(pid))
+        process.send_signal(signal.SIGCONT)
+        assert "trained" in read_terminal(terminal)
+        assert process.wait(timeout=TIMEOUT_S) == 0
+
+
+def test_of_two_found_dead_at_once_the_one_that_was_killed_is_the_cause(tmp_path: Path) -> None:
+    script = """
+say(f"rank {rank} is ready")
+wait_for("nobody looks")
+if rank == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+wait_for("rank 2 is dead")
+sys.exit(1)
+"""
+    with launched("-np", "3", *worker(script), cwd=tmp_path) as process:
+        workers = pids(tmp_path, *(f"rank {rank} is ready" for rank in range(3)))
+        inner = parent_of(min(workers))
+        os.kill(inner, signal.SIGSTOP)
+        (tmp_path / "nobody looks").touch()
+        killed = int((tmp_path / "rank 2 is ready").read_text())
+        wait_until(lambda: not is_running(killed))
+        (tmp_path / "rank 2 is dead").touch()
+        wait_until(lambda: not any(map(is_running, workers)))
+        os.kill(inner, signal.SIGCONT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "tfddlrun: rank 2 failed: killed by SIGKILL after" in err
+    assert "tfddlrun: after that, failed as well: rank 0 (exit code 1), 1 (exit code 1)\n" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_only_sigterm_waits_for_a_save(number: signal.Signals, tmp_path: Path) -> None:
+    """Who is asked to save gets a minute; who presses Ctrl-C, or hangs up, doesn't wait for it."""
+    script = """
+from tfddl.progress import Ability, Board
+board = Board.given(os.environ)
+board.sign()
+board.set(Ability.SAVES)
+signal.signal(signal.SIGTERM, lambda *_: None)
+say("ready")
+while True:
+    time.sleep(60)
+"""
+    with launched("-np", "1", "--grace-period", "60", *worker(script), cwd=tmp_path) as process:
+        left = pids(tmp_path, "ready")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + number
+    assert f"tfddlrun: ended by {number.name}, and all workers with it\n" in err
+    assert "did not come to save" not in err
     assert not in_sessions(left)
 
 

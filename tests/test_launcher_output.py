@@ -4,7 +4,13 @@ import os
 import re
 import select
 import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -99,6 +105,24 @@ def test_a_line_without_end_is_given_out_in_parts() -> None:
     lines = [line for _ in range(20) for line in assembler.feed(b"x" * 100_000, now_s=0.0)]
     assert len(lines) == 1
     assert len("".join(lines + assembler.finish())) == 2_000_000
+
+
+REWRITING = ("x\b", "\b\bx", "xy\b\b", "\b" * 100 + "x" * 100, "\bé")
+
+
+@pytest.mark.parametrize("text", REWRITING)
+def test_rewriting_the_end_of_a_line_costs_the_same_however_long_it_is(text: str) -> None:
+    """Compared with a short line, so that it doesn't matter how fast this machine is."""
+
+    def cost_s(length: int) -> float:
+        assembler = LineAssembler(progress_s=None)
+        assembler.feed(b"y" * length, now_s=0.0)
+        begin = time.process_time()
+        assembler.feed((text * 5_000).encode(), now_s=0.0)
+        return time.process_time() - begin
+
+    # Copied each time, the long one would cost hundreds of times as much.
+    assert cost_s(1_000_000) < 30 * cost_s(1_000) + 0.05
 
 
 def test_what_a_worker_started_may_finish_writing(tmp_path: Path) -> None:
@@ -239,3 +263,166 @@ while True:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=TIMEOUT_S) == 128 + signal.SIGTERM
     assert not in_sessions(left)
+
+
+NAMES = ("stdout", "stderr")
+LOSS = "tfddlrun: can't write {}: {}. Output of workers that can't be written is dropped, and the "
+LOSS += "job goes on"
+
+
+@pytest.mark.parametrize("full", ["stdout", "stderr", "both"])
+def test_a_full_disk_under_our_output_does_not_end_the_job(full: str, tmp_path: Path) -> None:
+    script = """
+for n in range(3):
+    print("out", flush=True)
+    print("err", file=sys.stderr, flush=True)
+say(f"rank {rank} has written")
+wait_for(f"rank {1 - rank} has written")
+sys.exit(7 * rank)
+"""
+    with open("/dev/full", "w") as file:
+        files: dict[str, Any] = {name: file for name in NAMES if full in (name, "both")}
+        done = launch("-np", "2", *worker(script), cwd=tmp_path, **files)
+    assert done.returncode == 7
+    if full == "stdout":
+        told = LOSS.format("to stdout", "No space left on device")
+        assert done.stderr.splitlines().count(told) == 1
+        assert done.stderr.count("No space left") == 1
+        assert "tfddlrun: rank 1 failed: exit code 7" in done.stderr
+    elif full == "stderr":
+        assert sorted(done.stdout.splitlines()) == ["[0] out"] * 3 + ["[1] out"] * 3
+
+
+def test_output_goes_on_where_the_disk_has_room_again(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk, which gets full in the midst of a line."""
+    script = """
+print("x" * 70_000)
+wait_for("it was cut")
+print("y")
+"""
+    path = tmp_path / "out"
+    limited = ["prlimit", "--fsize=50000:", *LAUNCHER, "-np", "1", *worker(script)]
+    with (
+        path.open("w") as out,
+        subprocess.Popen(limited, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE) as process,
+    ):
+        assert process.stderr is not None
+        told = process.stderr.readline().decode()
+        assert told == LOSS.format("to stdout", "File too large") + "\n"
+        os.truncate(path, 0)
+        out.seek(0)  # the offset is shared
+        (tmp_path / "it was cut").touch()
+        assert process.wait(timeout=TIMEOUT_S) == 0
+        assert process.stderr.read() == b""
+    assert path.read_text() == "\n[0] y\n"
+
+
+def test_a_full_disk_under_the_logs_does_not_end_the_job(tmp_path: Path) -> None:
+    script = """
+print("x" * 70_000, flush=True)
+print("y", flush=True)
+say(f"rank {rank} has written")
+wait_for("rank 0 has written")
+time.sleep(60 * (1 - rank))  # until it is ended
+sys.exit(3)
+"""
+    limited = ["prlimit", "--fsize=50000:", *LAUNCHER, "-np", "2", "--output-filename", "logs"]
+    done = subprocess.run(
+        [*limited, *worker(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 3
+    assert sorted(done.stdout.splitlines()) == sorted(
+        f"[{rank}] {text}" for rank in range(2) for text in ("x" * 70_000, "y")
+    )
+    lost = [line for line in done.stderr.splitlines() if "can't write" in line]
+    assert lost in [
+        [LOSS.format(f"the log logs/rank.{rank}/stdout", "File too large")] for rank in range(2)
+    ]
+    assert (tmp_path / "logs/rank.0/stdout").read_text() == "x" * 50_000
+
+
+def _link_to_file(logs: Path, stack: ExitStack) -> None:
+    (logs / "rank.0").mkdir(parents=True)
+    (logs / "rank.0/stdout").symlink_to(logs.parent / "precious")
+
+
+def _link_to_folder(logs: Path, stack: ExitStack) -> None:
+    (logs.parent / "elsewhere").mkdir()
+    logs.mkdir()
+    (logs / "rank.0").symlink_to(logs.parent / "elsewhere")
+
+
+def _hard_link(logs: Path, stack: ExitStack) -> None:
+    (logs / "rank.0").mkdir(parents=True)
+    (logs / "rank.0/stdout").hardlink_to(logs.parent / "precious")
+
+
+def _fifo(logs: Path, stack: ExitStack) -> None:
+    (logs / "rank.0").mkdir(parents=True)
+    os.mkfifo(logs / "rank.0/stderr")
+
+
+def _fifo_that_is_read(logs: Path, stack: ExitStack) -> None:
+    _fifo(logs, stack)
+    stack.callback(os.close, os.open(logs / "rank.0/stderr", os.O_RDONLY | os.O_NONBLOCK))
+
+
+def _socket(logs: Path, stack: ExitStack) -> None:
+    (logs / "rank.0").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(logs / "rank.0/stdout"))
+
+
+def _anothers_folder(logs: Path, stack: ExitStack) -> None:
+    (logs / "rank.0").mkdir(parents=True)
+    os.chown(logs / "rank.0", 1234, -1)
+
+
+def _anothers_file(logs: Path, stack: ExitStack) -> None:
+    (logs / "rank.0").mkdir(parents=True)
+    (logs / "rank.0/stdout").touch()
+    os.chown(logs / "rank.0/stdout", 1234, -1)
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files to others")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (_link_to_file, "logs/rank.0: logs/rank.0/stdout is a link. HINT"),
+        (_link_to_folder, "logs/rank.0: logs/rank.0 is a link. HINT"),
+        (_hard_link, "logs/rank.0/stdout: it is another file, too, by a hard link"),
+        (_fifo, "logs/rank.0/stderr: it is no plain file"),
+        (_fifo_that_is_read, "logs/rank.0/stderr: it is no plain file"),
+        (_socket, "logs/rank.0/stdout: it is no plain file"),
+        pytest.param(_anothers_folder, "logs/rank.0: it belongs to another user", marks=AS_ROOT),
+        pytest.param(
+            _anothers_file, "logs/rank.0/stdout: it belongs to another user", marks=AS_ROOT
+        ),
+    ],
+)
+def test_logs_overwrite_nothing_but_logs(
+    prepare: Callable[[Path, ExitStack], None], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "precious").write_text("precious")
+    options = ("-np", "1", "--output-filename", "logs")
+    with ExitStack() as stack:
+        prepare(tmp_path / "logs", stack)
+        done = launch(*options, *worker('print("hello")'), cwd=tmp_path)
+    assert done.returncode == 127
+    assert f"tfddlrun: can't write logs to {message}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "precious").read_text() == "precious"
+    elsewhere = tmp_path / "elsewhere"
+    assert not elsewhere.exists() or not list(elsewhere.iterdir())
+
+
+def test_the_folder_of_logs_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "logs").symlink_to(tmp_path / "scratch")
+    for text in ("a longer text", "hello"):  # an earlier job's logs are replaced
+        options = ("-np", "1", "--output-filename", "logs")
+        done = launch(*options, *worker(f"print({text!r})"), cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "scratch/rank.0/stdout").read_text() == "hello\n"

@@ -288,6 +288,28 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert f"on {HERE[1]}, can't enter the folder {gone}: No such file" in done.stderr
 
 
+@pytest.mark.parametrize(("line", "status"), [((), 127), (("--dry-run",), 2), (("--check",), 2)])
+def test_a_working_folder_that_is_not_there(
+    line: tuple[str, ...], status: int, tmp_path: Path
+) -> None:
+    options = (*TWO, "--ssh-command", stand_in(tmp_path / "ssh"), *line)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = [*LAUNCHER, *options, "true"]
+    # Entered, and then removed, as by another shell.
+    done = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD"; exec "$0" "$@"', *command],
+        cwd=gone,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PWD": str(gone)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == status
+    assert "can't tell which folder this is, to start workers there: No such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_while_connecting(tmp_path: Path) -> None:
     before = f"sh -c 'touch {tmp_path}/asked; exec sleep 60'"
     ssh = stand_in(tmp_path / "ssh", before=before)
@@ -449,9 +471,10 @@ def test_a_stopped_tfddlrun_loses_its_workers(tmp_path: Path) -> None:
     options = (*TWO, "--ssh-command", stand_in(tmp_path / "ssh"))
     with launched(*options, *worker(WAIT), cwd=tmp_path) as process:
         left = pids(tmp_path, *READY)
-        process.send_signal(signal.SIGSTOP)
+        (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(inner), signal.SIGSTOP)
         wait_until(lambda: not in_sessions(left), timeout_s=30.0)
-        process.send_signal(signal.SIGCONT)
+        os.kill(int(inner), signal.SIGCONT)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 255
     assert re.search(r"tfddlrun: the connection to 127\.0\.0\.[23] has ended", err)

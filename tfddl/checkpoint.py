@@ -16,24 +16,28 @@ import dataclasses
 import json
 import os
 import re
+import secrets
+import stat
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfddl.errors import CheckpointError
+from tfddl.folder_lock import FolderLock
 
 FORMAT = 1
 BEST = "best.npz"
 
 _META = "meta"
 _NAME = re.compile(r"step-(\d{10,})\.npz")
-_TEMPORARY = ".writing-"
+# Others write files to such names, too, and maybe into this folder: a timeline, Keras' callbacks.
+_TEMPORARY = ".writing-checkpoint-"
 _DAMAGE = (
     OSError,
     EOFError,
@@ -85,7 +89,7 @@ def read(path: Path) -> Snapshot:
         CheckpointError: It isn't there, is damaged, or was written by a newer tfddl.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as file, zipfile.ZipFile(file) as archive:
             members = {name: _member(archive, name) for name in archive.namelist()}
         meta = json.loads(members.pop(f"{_META}.npy").tobytes())
         written_by = meta["format"]
@@ -112,19 +116,29 @@ class Store:
         if self.keep < 1:
             raise CheckpointError(f"keep is {self.keep}; it must be at least 1.")
 
-    def prepare(self) -> None:
-        """Makes the folder, tries to write there, and removes what a crash left.
+    def prepare(self) -> FolderLock:
+        """Makes the folder, takes it for this job, and removes what a crash left.
+
+        Returns:
+            The lock on the folder: as long as it isn't released, no other job gets it.
 
         Raises:
-            CheckpointError: The folder can't be made or written.
+            CheckpointError: The folder can't be made or written, or another job has it.
         """
+        lock: FolderLock | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(self.directory)
+            # Now, and not after hours, is the time to find out that it can't be written.
             with tempfile.NamedTemporaryFile(prefix=_TEMPORARY, dir=self.directory) as file:
                 file.write(b"tfddl")
-            for left in self.directory.glob(f"{_TEMPORARY}*"):
-                left.unlink(missing_ok=True)
+            if lock.is_held:  # otherwise another job may be writing them
+                for left in self.directory.glob(f"{_TEMPORARY}*"):
+                    left.unlink(missing_ok=True)
+            return lock
         except OSError as error:
+            if lock is not None:
+                lock.release()
             raise CheckpointError(
                 f"Checkpoints can't be written to {self.directory}: {error}. Choose another folder."
             ) from error
@@ -186,15 +200,21 @@ class Store:
 
         Raises:
             OSError: One of them can't be removed.
+            CheckpointError: Another job has the folder.
         """
-        for pattern in ("step-*.npz*", BEST):
-            for path in self.directory.glob(pattern):
-                path.unlink(missing_ok=True)
+        if not self.directory.is_dir():
+            return
+        lock = FolderLock(self.directory)
+        try:
+            for pattern in ("step-*.npz*", BEST):
+                for path in self.directory.glob(pattern):
+                    path.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
     def _link(self, path: Path, name: Path) -> None:
         """Gives a file a second name, whatever had it before."""
-        temporary = name.with_name(f"{_TEMPORARY}{name.name}")
-        temporary.unlink(missing_ok=True)
+        temporary = name.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}")
         try:
             os.link(path, temporary)
             os.replace(temporary, name)
@@ -220,6 +240,20 @@ def _simple(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return repr(value)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Opens a plain file; a FIFO would keep us waiting, and a device may never end.
+
+    Raises:
+        OSError: It can't be opened.
+        ValueError: It is something else.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is no plain file")
+    return file
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -13,8 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_OWN = Path("/proc/self/cgroup")
-_ROOT = Path("/sys/fs/cgroup")
+from tfddl.cgroups import OWN, ROOT, Cgroup, cgroups_with
 
 
 def num_usable_cores() -> int:
@@ -38,7 +37,7 @@ def num_cores_of_quota(*, among: int = 1) -> int:
     return 1 << 20 if quota is None else max(1, math.floor(quota / among))
 
 
-def cpu_quota(*, own: Path = _OWN, root: Path = _ROOT) -> float | None:
+def cpu_quota(*, own: Path = OWN, root: Path = ROOT) -> float | None:
     """Cores whose time this process' cgroup, and those around it, may use; None for all.
 
     Args:
@@ -50,29 +49,15 @@ def cpu_quota(*, own: Path = _OWN, root: Path = _ROOT) -> float | None:
         https://docs.kernel.org/admin-guide/cgroup-v2.html; for version 1, CFS Bandwidth Control,
         https://docs.kernel.org/scheduler/sched-bwc.html.
     """
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return None
-    quotas = [quota for line in lines for quota in _quotas(line, root)]
+    quotas = [
+        quota for group in cgroups_with("cpu", own=own, root=root) for quota in _quota_of(group)
+    ]
     return min(quotas, default=None)
 
 
-def _quotas(line: str, root: Path) -> Iterator[float]:
-    """What limits the cgroup of a line of /proc/self/cgroup, "number:controllers:path"."""
-    _, controllers, path = line.split(":", 2)
-    if controllers and "cpu" not in controllers.split(","):
-        return
-    # Mounted by all names of its controllers, or by one.
-    mounts = [root / name for name in {controllers, "cpu"}] if controllers else [root]
-    for mount in mounts:
-        # A container may not see its own cgroup by its path, but at the top.
-        inner = mount / path.lstrip("/")
-        for folder in (inner, *inner.parents):
-            with contextlib.suppress(OSError, ValueError):
-                yield from _read_v1(folder) if controllers else _read_v2(folder)
-            if folder == mount:
-                break
+def _quota_of(group: Cgroup) -> Iterator[float]:
+    with contextlib.suppress(OSError, ValueError):
+        yield from _read_v1(group.folder) if group.is_v1 else _read_v2(group.folder)
 
 
 def _read_v2(folder: Path) -> Iterator[float]:

@@ -285,13 +285,19 @@ def _crash() -> None:
     raise RuntimeError("struck")
 
 
+def _tfddlrun() -> int:
+    """The process that the user has started: its child is what has started this one."""
+    text = Path(f"/proc/{os.getppid()}/stat").read_text()
+    return int(text.rpartition(")")[2].split()[1])
+
+
 _ACTS: Mapping[Act, Callable[[], None]] = {
     Act.KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
     Act.STOP: _stop,
     Act.TERM: lambda: os.kill(os.getpid(), signal.SIGTERM),
     Act.HANG: _hang,
     Act.CRASH: _crash,
-    Act.KILL_LAUNCHER: lambda: os.kill(os.getppid(), signal.SIGKILL),
-    Act.TERM_LAUNCHER: lambda: os.kill(os.getppid(), signal.SIGTERM),
+    Act.KILL_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGKILL),
+    Act.TERM_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGTERM),
     Act.CUT_OFF: lambda: namespaces.cut_off(None),
 }

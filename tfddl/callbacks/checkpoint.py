@@ -15,6 +15,7 @@ from tfddl.callbacks.writing import BackgroundWriter
 from tfddl.checkpoint import Snapshot, Store
 from tfddl.collectives import ReduceOp, allgather_object, allreduce, on_all_ranks
 from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
+from tfddl.folder_lock import FolderLock
 from tfddl.keras_hooks import Fit, LastCallback, resuming
 from tfddl.progress import SAVED_STATUS, Ability
 from tfddl.runtime import current
@@ -71,7 +72,9 @@ class Checkpoint(LastCallback):
         """Looks at the arguments; nothing is read or written before training.
 
         Args:
-            directory: The folder, made if it isn't there; one for each training.
+            directory: The folder, made if it isn't there; one for each training. As long as it
+                trains, rank 0 has a lock on it: where another job has the same folder, training
+                ends with a `CheckpointError` that says which.
             save_every_steps: Also saves within epochs, whenever so many steps have been done since
                 the last save; at least 1. None saves at the end of each epoch, after validation.
             keep: How many of the newest checkpoints stay, at least 1. The best one stays besides,
@@ -103,6 +106,7 @@ class Checkpoint(LastCallback):
         self._restored: snapshots.Restored | None = None
         self._writer = BackgroundWriter()
         self._preemption = Preemption()
+        self._lock: FolderLock | None = None
 
     def wait(self) -> None:
         """Waits until what was saved last is on the disk; only rank 0 ever has to."""
@@ -153,7 +157,12 @@ class Checkpoint(LastCallback):
     def after_fit(self) -> None:
         """Lets go of thread and signal, however training has ended."""
         self._preemption.stop_listening(answered=False)
-        self.wait()
+        try:
+            self.wait()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def after_epoch_begin(self, fit: Fit) -> None:
         """Counts the steps until the next save from here."""
@@ -209,7 +218,7 @@ class Checkpoint(LastCallback):
 
     def _prepare(self) -> None:
         if current().cluster.rank == 0:
-            self.store.prepare()
+            self._lock = self.store.prepare()
 
     def _newest(self) -> tuple[Path, Snapshot] | None:
         """The newest valid checkpoint, on rank 0."""

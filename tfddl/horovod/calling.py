@@ -1,35 +1,50 @@
-"""The door of a worker of `run`: ``python -m tfddl.horovod.calling FOLDER``."""
+"""The entry point of a worker of `run`: ``python -m tfddl.horovod.calling CALL_FD ANSWER_FD…``."""
 
-import json
 import os
+import pickle
 import sys
+import time
 import traceback
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cloudpickle
 
-from tfddl.horovod.running import CALL, FAILURE, RESULT, SEARCH_PATH
 
+def main(descriptors: Sequence[int], environ: Mapping[str, str]) -> None:
+    """Calls the function that the first file has, and leaves what it returned, or raised.
 
-def main(folder: Path, environ: Mapping[str, str]) -> None:
-    """Calls the function that the folder has, and leaves there what it returned, or raised."""
-    rank = environ["HOROVOD_RANK"]
-    sys.path[:] = json.loads((folder / SEARCH_PATH).read_text())
+    Args:
+        descriptors: Of the file with the function, and of one per rank for its answer: when it was
+            given (`time.monotonic`), whether it is a failure, and the pickled result or the text of
+            the traceback.
+        environ: The worker's.
+    """
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    call, *answers = descriptors
+    answer = answers[int(environ["HOROVOD_RANK"])]
+    _opened(answer, "wb").close()  # an earlier start may have left something
     try:
-        func, args, kwargs = cloudpickle.loads((folder / CALL).read_bytes())
+        # Not by the descriptor, whose offset all workers share.
+        with _opened(call, "rb") as file:
+            sys.path[:] = pickle.load(file)
+            func, args, kwargs = cloudpickle.load(file)
         result = cloudpickle.dumps(func(*args, **kwargs))
     except BaseException:
-        _leave(folder / FAILURE.format(rank), traceback.format_exc().encode())
+        _leave(answer, is_failure=True, what=traceback.format_exc())
         raise
-    _leave(folder / RESULT.format(rank), result)
+    _leave(answer, is_failure=False, what=result)
 
 
-def _leave(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"writing-{path.name}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _leave(descriptor: int, *, is_failure: bool, what: Any) -> None:
+    with _opened(descriptor, "wb") as file:
+        pickle.dump((time.monotonic(), is_failure, what), file)
+
+
+def _opened(descriptor: int, mode: str) -> Any:
+    return open(f"/proc/self/fd/{descriptor}", mode)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), os.environ)
+    main([int(word) for word in sys.argv[1:]], os.environ)

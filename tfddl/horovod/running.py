@@ -1,21 +1,21 @@
 """`run`: a function on several workers, and what each returned."""
 
-import json
+import contextlib
+import logging
+import os
+import pickle
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import cloudpickle
 
 from tfddl.errors import LaunchError, UnsupportedError
 
-CALL, SEARCH_PATH, RESULT, FAILURE = "call", "path.json", "result.{}", "failure.{}"
-"""The files through which this process and the workers speak."""
-
+_LOG = logging.getLogger("tfddl")
 _LOCAL = ("localhost", "127.0.0.1")
 
 
@@ -52,8 +52,8 @@ def run(  # noqa: PLR0913 - Horovod's signature
 
     The workers are new processes, started as by ``tfddlrun --horovod``; their output appears here.
     The function, its arguments and its results are pickled, also where they are defined in a
-    script or a notebook; this goes through files that only this user can read. As any pickle,
-    they must come from nowhere else.
+    script or a notebook; this goes through files without a name, which nobody else can open. If
+    this process ends, however it does, the workers end with it, and nothing is left.
 
     Args:
         func: The function; it imports what it needs, and calls `init`.
@@ -115,14 +115,24 @@ def run(  # noqa: PLR0913 - Horovod's signature
     for flag, value in options.items():
         flags += [] if value is None else [flag, str(value)]
     flags += ["--verbose"] if verbose else []
-    with tempfile.TemporaryDirectory(prefix="tfddl-run-") as name:
-        folder = Path(name)
-        (folder / CALL).write_bytes(cloudpickle.dumps((func, tuple(args), dict(kwargs or {}))))
-        (folder / SEARCH_PATH).write_text(json.dumps(sys.path))
+    with _nameless_files(1 + num_workers) as (call, *answers):
+        pickle.dump(sys.path, call)  # first: what follows may have to be imported
+        cloudpickle.dump((func, tuple(args), dict(kwargs or {})), call)
+        call.flush()
+        descriptors = [file.fileno() for file in (call, *answers)]
+        flags += ["--caller", str(os.getpid()), "--pass-fds", ",".join(map(str, descriptors))]
         launcher = [sys.executable, "-m", "tfddl.launcher", *flags]
-        worker = [executable or sys.executable, "-m", "tfddl.horovod.calling", name]
-        status = _pass_on([*launcher, "--", *worker])
-        return [_result(folder, rank, status) for rank in range(num_workers)]
+        worker = [executable or sys.executable, "-m", "tfddl.horovod.calling"]
+        command = [*launcher, "--", *worker, *map(str, descriptors)]
+        status = _pass_on(command, descriptors)
+        return _results(answers, status)
+
+
+@contextlib.contextmanager
+def _nameless_files(count: int) -> Iterator[list[IO[bytes]]]:
+    """Files on the disk that are gone with the last process that has them open."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
 
 
 def _refuse(**given: Any) -> None:
@@ -147,10 +157,16 @@ def _check_hosts(hosts: str | None, num_workers: int) -> None:
         )
 
 
-def _pass_on(command: Sequence[str]) -> int:
+def _pass_on(command: Sequence[str], descriptors: Sequence[int]) -> int:
     """Runs a command; what it writes goes to Python's own outputs, which notebooks show."""
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        pass_fds=descriptors,
     )
     copying = [
         threading.Thread(target=_copy, args=(process.stdout, sys.stdout), daemon=True),
@@ -169,20 +185,36 @@ def _pass_on(command: Sequence[str]) -> int:
 
 
 def _copy(source: IO[str], target: Any) -> None:
+    """Reads all there is, also where it can't be written any more: the workers must not wait."""
+    is_lost = False
     for line in source:
-        target.write(line)
-    target.flush()
+        try:
+            target.write(line)
+            target.flush()
+        except (OSError, ValueError) as error:  # a full disk; a file that was closed
+            if not is_lost:
+                _LOG.error("output of the workers can't be shown and is dropped: %s", error)
+            is_lost = True
 
 
-def _result(folder: Path, rank: int, status: int) -> Any:
-    failures = sorted(folder.glob(FAILURE.format("*")), key=lambda path: path.stat().st_mtime_ns)
+def _results(answers: Sequence[IO[bytes]], status: int) -> list[Any]:
+    """What each worker has returned.
+
+    Raises:
+        LaunchError: one has failed.
+    """
+    found = []
+    for rank, file in enumerate(answers):
+        file.seek(0)
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it has not come to answer
+            found.append((rank, *pickle.load(file)))
+    failures = [(when_s, rank, text) for rank, when_s, is_failure, text in found if is_failure]
     if status and failures:
-        failed = failures[0].suffix.removeprefix(".")
-        raise LaunchError(f"rank {failed} failed:\n{failures[0].read_text()}")
-    path = folder / RESULT.format(rank)
-    if status or not path.exists():
+        _, failed, text = min(failures)
+        raise LaunchError(f"rank {failed} failed:\n{text}")
+    if status or len(found) < len(answers):
         raise LaunchError(
             f"the workers ended with status {status}, and no traceback; what they said last is in "
             "the output above"
         )
-    return cloudpickle.loads(path.read_bytes())
+    return [cloudpickle.loads(result) for _, _, _, result in found]

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tfddl import __version__
+from tfddl.cgroups import LimitWatch
 from tfddl.cluster import ports
 from tfddl.errors import LaunchError
 from tfddl.launcher import interfaces
@@ -28,6 +29,7 @@ from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import inherited
 from tfddl.launcher.examine import Examination
 from tfddl.launcher.frames import HELLO, Message, Unpacker, pack
+from tfddl.launcher.guard import guarded
 from tfddl.launcher.host_store import HostStore
 from tfddl.launcher.memory import with_board, with_store
 from tfddl.launcher.oom import count_oom_kills
@@ -135,7 +137,7 @@ class Agent:
         self._unpacker = Unpacker()
         self._workers: dict[int, Worker] = {}
         self._examination = Examination()
-        self._oom_kills = count_oom_kills()
+        self._oom_kills, self._limits = count_oom_kills(), LimitWatch()
         self._heard_s = self._said_s = self._told_s = time.monotonic()
         self._told: dict[int, Message] = {}
         self._was_asked = False
@@ -261,6 +263,7 @@ class Agent:
                         "rank": worker.rank,
                         "returncode": worker.returncode,
                         "num_oom_kills": count_oom_kills() - self._oom_kills,
+                        "limits": self._limits.reached(),
                     }
                 )
 
@@ -345,7 +348,11 @@ def run() -> None:
     """What is started on the far host."""
     try:
         require_linux("a host of tfddlrun")
+        sys.exit(guarded(_serve, program="tfddl agent"))
     except LaunchError as error:
         sys.exit(f"tfddl agent: {error}")
-    with Signals() as signals:
-        Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=inherited(os.environ)).serve()
+
+
+def _serve(signals: Signals) -> int:
+    Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=inherited(os.environ)).serve()
+    return 0

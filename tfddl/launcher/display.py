@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import collections
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
-from tfddl.errors import LaunchError
+from tfddl.launcher.log_file import LogFile
 from tfddl.launcher.output import Console, LineAssembler, Outlet, without_chatter
 from tfddl.launcher.plan import LOG_LEVEL, ProcessPlan
 
@@ -56,18 +55,22 @@ class Display:
         """
         self._tail: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._rank, self._outlet, self._console = plan.rank, outlet, console
-        self._log = _open_log(log_folder, outlet, appends=appends_log)
+        self._log = None
+        if log_folder is not None:
+            name = outlet.name.lower()
+            self._log = LogFile(log_folder, name, appends=appends_log, tell_loss=console.tell_loss)
         self._hides_chatter = outlet is Outlet.STDERR and plan.environment.get(LOG_LEVEL) in (
             "1",
             "2",
             "3",
         )
-        live = console.shows_live(plan.rank, outlet)
-        self._assembler = LineAssembler(progress_s=None if live else _PROGRESS_S)
+        self._is_live = console.shows_live(plan.rank, outlet)
+        self._assembler = LineAssembler(progress_s=None if self._is_live else _PROGRESS_S)
 
     def take(self, data: bytes) -> None:
         """Shows the lines that are finished by this, and logs it as it is."""
-        self._write_log(data)
+        if self._log is not None:
+            self._log.write(data)
         self._show(self._assembler.feed(data, now_s=time.monotonic()))
 
     def finish(self) -> None:
@@ -84,34 +87,5 @@ class Display:
         if self._hides_chatter:
             lines = without_chatter(lines)
         self._tail.extend(lines)
-        self._console.show(self._rank, self._outlet, lines=lines, pending=self._assembler.pending)
-
-    def _write_log(self, data: bytes) -> None:
-        if self._log is None:
-            return
-        try:
-            self._log.write(data)
-        except OSError as error:
-            raise LaunchError(f"can't write the log {self._log.name}: {error.strerror}") from error
-
-
-def _open_log(folder: Path | None, outlet: Outlet, *, appends: bool) -> IO[bytes] | None:
-    if folder is None:
-        return None
-    try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        mode = "ab" if appends else "wb"
-        return open(folder / outlet.name.lower(), mode, buffering=0, opener=_open_privately)
-    except OSError as error:
-        raise LaunchError(
-            f"can't write logs to {folder}: {error.strerror}. HINT: --output-filename names a "
-            "folder, made if it is missing"
-        ) from error
-
-
-def _open_privately(path: str, flags: int) -> int:
-    """Only the user may read it: logs show arguments and environments. Old files included."""
-    fd = os.open(path, flags, 0o600)
-    os.fchmod(fd, 0o600)
-    return fd
+        pending = self._assembler.pending() if self._is_live else ""
+        self._console.show(self._rank, self._outlet, lines=lines, pending=pending)

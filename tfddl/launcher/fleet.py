@@ -98,6 +98,11 @@ class Fleet:
         """Processes that the hosts' kernels have ended for want of memory."""
         return sum(link.num_oom_kills for link in self.links)
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Limits of the hosts' cgroups that were reached."""
+        return tuple(f"on {link.host}, {text}" for link in self.links for text in link.limits)
+
 
 @contextlib.contextmanager
 def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[Link, ...]]:

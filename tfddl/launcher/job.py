@@ -20,6 +20,7 @@ from tfddl.launcher.cores import Binding
 from tfddl.launcher.environment import Export, exported, given_secret, inherited, travelling
 from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.launcher.fleet import Fleet, FleetOptions, UnreachableError, prepared
+from tfddl.launcher.guard import guarded
 from tfddl.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
 from tfddl.launcher.keeping import Keeper
 from tfddl.launcher.link import LOST
@@ -63,6 +64,7 @@ class JobOptions:
         start_timeout_s: how long workers wait for each other in `tfddl.init()`; None leaves that
             to them.
         trusts_network: workers don't warn of ports that others can reach.
+        descriptors: open files that workers of this machine inherit.
 
     Raises:
         LaunchError: a value is out of its range, or there is no command.
@@ -82,6 +84,7 @@ class JobOptions:
     exports: tuple[Export, ...] = ()
     start_timeout_s: float | None = None
     trusts_network: bool = False
+    descriptors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_workers <= MOST_WORKERS:
@@ -118,6 +121,9 @@ class JobOptions:
 def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
     """Runs a job and reports how it ended, on stderr.
 
+    It takes a second process, see `guard`: nothing is left behind, even where one of the two is
+    killed. The calling process must have no other children and no threads.
+
     Args:
         options: what to run.
         environment: what the workers inherit.
@@ -129,13 +135,18 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
     Raises:
         LaunchError: the job can't be started.
     """
+    return guarded(
+        lambda signals: _run_job(options, signals, environment=environment), program="tfddlrun"
+    )
+
+
+def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str, str]) -> int:
     fleet = options.fleet
     hosts = {_HERE: options.num_workers}
     if fleet is not None:
         hosts = {host.name: host.slots for host in fleet.hosts}
     recovery = Recovery(options.restarts, hosts=hosts)
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(Signals())
         console = Console(signals, has_colours="NO_COLOR" not in environment)
         # What workers on other hosts commit, their agents keep within a start.
         memory = Memory(keeps_commits=fleet is None and recovery.starts_again)
@@ -156,11 +167,21 @@ def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
 
 
 def working_folder(environment: Mapping[str, str]) -> str:
-    """Where we are, by the name that the user knows it by: other hosts may have other links."""
+    """Where we are, by the name that the user knows it by: other hosts may have other links.
+
+    Raises:
+        LaunchError: the folder isn't there any more.
+    """
     known = environment.get("PWD", "")
-    if os.path.isabs(known) and os.path.isdir(known) and os.path.samefile(known, "."):
-        return known
-    return os.getcwd()
+    try:
+        if os.path.isabs(known) and os.path.isdir(known) and os.path.samefile(known, "."):
+            return known
+        return os.getcwd()
+    except OSError as error:
+        raise LaunchError(
+            f"can't tell which folder this is, to start workers there: {error.strerror}. HINT: "
+            "it may have been removed since; cd to one that is there"
+        ) from error
 
 
 def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
@@ -309,6 +330,8 @@ def _run_once(
         num_workers = len(plans)
         if options.nodes is not None:
             plans = tuple(plan for plan in plans if plan.host == _HERE)
+        if fleet is None and options.descriptors:
+            plans = tuple(dataclasses.replace(p, descriptors=options.descriptors) for p in plans)
         outcome = supervise(
             plans if fleet is not None else means.memory.shared_with(plans),
             console=means.console,

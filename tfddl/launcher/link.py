@@ -43,6 +43,7 @@ class Link:
         greeting: what the agent said first; None until then.
         lost: why the connection has ended; None as long as it hasn't.
         num_oom_kills: processes that the kernel of that host has ended for want of memory.
+        limits: those of its agent's cgroups that were reached.
         heard_s: when the agent said something last (`time.monotonic`).
     """
 
@@ -61,6 +62,7 @@ class Link:
         self.greeting: Message | None = None
         self.lost: str | None = None
         self.num_oom_kills = 0
+        self.limits: tuple[str, ...] = ()
         self._options = options
         self._unpacker = Unpacker(greeted=False)
         self._workers: dict[int, RemoteWorker] = {}
@@ -77,7 +79,8 @@ class Link:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 start_new_session=True,  # Ctrl-C is for us to pass on
-                preexec_fn=die_with_parent(),  # safe: this process has one thread
+                # An agent here notices our end, and clears up; ssh might wait for the far side.
+                preexec_fn=None if is_here else die_with_parent(),  # safe: we have one thread
             )
         except OSError as error:
             self._stderr.close()
@@ -209,6 +212,7 @@ class Link:
             self.greeting = message
         elif "rank" in message:
             self.num_oom_kills = max(self.num_oom_kills, message.get("num_oom_kills", 0))
+            self.limits = tuple(message.get("limits", self.limits))
             worker = self._workers.get(message["rank"])
             if worker is not None:
                 worker.receive(message, data)

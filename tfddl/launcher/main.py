@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from tfddl.launcher.dry_run import describe
 from tfddl.launcher.environment import Export, is_worker
 from tfddl.launcher.exposure import TRUSTED_NETWORK
 from tfddl.launcher.fleet import FleetOptions
+from tfddl.launcher.guard import die_with_caller
 from tfddl.launcher.hosts import HostSlots, fill_slots
 from tfddl.launcher.interfaces import is_this_host
 from tfddl.launcher.job import JobOptions, asked_for, run_job, working_folder
@@ -39,7 +41,7 @@ other hosts:
   Workers run in the folder that tfddlrun is started in, with the same Python, at the same paths.
   The environment goes with them, PATH and PYTHONPATH included, but for what belongs to this host
   or login (HOME, USER, TMPDIR, DISPLAY, SSH_…, XDG_…, SLURM_… and the like); -x sends those too.
-  If the connection to a host ends, or tfddlrun is stopped for 20 s, its workers are killed.
+  If the connection to a host ends, or tfddlrun is silent for 20 s, its workers are killed.
 
 several nodes:
   Where an engine (Slurm, SageMaker, Vertex AI, Kubeflow, an Indexed Job of Kubernetes), or you,
@@ -90,6 +92,8 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     if arguments.check_build:
         sys.stdout.write(f"{horovodrun.describe_build()}\n")
         return 0
+    if arguments.caller is not None:
+        die_with_caller(arguments.caller)
     horovodrun.translate(arguments)
     try:
         horovodrun.refuse(arguments)
@@ -104,21 +108,27 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
         shown = asked_for(options, environment)
         if options.as_horovod and "PYTHONPATH" in environment:
             shown.setdefault("PYTHONPATH", environment["PYTHONPATH"])
+        if arguments.dry_run:
+            text = describe(options, directory=working_folder(environment), environment=shown)
+            sys.stdout.write(f"{text}\n")
+            return 0
     except LaunchError as error:
         parser.error(str(error))
-    if arguments.dry_run:
-        text = describe(options, directory=working_folder(environment), environment=shown)
-        sys.stdout.write(f"{text}\n")
-        return 0
     for notice in (*notices, *horovodrun.notices(arguments)):
-        sys.stderr.write(f"{prog}: {notice}\n")
+        _tell(prog, notice)
     try:
         require_linux(prog)
         return run_job(options, environment=environment)
     except LaunchError as error:
-        for line in str(error).splitlines():
-            sys.stderr.write(f"{prog}: {line}\n")
+        _tell(prog, str(error))
         return _CANT_START
+
+
+def _tell(prog: str, text: str) -> None:
+    """Writes lines to stderr; a full disk under it is no reason to end otherwise than told."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write("".join(f"{prog}: {line}\n" for line in text.splitlines()))
+        sys.stderr.flush()
 
 
 def run() -> None:
@@ -205,6 +215,7 @@ def _read_options(
         exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
         start_timeout_s=arguments.start_timeout,
         trusts_network=arguments.trusted_network or bool(environment.get(TRUSTED_NETWORK)),
+        descriptors=arguments.pass_fds,
     )
 
 
@@ -270,6 +281,7 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
     _add_recovery_flags(parser.add_argument_group("when something fails"))
     horovodrun.add_flags(parser)
     _add_other_flags(parser.add_argument_group("instead of running"))
+    _add_hidden_flags(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
@@ -356,4 +368,15 @@ def _add_other_flags(group: argparse._ArgumentGroup) -> None:
         "--check",
         action="store_true",
         help="check the hosts (tfddl-doctor): versions, ports, names, clocks, limits, speed",
+    )
+
+
+def _add_hidden_flags(parser: argparse.ArgumentParser) -> None:
+    """What `tfddl.horovod.run` says, and no user: with whom to end, and what workers inherit."""
+    parser.add_argument("--caller", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--pass-fds",
+        type=lambda text: tuple(map(int, text.split(","))),
+        default=(),
+        help=argparse.SUPPRESS,
     )

@@ -264,7 +264,13 @@ def _join(
 
     thread = threading.Thread(target=work, name="tfddlrun-rendezvous", daemon=True)
     with _reports() as reports:
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise LaunchError(
+                f"can't wait for the other nodes: {error}. HINT: ulimit -u, or the limit of "
+                "processes and threads of a container (pids.max)"
+            ) from error
         while thread.is_alive() or not reports.empty():
             while not reports.empty():
                 console.say(reports.get())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import enum
+import errno
 import os
 import re
 import select
@@ -20,6 +21,8 @@ _CHATTER = re.compile(r"I0000 00:00:[0-9.]+ |WARNING: All log messages before ab
 # Of the prefixes, by rank: cyan, yellow, green, magenta, blue, and their brighter kin.
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _LONGEST_LINE = 1 << 20
+# Characters, escapes among them.
+_WIDEST = 1 << 13
 _PATIENCE_MS = 200
 
 
@@ -34,9 +37,6 @@ class LineAssembler:
     r"""Turns a stream of bytes into whole lines, of which "\r" and "\b" rewrite the last.
 
     Bytes that are not UTF-8 pass through unharmed (as surrogates).
-
-    Attributes:
-        pending: what the unfinished last line shows now.
     """
 
     def __init__(self, *, progress_s: float | None) -> None:
@@ -46,7 +46,8 @@ class LineAssembler:
             progress_s: a line that is rewritten in place is also given out in between, at most
                 once in so many seconds. None: only when it is finished.
         """
-        self.pending = ""
+        # One by one: a string would be copied, all of it, whenever its end is rewritten.
+        self._line: list[str] = []
         self._progress_s = progress_s
         self._shown_s: float | None = None
         self._backspaces = 0
@@ -65,38 +66,49 @@ class LineAssembler:
                 self._backspaces += len(token)
             else:
                 lines += self._rewind(now_s)
-                self.pending += token
-                if len(self.pending) > _LONGEST_LINE:
+                self._line.extend(token)
+                if len(self._line) > _LONGEST_LINE:
                     lines.append(self._take())
         return lines
 
+    def pending(self) -> str:
+        """What the unfinished last line shows now, as far as any terminal is wide."""
+        return "".join(self._line[:_WIDEST])
+
     def finish(self) -> list[str]:
         """Gives out what is left at the end of the stream."""
-        self.pending += self._decoder.decode(b"", final=True)
-        return [self._take()] if self.pending else []
+        self._line.extend(self._decoder.decode(b"", final=True))
+        return [self._take()] if self._line else []
 
     def _take(self) -> str:
-        line, self.pending = self.pending, ""
+        line = "".join(self._line)
+        self._line.clear()
         self._returned, self._backspaces = False, 0
         return line
 
     def _rewind(self, now_s: float) -> list[str]:
         """Moves the cursor back, as new text is about to be written over the old."""
-        old = self.pending
-        if self._returned:
-            self.pending = ""
-        elif self._backspaces:
-            self.pending = old[: -self._backspaces]
-        was_rewritten = self._returned and bool(old)
+        returned, backspaces = self._returned, self._backspaces
         self._returned, self._backspaces = False, 0
-        if not was_rewritten or self._progress_s is None:
+        if not returned:
+            if backspaces:
+                del self._line[-backspaces:]
             return []
+        shown = self._is_due(now_s) if self._line else False
+        old = ["".join(self._line)] if shown else []
+        self._line.clear()
+        return old
+
+    def _is_due(self, now_s: float) -> bool:
+        """Whether it is time to give out a line that is rewritten."""
+        if self._progress_s is None:
+            return False
         if self._shown_s is None:
             self._shown_s = now_s
         if now_s - self._shown_s < self._progress_s:
-            return []
+            return False
         self._shown_s = now_s
-        return [old]
+        return True
 
 
 def without_chatter(lines: Sequence[str]) -> list[str]:
@@ -108,10 +120,11 @@ class Console:
     """Writes lines with their rank; on a terminal it keeps one unfinished line of rank 0 last.
 
     Where there is no terminal, colours are left out.
-    A write waits for a slow reader, but not once a signal has come that ends the job.
+    A write waits for a slow reader, but not once a signal has come that ends the job. What a full
+    disk doesn't take is dropped: a job that has trained for days isn't ended for its log.
 
     Attributes:
-        broken: why nothing can be written any more, or None.
+        broken: why nobody can read any more what is written, or None.
         while_waiting: called several times a second as long as a slow reader is waited for.
     """
 
@@ -130,6 +143,10 @@ class Console:
         self._fds = {Outlet.STDOUT: stdout_fd, Outlet.STDERR: stderr_fd}
         self._terminals = {outlet: os.isatty(fd) for outlet, fd in self._fds.items()}
         self._given_up = False
+        self._has_lost = False
+        # Where the last line isn't finished; of these, where it never will be: the disk was full.
+        self._unfinished: set[Outlet] = set()
+        self._cut: set[Outlet] = set()
         self._live = ""
         self._live_owner: Outlet | None = None
 
@@ -163,6 +180,20 @@ class Console:
         """Writes lines of our own to stderr."""
         self._write(Outlet.STDERR, "".join(f"tfddlrun: {line}\n" for line in text.splitlines()))
 
+    def tell_loss(self, what: str, error: OSError) -> None:
+        """Says, the first time, that output is lost.
+
+        Args:
+            what: where it was to be written.
+            error: why that failed.
+        """
+        if not self._has_lost:
+            self._has_lost = True  # before: stderr may be what is full
+            self.say(
+                f"can't write {what}: {error.strerror}. Output of workers that can't be written "
+                "is dropped, and the job goes on"
+            )
+
     def _name(self, rank: int) -> str:
         """The rank in its colour, which `_put` takes out where there is no terminal."""
         if not self._has_colours:
@@ -192,6 +223,8 @@ class Console:
     def _put(self, outlet: Outlet, text: str) -> None:
         if not self._terminals[outlet]:
             text = _ESCAPES.sub("", text)
+        if text and outlet in self._cut:
+            text = f"\n{text}"
         data = memoryview(text.encode("utf-8", "surrogateescape"))
         fd = self._fds[outlet]
         poll = select.poll()
@@ -203,18 +236,32 @@ class Console:
                 self._signals.read()
             if fd in ready:
                 # What fits a pipe that polls as writable: the write doesn't block.
-                data = data[self._write_some(fd, data[: select.PIPE_BUF]) :]
+                written = self._write_some(outlet, data[: select.PIPE_BUF])
+                if written is None:
+                    return
+                data = data[written:]
             elif self._signals.have_ended_job:
                 self._given_up = True
                 return
             elif self.while_waiting is not None:
                 self.while_waiting()
 
-    def _write_some(self, fd: int, data: memoryview) -> int:
+    def _write_some(self, outlet: Outlet, data: memoryview) -> int | None:
+        """Writes what can be written; None where what is left has to be dropped."""
         try:
-            return os.write(fd, data)
+            written = os.write(self._fds[outlet], data)
         except BlockingIOError:
             return 0
         except OSError as error:
-            self.broken = error
-            return 0
+            if error.errno == errno.EPIPE or self._terminals[outlet]:
+                self.broken = error
+                return 0
+            self._cut |= self._unfinished & {outlet}
+            self.tell_loss(f"to {outlet.name.lower()}", error)
+            return None
+        if written:
+            self._cut.discard(outlet)
+            self._unfinished.add(outlet)
+            if data[written - 1] == ord("\n"):
+                self._unfinished.discard(outlet)
+        return written

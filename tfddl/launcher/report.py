@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tfddl.launcher.stalls import Stall
@@ -11,6 +12,21 @@ from tfddl.progress import SAVED_STATUS, Ability, Reading, Stage
 
 _REPORTED_LINES = 20
 _STACKS_LINES = 100
+# Of the stack that TensorFlow's abort writes; it hides the line that says why.
+_FRAME = re.compile(r"\s*@\s+0x[0-9a-f]+\b")
+# What programs say of a limit that no counter tells of, as of `ulimit`; then what to do.
+_SIGNS = (
+    (
+        re.compile(r"can't start new thread|pthread_create\(\) failed|unable to fork"),
+        "HINT: no more threads or processes could be started; ulimit -u says how many a user may "
+        "have, and a container may have a limit of its own (pids.max)",
+    ),
+    (
+        re.compile(r"std::bad_alloc|\bMemoryError\b|Cannot allocate memory"),
+        "HINT: there was no memory to be had; ulimit -v says how much a process may have. A "
+        "smaller batch, fewer workers, or data read from disk",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +79,14 @@ class Outcome:
             reads our output any more.
         num_oom_kills: processes that the kernel ended for want of memory meanwhile, on the whole
             machine.
+        limits: those of cgroups that were reached meanwhile, see `LimitWatch`.
     """
 
     exits: tuple[WorkerExit, ...]
     root: WorkerExit | None
     interrupted_by: signal.Signals | None
     num_oom_kills: int
+    limits: tuple[str, ...] = ()
 
     @property
     def has_saved(self) -> bool:
@@ -118,7 +136,8 @@ def failure_report(outcome: Outcome) -> str:
     lines = [f"rank {root.rank}{where} failed: {stall}{how} after {root.after_s:.1f} s"]
     if root.reading.beats or root.reading.rounds:
         lines.append(f"it had come to {describe_place(root.reading)}")
-    hint = root.lost or _hint(root.returncode, outcome.num_oom_kills)
+    lines += [f"meanwhile a limit was reached: {limit}" for limit in outcome.limits]
+    hint = root.lost or _hint(root, outcome)
     if root.stall is not None:
         hint = _describe_stall(root.stall)
     if hint:
@@ -126,7 +145,7 @@ def failure_report(outcome: Outcome) -> str:
     if root.stderr_lines:
         lines.append("the last lines of its stderr:")
         count = _REPORTED_LINES if root.stall is None else _STACKS_LINES
-        lines += [f"  {line}" for line in root.stderr_lines[-count:]]
+        lines += [f"  {line}" for line in _without_frames(root.stderr_lines)[-count:]]
     else:
         lines.append("it wrote nothing to stderr")
     lines += _others(outcome, root)
@@ -152,9 +171,28 @@ def _describe_stall(stall: Stall) -> str:
     return f"{others}it was running, was asked for the stacks of its threads, and was killed"
 
 
-def _hint(returncode: int, num_oom_kills: int) -> str:
+def _without_frames(lines: Sequence[str]) -> list[str]:
+    """Lines with only a word of the stack that native code has written."""
+    found: list[str] = []
+    count = 0
+    for line in lines:
+        if _FRAME.match(line):
+            found = found[:-1] if count else found
+            count += 1
+            found.append(f"    ({count} frames of native code)")
+        else:
+            count = 0
+            found.append(line)
+    return found
+
+
+def _hint(root: WorkerExit, outcome: Outcome) -> str:
+    returncode = root.returncode
+    for sign, hint in _SIGNS:
+        if any(sign.search(line) for line in root.stderr_lines):
+            return "" if outcome.limits else hint
     if returncode == -signal.SIGKILL:
-        if num_oom_kills:
+        if outcome.num_oom_kills:
             return (
                 "out of memory: the kernel killed a process of the machine for it meanwhile. "
                 "HINT: a smaller batch, fewer workers, or data read from disk"

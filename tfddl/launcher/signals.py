@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import signal
@@ -10,6 +11,12 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from tfddl.launcher.system import is_readable
+
+FORWARDED = 0x80
+"""Added to the number of a signal that another process of ours has got, and passes on."""
+
+OUTER_DIED = 64
+"""What the kernel sends when the process that passes signals on is dead: SIGRTMAX of Linux."""
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -29,26 +36,37 @@ class Signals:
             for number in signals.take_ending():
                 ...
 
-    A signal that was ignored from the start (by nohup, say) stays ignored.
+    A signal that was ignored from the start (by nohup, say) stays ignored. One that an engine sends
+    to all processes of a job comes by two ways, and counts once.
 
     Attributes:
         have_ended_job: whether one that ends the job has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pipe: tuple[int, int] | None = None) -> None:
+        """Begins without any.
+
+        Args:
+            pipe: where another process writes, too, what it passes on, and `OUTER_DIED` ends the
+                job as SIGKILL; both ends, not blocking. None where there is no such process.
+        """
         self.have_ended_job = False
+        self._pipe = pipe
         self._ending: list[signal.Signals] = []
-        self._previous: dict[signal.Signals, Any] = {}
+        # How often each has come, by its number, and by that of one that is passed on.
+        self._counts: collections.Counter[int] = collections.Counter()
+        self._previous: dict[int, Any] = {}
         self._previous_wakeup = -1
         self._reader = self._writer = -1
 
     def __enter__(self) -> Signals:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = self._pipe or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, _nothing)
-        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)
+        for also in (signal.SIGCHLD, *([OUTER_DIED] if self._pipe else [])):
+            self._previous[also] = signal.signal(also, _nothing)
         return self
 
     def __exit__(
@@ -60,8 +78,9 @@ class Signals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_wakeup)
-        os.close(self._reader)
-        os.close(self._writer)
+        if self._pipe is None:
+            os.close(self._reader)
+            os.close(self._writer)
 
     def fileno(self) -> int:
         """Readable when a signal has come."""
@@ -71,8 +90,17 @@ class Signals:
         """Takes the signals that have come; those that end the job stay until they are taken."""
         with contextlib.suppress(BlockingIOError):
             while numbers := os.read(self._reader, 4096):
-                self._ending += [signal.Signals(n) for n in numbers if n in _ENDING]
+                for number in numbers:
+                    self._take(number)
                 self.have_ended_job |= bool(self._ending)
+
+    def _take(self, number: int) -> None:
+        if number == OUTER_DIED:
+            self._ending.append(signal.SIGKILL)
+        elif number & ~FORWARDED in _ENDING:
+            self._counts[number] += 1
+            if self._counts[number] > self._counts[number ^ FORWARDED]:
+                self._ending.append(signal.Signals(number & ~FORWARDED))
 
     def sleep(self, duration_s: float) -> bool:
         """Waits so long; False, and sooner, where a signal has come that ends the job."""
@@ -83,7 +111,10 @@ class Signals:
         return not self.have_ended_job
 
     def take_ending(self) -> list[signal.Signals]:
-        """The signals that end the job, each given once, in the order they came."""
+        """The signals that end the job, each given once, in the order they came.
+
+        SIGKILL is among them where the process that passes signals on was killed.
+        """
         taken, self._ending = self._ending, []
         return taken
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfddl.cgroups import LimitWatch
 from tfddl.launcher.agent import BEAT_S
 from tfddl.launcher.display import Display
 from tfddl.launcher.fleet import Fleet
@@ -65,12 +66,14 @@ def supervise(
     no further, see `StallWatch`. SIGTERM to us goes on to those workers that can save, and they
     get the time for it. Whatever the workers leave behind is killed at the end, daemons included,
     so the calling process must have no other children and no threads. A worker dies with the
-    caller, even by SIGKILL; processes that the worker itself has started may then live on.
+    caller, even by SIGKILL; what it has started itself is left to whoever adopts the caller's
+    children, see `guard`.
 
     Args:
         plans: the workers.
         console: takes their output.
-        signals: SIGINT, SIGTERM and SIGHUP end the job; a second one without any grace.
+        signals: SIGINT, SIGTERM and SIGHUP end the job; a second one without any grace, and so
+            does SIGKILL.
         care: how the workers are looked after.
 
     Raises:
@@ -80,7 +83,7 @@ def supervise(
     job = _Job(
         console=console, signals=signals, care=care, has_all_workers=num_workers == len(plans)
     )
-    oom_kills = count_oom_kills()
+    oom_kills, limits = count_oom_kills(), LimitWatch()
     adopt_orphans()
     try:
         for plan in plans:
@@ -93,7 +96,7 @@ def supervise(
         job.keep_commit()
     finally:
         job.kill_all()
-    return job.outcome(num_oom_kills=count_oom_kills() - oom_kills)
+    return job.outcome(num_oom_kills=count_oom_kills() - oom_kills, limits=limits.reached())
 
 
 def log_folder(logs: Path, *, rank: int, size: int) -> Path:
@@ -187,7 +190,7 @@ class _Job:
             self._fleet.close()  # before its connections are killed as orphans
         kill_orphans()
 
-    def outcome(self, *, num_oom_kills: int) -> Outcome:
+    def outcome(self, *, num_oom_kills: int, limits: tuple[str, ...]) -> Outcome:
         """How the job ended, once it has."""
         exits: dict[Handle, WorkerExit] = {w: w.describe_end() for w in self._ended}
         return Outcome(
@@ -195,6 +198,7 @@ class _Job:
             root=None if self._root is None else exits[self._root],
             interrupted_by=self._interrupted_by,
             num_oom_kills=num_oom_kills if self._fleet is None else self._fleet.num_oom_kills,
+            limits=limits if self._fleet is None else self._fleet.limits,
         )
 
     def _timeout_s(self) -> float | None:
@@ -213,7 +217,9 @@ class _Job:
         if self._console.broken is not None and self._interrupted_by is None:
             signals.append(signal.SIGPIPE)
         for number in signals:
-            if self._kill_at_s is None:
+            if number == signal.SIGKILL:  # The outer process is gone, and nobody waits for us.
+                self._interrupted_by, self._kill_at_s = number, time.monotonic()
+            elif self._kill_at_s is None:
                 self._interrupted_by = number
                 # Those that can't save yet are left in peace, since the others need them for it.
                 savers = [w for w in self.workers if number == signal.SIGTERM and w.ask_to_save()]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import select
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from tfddl.errors import LaunchError
 from tfddl.limits import require_descriptors
+
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+"""Of prctl(2), as <linux/prctl.h> numbers them."""
 
 # A page of memory, and a pipe for each output; then a file for each output.
 _PER_WORKER, _PER_LOG = 3, 2
 # Two pipes, and a file for what ssh says.
 _PER_HOST = 3
+
+
+def load_prctl() -> Callable[[int, Any], int]:
+    """prctl(2) of the C library, which Linux alone has."""
+    prctl: Callable[[int, Any], int] = ctypes.CDLL(None).prctl
+    return prctl
 
 
 class HasFileno(Protocol):

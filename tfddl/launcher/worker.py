@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import signal
@@ -21,6 +20,7 @@ from tfddl.launcher.cores import Binding, bind_to, share_of_cores, usable_cores
 from tfddl.launcher.display import Sink
 from tfddl.launcher.handle import Handle
 from tfddl.launcher.plan import ProcessPlan
+from tfddl.launcher.system import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, load_prctl
 
 DRAIN_S = 1.0
 """What a worker that has ended may leave to its children: a `tee` that still has lines to write."""
@@ -29,7 +29,6 @@ DRAIN_S = 1.0
 _PIECES_IN_PIPE = 2
 # MAX_ARG_STRLEN of Linux, which counts a zero at the end.
 _LONGEST_VARIABLE = 2**17 - 1
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Stream:
@@ -129,8 +128,8 @@ class Worker(Handle):
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of what its workers leave behind (until `kill_orphans`)."""
-    _load_prctl()(_PR_SET_CHILD_SUBREAPER, 1)
+    """Makes this process the parent of what its children leave behind (until `kill_orphans`)."""
+    load_prctl()(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def kill_orphans() -> None:
@@ -181,6 +180,11 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
                 f"{len(os.fsencode(environment[name]))} bytes; the system takes {_LONGEST_VARIABLE}"
                 " in one, name included. TF_CONFIG gets shorter by shorter names of hosts"
             )
+        if error.errno in (errno.EAGAIN, errno.ENOMEM):
+            hint = (
+                "a limit was reached: of the user's processes and threads (ulimit -u), or of a "
+                "container's processes or memory (pids.max, memory.max)"
+            )
         raise LaunchError(
             f"can't start {plan.argv[0]!r}: {error.strerror}. HINT: {hint}"
         ) from error
@@ -188,18 +192,13 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
 
 def die_with_parent(then: Callable[[], None] | None = None) -> Callable[[], None]:
     """What a child does before its exec, so that even our SIGKILL leaves no worker."""
-    prctl, parent = _load_prctl(), os.getpid()
+    prctl, parent = load_prctl(), os.getpid()
 
     def ask_for_signal() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before it could be asked for
             os._exit(1)
         if then is not None:
             then()
 
     return ask_for_signal
-
-
-def _load_prctl() -> Callable[[int, int], int]:
-    prctl: Callable[[int, int], int] = ctypes.CDLL(None).prctl
-    return prctl
