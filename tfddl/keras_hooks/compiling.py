@@ -8,7 +8,7 @@ import keras
 
 from tfddl.errors import UnsupportedError
 from tfddl.gradients import Averaging
-from tfddl.keras_hooks import scope
+from tfddl.keras_hooks import scope, strategies
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.optimizer import innermost, is_distributed, is_under_scope, refuse_strategy_scope
 from tfddl.runtime import current, is_started
@@ -42,6 +42,7 @@ def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
     call = inspect.signature(original).bind(self, *args, **kwargs)
     call.apply_defaults()
     optimizer = call.arguments["optimizer"]
+    strategies.refuse_others(self)
     if is_distributed(optimizer) and not is_under_scope(optimizer):
         refuse_strategy_scope()
     with scope.of(self):

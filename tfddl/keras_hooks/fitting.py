@@ -20,7 +20,15 @@ from tfddl.collectives import (
 )
 from tfddl.data import find_share, forget_failures, repeats_share
 from tfddl.errors import DataError, UnsupportedError
-from tfddl.keras_hooks import comparing, plain_data, resuming, scope, stock, whole_data
+from tfddl.keras_hooks import (
+    comparing,
+    plain_data,
+    resuming,
+    scope,
+    stock,
+    strategies,
+    whole_data,
+)
 from tfddl.keras_hooks.compiling import acts_on
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
@@ -89,6 +97,7 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
 
 def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
     """The `fit` that begins; None where the ranks train models of their own."""
+    strategies.refuse_others(model)
     given = call.arguments
     together = acts_on(model.optimizer)
     if repeats_share(given.get("x")):

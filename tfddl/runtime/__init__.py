@@ -10,7 +10,7 @@
 * `process`: the runtime of the process, and the one mutable module global of tfddl.
 """
 
-from tfddl.runtime.devices import choose_collective
+from tfddl.runtime.devices import JobResolver, choose_collective
 from tfddl.runtime.options import Options
 from tfddl.runtime.process import (
     Runtime,
@@ -23,6 +23,7 @@ from tfddl.runtime.process import (
 )
 
 __all__ = [
+    "JobResolver",
     "Options",
     "Runtime",
     "Statistics",

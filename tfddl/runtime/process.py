@@ -124,11 +124,14 @@ class Runtime:
             raise
         self._report_progress()
 
-    def strategy(self) -> tf.distribute.Strategy:
+    def strategy(self, *, called: str = "tfddl.strategy()") -> tf.distribute.Strategy:
         """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default.
 
         The first call starts TensorFlow's servers, where `start` hasn't. All ranks must call it
         together.
+
+        Args:
+            called: What the script calls, for messages.
 
         Raises:
             StartError: Operations of TensorFlow have run before; or a port is taken.
@@ -142,7 +145,7 @@ class Runtime:
             self.started_strategy = start_servers(
                 self.met.rendezvous,
                 self.met.choice,
-                why="tfddl.strategy() was called",
+                why=f"{called} was called",
                 hint=f"move {calling_line()} to the top of the script, right after tfddl.init(), "
                 "before any model, tensor or dataset is made",
             )
