@@ -33,7 +33,8 @@ def raised(function: Callable[[], Any]) -> tuple[str, str, float]:
     try:
         function()
     except Exception as error:  # noqa: BLE001 - the test looks at its name and text
-        return type(error).__name__, str(error), time.monotonic() - begin
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        return type(error).__name__, said, time.monotonic() - begin
     return "no error", "", time.monotonic() - begin
 
 

@@ -10,7 +10,8 @@ What each part of it does, and on what in Keras it relies:
 * `steps`: `train_step` tells the optimizer the count of its batch; stand-ins leave no trace.
 * `fitting`: ranks compare their plans before the first step, start from the same state, end at the
   same step, and log what the job did.
-* `evaluating`: `evaluate` and `predict` are the job's: `whole_data` deals arrays out.
+* `evaluating`: `evaluate` and `predict` are the job's: `whole_data` deals arrays out. Those of
+  models that Horovod's names have compiled are each rank's own.
 * `resuming`: an epoch goes on where an earlier run left it.
 * `stock`: Keras' own callbacks write files on rank 0 only, and whole; what they remember.
 * `failing`: data that can't be read ends all ranks, with the error that there was.

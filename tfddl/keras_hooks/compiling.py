@@ -38,6 +38,15 @@ def acts_on(optimizer: Any) -> bool:
     return exchanges(optimizer) and innermost(optimizer).tfddl_averaging.process_set is None
 
 
+def evaluates_together(optimizer: Any) -> bool:
+    """Whether `evaluate` and `predict` of a model with this optimizer are the job's.
+
+    Where Horovod's names wrapped the optimizer, they are each rank's own, as its scripts expect.
+    It is told by the optimizer, not by who called `init`: both may be in one script.
+    """
+    return acts_on(optimizer) and not innermost(optimizer).tfddl_averaging.evaluates_alone
+
+
 def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     call = inspect.signature(original).bind(self, *args, **kwargs)
     call.apply_defaults()

@@ -29,7 +29,7 @@ from tfddl.keras_hooks import (
     strategies,
     whole_data,
 )
-from tfddl.keras_hooks.compiling import acts_on
+from tfddl.keras_hooks.compiling import acts_on, evaluates_together
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import (
@@ -242,13 +242,16 @@ def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -
 def _begin_together(original: Callable[..., Any], self: Any, fit: Fit, logs: Any) -> Any:
     state_of(fit.model).forget_stop()  # A fit that failed may have left a wish to stop.
     facts = comparing.Facts.of(fit.model, fit)
+    is_free = not evaluates_together(fit.model.optimizer)
     if facts.root_rank is None:
-        comparing.compare(facts)
+        comparing.compare(facts, validation_is_free=is_free)
     else:  # The ranks may have made different numbers of steps, as long as they know whose count.
-        comparing.compare(dataclasses.replace(facts, iterations=0, learning_rate=""))
+        unknown = dataclasses.replace(facts, iterations=0, learning_rate="")
+        comparing.compare(unknown, validation_is_free=is_free)
         _broadcast_state(fit, facts.root_rank)
     result = original(self, logs)
-    comparing.compare(comparing.Facts.of(fit.model, fit))
+    after = comparing.Facts.of(fit.model, fit)
+    fit.validates_together = comparing.compare(after, validation_is_free=is_free)
     _broadcast_state(fit, facts.root_rank or 0)
     _give_ranks_their_own_randomness(fit.model)
     return result

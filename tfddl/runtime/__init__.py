@@ -21,6 +21,7 @@ from tfddl.runtime.process import (
     start,
     stop,
 )
+from tfddl.runtime.servers import calling_line
 
 __all__ = [
     "JobResolver",
@@ -28,6 +29,7 @@ __all__ = [
     "Runtime",
     "Statistics",
     "Step",
+    "calling_line",
     "choose_collective",
     "current",
     "is_started",
