@@ -1,6 +1,7 @@
 """Cases about what `fit` agrees on, run by every worker."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -164,12 +165,71 @@ def generator_with_steps() -> int:
 
 
 def runs_out() -> tuple[str, str, float]:
-    """The last rank's generator ends early: it says so at once."""
+    """The last rank's generator ends early: all hear of it."""
     model, _ = _model()
     x, y = problem.data(SPEC)[0], problem.labels(SPEC)
     batches = 2 if tfddl.rank() == tfddl.size() - 1 else 9
     generator = ((x[:4], y[:4]) for _ in range(batches))
     return raised(lambda: model.fit(generator, steps_per_epoch=4, verbose=0))
+
+
+class Batches(keras.utils.PyDataset):
+    """Some batches of 4 examples, of which each rank has the same."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        part = slice(4 * index, 4 * index + 4)
+        return problem.data(SPEC)[0][part], problem.labels(SPEC)[part]
+
+
+def _batches(kind: str, number: int = 5) -> dict[str, Any]:
+    """So many batches, as `fit` can take them."""
+    x, y = (part[: 4 * number] for part in (problem.data(SPEC)[0], problem.labels(SPEC)))
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    kinds: dict[str, dict[str, Any]] = {
+        "arrays": {"x": x, "y": y, "batch_size": 4, "shuffle": False},
+        "sequence": {"x": Batches(number)},
+        "dataset": {"x": dataset},
+        "of unknown length": {"x": dataset.filter(lambda *_: True)},
+        "generator": {"x": (Batches(number)[i] for i in range(number))},
+    }
+    return kinds[kind]
+
+
+def early_ends(kind: str, steps: int, together: int, directory: str) -> dict[str, Any]:
+    """Epochs of 5 batches that should have had ``steps``, with plain Keras and by all ranks.
+
+    ``together`` of the steps are executed together.
+    """
+    weights, seen, warned, iterations = [], [], [], []
+    for optimizer in (problem.optimizer(SPEC), tfddl.DistributedOptimizer(problem.optimizer(SPEC))):
+        model, recorder = _model(optimizer=optimizer, steps_per_execution=together)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(**_batches(kind), steps_per_epoch=steps, epochs=4, verbose=0)
+        warned.append(sum("ran out of data" in str(one.message) for one in caught))
+        weights.append([np.asarray(w) for w in model.weights])
+        seen.append(recorder.seen)
+        iterations.append(int(model.optimizer.iterations))
+    # The third epoch of 2 steps is over: the next run goes on with the fourth, and nothing else.
+    checkpoint = tfddl.callbacks.Checkpoint(directory)
+    options: dict[str, Any] = {"steps_per_epoch": steps, "verbose": 0, "callbacks": [checkpoint]}
+    _model()[0].fit(**_batches(kind), epochs=3, **options)
+    model, recorder = _model()
+    history = model.fit(**_batches(kind), epochs=4, **options)
+    return {
+        "weights": weights,
+        "seen": seen,
+        "warned": warned,
+        "iterations": iterations[1],  # Keras may count a step that found no data.
+        "resumed": (history.epoch, len(recorder.seen), int(model.optimizer.iterations)),
+    }
 
 
 def summed_loss() -> tuple[np.ndarray, np.ndarray]:

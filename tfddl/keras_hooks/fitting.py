@@ -14,12 +14,13 @@ from tfddl.collectives import (
     Label,
     ReduceOp,
     allreduce,
+    barrier,
     broadcast_variables,
     grouped_allreduce,
     on_all_ranks,
 )
 from tfddl.data import find_share, forget_failures, repeats_share
-from tfddl.errors import DataError, UnsupportedError
+from tfddl.errors import DataError, DisagreementError, StalledError, UnsupportedError
 from tfddl.keras_hooks import (
     comparing,
     plain_data,
@@ -52,6 +53,11 @@ UNEVEN = (
     "tfddl.shard_dataset(x, y, batch_size=…) deals the examples out evenly: together they train as "
     "one process would."
 )
+
+
+_END_TIMEOUT_S = 60.0
+"""How long a rank without data waits to hear that the others have none either, where it can't be
+told at once that they have."""
 
 
 def install() -> None:
@@ -390,27 +396,42 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     was_training, fit.training = fit.training, False
     if was_training:
         resuming.end_rest(fit)
-        at_end = not fit.model.stop_training if fit.steps is None else fit.done >= fit.steps
-        fit.is_complete = at_end
+        if fit.together:
+            _agree_on_early_end(fit)
+        # Without a stop, an epoch of fewer steps than were wanted has no more data.
+        is_at_end = fit.steps is not None and fit.done >= fit.steps
+        fit.is_complete = is_at_end or not fit.model.stop_training
     if not fit.together:
         return original(self, logs)
-    if was_training:
-        _check_epoch_is_complete(fit)
     raise_failures(fit)
     _sum_metrics(self)
     results = original(self, logs)
     return _job_s_own(self, results) if results is logs else results
 
 
-def _check_epoch_is_complete(fit: Fit) -> None:
-    """Raises on a rank without data for the next step; the others are in that step, and wait."""
+def _agree_on_early_end(fit: Fit) -> None:
+    """Lets an epoch end before its steps are done where all ranks' data has ended, as Keras does.
+
+    Raises:
+        DataError: This rank has no data for the next step, and others are in it, waiting.
+    """
     steps = int(state_of(fit.model).steps.numpy())
-    if fit.steps is not None and steps < fit.steps and not fit.model.stop_training:
+    if fit.steps is None or steps >= fit.steps or fit.model.stop_training:
+        return
+    runtime = current()
+    ran_out = f"ran out of data after {steps} of {fit.steps} steps of the epoch"
+    try:
+        if runtime.transport.compares:
+            barrier(name=Label(f"end of epoch {fit.epoch}, {ran_out}"))
+        else:
+            # Not by a collective: there, this one would meet the others' sum of gradients.
+            runtime.gather_notes(f"the end of epoch {fit.epoch}", ran_out, timeout_s=_END_TIMEOUT_S)
+    except (DisagreementError, StalledError) as error:
         raise DataError(
-            f"rank {current().cluster.rank} ran out of data after {steps} of {fit.steps} steps of "
-            "the epoch; the other ranks can't go on without it. Give every rank as many batches as "
-            "steps_per_epoch says, or use tfddl.shard_dataset."
-        )
+            f"rank {runtime.cluster.rank} {ran_out}, and not all other ranks did; they can't go on "
+            "without it. Give every rank as many batches as the others, or use "
+            f"tfddl.shard_dataset.\n{error}"
+        ) from error
 
 
 def _sum_metrics(model: Any) -> None:
