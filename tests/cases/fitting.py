@@ -275,35 +275,84 @@ def refusals() -> list[str]:
     sums, _ = _model(loss=keras.losses.MeanSquaredError(reduction="sum"))
     unbuilt = keras.Sequential([keras.layers.Dense(3)])
     unbuilt.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="mse")
+    hollow = Parts(keras.layers.Dense(3))
+    hollow.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="mse")
     attempts: tuple[Callable[[], Any], ...] = (
         lambda: tfddl.DistributedOptimizer("adam"),
         lambda: tfddl.DistributedOptimizer(wrapped),
         lambda: tfddl.DistributedOptimizer(sgd, op="max"),
         lambda: tfddl.DistributedOptimizer(sgd, compression="fp8"),
         lambda: sums.fit(_dataset(), verbose=0),
-        lambda: unbuilt.fit((b for b in [()]), steps_per_epoch=1, verbose=0),
+        lambda: unbuilt.fit((i for i in range(0)), steps_per_epoch=1, verbose=0),
+        lambda: hollow.fit(Batches(3), verbose=0),
     )
     return [raised(attempt)[1] for attempt in attempts]
 
 
+class Parts(keras.Model):
+    """Without a `call`: its step applies what it consists of."""
+
+    def __init__(self, part: keras.layers.Layer) -> None:
+        super().__init__()
+        self.part = part
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self.part(x, training=True))
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return {"loss": loss}
+
+
+class Late(keras.Model):
+    """Without an Input: its variables come with the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorder = problem.Recorder()
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.out = keras.layers.Dense(3)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.out(self.hidden(self.recorder(x, training=training)))
+
+
 def builds_late() -> dict[str, Any]:
-    """Models without an Input start from rank 0's weights all the same."""
+    """Models without an Input start from rank 0's weights, and miss no batch."""
     found = {}
     x, y = problem.data(SPEC)[0], problem.labels(SPEC)
     start, stop = shard_range(24, tfddl.rank(), tfddl.size())
-    inputs = {
-        "arrays": {"x": x[start:stop], "y": y[start:stop], "batch_size": 4},
-        "dataset": {"x": _dataset()},
+
+    def shuffled() -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(24, seed=1).batch(4)
+
+    inputs: dict[str, Callable[[], dict[str, Any]]] = {
+        "arrays": lambda: {"x": x[start:stop], "y": y[start:stop], "batch_size": 4},
+        "share": lambda: {"x": _dataset()},
+        "dataset": lambda: {"x": shuffled()},
+        "sequence": lambda: {**_batches("sequence"), "shuffle": False},
+        "generator": lambda: {**_batches("generator"), "steps_per_epoch": 5},
+        "built on one rank": lambda: {"x": _dataset()},
+        "parts": lambda: {"x": _dataset()},
     }
+    in_order = [list(range(i, i + 4)) for i in range(0, 20, 4)]
     for name, data in inputs.items():
         keras.utils.clear_session()
         keras.utils.set_random_seed(50 + tfddl.rank())
-        layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
-        model = keras.Sequential(layers)
+        inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+        model = Parts(inner) if name == "parts" else Late()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss=loss)
-        model.fit(**data, epochs=2, verbose=0)
+        if name == "built on one rank" and tfddl.rank() == 0:
+            model(x[:1])
+        model.fit(**data(), verbose=0)
         found[name] = [np.asarray(w) for w in model.weights]
+        if name == "dataset":  # Whose first order is the first epoch's.
+            first = [batch[:, 0] for batch, _ in shuffled().as_numpy_iterator()]
+            assert model.recorder.seen == [ids.astype(int).tolist() for ids in first]
+        elif name in ("sequence", "generator"):
+            assert model.recorder.seen == in_order, name
     return found
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import itertools
+import types
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -122,7 +124,7 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
     else:
         if scope.is_in(model):
             plain_data.share_out(given)
-        _build(model, given.get("x"))
+        _build(model, given)
         _deal_out_validation(given)
         given["callbacks"] = stock.for_this_rank(given.get("callbacks"))
         if current().cluster.rank:
@@ -191,39 +193,75 @@ def _refuse_hidden_optimizers(model: Any) -> None:
             )
 
 
-def _build(model: Any, x: Any) -> None:
+def _build(model: Any, given: dict[str, Any]) -> None:
     """Makes the variables before training starts, so that all ranks can start from the same.
 
-    Keras would make them in the first step.
+    Keras would make them in the first step. All ranks must call it together, also where only some
+    have a model without variables.
+
+    Args:
+        model: That `fit` was called on.
+        given: The arguments of `fit`. A generator in it is replaced by one that begins with the
+            batch that was taken from it.
+
+    Raises:
+        DataError: On all ranks, where one can't read its first batch.
+        UnsupportedError: There is no `call` that would make the variables.
     """
-    if model.built and all(layer.built for layer in model.layers):
-        return
-    if isinstance(x, tf.distribute.DistributedDataset):
-        return  # Keras builds a model under the scope by itself.
-    if isinstance(x, tf.data.Dataset):
-        first = keras.utils.unpack_x_y_sample_weight(_first_batch(x))[0]
-    elif isinstance(x, keras.utils.PyDataset):
-        first = keras.utils.unpack_x_y_sample_weight(x[0])[0]
-    elif hasattr(x, "__next__"):
+    has_call = type(model).call is not keras.Model.call
+    is_built = all(layer.built for layer in model.layers) and (model.built or not has_call)
+    if isinstance(given.get("x"), tf.distribute.DistributedDataset):
+        is_built = True  # Keras builds a model under the scope by itself.
+    if not (is_built or has_call):
         raise UnsupportedError(
-            "The model has no variables yet, and a generator can't be asked for a batch twice: "
-            "the ranks couldn't start from the same weights. Give the model an Input, or call it "
-            "on one batch before fit."
+            f"{type(model).__name__} has layers without variables, and no call() that would make "
+            "them: the ranks couldn't start from the same weights. Give its layers and the models "
+            "in it an Input, or call them on a batch before fit."
         )
+    make = on_all_ranks(lambda: None if is_built else _maker(model, given), error=DataError)
+    if make is not None:
+        with scope.of(model):
+            make()
+
+
+def _maker(model: Any, given: dict[str, Any]) -> Callable[[], Any]:
+    """What makes a model's variables; reads what data it needs for it."""
+    x = given.get("x")
+    if isinstance(x, tf.data.Dataset) and not model.run_eagerly:
+        # As Keras does in the first step, and without a batch: a shuffle would begin its second
+        # order with the first epoch, and what a dataset gives only once would be lost.
+        inputs = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+        trace = tf.function(lambda batch: model(batch, training=False), autograph=False)
+        return lambda: trace.get_concrete_function(inputs)
+    first = _first_inputs(given)
+    return lambda: model(first, training=False)
+
+
+def _first_inputs(given: dict[str, Any]) -> Any:
+    """The inputs of a first batch, or of an example."""
+    x = given.get("x")
+    if isinstance(x, tf.data.Dataset):
+        with readable_failures((x,)):
+            batch = next(iter(x))
+    elif isinstance(x, keras.utils.PyDataset):
+        batch = x[0]
+    elif isinstance(x, types.GeneratorType):
+        batches = list(itertools.islice(x, 1))
+        if not batches:
+            raise DataError(
+                f"rank {current().cluster.rank}: the generator that fit got has no batch."
+            )
+        given["x"] = _again(batches, x)
+        batch = batches[0]
     else:
-        first = tf.nest.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
-    with scope.of(model):
-        model(first, training=False)
+        return tf.nest.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
+    return keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
-def _first_batch(dataset: tf.data.Dataset) -> Any:
-    """A batch to build the model with; where one rank can't read its, all raise."""
-
-    def read() -> Any:
-        with readable_failures((dataset,)):
-            return next(iter(dataset))
-
-    return on_all_ranks(read, error=DataError)
+def _again(first: Sequence[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    """A generator that begins with what was taken from another one; Keras takes nothing else."""
+    yield from first
+    yield from rest
 
 
 def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -> Any:
