@@ -2,10 +2,15 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import tensorflow as tf
 
 from tests.group import SOON_S, Groups
+from tfddl.keras_hooks import evaluating
+from tfddl.transport.errors import RankLostError
 
 CASES = "tests.cases.evaluating"
 
@@ -26,6 +31,58 @@ def test_a_callback_looks_for_itself(groups: Groups) -> None:
     (loss, rows), (other_loss, other_rows) = groups(2).run(f"{CASES}:within_fit")
     assert loss == other_loss
     assert (rows, other_rows) == (21, 0)
+
+
+@pytest.mark.parametrize("call", ["evaluate", "predict"])
+def test_what_only_one_rank_calls_is_named_with_its_line(groups: Groups, call: str) -> None:
+    (kind, message, seconds), (other_kind, other, _) = groups(2).run(
+        f"{CASES}:on_one_rank", call=call
+    )
+    assert kind == other_kind == "RanksDisagreeError"
+    for text in (message, other):
+        assert f"rank 0: allgather <model.{call}, which all ranks call together>" in text
+        assert "rank 1: barrier" in text
+    assert f'On rank 0, model.{call} was called by \'"{call}": lambda: model.{call}(x' in message
+    assert "evaluating.py, line " in message
+    assert "all ranks must call it together. HINT: call it outside of what only some" in message
+    assert seconds < 15
+
+
+def test_validation_on_one_rank_is_named(groups: Groups) -> None:
+    for kind, message, _ in groups(2).run(f"{CASES}:on_one_rank", call="fit"):
+        assert kind == "DisagreementError"
+        assert "validation: rank 0: True; rank 1: False" in message
+        assert "on every rank, or on none" in message
+
+
+@pytest.mark.parametrize(
+    "error", [RankLostError("rank 1 has ended"), tf.errors.UnavailableError(None, None, "closed")]
+)
+def test_a_call_whose_company_has_ended_is_named_with_its_line(error: Exception) -> None:
+    runtime = SimpleNamespace(cluster=SimpleNamespace(rank=0))
+    with (
+        mock.patch.object(evaluating, "current", return_value=runtime),
+        pytest.raises(type(error)) as raised,
+        evaluating._company("model.predict", "L"),
+    ):
+        raise error
+    [note] = raised.value.__notes__
+    assert note.startswith("On rank 0, model.predict was called by L. With tfddl.Distributed")
+
+
+def test_under_horovod_they_are_each_rank_s_own(groups: Groups) -> None:
+    first, second = groups(2).run(f"{CASES}:by_horovod")
+    # Rank 0 validated by itself, rank 1 didn't.
+    assert not any(name.startswith("val_") for name in second["some"])
+    for name, value in first["some, afterwards"].items():
+        assert first["some"][f"val_{name}"] == [pytest.approx(value, rel=1e-6)]
+    # Where all do, what fit logs is of all ranks' parts, whole or not.
+    positives = sum(found["parts, afterwards"]["positives"] for found in (first, second))
+    for found in (first, second):
+        assert found["parts"]["val_positives"] == [positives]
+        for name, value in found["all, afterwards"].items():
+            assert found["all"][f"val_{name}"][-1] == pytest.approx(value, rel=1e-6)
+    assert first["tfddl's"] == second["tfddl's"]
 
 
 def test_learning_rates(groups: Groups) -> None:

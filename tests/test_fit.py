@@ -185,17 +185,55 @@ def test_a_generator_with_steps_trains(groups: Groups) -> None:
     assert groups(2).run(f"{CASES}:generator_with_steps") == [6, 6]
 
 
-def test_a_rank_that_runs_out_of_data_says_so(groups: Groups) -> None:
-    # The others wait for it, but not for long.
-    group = groups(2, timeout_s=5.0, collective="auto")
+@pytest.mark.parametrize(
+    ("kind", "steps", "together"),
+    [
+        ("sequence", 2, 1),
+        ("of unknown length", 2, 1),
+        ("dataset", 7, 1),
+        ("dataset", 4, 2),
+        pytest.param("arrays", 2, 1, marks=pytest.mark.long),
+        pytest.param("generator", 2, 1, marks=pytest.mark.long),
+    ],
+)
+def test_an_epoch_ends_early_where_all_data_has_ended(
+    groups: Groups, tmp_path: Path, kind: str, steps: int, together: int
+) -> None:
+    """As with plain Keras, which says so, and goes on."""
+    directory = str(tmp_path)
+    for found in groups(2).run(
+        f"{CASES}:early_ends", kind=kind, steps=steps, together=together, directory=directory
+    ):
+        plain, ours = found["seen"]
+        assert ours == plain
+        assert len(plain) == found["iterations"] == {2: 7, 4: 10, 7: 20}[steps]
+        warned = {2: 1, 4: 2, 7: 4}[steps]
+        assert found["warned"] == [warned, warned]
+        for one, mine in zip(*found["weights"], strict=True):
+            np.testing.assert_allclose(mine, one, rtol=1e-5, atol=1e-7)
+        if steps == 2:
+            assert found["resumed"] == ([0, 1, 2, 3], 2, 7)
+
+
+@pytest.mark.parametrize("ring", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_rank_that_runs_out_of_data_says_so(groups: Groups, ring: bool) -> None:
+    """RING can't tell at once that the others go on: it asks them for a while."""
+    group = groups(2, timeout_s=5.0, collective="ring") if ring else groups(2, collective="auto")
     (first_ok, first), (last_ok, last) = group.outcomes(f"{CASES}:runs_out")
-    group.close()
     assert first_ok
     assert last_ok
     assert last[0] == "DataError"
-    assert "rank 1 ran out of data after 2 of 4 steps of the epoch" in last[1]
-    assert first[0] == "UnknownError"  # What TensorFlow makes of most errors within a graph.
-    assert "rank 1 hasn't come to it" in first[1]
+    ran_out = "ran out of data after 2 of 4 steps of the epoch"
+    assert f"rank 1 {ran_out}, and not all other ranks did" in last[1]
+    if ring:
+        group.close()
+        assert first[0] == "DeadlineExceededError"
+        return
+    # What TensorFlow makes of it within a graph.
+    assert first[0] == "InvalidArgumentError"
+    assert "rank 0: allreduce sum <step>" in first[1]
+    assert f"rank 1: barrier <end of epoch 0, {ran_out}>" in first[1]
+    assert groups(2, collective="auto").run(f"{CASES}:generator_with_steps") == [6, 6]
 
 
 def test_sums_of_losses_add_up(groups: Groups) -> None:
@@ -225,18 +263,20 @@ def test_refusals(groups: Groups) -> None:
         "Gradients can't be combined by max; op must be average or sum.",
         "compression is 'fp8'; it must be one of none, fp16, bf16.",
         "A loss with reduction ['sum'] isn't a mean over the batch",
-        "The model has no variables yet, and a generator can't be asked for a batch twice",
+        "rank 0: the generator that fit got has no batch.",
+        "Parts has layers without variables, and no call() that would make them",
     ]
-    for messages in groups(2).run(f"{CASES}:refusals"):
+    for rank, messages in enumerate(groups(2).run(f"{CASES}:refusals")):
         for message, beginning in zip(messages, expected, strict=True):
-            assert message.startswith(beginning)
+            assert message.startswith(beginning.replace("rank 0", f"rank {rank}"))
 
 
 def test_models_that_are_built_late_start_from_rank_0(groups: Groups) -> None:
     first, second = groups(2).run(f"{CASES}:builds_late")
-    for name in ("arrays", "dataset"):
-        for mine, other in zip(first[name], second[name], strict=True):
-            assert mine.tobytes() == other.tobytes()
+    assert len(first) == 7
+    for name, weights in first.items():
+        for mine, other in zip(weights, second[name], strict=True):
+            assert mine.tobytes() == other.tobytes(), name
 
 
 def test_a_train_step_of_ones_own_and_dropout(groups: Groups) -> None:

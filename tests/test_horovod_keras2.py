@@ -60,6 +60,27 @@ except TypeError as error:
     assert "experimental_nonsense" in str(error)
 x = np.ones((4, 2), "float32")
 model.fit(x, x[:, :1], epochs=1, verbose=0)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self):
+        pass  # As `Sequence`s of that age.
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return x, x[:, :1]
+
+
+warnings.filterwarnings("ignore", message="Your `PyDataset` class should call")
+batches = Batches()
+model.fit_generator(batches, steps_per_epoch=2, workers=2, max_queue_size=4, verbose=0)
+assert (batches.workers, batches.max_queue_size, batches.use_multiprocessing) == (2, 4, False)
+model.fit((batches[i] for i in range(3)), workers=4, use_multiprocessing=True, verbose=0)
+assert len(model.predict_generator(batches, workers=1, verbose=0)) == 12
+loss = model.evaluate(batches, workers=2, verbose=0)
+assert abs(loss - model.evaluate(x, x[:, :1], verbose=0)) < 1e-5
 model.fit_generator(tf.data.Dataset.from_tensors((x, x[:, :1])), epochs=1, verbose=0)
 assert optimizer.variables() == optimizer.variables and len(optimizer.variables) == 4
 first, second = model.trainable_variables
@@ -87,6 +108,12 @@ TOLD = {
     "K.set_value(variable, value) is of Keras 2; write variable.assign(value).",
     "compile(experimental_run_tf_function=…) is of Keras 2; write compile(…) without it.",
     "model.fit_generator(generator, …) is of Keras 2; write model.fit(generator, …).",
+    "model.predict_generator(generator, …) is of Keras 2; write model.predict(generator, …).",
+    *(
+        f"model.{name}(…, workers=…) is of Keras 2; write PyDataset(workers=…), as the data's own "
+        "arguments; generators need none."
+        for name in ("fit", "evaluate", "predict")
+    ),
     "optimizer.variables() is of Keras 2; write optimizer.variables, without the brackets.",
     "variable.ref() is of Keras 2; write id(variable), or variable.path, for Keras' variables.",
     "variable.device is of Keras 2; write variable.value.device.",

@@ -185,6 +185,7 @@ SIBLINGS: dict[str, list[str]] = {
     "keras_hooks": [
         "patching",
         "scope",
+        "strategies",
         "normalizing",
         "compiling",
         "statistics",

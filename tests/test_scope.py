@@ -4,13 +4,20 @@
 it has to equal bit for bit where two workers train.
 """
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.group import Groups
+from tfddl.errors import UnsupportedError
+from tfddl.keras_hooks import scope, strategies
 
 CASES = "tests.cases.scope"
 N = 47
@@ -97,6 +104,9 @@ def test_a_batch_of_fewer_examples_than_workers(groups: Groups) -> None:
         ("other arrays", "DisagreementError", "Give fit the same whole arrays on every rank"),
         ("auto-sharding", "UnsupportedError", "cuts batches again and loses examples"),
         ("single examples", "DataError", "must be batches of tensors, dataset.batch("),
+        ("a mirrored strategy", "UnsupportedError", "each of the 2 workers would train by itself"),
+        ("another resolver", "UnsupportedError", "SimpleClusterResolver, but tfddl.init() has fo"),
+        ("other collectives", "UnsupportedError", "was asked for NCCL, but the collectives of"),
         ("other orders", "DisagreementError", "data: rank 0: "),
     ],
 )
@@ -121,3 +131,21 @@ def test_a_saved_model_is_gone_on_with(groups: Groups, tmp_path: Path) -> None:
         assert _equal(rank["gone on"], rank["loaded"])
         assert rank["iterations"] == 12
         assert rank["optimizer"] == "Adam"
+
+
+def test_a_strategy_from_before_init_is_refused() -> None:
+    """In this process no job has begun: what a script makes then is TensorFlow's own."""
+    alone = tf.distribute.cluster_resolver.SimpleClusterResolver(tf.train.ClusterSpec({}))
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=alone)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    strategies.refuse_others(model)
+    job: Any = SimpleNamespace(cluster=SimpleNamespace(size=2), started_strategy=None)
+    with contextlib.ExitStack() as stack:
+        for module in (strategies, scope):
+            stack.enter_context(mock.patch.object(module, "is_started", return_value=True))
+            stack.enter_context(mock.patch.object(module, "current", return_value=job))
+        with pytest.raises(UnsupportedError, match=r"made before tfddl.init\(\). Call tfddl.init"):
+            strategies.refuse_others(model)
+        job.started_strategy = strategy
+        strategies.refuse_others(model)

@@ -173,7 +173,19 @@ class _Distributed:
         applied = [v for g, v in zip(grads, variables, strict=True) if g is not None]
         # Past Keras, which would take the model's variables for the optimizer's.
         object.__setattr__(self, "tfddl_applied", applied)
-        super().apply(grads, trainable_variables)  # type: ignore[misc]
+        with tf.control_dependencies(self._tfddl_first_of(grads)):
+            super().apply(grads, trainable_variables)  # type: ignore[misc]
+
+    def _tfddl_first_of(self, grads: Sequence[Gradient]) -> list[tf.Tensor]:
+        """What Keras' count of steps has to wait for: one of the gradients.
+
+        By itself it waits for nothing. Where data ends without notice, the step that finds none
+        would count, on some ranks and not on others.
+        """
+        if self.tfddl_averaging.size == 1:
+            return []
+        parts = tf.nest.flatten(list(grads), expand_composites=True)
+        return [part for part in parts if isinstance(part, tf.Tensor)][:1]
 
     def _clip_gradients(self, grads: Sequence[Gradient]) -> Any:
         """With accumulation: what was accumulated, already weighed, is added up just once."""

@@ -4,9 +4,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfddl
+import tfddl.horovod.tensorflow.keras as hvd
 from tests import problem
 from tests.cases.fitting import raised
 
@@ -88,6 +90,62 @@ def few(n: int) -> dict[str, Any]:
     rows = np.asarray(model(x)["p"])[:, 0]
     right = np.mean((rows > 0.5) == (y["p"][:, 0] > 0.5))
     assert np.isclose(found["p_accuracy"], right)
+    return found
+
+
+def on_one_rank(call: str) -> tuple[str, str, float]:
+    """What is the job's, called by rank 0 alone; the others are in something else."""
+    model, (x, y) = _model(), _data(24)
+    calls = {
+        "evaluate": lambda: model.evaluate(x, y, verbose=0),
+        "predict": lambda: model.predict(x, verbose=0),
+        "fit": lambda: model.fit(x, y, validation_data=(x, y), verbose=0),
+    }
+    if tfddl.rank() == 0:
+        return raised(calls[call])
+    return raised(lambda: model.fit(x, y, verbose=0) if call == "fit" else tfddl.barrier())
+
+
+def by_horovod() -> dict[str, Any]:
+    """With Horovod's optimizer each rank evaluates and predicts for itself, or doesn't."""
+    rank, size = tfddl.rank(), tfddl.size()
+    options: dict[str, Any] = {
+        "loss": "binary_crossentropy",
+        "metrics": ["accuracy", keras.metrics.TruePositives(name="positives")],
+    }
+    model, _ = problem.model(SPEC)
+    model.compile(hvd.DistributedOptimizer(problem.optimizer(SPEC)), **options)
+    x, y = problem.data(SPEC)[0], problem.labels(SPEC)
+
+    def check(part: slice) -> None:
+        results = model.evaluate(x[part], y[part], verbose=0, return_dict=True)
+        expected = one_process(part)
+        assert results == pytest.approx(expected, rel=1e-5), (results, expected)
+        predicted = model.predict(x[part], verbose=0)
+        np.testing.assert_allclose(predicted, np.asarray(model(x[part])), rtol=1e-5)
+
+    def one_process(part: slice) -> dict[str, float]:
+        plain = keras.Model(model.inputs, model.outputs)
+        plain.compile("sgd", **options)
+        return plain.evaluate(x[part], y[part], verbose=0, return_dict=True)
+
+    found: dict[str, Any] = {}
+    parts = [(x[rank::size], y[rank::size])] * 2
+    for name, validation in (("some", parts[0] if rank == 0 else None), ("parts", parts[1])):
+        history = model.fit(x[rank::size], y[rank::size], validation_data=validation, verbose=0)
+        found[name] = history.history
+        found[f"{name}, afterwards"] = one_process(slice(rank, None, size))
+    found["all"] = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
+    found["all, afterwards"] = one_process(slice(None))
+    if rank == 0:
+        check(slice(None))
+    check(slice(None))
+    check(slice(rank * 4, rank * 4 + 9))
+    # In the same script, a model that tfddl's own name has wrapped is the job's.
+    both, _ = problem.model(SPEC)
+    both.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), **options)
+    own = slice(rank, None, size)
+    found["tfddl's"] = both.evaluate(x[own], y[own], verbose=0, return_dict=True)
     return found
 
 

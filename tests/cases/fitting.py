@@ -1,6 +1,7 @@
 """Cases about what `fit` agrees on, run by every worker."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +34,8 @@ def raised(function: Callable[[], Any]) -> tuple[str, str, float]:
     try:
         function()
     except Exception as error:  # noqa: BLE001 - the test looks at its name and text
-        return type(error).__name__, str(error), time.monotonic() - begin
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        return type(error).__name__, said, time.monotonic() - begin
     return "no error", "", time.monotonic() - begin
 
 
@@ -163,12 +165,71 @@ def generator_with_steps() -> int:
 
 
 def runs_out() -> tuple[str, str, float]:
-    """The last rank's generator ends early: it says so at once."""
+    """The last rank's generator ends early: all hear of it."""
     model, _ = _model()
     x, y = problem.data(SPEC)[0], problem.labels(SPEC)
     batches = 2 if tfddl.rank() == tfddl.size() - 1 else 9
     generator = ((x[:4], y[:4]) for _ in range(batches))
     return raised(lambda: model.fit(generator, steps_per_epoch=4, verbose=0))
+
+
+class Batches(keras.utils.PyDataset):
+    """Some batches of 4 examples, of which each rank has the same."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        part = slice(4 * index, 4 * index + 4)
+        return problem.data(SPEC)[0][part], problem.labels(SPEC)[part]
+
+
+def _batches(kind: str, number: int = 5) -> dict[str, Any]:
+    """So many batches, as `fit` can take them."""
+    x, y = (part[: 4 * number] for part in (problem.data(SPEC)[0], problem.labels(SPEC)))
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    kinds: dict[str, dict[str, Any]] = {
+        "arrays": {"x": x, "y": y, "batch_size": 4, "shuffle": False},
+        "sequence": {"x": Batches(number)},
+        "dataset": {"x": dataset},
+        "of unknown length": {"x": dataset.filter(lambda *_: True)},
+        "generator": {"x": (Batches(number)[i] for i in range(number))},
+    }
+    return kinds[kind]
+
+
+def early_ends(kind: str, steps: int, together: int, directory: str) -> dict[str, Any]:
+    """Epochs of 5 batches that should have had ``steps``, with plain Keras and by all ranks.
+
+    ``together`` of the steps are executed together.
+    """
+    weights, seen, warned, iterations = [], [], [], []
+    for optimizer in (problem.optimizer(SPEC), tfddl.DistributedOptimizer(problem.optimizer(SPEC))):
+        model, recorder = _model(optimizer=optimizer, steps_per_execution=together)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(**_batches(kind), steps_per_epoch=steps, epochs=4, verbose=0)
+        warned.append(sum("ran out of data" in str(one.message) for one in caught))
+        weights.append([np.asarray(w) for w in model.weights])
+        seen.append(recorder.seen)
+        iterations.append(int(model.optimizer.iterations))
+    # The third epoch of 2 steps is over: the next run goes on with the fourth, and nothing else.
+    checkpoint = tfddl.callbacks.Checkpoint(directory)
+    options: dict[str, Any] = {"steps_per_epoch": steps, "verbose": 0, "callbacks": [checkpoint]}
+    _model()[0].fit(**_batches(kind), epochs=3, **options)
+    model, recorder = _model()
+    history = model.fit(**_batches(kind), epochs=4, **options)
+    return {
+        "weights": weights,
+        "seen": seen,
+        "warned": warned,
+        "iterations": iterations[1],  # Keras may count a step that found no data.
+        "resumed": (history.epoch, len(recorder.seen), int(model.optimizer.iterations)),
+    }
 
 
 def summed_loss() -> tuple[np.ndarray, np.ndarray]:
@@ -214,35 +275,84 @@ def refusals() -> list[str]:
     sums, _ = _model(loss=keras.losses.MeanSquaredError(reduction="sum"))
     unbuilt = keras.Sequential([keras.layers.Dense(3)])
     unbuilt.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="mse")
+    hollow = Parts(keras.layers.Dense(3))
+    hollow.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss="mse")
     attempts: tuple[Callable[[], Any], ...] = (
         lambda: tfddl.DistributedOptimizer("adam"),
         lambda: tfddl.DistributedOptimizer(wrapped),
         lambda: tfddl.DistributedOptimizer(sgd, op="max"),
         lambda: tfddl.DistributedOptimizer(sgd, compression="fp8"),
         lambda: sums.fit(_dataset(), verbose=0),
-        lambda: unbuilt.fit((b for b in [()]), steps_per_epoch=1, verbose=0),
+        lambda: unbuilt.fit((i for i in range(0)), steps_per_epoch=1, verbose=0),
+        lambda: hollow.fit(Batches(3), verbose=0),
     )
     return [raised(attempt)[1] for attempt in attempts]
 
 
+class Parts(keras.Model):
+    """Without a `call`: its step applies what it consists of."""
+
+    def __init__(self, part: keras.layers.Layer) -> None:
+        super().__init__()
+        self.part = part
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self.part(x, training=True))
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return {"loss": loss}
+
+
+class Late(keras.Model):
+    """Without an Input: its variables come with the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorder = problem.Recorder()
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.out = keras.layers.Dense(3)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.out(self.hidden(self.recorder(x, training=training)))
+
+
 def builds_late() -> dict[str, Any]:
-    """Models without an Input start from rank 0's weights all the same."""
+    """Models without an Input start from rank 0's weights, and miss no batch."""
     found = {}
     x, y = problem.data(SPEC)[0], problem.labels(SPEC)
     start, stop = shard_range(24, tfddl.rank(), tfddl.size())
-    inputs = {
-        "arrays": {"x": x[start:stop], "y": y[start:stop], "batch_size": 4},
-        "dataset": {"x": _dataset()},
+
+    def shuffled() -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(24, seed=1).batch(4)
+
+    inputs: dict[str, Callable[[], dict[str, Any]]] = {
+        "arrays": lambda: {"x": x[start:stop], "y": y[start:stop], "batch_size": 4},
+        "share": lambda: {"x": _dataset()},
+        "dataset": lambda: {"x": shuffled()},
+        "sequence": lambda: {**_batches("sequence"), "shuffle": False},
+        "generator": lambda: {**_batches("generator"), "steps_per_epoch": 5},
+        "built on one rank": lambda: {"x": _dataset()},
+        "parts": lambda: {"x": _dataset()},
     }
+    in_order = [list(range(i, i + 4)) for i in range(0, 20, 4)]
     for name, data in inputs.items():
         keras.utils.clear_session()
         keras.utils.set_random_seed(50 + tfddl.rank())
-        layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
-        model = keras.Sequential(layers)
+        inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+        model = Parts(inner) if name == "parts" else Late()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss=loss)
-        model.fit(**data, epochs=2, verbose=0)
+        if name == "built on one rank" and tfddl.rank() == 0:
+            model(x[:1])
+        model.fit(**data(), verbose=0)
         found[name] = [np.asarray(w) for w in model.weights]
+        if name == "dataset":  # Whose first order is the first epoch's.
+            first = [batch[:, 0] for batch, _ in shuffled().as_numpy_iterator()]
+            assert model.recorder.seen == [ids.astype(int).tolist() for ids in first]
+        elif name in ("sequence", "generator"):
+            assert model.recorder.seen == in_order, name
     return found
 
 

@@ -205,6 +205,8 @@ def _refused(what: str) -> None:
         with scope():
             model = Subclassed()
         model.compile(optimizer, "mse")
+    elif what in _STRATEGIES:
+        _STRATEGIES[what]()
     else:
         model = _made("subclassed", under_scope=True)
         rank = tfddl.rank()
@@ -217,6 +219,28 @@ def _refused(what: str) -> None:
         elif what == "other orders":
             tf.random.set_seed(rank)
             model.fit(dataset.shuffle(N).batch(8), verbose=0)
+
+
+def _other_resolver() -> None:
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(tf.train.ClusterSpec({}))
+    tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+
+
+def _other_collectives() -> None:
+    communication = tf.distribute.experimental.CommunicationImplementation.NCCL
+    tf.distribute.experimental.MultiWorkerMirroredStrategy(communication)
+
+
+def _compile_under_mirrored() -> None:
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        Subclassed().compile("sgd", "mse")
+
+
+_STRATEGIES: dict[str, Callable[[], None]] = {
+    "a mirrored strategy": _compile_under_mirrored,
+    "another resolver": _other_resolver,
+    "other collectives": _other_collectives,
+}
 
 
 def overflow() -> dict[str, Any]:

@@ -42,11 +42,12 @@ def build_and_compile_cnn_model() -> keras.Model:
 
 def main(directory: str) -> None:
     tfddl.init()
-    strategy = tfddl.strategy()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
     global_batch_size = PER_WORKER_BATCH_SIZE * strategy.num_replicas_in_sync
     dataset = digits_dataset(global_batch_size)
     with strategy.scope():
         model = build_and_compile_cnn_model()
+    assert model.distribute_strategy is tfddl.strategy()  # The job's, by whatever name.
     history = model.fit(dataset, epochs=3, steps_per_epoch=25, verbose=2)
     path = f"{directory}/worker{tfddl.rank()}.keras"
     model.save(path)

@@ -48,7 +48,8 @@ def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
     if not _is_sound_everywhere(fit, logs):
         return None
     own = _own_states(fit)
-    metrics = _metrics(fit) if fit.steps is not None and 0 < fit.done < fit.steps else []
+    is_within = fit.steps is not None and 0 < fit.done < fit.steps and not fit.is_complete
+    metrics = _metrics(fit) if is_within else []
     if current().cluster.rank:
         return None
     model, optimizer = fit.model, fit.model.optimizer

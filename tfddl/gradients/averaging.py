@@ -71,6 +71,10 @@ class Averaging:
     sum_passes: bool = False
     """Whether gradients accumulated over several steps are added up instead of averaged."""
 
+    evaluates_alone: bool = False
+    """Whether `evaluate` and `predict` of the model are each rank's own, as under Horovod, instead
+    of the job's."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "op", ReduceOp(self.op))
         object.__setattr__(self, "compression", Compression(self.compression))

@@ -56,6 +56,7 @@ class Options:
             compression=checked_compression(self.compression),
             sparse_as_dense=self.sparse_as_dense,
             by_count=False,
+            evaluates_alone=True,
             predivide=None if factor == 1.0 else factor,
             groups=_groups(self.num_groups, self.groups),
             process_set=among(self.process_set),

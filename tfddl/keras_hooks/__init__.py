@@ -4,12 +4,14 @@ What each part of it does, and on what in Keras it relies:
 
 * `patching`: puts a function of ours around one of Keras', after checking that it is the one we
   know. A Keras that has changed beyond that fails here, with a message.
+* `strategies`: a `MultiWorkerMirroredStrategy` that a script makes is the job's; others aren't.
 * `scope`: models made under ``tfddl.strategy().scope()`` train as those in Horovod's door do.
 * `compiling`: `compile` refuses what can't work, and keeps XLA out of steps with collectives.
 * `steps`: `train_step` tells the optimizer the count of its batch; stand-ins leave no trace.
 * `fitting`: ranks compare their plans before the first step, start from the same state, end at the
   same step, and log what the job did.
-* `evaluating`: `evaluate` and `predict` are the job's: `whole_data` deals arrays out.
+* `evaluating`: `evaluate` and `predict` are the job's: `whole_data` deals arrays out. Those of
+  models that Horovod's names have compiled are each rank's own.
 * `resuming`: an epoch goes on where an earlier run left it.
 * `stock`: Keras' own callbacks write files on rank 0 only, and whole; what they remember.
 * `failing`: data that can't be read ends all ranks, with the error that there was.
@@ -34,6 +36,7 @@ from tfddl.keras_hooks import (
     scope,
     steps,
     stock,
+    strategies,
 )
 from tfddl.keras_hooks.compiling import acts_on as acts_on
 from tfddl.keras_hooks.fitting import broadcast_model as broadcast_model
@@ -50,6 +53,7 @@ def install() -> None:
     Raises:
         UnsupportedError: Keras has changed in something that a hook relies on.
     """
+    strategies.install()
     scope.install()
     compiling.install()
     steps.install()

@@ -129,18 +129,31 @@ def compare_learning_rates(model: Any, epoch: int) -> None:
         )
 
 
-def compare(facts: Facts) -> None:
+def compare(facts: Facts, *, validation_is_free: bool) -> bool:
     """Stops all ranks where they differ. All ranks must call it together.
+
+    Args:
+        facts: This rank's.
+        validation_is_free: Whether some ranks may validate where others don't.
+
+    Returns:
+        Whether validation is alike on all ranks.
 
     Raises:
         DisagreementError: On every rank, naming the ranks and what each has.
         UnsupportedError: On every rank, where none knows the number of steps.
     """
     everyone = [Facts(**known) for known in allgather_object(dataclasses.asdict(facts))]
-    paragraphs = [
-        _difference(field.name, [getattr(known, field.name) for known in everyone])
+    differing = [
+        field.name
         for field in dataclasses.fields(Facts)
         if len({getattr(known, field.name) for known in everyone}) > 1
+    ]
+    some_validate = validation_is_free and "validates" in differing
+    paragraphs = [
+        _difference(name, [getattr(known, name) for known in everyone])
+        for name in differing
+        if not (some_validate and name in ("validates", "validation_freq"))
     ]
     if paragraphs:
         raise DisagreementError(
@@ -153,6 +166,7 @@ def compare(facts: Facts) -> None:
             "number of steps: pass steps_per_epoch=… to fit on every rank, or use "
             "tfddl.shard_dataset."
         )
+    return not some_validate
 
 
 def _difference(name: str, values: Sequence[Any], *, hint: str | None = None) -> str:

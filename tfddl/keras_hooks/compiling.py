@@ -8,7 +8,7 @@ import keras
 
 from tfddl.errors import UnsupportedError
 from tfddl.gradients import Averaging
-from tfddl.keras_hooks import scope
+from tfddl.keras_hooks import scope, strategies
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.optimizer import innermost, is_distributed, is_under_scope, refuse_strategy_scope
 from tfddl.runtime import current, is_started
@@ -38,10 +38,20 @@ def acts_on(optimizer: Any) -> bool:
     return exchanges(optimizer) and innermost(optimizer).tfddl_averaging.process_set is None
 
 
+def evaluates_together(optimizer: Any) -> bool:
+    """Whether `evaluate` and `predict` of a model with this optimizer are the job's.
+
+    Where Horovod's names wrapped the optimizer, they are each rank's own, as its scripts expect.
+    It is told by the optimizer, not by who called `init`: both may be in one script.
+    """
+    return acts_on(optimizer) and not innermost(optimizer).tfddl_averaging.evaluates_alone
+
+
 def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     call = inspect.signature(original).bind(self, *args, **kwargs)
     call.apply_defaults()
     optimizer = call.arguments["optimizer"]
+    strategies.refuse_others(self)
     if is_distributed(optimizer) and not is_under_scope(optimizer):
         refuse_strategy_scope()
     with scope.of(self):

@@ -13,17 +13,17 @@ import tensorflow as tf
 
 from tfddl.collectives import Label, allgather
 from tfddl.data import find_share, forget_failures
-from tfddl.errors import UnsupportedError
+from tfddl.errors import TfddlError, UnsupportedError
 from tfddl.keras_hooks import plain_data, scope, whole_data
-from tfddl.keras_hooks.compiling import acts_on
+from tfddl.keras_hooks.compiling import evaluates_together
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import Fit
 from tfddl.progress import Stage
-from tfddl.runtime import current, is_started
+from tfddl.runtime import calling_line, current, is_started
 
 _LOG = logging.getLogger("tfddl")
-_PATIENCE_S = 15.0
+_PATIENCE_S = 5.0
 _PIECE_BYTES = 16 << 20
 
 
@@ -38,16 +38,19 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
     if fit is not None and fit.model is self:
         # What `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
         validates = bool(kwargs.get("_use_cached_eval_dataset"))
-        with _in_fit(fit, Stage.EVALUATING, validates=validates):
-            return original(self, *args, **kwargs)
+        with _in_fit(fit, Stage.EVALUATING, validates=validates and fit.validates_together):
+            results = original(self, *args, **kwargs)
+        if validates and not fit.validates_together and (failure := fit.failure()) is not None:
+            raise failure  # Where all validate, all raise it.
+        return results
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
     with _outside_of_fit(given, Stage.EVALUATING) as session:
-        if not acts_on(getattr(self, "optimizer", None)):
+        if not evaluates_together(getattr(self, "optimizer", None)):
             return original(*call.args, **call.kwargs)
         parts = [given.get(name) for name in ("x", "y", "sample_weight")]
-        with _company("evaluate"):
-            is_whole = whole_data.is_whole(parts, name=Label("evaluate"))
+        with _company("model.evaluate", calling_line()):
+            is_whole = whole_data.is_whole(parts, name=Label(_CALL.format("model.evaluate")))
         if is_whole:
             steps, batch_size = given.pop("steps", None), given.get("batch_size")
             parts = whole_data.first_steps(parts, steps=steps, batch_size=batch_size)
@@ -68,11 +71,12 @@ def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
     given = call.arguments
     share = find_share(given["x"])
     with _outside_of_fit(given, Stage.PREDICTING) as session:
-        together = acts_on(getattr(self, "optimizer", None))
+        together = evaluates_together(getattr(self, "optimizer", None))
         if together:
-            with _company("predict"):
+            with _company("model.predict", calling_line()):
                 # Asked for every kind of data, because ranks may have got different ones.
-                is_whole = whole_data.is_whole(given["x"], name=Label("predict"))
+                label = Label(_CALL.format("model.predict"))
+                is_whole = whole_data.is_whole(given["x"], name=label)
             if is_whole:
                 return _predict_whole(original, call)
             _one_progress_bar(given)
@@ -142,22 +146,35 @@ def _one_progress_bar(given: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _company(name: str) -> Iterator[None]:
-    """Says so where the other ranks don't come."""
+def _company(name: str, line: str) -> Iterator[None]:
+    """Says which call waits where the other ranks don't come: soon in the log, then in the error.
+
+    Args:
+        name: What was called.
+        line: From where; see `tfddl.runtime.calling_line`.
+    """
     rank = current().cluster.rank
-    timer = threading.Timer(_PATIENCE_S, _LOG.warning, args=(_ALONE, name, rank))
+    hint = _ALONE.format(name=name, rank=rank, line=line)
+    said = f"rank {rank} has waited for the other ranks in {name} for {_PATIENCE_S:g} s. {hint}"
+    timer = threading.Timer(_PATIENCE_S, _LOG.warning, args=("%s", said))
     timer.daemon = True
     timer.start()
     try:
         yield
+    except (TfddlError, tf.errors.OpError) as error:
+        error.add_note(hint)
+        raise
     finally:
         timer.cancel()
 
 
+_CALL = "{}, which all ranks call together"
+
 _ALONE = (
-    "%s on rank %d has been waiting for the other ranks: it is the job's, and all ranks must call "
-    "it together. For one rank alone, take a model that isn't compiled with the "
-    "DistributedOptimizer, such as keras.Model(model.inputs, model.outputs)."
+    "On rank {rank}, {name} was called by {line}. With tfddl.DistributedOptimizer, and under "
+    "tfddl.strategy().scope(), it is the job's: all ranks must call it together. HINT: call it "
+    "outside of what only some ranks do (if tfddl.rank() == 0). For one rank alone, take a model "
+    "that isn't compiled so, such as keras.Model(model.inputs, model.outputs)"
 )
 
 

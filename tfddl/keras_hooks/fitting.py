@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import itertools
+import types
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,14 +16,23 @@ from tfddl.collectives import (
     Label,
     ReduceOp,
     allreduce,
+    barrier,
     broadcast_variables,
     grouped_allreduce,
     on_all_ranks,
 )
 from tfddl.data import find_share, forget_failures, repeats_share
-from tfddl.errors import DataError, UnsupportedError
-from tfddl.keras_hooks import comparing, plain_data, resuming, scope, stock, whole_data
-from tfddl.keras_hooks.compiling import acts_on
+from tfddl.errors import DataError, DisagreementError, StalledError, UnsupportedError
+from tfddl.keras_hooks import (
+    comparing,
+    plain_data,
+    resuming,
+    scope,
+    stock,
+    strategies,
+    whole_data,
+)
+from tfddl.keras_hooks.compiling import acts_on, evaluates_together
 from tfddl.keras_hooks.failing import raise_failures, readable_failures
 from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.session import (
@@ -44,6 +55,11 @@ UNEVEN = (
     "tfddl.shard_dataset(x, y, batch_size=…) deals the examples out evenly: together they train as "
     "one process would."
 )
+
+
+_END_TIMEOUT_S = 60.0
+"""How long a rank without data waits to hear that the others have none either, where it can't be
+told at once that they have."""
 
 
 def install() -> None:
@@ -89,6 +105,7 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
 
 def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
     """The `fit` that begins; None where the ranks train models of their own."""
+    strategies.refuse_others(model)
     given = call.arguments
     together = acts_on(model.optimizer)
     if repeats_share(given.get("x")):
@@ -107,7 +124,7 @@ def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
     else:
         if scope.is_in(model):
             plain_data.share_out(given)
-        _build(model, given.get("x"))
+        _build(model, given)
         _deal_out_validation(given)
         given["callbacks"] = stock.for_this_rank(given.get("callbacks"))
         if current().cluster.rank:
@@ -176,39 +193,75 @@ def _refuse_hidden_optimizers(model: Any) -> None:
             )
 
 
-def _build(model: Any, x: Any) -> None:
+def _build(model: Any, given: dict[str, Any]) -> None:
     """Makes the variables before training starts, so that all ranks can start from the same.
 
-    Keras would make them in the first step.
+    Keras would make them in the first step. All ranks must call it together, also where only some
+    have a model without variables.
+
+    Args:
+        model: That `fit` was called on.
+        given: The arguments of `fit`. A generator in it is replaced by one that begins with the
+            batch that was taken from it.
+
+    Raises:
+        DataError: On all ranks, where one can't read its first batch.
+        UnsupportedError: There is no `call` that would make the variables.
     """
-    if model.built and all(layer.built for layer in model.layers):
-        return
-    if isinstance(x, tf.distribute.DistributedDataset):
-        return  # Keras builds a model under the scope by itself.
-    if isinstance(x, tf.data.Dataset):
-        first = keras.utils.unpack_x_y_sample_weight(_first_batch(x))[0]
-    elif isinstance(x, keras.utils.PyDataset):
-        first = keras.utils.unpack_x_y_sample_weight(x[0])[0]
-    elif hasattr(x, "__next__"):
+    has_call = type(model).call is not keras.Model.call
+    is_built = all(layer.built for layer in model.layers) and (model.built or not has_call)
+    if isinstance(given.get("x"), tf.distribute.DistributedDataset):
+        is_built = True  # Keras builds a model under the scope by itself.
+    if not (is_built or has_call):
         raise UnsupportedError(
-            "The model has no variables yet, and a generator can't be asked for a batch twice: "
-            "the ranks couldn't start from the same weights. Give the model an Input, or call it "
-            "on one batch before fit."
+            f"{type(model).__name__} has layers without variables, and no call() that would make "
+            "them: the ranks couldn't start from the same weights. Give its layers and the models "
+            "in it an Input, or call them on a batch before fit."
         )
+    make = on_all_ranks(lambda: None if is_built else _maker(model, given), error=DataError)
+    if make is not None:
+        with scope.of(model):
+            make()
+
+
+def _maker(model: Any, given: dict[str, Any]) -> Callable[[], Any]:
+    """What makes a model's variables; reads what data it needs for it."""
+    x = given.get("x")
+    if isinstance(x, tf.data.Dataset) and not model.run_eagerly:
+        # As Keras does in the first step, and without a batch: a shuffle would begin its second
+        # order with the first epoch, and what a dataset gives only once would be lost.
+        inputs = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+        trace = tf.function(lambda batch: model(batch, training=False), autograph=False)
+        return lambda: trace.get_concrete_function(inputs)
+    first = _first_inputs(given)
+    return lambda: model(first, training=False)
+
+
+def _first_inputs(given: dict[str, Any]) -> Any:
+    """The inputs of a first batch, or of an example."""
+    x = given.get("x")
+    if isinstance(x, tf.data.Dataset):
+        with readable_failures((x,)):
+            batch = next(iter(x))
+    elif isinstance(x, keras.utils.PyDataset):
+        batch = x[0]
+    elif isinstance(x, types.GeneratorType):
+        batches = list(itertools.islice(x, 1))
+        if not batches:
+            raise DataError(
+                f"rank {current().cluster.rank}: the generator that fit got has no batch."
+            )
+        given["x"] = _again(batches, x)
+        batch = batches[0]
     else:
-        first = tf.nest.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
-    with scope.of(model):
-        model(first, training=False)
+        return tf.nest.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
+    return keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
-def _first_batch(dataset: tf.data.Dataset) -> Any:
-    """A batch to build the model with; where one rank can't read its, all raise."""
-
-    def read() -> Any:
-        with readable_failures((dataset,)):
-            return next(iter(dataset))
-
-    return on_all_ranks(read, error=DataError)
+def _again(first: Sequence[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    """A generator that begins with what was taken from another one; Keras takes nothing else."""
+    yield from first
+    yield from rest
 
 
 def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -> Any:
@@ -233,13 +286,16 @@ def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -
 def _begin_together(original: Callable[..., Any], self: Any, fit: Fit, logs: Any) -> Any:
     state_of(fit.model).forget_stop()  # A fit that failed may have left a wish to stop.
     facts = comparing.Facts.of(fit.model, fit)
+    is_free = not evaluates_together(fit.model.optimizer)
     if facts.root_rank is None:
-        comparing.compare(facts)
+        comparing.compare(facts, validation_is_free=is_free)
     else:  # The ranks may have made different numbers of steps, as long as they know whose count.
-        comparing.compare(dataclasses.replace(facts, iterations=0, learning_rate=""))
+        unknown = dataclasses.replace(facts, iterations=0, learning_rate="")
+        comparing.compare(unknown, validation_is_free=is_free)
         _broadcast_state(fit, facts.root_rank)
     result = original(self, logs)
-    comparing.compare(comparing.Facts.of(fit.model, fit))
+    after = comparing.Facts.of(fit.model, fit)
+    fit.validates_together = comparing.compare(after, validation_is_free=is_free)
     _broadcast_state(fit, facts.root_rank or 0)
     _give_ranks_their_own_randomness(fit.model)
     return result
@@ -378,27 +434,42 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     was_training, fit.training = fit.training, False
     if was_training:
         resuming.end_rest(fit)
-        at_end = not fit.model.stop_training if fit.steps is None else fit.done >= fit.steps
-        fit.is_complete = at_end
+        if fit.together:
+            _agree_on_early_end(fit)
+        # Without a stop, an epoch of fewer steps than were wanted has no more data.
+        is_at_end = fit.steps is not None and fit.done >= fit.steps
+        fit.is_complete = is_at_end or not fit.model.stop_training
     if not fit.together:
         return original(self, logs)
-    if was_training:
-        _check_epoch_is_complete(fit)
     raise_failures(fit)
     _sum_metrics(self)
     results = original(self, logs)
     return _job_s_own(self, results) if results is logs else results
 
 
-def _check_epoch_is_complete(fit: Fit) -> None:
-    """Raises on a rank without data for the next step; the others are in that step, and wait."""
+def _agree_on_early_end(fit: Fit) -> None:
+    """Lets an epoch end before its steps are done where all ranks' data has ended, as Keras does.
+
+    Raises:
+        DataError: This rank has no data for the next step, and others are in it, waiting.
+    """
     steps = int(state_of(fit.model).steps.numpy())
-    if fit.steps is not None and steps < fit.steps and not fit.model.stop_training:
+    if fit.steps is None or steps >= fit.steps or fit.model.stop_training:
+        return
+    runtime = current()
+    ran_out = f"ran out of data after {steps} of {fit.steps} steps of the epoch"
+    try:
+        if runtime.transport.compares:
+            barrier(name=Label(f"end of epoch {fit.epoch}, {ran_out}"))
+        else:
+            # Not by a collective: there, this one would meet the others' sum of gradients.
+            runtime.gather_notes(f"the end of epoch {fit.epoch}", ran_out, timeout_s=_END_TIMEOUT_S)
+    except (DisagreementError, StalledError) as error:
         raise DataError(
-            f"rank {current().cluster.rank} ran out of data after {steps} of {fit.steps} steps of "
-            "the epoch; the other ranks can't go on without it. Give every rank as many batches as "
-            "steps_per_epoch says, or use tfddl.shard_dataset."
-        )
+            f"rank {runtime.cluster.rank} {ran_out}, and not all other ranks did; they can't go on "
+            "without it. Give every rank as many batches as the others, or use "
+            f"tfddl.shard_dataset.\n{error}"
+        ) from error
 
 
 def _sum_metrics(model: Any) -> None:

@@ -34,6 +34,9 @@ class Fit:
 
     initial_epoch: int = 0
     validates: bool = False
+    validates_together: bool = True
+    """Whether the ranks validate as one; otherwise each that validates does so by itself."""
+
     validation_freq: str = "1"
     epochs: int = 1
     steps: int | None = None

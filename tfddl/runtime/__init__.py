@@ -10,7 +10,7 @@
 * `process`: the runtime of the process, and the one mutable module global of tfddl.
 """
 
-from tfddl.runtime.devices import choose_collective
+from tfddl.runtime.devices import JobResolver, choose_collective
 from tfddl.runtime.options import Options
 from tfddl.runtime.process import (
     AgreedGradients,
@@ -22,13 +22,16 @@ from tfddl.runtime.process import (
     start,
     stop,
 )
+from tfddl.runtime.servers import calling_line
 
 __all__ = [
     "AgreedGradients",
+    "JobResolver",
     "Options",
     "Runtime",
     "Statistics",
     "Step",
+    "calling_line",
     "choose_collective",
     "current",
     "is_started",

@@ -175,6 +175,10 @@ def set_up_gpus(cluster: Cluster) -> None:
         raise StartError(TOO_LATE) from error
 
 
+class JobResolver(tf.distribute.cluster_resolver.SimpleClusterResolver):
+    """Tells a strategy of the workers of this job: by it, `make_strategy`'s is told from others."""
+
+
 def make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Strategy:
     """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default.
 
@@ -186,7 +190,7 @@ def make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Str
         # gradients, or runs several steps at once.
         return tf.distribute.get_strategy()
     num_gpus = len(tf.config.get_visible_devices("GPU"))
-    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+    resolver = JobResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
         task_type="worker",
         task_id=cluster.rank,

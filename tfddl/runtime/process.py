@@ -117,6 +117,7 @@ class Runtime:
         """What outlives this process, if the launcher has given it anything."""
         self.elastic_runs = 0
         """How many times Horovod's `elastic.run` has been begun in this process."""
+        self._gathered = 0
         self.step = Step()
         self.started_strategy: tf.distribute.Strategy | None = None
         """What `strategy` has returned; None before."""
@@ -147,11 +148,14 @@ class Runtime:
             raise
         self._report_progress()
 
-    def strategy(self) -> tf.distribute.Strategy:
+    def strategy(self, *, called: str = "tfddl.strategy()") -> tf.distribute.Strategy:
         """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default.
 
         The first call starts TensorFlow's servers, where `start` hasn't. All ranks must call it
         together.
+
+        Args:
+            called: What the script calls, for messages.
 
         Raises:
             StartError: Operations of TensorFlow have run before; or a port is taken.
@@ -165,11 +169,34 @@ class Runtime:
             self.started_strategy = start_servers(
                 self.met.rendezvous,
                 self.met.choice,
-                why="tfddl.strategy() was called",
+                why=f"{called} was called",
                 hint=f"move {calling_line()} to the top of the script, right after tfddl.init(), "
                 "before any model, tensor or dataset is made",
             )
         return self.started_strategy
+
+    def gather_notes(self, key: str, text: str, *, timeout_s: float) -> tuple[str, ...]:
+        """Collects a text of each rank without a collective, whatever other threads are in.
+
+        All ranks must call it together, in the same order; there are several workers.
+
+        Args:
+            key: What it is about, for messages.
+            text: This rank's.
+            timeout_s: After how many seconds to give up; the operations' own, if that is less.
+
+        Returns:
+            Those of all, in rank order.
+
+        Raises:
+            StalledError: Ranks, which are named, haven't called it in time.
+            PeerLostError: Rank 0 has ended.
+        """
+        assert self.met is not None
+        self._gathered += 1
+        limits = [s for s in (timeout_s, self.options.timeout_s) if s > 0]
+        unique = f"{key} ({self._gathered}. time)"
+        return self.met.rendezvous.gather(unique, text, timeout_s=min(limits, default=0.0))
 
     @contextmanager
     def in_step(self, step: Step) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""`compile`, and the methods for generators that Keras 3 has dropped."""
+"""`compile`, the methods for generators that Keras 3 has dropped, and what they were told."""
 
 import functools
 import inspect
@@ -14,11 +14,15 @@ _GENERATORS = {
     "evaluate_generator": "evaluate",
     "predict_generator": "predict",
 }
+_READERS = ("workers", "use_multiprocessing", "max_queue_size")
+"""How `fit` was told to read a generator or a `Sequence`; now the data itself is told."""
 
 
 def install(telling: Telling) -> None:
     """Puts the compatibility in place."""
     _wrap_compile(telling)
+    for name in _GENERATORS.values():
+        _wrap_reader(telling, name)
     for old, modern in _GENERATORS.items():
         if not hasattr(keras.Model, old):
             setattr(keras.Model, old, _forwarding(telling, old, modern))
@@ -39,13 +43,39 @@ def _wrap_compile(telling: Telling) -> None:
             telling.once(f"compile({_DROPPED}=…)", "compile(…) without it.")
         return original(self, *args, **kwargs)
 
+    _put_in_place(home, original, compile)
+
+
+def _wrap_reader(telling: Telling, name: str) -> None:
+    home: Any = next(base for base in keras.Model.__mro__ if name in vars(base))
+    original = getattr(home, name)
+    if hasattr(original, MARK):
+        return
+
+    @functools.wraps(original)
+    def method(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        told = {reader: kwargs.pop(reader) for reader in _READERS if reader in kwargs}
+        if told:
+            modern = "PyDataset(workers=…), as the data's own arguments; generators need none."
+            telling.once(f"model.{name}(…, {next(iter(told))}=…)", modern)
+        if isinstance(x, keras.utils.PyDataset):
+            for reader, value in told.items():
+                setattr(x, reader, value)
+        return original(self, x, *args, **kwargs)
+
+    _put_in_place(home, original, method)
+
+
+def _put_in_place(home: Any, original: Any, method: Any) -> None:
+    """Replaces a method by one that takes any keywords besides."""
     # `tfddl.keras_hooks` binds arguments by the signature.
     signature = inspect.signature(original)
-    more = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-    parameters = [*signature.parameters.values(), more]
-    compile.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    setattr(compile, MARK, True)
-    home.compile = compile
+    parameters = list(signature.parameters.values())
+    if parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    method.__signature__ = signature.replace(parameters=parameters)
+    setattr(method, MARK, True)
+    setattr(home, original.__name__, method)
 
 
 def _forwarding(telling: Telling, old: str, modern: str) -> Any:

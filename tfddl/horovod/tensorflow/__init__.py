@@ -184,7 +184,8 @@ def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
     """A Keras optimizer whose gradients are averaged: the same object.
 
     See `tfddl.DistributedOptimizer`, which unlike this one weighs ranks by their numbers of
-    examples.
+    examples. `evaluate` and `predict` of a model that is compiled with this one are each rank's
+    own: any ranks may call them, and get the results of the data that they give.
 
     Args:
         optimizer: A Keras 3 optimizer.
