@@ -21,6 +21,19 @@ def test_metrics_are_exact_and_predictions_in_order(groups: Groups, size: int, n
     assert all(logs == found[0] for logs in found)
 
 
+@pytest.mark.parametrize("lengths", [[7, 6], [6, 3], [0, 7]])
+def test_predictions_travel_in_pieces(groups: Groups, lengths: list[int]) -> None:
+    """Of 3 rows, of one where a row is larger than a piece, and of 5."""
+    rows = [
+        [100.0 * rank + 2 * i, 100.0 * rank + 2 * i + 1]
+        for rank, count in enumerate(lengths)
+        for i in range(count)
+    ]
+    expected = [(dtype, rows) for dtype in ("float64", "float32", "float32")]
+    for found in groups(2).run(f"{CASES}:in_pieces", lengths=lengths):
+        assert found == expected
+
+
 def test_fewer_examples_than_workers(groups: Groups) -> None:
     """Only arrays: a share needs an example for every worker."""
     found = groups(3).run(f"{CASES}:few", n=2)

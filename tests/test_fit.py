@@ -30,6 +30,9 @@ CASES = "tests.cases.fitting"
         ),
         ("iterations", "optimizer.iterations: {others}: 0; {last}: 7", "the same checkpoint"),
         ("validation", "validation: {others}: False; {last}: True", "on every rank, or on none"),
+        ("validation_freq", "validation_freq: {others}: 1; {last}: 2", "the same validation_freq"),
+        ("optimizer", "optimizer: {others}: SGD; {last}: Adam", "the same optimizer on every rank"),
+        ("root_rank", "root_rank: {others}: 0; {last}: 1", "the same root_rank on every rank"),
         ("learning_rate", "learning rate: {others}: 0.100000001; {last}: 0.5", "the same learning"),
         (
             "variables",

@@ -175,6 +175,37 @@ def test_a_full_disk_leaves_the_checkpoint_before(groups: Groups, tmp_path: Path
     assert others == []
 
 
+@pytest.mark.parametrize("ends", [[], [3, 4, 7]])
+def test_keras_callbacks_remember_over_a_resume(
+    groups: Groups, tmp_path: Path, ends: list[int]
+) -> None:
+    """The second epoch was the best; ended before some of those after, when all of them wait."""
+    for found in groups(2).run(f"{CASES}:remembered", directory=str(tmp_path), ends=ends):
+        # Lowered after 2 epochs that are no better, and 2 of cooldown and 2 more.
+        assert found["rates"] == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+        assert found["stoppers"] == [[0, 3, 6.0, 4], [7, 1, 3.0, 6]]
+        assert found["restored"] == {1.0}, "the weights of the best epoch"
+        assert found["saved"] == {1.0}, "ModelCheckpoint's best"
+
+
+@pytest.mark.parametrize(
+    ("what", "best"),
+    [
+        # The second epoch's would be the best, but isn't there.
+        ("the loss isn't finite", {1: (1, 5.0), 2: (1, 5.0), 3: (1, 5.0), 4: (4, 4.0)}),
+        ("the disk is full", {1: (1, 5.0), 2: (1, 5.0), 3: (1, 5.0), 4: (4, 4.0)}),
+        # What fails there says nothing of the best that there is.
+        ("the disk is full within an epoch", {1: (1, 5.0), 2: (1, 5.0), 3: (1, 5.0), 4: (4, 4.0)}),
+        ("gone on with", {1: (1, 2.0), 2: (1, 2.0), 3: (3, 1.0), 4: (3, 1.0)}),
+    ],
+)
+def test_the_best_is_the_best_that_was_saved(
+    groups: Groups, tmp_path: Path, what: str, best: dict[int, tuple[int, float]]
+) -> None:
+    [found] = groups(1).run(f"{CASES}:best", directory=str(tmp_path), what=what)
+    assert found == best
+
+
 def test_a_run_that_is_asked_to_end_saves_first(groups: Groups, tmp_path: Path) -> None:
     """SIGTERM to one rank: all of them save after the next step, and end with status 75."""
     for rank in groups(2).run(f"{CASES}:asked_to_end", directory=str(tmp_path / "a")):

@@ -11,6 +11,7 @@ import tfddl
 import tfddl.horovod.tensorflow.keras as hvd
 from tests import problem
 from tests.cases.fitting import raised
+from tfddl.keras_hooks.evaluating import gather_rows
 
 SPEC: dict[str, Any] = {"n": 24, "loss": "bce", "optimizer": "sgd", "batch_size": 4, "seed": 1}
 
@@ -79,6 +80,17 @@ def everything(n: int) -> dict[str, Any]:
         np.testing.assert_array_equal(found["rows"], x[:, 1:])
         np.testing.assert_allclose(found["p"], predicted, rtol=1e-5)
     return ways["arrays"]
+
+
+def in_pieces(lengths: list[int]) -> list[tuple[str, list[list[float]]]]:
+    """What all ranks get of rows that they have different numbers of, piece by piece."""
+    count, rank = lengths[tfddl.rank()], tfddl.rank()
+    rows = 100 * rank + np.arange(2 * count, dtype="float64").reshape(count, 2)
+    gathered = [
+        gather_rows(rows.astype(dtype), piece_bytes=piece_bytes)
+        for dtype, piece_bytes in (("float64", 3 * 16), ("float32", 1), ("float32", 5 * 8))
+    ]
+    return [(array.dtype.name, array.tolist()) for array in gathered]
 
 
 def few(n: int) -> dict[str, Any]:

@@ -63,23 +63,37 @@ def differ(what: str) -> tuple[str, str, float, list[list[int]]]:
     """One rank has another plan than the others."""
     odd = tfddl.rank() == tfddl.size() - 1
     model, recorder = _model()
+    if odd:
+        model, recorder = _made_otherwise(what, model, recorder)
+    x, y = problem.data(SPEC)[0], problem.labels(SPEC)
+    data = tfddl.shard_dataset(x, y, batch_size=4, seed=2 if odd and what == "data" else 1)
     options: dict[str, Any] = {"epochs": 2, "verbose": 0}
-    data = _dataset()
-    if what == "epochs":
-        options["epochs"] = 3 if odd else 2
-    elif what == "initial_epoch":
-        options["initial_epoch"] = int(odd)
-    elif what == "data" and odd:
-        x, y = problem.data(SPEC)[0], problem.labels(SPEC)
-        data = tfddl.shard_dataset(x, y, batch_size=4, seed=2)
-    elif what == "iterations" and odd:
+    if what == "validation_freq":
+        options["validation_data"] = data
+    if what == "root_rank":
+        options["callbacks"] = [tfddl.callbacks.BroadcastGlobalVariables(int(odd))]
+    others: dict[str, dict[str, Any]] = {
+        "epochs": {"epochs": 3},
+        "initial_epoch": {"initial_epoch": 1},
+        "validation": {"validation_data": data},
+        "validation_freq": {"validation_freq": 2},
+        "steps": {"steps_per_epoch": 1},
+    }
+    options |= others.get(what, {}) if odd else {}
+    return (*raised(lambda: model.fit(data, **options)), recorder.seen)
+
+
+def _made_otherwise(
+    what: str, model: keras.Model, recorder: problem.Recorder
+) -> tuple[keras.Model, problem.Recorder]:
+    if what == "iterations":
         model.optimizer.build(model.trainable_variables)
         model.optimizer.iterations.assign(7)
-    elif what == "validation" and odd:
-        options["validation_data"] = data
-    elif what == "learning_rate" and odd:
+    elif what == "learning_rate":
         model.optimizer.learning_rate = 0.5
-    elif what == "variables" and odd:
+    elif what == "optimizer":
+        return _model(optimizer=tfddl.DistributedOptimizer(keras.optimizers.Adam(0.1)))
+    elif what == "variables":
         inputs = keras.Input((6,))
         hidden = keras.layers.Dense(9, name="other")(inputs)
         model = keras.Model(inputs, keras.layers.Dense(3)(hidden))
@@ -87,9 +101,7 @@ def differ(what: str) -> tuple[str, str, float, list[list[int]]]:
             tfddl.DistributedOptimizer(problem.optimizer(SPEC)),
             loss="sparse_categorical_crossentropy",
         )
-    elif what == "steps" and odd:
-        options["steps_per_epoch"] = 1
-    return (*raised(lambda: model.fit(data, **options)), recorder.seen)
+    return model, recorder
 
 
 class StopAt(keras.callbacks.Callback):

@@ -330,6 +330,129 @@ def stock(directory: str) -> tuple[list[str], str]:
     return found, Path(f"{directory}/log.csv").read_text()
 
 
+RATE = 2.0**-10
+
+
+class Script(keras.callbacks.Callback):
+    """Says what the epochs' logs are, whatever was trained, and sets the weights to the epoch."""
+
+    def __init__(self, logs: dict[str, list[float]]) -> None:
+        super().__init__()
+        self._logs = logs
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs |= {name: values[epoch] for name, values in self._logs.items()}
+        self.model.set_weights([np.full_like(w, epoch) for w in self.model.get_weights()])
+
+
+def _scripted() -> tuple[keras.Model, Any]:
+    keras.utils.clear_session()
+    made = keras.Sequential([keras.Input((1 + problem.FEATURES,)), keras.layers.Dense(1)])
+    made.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(RATE)), loss="mse")
+    x, y = problem.data(SPEC)[0][:8], problem.labels(SPEC)[:8]
+    return made, tfddl.shard_dataset(x, y, batch_size=4)
+
+
+def remembered(directory: str, ends: list[int]) -> dict[str, Any]:
+    """Keras' callbacks in a run that is ended before some of its epochs, and gone on with.
+
+    In another order each time; and once more after the end.
+    """
+    logs = {
+        "watched": [5.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 1.0, 1.0],
+        "other": [9.0, 8.0, 7.0, 6.0, 6.5, 6.5, 6.5, 6.5, 1.0, 1.0],
+    }
+    made, data = _scripted()
+    rates: list[float] = []
+    best = f"{directory}/best.weights.h5"
+    for run_number, end in enumerate([*ends, None, None]):
+        # What isn't gone on with from the checkpoint would be seen.
+        made.set_weights([np.full_like(w, -1) for w in made.get_weights()])
+        made.optimizer.learning_rate.assign(RATE)
+
+        def begin(epoch: int, logs: Any = None, end: int | None = end) -> None:
+            if epoch == end:
+                raise Interrupt
+            rates.append(float(made.optimizer.learning_rate) / RATE)
+
+        watching: dict[str, Any] = {"monitor": "watched", "mode": "min"}
+        stoppers = [
+            keras.callbacks.EarlyStopping("other", mode="min", patience=9),
+            keras.callbacks.EarlyStopping(**watching, patience=6, restore_best_weights=True),
+        ]
+        watchers = [
+            *stoppers,
+            keras.callbacks.ReduceLROnPlateau(**watching, factor=0.5, patience=2, cooldown=2),
+            keras.callbacks.ModelCheckpoint(
+                best, **watching, save_best_only=True, save_weights_only=True
+            ),
+        ]
+        if run_number % 2:
+            watchers = [*watchers[2:], *watchers[:2]]
+        callbacks = [
+            Script(logs),
+            keras.callbacks.LambdaCallback(on_epoch_begin=begin),
+            *watchers,
+            tfddl.callbacks.Checkpoint(f"{directory}/checkpoints"),
+        ]
+        with contextlib.suppress(Interrupt):
+            made.fit(data, epochs=10, callbacks=callbacks, verbose=0)
+    tfddl.barrier()
+    restored = {float(w) for weights in made.get_weights() for w in weights.flat}
+    made.load_weights(best)
+    saved = {float(w) for weights in made.get_weights() for w in weights.flat}
+    return {
+        "rates": rates,
+        "stoppers": [[s.stopped_epoch, s.best_epoch, s.best, s.wait] for s in stoppers],
+        "restored": restored,
+        "saved": saved,
+    }
+
+
+def best(directory: str, what: str) -> dict[int, tuple[int, float]]:
+    """By the number of epochs that are done: that of the best checkpoint, and its value."""
+    logs = {"watched": [5.0, 1.0, 7.0, 4.0], "loss": [1.0, 1.0, 1.0, 1.0]}
+    fails_after: int | None = None
+    options: dict[str, Any] = {}
+    runs = [4]
+    if what == "the loss isn't finite":
+        logs["loss"][1] = float("nan")
+    elif what == "the disk is full":
+        fails_after = 4  # Of 2 steps in an epoch.
+    elif what == "the disk is full within an epoch":
+        logs["watched"] = [5.0, 7.0, 6.0, 4.0]
+        options, fails_after = {"save_every_steps": 1}, 3
+    else:
+        logs["watched"], runs = [2.0, 3.0, 1.0, 4.0], [1, 2, 4]
+
+    @dataclasses.dataclass(frozen=True)
+    class Full(Store):
+        def write(self, *args: Any, step: int, **kwargs: Any) -> Path:
+            if step == fails_after:
+                raise OSError("No space left on device")
+            return super().write(*args, step=step, **kwargs)
+
+    found: dict[int, tuple[int, float]] = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch:
+                checkpoint.wait()
+                meta = checkpoint.store.best().meta
+                found[epoch] = meta["epoch"], meta["best"]["value"]
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.on_epoch_begin(epochs)
+
+    for epochs in runs:
+        made, data = _scripted()
+        checkpoint = tfddl.callbacks.Checkpoint(directory, monitor="watched", **options)
+        checkpoint.store = Full(Path(directory))
+        callbacks = [Script(logs), Look(), checkpoint]
+        made.fit(data, epochs=epochs, callbacks=callbacks, verbose=0)
+    return found
+
+
 def orders(**options: Any) -> list[list[list[int]]]:
     """What each of three epochs was trained on, in order."""
     made, recorder = model(dropout=False)

@@ -7,7 +7,8 @@ What each part of it does, and on what in Keras it relies:
 * `strategies`: a `MultiWorkerMirroredStrategy` that a script makes is the job's; others aren't.
 * `scope`: models made under ``tfddl.strategy().scope()`` train as those in Horovod's door do.
 * `compiling`: `compile` refuses what can't work, and keeps XLA out of steps with collectives.
-* `steps`: `train_step` tells the optimizer the count of its batch; stand-ins leave no trace.
+* `steps`: `train_step` tells the optimizer the count of its batch; stand-ins leave no trace; what
+  is logged is a mean over examples.
 * `fitting`: ranks compare their plans before the first step, start from the same state, end at the
   same step, and log what the job did.
 * `evaluating`: `evaluate` and `predict` are the job's: `whole_data` deals arrays out. Those of
@@ -22,8 +23,9 @@ What each part of it does, and on what in Keras it relies:
 * `legacy`: warns where `tf.keras` is Keras 2.
 
 The hooks act only on models compiled with `tfddl.DistributedOptimizer`, in a job of several
-workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`, and
-`normalizing` acts on every layer that asks for it by ``synchronized=True``.
+workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`, and in a
+job of one worker log means over examples as well. `normalizing` acts on every layer that asks for
+it by ``synchronized=True``.
 """
 
 from tfddl.keras_hooks import (

@@ -24,7 +24,8 @@ from tfddl.runtime import calling_line, current, is_started
 
 _LOG = logging.getLogger("tfddl")
 _PATIENCE_S = 5.0
-_PIECE_BYTES = 16 << 20
+PIECE_BYTES = 16 << 20
+"""How much each rank sends at once of the predictions that all ranks get."""
 
 
 def install() -> None:
@@ -99,7 +100,7 @@ def _predict_whole(original: Callable[..., Any], call: inspect.BoundArguments) -
     given["x"] = whole_data.rows(x, low, high)
     _one_progress_bar(given)
     mine = original(*call.args, **call.kwargs)
-    return tf.nest.map_structure(lambda rows: _gathered(rows[: stop - start]), mine)
+    return tf.nest.map_structure(lambda rows: gather_rows(rows[: stop - start]), mine)
 
 
 def _in_order(mine: Any, plan: Any, *, steps: int | None) -> Any:
@@ -112,12 +113,22 @@ def _in_order(mine: Any, plan: Any, *, steps: int | None) -> Any:
     if steps is not None:
         done = len(tf.nest.flatten(mine)[0])
         counts, indices = counts[:done], indices[:done]
-    order = np.argsort(_gathered(indices[counts]), kind="stable")
-    return tf.nest.map_structure(lambda rows: _gathered(rows[counts])[order], mine)
+    order = np.argsort(gather_rows(indices[counts]), kind="stable")
+    return tf.nest.map_structure(lambda rows: gather_rows(rows[counts])[order], mine)
 
 
-def _gathered(rows: Any) -> np.ndarray:
-    """The rows of all ranks, in rank order, in pieces that don't take much memory twice."""
+def gather_rows(rows: Any, *, piece_bytes: int = PIECE_BYTES) -> np.ndarray:
+    """The rows of all ranks, in rank order, in pieces that don't take much memory twice.
+
+    All ranks must call it together.
+
+    Args:
+        rows: Numbers of any shape; the first dimension may differ between ranks, and be 0.
+        piece_bytes: What a rank sends at once, at least one row; the same on all ranks.
+
+    Raises:
+        UnsupportedError: What a model predicted isn't an array of numbers.
+    """
     if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biufV":
         raise UnsupportedError(
             f"predict returned {type(rows).__name__} of {getattr(rows, 'dtype', 'no dtype')}, "
@@ -127,7 +138,7 @@ def _gathered(rows: Any) -> np.ndarray:
     if current().cluster.size == 1:
         return rows
     row_bytes = max(1, rows.itemsize * int(np.prod(rows.shape[1:])))
-    size = max(1, _PIECE_BYTES // row_bytes)
+    size = max(1, piece_bytes // row_bytes)
     lengths = allgather(tf.constant([len(rows)], tf.int64), name=Label("predictions")).numpy()
     pieces: list[list[np.ndarray]] = [[] for _ in lengths]
     for start in range(0, int(lengths.max()), size):

@@ -42,7 +42,7 @@ from tfddl.keras_hooks.session import (
     last_callbacks,
     running,
 )
-from tfddl.keras_hooks.steps import state_of
+from tfddl.keras_hooks.steps import last_examples, state_of
 from tfddl.optimizer import innermost
 from tfddl.plan import BlockPlan, Order, Plan
 from tfddl.progress import Stage
@@ -444,7 +444,7 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     raise_failures(fit)
     _sum_metrics(self)
     results = original(self, logs)
-    return _job_s_own(self, results) if results is logs else results
+    return _job_s_own(self, results, training=was_training) if results is logs else results
 
 
 def _agree_on_early_end(fit: Fit) -> None:
@@ -487,11 +487,12 @@ def _sum_metrics(model: Any) -> None:
         variable.assign(total)
 
 
-def _job_s_own(model: Any, logs: Any) -> Any:
+def _job_s_own(model: Any, logs: Any, *, training: bool) -> Any:
     """The job's logs where a user's own `train_step` returned others than Keras would.
 
     What is called as a metric of the model that has been updated is the metric's result, which may
-    be a dictionary of several; of anything else it is the mean over the ranks.
+    be a dictionary of several; of anything else, which is of the last step alone, it is the mean
+    over the ranks by their examples in that step.
     """
     if not isinstance(logs, dict) or not logs:
         return logs
@@ -501,6 +502,16 @@ def _job_s_own(model: Any, logs: Any) -> Any:
         if metric.name in logs and any(np.any(np.asarray(v)) for v in metric.variables)
     }
     names = sorted(set(logs) - set(metered))
+    if not names:
+        return metered
+    examples = last_examples(model, training=training)
     values = [tf.reduce_mean(tf.cast(logs[name], tf.float32)) for name in names]
-    means = grouped_allreduce(values, ReduceOp.AVERAGE, name=Label(f"logs {', '.join(names)}"))
+    # Not value * 0 of a stand-in, which need not be a number.
+    parts = [examples * value if examples else tf.zeros_like(value) for value in values]
+    *sums, total = grouped_allreduce(
+        [*parts, tf.constant(float(examples))],
+        ReduceOp.SUM,
+        name=Label(f"logs {', '.join(names)}"),
+    )
+    means = [tf.math.divide_no_nan(part, total) for part in sums]
     return {**dict(zip(names, means, strict=True)), **metered}

@@ -1,5 +1,7 @@
 """`train_step` and `test_step`: the count of the batch, the stop flag, stand-ins.
 
+In a job of one worker, steps only know their number of examples, so that it logs what several do.
+
 The wrapped step is put on the model itself, since users override `train_step` in classes of their
 own. It stays there: Keras keeps the compiled function from one `fit` to the next.
 """
@@ -21,7 +23,7 @@ from tfddl.keras_hooks.patching import wrap_method
 from tfddl.keras_hooks.statistics import MovingStatistics, synchronized
 from tfddl.moments import NEGLIGIBLE_COUNT
 from tfddl.optimizer import innermost
-from tfddl.runtime import Step, current
+from tfddl.runtime import Step, current, is_started
 
 _WEIGHTED = "mean_with_sample_weight"
 
@@ -30,6 +32,7 @@ def install() -> None:
     """Puts the hooks in place."""
     wrap_method(keras.Model, "make_train_function", ("force",), _make_train_function)
     wrap_method(keras.Model, "make_test_function", ("force",), _make_test_function)
+    wrap_method(keras.metrics.Mean, "update_state", ("values", "sample_weight"), _update_mean)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,9 @@ class StepState:
     examples: tf.Variable
     """Examples that this rank has trained on since the state was made; stand-ins don't count."""
 
+    last_examples: tf.Variable
+    """Examples of the last step; 0 for a stand-in."""
+
     @classmethod
     def new(cls) -> "StepState":
         """State for a model, where the gradients stay: on the CPU, or on the GPU with NCCL."""
@@ -67,6 +73,7 @@ class StepState:
                 steps=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_steps"),
                 uneven=tf.Variable(False, trainable=False, name="tfddl_uneven"),
                 examples=tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_examples"),
+                last_examples=_new_last_examples(),
             )
 
     def forget_stop(self) -> None:
@@ -75,9 +82,19 @@ class StepState:
         self.stop_agreed.assign(0.0)
 
 
+def _new_last_examples() -> tf.Variable:
+    return tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_last_examples")
+
+
 def state_of(model: Any) -> StepState:
     """The state of a model whose train function has been made."""
     return model.train_step.tfddl_state
+
+
+def last_examples(model: Any, *, training: bool) -> int:
+    """How many examples this rank's last training or testing step had; 0 for a stand-in."""
+    variable = state_of(model).last_examples if training else model.test_step.tfddl_last_examples
+    return int(variable.numpy())
 
 
 def _make_train_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
@@ -89,14 +106,25 @@ def _make_train_function(original: Callable[..., Any], self: Any, force: bool = 
         if not hasattr(self.train_step, "tfddl_state"):
             self.train_step = _training_step(self, self.train_step)
             force = True  # A function traced before knows nothing of counts.
+    elif _is_alone() and not hasattr(self.train_step, "tfddl_counts"):
+        self.train_step = _counting_step(self, self.train_step, testing=False)
+        force = True
     return original(self, force)
 
 
 def _make_test_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
-    if acts_on(self.optimizer) and not hasattr(self.test_step, "tfddl_wrapped"):
-        self.test_step = _testing_step(self, self.test_step)
+    if acts_on(self.optimizer):
+        if not hasattr(self.test_step, "tfddl_last_examples"):
+            self.test_step = _testing_step(self, self.test_step)
+            force = True
+    elif _is_alone() and not hasattr(self.test_step, "tfddl_counts"):
+        self.test_step = _counting_step(self, self.test_step, testing=True)
         force = True
     return original(self, force)
+
+
+def _is_alone() -> bool:
+    return is_started() and current().cluster.size == 1
 
 
 def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -137,6 +165,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         with tf.control_dependencies(tf.nest.flatten(outputs)):
             state.steps.assign_add(1)
             state.examples.assign_add(num_examples)
+            state.last_examples.assign(num_examples)
             if not by_count:
                 mine = tf.cast(num_examples, tf.float64) * current().cluster.size
                 is_uneven = tf.logical_and(state.totals[1] > 0, mine != state.totals[1])
@@ -155,27 +184,105 @@ def _logged_by_weight(model: Any, step: Step, totals: tf.Variable) -> Iterator[N
     the batches by their numbers of *examples*. So what a rank adds is the whole batch's number of
     examples, times the loss of its own, by the rank's part of the batch's *weights*.
     """
-    variables = model._loss_tracker.variables
-    before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
     totals.assign([0.0, 0.0])
+
+    def scale() -> tf.Tensor:
+        count, examples = tf.unstack(tf.convert_to_tensor(totals))
+        own = tf.math.divide_no_nan(step.count, count) * examples
+        # Where all weights are 0, every loss is 0 (but for regularizers), and counts as it is.
+        return tf.where(count > 0, own / tf.cast(tf.maximum(step.examples, 1), own.dtype), 1.0)
+
+    with _losses_scaled(model, scale):
+        yield
+
+
+@contextmanager
+def _losses_scaled(model: Any, scale: Callable[[], tf.Tensor]) -> Iterator[None]:
+    """Lets a step add so many times what it would to what is logged of the losses."""
+    before = _values(_loss_variables(model))
     yield
-    count, examples = tf.unstack(tf.convert_to_tensor(totals))
-    own = tf.math.divide_no_nan(step.count, count) * examples
-    # Where all weights are 0, every loss is 0 (but for regularizers), and counts as it is.
-    scale = tf.where(count > 0, own / tf.cast(tf.maximum(step.examples, 1), own.dtype), 1.0)
-    for variable, old in zip(variables, before, strict=True):
-        added = tf.convert_to_tensor(variable) - old
-        variable.assign(old + tf.cast(scale, old.dtype) * added)
+    factor = scale()
+    for variable in _loss_variables(model):
+        now = tf.convert_to_tensor(variable)
+        old = before.get(id(variable), tf.zeros_like(now))
+        variable.assign(old + tf.cast(factor, old.dtype) * (now - old))
+
+
+def _loss_variables(model: Any) -> list[Any]:
+    """The state of what is logged of the loss, and of those that it is the sum of."""
+    trackers = [model._loss_tracker, *model._compile_loss.metrics]
+    return [variable for tracker in trackers for variable in tracker.variables]
+
+
+def _values(variables: Sequence[Any]) -> dict[int, tf.Tensor]:
+    """What variables hold now, by their ids.
+
+    Metrics make theirs in the first step: what isn't here began with zeros.
+    """
+    return {id(v): tf.identity(tf.convert_to_tensor(v)) for v in variables}
 
 
 def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def test_step(data: Any) -> Any:
-        _, _, weight = keras.utils.unpack_x_y_sample_weight(data)
-        with _unchanged_unless(_stand_in(weight), lambda: _metric_variables(model)):
-            return original(data)
+    with tf.init_scope(), tf.device(current().transport.device):
+        last = _new_last_examples()
 
-    test_step.tfddl_wrapped = True  # type: ignore[attr-defined]
+    def test_step(data: Any) -> Any:
+        if not acts_on(model.optimizer):  # Compiled anew, with another optimizer.
+            return original(data)
+        _, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        counts = _stand_in(weight)
+        num_examples = _batch_size(data)
+        with (
+            current().in_step(Step(examples=num_examples)),
+            _evaluated_by_weight(model, weight),
+            _unchanged_unless(counts, lambda: _metric_variables(model)),
+        ):
+            outputs = original(data)
+        with tf.control_dependencies([t for t in tf.nest.flatten(outputs) if tf.is_tensor(t)]):
+            # What has no batch counts as one example.
+            taken = tf.constant(1, tf.int64) if num_examples is None else num_examples
+            last.assign(taken if counts is None else tf.where(counts, taken, 0))
+        return outputs
+
+    test_step.tfddl_last_examples = last  # type: ignore[attr-defined]
     return test_step
+
+
+def _counting_step(
+    model: Any, original: Callable[[Any], Any], *, testing: bool
+) -> Callable[[Any], Any]:
+    """A step of the only worker, which logs as it would among several."""
+
+    def step(data: Any) -> Any:
+        # Replicas are traced in threads that take turns, and would see each other's steps.
+        if not is_started() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            return original(data)
+        # A step of the user's own may get anything.
+        weight = data[2] if testing and isinstance(data, tuple) and len(data) == 3 else None
+        with current().in_step(Step(examples=_batch_size(data))):
+            with _evaluated_by_weight(model, weight):
+                return original(data)
+
+    step.tfddl_counts = True  # type: ignore[attr-defined]
+    return step
+
+
+@contextmanager
+def _evaluated_by_weight(model: Any, weight: Any) -> Iterator[None]:
+    """Logs a loss that is divided by the sum of the weights as the mean by these.
+
+    Keras would log the mean over the batches by their numbers of examples, which depends on how
+    the examples are cut into batches, and so on the number of workers.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(weight) if leaf is not None]
+    reductions = {_reduction(loss) for loss in tf.nest.flatten(getattr(model, "loss", None))}
+    if reductions != {_WEIGHTED} or len(leaves) != 1:
+        yield
+        return
+    weights = tf.cast(leaves[0], tf.float64)
+    mean = tf.reduce_sum(weights) / tf.cast(_num_examples(weights), tf.float64)
+    with _losses_scaled(model, lambda: mean):
+        yield
 
 
 def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
@@ -223,6 +330,34 @@ def _num_examples(x: Any) -> tf.Tensor:
     return tf.reduce_sum(ones)
 
 
+def _batch_size(data: Any) -> tf.Tensor | None:
+    """How many examples a batch has; None where a step of the user's own gets something else."""
+    leaf = next((leaf for leaf in tf.nest.flatten(data) if leaf is not None), None)
+    if leaf is None or not hasattr(leaf, "shape") or tf.TensorShape(leaf.shape).rank == 0:
+        return None
+    return _num_examples(leaf)
+
+
+def _update_mean(
+    original: Callable[..., Any], self: Any, values: Any, sample_weight: Any = None
+) -> Any:
+    """A number that a step gives to a Mean is that of its batch: it counts for each example.
+
+    Keras would count it once, a batch of one example as much as a full one: in the losses of single
+    outputs (but where a batch's size is static), in metrics that return one number, in what a
+    `train_step` of one's own gives to `keras.metrics.Mean`.
+    """
+    examples = current().step.examples if is_started() else None
+    if examples is not None and sample_weight is None and _is_number(values):
+        sample_weight = examples
+    return original(self, values, sample_weight)
+
+
+def _is_number(values: Any) -> bool:
+    shape = getattr(values, "shape", None)
+    return isinstance(values, int | float) if shape is None else len(shape) == 0
+
+
 def _reduction(loss: Any) -> str | None:
     """Of a loss given to `compile`: names and functions are means over the batch."""
     return getattr(loss, "reduction", "sum_over_batch_size")
@@ -249,11 +384,10 @@ def _unchanged_unless(
     if counts is None:
         yield
         return
-    before = {id(v): tf.identity(tf.convert_to_tensor(v)) for v in variables()}
+    before = _values(variables())
     yield
     for variable in variables():
         now = tf.convert_to_tensor(variable)
-        # Metrics are made in the first step; they begin with zeros.
         old = before.get(id(variable), tf.zeros_like(now))
         variable.assign(tf.where(counts, now, old))
 
