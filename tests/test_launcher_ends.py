@@ -18,6 +18,7 @@ from tests.launching import (
     launched_on_terminal,
     pids,
     read_terminal,
+    two_workers,
     worker,
 )
 from tests.processes import in_sessions, is_running, parent_of, wait_until
@@ -213,12 +214,13 @@ time.sleep(60)
 
 WAIT = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a process of a TensorFlow strategy
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 say(f"rank {rank} is ready")
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_everything(number: signal.Signals, tmp_path: Path) -> None:
     with launched("-np", "2", "--grace-period", "45", *worker(WAIT), cwd=tmp_path) as process:
         left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
@@ -228,6 +230,50 @@ def test_signals_end_everything(number: signal.Signals, tmp_path: Path) -> None:
         assert time.monotonic() - begin < 40.0
     assert (process.returncode, out) == (128 + number, "")
     assert err == f"tfddlrun: ended by {number.name}, and all workers with it\n"
+    assert not in_sessions(left)
+
+
+CATCHES = """
+try:
+    say(f"rank {rank} is ready")
+    time.sleep(60)
+except KeyboardInterrupt:
+    if rank:
+        sys.exit(1)  # It can't go on, and the other one is saving.
+    say("rank 0 was interrupted")
+    time.sleep(float(sys.argv[1]))
+    say("rank 0 has saved")
+"""
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_ctrl_c_lets_scripts_save(far: bool, tmp_path: Path) -> None:
+    """For longer than those get whose peer has failed."""
+    line = (*two_workers(tmp_path, far=far), *worker(CATCHES), "2.5")
+    with launched(*line, cwd=tmp_path) as process:
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (tmp_path / "rank 0 has saved").exists(), err
+    assert process.returncode == 128 + signal.SIGINT
+    assert err.splitlines() == [
+        "tfddlrun: Ctrl-C has gone on to the workers, which have 30 s to end; another Ctrl-C kills "
+        "them",
+        "tfddlrun: ended by SIGINT, and all workers with it",
+    ]
+    assert not in_sessions(left)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    line = ("-np", "2", "--grace-period", "600", *worker(CATCHES), "600")
+    with launched(*line, cwd=tmp_path) as process:
+        left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
+        process.send_signal(signal.SIGINT)
+        pids(tmp_path, "rank 0 was interrupted")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGINT
+    assert err.endswith("tfddlrun: ended by SIGINT, and all workers with it\n")
     assert not in_sessions(left)
 
 

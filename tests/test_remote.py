@@ -118,6 +118,7 @@ time.sleep(60)
 
 WAIT = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 say(f"rank {rank} is ready")
 Path(f"parent.{rank}").write_text(str(os.getppid()))
 time.sleep(90)

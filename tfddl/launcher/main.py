@@ -59,7 +59,8 @@ when something fails:
   training with tfddl.callbacks.Checkpoint goes on from its newest checkpoint. With --min-np M it
   may go on with fewer workers where one keeps failing, and without a host that keeps failing, or
   can't be reached any more. SIGTERM, to tfddlrun or to a worker, makes such a training save at the
-  next step, and end with status 75; the same command goes on from there. All this holds for any
+  next step, and end with status 75; the same command goes on from there. Ctrl-C goes on to the
+  workers: a script may catch KeyboardInterrupt, and save. All this holds for any
   hosts. The commits of Horovod's elastic states outlive restarts, and hosts as long as one is left.
 
 exit status:
@@ -353,7 +354,8 @@ def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=JobOptions.grace_s,
         metavar="S",
-        help="seconds that a training gets to save when SIGTERM has come, before it is killed; "
+        help="seconds that a training gets to save when SIGTERM has come, and any script to end at "
+        "Ctrl-C, before it is killed, or another of these signals comes; "
         "workers whose peer has failed get one at most (default: %(default)s)",
     )
 

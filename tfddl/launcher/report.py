@@ -64,7 +64,7 @@ class WorkerExit:
     def was_ended_by_us(self) -> bool:
         """Whether our signal killed it, or made it leave."""
         return self.ended_with is not None and (
-            self.returncode in (0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+            self.returncode in (0, 128 + self.ended_with, -self.ended_with, -signal.SIGKILL)
         )
 
 

@@ -25,8 +25,8 @@ from tfddl.launcher.signals import Signals
 from tfddl.launcher.stalls import StallWatch
 from tfddl.launcher.worker import Stream, Worker, adopt_orphans, kill_orphans
 
-# Ctrl-C is to be quick, and so is the end of those whose peer is dead: TensorFlow's processes don't
-# end at a SIGTERM, however long one waits.
+# The end of those whose peer is dead is to be quick: TensorFlow's processes don't end at a SIGTERM,
+# however long one waits.
 _SHORT_GRACE_S = 1.0
 # What a worker gets to write its threads' stacks.
 _STACKS_S = 1.0
@@ -37,7 +37,8 @@ class Care:
     """How workers are looked after.
 
     Attributes:
-        grace_s: seconds that workers which can save get for it, from SIGTERM to SIGKILL.
+        grace_s: seconds that workers which can save get for it, from SIGTERM to SIGKILL; and all of
+            them at Ctrl-C.
         stall_timeout_s: seconds without progress after which one is killed; 0 is never.
         logs: a folder for the whole output of each worker, rank.N/stdout and rank.N/stderr.
         appends_logs: whether to what is there.
@@ -64,10 +65,10 @@ def supervise(
     Every worker is a session of its own, so that Ctrl-C reaches only us. The first that fails
     ends the others: SIGTERM to each one's process group, soon after SIGKILL. So does one that gets
     no further, see `StallWatch`. SIGTERM to us goes on to those workers that can save, and they
-    get the time for it. Whatever the workers leave behind is killed at the end, daemons included,
-    so the calling process must have no other children and no threads. A worker dies with the
-    caller, even by SIGKILL; what it has started itself is left to whoever adopts the caller's
-    children, see `guard`.
+    get the time for it; SIGINT goes on to all, as a terminal would send it, who get the same time.
+    Whatever the workers leave behind is killed at the end, daemons included, so the calling process
+    must have no other children and no threads. A worker dies with the caller, even by SIGKILL; what
+    it has started itself is left to whoever adopts the caller's children, see `guard`.
 
     Args:
         plans: the workers.
@@ -117,6 +118,8 @@ class _Job:
         self._interrupted_by: signal.Signals | None = None
         # None: nobody has been asked to end. inf: everybody has been killed.
         self._kill_at_s: float | None = None
+        # When to say that workers still have the time to end after a Ctrl-C.
+        self._say_at_s = math.inf
         self._console, self._signals, self._care = console, signals, care
         self._stalls = StallWatch(care.stall_timeout_s, has_all_workers=has_all_workers)
         self._look_at_s = 0.0
@@ -165,6 +168,12 @@ class _Job:
         self._notice_interruption()
         self._notice_ends()
         self._notice_stalls()
+        if time.monotonic() >= self._say_at_s:
+            self._say_at_s = math.inf
+            self._console.say(
+                f"Ctrl-C has gone on to the workers, which have {self._care.grace_s:g} s to end; "
+                "another Ctrl-C kills them"
+            )
         if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
             self._signal_all(signal.SIGKILL)
             self._kill_at_s = math.inf
@@ -207,6 +216,7 @@ class _Job:
             times.append(self._kill_at_s)
         else:
             times.append(self._look_at_s)
+        times.append(self._say_at_s)
         if self._fleet is not None:
             times.append(time.monotonic() + BEAT_S / 2)
         first = min(times, default=math.inf)
@@ -221,6 +231,9 @@ class _Job:
                 self._interrupted_by, self._kill_at_s = number, time.monotonic()
             elif self._kill_at_s is None:
                 self._interrupted_by = number
+                if number == signal.SIGINT:
+                    self._interrupt_all()
+                    continue
                 # Those that can't save yet are left in peace, since the others need them for it.
                 savers = [w for w in self.workers if number == signal.SIGTERM and w.ask_to_save()]
                 if savers:
@@ -228,7 +241,7 @@ class _Job:
                 else:
                     self._end_all()
             else:
-                self._kill_at_s = time.monotonic()
+                self._kill_at_s, self._say_at_s = time.monotonic(), math.inf
                 if self._root is not None and not _has_saved(self._root):
                     self._interrupted_by = self._interrupted_by or number  # No other start.
 
@@ -243,6 +256,8 @@ class _Job:
                 self._kill_at_s = time.monotonic() + self._care.grace_s
             else:
                 self._end_all()
+        elif self._interrupted_by == signal.SIGINT:
+            pass  # One that doesn't catch it fails, and another one is saving.
         elif self._kill_at_s is not None and not all(map(_has_saved, failed)):
             # One that was to save has failed; the others wait for it in vain.
             self._kill_at_s = min(self._kill_at_s, time.monotonic() + _SHORT_GRACE_S)
@@ -292,6 +307,12 @@ class _Job:
                 alive[rank].signal_group(signal.SIGKILL)
             self._blame(alive[min(found)])
             self._end_all()
+
+    def _interrupt_all(self) -> None:
+        """Does what a terminal would: a script may catch KeyboardInterrupt, and save."""
+        self._signal_all(signal.SIGINT)
+        now_s = time.monotonic()
+        self._kill_at_s, self._say_at_s = now_s + self._care.grace_s, now_s + _SHORT_GRACE_S
 
     def _end_all(self) -> None:
         self._signal_all(signal.SIGTERM)
