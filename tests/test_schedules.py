@@ -619,15 +619,20 @@ def test_memory_of_a_host_is_right_whoever_is_first(size: int) -> None:
 def _swapped(
     carrier: Segments, session: Session, parts: list[list[np.ndarray]], rank: int
 ) -> list[list[float]]:
-    """What each worker has had for this one."""
+    """What each worker has had for this one, in stretches one behind the other."""
     expected = [len(row[rank]) for row in parts]
     arrived = [np.full(length, np.nan, np.float32) for length in expected]
 
+    stretches: list[tuple[int, int]] = []
+
     def take(at: int, shown: list[np.ndarray]) -> None:
+        (length,) = {len(piece) for piece in shown}
+        stretches.append((at, at + length))
         for mine, piece in zip(arrived, shown, strict=True):
             wanted = mine[at : at + len(piece)]
             wanted[:] = piece[: len(wanted)]
 
     longest = max(len(part) for row in parts for part in row)
     carrier.swap(session, parts[rank], expected, longest, take)
+    assert [0, *(stop for _, stop in stretches)] == [*(start for start, _ in stretches), longest]
     return [array.tolist() for array in arrived]
