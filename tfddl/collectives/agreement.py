@@ -17,7 +17,12 @@ import tensorflow as tf
 
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import TfddlError, UnsupportedError
-from tfddl.transport import RanksDisagreeError, RefusedError, made_outside
+from tfddl.transport import (
+    COMPARING,
+    RanksDisagreeError,
+    RefusedError,
+    made_outside,
+)
 from tfddl.wire import Call, describe_difference, rank_names
 
 _P = ParamSpec("_P")
@@ -140,7 +145,7 @@ def agree(group: Group, signature: Signature) -> Group:
     if group.size == 1:
         return group
     if not group.transport.compares:
-        comparing = Call("", f"comparing the ranks before {signature.lines}")
+        comparing = Call("", f"{COMPARING} {signature.lines}")
         asking = dataclasses.replace(group, transport=group.transport.for_call(comparing))
         if tf.executing_eagerly():
             _agree_eagerly(asking, signature)
