@@ -127,6 +127,7 @@ SIBLINGS: dict[str, list[str]] = {
         "meeting",
         "servers",
         "connecting",
+        "children",
         "process",
     ],
     "transport": [

@@ -54,7 +54,7 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
     runtime = current()
     is_first = not runtime.process_sets
     runtime.process_sets = (global_process_set, *sets)
-    if runtime.commits is None:
+    if runtime.commits is None and not runtime.is_child:
         runtime.commits = commits.find(os.environ)
     if settings.timeline is not None and is_first:
         tfddl.start_timeline(settings.timeline)
