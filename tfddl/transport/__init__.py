@@ -14,6 +14,7 @@ from tfddl.transport.late_variable import LateVariable, counter, made_outside
 from tfddl.transport.nccl import NCCL_DTYPES, NcclTransport, check_pieces, strategy_transport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
 from tfddl.transport.roll import COMPARING, Roll
+from tfddl.transport.service import is_for_xla
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import TracedTransport
@@ -50,6 +51,7 @@ __all__ = [
     "counter",
     "made_outside",
     "check_pieces",
+    "is_for_xla",
     "measured_pieces",
     "strategy_transport",
 ]

@@ -320,7 +320,7 @@ class WireTransport(Transport):
             ticket = self._token.value.read_value()
             order = [ticket, _last_ticket(graph, ticket)]
             next_ticket, *arrived = tf.numpy_function(
-                run_or_refuse, [*order, *inputs], [tf.int64, *dtypes]
+                run_or_refuse, [*order, *inputs], [tf.int64, *dtypes], name="tfddl_collective"
             )
             self._token.value.assign(next_ticket, read_value=False)
         next_ticket.set_shape([])
