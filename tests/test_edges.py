@@ -47,7 +47,7 @@ def test_validation_counts_once(groups: Groups) -> None:
     for found in groups(2).run(f"{CASES}:metrics_of_validation"):
         in_fit, alone, (kind, message) = found
         assert in_fit == alone > 0
-        assert kind == "UnsupportedError"
+        assert kind == "CompiledError"
         assert "There are 1 examples for 2 workers, and no y" in message
 
 
@@ -73,3 +73,19 @@ def test_refused_on_all_ranks(groups: Groups, case: str, kind: str, text: str) -
         assert found == kind
         assert text in message
         assert seconds < SOON_S
+
+
+def test_xla_stays_out_of_steps_of_the_user_s_own(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:xla_on_gpus") == [[False, True]] * 2
+    assert groups(1).run(f"{CASES}:xla_on_gpus") == [[True, True]]
+
+
+def test_collectives_within_what_xla_compiles_are_refused(groups: Groups) -> None:
+    for found in groups(2).run(f"{CASES}:compiled_by_xla"):
+        assert found.pop("sum") == 8.0
+        # TensorFlow's words, for a graph that was made outside; but they name the node.
+        assert "collective" in found.pop("made before")[1].lower()
+        for kind, message in found.values():
+            assert kind == "UnsupportedError", message
+            assert "is called within a tf.function(jit_compile=True): XLA can't" in message
+            assert "HINT: leave jit_compile out there" in message

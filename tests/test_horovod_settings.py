@@ -18,10 +18,11 @@ from tfddl.horovod.settings import Settings
         ({"HOROVOD_STALL_CHECK_TIME_SECONDS": ""}, Settings()),
         ({"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "90.5"}, Settings(stall_shutdown_s=90.5)),
         ({"HOROVOD_STALL_CHECK_DISABLE": "0"}, Settings()),
+        ({"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}, Settings(stall_shutdown_s=0.0)),
         (
             # Horovod's check does both.
             {"HOROVOD_STALL_CHECK_DISABLE": "1", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "9"},
-            Settings(stall_warning_s=0.0),
+            Settings(stall_warning_s=0.0, stall_shutdown_s=0.0),
         ),
         ({"HOROVOD_TIMELINE": "trace.json"}, Settings(timeline="trace.json")),
         # `start_timeline` will be called.

@@ -3,14 +3,19 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tensorflow as tf
 
+from tests.group import Groups
 from tests.launching import BOARD, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions
 from tfddl.launcher.stalls import Stall, StallWatch, find_suspects
 from tfddl.progress import VARIABLE, Ability, Board, Reading, Stage
+from tfddl.wire.stacks import is_in_pipeline
 
 
 def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> Reading:
@@ -206,3 +211,40 @@ def test_a_loop_by_hand_that_gets_no_further_is_found(tmp_path: Path) -> None:
     assert re.search(r"it had come to about step (9\d|100) of a loop by hand", report)
     assert "rank 0 waited for it; it was running, was asked for the stacks" in report
     assert "in loop_without_end" in report
+
+
+@pytest.mark.parametrize("collective", ["auto", "ring"])
+def test_ranks_in_different_operations_end_with_their_lines(
+    groups: Groups, collective: str
+) -> None:
+    """One has a step more than the others, by hand; no timeout is set."""
+    group = groups(3, timeout_s=0.0, stall_warning_s=0.0, collective=collective)
+    messages = group.run("tests.cases.ends:different_operations")
+    group.close()
+    for message in messages:
+        assert "wait for each other in different operations, and none can go on:\n" in message
+        assert re.search(r"\n  rank 0: allreduce .*ends.py, line \d+: step\(\)\)\n", message), (
+            message
+        )
+        line = r'tfddl.allreduce\(tf.constant\(1.0\), name="epoch_loss"\)'
+        text = r"allreduce average <epoch_loss> of float32 \(\)"
+        found = re.search(rf"\n  ranks 1..2: .*{text} .*ends.py, line \d+: {line}\)\n", message)
+        assert found, message
+
+
+def test_what_runs_in_a_pipeline_is_known() -> None:
+    """Its threads may come to operations while all of Python's wait."""
+    found: dict[str, list[bool]] = {"function": [], "map": [], "generator": []}
+
+    def note(where: str, value: Any) -> Any:
+        found[where].append(is_in_pipeline())
+        return value
+
+    def numbers() -> Iterator[int]:
+        yield note("generator", 1)
+
+    tf.function(lambda x: note("function", x))(tf.zeros([]))
+    list(tf.data.Dataset.range(2).map(lambda x: note("map", x)))
+    kind = tf.TensorSpec([], tf.int32)
+    list(tf.data.Dataset.from_generator(numbers, output_signature=kind).prefetch(1))
+    assert found == {"function": [False], "map": [True], "generator": [True]}

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.strangers import attacking
 from tests.wires import run
 from tfddl.errors import PeerLostError, WireError
 from tfddl.wire import Call, Patience, Reduction, Seat, Wire, connect
+from tfddl.wire.circles import AFTER_S
 from tfddl.wire.links import PacketLink
 from tfddl.wire.memory import ALIGNMENT, Buffers
 from tfddl.wire.mesh import LONGEST_MESSAGE, Mesh
@@ -79,13 +81,56 @@ def test_a_rank_that_dies_is_noticed_at_once(length: int, by: str) -> None:
     assert all(loss[by] in text for text in texts)
 
 
+CASES = re.escape(str(Path(__file__).parent / "cases" / "wires.py"))
+
+
 @BY
-def test_ranks_that_wait_for_each_other_say_for_whom_and_where(by: str) -> None:
-    first, second = run("stalls", 2, by=by, patience=Patience(warn_s=1.0, give_up_s=3.0))
-    assert "rank 10 has waited for" in first
-    assert "in allreduce <left> of float64 (3): rank 11 hasn't come to it" in first
-    assert "rank 11 waits in allreduce <right> of float64 (3) itself" in first
-    assert "rank 10 waits in allreduce <left> of float64 (3) itself" in second
+def test_a_rank_whose_script_is_over_is_told_from_one_that_has_failed(by: str) -> None:
+    for problem, told in (
+        ("", "has ended: its script is over. HINT: all ranks must call the same operations"),
+        ("oh", "has ended with ValueError: oh"),
+    ):
+        first, last = run("leaves", 2, by=by, problem=problem)
+        assert last == []
+        assert first[0].startswith(f"rank 10 waits in allreduce <first>, but rank 11 {told}")
+        assert told in first[1]
+
+
+@BY
+def test_ranks_that_can_never_meet_are_ended_with_their_lines(by: str) -> None:
+    first, second = run("stalls", 2, by=by, patience=Patience(warn_s=0, give_up_s=0, circle_s=0))
+    assert first == second
+    told = r"in different operations, and none can go on:\n"
+    for rank, name in ((10, "left"), (11, "right")):
+        told += rf"  rank {rank}: allreduce <{name}> of float64 \(3\) "
+        told += rf"\({CASES}, line \d+: wire.all_reduce\(\)\n"
+    assert re.search(f"{told}All ranks must call the same operations", first), first
+
+
+def test_a_circle_of_sets_is_ended_and_who_comes_later_hears_of_it() -> None:
+    results = run("circle_of_sets", 4, patience=Patience(warn_s=0, give_up_s=0))
+    assert len(set(results[:3])) == 1
+    for rank in (10, 11, 12):
+        assert f"  rank {rank}: allreduce <of two>" in results[0]
+    # The last has waited for all of them: they have told it, or have ended.
+    assert "none can go on" in results[3] or "has ended" in results[3]
+
+
+@BY
+def test_a_thread_or_a_rank_that_is_late_is_waited_for(by: str) -> None:
+    """Longer than it takes to find a circle."""
+    first, *others = run("another_thread_comes", 3, by=by, after_s=2.5 * AFTER_S)
+    assert others == [[3.0, 3.0]] * 2
+    assert first[0] == 3.0
+
+
+def test_threads_that_could_still_come_are_waited_for_until_a_limit() -> None:
+    patience = Patience(warn_s=0, give_up_s=0, circle_s=2 * AFTER_S)
+    first, second = run("another_thread_comes", 2, patience=patience, after_s=90.0)
+    assert first == second
+    assert re.match(r"For \d+ s, ranks have waited for each other in different operations:", first)
+    assert "  rank 10: allreduce <first> (" in first
+    assert "  rank 11: allreduce <second> (" in first
 
 
 def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:

@@ -5,6 +5,7 @@ Usage:
     results = run("sums", size=3, by="tcp")  # as if each were on a host of its own
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -48,7 +49,7 @@ def run(
                 "size": size,
                 "by": by,
                 "job": f"test {os.getpid()} {case} {sorted(arguments.items())}",
-                "patience": [patience.warn_s, patience.give_up_s],
+                "patience": dataclasses.asdict(patience),
                 "arguments": arguments,
             }
             processes.append(
@@ -89,13 +90,12 @@ def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 def main(text: str) -> None:
     task = json.loads(text)
-    warn_s, give_up_s = task["patience"]
     seat = Seat(
         job=task["job"],
         rank=task["rank"],
         size=task["size"],
         names=[10 + rank for rank in range(task["size"])],
-        patience=Patience(warn_s=warn_s, give_up_s=give_up_s),
+        patience=Patience(**task["patience"]),
         spins=task["size"] <= 2,
     )
     case = getattr(importlib.import_module("tests.cases.wires"), task["case"])

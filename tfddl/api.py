@@ -15,6 +15,8 @@ from tfddl.transport import Between, Collective
 
 T = TypeVar("T", bound=StrEnum)
 
+_CIRCLE_TIMEOUT_S = 600.0
+
 
 def init(  # noqa: PLR0913 - the settings of a job, all by name
     *,
@@ -23,7 +25,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     intra_op_threads: int | None = None,
     inter_op_threads: int | None = None,
     pieces: int | None = None,
-    timeout_s: float = 600.0,
+    timeout_s: float | None = 600.0,
     start_timeout_s: float | None = None,
     stall_warning_s: float = 60.0,
 ) -> None:
@@ -60,7 +62,10 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
             sums differently: so it isn't measured there, and a restart computes the same. `python
             -m tfddl.bench.between` measures them all.
         timeout_s: After how many seconds an operation fails for which not all ranks have come; 0
-            waits for ever.
+            waits for ever. None waits for ever for a rank that is busy, and 600 s where ranks wait
+            for each other in different operations. Where nothing but the operations that they
+            wait in could ever come to them, which is a deadlock, these fail within seconds, with
+            any timeout.
         start_timeout_s: After how many seconds this gives up waiting for the other workers; None is
             ``timeout_s``. TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`) comes
             first.
@@ -88,7 +93,8 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
         pieces=pieces,
-        timeout_s=timeout_s,
+        timeout_s=timeout_s or 0.0,
+        circle_timeout_s=_CIRCLE_TIMEOUT_S if timeout_s is None else timeout_s,
         start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,
         stall_warning_s=stall_warning_s,
         trusts_network=bool(os.environ.get(TRUSTED_NETWORK)),

@@ -15,6 +15,7 @@ works as usual::
     ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
     ├── PeerLostError (ConnectionError)   a worker that this one waits for has ended
     ├── StalledError (TimeoutError)       not all workers have come to an operation in time
+    │   └── DeadlockError (TimeoutError)  workers wait for each other, and none can go on
     ├── ConnectError (ConnectionError)    a connection to another process that doesn't come about
     │   └── StrangerError (ConnectionError)  where it should be, there is one of another user
     ├── WireError (RuntimeError)          the workers of a host can't share memory
@@ -68,6 +69,10 @@ class PeerLostError(TfddlError, ConnectionError):
 
 class StalledError(TfddlError, TimeoutError):
     """Not all workers have come to an operation in time."""
+
+
+class DeadlockError(StalledError, TimeoutError):
+    """Workers wait for each other in different operations, and none of them can go on."""
 
 
 class ConnectError(TfddlError, ConnectionError):

@@ -174,6 +174,12 @@ class Board:
     ) -> None:
         self.close()
 
+    def forget(self) -> None:
+        """For a forked child: goes on with a page that nobody else sees."""
+        self._descriptor = None
+        self._memory = mmap.mmap(-1, _SIZE)
+        self._words = memoryview(self._memory).cast("Q")
+
     def read(self) -> Reading:
         """What is written now."""
         words = {word: self._words[word] for word in _Word}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -199,3 +200,55 @@ def unreadable_in_predict() -> tuple[str, str, float]:
 
 def repeated() -> tuple[str, str, float]:
     return raised(lambda: _model().fit(_data().repeat(), steps_per_epoch=3, verbose=0))
+
+
+class _OwnStep(keras.Model):
+    """Its step may have a tape of ours, of which `compile` knows nothing."""
+
+    def train_step(self, data: Any) -> Any:
+        return super().train_step(data)
+
+
+def xla_on_gpus() -> list[bool]:
+    """What "auto" means, where Keras would take it for True: models with plain optimizers."""
+    with mock.patch.object(keras.Model, "_resolve_auto_jit_compile", return_value=True):
+        found = []
+        for kind in (_OwnStep, keras.Model):
+            inputs = keras.Input((3,))
+            model = kind(inputs, keras.layers.Dense(1)(inputs))
+            model.compile(keras.optimizers.SGD(0.1), loss="mse")
+            found.append(bool(model.jit_compile))
+    return found
+
+
+def compiled_by_xla() -> dict[str, Any]:
+    """Collectives within `tf.function(jit_compile=True)`, and a graph where only a part is."""
+    weight = tf.Variable([1.0, 2.0])
+
+    def gradient() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weight * weight)
+        return tfddl.DistributedGradientTape(tape).gradient(loss, [weight])[0]
+
+    x = tf.ones([4])
+    calls = {
+        "allreduce": lambda: tfddl.allreduce(x),
+        "allgather": lambda: tfddl.allgather(x),
+        "broadcast": lambda: tfddl.broadcast(x, 0),
+        "alltoall": lambda: tfddl.alltoall(x),
+        "reducescatter": lambda: tfddl.reducescatter(x),
+        "gradient": gradient,
+    }
+    found: dict[str, Any] = {
+        name: raised(tf.function(call, jit_compile=True))[:2] for name, call in calls.items()
+    }
+    made_before = tf.function(calls["allreduce"])
+    made_before()
+    found["made before"] = raised(tf.function(lambda: made_before(), jit_compile=True))[:2]
+
+    @tf.function
+    def step() -> tf.Tensor:
+        return tfddl.allreduce(tf.function(tf.reduce_sum, jit_compile=True)(x), "sum")
+
+    found["sum"] = float(step())
+    return found

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.processes import wait_until
 from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
-from tfddl.wire import Call, Network, Reduction, Wire
+from tfddl.wire import Call, Network, Reduction, Wire, describe_end
 
 LENGTHS = (0, 1, 7, 4_096, 300_001, 1_000_003)
 DTYPES = (
@@ -176,6 +176,20 @@ def dies(wire: Wire, network: Network, length: int) -> tuple[str, float]:
     return "no error", 0.0
 
 
+def leaves(wire: Wire, network: Network, problem: str) -> list[str]:
+    """The last rank says how it has ended, and ends; the others wait for it, more than once."""
+    errors: list[str] = []
+    if wire.rank == wire.size - 1:
+        network.mesh.say_goodbye(describe_end(ValueError(problem) if problem else None))
+        return errors
+    for name in ("first", "second"):
+        try:
+            _sum(wire, name)
+        except PeerLostError as error:
+            errors.append(str(error))
+    return errors
+
+
 def dies_late(wire: Wire, network: Network) -> str:
     """The last rank is killed where it would take room for the results of something large."""
 
@@ -249,6 +263,53 @@ def stalls_in_sets(wire: Wire, network: Network) -> list[str]:
     for thread in running:
         thread.join()
     return sorted(errors)
+
+
+def _sum(wire: Wire, name: str) -> float:
+    [total] = wire.all_reduce([np.ones(3)], Reduction.SUM, Call(name, f"allreduce <{name}>"))
+    return float(total[0])
+
+
+def circle_of_sets(wire: Wire, network: Network) -> str:
+    """Each rank waits for the next one, in a set of these two; the last has nothing to do with it.
+
+    It comes later to something of all ranks.
+    """
+    rank, others = network.mesh.rank, wire.size - 1
+    try:
+        if rank == others:
+            _sum(wire, "all")
+        pair = sorted([rank, (rank + 1) % others])
+        _sum(Wire(network, pair), "of two")
+    except (PeerLostError, StalledError) as error:
+        return str(error)
+    return "no error"
+
+
+def another_thread_comes(wire: Wire, network: Network, after_s: float) -> list[float] | str:
+    """Rank 0 waits in what the next one comes to later; a thread of its own comes to the other.
+
+    The last rank is busy meanwhile. A thread that comes after more than a minute doesn't.
+    """
+    found: list[float] = []
+
+    def come() -> None:
+        if not gives_up.wait(after_s):
+            found.append(_sum(wire, "second"))
+
+    gives_up = threading.Event()
+    helper = threading.Thread(target=come)
+    try:
+        if wire.rank == 0:
+            helper.start()
+            return [_sum(wire, "first"), *found]
+        if wire.rank > 1:
+            time.sleep(after_s)
+        return [_sum(wire, "second"), _sum(wire, "first")]
+    except StalledError as error:
+        return str(error)
+    finally:
+        gives_up.set()
 
 
 def fails(wire: Wire, network: Network, mark: str) -> list[str]:

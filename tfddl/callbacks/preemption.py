@@ -28,6 +28,7 @@ class Preemption:
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             self.asked, self._listens = False, True
             signal.signal(signal.SIGTERM, self._ask)
+            current().sigterm_handler = self._ask
             current().board.set(Ability.SAVES)
 
     def stop_listening(self, *, answered: bool) -> None:
@@ -41,6 +42,7 @@ class Preemption:
             return
         self._listens = False
         current().board.unset(Ability.SAVES)
+        current().sigterm_handler = None
         # TensorFlow's own handler, which Python doesn't know of, only takes a note of the signal.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.asked and not answered:

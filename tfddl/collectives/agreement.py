@@ -17,7 +17,13 @@ import tensorflow as tf
 
 from tfddl.collectives.process_sets import Group
 from tfddl.errors import TfddlError, UnsupportedError
-from tfddl.transport import RanksDisagreeError, RefusedError, made_outside
+from tfddl.transport import (
+    COMPARING,
+    RanksDisagreeError,
+    RefusedError,
+    is_for_xla,
+    made_outside,
+)
 from tfddl.wire import Call, describe_difference, rank_names
 
 _P = ParamSpec("_P")
@@ -39,6 +45,27 @@ class Label(str):
 
 class WrongArgumentError(tf.errors.InvalidArgumentError, UnsupportedError):
     """A root rank that isn't there, or splits that don't add up."""
+
+
+class CompiledError(tf.errors.InvalidArgumentError, UnsupportedError):
+    """A collective in what XLA is to compile."""
+
+    @classmethod
+    def check(cls, signature: "Signature") -> None:
+        """Makes sure that XLA stays out.
+
+        Raises:
+            CompiledError: It is to compile the graph that is being made.
+        """
+        if not tf.executing_eagerly() and is_for_xla():
+            raise cls(
+                None,
+                None,
+                f"{signature.kind} is called within a tf.function(jit_compile=True): XLA can't "
+                "compile what travels between the workers. HINT: leave jit_compile out there; let "
+                "XLA compile a function of its own that only computes, such as the loss, and call "
+                "it from this one",
+            )
 
 
 class NoDimensionError(tf.errors.FailedPreconditionError, UnsupportedError):
@@ -139,12 +166,14 @@ def agree(group: Group, signature: Signature) -> Group:
         The group, whose transport knows what it is used for.
 
     Raises:
+        CompiledError: XLA is to compile the graph.
         RanksDisagreeError: Eagerly, on every rank, where the signatures differ.
     """
     if group.size == 1:
         return group
+    CompiledError.check(signature)
     if not group.transport.compares:
-        comparing = Call("", f"comparing the ranks before {signature.lines}")
+        comparing = Call("", f"{COMPARING} {signature.lines}")
         asking = dataclasses.replace(group, transport=group.transport.for_call(comparing))
         if tf.executing_eagerly():
             _agree_eagerly(asking, signature)

@@ -53,7 +53,7 @@ def start_timeline(file_path: str | os.PathLike[str]) -> None:
         raise UnsupportedError(f"The timeline {path} can't be written: there is no such folder.")
     tracer.path = path
     tracer.start(runtime.transport.counts()[0])
-    atexit.register(_write_own, tracer, rank)
+    atexit.register(_write_at_exit, tracer, rank, os.getpid())
 
 
 def stop_timeline() -> None:
@@ -72,7 +72,7 @@ def stop_timeline() -> None:
     tracer, rank = current().tracer, current().cluster.rank
     if tracer.path is None:
         raise UnsupportedError("No timeline is being recorded; call start_timeline(file) first.")
-    atexit.unregister(_write_own)
+    atexit.unregister(_write_at_exit)
     ranks = _recording(tracer)
     if 0 not in ranks:
         _write_own(tracer, rank)
@@ -189,8 +189,14 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _write_at_exit(tracer: Tracer, rank: int, pid: int) -> None:
+    """At the end of a process that never called `stop_timeline`; not of one that it has forked."""
+    if os.getpid() == pid:
+        _write_own(tracer, rank)
+
+
 def _write_own(tracer: Tracer, rank: int) -> None:
-    """At the end of a process that never called `stop_timeline`, or for which rank 0 doesn't."""
+    """For a process that never called `stop_timeline`, or for which rank 0 doesn't."""
     path, tracer.path = tracer.path, None
     if rank:
         path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")

@@ -3,8 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 from tfddl.errors import StartError
+
+_Default = TypeVar("_Default", float, None)
 
 _DYNAMIC = "DYNAMIC"
 """What HOROVOD_TIMELINE is where `start_timeline` will be called."""
@@ -17,8 +20,9 @@ class Settings:
     stall_warning_s: float = 60.0
     """After how long to name ranks that haven't come to an operation; 0 is never."""
 
-    stall_shutdown_s: float = 0.0
-    """After how long such an operation fails; 0 is never, since a rank may be busy for long."""
+    stall_shutdown_s: float | None = None
+    """After how long such an operation fails; 0 is never. None is never for a rank that is busy,
+    and after a while where ranks wait for each other: see `tfddl.init`."""
 
     timeline: str | None = None
     """The file of a timeline that begins with the job."""
@@ -35,7 +39,7 @@ class Settings:
             StartError: One of them is no number of seconds.
         """
         warning_s = _seconds(environ, "HOROVOD_STALL_CHECK_TIME_SECONDS", cls.stall_warning_s)
-        shutdown_s = _seconds(environ, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", cls.stall_shutdown_s)
+        shutdown_s = _seconds(environ, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", None)
         is_off = environ.get("HOROVOD_STALL_CHECK_DISABLE", "0") not in ("", "0")
         timeline = environ.get("HOROVOD_TIMELINE", "")
         return cls(
@@ -45,10 +49,12 @@ class Settings:
         )
 
 
-def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+def _seconds(environ: Mapping[str, str], name: str, default: _Default) -> float | _Default:
     text = environ.get(name, "")
+    if not text:
+        return default
     try:
-        value = float(text) if text else default
+        value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:

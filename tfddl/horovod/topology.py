@@ -22,8 +22,10 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
 
     The environment says, as in Horovod, after how long ranks that don't come are warned of, and
     whether the operation fails then (HOROVOD_STALL_CHECK_TIME_SECONDS, 60, and
-    HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, 0 for never), and where a timeline is written from the
-    start on (HOROVOD_TIMELINE); where `tfddl.init` was called before, its settings hold.
+    HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, 0 for never; where it isn't set, a rank that is busy is
+    waited for without end, and ranks that wait for each other fail after 600 s), and where a
+    timeline is written from the start on (HOROVOD_TIMELINE); where `tfddl.init` was called before,
+    its settings hold.
 
     Args:
         comm: An MPI communicator, or ranks, in Horovod; only None here.
@@ -52,7 +54,7 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
     runtime = current()
     is_first = not runtime.process_sets
     runtime.process_sets = (global_process_set, *sets)
-    if runtime.commits is None:
+    if runtime.commits is None and not runtime.is_child:
         runtime.commits = commits.find(os.environ)
     if settings.timeline is not None and is_first:
         tfddl.start_timeline(settings.timeline)

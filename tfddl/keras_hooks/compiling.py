@@ -57,13 +57,27 @@ def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
     with scope.of(self):
         optimizer = scope.adopt_optimizer(self, optimizer, call.arguments["loss"])
         call.arguments["optimizer"] = optimizer
-        _compile_for_workers(original, call)
+        _compile_for_workers(self, original, call)
 
 
-def _compile_for_workers(original: Callable[..., Any], call: inspect.BoundArguments) -> None:
+def _may_exchange(model: Any) -> bool:
+    """Whether its steps, with an optimizer like any other, may speak to other workers.
+
+    On GPUs "auto" means True, which a step of the user's own with a `DistributedGradientTape` in it
+    couldn't be compiled with.
+    """
+    is_keras_own = type(model).train_step is keras.Model.train_step
+    return is_started() and current().cluster.size > 1 and not is_keras_own
+
+
+def _compile_for_workers(
+    model: Any, original: Callable[..., Any], call: inspect.BoundArguments
+) -> None:
     optimizer = call.arguments["optimizer"]
     if exchanges(optimizer):
         if call.arguments["jit_compile"] is True:
             raise UnsupportedError(NO_XLA)
+        call.arguments["jit_compile"] = False
+    elif call.arguments["jit_compile"] == "auto" and _may_exchange(model):
         call.arguments["jit_compile"] = False
     original(*call.args, **call.kwargs)

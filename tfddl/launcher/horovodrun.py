@@ -135,7 +135,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--stall-check-shutdown-time-seconds",
         type=float,
         metavar="S",
-        help="after how long the operation fails; 0 is never (default: 0)",
+        help="after how long the operation fails; 0 is never (default: never for a rank that is "
+        "busy, 600 where ranks wait for each other in different operations)",
     )
     group.add_argument(
         "--timeline-filename", metavar="FILE", help="write a trace of all collectives"

@@ -1,7 +1,9 @@
 """Networks of our own, beside TensorFlow's: memory within a host, TCP between hosts."""
 
+import atexit
 import dataclasses
 import logging
+import sys
 from collections.abc import Sequence
 
 from tfddl import wire
@@ -66,7 +68,7 @@ class Networks:
             spins=self._spins,
         )
         try:
-            return wire.connect(seat)
+            return _taking_leave(wire.connect(seat))
         except WireError as error:
             _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
             return None
@@ -96,7 +98,7 @@ class Networks:
         )
         others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
         try:
-            return wire.connect_hosts(seat, lobby, others)
+            return _taking_leave(wire.connect_hosts(seat, lobby, others))
         except WireError as error:
             _LOG.warning("rank %d can't speak to other hosts by itself: %s", cluster.rank, error)
             return None
@@ -113,3 +115,13 @@ class Networks:
         if len(sizes) == 1 or max(sizes) == 1 or not patience.give_up_s:
             return patience
         return dataclasses.replace(patience, give_up_s=patience.give_up_s + _AFTER_ROLL_S)
+
+
+def _taking_leave(network: wire.Network) -> wire.Network:
+    """Lets a network tell the other workers, in the end, how the script of this one has ended."""
+
+    def leave() -> None:
+        network.mesh.say_goodbye(wire.describe_end(getattr(sys, "last_value", None)))
+
+    atexit.register(leave)
+    return network

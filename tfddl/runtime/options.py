@@ -18,6 +18,11 @@ class Options:
     inter_op_threads: int | None = None
     pieces: int | None = None
     timeout_s: float = 600.0
+
+    circle_timeout_s: float = 600.0
+    """After how long an operation fails where ranks wait for each other in different ones, and
+    another thread of theirs could still come to it; 0 is never."""
+
     start_timeout_s: float | None = None
     """How long to wait for the other workers at the start; None for `timeout_s`."""
 
@@ -43,7 +48,7 @@ class Options:
                 f"collective is {self.collective.value!r}, by which all workers speak to each "
                 "other; between_hosts='tcp' goes with collective='auto' only."
             )
-        for name in ("timeout_s", "start_timeout_s", "stall_warning_s"):
+        for name in ("timeout_s", "circle_timeout_s", "start_timeout_s", "stall_warning_s"):
             seconds = getattr(self, name)
             if seconds is not None and not 0 <= seconds < math.inf:
                 raise StartError(f"{name} is {seconds}; it must be 0 (never) or more.")
@@ -56,4 +61,8 @@ class Options:
     @property
     def patience(self) -> Patience:
         """How long to wait for others in an operation."""
-        return Patience(warn_s=self.stall_warning_s, give_up_s=self.timeout_s)
+        return Patience(
+            warn_s=self.stall_warning_s,
+            give_up_s=self.timeout_s,
+            circle_s=self.circle_timeout_s,
+        )

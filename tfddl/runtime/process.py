@@ -17,13 +17,14 @@ from tfddl.cluster import Cluster, PartialCluster
 from tfddl.commits import CommitStore
 from tfddl.errors import NotInitializedError, StartError
 from tfddl.progress import Board, Teller
+from tfddl.runtime.children import in_children
 from tfddl.runtime.connecting import Connecting
 from tfddl.runtime.devices import make_strategy, resolve_collective, set_up_gpus, set_up_threads
 from tfddl.runtime.meeting import Met, meet
 from tfddl.runtime.options import Options
 from tfddl.runtime.servers import calling_line, start_servers
 from tfddl.threads import cores_of_worker
-from tfddl.transport import AloneTransport, Tracer, Transport, counter
+from tfddl.transport import AloneTransport, ForkedTransport, Tracer, Transport, counter
 
 
 class Statistics(Protocol):
@@ -115,6 +116,10 @@ class Runtime:
         """Those that Horovod's `init` was told of, in the order of their ids."""
         self.commits: CommitStore | None = None
         """What outlives this process, if the launcher has given it anything."""
+        self.sigterm_handler: Any = None
+        """What `tfddl.callbacks` has put in place for SIGTERM, if anything."""
+        self.is_child = False
+        """Whether this is a process that was forked from the worker."""
         self.elastic_runs = 0
         """How many times Horovod's `elastic.run` has been begun in this process."""
         self._gathered = 0
@@ -213,6 +218,14 @@ class Runtime:
             with tf.device("CPU:0"):
                 self._rounds.value.assign_add(1, read_value=False)
 
+    def disown(self) -> None:
+        """In a forked child: lets go of what is the worker's."""
+        self.is_child = True
+        self.board.forget()
+        self.commits = None
+        if self.cluster.size > 1:
+            self.transport = ForkedTransport(self.cluster.rank, self.cluster.size)
+
     def _report_progress(self) -> None:
         self.board.sign()
         self.board.show_stacks_at_signal()
@@ -261,7 +274,8 @@ def start(
         DisagreementError: The ranks were told of different clusters.
     """
     if _SLOT.runtime is None:
-        _SLOT.runtime = Runtime(cluster, options, board, secret)
+        runtime = _SLOT.runtime = Runtime(cluster, options, board, secret)
+        in_children(runtime.disown, own_handler=lambda: runtime.sigterm_handler)
     elif (_SLOT.runtime.asked, _SLOT.runtime.options) != (cluster, options):
         raise StartError(
             "tfddl.init() was called before with other settings, and TensorFlow can't change them "

@@ -9,10 +9,12 @@ from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import Between, Collective, Lengths, Transport
 from tfddl.transport.choosing import measured_pieces
 from tfddl.transport.errors import RanksDisagreeError, RefusedError
+from tfddl.transport.forked import ForkedTransport
 from tfddl.transport.late_variable import LateVariable, counter, made_outside
 from tfddl.transport.nccl import NCCL_DTYPES, NcclTransport, check_pieces, strategy_transport
 from tfddl.transport.pieces import DEFAULT_PIECES, MOST_PIECES
-from tfddl.transport.roll import Roll
+from tfddl.transport.roll import COMPARING, Roll
+from tfddl.transport.service import is_for_xla
 from tfddl.transport.strategy import StrategyOptions, StrategyTransport
 from tfddl.transport.timed import TimedTransport
 from tfddl.transport.traced import TracedTransport
@@ -22,12 +24,14 @@ from tfddl.transport.wired import WireTransport
 from tfddl.wire import Reduction
 
 __all__ = [
+    "COMPARING",
     "DEFAULT_PIECES",
     "MOST_PIECES",
     "AloneTransport",
     "Between",
     "Collective",
     "Event",
+    "ForkedTransport",
     "LateVariable",
     "WireTransport",
     "Lengths",
@@ -47,6 +51,7 @@ __all__ = [
     "counter",
     "made_outside",
     "check_pieces",
+    "is_for_xla",
     "measured_pieces",
     "strategy_transport",
 ]

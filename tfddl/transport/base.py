@@ -110,6 +110,11 @@ class Transport(abc.ABC):
                 self._among[ranks] = self._make_among(ranks)
             return self._among[ranks]
 
+    @property
+    def has_sets(self) -> bool:
+        """Whether there are, or were, transports over some of the ranks."""
+        return bool(self._among)
+
     @abc.abstractmethod
     def _make_among(self, ranks: tuple[int, ...]) -> "Transport":
         """A new transport for `among`; the ranks are fewer than all."""

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfddl.errors import DisagreementError, PeerLostError, StalledError
+from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
 
 
 class RanksDisagreeError(tf.errors.FailedPreconditionError, DisagreementError):
@@ -26,6 +26,10 @@ class RankStalledError(tf.errors.DeadlineExceededError, StalledError):
 
     def __init__(self, message: str) -> None:
         tf.errors.DeadlineExceededError.__init__(self, None, None, message)
+
+
+class RankDeadlockError(RankStalledError, DeadlockError):
+    """Ranks wait for each other in different operations, and none of them can go on."""
 
 
 class RefusedError(ValueError):

@@ -9,6 +9,7 @@ written but one number of this process' own per operation.
 import atexit
 import contextlib
 import dataclasses
+import json
 import logging
 import threading
 import time
@@ -21,11 +22,23 @@ from tfddl.errors import PeerLostError, StalledError
 from tfddl.transport.base import Transport
 from tfddl.transport.late_variable import counter
 from tfddl.wire import Patience, rank_names
+from tfddl.wire.circles import AFTER_S, describe
+from tfddl.wire.stacks import NOBODY, is_in_pipeline, is_only_one, line_of
 
 _KEY = "tfddl/waits/{}"
+_CIRCLE = "tfddl/circle"
+"""What rank 0 writes where all ranks wait for each other."""
+
+COMPARING = "comparing the ranks before"
+"""What the text of an operation begins with that compares ranks which are about to do different
+things: it meets any other one, and says so."""
+
 _LOOK_S = 1.0
 _LOOKS = 10
 """How often to look, at least, within the time until something is done."""
+
+_OTHERWISE_S = 60.0
+"""Instead of that time, where nothing is to be done but to find circles."""
 
 _TELL = 0.1
 """The part of that time after which a rank writes down that it waits. Early: whoever comes later
@@ -38,6 +51,23 @@ _LOG = logging.getLogger("tfddl")
 class _Operation:
     text: str
     ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    """What a rank writes of its wait."""
+
+    text: str
+    """In what it waits."""
+
+    line: str
+    """And where, in its program."""
+
+    ended: int
+    """How many operations have ended there before."""
+
+    is_only_one: bool
+    """Whether no other thread of it could begin one meanwhile, and none are of some ranks only."""
 
 
 class Roll:
@@ -60,6 +90,7 @@ class Roll:
         self._eager: _Operation | None = None
         self._lock = threading.Lock()
         self.note_on("CPU:0")
+        self._is_in_pipelines = False
         self._said = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -80,6 +111,7 @@ class Roll:
         Yields:
             What the operation has to wait for.
         """
+        self._is_in_pipelines |= is_in_pipeline()
         operation = _Operation(text, tuple(ranks))
         if not tf.executing_eagerly():
             yield [self._noted(operation)]
@@ -106,11 +138,14 @@ class Roll:
             transport: What operations go through, between any ranks; it counts them.
         """
         self._transports.append(transport)
-        times_s = [s for s in (self._patience.warn_s, self._patience.give_up_s) if s > 0]
-        if self._thread is not None or not times_s:
+        if self._thread is not None:
             return
+        times_s = [s for s in (self._patience.warn_s, self._patience.give_up_s) if s > 0]
         self._thread = threading.Thread(
-            target=self._look, args=(min(times_s),), name="tfddl-roll", daemon=True
+            target=self._look,
+            args=(min(times_s, default=_OTHERWISE_S),),
+            name="tfddl-roll",
+            daemon=True,
         )
         self._thread.start()
         atexit.register(self.close)
@@ -135,16 +170,18 @@ class Roll:
                     self._write("")
                 continue
             waited_s = now_s - since_s
-            if waited_s >= _TELL * first_s and not self._said:
-                self._write(self._operation.text)
+            if waited_s >= min(AFTER_S, _TELL * first_s) and not self._said:
+                self._write(self._note(sum(ended for _, ended in now)))
+            text = self._find_circle(waited_s) if self._said else ""
             if self._patience.give_up_s and waited_s >= self._patience.give_up_s:
-                text = self._describe(waited_s)
+                text = text or self._describe(waited_s)
+            if text:
                 for transport in self._transports:
                     transport.end(text)
                 return
             if self._patience.warn_s and waited_s >= warned_s + self._patience.warn_s:
                 warned_s = waited_s
-                _LOG.warning("%s", self._describe(waited_s))
+                _LOG.warning("%s; %s", self._describe(waited_s), self._patience.limit)
 
     @property
     def _operation(self) -> _Operation:
@@ -155,9 +192,49 @@ class Roll:
             return self._first
         return self._operations[self._current.number]
 
+    def _note(self, ended: int) -> str:
+        """What this rank writes, as text."""
+        mine = self._operation
+        everyone = tuple(range(self._notes.cluster.size))
+        # With sets of ranks, and on two levels, ranks don't count the same operations.
+        counts_alike = len(self._transports) == 1 and not self._transports[0].has_sets
+        certain = counts_alike and mine.ranks == everyone and not self._is_in_pipelines
+        certain = certain and is_only_one(NOBODY)
+        return json.dumps([mine.text, line_of(NOBODY), ended, certain])
+
+    def _find_circle(self, waited_s: float) -> str:
+        """What to tell where all ranks wait, and not for the same; otherwise ""."""
+        if self._rank:
+            return self._get(_CIRCLE)
+        notes = {rank: self._read(rank) for rank in range(self._notes.cluster.size)}
+        waiting = {rank: note for rank, note in notes.items() if note is not None}
+        by_text: dict[str, list[int]] = {}
+        for rank, note in waiting.items():
+            by_text.setdefault(note.text, []).append(rank)
+        if len(waiting) < len(notes) or len(by_text) == 1:
+            return ""
+        # Where as many have ended, nobody has left what another one is still in.
+        is_certain = (
+            all(note.is_only_one for note in waiting.values())
+            and len({note.ended for note in waiting.values()}) == 1
+            and not all(text.startswith(COMPARING) for text in by_text)
+        )
+        circle_s = self._patience.circle_s
+        if not is_certain and not 0 < circle_s <= waited_s:
+            return ""
+        places = {
+            rank_names(ranks): f"{text} ({line})" if (line := waiting[ranks[0]].line) else text
+            for text, ranks in by_text.items()
+        }
+        found = describe(places, waited_s=None if is_certain else waited_s)
+        with contextlib.suppress(PeerLostError, StalledError):
+            self._notes.put(_CIRCLE, found)
+        return found
+
     def _describe(self, waited_s: float) -> str:
         mine = self._operation
-        others = {rank: self._read(rank) for rank in mine.ranks if rank != self._rank}
+        notes = {rank: self._read(rank) for rank in mine.ranks if rank != self._rank}
+        others = {rank: "" if note is None else note.text for rank, note in notes.items()}
         missing = [rank for rank, text in others.items() if text != mine.text]
         said = f"rank {self._rank} has waited for {waited_s:.0f} s in {mine.text}: "
         if not missing:
@@ -177,8 +254,13 @@ class Roll:
             self._notes.put(_KEY.format(self._rank), text)
         self._said = text
 
-    def _read(self, rank: int) -> str:
+    def _read(self, rank: int) -> _Note | None:
+        """What a rank waits in; None where it doesn't."""
+        text = self._get(_KEY.format(rank))
+        return _Note(*json.loads(text)) if text else None
+
+    def _get(self, key: str) -> str:
         try:
-            return self._notes.get(_KEY.format(rank))
+            return self._notes.get(key)
         except (PeerLostError, StalledError):
             return ""

@@ -1,7 +1,8 @@
-"""What TensorFlow's runtime does between workers, and has no public API for."""
+"""What TensorFlow's runtime does, and has no public API for."""
 
 import tensorflow as tf
 from tensorflow.python.eager import context
+from tensorflow.python.ops import control_flow_util
 
 
 def end_collectives(text: str) -> None:
@@ -11,3 +12,9 @@ def end_collectives(text: str) -> None:
         text: What the `tf.errors.DeadlineExceededError` of each of them says.
     """
     context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, text)
+
+
+def is_for_xla() -> bool:
+    """Whether the graph that is being made is one that XLA will compile: with jit_compile=True."""
+    graph = tf.compat.v1.get_default_graph()
+    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))

@@ -110,6 +110,9 @@ class _Shared:
     tally: Tally
     guard: Guard
 
+    sets: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    """Some of the ranks that there are transports for."""
+
 
 class Launch(Protocol):
     """Launches an op."""
@@ -157,9 +160,15 @@ class StrategyTransport(Transport):
             return AloneTransport()
         made = copy.copy(self)
         Transport.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
+        self._shared.sets.add(ranks)
         # A set within a set: keys and TensorFlow's order are those of the job's ranks.
         made._take_ranks(tuple(self._ranks[rank] for rank in ranks))
         return made
+
+    @property
+    def has_sets(self) -> bool:
+        """See `Transport.has_sets`; of all transports of this process."""
+        return bool(self._shared.sets)
 
     def in_pieces(self, pieces: int) -> "StrategyTransport":
         """The same transport, that sends what is large in so many pieces at once."""

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl.errors import DisagreementError, PeerLostError, StalledError
+from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
 from tfddl.transport.alone import AloneTransport
 from tfddl.transport.base import ALL_DTYPES, Lengths, Transport, with_small_joined
 from tfddl.transport.errors import (
+    RankDeadlockError,
     RankLostError,
     RanksDisagreeError,
     RankStalledError,
@@ -32,6 +33,7 @@ from tfddl.transport.errors import (
 from tfddl.transport.late_variable import counter
 from tfddl.transport.tracer import Event, Tracer
 from tfddl.wire import Call, Network, Reduction, Wire
+from tfddl.wire.stacks import is_in_pipeline
 
 Arrays = list[np.ndarray]
 
@@ -293,6 +295,8 @@ class WireTransport(Transport):
                 self._counts.end()
                 self._record(call, arrays[: len(inputs)], time.perf_counter() - begin_s)
 
+        if is_in_pipeline():
+            self._network.mesh.expect_threads()
         given = [*inputs, *self._shapes]
         if tf.executing_eagerly():
             return _run_eagerly(run, given)
@@ -306,6 +310,8 @@ class WireTransport(Transport):
                 return [np.asarray(ticket + 1), *run(*given)]
             except DisagreementError as error:
                 raise RefusedError(str(error)) from None
+            except DeadlockError:
+                raise
             except StalledError as error:
                 raise StalledError(f"{error}{_starving()}") from None
 
@@ -314,7 +320,7 @@ class WireTransport(Transport):
             ticket = self._token.value.read_value()
             order = [ticket, _last_ticket(graph, ticket)]
             next_ticket, *arrived = tf.numpy_function(
-                run_or_refuse, [*order, *inputs], [tf.int64, *dtypes]
+                run_or_refuse, [*order, *inputs], [tf.int64, *dtypes], name="tfddl_collective"
             )
             self._token.value.assign(next_ticket, read_value=False)
         next_ticket.set_shape([])
@@ -353,6 +359,8 @@ def _run_eagerly(run: Callable[..., Arrays], inputs: Sequence[tf.Tensor]) -> lis
         raise RanksDisagreeError(None, None, str(error)) from None
     except PeerLostError as error:
         raise RankLostError(str(error)) from None
+    except DeadlockError as error:
+        raise RankDeadlockError(str(error)) from None
     except StalledError as error:
         raise RankStalledError(str(error)) from None
     with tf.device("CPU:0"):

@@ -22,7 +22,13 @@ from tfddl.wire.hosts import connect_hosts
 from tfddl.wire.lobby import Door, Lobby
 from tfddl.wire.messages import Call, Patience, Seat
 from tfddl.wire.neighbours import connect
-from tfddl.wire.telling import describe_difference, number_runs, rank_names
+from tfddl.wire.telling import (
+    describe_difference,
+    describe_end,
+    describe_fork,
+    number_runs,
+    rank_names,
+)
 
 __all__ = [
     "Call",
@@ -36,6 +42,8 @@ __all__ = [
     "connect",
     "connect_hosts",
     "describe_difference",
+    "describe_end",
+    "describe_fork",
     "number_runs",
     "rank_names",
 ]

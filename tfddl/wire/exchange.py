@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
+from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError, WireError
 from tfddl.wire.arithmetic import Reduction, reduce, reduced
 from tfddl.wire.carrier import Network
 from tfddl.wire.flat import Flat
@@ -38,8 +38,8 @@ class Wire:
     threads may be in different calls at once, in any order; calls of one name meet in their order.
 
     All raise `DisagreementError` where calls or lengths differ (on every worker, and the next
-    operation works), `PeerLostError`, and `StalledError`. After these, or anything else that has
-    ended an operation in the middle, all that follow raise at once.
+    operation works), `PeerLostError`, `StalledError` and `DeadlockError`. After these, or
+    anything else that has ended an operation in the middle, all that follow raise at once.
     """
 
     def __init__(self, network: Network, ranks: Sequence[int]) -> None:
@@ -213,6 +213,7 @@ class Wire:
             num_bytes: has to be alike everywhere; that of ``mine`` by default.
             results: lengths of the arrays that come out alike everywhere.
         """
+        self._mesh.refuse_end()
         self._refuse_after_failure()
         num_bytes = mine.num_bytes if num_bytes is None else num_bytes
         try:
@@ -263,7 +264,7 @@ class Wire:
         failure = self._failure
         if failure is None:
             return
-        known = (PeerLostError, StalledError)
+        known = (PeerLostError, DeadlockError, StalledError)
         kind = next((kind for kind in known if isinstance(failure, kind)), WireError)
         raise kind(
             "these workers can't go on together, since an operation before has failed in the "

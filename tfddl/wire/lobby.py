@@ -15,7 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, listen_tcp
+from tfddl.cluster.endpoint import (
+    Caller,
+    Endpoint,
+    RefuseError,
+    close_in_children,
+    listen_tcp,
+)
 from tfddl.cluster.handshake import dial_tcp
 from tfddl.errors import ConnectError, WireError
 
@@ -59,6 +65,7 @@ class Lobby:
         except OSError as error:
             raise WireError(f"can't listen for the other hosts: {error.strerror}") from error
         self._port: int = self._listener.getsockname()[1]
+        close_in_children(self)
 
     @property
     def port(self) -> int:
@@ -86,6 +93,12 @@ class Lobby:
             for connected in self._welcome.values():
                 connected.close()
             self._welcome.clear()
+
+    def forget(self) -> None:
+        """For a forked child: closes what it has inherited."""
+        self._listener.close()
+        for connected in list(self._welcome.values()):
+            connected.close()
 
     def meet(
         self,

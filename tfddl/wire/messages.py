@@ -72,10 +72,21 @@ class Patience:
     Attributes:
         warn_s: after how many seconds to log who is missing, and again each time; 0 is never.
         give_up_s: after how many seconds to raise; 0 is never.
+        circle_s: after how many seconds to raise where ranks wait for each other in different
+            operations, which other threads of theirs could still come to; 0 is never. Where none
+            could, they raise at once.
     """
 
     warn_s: float = 60.0
     give_up_s: float = 600.0
+    circle_s: float = 600.0
+
+    @property
+    def limit(self) -> str:
+        """After how long an operation ends for which somebody doesn't come, for people."""
+        if self.give_up_s:
+            return f"it ends with an error after {self.give_up_s:g} s"
+        return "no time is set after which it ends"
 
 
 @dataclass(frozen=True, kw_only=True)

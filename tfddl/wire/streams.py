@@ -128,7 +128,7 @@ class Streams(Carrier):
             except WireError as error:
                 raise PeerLostError(f"{error}, which {call} needs") from error
             self._sockets = {self._ranks.index(rank): found[rank] for rank in ranks}
-            self._mesh.keep(found.values())
+            self._mesh.keep_sockets(found)
         return self._sockets
 
 

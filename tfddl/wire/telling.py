@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Mapping, Sequence
 
 _HEADLINE = "The ranks are about to do different things:"
+
+_LONGEST_ERROR = 500
 
 _SHOWN = 3
 """Of how many tensors that differ the messages tell."""
@@ -29,6 +32,34 @@ def describe_difference(texts: Mapping[int, str]) -> str:
             "shapes. The next operation can go on.",
         ]
     )
+
+
+def describe_fork(rank: int) -> str:
+    """Says why a process that was forked from a worker can take no part.
+
+    Args:
+        rank: the worker's.
+    """
+    return (
+        f"this process was forked from rank {rank}, after tfddl.init(), and takes no part in what "
+        "the ranks do together: connections and threads stay with the process that has called "
+        "tfddl.init(). HINT: call collectives there, and let children only work for it"
+    )
+
+
+def describe_end(error: BaseException | None) -> str:
+    """Says how the script of a worker has ended whose interpreter comes to its end.
+
+    Args:
+        error: what nobody has caught, if anything.
+    """
+    if error is None:
+        return (
+            "has ended: its script is over. HINT: all ranks must call the same operations, equally "
+            "often; is there less data, or a branch, on that rank?"
+        )
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return f"has ended with {text[:_LONGEST_ERROR]}"
 
 
 def rank_names(ranks: Sequence[int]) -> str:
