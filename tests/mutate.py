@@ -62,7 +62,7 @@ TESTS: dict[str, list[str]] = {
     "tfddl.cluster.sagemaker": _readers("cluster_environments"),
     "tfddl.cluster.secret": ["tests/test_secret.py", "-k", "refused or whose"],
     "tfddl.cluster.signs": _readers("cluster_environments"),
-    "tfddl.cluster.slurm": _readers("cluster"),
+    "tfddl.cluster.slurm": ["tests/test_cluster_cores.py", *_readers("cluster")],
     "tfddl.cluster.task": ["tests/test_cluster_task.py", *_readers("cluster_environments")],
     "tfddl.cluster.tf_config": _readers("cluster"),
     "tfddl.cluster.torchrun": _readers("cluster_environments"),
