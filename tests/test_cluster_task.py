@@ -10,8 +10,15 @@ from tfddl.cluster.task import Task, cluster_at, cluster_of_host
 from tfddl.errors import ClusterError
 
 
-def _task(*numbers: Any, **more: Any) -> Task:
-    return Task("Some MPI", *numbers, source="X_RANK", **more)
+def _task(
+    rank: int,
+    size: int,
+    local_rank: int | None = None,
+    local_size: int | None = None,
+    *,
+    job: str = "",
+) -> Task:
+    return Task("Some MPI", rank, size, local_rank, local_size, job, "X_RANK")
 
 
 @pytest.mark.parametrize(
@@ -52,10 +59,14 @@ def test_all_on_this_host() -> None:
         cluster_of_host(_task(1, 3, 2, 3), {})
 
 
-@pytest.mark.parametrize("local", [(None, None), (0, 3), (None, 3)])
-def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(local: Any) -> None:
-    found = cluster_at(_task(0, 3, *local), "localhost:1", said_by="X_ADDR")
-    assert found == PartialCluster(0, 3, "localhost:1", *local, source="X_RANK, X_ADDR")
+@pytest.mark.parametrize(("local_rank", "local_size"), [(None, None), (0, 3), (None, 3)])
+def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(
+    local_rank: int | None, local_size: int | None
+) -> None:
+    found = cluster_at(_task(0, 3, local_rank, local_size), "localhost:1", said_by="X_ADDR")
+    assert found == PartialCluster(
+        0, 3, "localhost:1", local_rank, local_size, source="X_RANK, X_ADDR"
+    )
 
 
 def test_an_address_of_every_host_s_own_leads_nowhere_from_others() -> None:
