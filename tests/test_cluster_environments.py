@@ -30,7 +30,8 @@ from tests.environments import (
     WITH_EVALUATOR,
     tf_config,
 )
-from tfddl.cluster import Cluster, PartialCluster, detect
+from tfddl.cluster import Cluster, PartialCluster, detect, sagemaker, torchrun
+from tfddl.cluster.detect import Source, choose
 from tfddl.errors import ClusterError
 
 
@@ -311,6 +312,11 @@ ALONE = {
     "the first pod of an Indexed Job": {"JOB_COMPLETION_INDEX": "0"},
     # Common words, with other meanings.
     "RANK is no number": {"RANK": "captain", "LOCAL_RANK": "-"},
+    "asked for, and TF_CONFIG of one": {
+        "TFDDL_ALONE": "1",
+        **tf_config({"cluster": {"worker": ["a:1"]}}, type="worker", index=0),
+    },
+    "an allocation with a step's number": {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"},
     "asked for": {"TFDDL_ALONE": "1", **OPEN_MPI_4, **SAGEMAKER, "JOB_COMPLETION_INDEX": "4"},
 }
 
@@ -344,6 +350,12 @@ REFUSED = {
         OPEN_MPI_5 | tf_config({"cluster": {"worker": ["a:1"]}}, type="worker", index=0),
         f"TF_CONFIG names this worker alone, but Open MPI started 2 ({OMPI_NAMES}). HINT: unset "
         "TF_CONFIG to train together, or set TFDDL_ALONE=1 to train alone",
+    ),
+    "TF_CONFIG of one beside torchrun": (
+        TORCHRUN | tf_config({"cluster": {"worker": ["a:1"]}}, type="worker", index=0),
+        "TF_CONFIG names this worker alone, but torchrun started 8 (RANK, WORLD_SIZE, LOCAL_RANK, "
+        "LOCAL_WORLD_SIZE). HINT: unset TF_CONFIG to train together, or set TFDDL_ALONE=1 to train "
+        "alone",
     ),
     "alone, and TF_CONFIG": (
         {"TFDDL_ALONE": "1", **tf_config(PAI)},
@@ -450,7 +462,7 @@ SIGNS = {
     "PALS_RANKID": "7",
     "JSM_NAMESPACE_SIZE": "2",
     "JSM_NAMESPACE_RANK": "1",
-    "HOROVOD_SIZE": "2",
+    "HOROVOD_SIZE": "2000000",  # Whatever it is, it is more than one.
     "HOROVOD_RANK": "1",
     "SLURM_STEP_NUM_TASKS": "2",
     "SLURM_PROCID": "1",
@@ -496,6 +508,42 @@ def test_never_alone_beside_others(name: str, value: str) -> None:
     with pytest.raises(ClusterError, match=f"^{re.escape(message)}.*{re.escape(end)}$"):
         detect({name: value})
     assert detect({name: value, "TFDDL_ALONE": "1"}) == Cluster.alone()
+
+
+@pytest.mark.parametrize(
+    "hosts", ["[]", '["algo-1", ""]', '["algo-1", 2]', json.dumps([f"h{n}" for n in range(65537)])]
+)
+def test_what_are_no_hosts_of_sagemaker(hosts: str) -> None:
+    with pytest.raises(ClusterError, match='SM_HOSTS is .*; expected names like ."algo-1"'):
+        detect(SAGEMAKER | {"SM_HOSTS": hosts})
+
+
+def test_what_else_sagemaker_says() -> None:
+    found = sagemaker.find(SAGEMAKER)
+    assert found is not None
+    assert (found.hosts, found.index) == (("algo-1", "algo-2"), 1)
+    without = {name: value for name, value in SAGEMAKER.items() if name != "SM_NUM_GPUS"}
+    for environ, num_gpus in ((without, 0), (without | {"SM_NUM_GPUS": "8"}, 8)):
+        container = sagemaker.find(environ)
+        assert container is not None
+        assert container.num_gpus == num_gpus
+    name = "SM_NETWORK_INTERFACE_NAME"
+    assert sagemaker.read_network_interface({name: "eth0"}) == "eth0"
+    assert sagemaker.read_network_interface({name: ""}) is None
+    assert sagemaker.read_network_interface({}) is None
+
+
+def test_whose_rank_it_is() -> None:
+    """A process's own, or that of its whole host."""
+    assert torchrun.is_of_process({"LOCAL_RANK": "0"})
+    assert torchrun.is_of_process({"TORCHELASTIC_RUN_ID": "none"})
+    assert not torchrun.is_of_process({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+def test_pmi_is_slurms_only_where_it_says_the_same() -> None:
+    task = SRUN_PMI2 | {"PMI_RANK": "0", "PMI_SIZE": "3"}
+    assert choose(SRUN_PMI2).source is Source.SLURM
+    assert choose(task).source is Source.MPI
 
 
 def test_all_ranks_agree() -> None:

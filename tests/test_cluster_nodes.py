@@ -264,12 +264,25 @@ def test_refused(environ: dict[str, str], message: str) -> None:
         detect_nodes(environ)
 
 
-@pytest.mark.parametrize("name", ["train-2", "elsewhere.svc", "-2.svc", "train-12.svc", "2.svc"])
+@pytest.mark.parametrize(
+    "name", ["train-2", "train-2.", "elsewhere.svc", "-2.svc", "train-12.svc", "2.svc"]
+)
 def test_a_pod_without_a_service_has_no_master(name: str, pod_name: list[str]) -> None:
     pod_name[0] = name
     found = detect_nodes({"JOB_COMPLETION_INDEX": "2", "TFDDL_NNODES": "3"})
     assert found is not None
     assert found.master is None
+
+
+@pytest.mark.usefixtures("pod_name")
+def test_numbers_of_pods() -> None:
+    environ = {"JOB_COMPLETION_INDEX": "70", "TFDDL_NNODES": "71"}
+    found = detect_nodes(environ)
+    assert found is not None
+    assert (found.node_rank, found.num_nodes) == (70, 71)
+    alone = detect_nodes({"JOB_COMPLETION_INDEX": "0", "TFDDL_NNODES": "1"})
+    assert alone is not None
+    assert (alone.node_rank, alone.num_nodes) == (0, 1)
 
 
 @pytest.mark.usefixtures("pod_name")

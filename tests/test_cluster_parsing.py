@@ -24,6 +24,7 @@ from tfddl.cluster import (
     tf_config,
 )
 from tfddl.cluster.master import read_master
+from tfddl.cluster.parsing import quote
 from tfddl.errors import ClusterError
 
 
@@ -67,6 +68,26 @@ def test_numbers(text: str, value: int) -> None:
 def test_no_numbers(text: str) -> None:
     with soon(), raises("expected a number in 0..65536"):
         parse_int(text, what="N")
+
+
+def test_the_longest_of_everything() -> None:
+    assert parse_int("0" * 19 + "5", what="N") == 5
+    with raises("expected a number"):
+        parse_int("0" * 20 + "5", what="N")
+    assert parse_json('"1"', what="X", most_bytes=3) == "1"
+    assert parse_json('"é"', what="X", most_bytes=4) == "é"
+    with raises("X is 4 bytes long; expected at most 3"):
+        parse_json('"é"', what="X", most_bytes=3)
+    assert parse_json("9" * 20, what="X") == int("9" * 20)
+    assert quote("x" * 200) == repr("x" * 200)
+    assert quote("x" * 201) == repr("x" * 200 + "…")
+    assert slurm.expand_hosts("a" * 255) == ("a" * 255,)
+    for text in ("a" * 256, "b," + "a" * 256, "n[1-2,4-3]", "n[1-2],m[4-3]"):
+        with raises("SLURM_STEP_NODELIST is "):
+            slurm.expand_hosts(text)
+    assert len(slurm.expand_hosts("n[1-65536]")) == 65536
+    with raises("more than 65536 hosts"):
+        slurm.expand_hosts("n[1-65536],m")
 
 
 def test_bounds_of_numbers() -> None:

@@ -5,13 +5,20 @@ from typing import Any
 
 import pytest
 
-from tfddl.cluster import Cluster, PartialCluster
+from tfddl.cluster import Cluster, PartialCluster, mpi
 from tfddl.cluster.task import Task, cluster_at, cluster_of_host
 from tfddl.errors import ClusterError
 
 
-def _task(*numbers: Any, **more: Any) -> Task:
-    return Task("Some MPI", *numbers, source="X_RANK", **more)
+def _task(
+    rank: int,
+    size: int,
+    local_rank: int | None = None,
+    local_size: int | None = None,
+    *,
+    job: str = "",
+) -> Task:
+    return Task("Some MPI", rank, size, local_rank, local_size, job, "X_RANK")
 
 
 @pytest.mark.parametrize(
@@ -52,10 +59,14 @@ def test_all_on_this_host() -> None:
         cluster_of_host(_task(1, 3, 2, 3), {})
 
 
-@pytest.mark.parametrize("local", [(None, None), (0, 3), (None, 3)])
-def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(local: Any) -> None:
-    found = cluster_at(_task(0, 3, *local), "localhost:1", said_by="X_ADDR")
-    assert found == PartialCluster(0, 3, "localhost:1", *local, source="X_RANK, X_ADDR")
+@pytest.mark.parametrize(("local_rank", "local_size"), [(None, None), (0, 3), (None, 3)])
+def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(
+    local_rank: int | None, local_size: int | None
+) -> None:
+    found = cluster_at(_task(0, 3, local_rank, local_size), "localhost:1", said_by="X_ADDR")
+    assert found == PartialCluster(
+        0, 3, "localhost:1", local_rank, local_size, source="X_RANK, X_ADDR"
+    )
 
 
 def test_an_address_of_every_host_s_own_leads_nowhere_from_others() -> None:
@@ -64,3 +75,64 @@ def test_an_address_of_every_host_s_own_leads_nowhere_from_others() -> None:
     with pytest.raises(ClusterError, match=message):
         cluster_at(task, "localhost:1", said_by="X_ADDR")
     assert cluster_at(task, "hostA:1", said_by="X_ADDR").master == "hostA:1"
+
+
+def _partial(
+    master: str,
+    rank: int,
+    size: int,
+    local_rank: int | None = None,
+    local_size: int | None = None,
+) -> PartialCluster:
+    return PartialCluster(rank, size, master, local_rank, local_size, source="X")
+
+
+@pytest.mark.parametrize("numbers", [(0, 2), (1, 2), (3, 4, 3), (3, 4, 1, 2), (3, 4, 3, 4)])
+def test_a_cluster_of_which_rank_0_is_known(numbers: tuple[int, ...]) -> None:
+    cluster = _partial("a:1", *numbers)
+    assert (cluster.rank, cluster.size, cluster.master) == (*numbers[:2], "a:1")
+
+
+@pytest.mark.parametrize(
+    ("master", "numbers", "message"),
+    [
+        ("a", (0, 2), "the address of rank 0 is 'a', without a port"),
+        ("a:1", (0, 1), "size is 1 in X; it must be at least 2"),
+        ("a:1", (2, 2), "rank is 2 among 2 workers in X; it must be 0..1"),
+        ("a:1", (-1, 2), "rank is -1 among 2 workers in X; it must be 0..1"),
+        ("a:1", (0, 2, 2), "local rank is 2 among None workers of a host, of 2 in all, in X"),
+        ("a:1", (0, 4, 2, 2), "local rank is 2 among 2 workers of a host, of 4 in all, in X"),
+        ("a:1", (0, 4, 0, 5), "local rank is 0 among 5 workers of a host, of 4 in all, in X"),
+    ],
+)
+def test_what_such_a_cluster_cannot_be(master: str, numbers: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(message)):
+        _partial(master, *numbers)
+
+
+def test_mpi_is_asked_at_the_port_that_is_wished(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def exchange(size: int, **options: Any) -> str:
+        asked.append({"size": size, **options})
+        return "a:1"
+
+    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", exchange)
+    for local_rank, environ in ((0, {}), (None, {"TFDDL_PORT": "77"}), (1, {})):
+        found = mpi.find_master(_task(3, 4, local_rank), environ)
+        assert found == ("a:1", "mpi4py")
+    assert [(one["port"], one["tries"]) for one in asked] == [(0, True), (77, True), (0, False)]
+    assert {(one["size"], one["source"]) for one in asked} == {(4, "X_RANK")}
+
+
+@pytest.mark.parametrize("name", ["PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_half_of_what_mpi_says_is_not_taken_for_nothing(name: str) -> None:
+    with pytest.raises(ClusterError, match="is not set; expected a number"):
+        mpi.find({name: "1"})
+
+
+def test_the_remedy_has_the_right_number_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", lambda *_, **__: None)
+    for local_size, slots in ((None, "hostA:1,hostB:3"), (3, "hostA:3,hostB:1")):
+        with pytest.raises(ClusterError, match=f"TFDDL_HOSTS={slots} …"):
+            mpi.complete(_task(0, 4, 0, local_size), {})

@@ -273,6 +273,28 @@ def test_a_connection_that_breaks_meanwhile_had_been_answered(
     assert ours.fileno() == -1
 
 
+class Trickle:
+    """A connection whose bytes come one by one."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def settimeout(self, seconds: float) -> None:
+        assert seconds > 0
+
+    def recv(self, count: int) -> bytes:
+        assert 0 < count <= len(self._data), "more is asked for than belongs to it"
+        data, self._data = self._data[:1], self._data[1:]
+        return data
+
+
+def test_what_follows_is_left_to_others() -> None:
+    connection: Any = Trickle(b"0123456789")
+    until_s = time.monotonic() + TIMEOUT_S
+    assert handshake._receive(connection, 4, until_s, lambda: None) == b"0123"
+    assert handshake._receive(connection, 6, until_s, lambda: None) == b"456789"
+
+
 @pytest.mark.parametrize("listen", [ANSWERS["text"][0], ANSWERS["nothing"][0], _says(b"x")])
 def test_whoever_is_not_believed_is_hung_up_on(listen: Listener) -> None:
     """`_dial` waits for that; and no file stays open."""

@@ -48,9 +48,9 @@ def first_host(name: str, index: int) -> str | None:
         "train-0.workers.default.svc.cluster.local"; None where the name has no service in it, or
         doesn't end in the index.
     """
-    pod, dot, service = name.partition(".")
+    pod, _, service = name.partition(".")
     job = pod.removesuffix(f"-{index}")
-    return f"{job}-0.{service}" if dot and service and job and job != pod else None
+    return f"{job}-0.{service}" if service and job and job != pod else None
 
 
 def job_name(environ: Mapping[str, str], index: int) -> str:
