@@ -9,15 +9,16 @@ from tests.group import Groups
 CASES = "tests.cases.logs"
 
 ALL = ("arrays", "share", "generator", "dataset")
+ARRAYS = {"validation": ("arrays",)}
 
 # Structures of outputs, ways of training, kinds of validation data; a number that isn't a mean over
 # examples shows in any of them.
 SETTINGS: list[Any] = [
     (1, {"structure": "dictionary", "weighted": True}),
-    (2, {"structure": "dictionary", "weighted": True, "validation": ALL}),
-    (2, {"structure": "list", "under_scope": True, "steps_per_execution": 2}),
+    (2, {"structure": "dictionary", "weighted": True, "validation": ("generator", "dataset")}),
+    (2, {"structure": "list", "under_scope": True, "steps_per_execution": 2, **ARRAYS}),
     # Up to 3 examples in a step: some steps have none for the last ranks.
-    (3, {"structure": "nested", "batch_size": 1, "weighted": True}),
+    (3, {"structure": "nested", "batch_size": 1, "weighted": True, "validation": ("share",)}),
     *(
         pytest.param(size, setting, marks=pytest.mark.long)
         for size, setting in (

@@ -193,17 +193,19 @@ def own_steps(batch_size: int) -> dict[str, list[float]]:
     model = Own()
     model(X[:1])
     model.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(0.0)))
-    n = 7
-    data = tfddl.shard_dataset(X[:n], A[:n], batch_size=batch_size)
-    history = model.fit(data, validation_data=data, verbose=0)
-    logs = {name: values[0] for name, values in history.history.items()}
-    errors = (np.asarray(model(X[:n]), "float64") - A[:n]) ** 2
-    steps = -(-n // (batch_size * tfddl.size()))
-    last, _ = tfddl.shard_range(n, steps - 1, steps)
-    return {
-        "found": [logs[name] for name in ("tracked", "last", "val_tracked", "val_last")],
-        "true": [float(np.mean(errors)), float(np.mean(errors[last:]))] * 2,
-    }
+    share, held_out = (
+        tfddl.shard_dataset(X[:n], A[:n], batch_size=size)
+        for n, size in ((7, batch_size), (10, batch_size + 1))
+    )
+    history = model.fit(share, validation_data=held_out, verbose=0).history
+    true = []
+    for n, size in ((7, batch_size), (10, batch_size + 1)):
+        errors = (np.asarray(model(X[:n]), "float64") - A[:n]) ** 2
+        steps = -(-n // (size * tfddl.size()))
+        last, _ = tfddl.shard_range(n, steps - 1, steps)
+        true += [float(np.mean(errors)), float(np.mean(errors[last:]))]
+    names = ("tracked", "last", "val_tracked", "val_last")
+    return {"found": [history[name][0] for name in names], "true": true}
 
 
 def stops_early() -> tuple[list[float], list[float]]:
