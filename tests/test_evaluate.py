@@ -88,13 +88,13 @@ def test_under_horovod_they_are_each_rank_s_own(groups: Groups) -> None:
     # Rank 0 validated by itself, rank 1 didn't.
     assert not any(name.startswith("val_") for name in second["some"])
     for name, value in first["some, afterwards"].items():
-        assert first["some"][f"val_{name}"] == [pytest.approx(value, rel=1e-6)]
+        assert first["some"][f"val_{name}"] == [pytest.approx(value, rel=1e-5)]
     # Where all do, what fit logs is of all ranks' parts, whole or not.
     positives = sum(found["parts, afterwards"]["positives"] for found in (first, second))
     for found in (first, second):
         assert found["parts"]["val_positives"] == [positives]
         for name, value in found["all, afterwards"].items():
-            assert found["all"][f"val_{name}"][-1] == pytest.approx(value, rel=1e-6)
+            assert found["all"][f"val_{name}"][-1] == pytest.approx(value, rel=1e-5)
     assert first["tfddl's"] == second["tfddl's"]
 
 
