@@ -1,5 +1,8 @@
 """What once went wrong between fits, stops, orders and odd inputs; run by every worker."""
 
+import fcntl
+import json
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -69,6 +72,22 @@ class InterruptAt(keras.callbacks.Callback):
             raise Interrupt
 
 
+class Lock(keras.callbacks.Callback):
+    """Notes who has the lock of a folder, as another job would find it."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self._path = Path(directory, ".lock")
+        self.holder: dict[str, Any] = {}
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        with self._path.open("rb+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.holder = json.loads(file.read())
+
+
 class Odd(keras.callbacks.Callback):
     """Puts a number of NumPy's into the logs."""
 
@@ -82,8 +101,12 @@ def stopped_within_an_epoch(directory: str) -> dict[str, Any]:
     metrics = {"metrics": ["accuracy"]}
     whole = _model(**metrics).fit(_data(), **fit)
     checkpoint = tfddl.callbacks.Checkpoint(directory)
-    _model(**metrics).fit(_data(), **fit, callbacks=[StopAt(2), checkpoint])
+    lock = Lock(directory)
+    _model(**metrics).fit(_data(), **fit, callbacks=[StopAt(2), checkpoint, lock])
     begun = _newest(directory)
+    pids = tfddl.allgather_object(os.getpid())
+    assert lock.holder["pid"] == pids[0]
+    assert not Path(directory, ".lock").exists()  # before rank 0 is here, it has let go of it
     # The user's own initial_epoch doesn't count any more.
     rest = _model(**metrics).fit(_data(), **fit, initial_epoch=1, callbacks=[checkpoint])
     assert rest.epoch == [0, 1]
