@@ -1,6 +1,8 @@
 """The numbers that a launcher gives one of its processes, and the clusters that follow."""
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,12 +71,20 @@ def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(
     )
 
 
-def test_an_address_of_every_host_s_own_leads_nowhere_from_others() -> None:
+@pytest.mark.parametrize("master", ["localhost:1", "LocalHost:1", "[::1]:1", "127.9.9.9:1"])
+def test_an_address_of_every_host_s_own_leads_nowhere_from_others(master: str) -> None:
     task = _task(0, 3, 0, 1)
-    message = "X_ADDR gives localhost:1 as the address of rank 0, which every host takes for itself"
-    with pytest.raises(ClusterError, match=message):
-        cluster_at(task, "localhost:1", said_by="X_ADDR")
-    assert cluster_at(task, "hostA:1", said_by="X_ADDR").master == "hostA:1"
+    message = f"X_ADDR gives {master} as the address of rank 0, which every host takes for itself"
+    with pytest.raises(ClusterError, match=re.escape(message)):
+        cluster_at(task, master, said_by="X_ADDR")
+    for other in ("hostA:1", "128.0.0.1:1", "[::2]:1", "localhost2:1"):
+        assert cluster_at(task, other, said_by="X_ADDR").master == other
+
+
+def test_addresses_at_their_bounds() -> None:
+    assert len(Cluster(("a" * 255 + ":1", "a:65535"), 0).hosts) == 2
+    with pytest.raises(ClusterError, match="its port must be a number"):
+        Cluster(("a:1]",), 0)
 
 
 def _partial(
@@ -136,3 +146,28 @@ def test_the_remedy_has_the_right_number_of_slots(monkeypatch: pytest.MonkeyPatc
     for local_size, slots in ((None, "hostA:1,hostB:3"), (3, "hostA:3,hostB:1")):
         with pytest.raises(ClusterError, match=f"TFDDL_HOSTS={slots} …"):
             mpi.complete(_task(0, 4, 0, local_size), {})
+
+
+def test_slots_of_hosts() -> None:
+    hosts = {"TFDDL_HOSTS": "a:2,b:1"}
+    addresses = ("a:12345", "a:12346", "b:12345")
+    for local_rank in (0, None):
+        assert mpi.complete(_task(2, 3, local_rank), hosts) == Cluster(addresses, 2)
+    with pytest.raises(ClusterError, match="65536 slots, but Some MPI started 3 workers"):
+        mpi.complete(_task(2, 3), {"TFDDL_HOSTS": "a:65536"})
+    with pytest.raises(ClusterError, match="names more than 65536 workers"):
+        mpi.complete(_task(2, 3), {"TFDDL_HOSTS": "a:65536,b:1"})
+
+
+def test_whether_mpi_is_still_there(tmp_path: Path) -> None:
+    assert mpi.is_over({}) is False
+    assert mpi.is_over({"PMIX_SERVER_TMPDIR": str(tmp_path)}) is False
+    assert mpi.is_over({"PMIX_SERVER_TMPDIR": str(tmp_path / "gone")})
+    reader, writer = os.pipe()
+    held = os.dup2(reader, 200)
+    for fd in (reader, writer):
+        os.close(fd)
+    assert mpi.is_over({"PMI_FD": str(held)}) is False
+    os.close(held)
+    assert mpi.is_over({"PMI_FD": str(held)})
+    assert mpi.is_over({"PMI_FD": "x"})
