@@ -29,6 +29,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _OTHERS_VARIABLES = ("PYTEST_", "TF2_", "TPU_ML_", "KMP_", "HDF5_", "ENABLE_RUNTIME_UPTIME_")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says what pytest-xdist keeps in one process: a file, and all that share groups of workers.
 
