@@ -12,7 +12,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-selection=(-m "not long" -n 2 --dist loadgroup --no-loadscope-reorder)
+selection=(-m "not long" -n 2 --dist loadfile --no-loadscope-reorder)
 while (($#)); do
   case "$1" in
     -h | --help) usage; exit ;;

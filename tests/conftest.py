@@ -2,17 +2,20 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
-from tests.group import Groups
+from tests.group import ROOT, Groups
 from tests.hosts import sshd, stand_in
 from tfddl.cluster import ports
 
@@ -29,21 +32,29 @@ _SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _OTHERS_VARIABLES = ("PYTEST_", "TF2_", "TPU_ML_", "KMP_", "HDF5_", "ENABLE_RUNTIME_UPTIME_")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says what pytest-xdist keeps in one process: a file, and all that share groups of workers.
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc,unused-ignore]
+    """Keeps a file in one process, and all files that share groups of workers.
 
-    Starting these takes seconds, twice if two processes have the same. They come first, since
-    they are half of the whole.
+    Starting these takes seconds, twice if two processes have the same.
     """
-    for item in items:
-        unit = "groups" if _shares_groups(item) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(unit))
-    items.sort(key=_shares_groups, reverse=True)
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "groups" if _has_groups(file) else file
 
 
-def _shares_groups(item: pytest.Item) -> bool:
-    return "groups" in getattr(item, "fixturenames", ())
+@functools.cache
+def _has_groups(file: str) -> bool:
+    return "groups: Groups" in (ROOT / file).read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that share groups come first, since they are half of the whole."""
+    items.sort(key=lambda item: not _has_groups(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
