@@ -32,7 +32,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _OTHERS_VARIABLES = ("PYTEST_", "TF2_", "TPU_ML_", "KMP_", "HDF5_", "ENABLE_RUNTIME_UPTIME_")
 
 
-class _Scheduling(LoadScopeScheduling):  # type: ignore[misc,unused-ignore]
+class _Scheduling(LoadScopeScheduling):
     """Keeps a file in one process, and all files that share groups of workers.
 
     Starting these takes seconds, twice if two processes have the same.

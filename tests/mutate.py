@@ -67,6 +67,11 @@ TESTS: dict[str, list[str]] = {
     "tfddl.cluster.tf_config": _readers("cluster"),
     "tfddl.cluster.torchrun": _readers("cluster_environments"),
     "tfddl.cluster.variables": _readers("cluster_environments"),
+    "tfddl.plan": ["tests/test_plan.py"],
+    "tfddl.wire.flat": ["tests/test_flat.py", "tests/test_schedules.py"],
+    "tfddl.wire.scripts": ["tests/test_schedules.py"],
+    "tfddl.wire.segments": ["tests/test_schedules.py"],
+    "tfddl.wire.arithmetic": ["tests/test_schedules.py"],
 }
 _WITH_TENSORFLOW = {"tfddl.checkpoint", "tfddl.callbacks.learning_rate"}
 
