@@ -125,7 +125,7 @@ def run(
         "seen": recorder.seen,
         "weights": [np.asarray(w) for w in made.weights],
         "seeds": [np.asarray(v) for v in made.variables if v.name == "seed_generator_state"],
-        "rate": float(made.optimizer.learning_rate),
+        "rate": float(np.asarray(made.optimizer.learning_rate)),
         "history": history.history,
         "stopped": stopper.stopped_epoch,
     }
@@ -278,10 +278,14 @@ def full_disk(directory: str) -> tuple[list[str], list[str]]:
     files: list[str] = []
     messages = Messages()
 
+    def there() -> str:
+        names = (path.name for path in Path(directory).iterdir())
+        return " ".join(sorted(name for name in names if name != ".lock"))
+
     class Fill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             checkpoint.wait()
-            files.append(" ".join(sorted(path.name for path in Path(directory).iterdir())))
+            files.append(there())
             if tfddl.rank() == 0:
                 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
                 limit = 3000 if epoch == 1 else resource.RLIM_INFINITY
@@ -295,7 +299,7 @@ def full_disk(directory: str) -> tuple[list[str], list[str]]:
     logging.getLogger("tfddl").addHandler(messages)
     made.fit(data, epochs=4, callbacks=callbacks, verbose=0)
     logging.getLogger("tfddl").removeHandler(messages)
-    files.append(" ".join(sorted(path.name for path in Path(directory).iterdir())))
+    files.append(there())
     best = tfddl.load_checkpoint(directory, made, which="best")
     files.append(f"best: epoch {best['epoch']}")
     return files, messages.texts
