@@ -30,6 +30,7 @@ def _run(*flags: str) -> list[tuple[str, float, float]]:
     return [(name, float(counted), float(averaged)) for name, counted, averaged in rows]
 
 
+@pytest.mark.long
 def test_counts_make_it_exact_and_plain_averages_drift() -> None:
     rows = _run(*(f"--case={name}" for name in NAMES))
     assert [name for name, _, _ in rows] == NAMES

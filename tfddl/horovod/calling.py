@@ -15,15 +15,16 @@ def main(descriptors: Sequence[int], environ: Mapping[str, str]) -> None:
     """Calls the function that the first file has, and leaves what it returned, or raised.
 
     Args:
-        descriptors: Of the file with the function, and of one per rank for its answer: when it was
-            given (`time.monotonic`), whether it is a failure, and the pickled result or the text of
-            the traceback.
+        descriptors: Of the file with the function, and of one per rank for its answer: at which
+            start of the job and when it was given (`time.monotonic`), whether it is a failure, and
+            the pickled result or the text of the traceback.
         environ: The worker's.
     """
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     call, *answers = descriptors
     answer = answers[int(environ["HOROVOD_RANK"])]
+    start = int(environ.get("TFDDL_RESTARTS", "0"))
     _opened(answer, "wb").close()  # an earlier start may have left something
     try:
         # Not by the descriptor, whose offset all workers share.
@@ -32,14 +33,14 @@ def main(descriptors: Sequence[int], environ: Mapping[str, str]) -> None:
             func, args, kwargs = cloudpickle.load(file)
         result = cloudpickle.dumps(func(*args, **kwargs))
     except BaseException:
-        _leave(answer, is_failure=True, what=traceback.format_exc())
+        _leave(answer, (start, time.monotonic(), True, traceback.format_exc()))
         raise
-    _leave(answer, is_failure=False, what=result)
+    _leave(answer, (start, time.monotonic(), False, result))
 
 
-def _leave(descriptor: int, *, is_failure: bool, what: Any) -> None:
+def _leave(descriptor: int, answer: tuple[int, float, bool, Any]) -> None:
     with _opened(descriptor, "wb") as file:
-        pickle.dump((time.monotonic(), is_failure, what), file)
+        pickle.dump(answer, file)
 
 
 def _opened(descriptor: int, mode: str) -> Any:

@@ -203,11 +203,14 @@ def _results(answers: Sequence[IO[bytes]], status: int) -> list[Any]:
     Raises:
         LaunchError: one has failed.
     """
-    found = []
+    given = []
     for rank, file in enumerate(answers):
         file.seek(0)
         with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it has not come to answer
-            found.append((rank, *pickle.load(file)))
+            given.append((rank, *pickle.load(file)))
+    # A worker that was killed as it began has left its answer of the start before.
+    last = max((start for _, start, *_ in given), default=0)
+    found = [(rank, *answer) for rank, start, *answer in given if start == last]
     failures = [(when_s, rank, text) for rank, when_s, is_failure, text in found if is_failure]
     if status and failures:
         _, failed, text = min(failures)
