@@ -55,6 +55,7 @@ def _run(*arguments: str, timeout_s: float = 280) -> "subprocess.CompletedProces
     return found
 
 
+@pytest.mark.long
 def test_two_workers_are_measured_in_all_respects(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     done = _run("--workers=2", *TINY, "--sizes=4K,2M", f"--json={path}", f"--plots={tmp_path}")

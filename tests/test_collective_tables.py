@@ -23,14 +23,17 @@ SIZES = pytest.mark.parametrize(
 
 @SIZES
 def test_every_operation_and_dtype(groups: Groups, size: int, init: dict[str, Any]) -> None:
-    found = groups(size, **init).run(f"{CASES}:every_dtype", every=11, timeout_s=170)
+    # Graphs of RING take longer to make than all else.
+    every = 33 if init is RING and size == 2 else 11
+    found = groups(size, **init).run(f"{CASES}:every_dtype", every=every, timeout_s=170)
     assert all(compared > sum(len(row.dtypes) for row in ROWS.values()) for compared in found)
 
 
 @pytest.mark.parametrize(
     ("size", "init", "order", "in_graphs"),
     [
-        (2, RING, 1, True),
+        (2, RING, 1, False),
+        pytest.param(2, RING, 1, True, marks=LONG),
         pytest.param(2, RING, 2, True, marks=LONG),
         (3, {}, 1, True),
         (3, {}, 2, True),
