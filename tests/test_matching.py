@@ -186,7 +186,7 @@ def test_other_variables_are_an_error_on_all_ranks(
 
 def test_a_graph_with_other_gradients_on_one_rank_alone_is_an_error_on_all(groups: Groups) -> None:
     """By shared memory, which compares every call."""
-    *others, (caught, text) = groups(3).run(f"{CASES}:traced_alone")
+    *others, (caught, text) = groups(3, collective="auto").run(f"{CASES}:traced_alone")
     assert caught == ["FailedPrecondition", "Disagreement"]
     assert "HINT: give the same variables" in text
     for kinds, told in others:
@@ -201,8 +201,8 @@ def test_a_graph_with_other_gradients_on_one_rank_alone_is_an_error_on_all(group
 
 def test_steps_of_other_gradients_never_meet(groups: Groups) -> None:
     """Should ranks come to different ones: where calls aren't compared, lengths keep them apart."""
-    for init in ({}, RING):
+    for init in ({"collective": "auto"}, RING):
         for (name, length), (other, another) in groups(2, **init).run(f"{CASES}:headers"):
             assert name == "step without gradients of 1 of 2 variables"
             assert other == "step without gradients of 0 of 2 variables"
-            assert (another != length) == bool(init)
+            assert (another != length) == (init is RING)
