@@ -184,6 +184,20 @@ def test_other_variables_are_an_error_on_all_ranks(
                 assert line.endswith(odd), way
 
 
+@SIZES
+def test_none_on_all_stays_so_where_there_was_one_before(
+    groups: Groups, size: int, init: dict[str, Any]
+) -> None:
+    assert groups(size, **init).run(f"{CASES}:fewer") == [[[size, size], [size, None]]] * size
+
+
+@SIZES
+def test_a_gradient_of_unknown_shape_meets_zeros(
+    groups: Groups, size: int, init: dict[str, Any]
+) -> None:
+    assert groups(size, **init).run(f"{CASES}:of_unknown_shape") == [[[1, 1], [size - 1]]] * size
+
+
 def test_a_graph_with_other_gradients_on_one_rank_alone_is_an_error_on_all(groups: Groups) -> None:
     """By shared memory, which compares every call."""
     *others, (caught, text) = groups(3, collective="auto").run(f"{CASES}:traced_alone")

@@ -217,16 +217,39 @@ def differing() -> dict[str, tuple[list[str], str]]:
 
 
 def _heads() -> Callable[[int], list[int | None]]:
-    """A step of one of two heads: its gradients, times the number of ranks."""
+    """A step of one of two heads, or of both: its gradients, times the number of ranks."""
     a, b = tf.Variable(1.0), tf.Variable(1.0)
 
     @tf.function(autograph=False)
     def step(head: int) -> Any:
         with tf.GradientTape() as tape:
-            loss = 1.0 * (a, b)[head]
+            loss = 1.0 * (a, b, a + b)[head]
         return tfddl.DistributedGradientTape(tape).gradient(loss, [a, b])
 
     return lambda head: [None if g is None else round(float(g) * tfddl.size()) for g in step(head)]
+
+
+def fewer() -> list[list[int | None]]:
+    """All ranks have gradients of both heads, and then of one."""
+    step = _heads()
+    return [step(2), step(0)]
+
+
+def of_unknown_shape() -> list[list[float]]:
+    """A graph doesn't know the shape of rank 0's gradient; the others have none."""
+    first, other = tf.Variable(tf.ones([2])), tf.Variable(1.0)
+
+    @tf.custom_gradient
+    def blurred(x: tf.Tensor) -> Any:
+        return tf.identity(x), lambda g: tf.compat.v1.placeholder_with_default(g, None)
+
+    @tf.function(autograph=False)
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(blurred(first)) if tfddl.rank() == 0 else 1.0 * other
+        return tfddl.DistributedGradientTape(tape).gradient(loss, [first, other])
+
+    return [np.ravel(g.numpy() * tfddl.size()).tolist() for g in step()]
 
 
 def traced_alone() -> tuple[list[str], str]:
