@@ -224,7 +224,7 @@ def early_ends(kind: str, steps: int, together: int, directory: str) -> dict[str
         model, recorder = _model(optimizer=optimizer, steps_per_execution=together)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model.fit(**_batches(kind), steps_per_epoch=steps, epochs=4, verbose=0)
+            whole = model.fit(**_batches(kind), steps_per_epoch=steps, epochs=4, verbose=0)
         warned.append(sum("ran out of data" in str(one.message) for one in caught))
         weights.append([np.asarray(w) for w in model.weights])
         seen.append(recorder.seen)
@@ -241,6 +241,7 @@ def early_ends(kind: str, steps: int, together: int, directory: str) -> dict[str
         "warned": warned,
         "iterations": iterations[1],  # Keras may count a step that found no data.
         "resumed": (history.epoch, len(recorder.seen), int(model.optimizer.iterations)),
+        "last losses": [run.history["loss"][-1] for run in (whole, history)],
     }
 
 
