@@ -1,6 +1,8 @@
 """`horovod.run`, with functions that need no TensorFlow: results, failures, what is left."""
 
+import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import pytest
 from tests.group import ROOT
 from tests.launching import TIMEOUT_S, pids
 from tests.processes import is_running, wait_until
+from tfddl.errors import LaunchError
+from tfddl.horovod import running
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -65,6 +69,14 @@ def test_results_and_failures(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert "[(0, 8), (1, 8), (2, 8)]\nrank 1 failed:\nTraceback " in out
     assert out.endswith("KeyError: 'no such key'\n\n")
+
+
+def test_an_answer_of_the_start_before_counts_no_more() -> None:
+    """As of a worker that was killed when it began again."""
+    answers = [(0, 1.0, True, "the old one"), (1, 2.0, True, "the new one")]
+    files = [io.BytesIO(pickle.dumps(answer)) for answer in answers]
+    with pytest.raises(LaunchError, match="^rank 1 failed:\nthe new one$"):
+        running._results(files, 1)
 
 
 # Each worker has a child that has left its session.
