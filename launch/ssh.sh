@@ -37,7 +37,7 @@ set_up ""
 names="$("$python" -c '
 import sys
 from tfddl.errors import LaunchError
-from tfddl.launcher.hosts import parse_hosts
+from tfddl._src.launcher.hosts import parse_hosts
 try:
     print(*(host.name for host in parse_hosts(sys.argv[1])), sep="\n")
 except LaunchError as error:

@@ -17,7 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.group import ROOT, Groups
 from tests.hosts import sshd, stand_in
-from tfddl.cluster import ports
+from tfddl._src.cluster import ports
 
 # How long an example takes is the machine's; what must be soon has a test of its own.
 settings.register_profile("tfddl", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -154,7 +154,7 @@ def check_machine(plan: Plan) -> Iterator[Row]:
     yield plan.row("TensorFlow's kernels for GPUs", missing, "every collective, in NCCL's dtypes")
 
 
-_DOCTOR = "from tfddl.launcher.main import run_doctor; run_doctor()"
+_DOCTOR = "from tfddl._src.launcher.main import run_doctor; run_doctor()"
 
 
 def check_jobs(plan: Plan, directory: Path) -> Iterator[Row]:

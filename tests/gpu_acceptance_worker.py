@@ -24,8 +24,8 @@ from tests import placement
 from tests.cases import simulated, training
 from tests.cases.nccl import nccl
 from tests.gpu_acceptance import SLEEP_S, WARN_S
-from tfddl.runtime import current
-from tfddl.transport import NCCL_DTYPES, Collective, Reduction, StrategyOptions, strategy_transport
+from tfddl._src.comm import NCCL_DTYPES, Collective, Reduction, StrategyOptions, strategy_transport
+from tfddl._src.runtime import current
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32")
 LENGTHS = (1, 3, 1001, 65537)

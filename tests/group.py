@@ -21,8 +21,9 @@ from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfddl.cluster import Cluster, tf_config
-from tfddl.cluster.ports import free_ports
+from tfddl._src.cluster import Cluster
+from tfddl._src.cluster.environments import tf_config
+from tfddl._src.cluster.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 90.0

@@ -144,9 +144,9 @@ def pids(folder: Path, *names: str) -> set[int]:
 
 # And those that write on their board.
 BOARD = """
-from tfddl.progress import Ability, Board, Stage
+from tfddl._src.heartbeat import Ability, ProgressPage, Stage
 start = int(os.environ["TFDDL_RESTARTS"])
-board = Board.given(os.environ)
+board = ProgressPage.given(os.environ)
 board.sign()
 board.show_stacks_at_signal()
 """

@@ -6,7 +6,7 @@ printed. Strings, annotations, decorators and asserts stay as they are. It isn't
 everyday run: minutes per module. `docs/mutation.md` has the scores.
 
     python -m tests.mutate                                  # every module of the table
-    python -m tests.mutate tfddl.commits --sample 100       # 100 defects, drawn with a fixed seed
+    python -m tests.mutate tfddl._src.commits --sample 100       # 100 defects, drawn with a fixed seed
 """
 
 import argparse
@@ -44,36 +44,42 @@ def _readers(first: str) -> list[str]:
 
 
 TESTS: dict[str, list[str]] = {
-    "tfddl.checkpoint": ["tests/test_checkpoint.py"],
-    "tfddl.commits": ["tests/test_commits.py"],
-    "tfddl.callbacks.learning_rate": ["tests/test_learning_rate.py"],
-    "tfddl.launcher.restarts": _RESTARTS,
-    "tfddl.cluster.cluster": ["tests/test_cluster_task.py", *_readers("cluster")],
-    "tfddl.cluster.cores": ["tests/test_cluster_cores.py"],
-    "tfddl.cluster.detect": _readers("cluster_environments"),
-    "tfddl.cluster.handshake": ["tests/test_handshake.py"],
-    "tfddl.cluster.kubeflow": _readers("cluster_environments"),
-    "tfddl.cluster.kubernetes": _readers("cluster_nodes"),
-    "tfddl.cluster.master": _readers("cluster_environments"),
-    "tfddl.cluster.mpi": ["tests/test_cluster_task.py", *_readers("cluster_environments")],
-    "tfddl.cluster.mpi_master": _readers("cluster_mpi"),
-    "tfddl.cluster.nodes": _readers("cluster_nodes"),
-    "tfddl.cluster.parsing": _readers("cluster_parsing"),
-    "tfddl.cluster.sagemaker": _readers("cluster_environments"),
-    "tfddl.cluster.secret": ["tests/test_secret.py", "-k", "refused or whose"],
-    "tfddl.cluster.signs": _readers("cluster_environments"),
-    "tfddl.cluster.slurm": ["tests/test_cluster_cores.py", *_readers("cluster")],
-    "tfddl.cluster.task": ["tests/test_cluster_task.py", *_readers("cluster_environments")],
-    "tfddl.cluster.tf_config": _readers("cluster"),
-    "tfddl.cluster.torchrun": _readers("cluster_environments"),
-    "tfddl.cluster.variables": _readers("cluster_environments"),
-    "tfddl.plan": ["tests/test_plan.py"],
-    "tfddl.wire.flat": ["tests/test_flat.py", "tests/test_schedules.py"],
-    "tfddl.wire.scripts": ["tests/test_schedules.py"],
-    "tfddl.wire.segments": ["tests/test_schedules.py"],
-    "tfddl.wire.arithmetic": ["tests/test_schedules.py"],
+    "tfddl._src.checkpoint": ["tests/test_checkpoint.py"],
+    "tfddl._src.commits": ["tests/test_commits.py"],
+    "tfddl._src.callbacks.learning_rate": ["tests/test_learning_rate.py"],
+    "tfddl._src.launcher.restarts": _RESTARTS,
+    "tfddl._src.cluster.cluster": ["tests/test_cluster_task.py", *_readers("cluster")],
+    "tfddl._src.cluster.worker_cpus": ["tests/test_cluster_cores.py"],
+    "tfddl._src.cluster.detection": _readers("cluster_environments"),
+    "tfddl._src.rendezvous.handshake": ["tests/test_handshake.py"],
+    "tfddl._src.cluster.environments.kubeflow": _readers("cluster_environments"),
+    "tfddl._src.cluster.environments.kubernetes": _readers("cluster_nodes"),
+    "tfddl._src.cluster.environments.master_address": _readers("cluster_environments"),
+    "tfddl._src.cluster.environments.mpi": [
+        "tests/test_cluster_task.py",
+        *_readers("cluster_environments"),
+    ],
+    "tfddl._src.cluster.environments.mpi_address": _readers("cluster_mpi"),
+    "tfddl._src.cluster.nodes": _readers("cluster_nodes"),
+    "tfddl._src.cluster.parsing": _readers("cluster_parsing"),
+    "tfddl._src.cluster.environments.sagemaker": _readers("cluster_environments"),
+    "tfddl._src.cluster.secret": ["tests/test_secret.py", "-k", "refused or whose"],
+    "tfddl._src.cluster.environments.indicators": _readers("cluster_environments"),
+    "tfddl._src.cluster.environments.slurm": ["tests/test_cluster_cores.py", *_readers("cluster")],
+    "tfddl._src.cluster.task": ["tests/test_cluster_task.py", *_readers("cluster_environments")],
+    "tfddl._src.cluster.environments.tf_config": _readers("cluster"),
+    "tfddl._src.cluster.environments.torchrun": _readers("cluster_environments"),
+    "tfddl._src.cluster.variables": _readers("cluster_environments"),
+    "tfddl._src.sharding": ["tests/test_sharding.py"],
+    "tfddl._src.comm.native.fusion_buffer": [
+        "tests/test_fusion_buffer.py",
+        "tests/test_schedules.py",
+    ],
+    "tfddl._src.comm.native.schedules": ["tests/test_schedules.py"],
+    "tfddl._src.comm.native.shm_backend": ["tests/test_schedules.py"],
+    "tfddl._src.comm.native.reductions": ["tests/test_schedules.py"],
 }
-_WITH_TENSORFLOW = {"tfddl.checkpoint", "tfddl.callbacks.learning_rate"}
+_WITH_TENSORFLOW = {"tfddl._src.checkpoint", "tfddl._src.callbacks.learning_rate"}
 
 _COMPARISONS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
     ast.Lt: [ast.LtE, ast.GtE],

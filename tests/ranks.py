@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl.data import Share
-from tfddl.data.examples import Examples
-from tfddl.data.recipe import Recipe
-from tfddl.data.sources import Source, Table
-from tfddl.plan import Plan
+from tfddl._src.data import Share
+from tfddl._src.data.examples import Examples
+from tfddl._src.data.sources import Source, Table
+from tfddl._src.data.transforms import Recipe
+from tfddl._src.sharding import Plan
 
 
 def shares(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import two_hosts
+from tfddl._src.cluster import Cluster
+from tfddl._src.cluster.environments import tf_config
 from tfddl.bench.streams import Receiver, send
-from tfddl.cluster import Cluster, tf_config
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-W", "ignore", "-m", "tfddl.bench.between")

@@ -20,6 +20,7 @@ from tests.group import ROOT
 from tests.hosts import HERE, stand_in
 from tests.processes import wait_until
 from tests.strangers import attacking
+from tfddl._src.launcher.hosts import parse_hosts
 from tfddl.bench.crew import Crew
 from tfddl.bench.entrance import SECRET, connect, open_port, open_socket
 from tfddl.bench.ground import Address, Hosts, addresses_towards
@@ -29,7 +30,6 @@ from tfddl.bench.orders import LONE, Call, Called, Done, Look, Mode, Operation, 
 from tfddl.bench.report import report
 from tfddl.bench.results import Results
 from tfddl.errors import DataError, LaunchError
-from tfddl.launcher.hosts import parse_hosts
 
 COMMAND = [sys.executable, "-m", "tfddl.bench"]
 TINY = ["--models=mlp", "--batch-size=2", "--rounds=2", "--round-seconds=0.1", "--starts=1"]

@@ -12,14 +12,7 @@ from tfddl.bench.machines import Met
 from tfddl.bench.orders import Mode, Operation
 from tfddl.bench.plots import bandwidths, draw, efficiencies
 from tfddl.bench.report import report
-from tfddl.bench.results import (
-    CollectiveSpeed,
-    Memory,
-    MemorySum,
-    Results,
-    Start,
-    TrainingSpeed,
-)
+from tfddl.bench.results import CollectiveSpeed, Memory, MemorySum, Results, Start, TrainingSpeed
 from tfddl.bench.spread import Spread, StepTimes
 from tfddl.bench.starting import SINGLE
 from tfddl.bench.table import markdown

@@ -25,14 +25,7 @@ from tfddl.bench.machines import Machine
 from tfddl.bench.main import main, settings_from
 from tfddl.bench.orders import LONE, Call, Called, Mode, Operation, Ran
 from tfddl.bench.progress import Progress
-from tfddl.bench.settings import (
-    SIZES,
-    Part,
-    Settings,
-    format_size,
-    parse_size,
-    quick_settings,
-)
+from tfddl.bench.settings import SIZES, Part, Settings, format_size, parse_size, quick_settings
 from tfddl.bench.spread import Spread, StepTimes, ratios
 from tfddl.bench.training import images_per_s, step_times, written_per_reduced
 from tfddl.bench.workloads import WORKLOADS, Workload

@@ -25,8 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.group import ROOT
-from tfddl import folder_lock
-from tfddl.checkpoint import BEST, Snapshot, Store, read, write
+from tfddl._src import directory_lock
+from tfddl._src.checkpoint import BEST, Snapshot, Store, read, write
 from tfddl.errors import CheckpointError
 
 ARRAYS = {
@@ -309,7 +309,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         Store(tmp_path).best()
     newer = tmp_path / "newer.npz"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfddl.checkpoint.FORMAT", 2)
+        patch.setattr("tfddl._src.checkpoint.FORMAT", 2)
         write(newer, SNAPSHOT)
     with pytest.raises(CheckpointError, match="has format 2, and this tfddl reads 1"):
         read(newer)
@@ -343,7 +343,7 @@ def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from tfddl.folder_lock import FolderLock
+from tfddl._src.directory_lock import DirectoryLock
 lock = FolderLock(Path(sys.argv[1]))
 child = os.fork()
 if child:
@@ -372,7 +372,7 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store.write(_step(1), step=1)
     (tmp_path / ".writing-checkpoint-abc").write_bytes(b"half")
     with _holding(tmp_path) as holder:
-        monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 0.3)
+        monkeypatch.setattr(directory_lock, "_SAME_HOST_S", 0.3)
         named = f"in use by another job: process {holder.pid} on {socket.gethostname()}. Two jobs"
         for use in (store.prepare, store.clear):
             with pytest.raises(CheckpointError, match=re.escape(named)):
@@ -380,7 +380,7 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (tmp_path / ".writing-checkpoint-abc").exists()
         assert len(store.files()) == 1
         # It is gone with the process, though a child of that lives on.
-        monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 20.0)
+        monkeypatch.setattr(directory_lock, "_SAME_HOST_S", 20.0)
         holder.kill()
         store.prepare().release()
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001.npz"]
@@ -390,15 +390,15 @@ def test_a_lock_of_another_host_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As long as a server of NFS keeps it for a host that is lost."""
-    monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 0.0)
+    monkeypatch.setattr(directory_lock, "_SAME_HOST_S", 0.0)
     with _holding(tmp_path) as holder:
         (tmp_path / ".lock").write_text('{"host": "hostB", "pid": 7}')
-        monkeypatch.setattr(folder_lock, "_OTHER_HOST_S", 0.3)
+        monkeypatch.setattr(directory_lock, "_OTHER_HOST_S", 0.3)
         with pytest.raises(CheckpointError, match="another job: process 7 on hostB. Two jobs"):
-            folder_lock.FolderLock(tmp_path)
-        monkeypatch.setattr(folder_lock, "_OTHER_HOST_S", 20.0)
+            directory_lock.DirectoryLock(tmp_path)
+        monkeypatch.setattr(directory_lock, "_OTHER_HOST_S", 20.0)
         threading.Timer(0.3, holder.kill).start()
-        folder_lock.FolderLock(tmp_path).release()
+        directory_lock.DirectoryLock(tmp_path).release()
     waiting = "is in use by process 7 on hostB. Waiting"
     assert [waiting in record.getMessage() for record in caplog.records] == [True, True]
 
@@ -406,7 +406,7 @@ def test_a_lock_of_another_host_is_waited_for(
 def test_a_process_may_have_its_folder_several_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_lock, "_SAME_HOST_S", 0.3)
+    monkeypatch.setattr(directory_lock, "_SAME_HOST_S", 0.3)
     first, second = Store(tmp_path).prepare(), Store(tmp_path).prepare()
     first.release()
     first.release()
@@ -433,7 +433,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
         flock(descriptor, operation)
 
     monkeypatch.setattr("fcntl.flock", late)
-    lock = folder_lock.FolderLock(tmp_path)
+    lock = directory_lock.DirectoryLock(tmp_path)
     assert removed
     assert (tmp_path / ".lock").exists()
     lock.release()

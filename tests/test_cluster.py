@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfddl.cluster import Cluster, detect, join_address, mpi, slurm, tf_config
+from tfddl._src.cluster import Cluster, detect, join_address
+from tfddl._src.cluster.environments import mpi, slurm, tf_config
 from tfddl.errors import ClusterError
 
 
 @pytest.fixture(autouse=True)
 def without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where mpi4py isn't installed; `test_cluster_mpi.py` tries it."""
-    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "tfddl._src.cluster.environments.mpi_address.exchange", lambda *_, **__: None
+    )
 
 
 FOUR = ("a:1", "b:1", "a:2", "c:1")
@@ -399,6 +402,6 @@ def test_command_says_what_is_wrong() -> None:
 
 
 def test_loads_no_tensorflow() -> None:
-    script = "import sys, tfddl.cluster; sys.exit('tensorflow' in sys.modules)"
+    script = "import sys, tfddl._src.cluster; sys.exit('tensorflow' in sys.modules)"
     line = [sys.executable, "-c", script]
     assert subprocess.run(line, env=dict(os.environ), timeout=30, check=False).returncode == 0

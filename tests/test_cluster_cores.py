@@ -6,9 +6,9 @@ import pytest
 
 from tests import environments as env
 from tests.environments import tf_config
-from tfddl.cluster import read_cores
+from tfddl._src.cluster import read_cores
+from tfddl._src.parallel_map import cores_of_worker
 from tfddl.errors import ClusterError
-from tfddl.threads import cores_of_worker
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_several_ranks_of_a_socket_divide_it(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_quota_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     usable(monkeypatch, ours=8, parents=16)
-    monkeypatch.setattr("tfddl.cores.cpu_quota", lambda: 4.0)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: 4.0)
     assert read_cores(env.OPEN_MPI_5) == 2
 
 

@@ -30,15 +30,18 @@ from tests.environments import (
     WITH_EVALUATOR,
     tf_config,
 )
-from tfddl.cluster import Cluster, PartialCluster, detect, sagemaker, torchrun
-from tfddl.cluster.detect import Source, choose
+from tfddl._src.cluster import Cluster, PartialCluster, detect
+from tfddl._src.cluster.detection import Source, choose
+from tfddl._src.cluster.environments import sagemaker, torchrun
 from tfddl.errors import ClusterError
 
 
 @pytest.fixture(autouse=True)
 def without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where mpi4py isn't installed; `test_cluster_mpi.py` tries it."""
-    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "tfddl._src.cluster.environments.mpi_address.exchange", lambda *_, **__: None
+    )
 
 
 TWO_ON_LOOPBACK = ("127.0.0.1:12345", "127.0.0.1:12346")

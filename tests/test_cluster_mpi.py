@@ -19,14 +19,15 @@ import pytest
 
 from tests import environments as env
 from tests.hosts import sshd, two_hosts
+from tfddl._src.cluster import PartialCluster, detect
+from tfddl._src.cluster.environments import mpi_address
 from tfddl.bench import namespaces
-from tfddl.cluster import PartialCluster, detect, mpi_master
 from tfddl.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import os, pathlib, sys
-from tfddl import cluster
+from tfddl._src import cluster
 me = cluster.detect(os.environ)
 assert cluster.detect(os.environ) == me
 assert me.job
@@ -86,7 +87,7 @@ def exchange(size: int, *, port: int = 0, trying: tuple[int, ...] = ()) -> list[
     with ThreadPoolExecutor(size) as pool:
         ranks = [
             pool.submit(
-                mpi_master._exchange,
+                mpi_address._exchange,
                 pretended(world, rank),
                 port,
                 tries=not trying or rank in trying,
@@ -97,7 +98,7 @@ def exchange(size: int, *, port: int = 0, trying: tuple[int, ...] = ()) -> list[
 
 
 def test_all_ranks_find_the_same_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpi_master, "_candidates", lambda: ("127.0.0.1",))
+    monkeypatch.setattr(mpi_address, "_candidates", lambda: ("127.0.0.1",))
     found = exchange(4)
     assert len(set(found)) == 1
     host, port = found[0].rsplit(":", 1)
@@ -109,19 +110,19 @@ def test_the_first_address_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> No
     # The first is nobody's (RFC 5737); the second is another program's, on the very port.
     other = socket.create_server(("127.0.0.2", 0))
     port = other.getsockname()[1]
-    monkeypatch.setattr(mpi_master, "_WAIT_S", 0.5)
+    monkeypatch.setattr(mpi_address, "_WAIT_S", 0.5)
     monkeypatch.setattr(
-        mpi_master, "_listen", lambda port: socket.create_server(("127.0.0.1", port))
+        mpi_address, "_listen", lambda port: socket.create_server(("127.0.0.1", port))
     )
     hosts = ("192.0.2.77", "127.0.0.2", "127.0.0.1")
-    monkeypatch.setattr(mpi_master, "_candidates", lambda: hosts)
+    monkeypatch.setattr(mpi_address, "_candidates", lambda: hosts)
     with other:
         assert set(exchange(3, port=port, trying=(0, 2))) == {f"127.0.0.1:{port}"}
 
 
 def test_no_address_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpi_master, "_WAIT_S", 0.2)
-    monkeypatch.setattr(mpi_master, "_candidates", lambda: ("192.0.2.77",))
+    monkeypatch.setattr(mpi_address, "_WAIT_S", 0.2)
+    monkeypatch.setattr(mpi_address, "_candidates", lambda: ("192.0.2.77",))
     message = (
         r"^no address of rank 0 \(192\.0\.2\.77; port \d+\) is reached from every host; a firewall "
         r"may be in between\. HINT: mpirun -x TFDDL_MASTER=hostA …"
@@ -138,7 +139,7 @@ def test_the_port_is_taken() -> None:
 
 
 def test_this_hosts_addresses_are_not_its_own_alone() -> None:
-    found = mpi_master._candidates()
+    found = mpi_address._candidates()
     assert not [host for host in found if host.startswith("127.") or host == "::1"]
 
 
@@ -168,7 +169,7 @@ class PretendedMPI:
 
 
 def call(size: int) -> str | None:
-    return mpi_master.exchange.__wrapped__(size, port=0, tries=True, source="X")
+    return mpi_address.exchange.__wrapped__(size, port=0, tries=True, source="X")
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("initialized", [False, True])
 def test_left_from_another_mpirun(initialized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     mpi = PretendedMPI(initialized=initialized)
-    monkeypatch.setattr(mpi_master, "_load", lambda: mpi)
+    monkeypatch.setattr(mpi_address, "_load", lambda: mpi)
     message = (
         "X speak of 4 workers, but MPI of 1. They are left from another mpirun, or mpi4py is built "
         "for another MPI than this mpirun's (Some MPI v1). HINT: mpirun -x TFDDL_MASTER=hostA …, "
@@ -197,8 +198,8 @@ def test_mpi_ends_at_once_unless_it_is_the_scripts(
     initialized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mpi = PretendedMPI(initialized=initialized)
-    monkeypatch.setattr(mpi_master, "_load", lambda: mpi)
-    monkeypatch.setattr(mpi_master, "_exchange", lambda mpi, port, tries: "a:1")
+    monkeypatch.setattr(mpi_address, "_load", lambda: mpi)
+    monkeypatch.setattr(mpi_address, "_exchange", lambda mpi, port, tries: "a:1")
     assert call(1) == "a:1"
     assert mpi.initialized
     assert mpi.finalized != initialized
@@ -207,7 +208,7 @@ def test_mpi_ends_at_once_unless_it_is_the_scripts(
 @pytest.mark.usefixtures("installed")
 def test_mpi_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     mpi = PretendedMPI(initialized=True, finalized=True)
-    monkeypatch.setattr(mpi_master, "_load", lambda: mpi)
+    monkeypatch.setattr(mpi_address, "_load", lambda: mpi)
     with pytest.raises(ClusterError, match=r"HINT: call tfddl\.init\(\) before MPI\.Finalize\(\)"):
         call(4)
 
@@ -231,7 +232,7 @@ def test_mpi_cant_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_mpirun_that_has_ended_isnt_asked(
     gone: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mpi_master, "exchange", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(mpi_address, "exchange", lambda *_, **__: pytest.fail("asked"))
     message = "but the mpirun that set them has ended, or isn't this process's own; MPI can't be "
     with pytest.raises(ClusterError, match=message):
         detect(env.OPEN_MPI_4 | gone)

@@ -8,13 +8,15 @@ import pytest
 
 from tests import environments as env
 from tests.environments import tf_config
-from tfddl.cluster import NodeRank, detect_nodes
+from tfddl._src.cluster import NodeRank, detect_nodes
 from tfddl.errors import ClusterError
 
 
 @pytest.fixture(autouse=True)
 def without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "tfddl._src.cluster.environments.mpi_address.exchange", lambda *_, **__: None
+    )
 
 
 @pytest.fixture

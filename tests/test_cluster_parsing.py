@@ -11,26 +11,26 @@ from typing import Any
 import pytest
 
 from tests import environments
-from tfddl.cluster import (
+from tfddl._src.cluster import (
     Cluster,
     detect,
     detect_nodes,
-    mpi,
     parse_int,
     parse_json,
     read_cores,
     read_start_timeout,
-    slurm,
-    tf_config,
 )
-from tfddl.cluster.master import read_master
-from tfddl.cluster.parsing import quote
+from tfddl._src.cluster.environments import mpi, slurm, tf_config
+from tfddl._src.cluster.environments.master_address import read_master
+from tfddl._src.cluster.parsing import quote
 from tfddl.errors import ClusterError
 
 
 @pytest.fixture(autouse=True)
 def without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "tfddl._src.cluster.environments.mpi_address.exchange", lambda *_, **__: None
+    )
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tfddl.cluster import Cluster, PartialCluster, mpi
-from tfddl.cluster.task import Task, cluster_at, cluster_of_host
+from tfddl._src.cluster import Cluster, PartialCluster
+from tfddl._src.cluster.environments import mpi
+from tfddl._src.cluster.task import Task, cluster_at, cluster_of_host
 from tfddl.errors import ClusterError
 
 
@@ -127,7 +128,7 @@ def test_mpi_is_asked_at_the_port_that_is_wished(monkeypatch: pytest.MonkeyPatch
         asked.append({"size": size, **options})
         return "a:1"
 
-    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", exchange)
+    monkeypatch.setattr("tfddl._src.cluster.environments.mpi_address.exchange", exchange)
     for local_rank, environ in ((0, {}), (None, {"TFDDL_PORT": "77"}), (1, {})):
         found = mpi.find_master(_task(3, 4, local_rank), environ)
         assert found == ("a:1", "mpi4py")
@@ -142,7 +143,9 @@ def test_half_of_what_mpi_says_is_not_taken_for_nothing(name: str) -> None:
 
 
 def test_the_remedy_has_the_right_number_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfddl.cluster.mpi_master.exchange", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "tfddl._src.cluster.environments.mpi_address.exchange", lambda *_, **__: None
+    )
     for local_size, slots in ((None, "hostA:1,hostB:3"), (3, "hostA:3,hostB:1")):
         with pytest.raises(ClusterError, match=f"TFDDL_HOSTS={slots} …"):
             mpi.complete(_task(0, 4, 0, local_size), {})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.group import Groups
-from tfddl.collectives.packs import pack
+from tfddl._src.collectives.fusion import pack
 
 CASES = "tests.cases.collectives"
 

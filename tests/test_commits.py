@@ -7,10 +7,10 @@ from contextlib import closing
 
 import pytest
 
-from tfddl import commits
-from tfddl.commits import CommitStore
-from tfddl.launcher.memory import Memory
-from tfddl.launcher.plan import plan_processes, this_machine
+from tfddl._src import commits
+from tfddl._src.commits import CommitStore
+from tfddl._src.launcher.memory import Memory
+from tfddl._src.launcher.plan import plan_processes, this_machine
 
 
 @pytest.fixture

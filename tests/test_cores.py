@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tfddl import cores
-from tfddl.threads import cores_of_worker, has_own_core
+from tfddl._src import cpu
+from tfddl._src.parallel_map import cores_of_worker, has_own_core
 
 V1_GRANTS = {"cpu.cfs_quota_us": "250000", "cpu.cfs_period_us": "100000"}
 V1_ALL = {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}
@@ -38,8 +38,8 @@ def test_quotas(own: str, files: dict[str, str], quota: float | None, tmp_path: 
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    assert cores.cpu_quota(own=tmp_path / "own", root=root) == quota
-    assert cores.cpu_quota(own=tmp_path / "none", root=root) is None
+    assert cpu.cpu_quota(own=tmp_path / "own", root=root) == quota
+    assert cpu.cpu_quota(own=tmp_path / "none", root=root) is None
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_threads_keep_to_a_quota(
     has_own: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tfddl.cores.cpu_quota", lambda: quota)
-    monkeypatch.setattr("tfddl.threads.cpu_quota", lambda: quota)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: quota)
+    monkeypatch.setattr("tfddl._src.parallel_map.cpu_quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert cores_of_worker(local_size) == threads
     assert has_own_core(local_size) == has_own
     # Bound to their share by a launcher, which has asked for the quota too.
     assert cores_of_worker(local_size, own=threads) == threads
-    assert cores.num_cores_of_quota(among=local_size) >= threads
+    assert cpu.num_cores_of_quota(among=local_size) >= threads
 
 
 @pytest.mark.parametrize(("told", "cores_found"), [(6, 6), (None, 1)])
@@ -70,8 +70,8 @@ def test_where_processes_are_not_bound(
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: told)
-    monkeypatch.setattr("tfddl.cores.cpu_quota", lambda: None)
-    monkeypatch.setattr("tfddl.threads.cpu_quota", lambda: None)
-    assert cores.num_bound_cores() == cores.num_usable_cores() == cores_found
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
+    monkeypatch.setattr("tfddl._src.parallel_map.cpu_quota", lambda: None)
+    assert cpu.num_bound_cores() == cpu.num_usable_cores() == cores_found
     assert has_own_core(cores_found)
     assert not has_own_core(cores_found + 1)

@@ -10,8 +10,8 @@ import pytest
 import tfddl
 from tests.hosts import HERE, TWO, stand_in
 from tests.launching import launch
-from tfddl.launcher.examine import count_gpus, parse_smi
-from tfddl.launcher.findings import (
+from tfddl._src.launcher.examine import count_gpus, parse_smi
+from tfddl._src.launcher.findings import (
     Finding,
     Level,
     judge_clock,
@@ -197,7 +197,7 @@ def test_the_doctor_goes_on_without_a_host_that_is_down(tmp_path: Path) -> None:
 
 
 def test_the_doctor_on_this_host(tmp_path: Path) -> None:
-    line = [sys.executable, "-c", "from tfddl.launcher.main import run_doctor; run_doctor()"]
+    line = [sys.executable, "-c", "from tfddl._src.launcher.main import run_doctor; run_doctor()"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "ok       localhost: TensorFlow 2." in done.stdout

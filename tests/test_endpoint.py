@@ -18,10 +18,10 @@ import pytest
 
 from tests.processes import wait_until
 from tests.strangers import attacking
-from tfddl.cluster import endpoint, handshake
-from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
-from tfddl.cluster.handshake import dial_tcp, dial_unix
-from tfddl.cluster.ports import is_free
+from tfddl._src.cluster.ports import is_free
+from tfddl._src.rendezvous import endpoint, handshake
+from tfddl._src.rendezvous.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
+from tfddl._src.rendezvous.handshake import dial_tcp, dial_unix
 from tfddl.errors import ConnectError
 
 KEY = b"a key that only the workers of this job have"
@@ -264,7 +264,7 @@ def test_a_byte_from_time_to_time_gains_no_time(monkeypatch: pytest.MonkeyPatch)
 
 OUT_OF_DESCRIPTORS = """
 import contextlib, resource, socket, time
-from tfddl.cluster.endpoint import Endpoint, listen_tcp
+from tfddl._src.rendezvous.endpoint import Endpoint, listen_tcp
 callers = []
 endpoint = Endpoint(listen_tcp(), b"key", check=lambda hello: None, admit=callers.append)
 endpoint.start()

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from tests.group import SOON_S, Groups
-from tfddl.keras_hooks import evaluating
-from tfddl.transport.errors import RankLostError
+from tfddl._src.comm.errors import RankLostError
+from tfddl._src.keras_hooks import evaluate
 
-CASES = "tests.cases.evaluating"
+CASES = "tests.cases.evaluate"
 
 
 @pytest.mark.parametrize(("size", "n"), [(2, 23), (3, 5)])
@@ -74,9 +74,9 @@ def test_validation_on_one_rank_is_named(groups: Groups) -> None:
 def test_a_call_whose_company_has_ended_is_named_with_its_line(error: Exception) -> None:
     runtime = SimpleNamespace(cluster=SimpleNamespace(rank=0))
     with (
-        mock.patch.object(evaluating, "current", return_value=runtime),
+        mock.patch.object(evaluate, "current", return_value=runtime),
         pytest.raises(type(error)) as raised,
-        evaluating._company("model.predict", "L"),
+        evaluate._company("model.predict", "L"),
     ):
         raise error
     [note] = raised.value.__notes__

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.group import SOON_S, Groups
-from tfddl.plan import shard_range
+from tfddl._src.sharding import shard_range
 
-CASES = "tests.cases.fitting"
+CASES = "tests.cases.fit"
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long)])

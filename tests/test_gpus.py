@@ -12,11 +12,8 @@ import pytest
 import tensorflow as tf
 
 from tests import placement
-from tfddl.cluster import Cluster
-from tfddl.errors import DisagreementError, StartError
-from tfddl.runtime import Options, choose_collective, devices, meeting
-from tfddl.runtime.gpus import check_gpu_sharing, compare_collectives, gpu_identity
-from tfddl.transport import (
+from tfddl._src.cluster import Cluster
+from tfddl._src.comm import (
     NCCL_DTYPES,
     Collective,
     NcclTransport,
@@ -25,7 +22,10 @@ from tfddl.transport import (
     check_pieces,
     strategy_transport,
 )
-from tfddl.transport.nccl import host_of
+from tfddl._src.comm.nccl_group import host_of
+from tfddl._src.runtime import Options, choose_collective, devices, startup_checks
+from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives, gpu_identity
+from tfddl.errors import DisagreementError, StartError
 
 NCCL, RING = Collective.NCCL, Collective.RING
 ON_ONE_HOST = tuple(f"a:{port}" for port in range(1, 5))
@@ -369,9 +369,9 @@ def test_what_ranks_compare_when_they_meet(
         }
         for rank in range(3)
     ]
-    meeting.compare(cluster, facts)
+    startup_checks.compare(cluster, facts)
     with pytest.raises(kind, match=text):
-        meeting.compare(cluster, [facts[0], facts[1] | changed, facts[2]])
+        startup_checks.compare(cluster, [facts[0], facts[1] | changed, facts[2]])
 
 
 def test_ring_may_share_a_gpu_when_ranks_meet() -> None:
@@ -386,4 +386,4 @@ def test_ring_may_share_a_gpu_when_ranks_meet() -> None:
             "problem": "",
         }
     ] * 2
-    meeting.compare(Cluster(("a:1", "a:2"), 0), facts)
+    startup_checks.compare(Cluster(("a:1", "a:2"), 0), facts)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tfddl.cluster import handshake
-from tfddl.cluster.handshake import PendingConnection, dial_tcp, dial_unix
+from tfddl._src.rendezvous import handshake
+from tfddl._src.rendezvous.handshake import PendingConnection, dial_tcp, dial_unix
 from tfddl.errors import ConnectError, StrangerError
 
 KEY = bytes(range(100, 132))

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.keras import backend as K
 
-from tfddl.horovod.keras2.telling import Keras2Warning
+from tfddl._src.horovod.keras2.deprecations import Keras2Warning
 
 warnings.simplefilter("always")
 told = []

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.group import ROOT
-from tfddl.cluster import Cluster
+from tfddl._src.cluster import Cluster
+from tfddl._src.launcher import horovod as launched
 from tfddl.errors import UnsupportedError
-from tfddl.launcher import horovod as launched
 
 DEVICES = "device_dense='', device_sparse=''"
 COMPRESSION = "compression=none"
@@ -174,7 +174,7 @@ def test_horovod_run_s_arguments_are_horovod_s() -> None:
 
 
 def test_the_tape_s_methods_are_horovod_s() -> None:
-    tape = importlib.import_module("tfddl.horovod.training").Tape
+    tape = importlib.import_module("tfddl._src.horovod.optimizers").Tape
     rest = "self, target, sources, output_gradients=None, use_generic_names=False"
     assert _signature(tape.get_local_and_global_gradients) == rest
     assert _signature(tape.gradient) == f"{rest}, count=None"  # The count is ours.

@@ -14,13 +14,13 @@ import pytest
 from tests.group import ROOT
 from tests.launching import TIMEOUT_S, pids
 from tests.processes import is_running, wait_until
+from tfddl._src.horovod import run_function
 from tfddl.errors import LaunchError
-from tfddl.horovod import running
 
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
-from tfddl.horovod.running import run
+from tfddl._src.horovod.run_function import run
 
 def say(name):
     Path(name + ".new").write_text(str(os.getpid()))
@@ -76,7 +76,7 @@ def test_an_answer_of_the_start_before_counts_no_more() -> None:
     answers = [(0, 1.0, True, "the old one"), (1, 2.0, True, "the new one")]
     files = [io.BytesIO(pickle.dumps(answer)) for answer in answers]
     with pytest.raises(LaunchError, match="^rank 1 failed:\nthe new one$"):
-        running._results(files, 1)
+        run_function._results(files, 1)
 
 
 # Each worker has a child that has left its session.

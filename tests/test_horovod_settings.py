@@ -6,8 +6,8 @@ import pytest
 
 from tests.group import ROOT
 from tests.launching import launch
+from tfddl._src.horovod.settings import Settings
 from tfddl.errors import StartError
-from tfddl.horovod.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tfddl.cluster import Cluster, read_cores, read_start_timeout
-from tfddl.errors import ClusterError, LaunchError
-from tfddl.launcher import exposure, interfaces
-from tfddl.launcher.cores import share_of_cores, usable_cores
-from tfddl.launcher.environment import Export, exported, inherited, travelling
-from tfddl.launcher.exposure import exposure_warning, firewall_line, server_warning
-from tfddl.launcher.fleet import FleetOptions, find_unreachable_names
-from tfddl.launcher.frames import HELLO, FrameError, Unpacker, pack
-from tfddl.launcher.hosts import (
+from tfddl._src.cluster import Cluster, read_cores, read_start_timeout
+from tfddl._src.launcher import exposure, interfaces
+from tfddl._src.launcher.cores import share_of_cores, usable_cores
+from tfddl._src.launcher.environment import Export, exported, inherited, travelling
+from tfddl._src.launcher.exposure import exposure_warning, firewall_line, server_warning
+from tfddl._src.launcher.fleet import FleetOptions, find_unreachable_names
+from tfddl._src.launcher.frames import HELLO, FrameError, Unpacker, pack
+from tfddl._src.launcher.hosts import (
     HostSlots,
     fill_slots,
     parse_hosts,
@@ -30,9 +29,10 @@ from tfddl.launcher.hosts import (
     render_hosts,
     spread_slots,
 )
-from tfddl.launcher.plan import Place, plan_processes
-from tfddl.launcher.report import Outcome, WorkerExit, failure_report
-from tfddl.launcher.ssh import SshOptions, agent_argv
+from tfddl._src.launcher.plan import Place, plan_processes
+from tfddl._src.launcher.report import Outcome, WorkerExit, failure_report
+from tfddl._src.launcher.ssh import SshOptions, agent_argv
+from tfddl.errors import ClusterError, LaunchError
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_shares_of_cores(num_cores: int, local_size: int) -> None:
 
 def test_threads_of_one_core_are_neighbours(tmp_path: Path) -> None:
     """As Linux numbers them on most machines: first threads first, then all second ones."""
-    from tfddl.launcher import cores
+    from tfddl._src.launcher import cores
 
     for core in range(8):
         folder = tmp_path / f"cpu{core}/topology"

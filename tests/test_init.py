@@ -13,8 +13,9 @@ import pytest
 
 from tests.group import ROOT, Groups
 from tests.launching import launch
-from tfddl.cluster import Cluster, tf_config
-from tfddl.cluster.ports import free_ports
+from tfddl._src.cluster import Cluster
+from tfddl._src.cluster.environments import tf_config
+from tfddl._src.cluster.ports import free_ports
 from tfddl.errors import StartError
 
 
@@ -34,7 +35,7 @@ def _run(script: str, **variables: str) -> tuple[int, str]:
 
 def test_importing_tfddl_loads_no_tensorflow() -> None:
     code, output = _run(
-        "import sys, tfddl, tfddl.cluster, tfddl.launcher.main, tfddl.plan, tfddl.errors\n"
+        "import sys, tfddl, tfddl._src.cluster, tfddl._src.launcher.main, tfddl._src.sharding, tfddl.errors\n"
         "tfddl.shard_range(5, 0, 2), dir(tfddl)\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
     )
@@ -120,8 +121,8 @@ def test_a_bad_tf_config_says_what_is_wrong() -> None:
     [(None, 0, 4, "ring"), (None, 4, 4, "nccl"), ("ring", 4, 2, "ring"), ("nccl", 1, 1, "nccl")],
 )
 def test_choosing_the_collective(asked: str, gpus: int, local_size: int, expected: str) -> None:
-    from tfddl.runtime import choose_collective
-    from tfddl.transport import Collective
+    from tfddl._src.comm import Collective
+    from tfddl._src.runtime import choose_collective
 
     choice = choose_collective(
         None if asked is None else Collective(asked), num_gpus=gpus, local_size=local_size
@@ -130,7 +131,7 @@ def test_choosing_the_collective(asked: str, gpus: int, local_size: int, expecte
 
 
 def test_more_workers_than_gpus() -> None:
-    from tfddl.runtime import choose_collective
+    from tfddl._src.runtime import choose_collective
 
     with pytest.raises(StartError, match="4 workers run on this host, but TensorFlow sees 2 GPUs"):
         choose_collective(None, num_gpus=2, local_size=4)
@@ -222,11 +223,11 @@ def _on_two_hosts() -> list[Cluster]:
 def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None:
     """Rank 0 listens where it doesn't say: to rank 1 that is a port behind a firewall."""
     script = (
-        "import json, os, logging, tensorflow as tf, tfddl, tfddl.wire.lobby\n"
-        "from tfddl.runtime import current\n"
+        "import json, os, logging, tensorflow as tf, tfddl, tfddl._src.comm.native.tcp_rendezvous\n"
+        "from tfddl._src.runtime import current\n"
         "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
-        "if rank == 0: tfddl.wire.lobby.Lobby.port = property(lambda lobby: 9)\n"
-        "from tfddl.runtime import networks; networks._REACH_S = 3.0\n"
+        "if rank == 0: tfddl._src.comm.native.tcp_rendezvous.Lobby.port = property(lambda lobby: 9)\n"
+        "from tfddl._src.runtime import native_setup; native_setup._REACH_S = 3.0\n"
         f"tfddl.init(between_hosts={asked!r})\n"
         "print(current().transport.name, tfddl.allreduce(tf.constant([1.0]), 'sum').numpy())\n"
     )

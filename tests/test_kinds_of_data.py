@@ -14,12 +14,12 @@ import tensorflow as tf
 import tfddl
 from tests.group import Groups
 from tests.ranks import flat, in_epoch, shares, table
-from tfddl.data import Resume, find_failure
-from tfddl.data.examples import Examples
-from tfddl.data.recipe import Recipe
-from tfddl.data.stream import Stream
+from tfddl._src.data import Resume, find_failure
+from tfddl._src.data.dataset_source import Stream
+from tfddl._src.data.examples import Examples
+from tfddl._src.data.transforms import Recipe
+from tfddl._src.sharding import BlockPlan, GlobalPlan
 from tfddl.errors import DataError, UnsupportedError
-from tfddl.plan import BlockPlan, GlobalPlan
 
 KINDS = (GlobalPlan, BlockPlan)
 

@@ -16,7 +16,8 @@ import tfddl
 from tests import plain_yaml
 from tests.hosts import HERE, stand_in, two_hosts
 from tests.processes import wait_until
-from tfddl.cluster import Cluster, tf_config
+from tfddl._src.cluster import Cluster
+from tfddl._src.cluster.environments import tf_config
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"

@@ -13,13 +13,14 @@ import pytest
 
 import tfddl
 from tests.launching import TIMEOUT_S, launch, pids, worker
-from tfddl.cluster import Cluster, tf_config
-from tfddl.cluster.ports import free_ports, is_free
+from tfddl._src.cluster import Cluster
+from tfddl._src.cluster.environments import tf_config
+from tfddl._src.cluster.ports import free_ports, is_free
+from tfddl._src.launcher import JobOptions, plan_processes
+from tfddl._src.launcher.main import _make_parser
+from tfddl._src.launcher.plan import this_machine
+from tfddl._src.launcher.restarts import RestartOptions
 from tfddl.errors import LaunchError
-from tfddl.launcher import JobOptions, plan_processes
-from tfddl.launcher.main import _make_parser
-from tfddl.launcher.plan import this_machine
-from tfddl.launcher.restarts import RestartOptions
 
 
 def test_plans() -> None:
@@ -195,7 +196,7 @@ def test_it_loads_nothing_that_takes_long() -> None:
     script = """
 import sys
 before = set(sys.modules)
-import tfddl.launcher.main
+import tfddl._src.launcher.main
 print(*{name.partition(".")[0] for name in sys.modules.keys() - before})
 """
     line = [sys.executable, "-c", script]

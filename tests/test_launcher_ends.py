@@ -22,10 +22,10 @@ from tests.launching import (
     worker,
 )
 from tests.processes import in_sessions, is_running, parent_of, wait_until
-from tfddl.cluster.ports import free_ports
-from tfddl.launcher.job import find_taken_port
-from tfddl.launcher.report import Outcome, WorkerExit, failure_report
-from tfddl.progress import Ability, Reading
+from tfddl._src.cluster.ports import free_ports
+from tfddl._src.heartbeat import Ability, Reading
+from tfddl._src.launcher.job import find_taken_port
+from tfddl._src.launcher.report import Outcome, WorkerExit, failure_report
 
 
 def end(rank: int, returncode: int, **more: Any) -> WorkerExit:
@@ -279,8 +279,8 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     script = """
-from tfddl.progress import Ability, Board
-board = Board.given(os.environ)
+from tfddl._src.heartbeat import Ability, ProgressPage
+board = ProgressPage.given(os.environ)
 board.sign()
 board.set(Ability.SAVES)
 signal.signal(signal.SIGTERM, lambda *_: say(f"rank {rank} was asked"))
@@ -337,7 +337,7 @@ def test_a_killed_launcher_leaves_nothing(killed: str, far: bool, tmp_path: Path
             os.killpg(process.pid, signal.SIGKILL)
         else:
             lines = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in (process.pid, inner)}
-            named = [int(pid) for pid, text in lines.items() if "tfddl.launcher" in text]
+            named = [int(pid) for pid, text in lines.items() if "tfddl._src.launcher" in text]
             assert named == [process.pid]
             assert Path(f"/proc/{inner}/comm").read_text() == "tfddl-workers\n"
             os.kill(process.pid, signal.SIGKILL)
@@ -374,8 +374,8 @@ def test_a_killed_agent_leaves_nothing(stopped: bool, tmp_path: Path) -> None:
 def test_a_signal_to_all_processes_counts_once(is_twice: bool, tmp_path: Path) -> None:
     """As Slurm and systemd send it: a worker that can save gets the time for it all the same."""
     script = """
-from tfddl.progress import Ability, Board
-board = Board.given(os.environ)
+from tfddl._src.heartbeat import Ability, ProgressPage
+board = ProgressPage.given(os.environ)
 board.sign()
 board.set(Ability.SAVES)
 def save(*_):
@@ -464,8 +464,8 @@ sys.exit(1)
 def test_only_sigterm_waits_for_a_save(number: signal.Signals, tmp_path: Path) -> None:
     """Who is asked to save gets a minute; who presses Ctrl-C, or hangs up, doesn't wait for it."""
     script = """
-from tfddl.progress import Ability, Board
-board = Board.given(os.environ)
+from tfddl._src.heartbeat import Ability, ProgressPage
+board = ProgressPage.given(os.environ)
 board.sign()
 board.set(Ability.SAVES)
 signal.signal(signal.SIGTERM, lambda *_: None)

@@ -28,7 +28,7 @@ from tests.launching import (
     worker,
 )
 from tests.processes import in_sessions, wait_until
-from tfddl.launcher.output import LineAssembler
+from tfddl._src.launcher.output import LineAssembler
 
 KERAS_BAR = (
     "Epoch 1/2\n"

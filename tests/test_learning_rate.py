@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
+from tfddl._src.cluster import Cluster
+from tfddl._src.keras_hooks import Fit
 from tfddl.callbacks import LearningRateScaling, LearningRateSchedule, LearningRateWarmup
-from tfddl.cluster import Cluster
 from tfddl.errors import UnsupportedError
-from tfddl.keras_hooks import Fit
 
 VELOCITY = np.array([[2.0], [-4.0]], "float32")
 
@@ -25,7 +25,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         addresses = tuple(f"a:{1 + rank}" for rank in range(numbers[1]))
         return SimpleNamespace(cluster=Cluster(addresses, numbers[0]))
 
-    monkeypatch.setattr("tfddl.callbacks.learning_rate.current", current)
+    monkeypatch.setattr("tfddl._src.callbacks.learning_rate.current", current)
     return numbers
 
 

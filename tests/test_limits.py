@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.group import ROOT
-from tfddl.cluster import Cluster, tf_config
+from tfddl._src.cluster import Cluster
+from tfddl._src.cluster.environments import tf_config
+from tfddl._src.launcher.plan import plan_processes, this_machine
+from tfddl._src.launcher.worker import Worker
 from tfddl.errors import LaunchError
-from tfddl.launcher.plan import plan_processes, this_machine
-from tfddl.launcher.worker import Worker
 
 ASK = """
 import os, resource, sys
 from tfddl.errors import LaunchError, StartError
-from tfddl.limits import require_descriptors
+from tfddl._src.rlimits import require_descriptors
 
 soft, hard, count = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -70,16 +71,16 @@ def test_fewer_than_needed() -> None:
 
 
 def test_where_nobody_tells_how_many_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tfddl import limits
+    from tfddl._src import rlimits
 
-    monkeypatch.setattr(limits, "_OPEN", "/no/such/folder")
+    monkeypatch.setattr(rlimits, "_OPEN", "/no/such/folder")
     with pytest.raises(LaunchError, match=r"besides 64 that are open"):
-        limits.require_descriptors(2**40, "much", kind=LaunchError)
+        rlimits.require_descriptors(2**40, "much", kind=LaunchError)
 
 
 def test_a_limit_that_can_not_be_set_is_set_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS: the hard limit says that there is none, but not all numbers are taken."""
-    from tfddl import limits
+    from tfddl._src import rlimits
 
     limit = [100, resource.RLIM_INFINITY]
 
@@ -90,11 +91,11 @@ def test_a_limit_that_can_not_be_set_is_set_lower(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limit))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    monkeypatch.setattr(limits, "_count_open", lambda: 8)
-    limits.require_descriptors(1000, "much")
+    monkeypatch.setattr(rlimits, "_count_open", lambda: 8)
+    rlimits.require_descriptors(1000, "much")
     assert limit == [1040, resource.RLIM_INFINITY]
     with pytest.raises(LaunchError, match=r"may have 1040 \(the hard limit is \d{19}\)"):
-        limits.require_descriptors(11000, "much", kind=LaunchError)
+        rlimits.require_descriptors(11000, "much", kind=LaunchError)
 
 
 def _ask(*numbers: int) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.launching import launch, two_workers, worker
-from tfddl.cgroups import OWN, LimitWatch, cgroups_with
-from tfddl.launcher.report import Outcome, WorkerExit, failure_report
+from tfddl._src.cgroups import OWN, LimitWatch, cgroups_with
+from tfddl._src.launcher.report import Outcome, WorkerExit, failure_report
 
 V1 = {
     "pids/a/pids.max": "100",

@@ -88,8 +88,8 @@ from tests import macos
 macos.hide()
 MAIN
 """
-JOB = "from tfddl.launcher.main import main; sys.exit(main(sys.argv[1:], environment={}))"
-AGENT = "from tfddl.launcher.agent import run; run()"
+JOB = "from tfddl._src.launcher.main import main; sys.exit(main(sys.argv[1:], environment={}))"
+AGENT = "from tfddl._src.launcher.agent import run; run()"
 BENCH = "from tfddl.bench.main import main; sys.exit(main(sys.argv[1:]))"
 NEED = "needs Linux, and this is darwin. HINT: run the script itself, python train.py, for one"
 

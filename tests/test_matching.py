@@ -10,7 +10,7 @@ from tests.cases import matching as cases
 from tests.cases.matching import BATCH, COUNTS, EPOCHS, STEPS, VARIABLES, X, Y
 from tests.group import Groups
 from tfddl import shard_range
-from tfddl.gradients.matching import combined
+from tfddl._src.gradients.matching import combined
 
 CASES = "tests.cases.matching"
 LONG = pytest.mark.long

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tfddl.data.memory_map import MappedRows
+from tfddl._src.data.memory_map import MappedRows
 from tfddl.errors import DataError
 
 ROWS, SHAPE = 50, (3, 7)

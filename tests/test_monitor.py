@@ -12,13 +12,13 @@ import pytest
 
 import tfddl
 from tests import events
-from tests.cases import monitoring
+from tests.cases import monitor
 from tests.group import Groups
-from tfddl.callbacks.monitor_charts import DESCRIPTIONS
-from tfddl.callbacks.monitor_writer import EventWriter
+from tfddl._src.callbacks.monitor_charts import DESCRIPTIONS
+from tfddl._src.callbacks.monitor_writer import EventWriter
 from tfddl.errors import UnsupportedError
 
-CASES = "tests.cases.monitoring"
+CASES = "tests.cases.monitor"
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_two_workers(groups: Groups, tmp_path: Path, job_dir: Path) -> None:
     }
     assert start.hparams["filters"].string_value == "(8, 16)"
     shown = hparams["experiment"].experiment
-    assert [h.name for h in shown.hparam_infos] == list(monitoring.FLAGS)
+    assert [h.name for h in shown.hparam_infos] == list(monitor.FLAGS)
     named = {(m.name.group, m.name.tag) for m in shown.metric_infos}
     metrics = ("epoch/loss", "epoch/accuracy")
     assert named == set(itertools.product(("train", "validation"), metrics))
@@ -156,7 +156,7 @@ def test_what_goes_wrong_stops_all_ranks(groups: Groups, tmp_path: Path) -> None
 @pytest.mark.usefixtures("alone")
 def test_one_worker_and_a_training_that_goes_on(tmp_path: Path, job_dir: Path) -> None:
     for _ in range(2):
-        monitoring.watched(str(tmp_path), epochs=2, update_every_steps=1)
+        monitor.watched(str(tmp_path), epochs=2, update_every_steps=1)
     job = events.scalars(job_dir)
     assert len(list(job_dir.glob("events.*"))) == 2
     # 6 steps of 4, 4, 4, 4, 4, 3.
@@ -179,7 +179,7 @@ def test_one_worker_and_a_training_that_goes_on(tmp_path: Path, job_dir: Path) -
 def test_epochs_that_end_when_nobody_knew(
     tmp_path: Path, job_dir: Path, stops: bool, steps: list[int]
 ) -> None:
-    monitoring.of_unknown_length(str(tmp_path), stops)
+    monitor.of_unknown_length(str(tmp_path), stops)
     # The optimizer counts the attempt that finds no more data as a step.
     assert list(events.scalars(job_dir)["speed/examples_per_second"]) == steps
     examples = events.scalars(job_dir / "rank_0")["ranks/examples"]
@@ -191,7 +191,7 @@ def test_epochs_that_end_when_nobody_knew(
 
 @pytest.mark.usefixtures("alone")
 def test_what_an_interrupted_training_leaves_can_be_read(tmp_path: Path, job_dir: Path) -> None:
-    monitoring.interrupted(str(tmp_path))
+    monitor.interrupted(str(tmp_path))
     job = events.scalars(job_dir)
     assert list(job["speed/step_ms_median"]) == [6]
     assert list(job["epoch/seconds"]) == [1]

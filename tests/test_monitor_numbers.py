@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfddl.callbacks.monitor_charts import Pace, rank_values, step_values, total
-from tfddl.callbacks.monitor_meter import Meter, Reading, Work
-from tfddl.callbacks.monitor_picture import draw_ranks
-from tfddl.callbacks.monitor_tables import rank_table, seen_table, shard_table
-from tfddl.plan import BlockPlan, GlobalPlan
-from tfddl.transport import AloneTransport, Reduction, TimedTransport
+from tfddl._src.callbacks.monitor_charts import Pace, rank_values, step_values, total
+from tfddl._src.callbacks.monitor_meter import Meter, Reading, Work
+from tfddl._src.callbacks.monitor_picture import draw_ranks
+from tfddl._src.callbacks.monitor_tables import rank_table, seen_table, shard_table
+from tfddl._src.comm import AloneTransport, Reduction, TimedTransport
+from tfddl._src.sharding import BlockPlan, GlobalPlan
 
 
 class _Slow(AloneTransport):

@@ -19,19 +19,20 @@ from tests.hosts import two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions
 from tfddl import __version__
+from tfddl._src import rendezvous
+from tfddl._src.cluster import Cluster, NodeRank, PartialCluster
+from tfddl._src.cluster.ports import free_ports, hold_ports
+from tfddl._src.heartbeat import Reading, Stage
+from tfddl._src.launcher import JobOptions, node_flags
+from tfddl._src.launcher.main import _make_parser
+from tfddl._src.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
+from tfddl._src.launcher.output import Console
+from tfddl._src.launcher.plan import Place
+from tfddl._src.launcher.restarts import RestartOptions
+from tfddl._src.launcher.signals import Signals
+from tfddl._src.launcher.stalls import StallWatch
 from tfddl.bench import namespaces
-from tfddl.cluster import Cluster, NodeRank, PartialCluster, rendezvous
-from tfddl.cluster.ports import free_ports, hold_ports
 from tfddl.errors import ClusterError, LaunchError, StartError
-from tfddl.launcher import JobOptions, node_flags
-from tfddl.launcher.main import _make_parser
-from tfddl.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
-from tfddl.launcher.output import Console
-from tfddl.launcher.plan import Place
-from tfddl.launcher.restarts import RestartOptions
-from tfddl.launcher.signals import Signals
-from tfddl.launcher.stalls import StallWatch
-from tfddl.progress import Reading, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = NodeRank(1, 4, master="algo-1:2222", workers_per_node=8, job="j", source="SM_HOSTS")
@@ -428,11 +429,11 @@ def test_who_waits_for_another_node_has_not_stalled() -> None:
 
 def test_ports_are_held() -> None:
     with hold_ports(3) as ports, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfddl.cluster.ports._candidates", lambda: list(ports))
+        patch.setattr("tfddl._src.cluster.ports._candidates", lambda: list(ports))
         with pytest.raises(LaunchError, match="found 0 free ports of the 1 that are needed"):
             free_ports(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfddl.cluster.ports._candidates", lambda: list(ports))
+        patch.setattr("tfddl._src.cluster.ports._candidates", lambda: list(ports))
         with hold_ports(2, excluded=[ports[0]]) as others:
             assert set(others) == set(ports[1:])
 
@@ -699,7 +700,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 
     monkeypatch.setattr(rendezvous, "join", join)
     # In their order, so that node 0's own port would be the first choice.
-    monkeypatch.setattr("tfddl.cluster.ports._candidates", lambda: list(free))
+    monkeypatch.setattr("tfddl._src.cluster.ports._candidates", lambda: list(free))
     monkeypatch.setattr("random.sample", lambda ports, k: ports[:k])
     options = NodeOptions(NodeRank(0, 2, master, job="j", source="X"), timeout_s=9.0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.group import Groups
 
-CASES = "tests.cases.normalizing"
+CASES = "tests.cases.normalization"
 
 
 @pytest.mark.parametrize(

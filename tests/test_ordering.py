@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.group import WorkerGroup
-from tfddl.transport.strategy import tensorflow_order
+from tfddl._src.comm.tensorflow_group import tensorflow_order
 
 SETS = [(1, 2, 10), (0, 9, 10), (9, 10), (2, 3, 4)]
 

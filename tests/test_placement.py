@@ -13,7 +13,7 @@ from tests.group import ROOT
 
 def _found(**arguments: Any) -> Any:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.cases.placing", json.dumps(arguments)],
+        [sys.executable, "-W", "ignore", "-m", "tests.cases.placement", json.dumps(arguments)],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
         cwd=ROOT,
         capture_output=True,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.group import Groups
-from tests.wires import run
+from tests.native_workers import run
+from tfddl._src.comm.native import Seat, connect
+from tfddl._src.comm.native.pool import Pool
+from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl.errors import WireError
-from tfddl.wire import Seat, connect
-from tfddl.wire.memory import PeerMemory, SharedMemory
-from tfddl.wire.pool import Pool
 
 
 class _Taken(NamedTuple):
@@ -63,7 +63,7 @@ def test_everyone_sees_the_same_memory_and_it_is_used_again() -> None:
 def test_what_one_writes_nobody_else_sees(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
     """Nor does it see that itself, once the piece is used again."""
     if not tells:  # Where the system doesn't say which pages a process has written to.
-        monkeypatch.setattr("tfddl.wire.memory._PAGES", "/nowhere")
+        monkeypatch.setattr("tfddl._src.comm.native.shm._PAGES", "/nowhere")
     workers = _Workers(3)
     first = workers.take(100_000)
     first[0].shared[:] = 1
@@ -96,7 +96,7 @@ def test_where_views_do_not_follow_memory_is_not_shared(monkeypatch: pytest.Monk
     SharedMemory().check_views()
     alone = Seat(job=f"views {os.getpid()}", rank=0, size=1)
     connect(alone).close()
-    monkeypatch.setattr("tfddl.wire.memory.PrivateView", _Copy)
+    monkeypatch.setattr("tfddl._src.comm.native.shm.PrivateView", _Copy)
     with pytest.raises(WireError, match=r"private mappings don't follow: \[0, 0, 2, 3\]"):
         connect(alone)
 

@@ -11,9 +11,9 @@ import pytest
 from tests.hosts import HERE, stand_in
 from tests.launching import BOARD, TIMEOUT_S, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions, parent_of, wait_until
-from tfddl.launcher.recovery import Recovery
-from tfddl.launcher.report import Outcome, WorkerExit
-from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
+from tfddl._src.launcher.recovery import Recovery
+from tfddl._src.launcher.report import Outcome, WorkerExit
+from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
 
@@ -101,7 +101,7 @@ def test_a_failed_job_starts_again_on_other_ports(tmp_path: Path) -> None:
     script = (
         BOARD
         + """
-from tfddl import commits
+from tfddl._src import commits
 with open(f"port.{start}.{rank}", "w") as file:
     file.write(str(port))
 print(f"start {start}")
@@ -223,7 +223,7 @@ def test_commits_outlive_hosts(tmp_path: Path) -> None:
     script = (
         BOARD
         + """
-from tfddl import commits
+from tfddl._src import commits
 board.count_step(epoch=start, step=1)
 store = commits.find(os.environ)
 found = store.read() if store.newest >= 0 else b""

@@ -19,11 +19,11 @@ import tfddl
 from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
+from tfddl._src.cpu import num_cores_of_quota
+from tfddl._src.launcher import link
+from tfddl._src.launcher.exposure import firewall_line
+from tfddl._src.launcher.ssh import SshOptions
 from tfddl.bench import namespaces
-from tfddl.cores import num_cores_of_quota
-from tfddl.launcher import link
-from tfddl.launcher.exposure import firewall_line
-from tfddl.launcher.ssh import SshOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = [
@@ -209,7 +209,7 @@ if rank == 2 and not Path("tried").exists():
 OLD_AGENT = f"""#!{sys.executable}
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from tfddl.launcher.frames import HELLO, pack
+from tfddl._src.launcher.frames import HELLO, pack
 sys.stdout.buffer.write(HELLO + pack({{"is": "hello", "version": "0.0.1"}}))
 sys.stdout.flush()
 sys.stdin.read()

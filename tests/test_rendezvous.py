@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from tests.strangers import attacking
-from tfddl.cluster import Cluster, PartialCluster, handshake, rendezvous, rendezvous_host
-from tfddl.cluster.channel import Channel
-from tfddl.cluster.ports import free_ports, is_free
-from tfddl.cluster.rendezvous import Rendezvous
-from tfddl.cluster.rendezvous_base import Identity, dial, host_and_port
+from tfddl._src import rendezvous
+from tfddl._src.cluster import Cluster, PartialCluster
+from tfddl._src.cluster.ports import free_ports, is_free
+from tfddl._src.rendezvous import Rendezvous, handshake, server
+from tfddl._src.rendezvous.base import Identity, dial, host_and_port
+from tfddl._src.rendezvous.json_connection import Channel
 from tfddl.errors import (
     ClusterError,
     DisagreementError,
@@ -222,7 +223,7 @@ def test_a_second_job_that_comes_soon_after_the_first_ends_both(hosts: Sequence[
 def test_a_second_job_that_comes_later_leaves_the_first_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rendezvous_host, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
     addresses = _addresses(2)
     clusters = [Cluster(addresses, rank) for rank in range(2)]
     with _joined(clusters) as found:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 from tfddl.errors import LaunchError
-from tfddl.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 OFTEN = RestartOptions(max_restarts=99, min_workers=1)
 

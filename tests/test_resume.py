@@ -9,7 +9,7 @@ import pytest
 
 from tests.group import SOON_S, Groups
 
-CASES = "tests.cases.resuming"
+CASES = "tests.cases.resume"
 
 
 def _ids(ranks: list[list[list[int]]]) -> list[int]:

@@ -18,16 +18,16 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tfddl.plan import shard_range
-from tfddl.wire import Reduction, scripts, segments
-from tfddl.wire.carrier import Room
-from tfddl.wire.flat import Flat
-from tfddl.wire.memory import Buffers, PeerMemory, SharedMemory, room_for
-from tfddl.wire.mesh import Mesh
-from tfddl.wire.scripts import Place, Script, Spread, Sums
-from tfddl.wire.segments import Segments
-from tfddl.wire.session import Session
-from tfddl.wire.streams import _Way
+from tfddl._src.comm.native import Reduction, schedules, shm_backend
+from tfddl._src.comm.native.backend import Room
+from tfddl._src.comm.native.fusion_buffer import Flat
+from tfddl._src.comm.native.mesh import Mesh
+from tfddl._src.comm.native.operation import Session
+from tfddl._src.comm.native.schedules import Place, Script, Spread, Sums
+from tfddl._src.comm.native.shm import Buffers, PeerMemory, SharedMemory, room_for
+from tfddl._src.comm.native.shm_backend import Segments
+from tfddl._src.comm.native.tcp_backend import _Way
+from tfddl._src.sharding import shard_range
 
 SIZES = pytest.mark.parametrize("size", [2, 3, 4, 5])
 UFUNCS = {Reduction.SUM: np.add, Reduction.MAX: np.maximum}
@@ -273,7 +273,7 @@ def _same_bits(found: Sequence[np.ndarray], expected: np.ndarray) -> bool:
 
 @pytest.fixture
 def _small_parts() -> Iterator[None]:
-    with mock.patch.object(scripts, "_PART_BYTES", PART_BYTES):
+    with mock.patch.object(schedules, "_PART_BYTES", PART_BYTES):
         yield
 
 
@@ -399,14 +399,14 @@ def test_few_pieces_go_and_come_one_by_one_and_many_at_once(
 ) -> None:
     room, part = np.zeros(16, np.float32), range(1, 2 * count)
     values = [np.full(2, i + 1.0, np.float32) for i in range(count)]
-    going = [some.tolist() for some in scripts._outgoing(Flat(values, scale=scale), part, room)]
+    going = [some.tolist() for some in schedules._outgoing(Flat(values, scale=scale), part, room)]
     assert len(going) == calls
     expected = (np.concatenate(values)[1:] * (scale or 1.0)).tolist()
     sent: list[float] = sum(going, [])
     assert sent == expected
     arrived = [np.zeros(2, np.float32) for _ in range(count)]
     coming = 0
-    for place in scripts._incoming(Flat(arrived), part, room):
+    for place in schedules._incoming(Flat(arrived), part, room):
         coming += 1
         place[:] = sent[: len(place)]
         sent = sent[len(place) :]
@@ -506,7 +506,7 @@ CHUNK_BYTES = 320
 
 @pytest.fixture
 def _small_chunks() -> Iterator[None]:
-    with mock.patch.object(segments, "CHUNK_BYTES", CHUNK_BYTES):
+    with mock.patch.object(shm_backend, "CHUNK_BYTES", CHUNK_BYTES):
         yield
 
 

@@ -16,8 +16,8 @@ import pytest
 import tensorflow as tf
 
 from tests.group import Groups
+from tfddl._src.keras_hooks import scope, script_strategies
 from tfddl.errors import UnsupportedError
-from tfddl.keras_hooks import scope, strategies
 
 CASES = "tests.cases.scope"
 N = 47
@@ -139,13 +139,13 @@ def test_a_strategy_from_before_init_is_refused() -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=alone)
     with strategy.scope():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    strategies.refuse_others(model)
+    script_strategies.refuse_others(model)
     job: Any = SimpleNamespace(cluster=SimpleNamespace(size=2), started_strategy=None)
     with contextlib.ExitStack() as stack:
-        for module in (strategies, scope):
+        for module in (script_strategies, scope):
             stack.enter_context(mock.patch.object(module, "is_started", return_value=True))
             stack.enter_context(mock.patch.object(module, "current", return_value=job))
         with pytest.raises(UnsupportedError, match=r"made before tfddl.init\(\). Call tfddl.init"):
-            strategies.refuse_others(model)
+            script_strategies.refuse_others(model)
         job.started_strategy = strategy
-        strategies.refuse_others(model)
+        script_strategies.refuse_others(model)

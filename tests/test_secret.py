@@ -7,8 +7,8 @@ import pytest
 
 from tests.launching import TIMEOUT_S, launch, launched, two_workers, worker
 from tests.processes import wait_until
+from tfddl._src.launcher.environment import Export, given_secret
 from tfddl.errors import LaunchError
-from tfddl.launcher.environment import Export, given_secret
 
 CHOSEN = "5ec2e7" * 8
 

@@ -13,7 +13,7 @@ from tests.group import ROOT, WorkerGroup
 from tests.hosts import HERE, stand_in
 from tests.launching import launch, of_ranks
 from tests.strangers import attacking
-from tfddl.cluster import join_address
+from tfddl._src.cluster import join_address
 
 SCRIPT = ROOT / "tests" / "scripts" / "no_server.py"
 

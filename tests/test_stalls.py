@@ -13,9 +13,9 @@ import tensorflow as tf
 from tests.group import Groups
 from tests.launching import BOARD, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions
-from tfddl.launcher.stalls import Stall, StallWatch, find_suspects
-from tfddl.progress import VARIABLE, Ability, Board, Reading, Stage
-from tfddl.wire.stacks import is_in_pipeline
+from tfddl._src.comm.native.thread_stacks import is_in_pipeline
+from tfddl._src.heartbeat import VARIABLE, Ability, ProgressPage, Reading, Stage
+from tfddl._src.launcher.stalls import Stall, StallWatch, find_suspects
 
 
 def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> Reading:
@@ -103,8 +103,8 @@ def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
 
 
 def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
-    with Board.create() as board:
-        copy = Board.given({VARIABLE: str(os.dup(board.fileno()))})
+    with ProgressPage.create() as board:
+        copy = ProgressPage.given({VARIABLE: str(os.dup(board.fileno()))})
         copy.count_step(epoch=2, step=7)
         with copy.during(Stage.EVALUATING):
             assert board.read().stage is Stage.EVALUATING
@@ -119,7 +119,7 @@ def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
     other.write_bytes(b"mine" * 2000)
     with other.open("r+b") as file:
         for number in (str(file.fileno()), "999", "-1", "", "x"):
-            with Board.given({VARIABLE: number}) as nobodys:
+            with ProgressPage.given({VARIABLE: number}) as nobodys:
                 assert not nobodys.is_shared
                 nobodys.beat()
     assert other.read_bytes() == b"mine" * 2000

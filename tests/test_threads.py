@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tfddl.threads import cores_of_worker, has_own_core, map_in_order, threads_of_worker
+from tfddl._src.parallel_map import cores_of_worker, has_own_core, map_in_order, threads_of_worker
 
 
 def _threads() -> int:

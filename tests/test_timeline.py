@@ -8,8 +8,8 @@ from typing import Any
 
 from tests.group import ROOT
 from tests.launching import launch
-from tfddl.collectives.timeline import trace
-from tfddl.transport import Event
+from tfddl._src.collectives.timeline import trace
+from tfddl._src.comm import Event
 
 ALL = (0, 1, 2)
 

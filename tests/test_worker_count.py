@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tfddl.launcher import cores, worker_count
-from tfddl.launcher.worker_count import WorkerCount, count_workers
+from tfddl._src.launcher import cores, worker_count
+from tfddl._src.launcher.worker_count import WorkerCount, count_workers
 
 TWO_GPUS = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
@@ -29,7 +29,7 @@ def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "core_id").write_text(f"{core % 4}\n")
     monkeypatch.setattr(cores, "_TOPOLOGY", f"{tmp_path}/cpu{{}}/topology")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr("tfddl.cores.cpu_quota", lambda: None)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
     monkeypatch.setattr(worker_count, "_NVIDIA_SMI", (f"{tmp_path}/nvidia-smi", "-L"))
     monkeypatch.setattr(worker_count, "_DRIVER", tmp_path / "gpus")
 
@@ -101,7 +101,7 @@ def test_sockets(
     usable: range, quota: float | None, number: int, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(usable))
-    monkeypatch.setattr("tfddl.cores.cpu_quota", lambda: quota)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: quota)
     assert count_workers({}) == WorkerCount(number, reason)
 
 

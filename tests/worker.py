@@ -12,7 +12,7 @@ from typing import Any
 
 import tfddl
 from tests.group import AUTHKEY
-from tfddl.cluster import detect
+from tfddl._src.cluster import detect
 
 
 def init(*, with_strategy: bool = True, **settings: Any) -> None:

@@ -23,7 +23,7 @@ from tfddl import errors
 
 if TYPE_CHECKING:
     from tfddl import callbacks
-    from tfddl.api import (
+    from tfddl._src.api import (
         cross_rank,
         cross_size,
         init,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         size,
         strategy,
     )
-    from tfddl.callbacks import load_checkpoint
-    from tfddl.collectives import (
+    from tfddl._src.callbacks import load_checkpoint
+    from tfddl._src.collectives import (
         ProcessSet,
         ReduceOp,
         allgather,
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
         start_timeline,
         stop_timeline,
     )
-    from tfddl.data import shard_dataset
-    from tfddl.gradients import Compression, DistributedGradientTape, loss_count
-    from tfddl.keras_hooks import pool_batch_normalization
-    from tfddl.optimizer import DistributedOptimizer
-    from tfddl.plan import Order, shard_range
+    from tfddl._src.data import shard_dataset
+    from tfddl._src.gradients import Compression, DistributedGradientTape, loss_count
+    from tfddl._src.gradients.optimizer import DistributedOptimizer
+    from tfddl._src.keras_hooks import pool_batch_normalization
+    from tfddl._src.sharding import Order, shard_range
 
 __version__ = "0.1.0"
 
@@ -106,7 +106,7 @@ __all__ = [
     "strategy",
 ]
 
-_ROOMS = {
+_MODULES = {
     "api": (
         "cross_rank",
         "cross_size",
@@ -143,17 +143,17 @@ _ROOMS = {
     "data": ("shard_dataset",),
     "keras_hooks": ("pool_batch_normalization",),
     "gradients": ("Compression", "DistributedGradientTape", "loss_count"),
-    "optimizer": ("DistributedOptimizer",),
-    "plan": ("Order", "shard_range"),
+    "gradients.optimizer": ("DistributedOptimizer",),
+    "sharding": ("Order", "shard_range"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "callbacks":
         return importlib.import_module("tfddl.callbacks")
-    for room, names in _ROOMS.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(importlib.import_module(f"tfddl.{room}"), name)
+            return getattr(importlib.import_module(f"tfddl._src.{module}"), name)
     raise AttributeError(f"module 'tfddl' has no attribute {name!r}")
 
 

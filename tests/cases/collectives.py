@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tfddl.runtime import current
+from tfddl._src.runtime import current
 
 
 def exact_bits() -> list[bytes]:

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tests.cases.fitting import raised
-from tfddl.checkpoint import Snapshot, Store
+from tests.cases.fit import raised
+from tfddl._src.checkpoint import Snapshot, Store
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3)).astype("float32")

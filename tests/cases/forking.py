@@ -16,9 +16,9 @@ from typing import Any
 import tensorflow as tf
 
 import tfddl
-from tfddl.callbacks.preemption import Preemption
+from tfddl._src.callbacks.preemption import Preemption
+from tfddl._src.runtime import current
 from tfddl.errors import TfddlError
-from tfddl.runtime import current
 
 _PATIENCE_S = 30.0
 

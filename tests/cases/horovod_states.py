@@ -4,9 +4,9 @@ import contextlib
 import os
 from typing import Any
 
-from tfddl import commits
-from tfddl.horovod.states import State, run
-from tfddl.runtime import current
+from tfddl._src import commits
+from tfddl._src.horovod.elastic_states import State, run
+from tfddl._src.runtime import current
 
 
 class KilledError(Exception):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import tfddl
-from tfddl.plan import GlobalPlan
+from tfddl._src.sharding import GlobalPlan
 
 _EXAMPLES, _BATCH, _EPOCHS = 83, 2, 3
 

@@ -12,9 +12,9 @@ import tensorflow as tf
 import tfddl
 import tfddl.horovod.tensorflow as hvd
 from tests.cases.disagreements import _provoked
-from tfddl.collectives import sum_numbers
-from tfddl.gradients import reducing
-from tfddl.runtime import current
+from tfddl._src.collectives import sum_numbers
+from tfddl._src.gradients import reduction
+from tfddl._src.runtime import current
 
 COUNTS = (7, 3, 2)
 """Examples of each rank."""
@@ -271,7 +271,7 @@ def headers() -> list[tuple[str, int]]:
         return sum_numbers(numbers, name=name, **options)
 
     step = _heads()
-    with mock.patch.object(reducing, "sum_numbers", recorded):
+    with mock.patch.object(reduction, "sum_numbers", recorded):
         step(0)
         step(1)
     return found

@@ -14,9 +14,8 @@ from unittest import mock
 import tensorflow as tf
 
 import tfddl
-from tests.cases import collective_tables, collectives, cutting
-from tfddl.runtime import current
-from tfddl.transport import (
+from tests.cases import batch_slices, collective_tables, collectives
+from tfddl._src.comm import (
     Collective,
     NcclTransport,
     Reduction,
@@ -26,7 +25,8 @@ from tfddl.transport import (
     TracedTransport,
     strategy_transport,
 )
-from tfddl.transport.errors import RankStalledError
+from tfddl._src.comm.errors import RankStalledError
+from tfddl._src.runtime import current
 
 _MADE: dict[str, NcclTransport] = {}
 
@@ -82,8 +82,8 @@ def others() -> dict[str, Any]:
             "bits": collectives.exact_bits()[0].hex(),
             "order": collectives.order(),
             "loops": collectives.loops(steps=3),
-            "cut": cutting.others(),
-            "known and unknown": cutting.known_and_unknown(),
+            "cut": batch_slices.others(),
+            "known and unknown": batch_slices.known_and_unknown(),
             "measured": current().transport.measure(True),
             "narrow": _narrow(),
             "odd broadcasts": _odd_broadcasts(),

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tests.cases.fitting import raised
+from tests.cases.fit import raised
 
 N = 47
 X = np.random.default_rng(0).normal(size=(N, 5)).astype("float32")

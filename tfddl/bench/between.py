@@ -22,8 +22,8 @@ from tfddl.bench.workloads import WORKLOADS, Workload
 from tfddl.errors import DataError, TfddlError
 
 if TYPE_CHECKING:
+    from tfddl._src.runtime import Runtime
     from tfddl.bench.crossing import Steps
-    from tfddl.runtime import Runtime
 
 _SIZES = flags.DEFINE_list("sizes", ["64K", "1M", "16M", "64M"], "Bytes of the sums.")
 _TRY_PIECES = flags.DEFINE_list(
@@ -93,8 +93,8 @@ def _workloads() -> list[Workload]:
 
 def _measure(sizes: Sequence[int], pieces: Sequence[int], workloads: Sequence[Workload]) -> str:
     # TensorFlow takes seconds to load, which --help and a mistake in the flags needn't wait for.
+    from tfddl._src.runtime import current
     from tfddl.bench import crossing
-    from tfddl.runtime import current
 
     cluster = current().cluster
     if len(cluster.hosts) < 2:

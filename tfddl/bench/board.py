@@ -49,7 +49,7 @@ def write_events(results: Results, logdir: Path, *, environment: Mapping[str, st
 
 
 def _write(results: Results, logdir: Path) -> None:
-    from tfddl.callbacks.monitor_writer import EventWriter
+    from tfddl._src.callbacks.monitor_writer import EventWriter
 
     writer = EventWriter(str(logdir))
     for key, chart in bandwidths(results).items():

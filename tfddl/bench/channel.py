@@ -16,8 +16,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Self
 
+from tfddl._src.cluster.parsing import parse_json
 from tfddl.bench.orders import Answer, Order
-from tfddl.cluster.parsing import parse_json
 from tfddl.errors import ClusterError
 
 _LENGTH = struct.Struct("<I")

@@ -10,16 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.cluster import Cluster
+from tfddl._src.comm import Collective, Transport
+from tfddl._src.runtime import choose_collective, current
 from tfddl.bench import models
 from tfddl.bench.calls import Ready, prepare_collective, prepare_sum
 from tfddl.bench.line import Line
 from tfddl.bench.orders import AUTO, LONE, STRATEGY, Call, Operation
 from tfddl.bench.pacer import Pacer, PacerCallback
 from tfddl.bench.workloads import Workload
-from tfddl.cluster import Cluster
 from tfddl.errors import StartError
-from tfddl.runtime import choose_collective, current
-from tfddl.transport import Collective, Transport
 
 _MANY_STEPS = 10**7
 """Of an epoch that is ended by an order."""

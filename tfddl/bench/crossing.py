@@ -8,14 +8,14 @@ import keras
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.comm import Collective, Reduction, StrategyOptions, StrategyTransport, Transport
+from tfddl._src.runtime import current
 from tfddl.bench import models
 from tfddl.bench.progress import Progress
 from tfddl.bench.spread import Spread, ratios
 from tfddl.bench.streams import Receiver, send
 from tfddl.bench.turns import Case, in_turns, median_s
 from tfddl.bench.workloads import Workload
-from tfddl.runtime import current
-from tfddl.transport import Collective, Reduction, StrategyOptions, StrategyTransport, Transport
 
 STRATEGY = "TensorFlow's strategy"
 _TFDDL = "tfddl"

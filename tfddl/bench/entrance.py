@@ -2,7 +2,7 @@
 
 On one machine it is a Unix socket of this user, from other hosts TCP. Either side proves to the
 other that it knows a secret, before it believes anything that it is told
-(`tfddl.cluster.endpoint`). The secret is in the environment of the workers, and on no command line.
+(`tfddl._src.rendezvous.endpoint`). The secret is in the environment of the workers, and on no command line.
 """
 
 import os
@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from tfddl._src.cluster import join_address
+from tfddl._src.rendezvous.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
+from tfddl._src.rendezvous.handshake import dial_tcp, dial_unix
 from tfddl.bench.channel import Channel
-from tfddl.cluster import join_address
-from tfddl.cluster.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
-from tfddl.cluster.handshake import dial_tcp, dial_unix
 from tfddl.errors import ConnectError, LaunchError
 
 SECRET = "TFDDL_BENCH_SECRET"

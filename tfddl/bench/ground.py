@@ -5,10 +5,10 @@ import dataclasses
 import re
 import sys
 
+from tfddl._src.launcher.hosts import HostSlots, ranks_of, render_hosts, spread_slots
+from tfddl._src.launcher.interfaces import address_towards
 from tfddl.bench.entrance import Entrance, open_port, open_socket
 from tfddl.errors import DataError, LaunchError
-from tfddl.launcher.hosts import HostSlots, ranks_of, render_hosts, spread_slots
-from tfddl.launcher.interfaces import address_towards
 
 # Workers keep to cores by themselves, alike with every launcher; and nobody sees its warnings.
 _TFDDLRUN = (sys.executable, "-m", "tfddl.launcher", "--bind=none", "--trusted-network")

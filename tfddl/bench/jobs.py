@@ -8,16 +8,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tfddl.bench.reading import (
-    EXAMPLE_BYTES,
-    Reading,
-    Way,
-    check_all_were_read,
-    write_examples,
-)
+from tfddl._src.launcher.job import JobOptions, run_job
+from tfddl.bench.reading import EXAMPLE_BYTES, Reading, Way, check_all_were_read, write_examples
 from tfddl.bench.table import span, table
 from tfddl.errors import DataError, LaunchError
-from tfddl.launcher.job import JobOptions, run_job
 
 _MB = 1e6
 _COMMAND = (sys.executable, "-m", "tfddl.bench.memory")

@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path
 
-from tfddl.launcher.interfaces import machine_id
+from tfddl._src.launcher.interfaces import machine_id
 
 _CPUINFO = Path("/proc/cpuinfo")
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from tfddl import __version__
+from tfddl._src.cpu import num_bound_cores
+from tfddl._src.launcher import host_flags
+from tfddl._src.launcher.system import require_linux
 from tfddl.bench.board import write_events
 from tfddl.bench.ground import Address, Hosts, ThisMachine
 from tfddl.bench.orders import Operation
@@ -27,10 +30,7 @@ from tfddl.bench.settings import (
 )
 from tfddl.bench.speed import measure
 from tfddl.bench.workloads import WORKLOADS
-from tfddl.cores import num_bound_cores
 from tfddl.errors import DataError, TfddlError
-from tfddl.launcher import host_flags
-from tfddl.launcher.system import require_linux
 
 _FAILED = 1
 _INTERRUPTED = 130

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tfddl.cluster.ports import free_ports
+from tfddl._src.cluster.ports import free_ports
 from tfddl.errors import LaunchError
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")

@@ -4,11 +4,11 @@ import time
 
 import keras
 
+from tfddl._src.comm import Transport
 from tfddl.bench.devices import wait_for_devices
 from tfddl.bench.line import Line
 from tfddl.bench.orders import Ran, Steps, Stop, Trains
 from tfddl.bench.usage import Usage
-from tfddl.transport import Transport
 
 
 class Pacer:

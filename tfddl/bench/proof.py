@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.data import find_share
+from tfddl._src.launcher.job import JobOptions, run_job
 from tfddl.bench import problems
 from tfddl.bench.problems import EPOCHS, PROBLEMS, STEPS, Problem
 from tfddl.bench.table import markdown
-from tfddl.data import find_share
 from tfddl.errors import DataError, LaunchError
-from tfddl.launcher.job import JobOptions, run_job
 
 _COMMAND = (sys.executable, "-m", "tfddl.bench.exactness")
 

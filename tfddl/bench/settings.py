@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tfddl._src.launcher.hosts import MOST_WORKERS
 from tfddl.bench.ground import Ground, ThisMachine
 from tfddl.bench.orders import Operation
 from tfddl.bench.workloads import WORKLOADS, Workload
 from tfddl.errors import DataError
-from tfddl.launcher.hosts import MOST_WORKERS
 
 SIZES = tuple(2**bits for bits in range(12, 27, 2))
 """In bytes: 4 KiB to 64 MiB."""

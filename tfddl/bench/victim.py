@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.checkpoint import Snapshot, Store
+from tfddl._src.runtime import current
 from tfddl.bench import blows, namespaces
 from tfddl.bench.blows import Act, Blow, Place, Trouble
-from tfddl.checkpoint import Snapshot, Store
-from tfddl.runtime import current
 
 _FEATURES = 5
 _PIECE = b"\0" * 4096

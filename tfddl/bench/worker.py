@@ -10,14 +10,14 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from tfddl._src.cluster import Cluster, detect, read_start_timeout
+from tfddl._src.launcher.cores import share_of_cores, usable_cores
 from tfddl.bench.entrance import connect
 from tfddl.bench.line import Line
 from tfddl.bench.machines import Machine
 from tfddl.bench.orders import Call, Called, Done, End, Hello, Mode, Operation, Train
 from tfddl.bench.usage import Usage
-from tfddl.cluster import Cluster, detect, read_start_timeout
 from tfddl.errors import LaunchError
-from tfddl.launcher.cores import share_of_cores, usable_cores
 
 if TYPE_CHECKING:
     from tfddl.bench.calls import Ready

@@ -10,8 +10,8 @@ Signatures and defaults are those of Horovod 0.28.1. Everything forwards to tfdd
 do raises an error that says what to use. Importing this loads no TensorFlow.
 """
 
-from tfddl.horovod.aliases import HOROVOD_VERSION as __version__
-from tfddl.horovod.aliases import install as install
-from tfddl.horovod.running import run as run
+from tfddl._src.horovod.aliases import HOROVOD_VERSION as __version__
+from tfddl._src.horovod.aliases import install as install
+from tfddl._src.horovod.run_function import run as run
 
 __all__ = ["__version__", "install", "run"]

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfddl.gradients import sum_over_ranks
+from tfddl._src.gradients import sum_over_ranks
 
 _PACKAGE = "tfddl.segmentation"
 

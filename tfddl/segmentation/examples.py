@@ -13,13 +13,7 @@ from numpy.typing import NDArray
 
 from tfddl.errors import DataError
 from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, Pair, look_into
-from tfddl.segmentation.pixels import (
-    foreground_of,
-    look_at,
-    read_pair,
-    scale_image,
-    scale_mask,
-)
+from tfddl.segmentation.pixels import foreground_of, look_at, read_pair, scale_image, scale_mask
 
 Example = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """An image (height, width, channels), 0..255, and its mask (height, width, 1), 0 or 1."""

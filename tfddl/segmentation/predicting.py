@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tfddl
-from tfddl.collectives import on_all_ranks
+from tfddl._src.collectives import on_all_ranks
+from tfddl._src.parallel_map import map_in_order, threads_of_worker
+from tfddl._src.runtime import current
 from tfddl.errors import DataError
-from tfddl.runtime import current
 from tfddl.segmentation.config import PredictConfig
 from tfddl.segmentation.layout import image_files
 from tfddl.segmentation.pixels import EXTENSIONS, MODES, read_image, scale_image, write_png
 from tfddl.segmentation.progress import Progress
 from tfddl.segmentation.ranks import compare_names, make_folder, say
-from tfddl.threads import map_in_order, threads_of_worker
 
 
 @dataclass(frozen=True)

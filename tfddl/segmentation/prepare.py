@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tfddl.cores import num_usable_cores
+from tfddl._src.cpu import num_usable_cores
 from tfddl.segmentation import command
 from tfddl.segmentation.config import PROGRESS, PrepareConfig, parse_image_size
 from tfddl.segmentation.preparing import prepare

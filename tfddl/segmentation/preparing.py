@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from tfddl._src.parallel_map import map_in_order
 from tfddl.errors import DataError
 from tfddl.segmentation.config import PrepareConfig
 from tfddl.segmentation.examples import Example, Examples, FileExamples, require_usable
 from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, look_into
 from tfddl.segmentation.progress import Progress
-from tfddl.threads import map_in_order
 
 # In the order in which they appear; an earlier set's vanish in the opposite order. So whatever
 # breaks it off, what is there is one whole set, or misses a file without which nothing is read.

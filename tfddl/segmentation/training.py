@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 import tfddl
-from tfddl.checkpoint import Store
-from tfddl.collectives import on_all_ranks
+from tfddl._src.checkpoint import Store
+from tfddl._src.collectives import on_all_ranks
 from tfddl.errors import DataError
 from tfddl.models import unet
 from tfddl.segmentation.augment import Augmentation

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tfddl
-from tfddl.collectives import on_all_ranks
+from tfddl._src.collectives import on_all_ranks
 from tfddl.errors import DataError, PlanError
 from tfddl.segmentation.config import TrainConfig
 from tfddl.segmentation.examples import (

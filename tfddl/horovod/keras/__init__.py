@@ -11,54 +11,54 @@ Usage::
 
 from typing import Any
 
+from tfddl._src.horovod.arrays import allgather as allgather
+from tfddl._src.horovod.arrays import allreduce as allreduce
+from tfddl._src.horovod.arrays import broadcast as broadcast
+from tfddl._src.horovod.arrays import reducescatter as reducescatter
+from tfddl._src.horovod.basics import ccl_built as ccl_built
+from tfddl._src.horovod.basics import cross_rank as cross_rank
+from tfddl._src.horovod.basics import cross_size as cross_size
+from tfddl._src.horovod.basics import cuda_built as cuda_built
+from tfddl._src.horovod.basics import ddl_built as ddl_built
+from tfddl._src.horovod.basics import gloo_built as gloo_built
+from tfddl._src.horovod.basics import gloo_enabled as gloo_enabled
+from tfddl._src.horovod.basics import init as init
+from tfddl._src.horovod.basics import is_homogeneous as is_homogeneous
+from tfddl._src.horovod.basics import is_initialized as is_initialized
+from tfddl._src.horovod.basics import local_rank as local_rank
+from tfddl._src.horovod.basics import local_size as local_size
+from tfddl._src.horovod.basics import mpi_built as mpi_built
+from tfddl._src.horovod.basics import mpi_enabled as mpi_enabled
+from tfddl._src.horovod.basics import mpi_threads_supported as mpi_threads_supported
+from tfddl._src.horovod.basics import nccl_built as nccl_built
+from tfddl._src.horovod.basics import rank as rank
+from tfddl._src.horovod.basics import rocm_built as rocm_built
+from tfddl._src.horovod.basics import shutdown as shutdown
+from tfddl._src.horovod.basics import size as size
+from tfddl._src.horovod.load_model import load_model as load_model
+from tfddl._src.horovod.mpi_ops import allgather_object as allgather_object
+from tfddl._src.horovod.mpi_ops import barrier as barrier
+from tfddl._src.horovod.mpi_ops import broadcast_global_variables as broadcast_global_variables
+from tfddl._src.horovod.mpi_ops import broadcast_object as broadcast_object
+from tfddl._src.horovod.mpi_ops import broadcast_variables as broadcast_variables
+from tfddl._src.horovod.optimizers import Options, wrap_optimizer
+from tfddl._src.horovod.process_sets import ProcessSet as ProcessSet
+from tfddl._src.horovod.process_sets import add_process_set as add_process_set
+from tfddl._src.horovod.process_sets import global_process_set as global_process_set
+from tfddl._src.horovod.process_sets import remove_process_set as remove_process_set
+from tfddl._src.horovod.reductions import ADASUM
+from tfddl._src.horovod.reductions import Average as Average
+from tfddl._src.horovod.reductions import Compression as Compression
+from tfddl._src.horovod.reductions import Max as Max
+from tfddl._src.horovod.reductions import Min as Min
+from tfddl._src.horovod.reductions import Product as Product
+from tfddl._src.horovod.reductions import Sum as Sum
+from tfddl._src.horovod.timeline import start_timeline as start_timeline
+from tfddl._src.horovod.timeline import stop_timeline as stop_timeline
 from tfddl.errors import UnsupportedError
 from tfddl.horovod import __version__ as __version__
-from tfddl.horovod.arrays import allgather as allgather
-from tfddl.horovod.arrays import allreduce as allreduce
-from tfddl.horovod.arrays import broadcast as broadcast
-from tfddl.horovod.arrays import reducescatter as reducescatter
 from tfddl.horovod.keras import callbacks as callbacks
 from tfddl.horovod.keras import elastic as elastic
-from tfddl.horovod.loading import load_model as load_model
-from tfddl.horovod.reductions import ADASUM
-from tfddl.horovod.reductions import Average as Average
-from tfddl.horovod.reductions import Compression as Compression
-from tfddl.horovod.reductions import Max as Max
-from tfddl.horovod.reductions import Min as Min
-from tfddl.horovod.reductions import Product as Product
-from tfddl.horovod.reductions import Sum as Sum
-from tfddl.horovod.sets import ProcessSet as ProcessSet
-from tfddl.horovod.sets import add_process_set as add_process_set
-from tfddl.horovod.sets import global_process_set as global_process_set
-from tfddl.horovod.sets import remove_process_set as remove_process_set
-from tfddl.horovod.tensors import allgather_object as allgather_object
-from tfddl.horovod.tensors import barrier as barrier
-from tfddl.horovod.tensors import broadcast_global_variables as broadcast_global_variables
-from tfddl.horovod.tensors import broadcast_object as broadcast_object
-from tfddl.horovod.tensors import broadcast_variables as broadcast_variables
-from tfddl.horovod.timeline import start_timeline as start_timeline
-from tfddl.horovod.timeline import stop_timeline as stop_timeline
-from tfddl.horovod.topology import ccl_built as ccl_built
-from tfddl.horovod.topology import cross_rank as cross_rank
-from tfddl.horovod.topology import cross_size as cross_size
-from tfddl.horovod.topology import cuda_built as cuda_built
-from tfddl.horovod.topology import ddl_built as ddl_built
-from tfddl.horovod.topology import gloo_built as gloo_built
-from tfddl.horovod.topology import gloo_enabled as gloo_enabled
-from tfddl.horovod.topology import init as init
-from tfddl.horovod.topology import is_homogeneous as is_homogeneous
-from tfddl.horovod.topology import is_initialized as is_initialized
-from tfddl.horovod.topology import local_rank as local_rank
-from tfddl.horovod.topology import local_size as local_size
-from tfddl.horovod.topology import mpi_built as mpi_built
-from tfddl.horovod.topology import mpi_enabled as mpi_enabled
-from tfddl.horovod.topology import mpi_threads_supported as mpi_threads_supported
-from tfddl.horovod.topology import nccl_built as nccl_built
-from tfddl.horovod.topology import rank as rank
-from tfddl.horovod.topology import rocm_built as rocm_built
-from tfddl.horovod.topology import shutdown as shutdown
-from tfddl.horovod.topology import size as size
-from tfddl.horovod.training import Options, wrap_optimizer
 
 
 def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from tfddl import callbacks
-from tfddl.horovod.reductions import tell_no_effect
+from tfddl._src.horovod.reductions import tell_no_effect
 
 _NO_DEVICE = "variables and metrics travel from the worker's device."
 

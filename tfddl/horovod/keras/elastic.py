@@ -4,12 +4,12 @@ from typing import Any
 
 import keras
 
-from tfddl.horovod.states import State, TensorFlowKerasState
-from tfddl.horovod.states import run as run
+from tfddl._src.horovod.elastic_states import State, TensorFlowKerasState
+from tfddl._src.horovod.elastic_states import run as run
 
 
 class KerasState(TensorFlowKerasState):
-    """A model, its optimizer, and values; see `tfddl.horovod.states.TensorFlowKerasState`."""
+    """A model, its optimizer, and values; see `tfddl._src.horovod.elastic_states.TensorFlowKerasState`."""
 
     def __init__(self, model: keras.Model, optimizer: Any = None, **kwargs: Any) -> None:
         """Takes the model, and values by name such as ``batch=0, epoch=0``."""

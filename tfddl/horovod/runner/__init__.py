@@ -1,5 +1,5 @@
 """Horovod's launcher, as scripts import it: `run`. On the command line it is `tfddlrun`."""
 
-from tfddl.horovod.running import run as run
+from tfddl._src.horovod.run_function import run as run
 
 __all__ = ["run"]

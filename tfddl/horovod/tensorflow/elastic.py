@@ -1,8 +1,8 @@
 """`horovod.tensorflow.elastic`: training that goes on from the last commit when a worker fails.
 
-See `tfddl.horovod.states` for what is kept, and what isn't.
+See `tfddl._src.horovod.elastic_states` for what is kept, and what isn't.
 """
 
-from tfddl.horovod.states import TensorFlowKerasState as TensorFlowKerasState
-from tfddl.horovod.states import TensorFlowState as TensorFlowState
-from tfddl.horovod.states import run as run
+from tfddl._src.horovod.elastic_states import TensorFlowKerasState as TensorFlowKerasState
+from tfddl._src.horovod.elastic_states import TensorFlowState as TensorFlowState
+from tfddl._src.horovod.elastic_states import run as run

@@ -1,0 +1,164 @@
+"""Cases of `tests/test_placement.py`, each in a process of its own: the graph of a training step.
+
+It is traced as on rank 0 of two workers with a GPU each, and never run.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import keras
+import tensorflow as tf
+
+import tfddl
+from tests import placement
+from tfddl._src.cluster import Cluster
+from tfddl._src.comm import (
+    Collective,
+    Reduction,
+    Roll,
+    StrategyOptions,
+    TimedTransport,
+    TracedTransport,
+    Transport,
+    strategy_transport,
+)
+from tfddl._src.gradients import matching, reduction
+from tfddl._src.gradients import optimizer as optimizers
+from tfddl._src.rendezvous import Rendezvous
+from tfddl._src.runtime import current
+
+_DEVICE = "/job:localhost/replica:0/task:0/device:GPU:0"
+
+
+@dataclasses.dataclass
+class Step:
+    """What a step gave to the exchange, and got back."""
+
+    given: list[tf.Tensor]
+    got: list[tf.Tensor]
+
+
+class _Alone(Rendezvous):
+    """Where nobody is met."""
+
+    def put(self, key: str, text: str) -> None:
+        pass
+
+    def _read(self, key: str) -> None:
+        return None
+
+    _gathered = _read
+
+    def stop_listening(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _transport(collective: Collective) -> Transport:
+    options = StrategyOptions(device=_DEVICE, collective=collective, timeout_s=0.0)
+    met = _Alone(Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0), (), b"")
+    roll = Roll(met, current().options.patience)
+    made = strategy_transport(0, 2, options)
+    return TracedTransport(TimedTransport(made), current().tracer, roll)
+
+
+def _model(compression: str) -> keras.Model:
+    model = keras.Sequential(
+        [
+            keras.Input([8]),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dense(16, dtype="mixed_bfloat16"),
+            keras.layers.Dense(1, dtype="float32"),
+        ]
+    )
+    optimizer = tfddl.DistributedOptimizer(keras.optimizers.Adam(), compression=compression)
+    model.compile(optimizer, loss="mse", jit_compile=False)
+    return model
+
+
+def trace(collective: Collective, batch: int | None, compression: str) -> Step:
+    """Traces a training step of `fit`."""
+    runtime = current()
+    runtime.cluster = Cluster(("a:1", "a:2"), 0)
+    runtime.transport = _transport(collective)
+    model = _model(compression)
+    model.optimizer.build(model.trainable_variables)
+    model.make_train_function()
+    step = Step([], [])
+
+    def reduce(gradients: Any, *arguments: Any) -> Any:
+        step.given += gradients
+        reduced = reduction.reduce_gradients(gradients, *arguments)
+        step.got += reduced
+        return reduced
+
+    def run(x: tf.Tensor, y: tf.Tensor) -> Any:
+        return model.train_step((x, y))
+
+    specs = [tf.TensorSpec([batch, 8]), tf.TensorSpec([batch, 1])]
+    # The other rank, which isn't there to be asked, has gradients of the same variables.
+    both = mock.patch.object(matching, "_everyone", lambda own, *_, **__: [own, own])
+    with both, mock.patch.object(optimizers, "reduce_gradients", reduce):
+        traced = tf.function(run, input_signature=specs).get_concrete_function()
+    assert traced.graph is step.got[0].graph
+    return step
+
+
+def found(collective: str, batch: int | None, compression: str = "none") -> dict[str, Any]:
+    """What is on the CPU between gradients and optimizer, and what is copied to or from the GPU.
+
+    The forward and the backward pass are Keras': what they copy doesn't count.
+    """
+    step = trace(Collective(collective), batch, compression)
+    within = placement.between(step.given, step.got)
+    theirs = placement.ancestors(step.given)
+    ours = [op for op in placement.ancestors(step.got) if op not in theirs]
+    return {
+        "operations": len(within),
+        "collectives": sum(op.type.startswith("Collective") for op in within),
+        "on the CPU": sorted(f"{o.type} {o.name}" for o in within if placement.runs_on_cpu(o)),
+        "copied": sorted(placement.copies(ours)),
+    }
+
+
+def collectives() -> dict[str, Any]:
+    """All collectives, each traced by itself."""
+    options = StrategyOptions(device=_DEVICE, collective=Collective.NCCL, timeout_s=0.0)
+    nccl = strategy_transport(0, 2, options)
+    calls: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+        "all_reduce": lambda x: nccl.all_reduce(x, Reduction.SUM),
+        "all_gather": nccl.all_gather,
+        "broadcast": lambda x: nccl.broadcast(x, 1),
+        "reduce_scatter": lambda x: nccl.reduce_scatter(x, [3, 4], Reduction.MAX),
+        # Whose parts have lengths that only the tensors tell: these are read from the GPU.
+        "all_to_all": lambda x: nccl.all_to_all(x, tf.constant([[3, 4], [5, 6]], tf.int64)),
+    }
+    traced, on_cpu, copied = 0, [], []
+    for dtype in sorted(nccl.dtypes, key=str):
+        for name, call in calls.items():
+            for length in (7, None):
+                spec = tf.TensorSpec([length], dtype)
+                with tf.device(_DEVICE):
+                    graph = tf.function(call, input_signature=[spec]).get_concrete_function().graph
+                ops = [op for op in graph.get_operations() if op.type != "Const"]
+                label = f"{name} {dtype.name} {length}"
+                on_cpu += [f"{label}: {op.type}" for op in ops if placement.runs_on_cpu(op)]
+                if dtype.is_floating and length and name != "all_to_all":
+                    copied += [f"{label}: {copy}" for copy in placement.copies(ops)]
+                traced += 1
+    return {"traced": traced, "on the CPU": on_cpu, "copied": copied}
+
+
+if __name__ == "__main__":
+    tfddl.init()
+    arguments = json.loads(sys.argv[1])
+    if arguments.pop("case", "") == "collectives":
+        print("found", json.dumps(collectives()))
+    else:
+        print("found", json.dumps(found(**arguments)))

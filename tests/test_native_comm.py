@@ -1,0 +1,358 @@
+"""Shared memory and sockets between processes, without TensorFlow."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.native_workers import run
+from tests.strangers import attacking
+from tfddl._src.comm.native import Call, Patience, Reduction, Seat, Wire, connect
+from tfddl._src.comm.native.deadlock import AFTER_S
+from tfddl._src.comm.native.mesh import LONGEST_MESSAGE, Mesh
+from tfddl._src.comm.native.message_socket import PacketLink
+from tfddl._src.comm.native.messages import Message, Tag, hashed
+from tfddl._src.comm.native.shm import ALIGNMENT, Buffers
+from tfddl.errors import PeerLostError, WireError
+
+BY = pytest.mark.parametrize("by", ["memory", "tcp"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 16])
+@BY
+def test_every_operation_dtype_and_length(size: int, by: str) -> None:
+    results = run("everything", size, by=by, few=size > 5)
+    assert [result["wrong"] for result in results] == [[]] * size
+    assert len({result["digest"] for result in results[:-1]}) == 1
+
+
+@BY
+def test_sums_have_the_same_bits_everywhere_and_round_once(by: str) -> None:
+    results = run("rounds_once", 3, by=by)
+    again = run("rounds_once", 3, by=by)
+    # In float16, 2048 + 1 is 2048 again; 2050 comes out where both ones are added up first.
+    assert [ones for ones, _ in results] == [[2050.0]] * 3
+    assert len({bits for _, bits in [*results, *again]}) == 1
+
+
+@BY
+def test_a_scale_is_multiplied_in(by: str) -> None:
+    assert run("scaled", 3, by=by) == [[[4.0, 1.0]] * 4] * 3
+
+
+@pytest.mark.parametrize(
+    ("count", "length"),
+    [(40, 4_000), (6, 200_000)],  # Within messages, more than a mailbox holds; through memory.
+)
+@BY
+def test_threads_call_in_any_order(count: int, length: int, by: str) -> None:
+    assert (
+        run("threads", 3, by=by, count=count, length=length)
+        == [[3.0 * n + 3 for n in range(count)]] * 3
+    )
+
+
+@BY
+def test_ranks_that_differ_say_so_and_go_on(by: str) -> None:
+    for messages in run("disagree", 3, by=by):
+        assert len(messages) == 3
+        assert "ranks 10..11: allreduce <loss> of 24 bytes" in messages[0]
+        assert "rank 12: allreduce <loss> of 32 bytes" in messages[0]
+        assert "rank 12: kind True\n" in messages[1]
+        assert "rank 12: large of 800008 bytes" in messages[2]
+
+
+@pytest.mark.parametrize("length", [3, 500_000])
+@BY
+def test_a_rank_that_dies_is_noticed_at_once(length: int, by: str) -> None:
+    *others, dead = run("dies", 3, by=by, length=length)
+    assert dead is None
+    # One of the two may notice by the end of the other, which notices first.
+    texts = [text for text, _ in others]
+    assert any("waits in allreduce <gradients>, but rank 12 has ended" in text for text in texts)
+    loss = {"memory": "has ended; its log says why", "tcp": "can't be reached any more; its log"}
+    assert all(loss[by] in text for text in texts)
+
+
+CASES = re.escape(str(Path(__file__).parent / "cases" / "wires.py"))
+
+
+@BY
+def test_a_rank_whose_script_is_over_is_told_from_one_that_has_failed(by: str) -> None:
+    for problem, told in (
+        ("", "has ended: its script is over. HINT: all ranks must call the same operations"),
+        ("oh", "has ended with ValueError: oh"),
+    ):
+        first, last = run("leaves", 2, by=by, problem=problem)
+        assert last == []
+        assert first[0].startswith(f"rank 10 waits in allreduce <first>, but rank 11 {told}")
+        assert told in first[1]
+
+
+@BY
+def test_ranks_that_can_never_meet_are_ended_with_their_lines(by: str) -> None:
+    first, second = run("stalls", 2, by=by, patience=Patience(warn_s=0, give_up_s=0, circle_s=0))
+    assert first == second
+    told = r"in different operations, and none can go on:\n"
+    for rank, name in ((10, "left"), (11, "right")):
+        told += rf"  rank {rank}: allreduce <{name}> of float64 \(3\) "
+        told += rf"\({CASES}, line \d+: wire.all_reduce\(\)\n"
+    assert re.search(f"{told}All ranks must call the same operations", first), first
+
+
+def test_a_circle_of_sets_is_ended_and_who_comes_later_hears_of_it() -> None:
+    results = run("circle_of_sets", 4, patience=Patience(warn_s=0, give_up_s=0))
+    assert len(set(results[:3])) == 1
+    for rank in (10, 11, 12):
+        assert f"  rank {rank}: allreduce <of two>" in results[0]
+    # The last has waited for all of them: they have told it, or have ended.
+    assert "none can go on" in results[3] or "has ended" in results[3]
+
+
+@BY
+def test_a_thread_or_a_rank_that_is_late_is_waited_for(by: str) -> None:
+    """Longer than it takes to find a circle."""
+    first, *others = run("another_thread_comes", 3, by=by, after_s=2.5 * AFTER_S)
+    assert others == [[3.0, 3.0]] * 2
+    assert first[0] == 3.0
+
+
+def test_threads_that_could_still_come_are_waited_for_until_a_limit() -> None:
+    patience = Patience(warn_s=0, give_up_s=0, circle_s=2 * AFTER_S)
+    first, second = run("another_thread_comes", 2, patience=patience, after_s=90.0)
+    assert first == second
+    assert re.match(r"For \d+ s, ranks have waited for each other in different operations:", first)
+    assert "  rank 10: allreduce <first> (" in first
+    assert "  rank 11: allreduce <second> (" in first
+
+
+def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:
+    first, second, third = run("stalls_in_sets", 3, patience=Patience(warn_s=1.0, give_up_s=5.0))
+    assert len(first) == 2
+    assert "in allreduce <a>: ranks 11..12 haven't come to it" in first[0]
+    assert "rank 12 waits in allreduce <d> itself" in first[0]
+    (text,) = second
+    assert "in allreduce <c>: ranks 10, 12 haven't come to it" in text
+    assert "allreduce <a>" in text
+    assert "allreduce <b>" in text
+    assert "rank 12 waits in allreduce <d> itself" in text
+    (text,) = third
+    assert "in allreduce <d>: rank 11 hasn't come to it; rank 11 waits in allreduce <c>" in text
+
+
+@BY
+def test_after_a_failure_in_the_middle_nothing_goes_on(by: str, tmp_path: Path) -> None:
+    patience = Patience(warn_s=1.0, give_up_s=2.0)
+    first, last = run("fails", 2, by=by, patience=patience, mark=str(tmp_path / "given up"))
+    assert last[0].startswith("StalledError: rank 11 has waited")
+    for errors in (first, last):
+        assert len(errors) == 4
+        # Slots and turns aren't alike any more; threads that wait for their turns have to hear it.
+        for error in errors[1:]:
+            assert "can't go on together, since an operation before has failed" in error
+
+
+@BY
+def test_warnings_that_are_errors_end_nobody(by: str) -> None:
+    assert run("overflows", 2, by=by) == [[True, True]] * 2
+
+
+@BY
+def test_who_dies_before_anything_large_is_moved_is_noticed(by: str) -> None:
+    """The last rank has said that it comes; the others wait for it in other ways then."""
+    *others, dead = run("dies_late", 3, by=by)
+    assert dead is None
+    assert all(text.startswith("PeerLostError: ") for text in others)
+
+
+@pytest.mark.long
+@BY
+def test_a_rank_that_is_busy_for_long_is_waited_for(by: str) -> None:
+    """Longer than it takes TCP to miss a host that is cut off."""
+    assert run("busy", 2, by=by, seconds=16.0) == [[2.0] * 40] * 2
+
+
+def test_results_of_streams_are_kept_in_the_same_memory() -> None:
+    """Fresh memory for each step would cost more than the sums."""
+    assert run("addresses", 2, by="tcp") == [1, 1]
+
+
+def _pair() -> tuple[Mesh, Mesh]:
+    sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    patience = Patience(warn_s=0, give_up_s=20.0)
+    first, second = (
+        Mesh(
+            Seat(job="pair", rank=rank, size=2, patience=patience),
+            {1 - rank: PacketLink(sockets[rank], longest=LONGEST_MESSAGE)},
+        )
+        for rank in range(2)
+    )
+    return first, second
+
+
+def test_last_words_are_heard() -> None:
+    ending, staying = _pair()
+    call, said = Call("", "barrier"), Message(0, 7, b"")
+    with contextlib.closing(staying):
+        staying.send([0], Tag(9, 9, 9), said)  # Isn't read: the socket is reset.
+        ending.send([1], Tag(1, 0, 0), said)
+        ending.close()
+        for _ in range(2):
+            staying.send([0], Tag(1, 0, 0), said)
+        assert staying.collect(Tag(1, 0, 0), [0], call) == {0: said}
+        with pytest.raises(PeerLostError, match="rank 0 has ended"):
+            staying.collect(Tag(1, 1, 0), [0], call)
+
+
+def test_children_keep_no_sockets() -> None:
+    ending, staying = _pair()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    try:
+        ending.close()
+        with contextlib.closing(staying), pytest.raises(PeerLostError, match="rank 0 has ended"):
+            staying.collect(Tag(1, 0, 0), [0], Call("", "barrier"))
+    finally:
+        os.close(write)
+        os.close(read)
+        os.waitpid(child, 0)
+
+
+@BY
+def test_sets_of_ranks_side_by_side(by: str) -> None:
+    everyone = [1111.0] * 2
+    assert run("sets", 4, by=by) == [
+        [11.0, 11.0, *everyone, 111.0, 111.0, 1001.0, 1001.0],
+        [11.0, 11.0, *everyone, 111.0, 111.0, 1110.0, 1110.0],
+        [1100.0, 1100.0, *everyone, 111.0, 111.0, 1110.0, 1110.0],
+        [1100.0, 1100.0, *everyone, 1110.0, 1110.0, 1001.0, 1001.0],
+    ]
+
+
+@BY
+def test_what_a_rank_writes_to_a_result_no_other_one_sees(by: str) -> None:
+    assert run("written_to", 3, by=by) == [[[6.0], [1.0, 2.0, 3.0], [1.0]]] * 3
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_byte_is_written_for_each_that_is_reduced(size: int) -> None:
+    for ratio in run("counted", size):
+        assert ratio == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_worker_that_does_not_come_is_named() -> None:
+    with pytest.raises(WireError, match="local rank 1 of 2 hasn't come within 0.2 s"):
+        connect(Seat(job=f"alone {os.getpid()}", rank=0, size=2, timeout_s=0.2))
+    with pytest.raises(WireError, match="local rank 0 of 2 hasn't come within 0.2 s"):
+        connect(Seat(job=f"alone {os.getpid()}", rank=1, size=2, timeout_s=0.2))
+
+
+def _listen_as_nobody(name: str, ready: Any, done: Any) -> None:
+    os.setuid(65534)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(name)
+        listener.listen(1)
+        ready.set()
+        done.wait(30)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+def test_another_user_s_process_is_not_spoken_to() -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    name = f"\0tfddl-{os.getuid()}-{hashed('stolen'):016x}-0"
+    stranger = context.Process(target=_listen_as_nobody, args=(name, ready, done))
+    stranger.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(WireError, match="a process of another user has the name"):
+            connect(Seat(job="stolen", rank=1, size=2, timeout_s=40.0))
+    finally:
+        done.set()
+        stranger.join(30)
+        stranger.close()
+
+
+def test_strangers_at_the_sockets_of_a_host() -> None:
+    """Processes of this user, even, that don't know the secret; some of them silent."""
+    seats = [
+        Seat(job=f"attacked {os.getpid()}", rank=rank, size=3, secret=b"s" * 16, timeout_s=60.0)
+        for rank in range(3)
+    ]
+    name = f"\0tfddl-{os.getuid()}-{hashed(seats[0].job):016x}-0"
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(connect, seats[0])
+        with attacking(name, kind=socket.SOCK_SEQPACKET):
+            networks = [first, *(pool.submit(connect, seat) for seat in seats[1:])]
+            found = [network.result(timeout=90) for network in networks]
+        call = Call("", "a sum")
+        sums = list(
+            pool.map(
+                lambda network: Wire(network, range(3)).all_reduce(
+                    [np.ones(2, np.float32)], Reduction.SUM, call
+                ),
+                found,
+            )
+        )
+    for network in found:
+        network.close()
+    assert [total.tolist() for [total] in sums] == [[3.0, 3.0]] * 3
+
+
+def test_a_worker_without_the_secret_is_not_spoken_to() -> None:
+    job = f"secret {os.getpid()}"
+    seats = [
+        Seat(job=job, rank=rank, size=2, secret=secret, timeout_s=1.0)
+        for rank, secret in enumerate([b"s" * 16, b"t" * 16])
+    ]
+
+    def error_of(seat: Seat) -> str:
+        with pytest.raises(WireError) as caught:
+            connect(seat)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(error_of, seats)
+    assert first == "local rank 1 of 2 hasn't come within 1 s"
+    assert second == "local rank 0 of 2 hasn't come within 1 s"
+
+
+def test_buffers_are_taken_again_once_they_are_free() -> None:
+    buffers = Buffers()
+    first, second = buffers.take(np.dtype(np.float32), [100_000, 7])
+    assert first.ctypes.data % ALIGNMENT == second.ctypes.data % ALIGNMENT == 0
+    at = first.ctypes.data
+    other = buffers.take(np.dtype(np.float32), [100_000, 7])[0]
+    assert not np.shares_memory(first, other)
+    del first  # The second still holds the memory.
+    third = buffers.take(np.dtype(np.float32), [100_000, 7])[0]
+    assert third.ctypes.data != at
+    del second
+    assert buffers.take(np.dtype(np.float32), [100_000, 7])[0].ctypes.data == at
+
+
+def test_buffers_of_many_lengths_do_not_pile_up() -> None:
+    buffers = Buffers()
+    for length in range(100_000, 400_000, 1_000):
+        assert len(buffers.take(np.dtype(np.uint8), [length])[0]) == length
+    assert len(buffers._kept) < 10
+    # A step's, all in use until its end.
+    packs = [500_000] * 40 + list(range(1_000_000, 3_000_000, 100_000))
+    places = []
+    for _ in range(5):
+        step = [buffers.take(np.dtype(np.uint8), [n])[0] for n in packs]
+        places.append({array.ctypes.data for array in step})
+        del step
+    assert all(there == places[0] for there in places)
+    assert len(buffers._kept) == len(packs)

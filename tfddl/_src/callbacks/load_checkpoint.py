@@ -1,0 +1,61 @@
+"""Weights from a checkpoint, without the training around them."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from tfddl._src.callbacks import snapshots
+from tfddl._src.checkpoint import Snapshot, Store
+from tfddl._src.collectives import broadcast_object, broadcast_variables, on_all_ranks
+from tfddl._src.runtime import current
+from tfddl.errors import CheckpointError, UnsupportedError
+
+
+def load_checkpoint(
+    directory: str | os.PathLike[str],
+    model: keras.Model,
+    *,
+    which: Literal["newest", "best"] = "newest",
+) -> dict[str, Any]:
+    """Gives a model the weights of a checkpoint. All ranks must call it together.
+
+    Rank 0 reads. What a `tfddl.callbacks.Checkpoint` is to go on from, it reads by itself; this is
+    for what comes after a training: predictions, a model to keep.
+
+    Args:
+        directory: The folder that `tfddl.callbacks.Checkpoint` was given.
+        model: The model that was trained, built; it need not be compiled.
+        which: The newest valid checkpoint, or the best.
+
+    Returns:
+        What is known of it: "epoch" and "consumed" (the position it was saved at), "iterations",
+        "best" (its "value", negated where more is better, "of" which entry of the logs), "history".
+
+    Raises:
+        CheckpointError: On all ranks: there is none, it is damaged, or of another model.
+        UnsupportedError: ``which`` is something else.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    if which not in ("newest", "best"):
+        raise UnsupportedError(f"which is {which!r}; it must be newest or best.")
+    store = Store(Path(directory))
+
+    def find() -> Snapshot | None:
+        if current().cluster.rank:
+            return None
+        if which == "best":
+            return store.best()
+        for _, found in store.newest_first():
+            if isinstance(found, Snapshot):
+                return found
+        raise CheckpointError(f"There is no valid checkpoint in {store.directory}.")
+
+    snapshot = on_all_ranks(find, error=CheckpointError)
+    meta: dict[str, Any] = broadcast_object(None if snapshot is None else dict(snapshot.meta))
+    snapshots.check_model(model, meta)
+    if snapshot is not None:
+        snapshots.assign(model.variables, snapshot.arrays, "model")
+    broadcast_variables(model.variables)
+    return {name: meta[name] for name in ("epoch", "consumed", "iterations", "best", "history")}

@@ -1,0 +1,146 @@
+"""PET_NNODES and its like: Kubeflow Trainer's and PyTorchJob's words to torchrun, one per pod.
+
+They are torchrun's flags as variables, and tell a pod which of the job's nodes it is; the
+processes of the pod are to be started by what runs in it.
+
+References:
+    PyTorch Elastic, `torch.distributed.run` ("PET_" before a flag's name); Kubeflow Trainer,
+    https://www.kubeflow.org/docs/components/trainer/user-guides/pytorch/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tfddl._src.cluster.cluster import PartialCluster, check_address, join_address
+from tfddl._src.cluster.parsing import LAST_PORT, parse_int, quote
+from tfddl._src.cluster.variables import read_int
+from tfddl.errors import ClusterError
+
+NODES = "PET_NNODES"
+NODE_RANK = "PET_NODE_RANK"
+_ADDRESS = "PET_MASTER_ADDR"
+_PORT = "PET_MASTER_PORT"
+_WORKERS = "PET_NPROC_PER_NODE"
+_RUN_ID = "PET_RDZV_ID"
+
+# What torchrun takes besides a number.
+_WORDS = ("", "auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What the PET_ variables say of this pod.
+
+    Attributes:
+        node_rank: this pod, in [0, num_nodes).
+        num_nodes: number of pods.
+        master: "host:port" of the first; None where not said.
+        workers_per_node: how many workers are wanted in each; None for "auto" and the like.
+        job: see `tfddl._src.cluster.Cluster`.
+        source: the variables that said so.
+    """
+
+    node_rank: int
+    num_nodes: int
+    master: str | None
+    workers_per_node: int | None
+    job: str
+    source: str
+
+
+def find(environ: Mapping[str, str]) -> Pod | None:
+    """What the PET_ variables say of this pod; None where PET_NNODES isn't set.
+
+    Raises:
+        ClusterError: they are no numbers, contradict each other, or speak of a number of nodes
+            that changes.
+    """
+    if not environ.get(NODES):
+        return None
+    num_nodes = _number_of_nodes(environ[NODES])
+    node_rank = 0
+    if num_nodes > 1 or environ.get(NODE_RANK):
+        node_rank = read_int(environ, NODE_RANK)
+    if node_rank >= num_nodes:
+        raise ClusterError(
+            f"{NODE_RANK} is {node_rank}, and {NODES} {num_nodes}; it must be 0..{num_nodes - 1}"
+        )
+    run_id = environ.get(_RUN_ID, "")
+    return Pod(
+        node_rank=node_rank,
+        num_nodes=num_nodes,
+        master=_master(environ),
+        workers_per_node=_workers_per_node(environ),
+        job="" if run_id == "none" else run_id,
+        source=f"{NODES}, {NODE_RANK}",
+    )
+
+
+def complete(pod: Pod) -> PartialCluster:
+    """The cluster of a script that is started by itself in each of several pods.
+
+    Raises:
+        ClusterError: a pod is to have several workers, or nothing says where the first pod is.
+    """
+    _refuse_several(pod.workers_per_node)
+    if pod.master is None:
+        raise ClusterError(
+            f"{NODES} is {pod.num_nodes}, and nothing says where the first of them is; expected "
+            f"{_ADDRESS} and {_PORT}"
+        )
+    return PartialCluster(
+        rank=pod.node_rank,
+        size=pod.num_nodes,
+        master=pod.master,
+        local_rank=0,
+        local_size=1,
+        job=pod.job,
+        source=f"{pod.source}, {_ADDRESS}, {_PORT}",
+    )
+
+
+def refuse_several_workers(environ: Mapping[str, str]) -> None:
+    """Refuses a script that is the one process of a pod which is to have several workers.
+
+    PyTorchJob's WORLD_SIZE then counts workers, but RANK pods.
+
+    Raises:
+        ClusterError: PET_NPROC_PER_NODE is above 1, or is no number of workers.
+    """
+    _refuse_several(_workers_per_node(environ))
+
+
+def _refuse_several(workers: int | None) -> None:
+    if workers is not None and workers > 1:
+        raise ClusterError(
+            f"{_WORKERS} asks for {workers} workers in this pod, and this is a single process that "
+            "nothing has started as one of them. HINT: run `tfddlrun python train.py` in the pod, "
+            "or ask for one worker per node"
+        )
+
+
+def _number_of_nodes(text: str) -> int:
+    first, colon, last = text.partition(":")
+    if colon and first != last:
+        raise ClusterError(
+            f"{NODES} is {quote(text)}, a number that changes while the job runs; expected one "
+            "number. HINT: give the job as many nodes at least as at most"
+        )
+    return parse_int(first, what=NODES, low=1)
+
+
+def _workers_per_node(environ: Mapping[str, str]) -> int | None:
+    text = environ.get(_WORKERS, "")
+    return None if text in _WORDS else parse_int(text, what=_WORKERS, low=1)
+
+
+def _master(environ: Mapping[str, str]) -> str | None:
+    if not environ.get(_ADDRESS):
+        return None
+    # torchrun's own default, which its documentation gives for `--master-port`.
+    port = read_int(environ, _PORT, low=1, high=LAST_PORT) if environ.get(_PORT) else 29500
+    address = join_address(environ[_ADDRESS].strip("[]"), port)
+    check_address(address, f"{_ADDRESS} with {_PORT}")
+    return address

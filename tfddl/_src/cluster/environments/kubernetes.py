@@ -1,0 +1,60 @@
+"""JOB_COMPLETION_INDEX: which pod of an Indexed Job of Kubernetes this is.
+
+The number of pods isn't told, nor whether they belong together: an Indexed Job may just as well
+be as many trainings with different settings.
+
+References:
+    Kubernetes, "Indexed Job": https://kubernetes.io/docs/concepts/workloads/controllers/job/, and
+    "Job with Pod-to-Pod Communication": a pod's name in DNS is JOB-INDEX.SERVICE,
+    https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tfddl._src.cluster.variables import read_int
+
+INDEX = "JOB_COMPLETION_INDEX"
+NODES = "TFDDL_NNODES"
+
+
+def find_index(environ: Mapping[str, str]) -> int | None:
+    """Which pod this is, from 0; None outside of an Indexed Job.
+
+    Raises:
+        ClusterError: it is no number.
+    """
+    return read_int(environ, INDEX, high=10**6) if environ.get(INDEX) else None
+
+
+def find_num_nodes(environ: Mapping[str, str]) -> int | None:
+    """How many pods there are, by TFDDL_NNODES; None if not set.
+
+    Raises:
+        ClusterError: it is no number above 0.
+    """
+    return read_int(environ, NODES, low=1) if environ.get(NODES) else None
+
+
+def first_host(name: str, index: int) -> str | None:
+    """The name of the first pod of an Indexed Job whose pods have a headless service.
+
+    Args:
+        name: this pod's full name, "train-2.workers.default.svc.cluster.local".
+        index: which pod this is.
+
+    Returns:
+        "train-0.workers.default.svc.cluster.local"; None where the name has no service in it, or
+        doesn't end in the index.
+    """
+    pod, _, service = name.partition(".")
+    job = pod.removesuffix(f"-{index}")
+    return f"{job}-0.{service}" if service and job and job != pod else None
+
+
+def job_name(environ: Mapping[str, str], index: int) -> str:
+    """The name of the Job, as the host's name has it; "" where it doesn't."""
+    pod = environ.get("HOSTNAME", "").partition(".")[0]
+    job = pod.removesuffix(f"-{index}")
+    return job if job != pod else ""

@@ -1,0 +1,78 @@
+"""The address of rank 0, where variables give it: TFDDL_MASTER, or MASTER_ADDR and MASTER_PORT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tfddl._src.cluster.cluster import check_address, join_address
+from tfddl._src.cluster.parsing import LAST_PORT
+from tfddl._src.cluster.variables import DEFAULT_PORT, read_int, read_port
+
+MASTER = "TFDDL_MASTER"
+ADDRESS = "MASTER_ADDR"
+PORT = "MASTER_PORT"
+
+# torchrun's agent on node 0 may keep MASTER_PORT for itself, as the store of its workers.
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+
+
+def read_master(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Where rank 0 can be found, and which variables said so.
+
+    TFDDL_MASTER comes first ("hostA", or "hostA:12345"), then MASTER_ADDR with MASTER_PORT. A
+    host without a port gets TFDDL_PORT, else 12345. An IPv6 address may stand without brackets
+    where no port follows.
+
+    Returns:
+        "host:port" and the names, or None where neither is set.
+
+    Raises:
+        ClusterError: what was found is no address.
+    """
+    if environ.get(MASTER):
+        return _with_port(environ, environ[MASTER], MASTER), MASTER
+    if not environ.get(ADDRESS):
+        return None
+    if not environ.get(PORT):
+        return _with_port(environ, environ[ADDRESS], ADDRESS), ADDRESS
+    address = join_address(environ[ADDRESS].strip("[]"), master_port(environ))
+    check_address(address, f"{ADDRESS} with {PORT}")
+    return address, f"{ADDRESS}, {PORT}"
+
+
+def master_port(environ: Mapping[str, str]) -> int:
+    """MASTER_PORT, or the port after it where torchrun's agent listens there itself.
+
+    References:
+        torch.distributed.elastic, "Rendezvous" and `torch/distributed/rendezvous.py`: with
+        TORCHELASTIC_USE_AGENT_STORE=True the agent of node 0 hosts the store at
+        MASTER_ADDR:MASTER_PORT, and workers only connect to it.
+    """
+    port = read_int(environ, PORT, low=1, high=LAST_PORT)
+    if environ.get(_AGENT_STORE) == "True":
+        return port + 1 if port < LAST_PORT else port - 1
+    return port
+
+
+def address_of(environ: Mapping[str, str], host: str, what: str) -> str:
+    """The address of a worker on a host of which no port is known.
+
+    Args:
+        environ: TFDDL_PORT in it is the port; 12345 if not set.
+        host: its name or IP address; IPv6 without brackets.
+        what: what it is, as errors name it.
+
+    Raises:
+        ClusterError: `host` is no name of a host.
+    """
+    address = join_address(host, read_port(environ) or DEFAULT_PORT)
+    check_address(address, what)
+    return address
+
+
+def _with_port(environ: Mapping[str, str], text: str, what: str) -> str:
+    brackets = text.startswith("[") and text.endswith("]")
+    if brackets or text.count(":") != 1 and not text.startswith("["):
+        return address_of(environ, text.strip("[]"), what)
+    check_address(text, what)
+    return text

@@ -1,0 +1,92 @@
+"""SageMaker's variables: one container per host, each with the names of all.
+
+References:
+    sagemaker-training-toolkit, "Environment variables" (SM_HOSTS, SM_CURRENT_HOST, SM_NUM_GPUS,
+    SM_NETWORK_INTERFACE_NAME), and "Distributed Training Configuration": hosts are sorted
+    lexicographically,
+    https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tfddl._src.cluster.cluster import Cluster
+from tfddl._src.cluster.environments.master_address import address_of
+from tfddl._src.cluster.parsing import MOST_WORKERS, parse_json, quote
+from tfddl._src.cluster.variables import read_int
+from tfddl.errors import ClusterError
+
+HOSTS = "SM_HOSTS"
+_HOST = "SM_CURRENT_HOST"
+_GPUS = "SM_NUM_GPUS"
+_INTERFACE = "SM_NETWORK_INTERFACE_NAME"
+_JOB = "TRAINING_JOB_NAME"
+
+
+@dataclass(frozen=True)
+class Container:
+    """What SageMaker says of this container.
+
+    Attributes:
+        hosts: the names of all, sorted: the first has rank 0.
+        index: this one's place among them.
+        num_gpus: how many GPUs it has; 0 where not said.
+        job: the name of the training job; "" where not said.
+    """
+
+    hosts: tuple[str, ...]
+    index: int
+    num_gpus: int
+    job: str
+
+
+def find(environ: Mapping[str, str]) -> Container | None:
+    """What SageMaker says of this container; None elsewhere.
+
+    Raises:
+        ClusterError: SM_HOSTS is no JSON list of names, or SM_CURRENT_HOST isn't in it.
+    """
+    if not environ.get(HOSTS):
+        return None
+    hosts = _hosts(environ[HOSTS])
+    host = environ.get(_HOST, "")
+    if host not in hosts:
+        raise ClusterError(
+            f"{_HOST} is {quote(host)}, which isn't among {HOSTS}, {quote(environ[HOSTS])}"
+        )
+    return Container(
+        hosts=hosts,
+        index=hosts.index(host),
+        num_gpus=read_int(environ, _GPUS) if environ.get(_GPUS) else 0,
+        job=environ.get(_JOB, ""),
+    )
+
+
+def complete(container: Container, environ: Mapping[str, str]) -> Cluster:
+    """The cluster of a script that is started by itself on each host: one worker per host.
+
+    Raises:
+        ClusterError: a name is no host's.
+    """
+    addresses = tuple(address_of(environ, host, f"a host of {HOSTS}") for host in container.hosts)
+    return Cluster(addresses=addresses, rank=container.index, job=container.job)
+
+
+def read_network_interface(environ: Mapping[str, str]) -> str | None:
+    """The interface that hosts reach each other by, as SageMaker says; None elsewhere."""
+    return environ.get(_INTERFACE) or None
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = parse_json(text, what=HOSTS)
+    if (
+        not isinstance(hosts, list)
+        or not 1 <= len(hosts) <= MOST_WORKERS
+        or not all(isinstance(host, str) and host for host in hosts)
+    ):
+        raise ClusterError(f'{HOSTS} is {quote(text)}; expected names like ["algo-1","algo-2"]')
+    if len(set(hosts)) != len(hosts):
+        raise ClusterError(f"{HOSTS} names a host twice: {quote(text)}")
+    return tuple(sorted(hosts))

@@ -1,0 +1,269 @@
+"""Slurm's variables: workers started by `srun`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from tfddl._src.cluster.cluster import Cluster, block_addresses, join_address
+from tfddl._src.cluster.parsing import LAST_PORT, MOST_WORKERS, parse_int, quote
+from tfddl._src.cluster.task import Task
+from tfddl._src.cluster.variables import consecutive_ports, read_int
+from tfddl.errors import ClusterError
+
+_STEP = "SLURM_STEP_ID"
+_SIZE = "SLURM_STEP_NUM_TASKS"
+_RANK = "SLURM_PROCID"
+_HOSTS = "SLURM_STEP_NODELIST"
+_TASKS_PER_HOST = "SLURM_STEP_TASKS_PER_NODE"
+_RESERVED_PORTS = "SLURM_STEP_RESV_PORTS"
+_DISTRIBUTION = "SLURM_DISTRIBUTION"
+_NODE = "SLURM_NODEID"
+_LOCAL_RANK = "SLURM_LOCALID"
+
+_JOB = "SLURM_JOB_ID"
+_CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
+_BIND_TYPE = "SLURM_CPU_BIND_TYPE"
+_BIND_LIST = "SLURM_CPU_BIND_LIST"
+
+_TASKS = re.compile(r"(?P<tasks>[0-9]+)(\(x(?P<times>[0-9]+)\))?")
+_PART = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
+_BRACKETS = re.compile(r"\[([^][]*)\]")
+_RANGE = re.compile(r"(?P<first>[0-9]{1,18})(-(?P<last>[0-9]{1,18}))?")
+_MASK = re.compile(r"(0x)?[0-9A-Fa-f]+")
+_LONGEST = 2**20
+_LONGEST_NAME = 255
+_MOST_BRACKETS = 8  # Slurm itself writes at most five.
+_MOST_CPUS = 2**16
+
+
+def find(environ: Mapping[str, str]) -> Task | None:
+    """What Slurm says of this process; None outside of a step.
+
+    The bare script of `sbatch`, and a shell of `salloc`, hold an allocation but are one process.
+
+    Raises:
+        ClusterError: its variables are no numbers.
+    """
+    if not environ.get(_STEP) or not environ.get(_SIZE):
+        return None
+    size = read_int(environ, _SIZE)
+    if size == 0:
+        return None
+    # As Slurm writes it: job 7, step 0 is "7.0". A step has no local size of its own.
+    return Task(
+        launcher="Slurm",
+        rank=read_int(environ, _RANK) if size > 1 else 0,
+        size=size,
+        job=f"{environ.get(_JOB, '')}.{environ[_STEP]}",
+        source=f"{_SIZE}, {_RANK}",
+    )
+
+
+def parse(environ: Mapping[str, str]) -> Cluster | None:
+    """Reads the cluster of an `srun` step.
+
+    Ranks fill one node after the other (Slurm's `--distribution=block`), or go round the nodes
+    (`cyclic`). Ports are those that Slurm reserved (`srun --resv-ports`), else TFDDL_PORT
+    (12345 if not set) plus the local rank.
+
+    Returns:
+        None outside of a step with several tasks.
+
+    Raises:
+        ClusterError: the variables don't agree with each other, or can't be understood.
+
+    References:
+        srun(1), "OUTPUT ENVIRONMENT VARIABLES": https://slurm.schedmd.com/srun.html
+    """
+    task = find(environ)
+    if task is None or task.size == 1:
+        return None
+    hosts = expand_hosts(environ.get(_HOSTS, ""))
+    tasks = _tasks_per_host(environ.get(_TASKS_PER_HOST, ""))
+    if len(tasks) != len(hosts) or sum(tasks) != task.size:
+        raise ClusterError(
+            f"{_HOSTS} names {len(hosts)} hosts, {_TASKS_PER_HOST} is "
+            f"{quote(environ.get(_TASKS_PER_HOST, ''))} and {_SIZE} is {task.size}; one number of "
+            f"tasks per host, {task.size} together, is expected"
+        )
+    ports = _ports(environ, max(tasks))
+    addresses = _in_rank_order(environ, hosts, tasks, ports)
+    try:
+        cluster = Cluster(addresses=addresses, rank=task.rank, job=task.job)
+    except ClusterError as error:
+        raise ClusterError(f"Slurm's variables: {error}") from None
+    _check_place(environ, cluster)
+    return cluster
+
+
+def cores_of_task(environ: Mapping[str, str], *, usable: int) -> int | None:
+    """How many cores are a task's own; None where its node's tasks share them all.
+
+    A task that is bound has the cores of its mask, divided among the tasks whose masks have one
+    of them too (`--cpu-bind=sockets`); one that isn't has as many as `--cpus-per-task` asked for.
+
+    Args:
+        environ: SLURM_CPU_BIND_TYPE and _LIST, SLURM_LOCALID and SLURM_CPUS_PER_TASK are read. The
+            last may be left from the `sbatch` around, so that a mask comes first.
+        usable: number of cores that this process may use.
+
+    Raises:
+        ClusterError: SLURM_CPUS_PER_TASK is no number.
+    """
+    sharing = _tasks_sharing_cores(environ)
+    if sharing is not None:
+        return max(1, usable // sharing)
+    if environ.get(_CPUS_PER_TASK):
+        return min(usable, read_int(environ, _CPUS_PER_TASK, low=1, high=_MOST_CPUS))
+    return None
+
+
+def _tasks_sharing_cores(environ: Mapping[str, str]) -> int | None:
+    """Among how many tasks the cores of this one's mask are divided; None if it has no mask."""
+    local_rank = environ.get(_LOCAL_RANK, "")
+    masks = environ.get(_BIND_LIST, "").split(",")
+    if "mask_cpu" not in environ.get(_BIND_TYPE, "") or not all(map(_MASK.fullmatch, masks)):
+        return None
+    try:
+        place = parse_int(local_rank, what=_LOCAL_RANK, high=len(masks) - 1)
+    except ClusterError:
+        return None
+    cores = [int(mask, 16) for mask in masks]
+    return sum(1 for others in cores if others & cores[place])
+
+
+def expand_hosts(text: str) -> tuple[str, ...]:
+    """Expands Slurm's compressed host list: "n[01-03,7],gpu2" is n01, n02, n03, n7, gpu2.
+
+    Raises:
+        ClusterError: the text is no such list, or names more hosts than a job can have.
+    """
+    if len(text) > _LONGEST:
+        raise _bad_host_list(text)
+    parts = _PART.findall(text)
+    if not parts or ",".join(parts) != text or any(map(_is_too_long, parts)):
+        raise _bad_host_list(text)
+    choices = [[_ranges(numbers, text) for numbers in _BRACKETS.findall(part)] for part in parts]
+    if sum(math.prod(map(_count, of_part)) for of_part in choices) > MOST_WORKERS:
+        raise ClusterError(
+            f"{_HOSTS} is {quote(text)}, more than {MOST_WORKERS} hosts; tfddl has no jobs of so "
+            "many"
+        )
+    return tuple(
+        host
+        for part, of_part in zip(parts, choices, strict=True)
+        for host in _expand(part, of_part)
+    )
+
+
+def _is_too_long(part: str) -> bool:
+    fixed = _BRACKETS.split(part)[::2]
+    return len(fixed) > _MOST_BRACKETS + 1 or sum(map(len, fixed)) > _LONGEST_NAME
+
+
+def _expand(part: str, choices: list[list[re.Match[str]]]) -> list[str]:
+    fixed = _BRACKETS.split(part)[::2]
+    return [
+        fixed[0] + "".join(a + b for a, b in zip(chosen, fixed[1:], strict=True))
+        for chosen in itertools.product(*map(_numbers, choices))
+    ]
+
+
+def _ranges(numbers: str, text: str) -> list[re.Match[str]]:
+    matches = [_RANGE.fullmatch(piece) for piece in numbers.split(",")]
+    found = [match for match in matches if match is not None]
+    if len(found) != len(matches) or any(_last(match) < int(match["first"]) for match in found):
+        raise _bad_host_list(text)
+    return found
+
+
+def _count(ranges: list[re.Match[str]]) -> int:
+    return sum(_last(match) + 1 - int(match["first"]) for match in ranges)
+
+
+def _last(match: re.Match[str]) -> int:
+    return int(match["last"] or match["first"])
+
+
+def _numbers(ranges: list[re.Match[str]]) -> list[str]:
+    return [
+        str(number).zfill(len(match["first"]))
+        for match in ranges
+        for number in range(int(match["first"]), _last(match) + 1)
+    ]
+
+
+def _bad_host_list(text: str) -> ClusterError:
+    return ClusterError(
+        f'{_HOSTS} is {quote(text)}; expected a list of hosts like "node[01-03,7],gpu2"'
+    )
+
+
+def _tasks_per_host(text: str) -> list[int]:
+    counts: list[int] = []
+    for piece in text.split(","):
+        match = _TASKS.fullmatch(piece)
+        if match is None:
+            raise ClusterError(
+                f'{_TASKS_PER_HOST} is {quote(text)}; expected counts like "2(x3),1"'
+            )
+        tasks = parse_int(match["tasks"], what=f"a count of {_TASKS_PER_HOST}", low=1)
+        times = parse_int(match["times"] or "1", what=f"a count of {_TASKS_PER_HOST}", low=1)
+        if sum(counts) + tasks * times > MOST_WORKERS:
+            raise ClusterError(
+                f"{_TASKS_PER_HOST} is {quote(text)}, more than {MOST_WORKERS} tasks"
+            )
+        counts += [tasks] * times
+    return counts
+
+
+def _ports(environ: Mapping[str, str], most_tasks: int) -> Sequence[int]:
+    reserved = environ.get(_RESERVED_PORTS)
+    if not reserved:
+        return consecutive_ports(environ, most_tasks)
+    ports: list[int] = []
+    for piece in reserved.split(","):
+        match = _RANGE.fullmatch(piece)
+        if match is None or not 1 <= int(match["first"]) <= _last(match) <= LAST_PORT:
+            raise ClusterError(
+                f'{_RESERVED_PORTS} is {quote(reserved)}; expected ports like "12000-12003"'
+            )
+        ports += range(int(match["first"]), _last(match) + 1)
+        if len(ports) > LAST_PORT:
+            raise ClusterError(f"{_RESERVED_PORTS} is {quote(reserved)}, more ports than there are")
+    if len(ports) < most_tasks:
+        raise ClusterError(
+            f"{_RESERVED_PORTS} is {quote(reserved)}, {len(ports)} ports, but a host has "
+            f"{most_tasks} workers. HINT: srun --resv-ports={most_tasks}"
+        )
+    return ports
+
+
+def _in_rank_order(
+    environ: Mapping[str, str], hosts: Sequence[str], tasks: Sequence[int], ports: Sequence[int]
+) -> tuple[str, ...]:
+    # "cyclic:block" and the like: only what comes before the colon places ranks on nodes.
+    distribution = environ.get(_DISTRIBUTION, "block").partition(":")[0].partition(",")[0].lower()
+    if distribution in ("block", "*", ""):
+        return block_addresses(hosts, tasks, ports)
+    if distribution == "cyclic":
+        turns = sorted((turn, host) for host, count in enumerate(tasks) for turn in range(count))
+        return tuple(join_address(hosts[host], ports[turn]) for turn, host in turns)
+    raise ClusterError(
+        f"{_DISTRIBUTION} is {quote(environ[_DISTRIBUTION])}; tfddl knows where ranks are with "
+        "'block' and 'cyclic' only. HINT: srun --distribution=block"
+    )
+
+
+def _check_place(environ: Mapping[str, str], cluster: Cluster) -> None:
+    """Compares with what Slurm told this task, should ranks be placed in another way."""
+    ours = {_NODE: cluster.hosts.index(cluster.host), _LOCAL_RANK: cluster.local_rank}
+    for name, number in ours.items():
+        if name in environ and read_int(environ, name) != number:
+            raise ClusterError(
+                f"Slurm started rank {cluster.rank} with {name}={environ[name]}, but {number} "
+                f"follows from {_HOSTS} and {_TASKS_PER_HOST}. HINT: srun --distribution=block"
+            )

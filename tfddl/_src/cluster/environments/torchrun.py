@@ -1,0 +1,82 @@
+"""RANK, WORLD_SIZE and MASTER_ADDR: torchrun, and the many that speak as it does.
+
+torchrun, `accelerate`, `deepspeed` and Azure ML start the processes of a host, and tell each its
+LOCAL_RANK. Engines that start one process per host (Kubeflow's PyTorchJob, Alibaba PAI) set RANK
+and WORLD_SIZE without it.
+
+References:
+    torchrun, "Environment Variables": https://docs.pytorch.org/docs/stable/elastic/run.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tfddl._src.cluster.cluster import Cluster, PartialCluster
+from tfddl._src.cluster.environments import kubeflow
+from tfddl._src.cluster.environments.master_address import (
+    ADDRESS,
+    MASTER,
+    PORT,
+    master_port,
+    read_master,
+)
+from tfddl._src.cluster.task import Task, cluster_at, cluster_of_host
+from tfddl._src.cluster.variables import DEFAULT_PORT, read_int
+from tfddl.errors import ClusterError
+
+RANK = "RANK"
+SIZE = "WORLD_SIZE"
+LOCAL_RANK = "LOCAL_RANK"
+LOCAL_SIZE = "LOCAL_WORLD_SIZE"
+RUN_ID = "TORCHELASTIC_RUN_ID"
+
+
+def find(environ: Mapping[str, str]) -> Task | None:
+    """What RANK and WORLD_SIZE say of this process; None unless both are set.
+
+    Raises:
+        ClusterError: they are no numbers, or contradict each other.
+    """
+    if not environ.get(RANK) or not environ.get(SIZE):
+        return None
+    names = [RANK, SIZE, *(name for name in (LOCAL_RANK, LOCAL_SIZE) if environ.get(name))]
+    run_id = environ.get(RUN_ID, "")
+    return Task(
+        launcher="torchrun" if is_of_process(environ) else "the job",
+        rank=read_int(environ, RANK),
+        size=read_int(environ, SIZE),
+        local_rank=read_int(environ, LOCAL_RANK) if environ.get(LOCAL_RANK) else None,
+        local_size=read_int(environ, LOCAL_SIZE) if environ.get(LOCAL_SIZE) else None,
+        job="" if run_id == "none" else run_id,  # torchrun's word for "not given".
+        source=", ".join(names),
+    )
+
+
+def is_of_process(environ: Mapping[str, str]) -> bool:
+    """Whether RANK was told to this process by what started it, and not to its whole host."""
+    return bool(environ.get(LOCAL_RANK) or environ.get(RUN_ID))
+
+
+def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
+    """The cluster of a task that `find` has found, of several.
+
+    Where all are on this host, ports are TFDDL_PORT, else MASTER_PORT, else 12345, and those that
+    follow.
+
+    Raises:
+        ClusterError: nothing says where rank 0 is; or this is one process of a host that is to
+            have several (PET_NPROC_PER_NODE).
+    """
+    if not is_of_process(environ):
+        kubeflow.refuse_several_workers(environ)
+    if task.is_on_one_host:
+        first = master_port(environ) if environ.get(PORT) else DEFAULT_PORT
+        return cluster_of_host(task, environ, first_port=first)
+    found = read_master(environ)
+    if found is None:
+        raise ClusterError(
+            f"{task.source} speak of {task.size} workers, and nothing says where rank 0 is; "
+            f"expected {ADDRESS} and {PORT}, or {MASTER}. HINT: {MASTER}=hostA in every process"
+        )
+    return cluster_at(task, found[0], said_by=found[1])

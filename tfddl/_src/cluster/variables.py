@@ -1,0 +1,93 @@
+"""Environment variables as numbers: read from a mapping, checked with their names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from tfddl._src.cluster.parsing import LAST_PORT, MOST_WORKERS, parse_int, quote
+from tfddl.errors import ClusterError
+
+PORT = "TFDDL_PORT"
+START_TIMEOUT = "TFDDL_START_TIMEOUT"
+CORES = "TFDDL_CORES"
+"""How many cores are a worker's own, since its affinity may or may not be shared with others."""
+
+ALONE = "TFDDL_ALONE"
+"""Set to 1 it says that this process trains alone, whatever its environment speaks of."""
+
+DEFAULT_PORT = 12345
+
+# float() takes the digits of every script, and "1_0".
+_FLOAT = re.compile(r"[0-9.eE+-]{1,40}")
+
+
+def read_int(
+    environ: Mapping[str, str], name: str, *, low: int = 0, high: int = MOST_WORKERS
+) -> int:
+    """Reads a variable that has to be a number in `low`..`high`.
+
+    Raises:
+        ClusterError: it is not set, or is no such number.
+    """
+    text = environ.get(name)
+    if text is None:
+        raise ClusterError(f"{name} is not set; expected a number, next to the others of its kind")
+    return parse_int(text, what=name, low=low, high=high)
+
+
+def read_start_timeout(environ: Mapping[str, str]) -> float | None:
+    """How many seconds workers wait for each other, by TFDDL_START_TIMEOUT; None if not set.
+
+    Raises:
+        ClusterError: it is no number above 0.
+    """
+    text = environ.get(START_TIMEOUT)
+    if not text:
+        return None
+    try:
+        value = float(text) if _FLOAT.fullmatch(text) else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ClusterError(f"{START_TIMEOUT} is {quote(text)}; seconds, above 0, are expected")
+    return value
+
+
+def is_alone(environ: Mapping[str, str]) -> bool:
+    """Whether TFDDL_ALONE says that this process trains alone.
+
+    Raises:
+        ClusterError: it is neither 0 nor 1.
+    """
+    text = environ.get(ALONE, "")
+    if text not in ("", "0", "1"):
+        raise ClusterError(f"{ALONE} is {quote(text)}; expected 1 (train alone), 0 or nothing")
+    return text == "1"
+
+
+def read_port(environ: Mapping[str, str]) -> int | None:
+    """The port that TFDDL_PORT asks for; None if not set.
+
+    Raises:
+        ClusterError: it is no port.
+    """
+    return read_int(environ, PORT, low=1, high=LAST_PORT) if environ.get(PORT) else None
+
+
+def consecutive_ports(
+    environ: Mapping[str, str], count: int, *, default: int = DEFAULT_PORT
+) -> range:
+    """The ports of a host's local ranks: TFDDL_PORT, or `default`, and those that follow.
+
+    Raises:
+        ClusterError: TFDDL_PORT is no port, or the ports don't end before 65536.
+    """
+    first = read_port(environ) or default
+    if not 1 <= first <= LAST_PORT + 1 - count:
+        raise ClusterError(
+            f"{PORT} is {first}, and a host has {count} workers; it must be "
+            f"1..{LAST_PORT + 1 - count}"
+        )
+    return range(first, first + count)

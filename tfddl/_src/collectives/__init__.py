@@ -1,0 +1,108 @@
+"""Operations that all workers run together, eagerly and inside `tf.function`.
+
+Usage:
+    mean = allreduce(x)                              # every rank gets the average
+    rows = allgather(x)                              # joined on the first dimension
+    first = broadcast(x, root_rank=0)
+    parts = alltoall(x)                              # a part of mine to each, one of each to me
+    part = reducescatter(x)                          # my rows of the average
+    config = broadcast_object({"lr": 0.1})           # any Python object
+    half = allreduce(x, process_set=ProcessSet([0, 1]))  # between some ranks
+
+Every rank must call the same operations in the same order, with tensors that agree in dtype and
+shape (`allgather`, `alltoall`: but for the first dimension). Where ranks differ, each of them
+raises an error that names the operation and says what each has, and the next operation works:
+
+* Eagerly it is found before every operation. It is a `RanksDisagreeError`: a `DisagreementError`,
+  and a `tf.errors.FailedPreconditionError`, which Horovod raises.
+* In a graph it is found when a kind of operation (name, dtypes, shapes) is first run, and at every
+  run where the graph doesn't know the shapes. It is a `tf.errors.InvalidArgumentError`.
+
+Gradients are the derivatives of the sum of all ranks' losses, which Horovod's aren't:
+`GradientRule` says what each is. Differentiating is a collective, too: all ranks do it together.
+
+What a rank refuses before it asks the others (an op that isn't there, a process set that it isn't
+in), the others don't hear of; called alike, all refuse alike. Ranks that name different process
+sets don't meet: they wait for each other, as for a rank that doesn't come. Whoever has waited for
+`tfddl.init(stall_warning_s=60)` warns of those that haven't come, and says what these wait in
+themselves.
+
+Named calls of several threads meet by their names, in whatever order, where all ranks share memory.
+Elsewhere there is one order for all, and threads that come in another differ.
+"""
+
+from tfddl._src.collectives.allgather import allgather, allgather_in, grouped_allgather, stack
+from tfddl._src.collectives.allreduce import (
+    allreduce,
+    allreduce_in,
+    grouped_allreduce,
+    sum_narrow,
+    sum_numbers,
+    sum_scaled,
+)
+from tfddl._src.collectives.alltoall import alltoall
+from tfddl._src.collectives.barrier import barrier
+from tfddl._src.collectives.broadcast import broadcast, broadcast_in, grouped_broadcast
+from tfddl._src.collectives.dense import ReduceOp, Reducing
+from tfddl._src.collectives.negotiation import (
+    Label,
+    NoDimensionError,
+    WrongArgumentError,
+    described,
+)
+from tfddl._src.collectives.objects import allgather_object, broadcast_object
+from tfddl._src.collectives.process_sets import (
+    GradientRule,
+    Group,
+    ProcessSet,
+    global_process_set,
+    group_of,
+)
+from tfddl._src.collectives.reducescatter import (
+    grouped_reducescatter,
+    reducescatter,
+    reducescatter_in,
+)
+from tfddl._src.collectives.sync_errors import on_all_ranks
+from tfddl._src.collectives.timeline import start_timeline, stop_timeline
+from tfddl._src.collectives.variables import broadcast_variables
+from tfddl._src.comm import RanksDisagreeError
+
+__all__ = [
+    "GradientRule",
+    "Group",
+    "Label",
+    "NoDimensionError",
+    "ProcessSet",
+    "RanksDisagreeError",
+    "ReduceOp",
+    "Reducing",
+    "WrongArgumentError",
+    "allgather",
+    "allgather_in",
+    "allgather_object",
+    "allreduce",
+    "allreduce_in",
+    "alltoall",
+    "barrier",
+    "broadcast",
+    "broadcast_in",
+    "broadcast_object",
+    "broadcast_variables",
+    "described",
+    "global_process_set",
+    "group_of",
+    "grouped_allgather",
+    "grouped_allreduce",
+    "grouped_broadcast",
+    "grouped_reducescatter",
+    "on_all_ranks",
+    "reducescatter",
+    "reducescatter_in",
+    "stack",
+    "start_timeline",
+    "stop_timeline",
+    "sum_narrow",
+    "sum_numbers",
+    "sum_scaled",
+]

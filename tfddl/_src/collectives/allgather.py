@@ -1,0 +1,160 @@
+"""allgather, and its gradient."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.dense import (
+    Gradient,
+    differentiable,
+    reduce_dense,
+    reducing_of_gradients,
+    with_none,
+)
+from tfddl._src.collectives.fusion import all_gather, by_dtype
+from tfddl._src.collectives.negotiation import (
+    NoDimensionError,
+    Signature,
+    agree,
+    in_turn,
+    refusing_alike,
+)
+from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
+
+
+@as_it_is
+def allgather(
+    tensor: tf.Tensor, *, name: str | None = None, process_set: ProcessSet | None = None
+) -> tf.Tensor:
+    """Joins the tensors of all ranks on the first dimension. All ranks must call it together.
+
+    Args:
+        tensor: At least one dimension; the first may differ per rank (and be 0), the others and
+            the dtype may not. Numbers or bool.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        Shape (sum of the first dimensions, ...), in rank order, the same on every rank. Its
+        gradient is the rank's own rows of the *sum* of all ranks' gradients: every rank's loss
+        depends on these rows, and their derivative of the sum of the losses is wanted. (Under
+        Horovod's names it is their average, as in Horovod.)
+
+    Raises:
+        RanksDisagreeError: Ranks came with different dtypes or inner dimensions.
+        NoDimensionError: The tensor has no dimension.
+        UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    return grouped_allgather([tensor], name=name, process_set=process_set)[0]
+
+
+@as_it_is
+def grouped_allgather(
+    tensors: Sequence[tf.Tensor],
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> list[tf.Tensor]:
+    """Gathers several tensors at once; see `allgather`. Those of one dtype travel together."""
+    return allgather_in(group_of(process_set), list(tensors), name=name)
+
+
+@as_it_is
+def stack(
+    tensor: tf.Tensor,
+    *,
+    about: Sequence[str] = (),
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> tf.Tensor:
+    """Stacks the tensors of all ranks; unlike `allgather` it needs no round trip for the lengths.
+
+    All ranks must call it together. It has no gradient.
+
+    Args:
+        tensor: Shape (n,), the same on all ranks.
+        about: What else has to be alike on all ranks, a line each; messages tell what differs.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        Shape (size, n), in rank order, the same on every rank.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different dtypes or lengths, or about something else.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    group = group_of(process_set)
+
+    @in_turn(group)
+    def stacked() -> tf.Tensor:
+        bound = agree(group, Signature.of(group, "stack", name, [tensor]).about(about))
+        return all_gather(bound, tf.stop_gradient(tensor))
+
+    return stacked()
+
+
+@as_it_is
+def allgather_in(
+    group: Group,
+    tensors: Sequence[tf.Tensor],
+    *,
+    operation: str = "allgather",
+    name: str | None,
+) -> list[tf.Tensor]:
+    """`grouped_allgather` in a group, for an operation that messages call so."""
+    if not tensors:
+        return []
+
+    @tf.custom_gradient
+    @in_turn(group)
+    def joined(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
+        signature = Signature.of(group, operation, name, inputs, free_first_dimension=True)
+        bound = agree(group, signature)
+        with refusing_alike(bound):
+            NoDimensionError.check(operation, name, inputs)
+        # How many rows each rank has of each tensor.
+        rows = all_gather(bound, tf.stack([tf.shape(t, tf.int64)[0] for t in inputs]))
+
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            places = differentiable(inputs)
+            arrived = [upstream[i] for i in places]
+            totals = reduce_dense(group, arrived, reducing_of_gradients(group), name=name)
+            ends = tf.reduce_sum(rows[: group.rank + 1], axis=0)
+            mine = [
+                tf.ensure_shape(total[ends[i] - rows[group.rank, i] : ends[i]], inputs[i].shape)
+                for i, total in zip(places, totals, strict=True)
+            ]
+            return with_none(places, mine, len(inputs))
+
+        return _gathered(bound, inputs, rows), gradient
+
+    return list(joined(*[tf.convert_to_tensor(t) for t in tensors]))
+
+
+def _gathered(group: Group, tensors: Sequence[tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
+    """Joins what differs in length: all of one dtype, padded to the longest, then cut."""
+    outputs: list[tf.Tensor] = [None] * len(tensors)
+    for members in by_dtype(tensors):
+        mine = tf.concat([tf.reshape(tensors[i], [-1]) for i in members], axis=0)
+        inner = tf.stack([tf.reduce_prod(tf.shape(tensors[i], tf.int64)[1:]) for i in members])
+        lengths = tf.gather(rows, members, axis=1) * inner
+        longest = tf.reduce_max(tf.reduce_sum(lengths, axis=1))
+        padded = tf.pad(mine, [[0, longest - tf.size(mine, tf.int64)]])
+        arrived = all_gather(group, padded)
+        ends = tf.cumsum(lengths, axis=1)
+        for column, i in enumerate(members):
+            parts = [
+                arrived[rank, ends[rank, column] - lengths[rank, column] : ends[rank, column]]
+                for rank in range(group.size)
+            ]
+            outputs[i] = _shaped(tf.concat(parts, axis=0), rows[:, i], tensors[i])
+    return outputs
+
+
+def _shaped(flat: tf.Tensor, rows: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    shape = tf.concat([[tf.reduce_sum(rows)], tf.shape(like, tf.int64)[1:]], axis=0)
+    static = tf.TensorShape([None]).concatenate(like.shape[1:])
+    return tf.ensure_shape(tf.reshape(flat, shape), static)

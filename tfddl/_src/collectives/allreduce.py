@@ -1,0 +1,229 @@
+"""allreduce, of dense and sparse tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl._src.collectives.allgather import allgather_in
+from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.dense import ReduceOp, Reducing, reduce_dense, times
+from tfddl._src.collectives.fusion import in_packs
+from tfddl._src.collectives.negotiation import Signature, agree, in_turn
+from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
+from tfddl._src.comm import Reduction
+from tfddl.errors import NotBuiltError
+
+
+@as_it_is
+def allreduce(  # noqa: PLR0913 - as Horovod's users know it
+    tensor: Any,
+    op: ReduceOp | str = ReduceOp.AVERAGE,
+    *,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> Any:
+    """Reduces a tensor elementwise over all ranks. All ranks must call it together.
+
+    Args:
+        tensor: Any shape, the same on all ranks; numbers (bool only for min and max). 16-bit floats
+            are reduced in float32 and rounded once, 8- and 16-bit integers in int32. A
+            `tf.IndexedSlices`, for sum and average only, may have another number of slices per
+            rank; it is gathered.
+        op: "average", "sum", "min", "max" or "product". The average of integers is rounded down.
+        prescale_factor: What every rank's tensor is multiplied with before; integers are cut off.
+        postscale_factor: What the result is multiplied with, likewise.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The same shape and dtype, bit for bit the same on every rank. Its gradient is the
+        derivative of the sum of all ranks' losses, any number of times. Sum and average: the same
+        reduction of the gradients. Min and max: the sum of the gradients, shared equally by the
+        ranks that have the extremum, zero on the others. Product: none. (Under Horovod's names it
+        is the same reduction with every op, as in Horovod.)
+
+    Raises:
+        RanksDisagreeError: Ranks came with different dtypes, shapes, ops or factors.
+        NotBuiltError: `tf.IndexedSlices` with another op; it is a `NotImplementedError` too.
+        UnsupportedError: No such op, a dtype that can't travel, or a process set that this rank
+            isn't in.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    return grouped_allreduce(
+        [tensor],
+        op,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        name=name,
+        process_set=process_set,
+    )[0]
+
+
+@as_it_is
+def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
+    tensors: Sequence[Any],
+    op: ReduceOp | str = ReduceOp.AVERAGE,
+    *,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> list[Any]:
+    """Reduces several tensors at once; small ones travel together.
+
+    Args:
+        tensors: The same number, dtypes and shapes on all ranks.
+        op: As for `allreduce`.
+        prescale_factor: As for `allreduce`.
+        postscale_factor: As for `allreduce`.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The reduced tensors, in the order given.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different tensors, ops or factors.
+        NotBuiltError: As for `allreduce`.
+        UnsupportedError: As for `allreduce`.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    reducing = Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    return allreduce_in(group_of(process_set), tensors, reducing, name=name)
+
+
+@as_it_is
+def allreduce_in(
+    group: Group, tensors: Sequence[Any], reducing: Reducing, *, name: str | None
+) -> list[Any]:
+    """`grouped_allreduce` in a group."""
+    outputs = list(tensors)
+    sparse = [i for i, t in enumerate(outputs) if isinstance(t, tf.IndexedSlices)]
+    dense = [i for i in range(len(outputs)) if i not in sparse]
+    if sparse and not reducing.is_linear:
+        raise NotBuiltError(
+            f"allreduce {reducing.op} of tf.IndexedSlices isn't built; only average and sum are. "
+            "Make a dense tensor of them first: tf.convert_to_tensor(slices)."
+        )
+    reduced = reduce_dense(group, [outputs[i] for i in dense], reducing, name=name)
+    for i, total in zip(dense, reduced, strict=True):
+        outputs[i] = total
+    for i in sparse:
+        outputs[i] = _reduce_sparse(group, outputs[i], reducing, name=name)
+    return outputs
+
+
+@as_it_is
+def sum_numbers(
+    numbers: tf.Tensor,
+    *,
+    about: Sequence[str] = (),
+    name: str,
+    process_set: ProcessSet | None = None,
+) -> tf.Tensor:
+    """The sum over all ranks of a few numbers. All ranks must call it together; it has no gradient.
+
+    Args:
+        numbers: Shape (n,), float32 or float64, the same on all ranks.
+        about: What else has to be alike on all ranks, a line each; messages tell what differs.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The same shape and dtype.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different numbers of them, or about something else.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    group = group_of(process_set)
+
+    @in_turn(group)
+    def summed() -> tf.Tensor:
+        signature = Signature.of(group, "allreduce sum", name, [numbers])
+        bound = agree(group, signature.about(about))
+        [total] = bound.transport.all_reduce_pack([tf.stop_gradient(numbers)], Reduction.SUM)
+        return total
+
+    return summed()
+
+
+@as_it_is
+def sum_scaled(
+    tensors: Sequence[tf.Tensor],
+    scale: tf.Tensor,
+    *,
+    name: str,
+    process_set: ProcessSet | None = None,
+) -> list[tf.Tensor]:
+    """The sums over all ranks of tensors that each rank multiplies with a number of its own.
+
+    All ranks must call it together. It has no gradient.
+
+    Args:
+        tensors: The same number, dtypes and shapes on all ranks, floating point. 16-bit floats are
+            added up in float32 and rounded once.
+        scale: Scalar, floating point. 0 makes zeros even of what isn't a number.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The sums, in the order given.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different tensors.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    if not tensors:
+        return []
+    group = group_of(process_set)
+
+    @in_turn(group)
+    def summed() -> list[tf.Tensor]:
+        bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
+        return in_packs(
+            bound,
+            # In 16 bits, what is scaled would be rounded before it is added up.
+            [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
+            lambda pack: bound.transport.all_reduce_pack(pack, Reduction.SUM, scale=scale),
+        )
+
+    sums = summed()
+    return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
+
+
+@as_it_is
+def sum_narrow(
+    tensors: Sequence[tf.Tensor], *, name: str, process_set: ProcessSet | None = None
+) -> list[tf.Tensor]:
+    """The sums over all ranks, 16-bit floats added up as they are: half the bytes, more rounding.
+
+    All ranks must call it together.
+
+    Args:
+        tensors: The same number, dtypes and shapes on all ranks.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The sums, in the order given.
+
+    Raises:
+        RanksDisagreeError: Ranks came with different tensors.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    reducing = Reducing(op=ReduceOp.SUM, narrow=True)
+    return reduce_dense(group_of(process_set), tensors, reducing, name=name)
+
+
+def _reduce_sparse(
+    group: Group, slices: tf.IndexedSlices, reducing: Reducing, *, name: str | None
+) -> tf.IndexedSlices:
+    operation = f"allreduce {reducing} of slices"
+    values, indices = allgather_in(
+        group, [slices.values, slices.indices], operation=operation, name=name
+    )
+    return tf.IndexedSlices(times(values, reducing.factor(group.size)), indices, slices.dense_shape)

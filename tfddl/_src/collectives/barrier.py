@@ -1,0 +1,32 @@
+"""barrier."""
+
+import tensorflow as tf
+
+from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.negotiation import Signature, agree, in_turn
+from tfddl._src.collectives.process_sets import ProcessSet, group_of
+
+
+@as_it_is
+def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -> None:
+    """Returns once every rank has called it.
+
+    Inside a `tf.function`, the ops after it run once every rank has come.
+
+    Args:
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Raises:
+        RanksDisagreeError: Ranks called something else.
+        UnsupportedError: A process set that this rank isn't in.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    group = group_of(process_set)
+
+    @in_turn(group)
+    def meet() -> None:
+        bound = agree(group, Signature.of(group, "barrier", name, []))
+        bound.transport.all_gather(tf.zeros([1], tf.int32))
+
+    meet()

@@ -1,0 +1,105 @@
+"""broadcast, and its gradient."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.dense import (
+    Gradient,
+    differentiable,
+    reduce_dense,
+    reducing_of_gradients,
+    with_none,
+)
+from tfddl._src.collectives.fusion import in_packs
+from tfddl._src.collectives.negotiation import (
+    Signature,
+    WrongArgumentError,
+    agree,
+    in_turn,
+    refusing_alike,
+)
+from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
+
+
+@as_it_is
+def broadcast(
+    tensor: tf.Tensor,
+    root_rank: int = 0,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> tf.Tensor:
+    """Gives every rank the tensor of one. All ranks must call it together.
+
+    Args:
+        tensor: Any shape, the same on all ranks, numbers or bool; only the root's values matter.
+        root_rank: Whose values: a rank of the job, not its place in the process set.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        Bit for bit what the root has. Its gradient is the *sum* of all ranks' gradients on the
+        root, and zeros elsewhere: every rank's loss depends on the root's tensor, and its
+        derivative of the sum of the losses is wanted. (Under Horovod's names it is their average,
+        as in Horovod.)
+
+    Raises:
+        RanksDisagreeError: Ranks came with different dtypes, shapes or roots.
+        WrongArgumentError: There is no such rank in the set.
+        UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    return grouped_broadcast([tensor], root_rank, name=name, process_set=process_set)[0]
+
+
+@as_it_is
+def grouped_broadcast(
+    tensors: Sequence[tf.Tensor],
+    root_rank: int = 0,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
+) -> list[tf.Tensor]:
+    """Broadcasts several tensors at once; see `broadcast`. Small ones travel together."""
+    return broadcast_in(group_of(process_set), tensors, root_rank, name=name)
+
+
+@as_it_is
+def broadcast_in(
+    group: Group, tensors: Sequence[tf.Tensor], root_rank: int, *, name: str | None
+) -> list[tf.Tensor]:
+    """`grouped_broadcast` in a group."""
+    tensors = [tf.convert_to_tensor(t) for t in tensors]
+    if not tensors:
+        return []
+
+    @tf.custom_gradient
+    @in_turn(group)
+    def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
+        bound = agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
+        with refusing_alike(bound):
+            root = _place(group, root_rank)
+        outputs = in_packs(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
+
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            places = differentiable(inputs)
+            arrived = [upstream[i] for i in places]
+            totals = reduce_dense(group, arrived, reducing_of_gradients(group), name=name)
+            # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
+            mine = [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
+            return with_none(places, mine, len(inputs))
+
+        return outputs, gradient
+
+    return list(spread(*tensors))
+
+
+def _place(group: Group, root_rank: int) -> int:
+    """The root's place in the group."""
+    if root_rank not in group.ranks:
+        known = f"0..{group.size - 1}" if group.is_world else f"one of {list(group.ranks)}"
+        text = f"root_rank is {root_rank}; it must be {known}."
+        raise WrongArgumentError(None, None, text)
+    return group.ranks.index(root_rank)

@@ -1,0 +1,102 @@
+"""How tensors of any dtype and shape fit into what a transport carries."""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from tfddl._src.collectives.negotiation import refusing_alike
+from tfddl._src.collectives.process_sets import Group
+from tfddl.errors import UnsupportedError
+
+_PACK_BYTES = 16 * 2**20
+"""So many that it is no longer the start that costs, so few that others are computed meanwhile."""
+
+_EVERYTHING = 2**62
+
+CARRIERS = {
+    tf.bool: tf.int32,
+    tf.int8: tf.int32,
+    tf.uint8: tf.int32,
+    tf.int16: tf.int32,
+    tf.uint16: tf.int32,
+    tf.uint32: tf.int64,
+}
+"""Dtypes that no transport carries, and what holds all their values."""
+
+
+def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor in a dtype that travels.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    if tensor.dtype in group.transport.dtypes:
+        return tensor
+    carrier = CARRIERS.get(tensor.dtype, tensor.dtype)
+    if carrier not in group.transport.dtypes:
+        known = sorted(d.name for d in {*group.transport.dtypes, *CARRIERS})
+        raise UnsupportedError(
+            f"{tensor.dtype.name} can't travel between workers; these can: {', '.join(known)}."
+        )
+    return tf.cast(tensor, carrier)
+
+
+def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
+    """`Transport.all_gather` for every dtype."""
+    return tf.cast(group.transport.all_gather(carried(group, flat)), flat.dtype)
+
+
+def in_packs(
+    group: Group,
+    tensors: Sequence[tf.Tensor],
+    travel: Callable[[list[tf.Tensor]], list[tf.Tensor]],
+) -> list[tf.Tensor]:
+    """Lets tensors travel in packs, those of one dtype together, in order."""
+    with refusing_alike(group):
+        sent = [carried(group, tensor) for tensor in tensors]
+    outputs: list[tf.Tensor] = [None] * len(tensors)
+    for positions in by_dtype(tensors):
+        most = _PACK_BYTES if group.transport.overlaps else _EVERYTHING
+        sizes = [_bytes(tensors[i], unknown=most) for i in positions]
+        for run in pack(sizes, most):
+            members = [positions[i] for i in run]
+            arrived = travel([sent[i] for i in members])
+            for i, part in zip(members, arrived, strict=True):
+                outputs[i] = tf.cast(part, tensors[i].dtype)
+    return outputs
+
+
+def pack(sizes: Sequence[int], limit: int) -> list[range]:
+    """Cuts a sequence of tensors into runs that travel together.
+
+    Args:
+        sizes: Bytes of each tensor, in the order in which they travel.
+        limit: Bytes that a run may have; a tensor larger than that travels alone.
+
+    Returns:
+        Consecutive ranges of positions that cover ``sizes``, in order.
+    """
+    packs: list[range] = []
+    start = filled = 0
+    for position, size in enumerate(sizes):
+        if position > start and filled + size > limit:
+            packs.append(range(start, position))
+            start, filled = position, 0
+        filled += size
+    if start < len(sizes):
+        packs.append(range(start, len(sizes)))
+    return packs
+
+
+def by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
+    """The positions of the tensors of each dtype, in order."""
+    positions: dict[tf.DType, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        positions.setdefault(tensor.dtype, []).append(i)
+    return list(positions.values())
+
+
+def _bytes(tensor: tf.Tensor, *, unknown: int) -> int:
+    """Bytes of a tensor, where they are known."""
+    elements = tensor.shape.num_elements()
+    return unknown if elements is None else elements * tensor.dtype.size

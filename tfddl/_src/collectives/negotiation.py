@@ -1,0 +1,316 @@
+"""Ranks compare what they are about to do, before TensorFlow's ops could get stuck on it.
+
+TensorFlow aborts every later collective of a process once two ranks met with different shapes or
+dtypes. So the ranks first exchange something whose shape never differs: a digest of what they are
+about to do.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from tfddl._src.collectives.process_sets import Group
+from tfddl._src.comm import COMPARING, RanksDisagreeError, RefusedError, is_for_xla, made_outside
+from tfddl._src.comm.native import Call, describe_difference, rank_names
+from tfddl.errors import TfddlError, UnsupportedError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Label(str):
+    """A name for messages only: the call meets those of the other ranks in program order.
+
+    Calls that users have named meet by their names, in whatever order.
+    """
+
+    __slots__ = ()
+
+
+# These are made as TensorFlow's errors are (node, op, message): it makes them anew, with the same
+# arguments, where they leave a `tf.function`. So its classes come first.
+
+
+class WrongArgumentError(tf.errors.InvalidArgumentError, UnsupportedError):
+    """A root rank that isn't there, or splits that don't add up."""
+
+
+class CompiledError(tf.errors.InvalidArgumentError, UnsupportedError):
+    """A collective in what XLA is to compile."""
+
+    @classmethod
+    def check(cls, signature: "Signature") -> None:
+        """Makes sure that XLA stays out.
+
+        Raises:
+            CompiledError: It is to compile the graph that is being made.
+        """
+        if not tf.executing_eagerly() and is_for_xla():
+            raise cls(
+                None,
+                None,
+                f"{signature.kind} is called within a tf.function(jit_compile=True): XLA can't "
+                "compile what travels between the workers. HINT: leave jit_compile out there; let "
+                "XLA compile a function of its own that only computes, such as the loss, and call "
+                "it from this one",
+            )
+
+
+class NoDimensionError(tf.errors.FailedPreconditionError, UnsupportedError):
+    """A scalar, where tensors are joined or cut on their first dimension."""
+
+    @classmethod
+    def check(cls, operation: str, name: str | None, tensors: Sequence[tf.Tensor]) -> None:
+        """Makes sure that all tensors have a first dimension.
+
+        Raises:
+            NoDimensionError: One hasn't.
+        """
+        for tensor in tensors:
+            if tensor.shape.rank == 0:
+                raise cls(
+                    None,
+                    None,
+                    f"{_call(operation, name)} works on the first dimension of a tensor, but this "
+                    f"one ({tensor.dtype.name}) has none. Give it one: tf.expand_dims(tensor, 0).",
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What has to be alike on all ranks."""
+
+    kind: str
+    """The operation, its options, its name, its ranks: "allreduce average <loss>"."""
+
+    tensors: tuple[str, ...]
+    """Dtype and shape of each tensor: "float32 (3, 4)"; then what else has to be alike."""
+
+    key: str = ""
+    """Calls of one key meet in their order, whatever happens under other keys."""
+
+    running: tuple[tf.Tensor, ...] = ()
+    """The shapes that are known only when the graph runs; empty where all are known before."""
+
+    @classmethod
+    def of(
+        cls,
+        group: Group,
+        operation: str,
+        name: str | None,
+        tensors: Sequence[tf.Tensor],
+        *,
+        free_first_dimension: bool = False,
+    ) -> "Signature":
+        """Describes an operation of a group on tensors.
+
+        Args:
+            group: Who takes part.
+            operation: The operation and its options.
+            name: How the user calls it.
+            tensors: What it is applied to.
+            free_first_dimension: Whether the first dimensions may differ.
+        """
+        first = int(free_first_dimension)
+        among = "" if group.is_world else f" among {rank_names(group.ranks)}"
+        known = all(t.shape[first:].is_fully_defined() for t in tensors)
+        return cls(
+            kind=_call(operation, name) + among,
+            key="" if name is None or isinstance(name, Label) else name,
+            tensors=tuple(described(t.dtype, t.shape, free=first) for t in tensors),
+            running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
+        )
+
+    def about(self, lines: Sequence[str]) -> "Signature":
+        """The same, with more that has to be alike, a line each; all shapes are known."""
+        return dataclasses.replace(self, tensors=(*self.tensors, *lines))
+
+    @property
+    def lines(self) -> str:
+        """A line for the operation, then one for each tensor."""
+        return "\n".join([self.kind, *self.tensors])
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {', '.join(self.tensors)}" if self.tensors else self.kind
+
+    @property
+    def digest(self) -> int:
+        """A signed 64-bit number that stands for the signature."""
+        digest = hashlib.blake2b(str(self).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
+
+
+def agree(group: Group, signature: Signature) -> Group:
+    """Makes sure that all ranks of a group are about to do the same.
+
+    A transport that compares by itself does so with every operation. Otherwise, eagerly, this
+    compares at every call. In a graph it adds ops that compare when the graph first meets the
+    signature, because each comparison costs a round trip; where shapes are known only when the
+    graph runs, they compare these at every run.
+
+    Ranks that name different process sets wait for each other: they don't meet.
+
+    Returns:
+        The group, whose transport knows what it is used for.
+
+    Raises:
+        CompiledError: XLA is to compile the graph.
+        RanksDisagreeError: Eagerly, on every rank, where the signatures differ.
+    """
+    if group.size == 1:
+        return group
+    CompiledError.check(signature)
+    if not group.transport.compares:
+        comparing = Call("", f"{COMPARING} {signature.lines}")
+        asking = dataclasses.replace(group, transport=group.transport.for_call(comparing))
+        if tf.executing_eagerly():
+            _agree_eagerly(asking, signature)
+        elif signature.running:
+            _agree_at_every_run(asking, signature)
+        else:
+            _agree_in_graph(asking, signature)
+    call = Call(signature.key, signature.lines)
+    # What isn't known yet is compared when it is.
+    bound = group.transport.for_call(call, signature.running)
+    return dataclasses.replace(group, transport=bound)
+
+
+def in_turn(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Makes a function that agrees, and then moves tensors, one step for the threads of a process.
+
+    A transport that compares tells the calls of several threads apart. Any other would mix up what
+    two of them move: there, eager calls come one after the other, and ranks whose threads come in
+    another order differ.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        if group.transport.compares or not tf.executing_eagerly():
+            return function
+
+        @functools.wraps(function)
+        def in_order(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with group.runtime.eager_turn:
+                return function(*args, **kwargs)
+
+        return in_order
+
+    return decorate
+
+
+@contextlib.contextmanager
+def refusing_alike(bound: Group) -> Iterator[None]:
+    """Around checks of what the signature tells, which come before anything is moved.
+
+    What fails a check on all ranks raises on all of them. Where others don't fail, they have other
+    signatures: then all raise that they differ, instead of waiting for this rank.
+    """
+    try:
+        yield
+    except TfddlError:
+        if bound.transport.compares and tf.executing_eagerly():
+            bound.transport.all_gather(tf.zeros([0], tf.int32))
+        raise
+
+
+def _agree_eagerly(group: Group, signature: Signature) -> None:
+    digests = group.transport.all_gather(tf.constant([signature.digest], tf.int64)).numpy()
+    if (digests == digests[0]).all():
+        return
+    lengths, rows = _texts_of_all(group, tf.constant(signature.lines))
+    raise RanksDisagreeError(None, None, _difference(group, lengths.numpy(), rows.numpy()))
+
+
+def _new_flag() -> tf.Variable:
+    with tf.device("CPU:0"):
+        return tf.Variable(False, trainable=False, name="tfddl_agreed")
+
+
+def _agree_in_graph(group: Group, signature: Signature) -> None:
+    agreed = group.runtime.agreed
+    key = str(signature)
+    if key not in agreed:
+        agreed[key] = made_outside(_new_flag)
+
+    def compare() -> tf.Tensor:
+        digest = tf.constant([signature.digest], tf.int64)
+        checked = _checked(group, digest, lambda: tf.constant(signature.lines))
+        return _set(agreed[key], checked)
+
+    if not group.transport.stays_on_device:
+        tf.cond(agreed[key], lambda: tf.constant(True), compare)
+        return
+    # The flag is in host memory, where a branch wants it. The branch itself has its place among the
+    # collectives, which an edge to the CPU and back would hold up.
+    with tf.device("CPU:0"):
+        known = agreed[key].read_value()
+    with tf.device(group.transport.device):
+        tf.cond(known, lambda: tf.constant(True), compare)
+
+
+def _set(flag: tf.Variable, value: tf.Tensor) -> tf.Tensor:
+    with tf.device("CPU:0"):
+        return flag.assign(value, read_value=True)
+
+
+def _agree_at_every_run(group: Group, signature: Signature) -> None:
+    lines = [tf.constant(signature.kind)]
+    for tensor, shape in zip(signature.tensors, signature.running, strict=True):
+        numbers = tf.strings.reduce_join(tf.strings.as_string(shape), separator=", ")
+        lines.append(tf.strings.join([tensor, ": (", numbers, ")"]))
+    text = tf.strings.join(lines, separator="\n")
+    digest = tf.strings.to_hash_bucket_fast(text, 2**62)
+    _checked(group, digest[tf.newaxis], lambda: text)
+
+
+def _checked(group: Group, digest: tf.Tensor, text: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """True, once all ranks have the same digest; fails with everybody's text where they don't."""
+
+    def refuse(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        raise RefusedError(_difference(group, lengths, rows))
+
+    def fail() -> tf.Tensor:
+        return tf.ensure_shape(
+            tf.numpy_function(refuse, _texts_of_all(group, text()), tf.bool, stateful=True), []
+        )
+
+    digests = group.transport.all_gather(digest)
+    return tf.cond(tf.reduce_all(digests == digests[0]), lambda: tf.constant(True), fail)
+
+
+def _texts_of_all(group: Group, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """How long the text of each rank is, and these texts as rows of codes, filled up to one length.
+
+    Args:
+        group: Whose; all its members call it together.
+        text: Of this rank, a string.
+    """
+    codes = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32)
+    lengths = group.transport.all_gather(tf.size(codes)[tf.newaxis])[:, 0]
+    more = tf.reduce_max(lengths) - tf.size(codes)
+    return lengths, group.transport.all_gather(tf.pad(codes, [[0, more]]))
+
+
+def _difference(group: Group, lengths: np.ndarray, rows: np.ndarray) -> str:
+    texts = [
+        bytes(row[:length].tolist()).decode(errors="replace")
+        for length, row in zip(lengths, rows, strict=True)
+    ]
+    return describe_difference(dict(zip(group.ranks, texts, strict=True)))
+
+
+def _call(operation: str, name: str | None) -> str:
+    return operation if name is None else f"{operation} <{name}>"
+
+
+def described(dtype: tf.DType, shape: tf.TensorShape, *, free: int = 0) -> str:
+    """Dtype and shape as messages tell them, the first dimensions left open: "float32 (*, 4)"."""
+    if shape.rank is None:
+        return f"{dtype.name} of any shape"
+    dimensions = ["*"] * min(free, shape.rank) + [str(d) for d in shape[free:]]
+    return f"{dtype.name} ({', '.join(dimensions)})"

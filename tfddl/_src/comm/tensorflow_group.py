@@ -1,0 +1,432 @@
+"""TensorFlow's own collectives, as `MultiWorkerMirroredStrategy` sets them up: RING.
+
+`strategy.run(… all_reduce …)` can't be used inside the loops that ``steps_per_execution > 1``
+makes, so this speaks to the ops below it. Six things about those ops shape this module:
+
+* An op finds its peers by an *instance key*, and a key is bound for ever to the dtype, shape and
+  kind it was first used with; a second use with others aborts every later collective of the
+  process. Keys here are therefore computed from dtype, length and kind, and nothing else, so that
+  no two of them can clash and the length may be known only when the graph runs.
+* Ops that aren't tied to each other may run in any order, and two ranks that choose differently
+  wait for each other for ever. Ops that share an *ordering token* run in program order.
+* RING moves a piece of a tensor to and fro before the next, so that one op alone leaves cores and
+  cable idle. What is large goes in several pieces at once, each in a *lane*: there are as many
+  lanes as pieces at once, each with an ordering token and group keys of its own, so that the ops of
+  a lane keep program order, and pieces of one length don't share an instance key.
+* Several sets of ranks are several *groups*, and a group key is all that its members have to agree
+  on. It is computed from ranks and lane, so that nobody has to be asked; and the sets share the
+  ordering tokens, so that one process's operations on several sets keep one order.
+* An empty tensor or one without dimensions crashes the process in a gather. Only flat tensors with
+  at least one element are ever launched.
+* TensorFlow orders the members of a group by the names of their tasks, as text: task 10 comes
+  before task 2. Rows of a gather and parts of an all-to-all come in that order, and are put into
+  rank order here, see `tensorflow_order`.
+"""
+
+import copy
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import tensorflow as tf
+
+from tfddl._src.comm import coordination_service
+from tfddl._src.comm.abort_guard import Guard
+from tfddl._src.comm.chunking import MOST_PIECES, Piece, cut, piece_bytes
+from tfddl._src.comm.native import Reduction
+from tfddl._src.comm.op_counter import Tally, Travel
+from tfddl._src.comm.process_group import OVER_ROWS, Collective, Lengths, Transport, joined, scaled
+from tfddl._src.comm.single_process import AloneTransport
+from tfddl._src.comm.watchdog import Watch
+from tfddl.errors import UnsupportedError
+
+_LENGTH_BITS = 26
+_MAX_LENGTH = 2**_LENGTH_BITS - 1
+
+TOO_LONG = (
+    f"A tensor whose length isn't known when the graph is made can have at most {_MAX_LENGTH} "
+    "elements to travel. Give it a static shape; for sparse gradients, use sparse_as_dense=True."
+)
+
+_MERGE_OPS = {
+    Reduction.SUM: "Add",
+    Reduction.PRODUCT: "Mul",
+    Reduction.MIN: "Min",
+    Reduction.MAX: "Max",
+}
+
+_GATHERED_AS = {tf.bfloat16: tf.float16}
+"""The gather op knows no bfloat16; its bits travel as another 16-bit type."""
+
+_EXCHANGED_AS = {
+    tf.float16: tf.float16,
+    tf.bfloat16: tf.float16,
+    tf.float32: tf.int32,
+    tf.float64: tf.int64,
+    tf.int32: tf.int32,
+    tf.int64: tf.int64,
+}
+"""Parts that are exchanged travel as bits, which saves instance keys."""
+
+_SUMMED_AS = {tf.float16: tf.float32, tf.bfloat16: tf.float32}
+"""What is added up here, and not by TensorFlow's op, is rounded to 16 bits only once."""
+
+_BITS_AS = {
+    tf.float16: tf.int16,
+    tf.bfloat16: tf.int16,
+    tf.float32: tf.int32,
+    tf.float64: tf.int64,
+    tf.int32: tf.int32,
+    tf.int64: tf.int64,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StrategyOptions:
+    """How to launch TensorFlow's collective ops."""
+
+    device: str
+    """The strategy's device of this worker, where the tensors have to be."""
+
+    collective: Collective
+    timeout_s: float
+    """After how many seconds without all ranks an op fails; 0 waits for ever."""
+
+    pieces: int = 1
+    """In how many pieces at once what is large travels, 1 to `MOST_PIECES`; the same on all
+    ranks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What the transports of a process have together, whatever their ranks."""
+
+    ordering_tokens: tuple[tf.Variable, ...]
+    """Of each lane."""
+
+    tally: Tally
+    guard: Guard
+
+    sets: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    """Some of the ranks that there are transports for."""
+
+
+class Launch(Protocol):
+    """Launches an op."""
+
+    def __call__(self, piece: tf.Tensor, lane: int) -> tf.Tensor:
+        """What comes of a piece, in its lane."""
+
+
+class StrategyTransport(Transport):
+    """RING over gRPC on CPUs; `NcclTransport` is what differs on GPUs.
+
+    `tfddl.init()` makes it, after the strategy: the strategy has started the servers that the
+    ops need.
+
+    References:
+        "CollectiveReduceV2", TensorFlow API, tf.raw_ops,
+        https://www.tensorflow.org/api_docs/python/tf/raw_ops/CollectiveReduceV2
+    """
+
+    dtypes = frozenset(_BITS_AS)
+
+    def __init__(self, rank: int, size: int, options: StrategyOptions) -> None:
+        super().__init__(rank, size)
+        self.name = options.collective.name
+        self._options = options
+        if self.stays_on_device:
+            self.device = options.device
+        with tf.device(options.device):
+            tokens = tuple(
+                tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{lane}")
+                for lane in range(MOST_PIECES)
+            )
+        self._shared = _Shared(tokens, Tally(self.device), Guard(options.device))
+        Watch(self._shared.tally.counts, options.timeout_s, self.end)
+        self._take_ranks(tuple(range(size)))
+
+    def _take_ranks(self, ranks: tuple[int, ...]) -> None:
+        """Becomes the transport of some ranks of the job, ascending."""
+        self._ranks = ranks
+        self._group_keys = _group_keys(ranks)
+        self._order = tensorflow_order(ranks)
+
+    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+        if len(ranks) == 1:
+            return AloneTransport()
+        made = copy.copy(self)
+        Transport.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
+        self._shared.sets.add(ranks)
+        # A set within a set: keys and TensorFlow's order are those of the job's ranks.
+        made._take_ranks(tuple(self._ranks[rank] for rank in ranks))
+        return made
+
+    @property
+    def has_sets(self) -> bool:
+        """See `Transport.has_sets`; of all transports of this process."""
+        return bool(self._shared.sets)
+
+    def in_pieces(self, pieces: int) -> "StrategyTransport":
+        """The same transport, that sends what is large in so many pieces at once."""
+        made = copy.copy(self)
+        Transport.__init__(made, self.rank, self.size)
+        made._options = dataclasses.replace(self._options, pieces=pieces)
+        return made
+
+    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
+        """See `Transport.all_reduce`."""
+        return self.all_reduce_pack([flat], reduction)[0]
+
+    def all_reduce_pack(
+        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """See `Transport.all_reduce_pack`."""
+        launch = functools.partial(self._launch_reduce, reduction=reduction)
+        pack = scaled(pack, scale)
+        lengths = [tensor.shape.num_elements() for tensor in pack]
+        if None in lengths:
+            return joined(pack, lambda flat: self._cut_last_axis(flat, launch))
+        with tf.device(self._options.device):
+            # Whoever calls has the gradient.
+            flats = [tf.stop_gradient(tf.reshape(tensor, [-1])) for tensor in pack]
+            pieces = self._cut(lengths, pack[0].dtype)
+            sent = [_put_together(flats, piece) for piece in pieces]
+            totals = _take_apart(flats, pieces, self._in_lanes(sent, launch))
+            return [
+                tf.reshape(total, tensor.shape) for total, tensor in zip(totals, pack, strict=True)
+            ]
+
+    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+        """See `Transport.all_gather`."""
+        carrier = _GATHERED_AS.get(flat.dtype, flat.dtype)
+
+        def launch(piece: tf.Tensor, lane: int) -> tf.Tensor:
+            rows = tf.raw_ops.CollectiveGatherV2(
+                input=piece, **self._arguments(piece, _family(_GATHER, piece.dtype), lane)
+            )
+            return tf.reshape(rows, [self.size, -1])
+
+        gathered = self._cut_last_axis(tf.bitcast(flat, carrier), launch, empty_rows=self.size)
+        return tf.bitcast(self._in_rank_order(gathered), flat.dtype)
+
+    def _in_rank_order(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows in TensorFlow's order, by rank."""
+        if self._order == tuple(range(self.size)):
+            return rows
+        with tf.device(self._options.device):
+            return tf.gather(rows, _inverse(self._order))
+
+    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
+        """See `Transport.broadcast`: the sum of the root's bits and everyone else's zeros.
+
+        TensorFlow's broadcast op takes no ordering token, and moves no fewer bytes over the
+        slowest link than RING's sum does.
+        """
+        bits = tf.bitcast(flat, _BITS_AS[flat.dtype])
+        carried = bits if bits.dtype != tf.int16 else tf.cast(bits, tf.int32)
+        mine = carried if self.rank == root_rank else tf.zeros_like(carried)
+        total = self.all_reduce(mine, Reduction.SUM)
+        return tf.bitcast(tf.cast(total, bits.dtype), flat.dtype)
+
+    def end(self, text: str) -> None:
+        """See `Transport.end`; of all TensorFlow's collectives of this process."""
+        self._shared.guard.end(text)
+        coordination_service.end_collectives(text)
+
+    def counts(self) -> tuple[int, int]:
+        """See `Transport.counts`."""
+        return self._shared.tally.counts()
+
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+        """See `Transport.reduce_scatter`: an exchange, and arithmetic here.
+
+        For CPUs TensorFlow registers no reduce-scatter, and launching one aborts every later
+        collective. An exchange moves half of what an all-reduce does.
+        """
+        each = tf.convert_to_tensor(lengths, tf.int64)
+        rows = self.all_to_all(flat, tf.tile(each[tf.newaxis], [self.size, 1]))
+        rows = tf.reshape(rows, tf.stack([self.size, each[self.rank]]))
+        wide = tf.cast(rows, _SUMMED_AS.get(flat.dtype, flat.dtype))
+        return tf.cast(OVER_ROWS[reduction](wide, axis=0), flat.dtype)
+
+    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """See `Transport.all_to_all`: TensorFlow's op, which wants parts of one length."""
+        bits = tf.bitcast(flat, _EXCHANGED_AS[flat.dtype])
+        longest = tf.reduce_max(lengths)
+
+        def launch(piece: tf.Tensor, lane: int) -> tf.Tensor:
+            arguments = self._arguments(piece, _family(_EXCHANGE, piece.dtype), lane)
+            return tf.raw_ops.CollectiveAllToAllV2(input=piece, **arguments)
+
+        mine = lengths[self.rank]
+        ends = tf.cumsum(mine)
+        padded = [
+            tf.pad(bits[ends[r] - mine[r] : ends[r]], [[0, longest - mine[r]]]) for r in self._order
+        ]
+        rows = self._cut_last_axis(tf.stack(padded), launch)
+        arrived = [
+            rows[row, : lengths[rank, self.rank]] for rank, row in enumerate(_inverse(self._order))
+        ]
+        return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
+
+    def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: Reduction) -> tf.Tensor:
+        return tf.raw_ops.CollectiveReduceV2(
+            input=piece,
+            merge_op=_MERGE_OPS[reduction],
+            final_op="Id",
+            **self._arguments(piece, _family(reduction, piece.dtype), lane),
+        )
+
+    def _arguments(self, piece: tf.Tensor, family: int, lane: int) -> dict[str, object]:
+        length = piece.shape[-1]
+        if length is None:
+            length = tf.shape(piece)[-1]
+        return {
+            "group_size": self.size,
+            "group_key": self._group_keys[lane],
+            "instance_key": family * 2**_LENGTH_BITS + length,
+            "ordering_token": [self._shared.ordering_tokens[lane].handle],
+            "communication_hint": self._options.collective.value,
+            # Not TensorFlow's own: for each op it keeps a thread that sleeps all that time.
+            "timeout_seconds": 0.0,
+        }
+
+    def _cut(self, lengths: Sequence[int], dtype: tf.DType) -> list[Piece]:
+        wanted = piece_bytes(self._options.pieces)
+        most = _MAX_LENGTH if wanted is None else wanted // dtype.size
+        return cut(lengths, most=most, itemsize=dtype.size)
+
+    def _cut_last_axis(
+        self, tensor: tf.Tensor, launch: Launch, empty_rows: int | None = None
+    ) -> tf.Tensor:
+        """Launches an op for any length of the last axis, along which the results are joined."""
+        with tf.device(self._options.device):
+            # Whoever calls has the gradient. Under two tapes `tf.cond` would look for another one.
+            tensor = tf.stop_gradient(tensor)
+            length = tensor.shape[-1]
+            empty = tensor if empty_rows is None else tf.zeros([empty_rows, 0], tensor.dtype)
+            if length is None:
+                length = tf.shape(tensor)[-1]
+                with tf.control_dependencies(self._check_length(length, _MAX_LENGTH)):
+                    return tf.cond(
+                        length > 0, lambda: self._in_lanes([tensor], launch)[0], lambda: empty
+                    )
+            if length == 0:
+                return empty
+            spans = [span for (span,) in self._cut([length], tensor.dtype)]
+            sent = [tensor[..., span.start : span.stop] for span in spans]
+            return tf.concat(self._in_lanes(sent, launch), axis=-1)
+
+    def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
+        """What fails where a length is known only when the graph runs, and too large."""
+        short = tf.debugging.assert_less_equal(length, most, TOO_LONG)
+        return [] if short is None else [short]
+
+    def _in_lanes(self, sent: Sequence[tf.Tensor], launch: Launch) -> list[tf.Tensor]:
+        """Launches an op for each piece, as many at once as there are lanes."""
+        lanes = min(self._options.pieces, len(sent))
+
+        def one(lane: int) -> list[tf.Tensor]:
+            def over(pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+                return [launch(piece, lane) for piece in pack]
+
+            with tf.device(self._options.device):
+                return [arrived(over, piece) for piece in sent[lane::lanes]]
+
+        def arrived(over: Travel, piece: tf.Tensor) -> tf.Tensor:
+            results = self._shared.tally.over(over, [piece])
+            return self._shared.guard.checked(results, in_graphs=self.stays_on_device)[0]
+
+        if lanes > 1 and tf.executing_eagerly():
+            # TensorFlow comes back from an op when it is over: one thread is one op at a time.
+            with ThreadPoolExecutor(lanes, thread_name_prefix="tfddl-lane") as pool:
+                by_lane = list(pool.map(one, range(lanes)))
+        else:
+            by_lane = [one(lane) for lane in range(lanes)]
+        return [by_lane[i % lanes][i // lanes] for i in range(len(sent))]
+
+
+def _put_together(flats: Sequence[tf.Tensor], piece: Piece) -> tf.Tensor:
+    parts = [flats[span.tensor][span.start : span.stop] for span in piece]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+
+
+def _take_apart(
+    flats: Sequence[tf.Tensor], pieces: Sequence[Piece], arrived: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Puts what has arrived where it belongs: the reverse of `_put_together` for all pieces."""
+    parts: list[list[tf.Tensor]] = [[] for _ in flats]
+    for piece, total in zip(pieces, arrived, strict=True):
+        lengths = [span.stop - span.start for span in piece]
+        split = tf.split(total, lengths) if len(piece) > 1 else [total]
+        for span, part in zip(piece, split, strict=True):
+            parts[span.tensor].append(part)
+    return [
+        tf.concat(of_one, axis=0) if len(of_one) > 1 else (of_one or [flat])[0]
+        for of_one, flat in zip(parts, flats, strict=True)
+    ]
+
+
+_REDUCED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
+_GATHERED = tuple(dtype for dtype in _REDUCED if dtype not in _GATHERED_AS)
+_GATHER, _EXCHANGE = "gather", "exchange"
+_FAMILIES: dict[tuple[Reduction | str, tf.DType], int] = {
+    family: number
+    for number, family in enumerate(
+        [(reduction, dtype) for reduction in Reduction for dtype in _REDUCED]
+        + [(_GATHER, dtype) for dtype in _GATHERED]
+        + [(_EXCHANGE, dtype) for dtype in dict.fromkeys(_EXCHANGED_AS.values())]
+    )
+}
+"""The upper bits of an instance key: the kind of op and its dtype, at most 2**5 of them."""
+
+
+def _group_keys(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Keys that all members compute alike, one per lane.
+
+    They are above all those that the strategy counts up for itself.
+    """
+
+    def key(lane: int) -> int:
+        digest = hashlib.blake2b(repr((ranks, lane)).encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "little") % 2**30 + 2**30
+
+    return tuple(key(lane) for lane in range(MOST_PIECES))
+
+
+def tensorflow_order(ranks: Sequence[int]) -> tuple[int, ...]:
+    """In which order TensorFlow's collectives have the members of a group. Pure arithmetic.
+
+    A rank is a task of TensorFlow's cluster, with one device. TensorFlow orders the names of the
+    tasks as text (`EstablishGlobalRank` in collective_param_resolver_local.cc, which puts
+    "/job:worker/replica:0/task:10" before "…/task:2"), on CPUs and GPUs alike.
+
+    Args:
+        ranks: Ranks of the job, ascending.
+
+    Returns:
+        For each place in TensorFlow's order, the place in `ranks` of who is there.
+    """
+    return tuple(sorted(range(len(ranks)), key=lambda place: str(ranks[place])))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """Where each of those that are ordered is."""
+    places = [0] * len(order)
+    for place, member in enumerate(order):
+        places[member] = place
+    return places
+
+
+def _family(kind: Reduction | str, dtype: tf.DType) -> int:
+    try:
+        return _FAMILIES[kind, dtype]
+    except KeyError:
+        raise UnsupportedError(
+            f"{dtype.name} can't travel through TensorFlow's collectives; "
+            f"these can: {', '.join(d.name for d in _REDUCED)}."
+        ) from None

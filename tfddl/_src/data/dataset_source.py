@@ -1,0 +1,139 @@
+"""The examples of a `tf.data.Dataset`, which can only be read from its beginning."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfddl._src.data import lineage, structure
+from tfddl._src.sharding import Indices
+from tfddl.errors import DataError
+
+
+class Stream:
+    """The examples of a dataset of known length, numbered in its order.
+
+    What comes before the first example that is wanted, and between those that are, is made by the
+    dataset and dropped at once.
+    """
+
+    seeks = False
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        """For a dataset that gives the same elements in the same order each time.
+
+        Raises:
+            DataError: Its length isn't known, or 0; its elements aren't dense tensors; or its
+                order changes.
+        """
+        self._length = _length(dataset)
+        self._parts = structure.parts_of(_specs(dataset))
+        _refuse_changing_order(dataset)
+        options = tf.data.Options()
+        options.deterministic = True
+        self._dataset = dataset.with_options(options)
+
+    @property
+    def num_examples(self) -> int:
+        """See `Source`."""
+        return self._length
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """See `Source`."""
+        return self._parts
+
+    def read(self, batches: Iterable[Indices]) -> Iterator[list[Any]]:
+        """See `Source`."""
+        wanted = list(batches)
+        if not wanted:
+            return
+        indices = np.concatenate(wanted)
+        assert (np.diff(indices) > 0).all(), "a stream is read in its own order"
+        elements = self._elements(indices)
+        for batch in wanted:
+            rows = [next(elements) for _ in batch]
+            yield [list(values) for values in zip(*rows, strict=True)]
+
+    def describe(self, index: int) -> str:
+        """See `Source`."""
+        return f"example {index} of the dataset"
+
+    def _elements(self, indices: Indices) -> Iterator[list[np.ndarray]]:
+        """The leaves of each of the examples."""
+        first, count = int(indices[0]), int(indices[-1] - indices[0]) + 1
+        dataset = self._dataset.skip(first).take(count)
+        if count > len(indices):
+            mine = np.zeros(count, bool)
+            mine[indices - first] = True
+            dataset = _only(dataset, tf.constant(mine))
+        elements = iter(dataset)
+        for index in indices:
+            try:
+                element = next(elements, None)
+            except tf.errors.OpError as error:
+                raise DataError(
+                    f"{self.describe(int(index))} can't be read: {error.message}"
+                ) from error
+            if element is None:
+                raise DataError(
+                    f"the dataset ended before {self.describe(int(index))}, but its cardinality "
+                    f"says that it has {self._length}."
+                )
+            yield [leaf.numpy() for leaf in tf.nest.flatten(element)]
+
+
+@tf.autograph.experimental.do_not_convert
+def _only(dataset: tf.data.Dataset, mine: tf.Tensor) -> tf.data.Dataset:
+    """The elements at whose positions the vector is true."""
+    kept = dataset.enumerate().filter(lambda position, _: tf.gather(mine, position))
+    return kept.map(lambda _, element: element)
+
+
+def _length(dataset: tf.data.Dataset) -> int:
+    length = int(dataset.cardinality())
+    if length == tf.data.INFINITE_CARDINALITY:
+        raise DataError(
+            "x is a dataset without an end; shard_dataset needs one of the examples of one epoch. "
+            "Leave repeat() out, or say how many they are: dataset.take(n)."
+        )
+    if length == tf.data.UNKNOWN_CARDINALITY:
+        raise DataError(
+            "x is a dataset whose length isn't known; without it, the steps can't be planned. Say "
+            "it: dataset.apply(tf.data.experimental.assert_cardinality(n))."
+        )
+    if length == 0:
+        raise DataError("x has no examples (its length is 0).")
+    return length
+
+
+def _specs(dataset: tf.data.Dataset) -> Any:
+    specs = dataset.element_spec
+    other = [spec for spec in tf.nest.flatten(specs) if not isinstance(spec, tf.TensorSpec)]
+    if other:
+        raise DataError(
+            f"x is a dataset with {type(other[0]).__name__} in its elements; batches are made of "
+            "tensors of one shape. Make them dense with dataset.map."
+        )
+    return specs
+
+
+def _refuse_changing_order(dataset: tf.data.Dataset) -> None:
+    for ancestor in lineage.ancestors(dataset):
+        if not lineage.keeps_order(ancestor) or not _shuffles_alike(ancestor):
+            raise DataError(
+                f"x is a dataset whose order changes ({lineage.kind(ancestor)}), so that workers "
+                "would take some examples twice and others not at all. Shuffle it the same way "
+                "each time, dataset.shuffle(n, seed=…, reshuffle_each_iteration=False), leave out "
+                "deterministic=False, and give list_files shuffle=False."
+            )
+
+
+def _shuffles_alike(dataset: Any) -> bool:
+    """Whether the dataset, if it shuffles, does so in the same way on each rank, each time."""
+    if lineage.kind(dataset) != "ShuffleDataset":
+        return True
+    return (
+        any(lineage.seeds(dataset)) and getattr(dataset, "_reshuffle_each_iteration", True) is False
+    )

@@ -1,0 +1,132 @@
+"""Rows of a memory-mapped file, read into a buffer of one's own.
+
+Reading through the mapping would leave every page that was touched in the resident memory of the
+process, up to the whole file. Rows that are read with `os.preadv`, or `os.pread` where that is
+missing, stay in the page cache, which belongs to nobody.
+"""
+
+import mmap
+import os
+import weakref
+
+import numpy as np
+
+from tfddl._src.sharding import Indices
+from tfddl.errors import DataError
+
+# Of buffers that one system call fills; Linux takes 1024.
+_MAX_BUFFERS = 1024
+
+
+class MappedRows:
+    """The rows of an array that is mapped from a file."""
+
+    def __init__(self, array: np.ndarray, name: str, path: str, position: int) -> None:
+        """For an array whose row 0 is at a position in the file, in bytes.
+
+        Raises:
+            DataError: The file is gone, shorter than the array, or another than was mapped.
+        """
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self._name = name
+        self._path = path
+        self._position = position
+        self._stride = array.strides[0]
+        self._row_bytes = array[:1].nbytes
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(
+                f"{name} is mapped from {path}, which can't be opened any more: {error.strerror}. "
+                "Leave the file where it is until training has ended."
+            ) from error
+        weakref.finalize(self, os.close, self._file)
+        self._check(array)
+
+    @classmethod
+    def of(cls, array: np.ndarray, name: str) -> "MappedRows | None":
+        """The rows of an array, or None where it has to be indexed.
+
+        That is where it isn't mapped from a file; where the mapping may differ from the file
+        (``mmap_mode="c"``); and where rows aren't contiguous in the file, such as those of
+        ``x[:, ::2]`` or of an array in Fortran order.
+        """
+        memmap, mapping = _mapping(array)
+        if memmap is None or mapping is None or memmap.filename is None or memmap.mode == "c":
+            return None
+        if not len(array) or not array[:1].nbytes or not array[:1].flags.c_contiguous:
+            return None
+        start = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
+        into_mapping = array.__array_interface__["data"][0] - start
+        position = memmap.offset - memmap.offset % mmap.ALLOCATIONGRANULARITY + into_mapping
+        return cls(array, name, os.fspath(memmap.filename), position)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: Indices) -> np.ndarray:
+        """The rows of some indices, in their order."""
+        rows = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        buffer = rows.reshape(-1).view(np.uint8).data
+        size = self._row_bytes
+        positions = self._position + indices * self._stride
+        order = np.argsort(positions, kind="stable")
+        positions = positions[order]
+        # Where the next row doesn't follow in the file, another read begins.
+        cuts = np.flatnonzero(np.diff(positions) != size) + 1
+        for run in np.split(np.arange(len(indices)), cuts):
+            for part in np.split(run, range(_MAX_BUFFERS, len(run), _MAX_BUFFERS)):
+                buffers = [buffer[i * size : (i + 1) * size] for i in order[part]]
+                self._fill(buffers, int(positions[part[0]]))
+        return rows
+
+    def _fill(self, buffers: list[memoryview], position: int) -> None:
+        """Reads consecutive bytes of the file into the buffers, one after the other."""
+        while buffers:
+            count = _read(self._file, buffers, position)
+            if count == 0:
+                raise DataError(
+                    f"{self._name} is mapped from {self._path}, which now ends before byte "
+                    f"{position + sum(map(len, buffers))}: it was cut short while it was read. "
+                    "Leave the file as it is until training has ended."
+                )
+            position += count
+            while buffers and count >= len(buffers[0]):
+                count -= len(buffers.pop(0))
+            if count:
+                buffers[0] = buffers[0][count:]
+
+    def _check(self, array: np.ndarray) -> None:
+        last = self._position + (len(self) - 1) * self._stride
+        needed = max(self._position, last) + self._row_bytes
+        length = os.fstat(self._file).st_size
+        if length < needed:
+            raise DataError(
+                f"{self._name} is mapped from {self._path}, which has {length} bytes but should "
+                f"have at least {needed}: it was cut short. Write it anew."
+            )
+        if self[np.zeros(1, np.int64)].tobytes() != array[:1].tobytes():
+            raise DataError(
+                f"{self._name} is mapped from {self._path}, which was replaced by another file "
+                "since. Map it anew with np.load."
+            )
+
+
+def _mapping(array: np.ndarray) -> tuple[np.memmap | None, mmap.mmap | None]:
+    """The memory map that an array is a view of, and the mapping under it."""
+    base: object = array
+    memmap = None
+    while isinstance(base, np.ndarray):
+        memmap = base if isinstance(base, np.memmap) else memmap
+        base = base.base
+    return memmap, base if isinstance(base, mmap.mmap) else None
+
+
+def _read(file: int, buffers: list[memoryview], position: int) -> int:
+    """Reads from a place of a file into buffers, one after the other; returns how many bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file, buffers, position)
+    data = os.pread(file, len(buffers[0]), position)  # macOS before 11 has only this.
+    buffers[0][: len(data)] = data
+    return len(data)

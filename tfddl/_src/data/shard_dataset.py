@@ -1,0 +1,153 @@
+"""`shard_dataset`: each worker's own dataset."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl._src.data.dataset_source import Stream
+from tfddl._src.data.examples import Examples
+from tfddl._src.data.shard import Share
+from tfddl._src.data.sources import Source, Table
+from tfddl._src.data.transforms import Recipe
+from tfddl._src.parallel_map import threads_of_worker
+from tfddl._src.runtime import current
+from tfddl._src.sharding import BlockPlan, GlobalPlan, Order, Plan
+from tfddl.errors import DataError, UnsupportedError
+
+
+def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight) as in Keras' fit
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    batch_size: int,
+    seed: int | None = None,
+    order: str = Order.GLOBAL,
+    epoch: int = 0,
+    load: Callable[..., Any] | None = None,
+    augment: Callable[..., Any] | None = None,
+) -> tf.data.Dataset:
+    """This worker's share of a data set, in batches.
+
+    Every rank gives the whole data, as every worker can reach it, and gets the batches that are
+    its own: each example of an epoch goes to exactly one rank, all ranks run the same number of
+    steps, and no batch is empty, whatever the number of examples and workers. Auto-sharding is
+    off.
+
+    Within `fit` every epoch has an order of its own; leave ``repeat()`` out, `fit` begins the
+    dataset anew by itself, in the right epoch. In a loop written by hand, make the dataset anew in
+    every epoch, with ``epoch=…``: a dataset that is iterated again repeats itself.
+
+    What a worker reads, and what it keeps in memory besides what it was given:
+
+    * **Arrays in memory**, and what can be made one (tensors, lists of numbers): every worker
+      holds all of what it is given. A few batches are kept: up to two are ready ahead.
+    * **Memory-mapped ``.npy``** (``np.load(path, mmap_mode="r")``, and parts of one, such as
+      ``x[100:]``): only the rows of the worker's own examples are read, from the file into the
+      batch, so that they don't count as the worker's memory. A few batches are kept, in either
+      order. Where rows aren't contiguous in the file (``x[:, ::2]``, Fortran order), or with
+      ``mmap_mode="c"``, the map itself is read, and its pages count while the system keeps them.
+    * **Anything with a length that can be indexed, such as a list of files, with ``load``**: every
+      worker holds the list; only its own examples are loaded, by a few threads, each at most
+      two ahead. A few batches and these examples are kept.
+    * **A `tf.data.Dataset` of known length**, whose elements are single examples: with "block",
+      what comes before the worker's part is made and dropped, its own part is used, the rest isn't
+      read. With "global", every worker goes through all of it, and drops at once what isn't its
+      own. A few batches are kept, and what the dataset itself keeps (cache, shuffle, prefetch).
+      It must have the same elements in the same order on every rank, each time it is iterated.
+
+    In any of these, an order takes 8 bytes per example (with "block", per example of the worker's
+    part), and those of up to four epochs are kept.
+
+    With a batch size of 1 and a number of examples that the workers don't divide, some steps have
+    fewer examples than workers. The ranks left over then run a real example with sample weight
+    -0.0, which `fit` ignores altogether (a stand-in); such a dataset always has sample weights, so
+    that `fit` takes no ``class_weight`` with it.
+
+    One example is read and made at once, to know the shapes; all others need the same. What goes
+    wrong with an example later is raised where the dataset is iterated, naming rank and example.
+
+    Args:
+        x: An array, a memory-mapped ``.npy``, a tensor, or a tuple or dictionary of these; all
+            have the same first dimension n. With `load`, also anything else that has a length and
+            can be indexed by number. Or a dataset of single examples ``x``, ``(x, y)`` or
+            ``(x, y, sample_weight)``.
+        y: The same, or None. None where x is a dataset.
+        sample_weight: The same, or None. None where x is a dataset.
+        batch_size: Examples per rank and step, as in Horovod, at least 1. One worker with a batch
+            size of ``size * batch_size`` has the same global batches.
+        seed: Shuffles; the same on every rank. None keeps the order of the data; the only choice
+            for a dataset.
+        order: "global" (an epoch is one permutation of all examples) or "block" (each rank stays
+            within its contiguous shard, and reads nothing else).
+        epoch: Which epoch's order, outside of `fit`.
+        load: Called for each example as ``load(x)``, ``load(x, y)`` or
+            ``load(x, y, sample_weight)``, with its elements of what was given; returns the example
+            as Keras takes it: ``x``, ``(x, y)`` or ``(x, y, sample_weight)``, in arrays, or tuples
+            and dictionaries of them, of the same shapes and dtypes for all examples. Called by
+            several threads at the same time.
+        augment: Called for each example as ``augment(rng, x)``, ``augment(rng, x, y)`` or
+            ``augment(rng, x, y, sample_weight)``, after `load`, with a `numpy.random.Generator`
+            that depends on seed (None: 0), epoch and the example's number only: so the example is
+            the same whatever the number of workers. Returns the example in the same arrangement.
+            Called by several threads at the same time.
+
+    Returns:
+        A dataset of known length with elements ``x``, ``(x, y)`` or ``(x, y, sample_weight)`` as
+        given, batched: first dimensions at least 1 and at most ``batch_size``.
+
+    Raises:
+        NotInitializedError: `tfddl.init()` has not been called.
+        DataError: Nothing given, no examples, lengths that differ, something of unknown length or
+            whose order changes; an unknown order; a mapped file that was cut short or is gone; a
+            first example that can't be read or made.
+        PlanError: Fewer examples than workers, or a number out of range.
+        UnsupportedError: A seed for a dataset; stand-ins are needed, but there is no ``y`` to
+            weigh.
+    """
+    runtime = current()
+    cluster = runtime.cluster
+    source = _source((x, y, sample_weight), seed, loaded=load is not None)
+    kind = {Order.GLOBAL: GlobalPlan, Order.BLOCK: BlockPlan}[_order(order)]
+    plan: Plan = kind(
+        num_examples=source.num_examples, size=cluster.size, batch_size=batch_size, seed=seed
+    )
+    examples = Examples(
+        source,
+        Recipe(load=load, augment=augment, seed=seed),
+        rank=cluster.rank,
+        num_threads=threads_of_worker(runtime.num_cores),
+        first=plan.batch(epoch=epoch, step=0, rank=cluster.rank).indices[:1],
+    )
+    return Share(runtime, examples, plan, epoch=epoch).dataset()
+
+
+def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> Source:
+    x, y, sample_weight = parts
+    if x is None:
+        raise DataError("x is None; shard_dataset needs at least the inputs x.")
+    if not isinstance(x, tf.data.Dataset):
+        if y is None and sample_weight is not None:
+            raise DataError("sample_weight is given without y; there is no loss to weigh.")
+        return Table([part for part in parts if part is not None], loaded=loaded)
+    if y is not None or sample_weight is not None:
+        raise DataError(
+            "x is a dataset, but y or sample_weight is given too. Let the elements of the dataset "
+            "be (x, y) or (x, y, sample_weight): tf.data.Dataset.zip((x, y))."
+        )
+    if seed is not None:
+        raise UnsupportedError(
+            "seed shuffles, but a dataset can only be read from its beginning. Give arrays, or a "
+            "list of files with load=…, which can be read in any order; or shuffle the dataset "
+            "itself, the same way each time: "
+            "dataset.shuffle(n, seed=…, reshuffle_each_iteration=False)."
+        )
+    return Stream(x)
+
+
+def _order(order: str) -> Order:
+    try:
+        return Order(order)
+    except ValueError:
+        raise DataError(f"order is {order!r}; it must be {' or '.join(Order)}.") from None

@@ -1,0 +1,102 @@
+"""How examples are made: the user's `load` and `augment`, and a check of what they gave."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfddl._src.data import structure
+from tfddl.errors import DataError
+
+# Sets the stream of random numbers apart from that of the permutations.
+_AUGMENT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is done to every example."""
+
+    load: Callable[..., Any] | None = None
+    """Called as ``load(*parts)``; returns the example as Keras takes it."""
+
+    augment: Callable[..., Any] | None = None
+    """Called as ``augment(rng, *parts)`` with the parts of what `load` returned, or else of the
+    data; returns the example as Keras takes it."""
+
+    seed: int | None = None
+    """Of the random numbers for `augment`; None counts as 0."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether examples are taken as they are."""
+        return self.load is None and self.augment is None
+
+    def make(self, parts: tuple[Any, ...], *, epoch: int, index: int) -> Any:
+        """An example, with arrays for leaves.
+
+        Args:
+            parts: x, (x, y) or (x, y, sample_weight) of one example.
+            epoch: In which it is trained on.
+            index: Its number in the data; the random numbers depend on this, the epoch and the
+                seed only.
+
+        Raises:
+            DataError: A function of the user's raised, or returned something that isn't an array.
+        """
+        example = structure.element(parts)
+        if self.load is not None:
+            example = _call("load", self.load, *parts)
+        if self.augment is not None:
+            seed = np.random.SeedSequence([self.seed or 0, epoch, index], spawn_key=(_AUGMENT,))
+            rng = np.random.default_rng(seed)
+            example = _call("augment", self.augment, rng, *structure.parts_of(example))
+        return structure.element(structure.map_parts(_array, structure.parts_of(example)))
+
+
+def specs_of(example: Any) -> Any:
+    """The specs of an example that `Recipe.make` returned."""
+    return tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), example)
+
+
+def checked(example: Any, specs: Any) -> list[np.ndarray]:
+    """The leaves of an example, which has to be like the first.
+
+    Raises:
+        DataError: It is arranged differently, or an array has another shape or dtype.
+    """
+    names = structure.names(structure.parts_of(example))
+    expected = structure.names(structure.parts_of(specs))
+    if names != expected:
+        raise DataError(
+            f"it consists of {', '.join(names) or 'nothing'}, but the first example of "
+            f"{', '.join(expected)}; all need the same arrangement."
+        )
+    leaves: list[np.ndarray] = tf.nest.flatten(example)
+    for name, leaf, spec in zip(names, leaves, tf.nest.flatten(specs), strict=True):
+        if leaf.shape != tuple(spec.shape) or tf.as_dtype(leaf.dtype) != spec.dtype:
+            raise DataError(
+                f"{name} has shape {leaf.shape} and dtype {tf.as_dtype(leaf.dtype).name}, but that "
+                f"of the first example has {tuple(spec.shape)} and {spec.dtype.name}; all examples "
+                "need the same, to be put into one batch. Convert or resize it where it is loaded."
+            )
+    return leaves
+
+
+def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise DataError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _array(leaf: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(leaf)
+        tf.as_dtype(array.dtype)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} can't be made an array: {error}.") from error
+    if array.dtype.kind == "O" and not all(isinstance(v, str | bytes) for v in array.flat):
+        raise DataError(f"{name} is a {type(leaf).__name__}; it has to be an array of numbers.")
+    return array

@@ -1,0 +1,285 @@
+"""A Keras optimizer whose gradients are averaged over the workers: `DistributedOptimizer`."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfddl._src.collectives import ReduceOp
+from tfddl._src.gradients import (
+    Averaging,
+    Compression,
+    Gradient,
+    add_up_gradients,
+    make_averaging,
+    reduce_gradients,
+    weigh_gradients,
+)
+from tfddl._src.runtime import current
+from tfddl.errors import UnsupportedError
+
+_OVERRIDDEN = ("_clip_gradients", "_all_reduce_sum_gradients")
+"""Private methods of Keras' optimizers: where accumulated gradients are clipped, and where
+TensorFlow's strategy adds gradients up."""
+
+
+def DistributedOptimizer(
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    op: ReduceOp | str = ReduceOp.AVERAGE,
+    compression: Compression | str = Compression.NONE,
+    sparse_as_dense: bool = False,
+) -> keras.optimizers.Optimizer:
+    """Makes a Keras optimizer average its gradients over all workers before it applies them.
+
+    The optimizer itself is changed and returned: its class becomes a subclass of its own, its
+    settings, slots and step count stay. Clipping comes after the averaging. With
+    ``gradient_accumulation_steps`` the gradients travel once per update; the steps between
+    exchange only their counts (a few bytes), which exact weights need. A
+    `keras.optimizers.LossScaleOptimizer` may be inside or outside: a gradient that isn't finite on
+    one rank makes all ranks skip the step.
+
+    What `model.save` writes names the original class, and loads where tfddl isn't installed; what
+    is loaded isn't distributed, wrap it again. In a loop written by hand, `apply_gradients`
+    averages too; there `tfddl.loss_count` says what the rank's mean loss was divided by.
+
+    All ranks must apply gradients together, for the same variables in the same order. Where a
+    gradient is None on some ranks, as with a head for each rank's own task, it counts as zero
+    there, with the rank's count; where it is None on all, it stays None, and the variable and its
+    slots stay as they are. Eagerly this may change from step to step. In a `tf.function`, also that
+    of `fit`, it is agreed when the function is first traced; once ranks had different gradients
+    then, what any of them has of these may change, and a missing one is zero.
+
+    Args:
+        optimizer: Any Keras 3 optimizer.
+        op: "average", or "sum" for losses that are sums.
+        compression: "none", "fp16" or "bf16": in which precision gradients travel.
+        sparse_as_dense: Makes sparse gradients (of embeddings) dense before they travel. Sparse
+            ones are gathered, not added up.
+
+    Returns:
+        The same optimizer.
+
+    Raises:
+        UnsupportedError: Not a Keras 3 optimizer; wrapped before; under ``strategy.scope()``; an
+            op or compression that there isn't.
+        NotInitializedError: `tfddl.init()` has not been called.
+
+    Gradients that are then applied raise a `RanksDisagreeError` (a `DisagreementError`), or in a
+    graph a `tf.errors.InvalidArgumentError`, on all ranks where the variables differ, or where a
+    function that is traced again on some ranks alone has gradients that were None on all.
+
+    References:
+        "Horovod: fast and easy distributed deep learning in TensorFlow", 2018,
+        https://arxiv.org/abs/1802.05799
+    """
+    return distribute(optimizer, make_averaging(op, compression, sparse_as_dense))
+
+
+def distribute(
+    optimizer: keras.optimizers.Optimizer, averaging: Averaging
+) -> keras.optimizers.Optimizer:
+    """`DistributedOptimizer`, with all the options there are.
+
+    Raises:
+        UnsupportedError: As `DistributedOptimizer`.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    current()
+    refuse_strategy_scope()
+    _distribute(optimizer, averaging)
+    return optimizer
+
+
+def distribute_under_scope(optimizer: keras.optimizers.Optimizer, *, op: ReduceOp) -> None:
+    """Makes an optimizer of a model under ``strategy.scope()`` average by count.
+
+    It is changed as `DistributedOptimizer` changes one, and TensorFlow's own sum of the workers'
+    gradients is left out.
+
+    Args:
+        optimizer: A Keras optimizer that was made under the scope.
+        op: AVERAGE of losses that are means, which Keras has divided by the number of workers; or
+            SUM of losses that are sums.
+
+    Raises:
+        UnsupportedError: Not a Keras 3 optimizer, or a Keras that we don't know.
+    """
+    _distribute(optimizer, Averaging(op=op, scale=float(current().cluster.size)))
+    innermost(optimizer).tfddl_under_scope = True
+
+
+def is_under_scope(optimizer: Any) -> bool:
+    """Whether an optimizer went through `distribute_under_scope`."""
+    return is_distributed(optimizer) and innermost(optimizer).tfddl_under_scope
+
+
+def _distribute(optimizer: keras.optimizers.Optimizer, averaging: Averaging) -> None:
+    _check_optimizer(optimizer)
+    inner = innermost(optimizer)
+    base: Any = type(inner)
+    inner.__class__ = _distributed_class(base)
+    inner.tfddl_averaging = averaging
+
+
+def is_distributed(optimizer: Any) -> bool:
+    """Whether an optimizer, or the one inside a loss-scale optimizer, averages over workers."""
+    return isinstance(innermost(optimizer), _Distributed)
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer inside loss-scale optimizers."""
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+class _Distributed:
+    """What is put before the class of a Keras optimizer."""
+
+    tfddl_averaging: Averaging
+    tfddl_reduced: bool = False
+    """Set while gradients arrive that were dealt with before."""
+
+    tfddl_applied: Sequence[Any] = ()
+    """The variables of the gradients that are being applied."""
+
+    tfddl_under_scope: bool = False
+    """Whether the model is one of ``strategy.scope()``."""
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Divides by the number of ranks what Keras' own `train_step` then differentiates.
+
+        Where all ranks have equally many examples, their gradients then only have to be added up;
+        where they don't, `tfddl._src.gradients` makes up for it.
+        """
+        step, averaging = current().step, self.tfddl_averaging
+        if step.is_plain and step.divided_by == 1 and averaging.divides_losses:
+            step.divided_by = averaging.size
+            loss = loss / averaging.size
+        return super().scale_loss(loss)  # type: ignore[misc]
+
+    def apply(self, grads: Sequence[Gradient], trainable_variables: Any = None) -> None:
+        """Averages the gradients over the workers, then applies them."""
+        if not self.tfddl_under_scope:
+            refuse_strategy_scope()
+        grads = list(grads)
+        variables = _variables(self, trainable_variables)
+        if not self.tfddl_reduced:
+            grads = reduce_or_weigh(self, grads, variables)
+        applied = [v for g, v in zip(grads, variables, strict=True) if g is not None]
+        # Past Keras, which would take the model's variables for the optimizer's.
+        object.__setattr__(self, "tfddl_applied", applied)
+        with tf.control_dependencies(self._tfddl_first_of(grads)):
+            super().apply(grads, trainable_variables)  # type: ignore[misc]
+
+    def _tfddl_first_of(self, grads: Sequence[Gradient]) -> list[tf.Tensor]:
+        """What Keras' count of steps has to wait for: one of the gradients.
+
+        By itself it waits for nothing. Where data ends without notice, the step that finds none
+        would count, on some ranks and not on others.
+        """
+        if self.tfddl_averaging.size == 1:
+            return []
+        parts = tf.nest.flatten(list(grads), expand_composites=True)
+        return [part for part in parts if isinstance(part, tf.Tensor)][:1]
+
+    def _clip_gradients(self, grads: Sequence[Gradient]) -> Any:
+        """With accumulation: what was accumulated, already weighed, is added up just once."""
+        if accumulates(self):
+            if self.tfddl_averaging.size > 1:
+                grads = add_up_gradients(grads, self.tfddl_averaging, self.tfddl_applied)
+            if self.tfddl_averaging.sum_passes:  # Keras has made a mean of them.
+                passes = self.gradient_accumulation_steps  # type: ignore[attr-defined]
+                grads = [g * tf.cast(passes, g.dtype) for g in grads]
+        return super()._clip_gradients(grads)  # type: ignore[misc]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        """Under ``strategy.scope()`` TensorFlow would add up what is averaged already."""
+        return list(grads_and_vars)
+
+
+def reduce_or_weigh(
+    optimizer: Any,
+    gradients: Sequence[Gradient],
+    variables: Any,
+    *,
+    check_finite: Callable[..., Any] | None = None,
+) -> list[Gradient]:
+    """What an optimizer does with a step's gradients before anything else.
+
+    Without accumulation they are reduced. With it they are only weighed, by what all ranks' counts
+    are; should they not be finite on any rank (asked where a loss-scale optimizer is around), they
+    become NaN on all.
+    """
+    gradients = list(gradients)
+    averaging = optimizer.tfddl_averaging
+    if averaging.size == 1:
+        return gradients
+    variables = _variables(optimizer, variables)
+    if accumulates(optimizer):
+        return weigh_gradients(gradients, averaging, variables, check_finite=check_finite)
+    return reduce_gradients(gradients, averaging, variables)
+
+
+def _variables(optimizer: Any, given: Any) -> list[Any]:
+    """What gradients given to `apply` are those of; Keras lets them be left out."""
+    return list(optimizer._trainable_variables if given is None else given)
+
+
+@contextlib.contextmanager
+def reduced_before(optimizer: Any) -> Iterator[None]:
+    """Lets an optimizer apply gradients that went through `reduce_or_weigh`."""
+    optimizer.tfddl_reduced = True
+    try:
+        yield
+    finally:
+        optimizer.tfddl_reduced = False
+
+
+def accumulates(optimizer: Any) -> bool:
+    """Whether the optimizer applies the gradients of several steps at once."""
+    return bool(optimizer.gradient_accumulation_steps)
+
+
+def refuse_strategy_scope() -> None:
+    """Raises where TensorFlow's strategy would average as well.
+
+    Raises:
+        UnsupportedError: Under ``strategy.scope()``.
+    """
+    if tf.distribute.has_strategy():
+        raise UnsupportedError(
+            "DistributedOptimizer is used under strategy.scope(), where TensorFlow adds up the "
+            "gradients of the workers by itself: they would be averaged twice. Leave the scope, "
+            "or compile with the plain Keras optimizer there."
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise UnsupportedError(
+            f"DistributedOptimizer takes a Keras 3 optimizer such as keras.optimizers.Adam(1e-3), "
+            f"not {optimizer!r}."
+        )
+    if is_distributed(optimizer):
+        raise UnsupportedError("This optimizer is distributed already; wrap it once.")
+    for name in _OVERRIDDEN:
+        if not callable(getattr(keras.optimizers.Optimizer, name, None)):
+            raise UnsupportedError(
+                f"Keras {keras.__version__} has no Optimizer.{name}, which tfddl replaces. Use a "
+                "Keras that tfddl's README names, or a newer tfddl."
+            )
+
+
+@functools.cache
+def _distributed_class(base: type) -> type:
+    """One subclass per optimizer class; its name is the base's, so that Keras saves that."""
+    return type(
+        base.__name__,
+        (_Distributed, base),
+        {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__},
+    )

@@ -1,0 +1,151 @@
+"""How gradients become one: the options, checked at birth."""
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl._src.collectives import ProcessSet, ReduceOp
+from tfddl._src.runtime import current
+from tfddl.errors import UnsupportedError
+
+Gradient = Any
+"""A `tf.Tensor`, `tf.IndexedSlices`, or None."""
+
+
+class Compression(enum.StrEnum):
+    """In which precision gradients travel.
+
+    NCCL adds up no bfloat16 in TensorFlow: there BF16 rounds what float32 carries, and
+    saves nothing.
+    """
+
+    NONE = "none"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+_COMPRESSED = {Compression.FP16: tf.float16, Compression.BF16: tf.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Averaging:
+    """How gradients become one."""
+
+    op: ReduceOp = ReduceOp.AVERAGE
+    """AVERAGE: of the mean over all examples. SUM: the plain sum of the ranks' gradients."""
+
+    compression: Compression = Compression.NONE
+    """16 bits halve what travels, and round what arrives."""
+
+    sparse_as_dense: bool = False
+    """Whether `tf.IndexedSlices` are made dense before they travel."""
+
+    scale: float = 1.0
+    """What averages are multiplied with: under ``strategy.scope()`` the number of workers, by which
+    Keras has divided each worker's loss."""
+
+    by_count: bool = True
+    """Whether `fit` weighs the ranks' gradients by their numbers of examples; otherwise each rank
+    that has any weighs the same."""
+
+    predivide: float | None = None
+    """What gradients are divided by before they are added up, the rest of the division coming
+    after; None leaves that to us."""
+
+    groups: int | tuple[tuple[Any, ...], ...] = 1
+    """In how many exchanges gradients travel, one after the other; or the variables of each
+    exchange, the others then in one of their own."""
+
+    process_set: ProcessSet | None = None
+    """Whose ranks take part; None is all."""
+
+    local: tuple[Any, ...] = ()
+    """Variables whose gradients stay the rank's own."""
+
+    scale_local: bool = True
+    """Whether the gradients of these are divided by the number of ranks."""
+
+    sum_passes: bool = False
+    """Whether gradients accumulated over several steps are added up instead of averaged."""
+
+    evaluates_alone: bool = False
+    """Whether `evaluate` and `predict` of the model are each rank's own, as under Horovod, instead
+    of the job's."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "op", ReduceOp(self.op))
+        object.__setattr__(self, "compression", Compression(self.compression))
+        if self.op not in (ReduceOp.AVERAGE, ReduceOp.SUM):
+            raise UnsupportedError(
+                f"Gradients can't be combined by {self.op}; op must be average or sum."
+            )
+        if self.predivide is not None and self.op is not ReduceOp.AVERAGE:
+            raise UnsupportedError(
+                "gradient_predivide_factor splits the division of an average in two, and there is "
+                f"none with op={self.op}. Leave it out, or use op=average."
+            )
+        if self.predivide is not None and not self.predivide > 0:
+            raise UnsupportedError(
+                f"gradient_predivide_factor is {self.predivide}; it must be above 0."
+            )
+        if isinstance(self.groups, int) and self.groups < 1:
+            raise UnsupportedError(f"groups is {self.groups}; there must be at least 1.")
+
+    @property
+    def size(self) -> int:
+        """How many ranks take part."""
+        if self.process_set is None:
+            return current().cluster.size
+        return self.process_set.size()
+
+    @property
+    def divides_losses(self) -> bool:
+        """Whether losses may be divided by `size`: all gradients are averaged, none stays local."""
+        return self.op is ReduceOp.AVERAGE and self.scale == 1.0 and not self.local
+
+    def compress(self, value: tf.Tensor) -> tf.Tensor:
+        """A dense gradient as it travels."""
+        if self.compression is Compression.NONE or value.dtype not in (tf.float32, tf.float64):
+            return value
+        return tf.cast(value, _COMPRESSED[self.compression])
+
+    def is_local(self, variable: Any) -> bool:
+        """Whether a variable's gradient stays the rank's own."""
+        return any(variable is own for own in self.local)
+
+    def in_groups(self, positions: Sequence[int], variables: Sequence[Any]) -> list[list[int]]:
+        """Deals positions out to the exchanges, keeping their order; none is empty."""
+        if isinstance(self.groups, int):
+            size, more = divmod(len(positions), self.groups)
+            ends = [i * size + min(i, more) for i in range(self.groups + 1)]
+            dealt = [list(positions[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        else:
+            numbers = {id(v): i for i, group in enumerate(self.groups) for v in group}
+            dealt = [[] for _ in range(len(self.groups) + 1)]
+            for position in positions:
+                dealt[numbers.get(id(variables[position]), -1)].append(position)
+        return [group for group in dealt if group]
+
+
+def make_averaging(
+    op: ReduceOp | str, compression: Compression | str, sparse_as_dense: bool
+) -> Averaging:
+    """An `Averaging` of what a user gave.
+
+    Raises:
+        UnsupportedError: There is no such op or compression.
+    """
+    if op not in list(ReduceOp):
+        raise UnsupportedError(f"op is {op!r}; it must be average or sum.")
+    if compression not in list(Compression):
+        raise UnsupportedError(
+            f"compression is {compression!r}; it must be one of {', '.join(Compression)}."
+        )
+    return Averaging(
+        op=ReduceOp(op),
+        compression=Compression(compression),
+        sparse_as_dense=sparse_as_dense,
+    )

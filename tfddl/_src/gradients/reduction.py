@@ -1,0 +1,268 @@
+"""The ranks' gradients are exchanged, and what a step knows of itself travels with them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl._src.collectives import (
+    Label,
+    ReduceOp,
+    allgather,
+    grouped_allreduce,
+    sum_narrow,
+    sum_numbers,
+    sum_scaled,
+)
+from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.gradients.matching import Matching
+from tfddl._src.gradients.options import Averaging, Compression, Gradient
+from tfddl._src.runtime import Step, current
+
+
+@as_it_is
+def reduce_gradients(
+    gradients: Sequence[Gradient], averaging: Averaging, variables: Sequence[Any]
+) -> list[Gradient]:
+    """Combines the gradients of all ranks; what the step knows of itself travels with them.
+
+    All ranks must call it together, all of them eagerly or all in a graph.
+
+    Args:
+        gradients: The rank's own. None where a variable has none: where another rank has one, it
+            counts as zero, with the rank's count.
+        averaging: How.
+        variables: What they are the gradients of, in the same order; the same number, shapes and
+            dtypes on all ranks, but for local ones.
+
+    Returns:
+        In the same order, the same on every rank (but local ones): None where all ranks have None,
+        `tf.IndexedSlices` where some have these and none a dense gradient.
+
+    Raises:
+        RanksDisagreeError: Ranks have other variables; or only some of them trace a graph that has
+            gradients of other variables than any before.
+    """
+    if averaging.size == 1:
+        return list(gradients)
+    result = [
+        _own(gradient, averaging) if averaging.is_local(variable) else None
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+    shared = _shared(variables, averaging)
+    own = [_prepared(gradients[i], averaging) for i in shared]
+    matching = Matching(own, [variables[i] for i in shared], averaging)
+    weight = _Header(current().step, averaging, matching).weight(after=own)
+    matched = zip(shared, matching.matched(), strict=True)
+    values = {i: gradient for i, gradient in matched if gradient is not None}
+    last_first = list(reversed(values))  # The last layers' gradients are there first.
+    for group in averaging.in_groups(last_first, variables):
+        totals = _sum_of_scaled([values[i] for i in group], averaging, weight)
+        for i, total in zip(group, totals, strict=True):
+            result[i] = total
+    return result
+
+
+def _shared(variables: Sequence[Any], averaging: Averaging) -> list[int]:
+    """Where the variables are whose gradients aren't the rank's own."""
+    return [i for i, variable in enumerate(variables) if not averaging.is_local(variable)]
+
+
+def _own(gradient: Gradient, averaging: Averaging) -> Gradient:
+    """A gradient that stays with the rank, as much as it would count in an average."""
+    if gradient is None or not averaging.scale_local:
+        return gradient
+    return _scaled(gradient, tf.constant(1.0 / averaging.size))
+
+
+class _Header:
+    """The few numbers of a step that travel with its gradients."""
+
+    def __init__(
+        self, step: Step, averaging: Averaging, matching: Matching, *, finite: Any = None
+    ) -> None:
+        self._step, self._matching = step, matching
+        self._process_set = averaging.process_set
+        dtype = matching.dtype
+        self._divides = averaging.op is ReduceOp.AVERAGE
+        self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
+        scale = averaging.scale * step.divided_by
+        self.weight_sent = self._count * scale if self._divides else tf.constant(1.0, dtype)
+        """What this rank's gradients are multiplied with before they are added up."""
+        stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
+        broken = 0.0 if finite is None else 1.0 - tf.cast(finite, dtype)
+        examples = tf.constant(1.0, dtype) if step.examples is None else step.examples
+        examples = tf.cast(examples, dtype)
+        self.mine = tf.stack([self._count, tf.cast(stop, dtype), tf.cast(broken, dtype), examples])
+        if step.statistics is not None:
+            changes = _scaled(step.statistics.change(dtype), examples)
+            self.mine = tf.concat([self.mine, changes], axis=0)
+        self._own_length = self.mine.shape[0]
+        numbers = matching.numbers()
+        if numbers.shape[0]:
+            self.mine = tf.concat([self.mine, numbers], axis=0)
+
+    def received(self, total: tf.Tensor) -> tf.Tensor:
+        """Takes in what came back; returns what the summed gradients are divided by."""
+        current().count_round()
+        self._matching.take(total, self._own_length)
+        if self._step.stop_agreed is not None:
+            self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
+        if self._step.totals is not None:
+            totals = tf.stack([total[0], total[3]])
+            self._step.totals.assign(tf.cast(totals, self._step.totals.dtype))
+        if self._step.statistics is not None:
+            changes = total[4 : self._own_length]
+            self._step.statistics.take(tf.math.divide_no_nan(changes, total[3]))
+        return total[0] if self._divides else tf.ones_like(total[0])
+
+    def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:
+        """Sends the header alone; returns what this rank's gradients are multiplied with.
+
+        Args:
+            after: The rank's gradients. Where nothing can be computed meanwhile, it isn't sent
+                before they are there: a rank that has nothing else to do would wait for one that
+                computes first.
+        """
+        mine = self.mine if current().transport.overlaps else _after(self.mine, after)
+        matching = self._matching
+        total = sum_numbers(
+            mine, about=matching.about, name=matching.name, process_set=self._process_set
+        )
+        weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
+        return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
+
+
+def _after(tensor: tf.Tensor, others: Sequence[Gradient]) -> tf.Tensor:
+    """A tensor, once others are there.
+
+    By edges that only say so, of which TensorFlow may drop one: then it is there sooner. To take
+    the others in, as an input of something, would cost more than that.
+    """
+    there = [other for other in others if other is not None]
+    with tf.control_dependencies(tf.nest.flatten(there, expand_composites=True)):
+        return tf.identity(tensor)
+
+
+def _sum_of_scaled(values: Sequence[Any], averaging: Averaging, weight: tf.Tensor) -> list[Any]:
+    """The sum over the ranks of what each multiplies with a weight of its own.
+
+    It is weighed before it is added up: 16 bits would overflow, and slices are never added up.
+    """
+    before = weight * _spread(averaging)
+    sparse = [i for i, value in enumerate(values) if isinstance(value, tf.IndexedSlices)]
+    dense = [i for i in range(len(values)) if i not in sparse]
+    if averaging.compression is Compression.NONE:
+        sums = sum_scaled(
+            [values[i] for i in dense],
+            before,
+            name=Label("gradients"),
+            process_set=averaging.process_set,
+        )
+    else:
+        scaled = [_scaled(values[i], before) for i in dense]
+        sums = _summed(scaled, averaging, name=Label("gradients"))
+    reduced = list(values)
+    for i, total in zip(dense, sums, strict=True):
+        reduced[i] = _divided(total, averaging)
+    for i in sparse:
+        reduced[i] = _divided(_gathered(_scaled(values[i], before), averaging), averaging)
+    return reduced
+
+
+def _summed(values: Sequence[tf.Tensor], averaging: Averaging, *, name: str) -> list[tf.Tensor]:
+    process_set = averaging.process_set
+    if averaging.compression is Compression.NONE:
+        return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)
+    narrow = [averaging.compress(value) for value in values]
+    sums = sum_narrow(narrow, name=name, process_set=process_set)
+    return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
+
+
+def _spread(averaging: Averaging) -> float:
+    """What is left for after the sum, of the division of what is weighed before it."""
+    return 1.0 if averaging.predivide is None else averaging.size / averaging.predivide
+
+
+def _divided(value: Any, averaging: Averaging) -> Any:
+    spread = _spread(averaging)
+    return value if spread == 1.0 else _scaled(value, tf.constant(1.0 / spread))
+
+
+def _gathered(slices: tf.IndexedSlices, averaging: Averaging) -> tf.IndexedSlices:
+    process_set = averaging.process_set
+    # A rank that has none doesn't know of which dtype the others' indices are.
+    indices = tf.cast(slices.indices, tf.int64)
+    arrived = allgather(indices, name=Label("gradient indices"), process_set=process_set)
+    return tf.IndexedSlices(
+        values=allgather(slices.values, name=Label("gradient values"), process_set=process_set),
+        indices=tf.cast(arrived, slices.indices.dtype),
+        dense_shape=slices.dense_shape,
+    )
+
+
+def _prepared(gradient: Any, averaging: Averaging) -> Any:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices) and not averaging.sparse_as_dense:
+        return gradient
+    return tf.convert_to_tensor(gradient)
+
+
+def _scaled(gradient: Any, weight: tf.Tensor) -> Any:
+    """Zero where the weight is zero, whatever the gradient; NaN where the weight is."""
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        values = _scaled(gradient.values, weight)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return tf.math.multiply_no_nan(gradient, tf.cast(weight, gradient.dtype))
+
+
+@as_it_is
+def weigh_gradients(
+    gradients: Sequence[Gradient],
+    averaging: Averaging,
+    variables: Sequence[Any],
+    *,
+    check_finite: Callable[..., Any] | None = None,
+) -> list[Gradient]:
+    """Multiplies a rank's gradients so that their sum over the ranks is the average.
+
+    Args:
+        gradients: The rank's own, as for `reduce_gradients`.
+        averaging: How they are averaged.
+        variables: What they are the gradients of, in the same order.
+        check_finite: Where they aren't finite on any rank by this, they become NaN on all.
+
+    Returns:
+        In the same order; None where all ranks have None, zeros where only others have a gradient.
+
+    Raises:
+        RanksDisagreeError: As for `reduce_gradients`.
+    """
+    finite = None if check_finite is None else check_finite(gradients)
+    shared = _shared(variables, averaging)
+    own = [_prepared(gradients[i], averaging) for i in shared]
+    matching = Matching(own, [variables[i] for i in shared], averaging)
+    header = _Header(current().step, averaging, matching, finite=finite)
+    weight = header.weight(after=gradients) * _spread(averaging)
+    # A loss-scale optimizer must skip the step for local gradients too.
+    finite_anywhere = tf.where(tf.math.is_nan(weight), weight, tf.ones_like(weight))
+    result = [_scaled(_own(gradient, averaging), finite_anywhere) for gradient in gradients]
+    for i, gradient in zip(shared, matching.matched(), strict=True):
+        result[i] = _scaled(gradient, weight)
+    return result
+
+
+@as_it_is
+def add_up_gradients(
+    gradients: Sequence[tf.Tensor], averaging: Averaging, variables: Sequence[Any]
+) -> list[tf.Tensor]:
+    """The sum over the ranks of gradients that went through `weigh_gradients`."""
+    values = [tf.convert_to_tensor(g) for g in gradients]
+    for group in averaging.in_groups(_shared(variables, averaging), variables):
+        sums = _summed([values[i] for i in group], averaging, name=Label("accumulated gradients"))
+        for i, total in zip(group, sums, strict=True):
+            values[i] = _divided(total, averaging)
+    return values

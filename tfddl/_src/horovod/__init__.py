@@ -1,0 +1,1 @@
+"""What is behind Horovod's names: `tfddl.horovod` only gives them out."""

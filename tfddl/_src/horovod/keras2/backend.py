@@ -1,0 +1,63 @@
+"""`K.get_value`, `K.set_value` and `K.set_session`."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfddl._src.horovod.keras2.deprecations import MARK, Telling
+from tfddl.errors import UnsupportedError
+
+_MODULES = ("keras.backend", "tensorflow.keras.backend")
+
+
+def install(telling: Telling) -> None:
+    """Puts the compatibility in place, in Keras' backend and in the one that `tf.keras` has."""
+    for name in _MODULES:
+        module: Any = importlib.import_module(name)
+        original_get = getattr(module, "get_value", None)
+        original_set = getattr(module, "set_value", None)
+        if not hasattr(original_get, MARK):
+            module.get_value = _get_value(telling, original_get)
+            module.set_value = _set_value(telling, original_set)
+        if not hasattr(module, "set_session"):
+            module.set_session = _set_session
+
+
+def _get_value(telling: Telling, original: Callable[..., Any] | None) -> Callable[..., Any]:
+    def get_value(x: Any) -> Any:
+        """The value of a variable, as NumPy has it."""
+        telling.once("K.get_value(variable)", "variable.numpy(), or float(variable).")
+        if original is not None and not isinstance(x, keras.Variable):
+            return original(x)
+        return np.asarray(x)[()] if hasattr(x, "shape") else x
+
+    setattr(get_value, MARK, True)
+    return get_value
+
+
+def _set_value(telling: Telling, original: Callable[..., Any] | None) -> Callable[..., Any]:
+    def set_value(x: Any, value: Any) -> None:
+        """Gives a variable a value."""
+        telling.once("K.set_value(variable, value)", "variable.assign(value).")
+        if original is not None and not isinstance(x, keras.Variable):
+            original(x, value)
+        else:
+            x.assign(value)
+
+    return functools.wraps(original)(set_value) if original is not None else set_value
+
+
+def _set_session(session: Any) -> None:
+    """Not there: TensorFlow 2 has no sessions.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    raise UnsupportedError(
+        "K.set_session is of TensorFlow 1. Leave it out: hvd.init() lets GPU memory grow and gives "
+        "each local rank a GPU of its own."
+    )

@@ -1,0 +1,102 @@
+"""What scripts ask of optimizers."""
+
+import functools
+import importlib
+import inspect
+from typing import Any
+
+import keras
+
+from tfddl._src.horovod.keras2.deprecations import MARK, Telling
+
+# Python makes a module of its own for each of these names.
+_LEGACY = ("keras.optimizers.legacy", "tensorflow.keras.optimizers.legacy")
+_LEGACY_NAMES = ("Adagrad", "Adam", "Ftrl", "Optimizer", "RMSprop", "SGD")
+
+
+def install(telling: Telling) -> None:
+    """Puts the compatibility in place."""
+    for kind in _kinds():
+        _make_variables_callable(kind, telling)
+        _accept_lr(kind, telling)
+    if not hasattr(keras.optimizers.Optimizer, "lr"):
+        keras.optimizers.Optimizer.lr = _lr(telling)
+    _bring_back_legacy(telling)
+
+
+def _kinds() -> list[Any]:
+    """Keras' own classes of optimizers."""
+    kinds = [kind for kind in vars(keras.optimizers).values() if inspect.isclass(kind)]
+    return [kind for kind in kinds if issubclass(kind, keras.optimizers.Optimizer)]
+
+
+class _Variables(list[Any]):
+    """A list of variables that can be called, too: Keras 2 had a method."""
+
+    def __init__(self, variables: list[Any], telling: Telling) -> None:
+        super().__init__(variables)
+        self._telling = telling
+
+    def __call__(self) -> "_Variables":
+        self._telling.once("optimizer.variables()", "optimizer.variables, without the brackets.")
+        return self
+
+
+def _make_variables_callable(kind: Any, telling: Telling) -> None:
+    home = next(base for base in kind.__mro__ if "variables" in vars(base))
+    original = vars(home)["variables"]
+    if not isinstance(original, property) or hasattr(original.fget, MARK):
+        return
+
+    @functools.wraps(original.fget)  # type: ignore[arg-type]
+    def variables(self: Any) -> _Variables:
+        return _Variables(original.fget(self), telling)  # type: ignore[misc]
+
+    setattr(variables, MARK, True)
+    home.variables = property(variables)
+
+
+def _accept_lr(kind: Any, telling: Telling) -> None:
+    original = kind.__init__
+    if hasattr(original, MARK) or "learning_rate" not in inspect.signature(original).parameters:
+        return
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "lr" in kwargs:
+            telling.once("optimizer(lr=…)", "optimizer(learning_rate=…).")
+            kwargs["learning_rate"] = kwargs.pop("lr")
+        original(self, *args, **kwargs)
+
+    setattr(__init__, MARK, True)
+    kind.__init__ = __init__
+
+
+def _lr(telling: Telling) -> property:
+    modern = "optimizer.learning_rate."
+
+    def get(self: Any) -> Any:
+        telling.once("optimizer.lr", modern)
+        return self.learning_rate
+
+    def put(self: Any, value: Any) -> None:
+        telling.once("optimizer.lr", modern)
+        self.learning_rate = value
+
+    return property(get, put, doc="Keras 2's name of `learning_rate`.")
+
+
+def _bring_back_legacy(telling: Telling) -> None:
+    """``optimizers.legacy.Adam`` is Keras 3's Adam."""
+
+    def legacy(name: str) -> Any:
+        if name not in _LEGACY_NAMES:
+            raise AttributeError(f"module {_LEGACY[0]!r} has no attribute {name!r}")
+        telling.once(f"keras.optimizers.legacy.{name}", f"keras.optimizers.{name}.")
+        return getattr(keras.optimizers, name)
+
+    for path in _LEGACY:
+        module = importlib.import_module(path)
+        for name in _LEGACY_NAMES:
+            vars(module).pop(name, None)  # Classes that only raise.
+        module.__getattr__ = legacy  # type: ignore[method-assign]

@@ -1,0 +1,295 @@
+"""Horovod's collectives for tensors: its signatures and its gradients, tfddl's doing.
+
+The gradients are not all those of `tfddl`'s own collectives: see `tfddl._src.collectives.GradientRule`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+import tfddl
+from tfddl._src import collectives
+from tfddl._src.collectives import GradientRule, Group, Reducing, group_of
+from tfddl._src.gradients import Averaging
+from tfddl._src.horovod.process_sets import ProcessSet, among, global_process_set
+from tfddl._src.horovod.reductions import (
+    Average,
+    Compression,
+    checked_compression,
+    chosen_op,
+    tell_no_device,
+)
+from tfddl.errors import UnsupportedError
+
+
+def allreduce(  # noqa: PLR0913 - Horovod's signature
+    tensor: Any,
+    average: bool | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Any = Compression.none,
+    op: Any = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+    ignore_name_scope: bool = False,
+) -> Any:
+    """See `tfddl.allreduce`. ``op`` is `Average` unless said otherwise.
+
+    Its gradient is an allreduce of the gradients with the same op and factors, whatever the op.
+    With ``compression``, floating-point tensors travel in 16 bits.
+    """
+    tell_no_device(device_dense, device_sparse)
+    reducing = _reducing(chosen_op(op, average), prescale_factor, postscale_factor)
+    return _reduced([tensor], reducing, compression, process_set, name)[0]
+
+
+def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
+    tensors: Sequence[Any],
+    average: bool | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Any = Compression.none,
+    op: Any = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+    ignore_name_scope: bool = False,
+    name: str | None = None,
+) -> list[Any]:
+    """See `tfddl.grouped_allreduce`, and `allreduce`."""
+    tell_no_device(device_dense, device_sparse)
+    reducing = _reducing(chosen_op(op, average), prescale_factor, postscale_factor)
+    return _reduced(tensors, reducing, compression, process_set, name)
+
+
+def _group(process_set: Any) -> Group:
+    return group_of(among(process_set), gradients=GradientRule.HOROVOD)
+
+
+def _reducing(op: tfddl.ReduceOp, prescale_factor: float, postscale_factor: float) -> Reducing:
+    return Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+
+
+def _reduced(
+    tensors: Sequence[Any], reducing: Reducing, compression: Any, process_set: Any, name: str | None
+) -> list[Any]:
+    options = Averaging(compression=checked_compression(compression))
+    given = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
+    carried = [_compressed(tensor, options) for tensor in given]
+    arrived = collectives.allreduce_in(_group(process_set), carried, reducing, name=name)
+    return [_as(tensor.dtype, total) for tensor, total in zip(given, arrived, strict=True)]
+
+
+def _compressed(tensor: Any, options: Averaging) -> Any:
+    if isinstance(tensor, tf.IndexedSlices):
+        values = options.compress(tensor.values)
+        return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
+    return options.compress(tensor)
+
+
+def _as(dtype: tf.DType, tensor: Any) -> Any:
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.IndexedSlices(tf.cast(tensor.values, dtype), tensor.indices, tensor.dense_shape)
+    return tf.cast(tensor, dtype)
+
+
+def allgather(
+    tensor: Any,
+    name: str | None = None,
+    ignore_name_scope: bool = False,
+    process_set: ProcessSet = global_process_set,
+) -> tf.Tensor:
+    """See `tfddl.allgather`. Its gradient is the rank's own rows of the averaged gradients."""
+    return collectives.allgather_in(_group(process_set), [tensor], name=name)[0]
+
+
+def grouped_allgather(
+    tensors: Sequence[Any],
+    name: str | None = None,
+    ignore_name_scope: bool = False,
+    process_set: ProcessSet = global_process_set,
+) -> list[tf.Tensor]:
+    """See `tfddl.grouped_allgather`, and `allgather`."""
+    return collectives.allgather_in(_group(process_set), list(tensors), name=name)
+
+
+def broadcast(
+    tensor: Any,
+    root_rank: int,
+    name: str | None = None,
+    ignore_name_scope: bool = False,
+    process_set: ProcessSet = global_process_set,
+) -> tf.Tensor:
+    """See `tfddl.broadcast`. Its gradient is their average on the root, zeros elsewhere."""
+    return collectives.broadcast_in(_group(process_set), [tensor], root_rank, name=name)[0]
+
+
+def broadcast_(
+    variables: Iterable[Any],
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> list[Any]:
+    """See `tfddl.broadcast_variables`; returns the variables."""
+    variables = list(variables)
+    tfddl.broadcast_variables(variables, root_rank, process_set=among(process_set))
+    return variables
+
+
+def broadcast_variables(
+    variables: Iterable[Any],
+    root_rank: int,
+    process_set: ProcessSet = global_process_set,
+    inplace: bool = False,
+) -> None:
+    """See `tfddl.broadcast_variables`; with ``inplace`` or without, it is the same."""
+    tfddl.broadcast_variables(variables, root_rank, process_set=among(process_set))
+
+
+def broadcast_object(
+    obj: Any,
+    root_rank: int = 0,
+    session: Any = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Any:
+    """See `tfddl.broadcast_object`."""
+    _refuse_session(session)
+    return tfddl.broadcast_object(obj, root_rank, name=name, process_set=among(process_set))
+
+
+def allgather_object(
+    obj: Any,
+    session: Any = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> list[Any]:
+    """See `tfddl.allgather_object`."""
+    _refuse_session(session)
+    return tfddl.allgather_object(obj, name=name, process_set=among(process_set))
+
+
+def alltoall(
+    tensor: Any,
+    splits: Any = None,
+    name: str | None = None,
+    ignore_name_scope: bool = False,
+    process_set: ProcessSet = global_process_set,
+) -> Any:
+    """See `tfddl.alltoall`; so is its gradient, which goes back by the received splits."""
+    return tfddl.alltoall(tensor, splits, name=name, process_set=among(process_set))
+
+
+def reducescatter(  # noqa: PLR0913 - Horovod's signature
+    tensor: Any,
+    device_dense: str = "",
+    compression: Any = Compression.none,
+    op: Any = Average,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+    ignore_name_scope: bool = False,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> tf.Tensor:
+    """See `tfddl.reducescatter`.
+
+    Its gradient is that of all ranks, joined, times both factors, and, where ``op`` is `Sum`, times
+    the number of ranks. Only `Sum` and `Average` have one.
+    """
+    return grouped_reducescatter(
+        [tensor],
+        device_dense,
+        compression,
+        op,
+        process_set,
+        prescale_factor,
+        postscale_factor,
+        name=name,
+    )[0]
+
+
+def grouped_reducescatter(  # noqa: PLR0913 - Horovod's signature
+    tensors: Sequence[Any],
+    device_dense: str = "",
+    compression: Any = Compression.none,
+    op: Any = Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+) -> list[tf.Tensor]:
+    """See `tfddl.grouped_reducescatter`, and `reducescatter`."""
+    tell_no_device(device_dense)
+    options = Averaging(compression=checked_compression(compression))
+    given = [tf.convert_to_tensor(tensor) for tensor in tensors]
+    parts = collectives.reducescatter_in(
+        _group(process_set),
+        [options.compress(tensor) for tensor in given],
+        _reducing(chosen_op(op, None), prescale_factor, postscale_factor),
+        name=name,
+    )
+    return [tf.cast(part, tensor.dtype) for part, tensor in zip(parts, given, strict=True)]
+
+
+def barrier(process_set: ProcessSet = global_process_set) -> None:
+    """See `tfddl.barrier`."""
+    tfddl.barrier(process_set=among(process_set))
+
+
+def join() -> int:
+    """Not there.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    raise UnsupportedError(
+        "join isn't there. tfddl.shard_dataset(x, y, batch_size=…) gives all ranks the same number "
+        "of steps, so that none has to wait; in a loop by hand, a rank without data can take part "
+        "with any example and DistributedGradientTape(tape).gradient(…, count=0) of tfddl."
+    )
+
+
+def broadcast_global_variables(root_rank: int) -> None:
+    """Not there: TensorFlow 1 had global variables.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    raise UnsupportedError(_TF1.format("broadcast_global_variables"))
+
+
+def BroadcastGlobalVariablesHook(root_rank: int, device: str = "") -> None:
+    """Not there: TensorFlow 1 had sessions and hooks.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    raise UnsupportedError(_TF1.format("BroadcastGlobalVariablesHook"))
+
+
+def broadcast_object_fn(
+    root_rank: int = 0,
+    session: Any = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> None:
+    """Not there: TensorFlow 1 had sessions.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    raise UnsupportedError(_TF1.format("broadcast_object_fn") + " Or hvd.broadcast_object(obj).")
+
+
+_TF1 = (
+    "{} is of TensorFlow 1. Use hvd.broadcast_variables(model.variables, root_rank=0), or "
+    "hvd.callbacks.BroadcastGlobalVariablesCallback(0) in fit."
+)
+
+
+def _refuse_session(session: Any) -> None:
+    if session is not None:
+        raise UnsupportedError("session is of TensorFlow 1; leave it out.")

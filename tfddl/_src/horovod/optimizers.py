@@ -1,0 +1,205 @@
+"""Horovod's training wrappers: its options, turned into tfddl's."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfddl._src.gradients import Averaging, DistributedGradientTape
+from tfddl._src.gradients.optimizer import distribute, innermost
+from tfddl._src.horovod.process_sets import among, global_process_set
+from tfddl._src.horovod.reductions import (
+    Average,
+    Compression,
+    checked_compression,
+    chosen_op,
+    tell_no_device,
+)
+from tfddl.errors import UnsupportedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What Horovod's wrappers have in common, as scripts give it."""
+
+    compression: Any = Compression.none
+    sparse_as_dense: bool = False
+    op: Any = Average
+    gradient_predivide_factor: float = 1.0
+    num_groups: int = 0
+    groups: Any = None
+    process_set: Any = global_process_set
+    scale_local_gradients: bool = True
+    device_dense: str = ""
+    device_sparse: str = ""
+    local_layers: Any = None
+
+    def averaging(self, **more: Any) -> Averaging:
+        """As tfddl knows them.
+
+        Raises:
+            UnsupportedError: One can't be honoured.
+        """
+        tell_no_device(self.device_dense, self.device_sparse)
+        factor = self.gradient_predivide_factor
+        op = chosen_op(self.op, None)
+        if factor != 1.0 and op is not Average:
+            raise UnsupportedError(
+                "gradient_predivide_factor splits the division of an average in two: it needs "
+                f"op=hvd.Average, not {op}."
+            )
+        return Averaging(
+            op=op,
+            compression=checked_compression(self.compression),
+            sparse_as_dense=self.sparse_as_dense,
+            by_count=False,
+            evaluates_alone=True,
+            predivide=None if factor == 1.0 else factor,
+            groups=_groups(self.num_groups, self.groups),
+            process_set=among(self.process_set),
+            scale_local=self.scale_local_gradients,
+            local=_variables_of(self.local_layers),
+            **more,
+        )
+
+
+def _groups(num_groups: int, groups: Any) -> int | tuple[tuple[Any, ...], ...]:
+    if num_groups:
+        warnings.warn("num_groups is groups by its older name.", DeprecationWarning, stacklevel=5)
+        groups = num_groups if groups is None else groups
+    if groups is None:
+        return 1
+    if isinstance(groups, int) and groups >= 0:
+        return max(1, groups)
+    if isinstance(groups, list | tuple) and all(isinstance(g, list | tuple) for g in groups):
+        return tuple(tuple(group) for group in groups)
+    raise UnsupportedError(
+        f"groups is {groups!r}; it must be a number, 0 or more, or a list of lists of variables."
+    )
+
+
+def _variables_of(layers: Any) -> tuple[Any, ...]:
+    """All variables of some layers, those that aren't trained as well."""
+    if layers is None:
+        return ()
+    if isinstance(layers, keras.layers.Layer):
+        layers = [layers]
+    if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
+        raise UnsupportedError(f"local_layers is {layers!r}; it must be a layer, or several.")
+    for layer in layers:
+        if not layer.built:
+            raise UnsupportedError(
+                f"The local layer {layer.name} has no variables yet. Build the model before: give "
+                "it an Input, or call it on one batch."
+            )
+    return tuple(variable for layer in layers for variable in layer.weights)
+
+
+class Tape(DistributedGradientTape):
+    """What `hvd.DistributedGradientTape` returns."""
+
+    def register_local_source(self, source: Any) -> None:
+        """Keeps the gradient of a variable this rank's own.
+
+        It is divided by the number of ranks, unless ``scale_local_gradients`` is False.
+
+        Args:
+            source: The variable.
+        """
+        kept = (*self._averaging.local, source)
+        self._averaging = dataclasses.replace(self._averaging, local=kept)
+
+    def gradient(
+        self,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        use_generic_names: bool = False,
+        *,
+        count: Any = None,
+    ) -> Any:
+        """See `tfddl.DistributedGradientTape.gradient`.
+
+        Args:
+            target: As there, as what follows.
+            sources: Likewise.
+            output_gradients: Likewise.
+            use_generic_names: Has no effect: gradients have no names that graphs could disagree on.
+            count: Likewise as there.
+        """
+        return super().gradient(target, sources, output_gradients, count=count)
+
+    def get_local_and_global_gradients(
+        self,
+        target: Any,
+        sources: Sequence[Any],
+        output_gradients: Any = None,
+        use_generic_names: bool = False,
+    ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+        """`gradient`, parted into what stays this rank's own and what is averaged.
+
+        Args:
+            target: As for `gradient`, as what follows.
+            sources: The variables, in a list.
+            output_gradients: As for `gradient`.
+            use_generic_names: As for `gradient`.
+
+        Returns:
+            Two lists of (variable, gradient): local ones, and the others.
+        """
+        gradients = self.gradient(target, sources, output_gradients, use_generic_names)
+        pairs = list(zip(sources, gradients, strict=True))
+        is_local = self._averaging.is_local
+        return [p for p in pairs if is_local(p[0])], [p for p in pairs if not is_local(p[0])]
+
+
+def wrap_tape(tape: Any, options: Options) -> DistributedGradientTape:
+    """A tape whose gradients are averaged.
+
+    Raises:
+        UnsupportedError: Not a tape, or an option that can't be honoured.
+        NotInitializedError: `init` has not been called.
+    """
+    if not isinstance(tape, tf.GradientTape):
+        raise UnsupportedError(f"gradtape is {tape!r}; it must be a tf.GradientTape.")
+    return Tape.of(tape, options.averaging())
+
+
+def wrap_optimizer(
+    optimizer: Any,
+    options: Options,
+    *,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
+) -> keras.optimizers.Optimizer:
+    """A Keras optimizer whose gradients are averaged: the same object.
+
+    Raises:
+        UnsupportedError: Not a Keras 3 optimizer, or an option that can't be honoured.
+        NotInitializedError: `init` has not been called.
+    """
+    accumulates = backward_passes_per_step > 1
+    averaging = options.averaging(sum_passes=accumulates and not average_aggregated_gradients)
+    inner = innermost(optimizer)
+    if backward_passes_per_step < 1:
+        raise UnsupportedError(
+            f"backward_passes_per_step is {backward_passes_per_step}; it must be at least 1."
+        )
+    if accumulates and getattr(inner, "gradient_accumulation_steps", None):
+        raise UnsupportedError(
+            "Both backward_passes_per_step and the optimizer's gradient_accumulation_steps are "
+            "given; they are the same. Leave one out."
+        )
+    if accumulates and getattr(inner, "built", False):
+        raise UnsupportedError(
+            "backward_passes_per_step needs room to add gradients up, which an optimizer that has "
+            "variables already can't make. Wrap it before the model is compiled or trained, or "
+            f"make it with gradient_accumulation_steps={backward_passes_per_step}."
+        )
+    distributed = distribute(optimizer, averaging)
+    if accumulates:
+        inner.gradient_accumulation_steps = backward_passes_per_step
+    return distributed

@@ -1,0 +1,17 @@
+"""Horovod's timeline; see `tfddl.start_timeline`."""
+
+import os
+
+import tfddl
+from tfddl._src.runtime import current
+
+
+def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
+    """See `tfddl.start_timeline`. There are no cycles to mark: tensors travel when they are due."""
+    tfddl.start_timeline(file_path)
+
+
+def stop_timeline() -> None:
+    """See `tfddl.stop_timeline`; where this rank has begun none, it does nothing."""
+    if current().tracer.path is not None:
+        tfddl.stop_timeline()

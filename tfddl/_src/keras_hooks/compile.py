@@ -1,0 +1,88 @@
+"""`compile` with a distributed optimizer: what can't work is refused, XLA is kept out."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfddl._src.gradients import Averaging
+from tfddl._src.gradients.optimizer import (
+    innermost,
+    is_distributed,
+    is_under_scope,
+    refuse_strategy_scope,
+)
+from tfddl._src.keras_hooks import scope, script_strategies
+from tfddl._src.keras_hooks.patching import wrap_method
+from tfddl._src.runtime import current, is_started
+from tfddl.errors import UnsupportedError
+
+NO_XLA = (
+    "jit_compile=True can't work on several workers: XLA can't compile the exchange of gradients, "
+    'neither by RING nor by NCCL. Leave jit_compile at "auto" (it then means False), or set it to '
+    "False."
+)
+
+
+def install() -> None:
+    """Puts the hook in place."""
+    wrap_method(keras.Model, "compile", ("optimizer", "loss"), _compile)
+
+
+def exchanges(optimizer: Any) -> bool:
+    """Whether this optimizer exchanges gradients with other workers."""
+    if not is_started() or current().cluster.size == 1 or not is_distributed(optimizer):
+        return False
+    averaging: Averaging = innermost(optimizer).tfddl_averaging
+    return averaging.size > 1
+
+
+def acts_on(optimizer: Any) -> bool:
+    """Whether a model with this optimizer trains together with all other workers."""
+    return exchanges(optimizer) and innermost(optimizer).tfddl_averaging.process_set is None
+
+
+def evaluates_together(optimizer: Any) -> bool:
+    """Whether `evaluate` and `predict` of a model with this optimizer are the job's.
+
+    Where Horovod's names wrapped the optimizer, they are each rank's own, as its scripts expect.
+    It is told by the optimizer, not by who called `init`: both may be in one script.
+    """
+    return acts_on(optimizer) and not innermost(optimizer).tfddl_averaging.evaluates_alone
+
+
+def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    call = inspect.signature(original).bind(self, *args, **kwargs)
+    call.apply_defaults()
+    optimizer = call.arguments["optimizer"]
+    script_strategies.refuse_others(self)
+    if is_distributed(optimizer) and not is_under_scope(optimizer):
+        refuse_strategy_scope()
+    with scope.of(self):
+        optimizer = scope.adopt_optimizer(self, optimizer, call.arguments["loss"])
+        call.arguments["optimizer"] = optimizer
+        _compile_for_workers(self, original, call)
+
+
+def _may_exchange(model: Any) -> bool:
+    """Whether its steps, with an optimizer like any other, may speak to other workers.
+
+    On GPUs "auto" means True, which a step of the user's own with a `DistributedGradientTape` in it
+    couldn't be compiled with.
+    """
+    is_keras_own = type(model).train_step is keras.Model.train_step
+    return is_started() and current().cluster.size > 1 and not is_keras_own
+
+
+def _compile_for_workers(
+    model: Any, original: Callable[..., Any], call: inspect.BoundArguments
+) -> None:
+    optimizer = call.arguments["optimizer"]
+    if exchanges(optimizer):
+        if call.arguments["jit_compile"] is True:
+            raise UnsupportedError(NO_XLA)
+        call.arguments["jit_compile"] = False
+    elif call.arguments["jit_compile"] == "auto" and _may_exchange(model):
+        call.arguments["jit_compile"] = False
+    original(*call.args, **call.kwargs)

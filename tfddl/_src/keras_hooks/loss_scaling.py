@@ -1,0 +1,40 @@
+"""Loss scaling decides alike on all ranks whether a step is skipped.
+
+`LossScaleOptimizer` looks at the gradients it is given, and applies them inside a branch. With the
+averaging inside that branch, a rank whose own gradients aren't finite would leave the others
+waiting for ever. So the averaging comes before: an infinity of one rank then reaches all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfddl._src.gradients.optimizer import (
+    innermost,
+    reduce_or_weigh,
+    reduced_before,
+    refuse_strategy_scope,
+)
+from tfddl._src.keras_hooks.compile import exchanges
+from tfddl._src.keras_hooks.patching import wrap_method
+
+
+def install() -> None:
+    """Puts the hook in place."""
+    wrap_method(
+        keras.optimizers.LossScaleOptimizer, "apply", ("grads", "trainable_variables"), _apply
+    )
+
+
+def _apply(
+    original: Callable[..., Any], self: Any, grads: Any, trainable_variables: Any = None
+) -> Any:
+    inner = innermost(self)
+    if not exchanges(self) or inner.tfddl_reduced:
+        return original(self, grads, trainable_variables)
+    if not inner.tfddl_under_scope:
+        refuse_strategy_scope()
+    grads = reduce_or_weigh(inner, grads, trainable_variables, check_finite=self.check_finite)
+    with reduced_before(inner):
+        return original(self, grads, trainable_variables)

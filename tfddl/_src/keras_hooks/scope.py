@@ -1,0 +1,227 @@
+"""TensorFlow's door: models made under ``tfddl.strategy().scope()``.
+
+Keras runs their steps by ``strategy.run``, one replica in each worker. Three of Keras' ways to do
+so don't work with several workers:
+
+* it hands datasets to TensorFlow's auto-sharding, or cuts their batches again and loses examples;
+* it reduces scalar logs over an axis that they don't have;
+* it hands a structure of per-replica values to ``strategy.reduce``, to know a batch's shapes.
+
+And a loss that is a number by itself, such as a Dice, isn't divided by the number of workers as all
+others are, so that its gradient is that many times too large.
+
+Here a worker's data is what this package has made its share; the logs of a step are the worker's
+own until the end of the epoch; and the optimizer given to `compile` becomes one that averages by
+count, so that all that holds in Horovod's door holds here. A worker has one replica only: so
+variables can be updated where they are, also inside of branches, without gathering in the
+*cross-replica context*, which TensorFlow allows in no branch.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfddl._src.collectives import ReduceOp
+from tfddl._src.gradients.optimizer import distribute_under_scope, is_distributed, is_under_scope
+from tfddl._src.keras_hooks.patching import changed, wrap_function, wrap_method
+from tfddl._src.runtime import current, is_started
+from tfddl.errors import UnsupportedError
+
+
+def install() -> None:
+    """Puts the hooks in place.
+
+    Raises:
+        UnsupportedError: Keras has changed in something that a hook relies on.
+    """
+    try:
+        from keras.src.backend.tensorflow import trainer
+        from keras.src.losses import loss
+    except ImportError as error:
+        raise UnsupportedError(changed("a module of keras.src is gone")) from error
+    parameters = ("values", "strategy", "reduction")
+    wrap_function(trainer, "reduce_per_replica", parameters, _reduce_per_replica)
+    wrap_function(loss, "reduce_values", ("values", "sample_weight", "reduction"), _reduce_values)
+    wrap_method(trainer.TFEpochIterator, "__init__", ("distribute_strategy",), _epoch_iterator)
+    wrap_method(keras.Model, "_maybe_symbolic_build", ("iterator", "data_batch"), _symbolic_build)
+
+
+def is_job_s(strategy: Any) -> bool:
+    """Whether a strategy is the one of the workers that train together."""
+    if not is_started() or current().cluster.size == 1:
+        return False
+    return strategy is not None and strategy is current().started_strategy
+
+
+def is_in(model: Any) -> bool:
+    """Whether a model was made under the scope of the workers' strategy."""
+    return is_job_s(getattr(model, "_distribute_strategy", None))
+
+
+def of(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """The scope a model was made under; where variables have to be made that belong to it."""
+    if not is_in(model) or tf.distribute.has_strategy():
+        return contextlib.nullcontext()
+    scope: contextlib.AbstractContextManager[Any] = current().strategy().scope()
+    return scope
+
+
+def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
+    """Makes the optimizer that `compile` got average over the workers, if the model is in scope.
+
+    Args:
+        model: That is compiled.
+        optimizer: As `compile` takes it: also a name or a configuration.
+        loss: As `compile` takes it.
+
+    Returns:
+        The optimizer to compile with.
+
+    Raises:
+        UnsupportedError: The model was made outside of the scope that `compile` is called in; a
+            DistributedOptimizer; an optimizer that was made elsewhere.
+    """
+    if not is_in(model):
+        if tf.distribute.has_strategy() and is_job_s(tf.distribute.get_strategy()):
+            raise UnsupportedError(
+                "compile was called under tfddl.strategy().scope(), but the model was made outside "
+                "of it: its variables aren't the strategy's. Make the model under the scope too; "
+                "or leave the scope, and compile with tfddl.DistributedOptimizer(…)."
+            )
+        return optimizer
+    if optimizer is None or is_under_scope(optimizer):
+        return optimizer
+    optimizer = keras.optimizers.get(optimizer)
+    if is_distributed(optimizer):
+        raise UnsupportedError(
+            "A model made under tfddl.strategy().scope() got a DistributedOptimizer: its gradients "
+            "would be averaged twice. Compile it with the plain Keras optimizer, which tfddl makes "
+            "exact; or make the model outside of the scope."
+        )
+    if not is_job_s(getattr(optimizer, "_distribution_strategy", None)):
+        raise UnsupportedError(
+            f"The model was made under tfddl.strategy().scope(), its {type(optimizer).__name__} "
+            "was not. Make the optimizer under the scope too."
+        )
+    update_in_place(current().strategy())
+    sums = {getattr(part, "reduction", None) for part in tf.nest.flatten(loss)} == {"sum"}
+    distribute_under_scope(optimizer, op=ReduceOp.SUM if sums else ReduceOp.AVERAGE)
+    return optimizer
+
+
+def update_in_place(strategy: tf.distribute.Strategy) -> None:
+    """Lets variables be updated where a worker's only replica runs.
+
+    TensorFlow does so by itself where XLA compiles the step for GPUs. Otherwise Keras' optimizers
+    would ask for the cross-replica context inside of branches: for accumulated gradients, moving
+    averages of the weights, and loss scaling.
+
+    Raises:
+        UnsupportedError: TensorFlow has changed, or the worker has several replicas.
+    """
+    extended = strategy.extended
+    if not isinstance(getattr(extended, "_use_merge_call", lambda: None)(), bool):
+        raise UnsupportedError(
+            f"TensorFlow {tf.__version__} has changed in a way that tfddl doesn't know: its "
+            "strategies have no _use_merge_call. Use a TensorFlow that tfddl's README names, or a "
+            "newer tfddl."
+        )
+    if len(extended.worker_devices) != 1:
+        raise UnsupportedError(
+            f"The strategy has {len(extended.worker_devices)} devices in this worker; tfddl needs "
+            "one worker for each GPU. Start more workers, one for each."
+        )
+    extended._use_merge_call = lambda: False
+
+
+def write_in_place(model: Any) -> None:
+    """Lets a model's and its optimizer's variables be written where the replica runs.
+
+    Keras asks for some, such as `iterations`, to be written by the first replica for all, or with
+    the mean of all. TensorFlow does that in the cross-replica context, or by collectives of its
+    own; here each worker writes its own, and what has to be alike is agreed upon before.
+
+    Raises:
+        UnsupportedError: TensorFlow has changed.
+    """
+    none = tf.VariableAggregation.NONE
+    for variable in [*model.variables, *model.optimizer.variables]:
+        if sums_by_itself(variable):
+            continue  # Written in place anyway.
+        mirrored = getattr(variable, "value", variable)
+        if getattr(mirrored, "aggregation", none) is not none:
+            mirrored._aggregation = none
+        if getattr(mirrored, "aggregation", none) is not none:
+            raise UnsupportedError(
+                f"TensorFlow {tf.__version__} has changed in a way that tfddl doesn't know: how a "
+                "mirrored variable is written can't be set. Use a TensorFlow that tfddl's README "
+                "names, or a newer tfddl."
+            )
+
+
+def sums_by_itself(variable: Any) -> bool:
+    """Whether TensorFlow adds up the workers' values of a variable wherever it is read."""
+    mirrored = getattr(variable, "value", variable)
+    if not isinstance(mirrored, tf.distribute.DistributedValues):
+        return False  # Keras asks for it everywhere; without a strategy it has no effect.
+    return mirrored.synchronization is tf.VariableSynchronization.ON_READ
+
+
+def _reduce_per_replica(
+    original: Callable[..., Any], values: Any, strategy: Any, reduction: str
+) -> Any:
+    if not is_job_s(strategy):
+        return original(values, strategy, reduction)
+    return tf.nest.map_structure(lambda value: _local(strategy, value), values)
+
+
+def _reduce_values(
+    original: Callable[..., Any],
+    values: Any,
+    sample_weight: Any = None,
+    reduction: Any = "sum_over_batch_size",
+) -> Any:
+    reduced = original(values, sample_weight, reduction)
+    # Once Keras divides it, what comes back is another tensor.
+    is_untouched = reduced is values and reduction not in (None, "none", "sum")
+    if is_untouched and tf.distribute.has_strategy() and is_job_s(tf.distribute.get_strategy()):
+        return reduced / tf.cast(current().cluster.size, reduced.dtype)
+    return reduced
+
+
+def _local(strategy: Any, value: Any) -> Any:
+    """What this worker's only replica has."""
+    return strategy.experimental_local_results(value)[0]
+
+
+class _AsItIs:
+    """Takes the place of a strategy that would cut a dataset again."""
+
+    @staticmethod
+    def experimental_distribute_dataset(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """The dataset: it is this worker's share."""
+        return dataset
+
+
+def _epoch_iterator(
+    original: Callable[..., Any], self: Any, distribute_strategy: Any = None, **kwargs: Any
+) -> None:
+    if is_job_s(distribute_strategy):
+        distribute_strategy = _AsItIs()
+    original(self, distribute_strategy, **kwargs)
+
+
+def _symbolic_build(
+    original: Callable[..., Any], self: Any, iterator: Any = None, data_batch: Any = None
+) -> None:
+    if iterator is None or not is_in(self):
+        original(self, iterator, data_batch)
+        return
+    strategy = current().strategy()
+    for _, _, batches in iterator:
+        data_batch = tf.nest.map_structure(lambda value: _local(strategy, value), next(batches))
+        break
+    original(self, None, data_batch)

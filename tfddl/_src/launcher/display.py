@@ -1,0 +1,91 @@
+"""What becomes of one output of one worker: shown line by line, its end kept, all of it logged."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from tfddl._src.launcher.log_file import LogFile
+from tfddl._src.launcher.output import Console, LineAssembler, Outlet, without_chatter
+from tfddl._src.launcher.plan import LOG_LEVEL, ProcessPlan
+
+_KEPT_LINES = 200
+_PROGRESS_S = 10.0
+
+
+class Sink(Protocol):
+    """Takes what a worker writes to one of its outputs."""
+
+    def take(self, data: bytes) -> None:
+        """Takes what was read."""
+
+    def finish(self) -> None:
+        """There will be no more."""
+
+    def tail(self) -> Iterable[str]:
+        """The last lines, as far as they are kept."""
+
+
+class Display:
+    """Shows an output on the console, with the rank in front, and writes it to a log."""
+
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        outlet: Outlet,
+        *,
+        console: Console,
+        log_folder: Path | None,
+        appends_log: bool = False,
+    ) -> None:
+        """Opens the log.
+
+        Args:
+            plan: whose output.
+            outlet: which of them.
+            console: where it is shown.
+            log_folder: a folder for files stdout and stderr, or None.
+            appends_log: whether to what an earlier start has written there.
+
+        Raises:
+            LaunchError: the log can't be opened.
+        """
+        self._tail: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+        self._rank, self._outlet, self._console = plan.rank, outlet, console
+        self._log = None
+        if log_folder is not None:
+            name = outlet.name.lower()
+            self._log = LogFile(log_folder, name, appends=appends_log, tell_loss=console.tell_loss)
+        self._hides_chatter = outlet is Outlet.STDERR and plan.environment.get(LOG_LEVEL) in (
+            "1",
+            "2",
+            "3",
+        )
+        self._is_live = console.shows_live(plan.rank, outlet)
+        self._assembler = LineAssembler(progress_s=None if self._is_live else _PROGRESS_S)
+
+    def take(self, data: bytes) -> None:
+        """Shows the lines that are finished by this, and logs it as it is."""
+        if self._log is not None:
+            self._log.write(data)
+        self._show(self._assembler.feed(data, now_s=time.monotonic()))
+
+    def finish(self) -> None:
+        """Shows an unfinished last line, and closes the log."""
+        self._show(self._assembler.finish())
+        if self._log is not None:
+            self._log.close()
+
+    def tail(self) -> Iterable[str]:
+        """The last lines."""
+        return self._tail
+
+    def _show(self, lines: list[str]) -> None:
+        if self._hides_chatter:
+            lines = without_chatter(lines)
+        self._tail.extend(lines)
+        pending = self._assembler.pending() if self._is_live else ""
+        self._console.show(self._rank, self._outlet, lines=lines, pending=pending)

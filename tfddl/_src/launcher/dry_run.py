@@ -1,0 +1,89 @@
+"""What would be started, as lines that a shell understands: pure, nothing is started here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from tfddl._src.cluster import SECRET
+from tfddl._src.cluster.environments import tf_config
+from tfddl._src.launcher.job import JobOptions
+from tfddl._src.launcher.plan import DEFAULTS, Place, ProcessPlan, plan_processes, this_machine
+from tfddl._src.launcher.ssh import agent_argv
+
+_FIRST_PORT = 12345
+
+
+def describe(options: JobOptions, *, directory: str, environment: Mapping[str, str]) -> str:
+    """Says which command line reaches each host, and which line runs each rank there.
+
+    Ports stand for those that each host will find free.
+
+    Args:
+        options: the job.
+        directory: where the workers start.
+        environment: variables that all workers get and that are shown.
+    """
+    lines = ["# Ports are examples: each host chooses free ones at the start."]
+    plans = plan_processes(
+        options.command,
+        places=_places(options),
+        environment=environment,
+        as_horovod=options.as_horovod,
+    )
+    fleet = options.fleet
+    if options.nodes is not None:
+        node = options.nodes.node
+        lines.append(
+            f"# node {node.node_rank} of {node.num_nodes} ({node.source}). The nodes meet at "
+            f"{node.master}; then each worker gets its rank and the TF_CONFIG of all."
+        )
+        lines += [
+            _line(plan, directory, environment, name=f"local rank {plan.local_rank}")
+            for plan in plans
+        ]
+        return "\n".join(lines)
+    if fleet is None:
+        lines.append("# this machine")
+        lines += [_line(plan, directory, environment) for plan in plans]
+        return "\n".join(lines)
+    if fleet.interfaces:
+        lines.append(
+            "# Instead of the hosts' names their addresses on "
+            f"{' or '.join(fleet.interfaces)} will be used."
+        )
+    for host in fleet.hosts:
+        lines.append(f"# {host.name}, reached by (no ssh, if it is this machine):")
+        lines.append(shlex.join(agent_argv(fleet.ssh, host.name)))
+        lines += [_line(plan, directory, environment) for plan in plans if plan.host == host.name]
+    return "\n".join(lines)
+
+
+def _places(options: JobOptions) -> list[Place]:
+    if options.fleet is None:
+        return [this_machine(_ports(options.num_workers))]
+    hosts = options.fleet.hosts
+    if len(hosts) == 1:
+        return [Place(hosts[0].name, this_machine(()).address, _ports(hosts[0].slots))]
+    return [Place(host=h.name, address=h.name, ports=_ports(h.slots)) for h in hosts]
+
+
+def _ports(count: int) -> tuple[int, ...]:
+    return tuple(range(_FIRST_PORT, _FIRST_PORT + count))
+
+
+def _line(
+    plan: ProcessPlan, directory: str, environment: Mapping[str, str], *, name: str = ""
+) -> str:
+    """The line of a worker; with a name in place of its rank, without what the rank decides."""
+    hidden = (SECRET, tf_config.VARIABLE) if name else (SECRET,)
+    prefixes = ("HOROVOD_",) if name else ()
+    settings = " ".join(
+        f"{variable}={shlex.quote(value)}"
+        for variable, value in plan.environment.items()
+        if variable not in hidden
+        and not variable.startswith(prefixes)
+        and (variable in environment or variable not in DEFAULTS)
+    )
+    title = f"# {name or f'rank {plan.rank}'}"
+    return f"{title}\ncd {shlex.quote(directory)} && {settings} {shlex.join(plan.argv)}"

@@ -1,0 +1,224 @@
+"""The flags of `horovodrun` for which `tfddlrun` has no like of its own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tfddl import __version__
+from tfddl._src.launcher.environment import Export
+from tfddl._src.launcher.examine import installed_version
+from tfddl.errors import LaunchError
+
+_VARIABLES = MappingProxyType(
+    {
+        "stall_check_warning_time_seconds": "HOROVOD_STALL_CHECK_TIME_SECONDS",
+        "stall_check_shutdown_time_seconds": "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS",
+        "no_stall_check": "HOROVOD_STALL_CHECK_DISABLE",
+        "timeline_filename": "HOROVOD_TIMELINE",
+    }
+)
+"""What Horovod's `init` reads, by the flags that say it."""
+
+_MPI = "there is no MPI: tfddlrun starts the workers by itself, on other hosts by ssh"
+_REFUSED = MappingProxyType(
+    {
+        "--mpi": _MPI,
+        "--mpi-args": _MPI,
+        "--tcp": _MPI,
+        "--binding-args": "HINT: --bind says which cores a worker may use",
+        "--jsrun": "HINT: start the script with srun, or with tfddlrun -H",
+        "--host-discovery-script": "hosts are known from the start. HINT: -H or --hostfile; "
+        "--min-np lets a job go on without those that fail",
+        "--config-file": "there is no file of flags. HINT: give them on the command line",
+    }
+)
+"""Flags without which a job would not be what was asked for, and what to use instead."""
+
+_SWITCHES = frozenset({"--mpi", "--tcp", "--jsrun"})
+
+_TRAVEL = "tensors travel when they are due, in packs, along the fastest way there is"
+_NO_EFFECT: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                "--hierarchical-allreduce --no-hierarchical-allreduce --hierarchical-allgather "
+                "--no-hierarchical-allgather --torus-allreduce --no-torus-allreduce --autotune "
+                "--no-autotune"
+            ).split(),
+            (0, _TRAVEL),
+        ),
+        **dict.fromkeys(
+            (
+                "--fusion-threshold-mb --cycle-time-ms --cache-capacity --autotune-log-file "
+                "--autotune-warmup-samples --autotune-steps-per-sample "
+                "--autotune-bayes-opt-max-samples --autotune-gaussian-process-noise "
+                "--num-nccl-streams"
+            ).split(),
+            (1, _TRAVEL),
+        ),
+        **dict.fromkeys(
+            ("--timeline-mark-cycles", "--no-timeline-mark-cycles"), (0, "there are no cycles")
+        ),
+        **dict.fromkeys(("--gloo", "--mpi-threads-disable", "--no-mpi-threads-disable"), (0, _MPI)),
+        "--gloo-timeout-seconds": (1, _MPI),
+        "--disable-cache": (0, "nothing is cached"),
+        **dict.fromkeys(
+            ("--max-np", "--max-num-proc", "--slots-per-host"),
+            (1, "hosts are known from the start; the same command with more of them goes on"),
+        ),
+        "--blacklist-cooldown-range": (2, "a host that fails is left out for a minute, then two …"),
+        "--thread-affinity": (1, "--bind says which cores a worker may use"),
+        "--log-level": (1, "TF_CPP_MIN_LOG_LEVEL is TensorFlow's"),
+        **dict.fromkeys(
+            (
+                "--log-with-timestamp --log-without-timestamp --log-hide-timestamp "
+                "--no-log-hide-timestamp -prefix-timestamp --prefix-output-with-timestamp"
+            ).split(),
+            (0, "lines have their ranks in front, and no times"),
+        ),
+    }
+)
+"""Flags that are let pass: how many values they take, and why nothing comes of them."""
+
+_BUILD = """\
+tfddl v{version}, instead of Horovod:
+
+Available Frameworks:
+    [{mark}] {tensorflow}
+    [ ] PyTorch
+    [ ] MXNet
+
+Available Controllers:
+    [ ] MPI
+    [X] TensorFlow's coordination service, instead of Gloo
+
+Available Tensor Operations:
+    [X] shared memory, between the workers of a CPU host
+    [X] RING, TensorFlow's collectives for CPUs
+    [?] NCCL, where TensorFlow sees a GPU for each worker; tfddlrun --check says
+    [ ] DDL
+    [ ] CCL
+    [ ] MPI"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags, those with an effect in a group of their own."""
+    group = parser.add_argument_group(
+        "as horovodrun has them, for scripts that call Horovod's init"
+    )
+    group.add_argument(
+        "-cb", "--check-build", action="store_true", help="say what is there, and start nothing"
+    )
+    switch = group.add_mutually_exclusive_group()
+    switch.add_argument(
+        "--stall-check",
+        dest="no_stall_check",
+        action="store_false",
+        default=None,
+        help="warn of ranks that haven't come to an operation (the default)",
+    )
+    switch.add_argument(
+        "--no-stall-check",
+        action="store_true",
+        default=None,
+        help="don't warn of them",
+    )
+    group.add_argument(
+        "--stall-check-warning-time-seconds",
+        type=float,
+        metavar="S",
+        help="after how long to warn (default: 60)",
+    )
+    group.add_argument(
+        "--stall-check-shutdown-time-seconds",
+        type=float,
+        metavar="S",
+        help="after how long the operation fails; 0 is never (default: never for a rank that is "
+        "busy, 600 where ranks wait for each other in different operations)",
+    )
+    group.add_argument(
+        "--timeline-filename", metavar="FILE", help="write a trace of all collectives"
+    )
+    group.add_argument(
+        "--elastic-timeout",
+        type=float,
+        metavar="S",
+        help="as --start-timeout, where that isn't given",
+    )
+    for flag in _REFUSED:
+        action = "store_true" if flag in _SWITCHES else "store"
+        group.add_argument(flag, action=action, help=argparse.SUPPRESS)
+    for flag, (count, _) in _NO_EFFECT.items():
+        group.add_argument(
+            flag,
+            dest="without_effect",
+            action=_Noted,
+            nargs=count,
+            default=[],
+            help=argparse.SUPPRESS,
+        )
+
+
+class _Noted(argparse.Action):
+    """Remembers that a flag was given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.without_effect = [*namespace.without_effect, option_string]
+
+
+def translate(arguments: argparse.Namespace) -> None:
+    """Takes a flag of ours that isn't given from the one of Horovod that stands for it."""
+    if arguments.start_timeout is None:
+        arguments.start_timeout = arguments.elastic_timeout
+
+
+def refuse(arguments: argparse.Namespace) -> None:
+    """Refuses what can't be done.
+
+    Raises:
+        LaunchError: such a flag is given, or a time isn't one.
+    """
+    for flag, instead in _REFUSED.items():
+        if getattr(arguments, flag.removeprefix("--").replace("-", "_")):
+            raise LaunchError(f"{flag} isn't there: {instead}")
+    for name in ("stall_check_warning_time_seconds", "stall_check_shutdown_time_seconds"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value < float("inf"):
+            flag = f"--{name.replace('_', '-')}"
+            raise LaunchError(f"{flag} is {value}; it must be 0 (never) or more seconds")
+
+
+def notices(arguments: argparse.Namespace) -> list[str]:
+    """A line for each reason why flags that were given have no effect."""
+    by_reason: dict[str, list[str]] = {}
+    for flag in dict.fromkeys(arguments.without_effect):
+        by_reason.setdefault(_NO_EFFECT[flag][1], []).append(flag)
+    return [f"without effect: {', '.join(flags)} ({why})" for why, flags in by_reason.items()]
+
+
+def exports(arguments: argparse.Namespace) -> tuple[Export, ...]:
+    """The variables that tell Horovod's `init` what was asked for."""
+    given = {name: getattr(arguments, name) for name in _VARIABLES}
+    if given["no_stall_check"] is not None:
+        given["no_stall_check"] = int(given["no_stall_check"])
+    return tuple(
+        Export(_VARIABLES[name], str(value)) for name, value in given.items() if value is not None
+    )
+
+
+def describe_build() -> str:
+    """What `horovodrun --check-build` tells, of us."""
+    tensorflow = installed_version("TensorFlow")
+    return _BUILD.format(
+        version=__version__,
+        mark=" " if tensorflow is None else "X",
+        tensorflow="TensorFlow" if tensorflow is None else f"TensorFlow {tensorflow}",
+    )

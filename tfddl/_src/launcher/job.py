@@ -1,0 +1,391 @@
+"""A job from beginning to end: ports, workers, another start if a port was taken, the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGTERM
+
+from tfddl._src import rendezvous
+from tfddl._src.cluster import SECRET, START_TIMEOUT
+from tfddl._src.cluster.ports import free_ports, is_free
+from tfddl._src.heartbeat import Ability
+from tfddl._src.launcher.cores import Binding
+from tfddl._src.launcher.environment import Export, exported, given_secret, inherited, travelling
+from tfddl._src.launcher.exposure import TRUSTED_NETWORK
+from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, prepared
+from tfddl._src.launcher.guard import guarded
+from tfddl._src.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
+from tfddl._src.launcher.keeping import Keeper
+from tfddl._src.launcher.link import LOST
+from tfddl._src.launcher.memory import Memory
+from tfddl._src.launcher.nodes import NodeOptions, meet_nodes
+from tfddl._src.launcher.output import Console
+from tfddl._src.launcher.plan import Place, plan_processes, this_machine
+from tfddl._src.launcher.recovery import Recovery
+from tfddl._src.launcher.report import Outcome, WorkerExit, describe_place, failure_report
+from tfddl._src.launcher.restarts import RestartOptions
+from tfddl._src.launcher.signals import Interrupted, Signals
+from tfddl._src.launcher.supervise import Care, supervise
+from tfddl._src.launcher.system import require_files
+from tfddl.errors import LaunchError
+
+# The only signs, on a worker's stderr, that a server's port was taken: our words and TensorFlow's.
+_PORT_TAKEN = (rendezvous.PORT_TAKEN, "Could not start gRPC server")
+_PORT_RESTARTS = 3
+_START_S = 60.0
+_HERE = ""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What to run.
+
+    Attributes:
+        num_workers: number of processes, 1..1024.
+        command: what each of them runs.
+        grace_s: seconds that workers get to save at SIGTERM, at least 0.
+        stall_timeout_s: seconds without progress after which a worker is killed; 0 is never.
+        restarts: whether the job starts again when it has failed.
+        logs: a folder for every worker's whole output, or None.
+        as_horovod: whether `import horovod` finds tfddl in the workers.
+        verbose: also tell ports and restarts of what goes well.
+        fleet: the hosts that the workers run on; None for this machine.
+        nodes: the other hosts where a `tfddlrun` starts workers of this job; None where there are
+            none. `num_workers` are then those of this host.
+        binding: which cores a worker may use.
+        exports: variables that all workers get, on whatever host.
+        start_timeout_s: how long workers wait for each other in `tfddl.init()`; None leaves that
+            to them.
+        trusts_network: workers don't warn of ports that others can reach.
+        descriptors: open files that workers of this machine inherit.
+
+    Raises:
+        LaunchError: a value is out of its range, or there is no command.
+    """
+
+    num_workers: int
+    command: tuple[str, ...]
+    grace_s: float = 30.0
+    stall_timeout_s: float = 0.0
+    restarts: RestartOptions = field(default_factory=RestartOptions)
+    logs: Path | None = None
+    as_horovod: bool = False
+    verbose: bool = False
+    fleet: FleetOptions | None = None
+    nodes: NodeOptions | None = None
+    binding: Binding = Binding.CORES
+    exports: tuple[Export, ...] = ()
+    start_timeout_s: float | None = None
+    trusts_network: bool = False
+    descriptors: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_workers <= MOST_WORKERS:
+            raise LaunchError(
+                f"the number of workers (-np) is {self.num_workers}; it must be 1..{MOST_WORKERS}"
+            )
+        if not self.grace_s >= 0:
+            raise LaunchError(f"the grace period is {self.grace_s}; it must be 0 or more seconds")
+        if not 0 <= self.stall_timeout_s < math.inf:
+            raise LaunchError(
+                f"--stall-timeout is {self.stall_timeout_s}; it must be 0 (never) or more seconds"
+            )
+        if (self.restarts.min_workers or 0) > self.num_workers:
+            raise LaunchError(
+                f"--min-np is {self.restarts.min_workers}, more than the {self.num_workers} "
+                "workers of -np"
+            )
+        if self.nodes is not None and self.fleet is not None:
+            raise LaunchError("-H names hosts, and --nnodes says there is a tfddlrun on each")
+        if self.nodes is not None and self.restarts.restarts:
+            raise LaunchError(
+                "--max-restarts and --min-np can't be used with several nodes, where no tfddlrun "
+                "knows how the others' workers end. HINT: let the engine start all nodes again "
+                "(Slurm's requeue, Kubernetes' backoffLimit); training goes on from its checkpoint"
+            )
+        if not self.command:
+            raise LaunchError("there is no command to run. HINT: tfddlrun -np 2 python train.py")
+        if self.start_timeout_s is not None and not self.start_timeout_s > 0:
+            raise LaunchError(
+                f"--start-timeout is {self.start_timeout_s}; it must be above 0 seconds"
+            )
+
+
+def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
+    """Runs a job and reports how it ended, on stderr.
+
+    It takes a second process, see `guard`: nothing is left behind, even where one of the two is
+    killed. The calling process must have no other children and no threads.
+
+    Args:
+        options: what to run.
+        environment: what the workers inherit.
+
+    Returns:
+        The exit status: the failed worker's (128 + n for signal n), 128 + n if signal n ended
+        the job, 0 if all went well.
+
+    Raises:
+        LaunchError: the job can't be started.
+    """
+    return guarded(
+        lambda signals: _run_job(options, signals, environment=environment), program="tfddlrun"
+    )
+
+
+def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str, str]) -> int:
+    fleet = options.fleet
+    hosts = {_HERE: options.num_workers}
+    if fleet is not None:
+        hosts = {host.name: host.slots for host in fleet.hosts}
+    recovery = Recovery(options.restarts, hosts=hosts)
+    with contextlib.ExitStack() as stack:
+        console = Console(signals, has_colours="NO_COLOR" not in environment)
+        # What workers on other hosts commit, their agents keep within a start.
+        memory = Memory(keeps_commits=fleet is None and recovery.starts_again)
+        stack.enter_context(contextlib.closing(memory))
+        keeper = Keeper() if fleet is not None and recovery.starts_again else None
+        if keeper is not None:
+            stack.enter_context(contextlib.closing(keeper))
+        means = _Means(
+            console, signals, memory, keeper, secret=given_secret(environment, options.exports)
+        )
+        while True:
+            outcome = _start(options, recovery, means=means, environment=environment)
+            _report(outcome, console)
+            again = recovery.start_again(outcome, now_s=time.monotonic())
+            if not again:
+                return outcome.status
+            console.say(again)
+
+
+def working_folder(environment: Mapping[str, str]) -> str:
+    """Where we are, by the name that the user knows it by: other hosts may have other links.
+
+    Raises:
+        LaunchError: the folder isn't there any more.
+    """
+    known = environment.get("PWD", "")
+    try:
+        if os.path.isabs(known) and os.path.isdir(known) and os.path.samefile(known, "."):
+            return known
+        return os.getcwd()
+    except OSError as error:
+        raise LaunchError(
+            f"can't tell which folder this is, to start workers there: {error.strerror}. HINT: "
+            "it may have been removed since; cd to one that is there"
+        ) from error
+
+
+def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that all workers get because the command line says so.
+
+    Raises:
+        LaunchError: one is to be taken from the environment, and isn't there.
+    """
+    own = {TRUSTED_NETWORK: "1"} if options.trusts_network else {}
+    if options.start_timeout_s is not None:
+        own[START_TIMEOUT] = f"{options.start_timeout_s:g}"
+    return {**exported(environment, options.exports), **own}
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What all starts of a job share."""
+
+    console: Console
+    signals: Signals
+    memory: Memory
+    keeper: Keeper | None
+    """What workers on other hosts have committed, where the job may start again."""
+
+    secret: str | None
+    """The secret that the user has chosen; None where each start of the job has a new one."""
+
+
+def _start(
+    options: JobOptions, recovery: Recovery, *, means: _Means, environment: Mapping[str, str]
+) -> Outcome:
+    """Starts the workers, again where a port was taken, and looks after them to their end."""
+    options = _with_workers(options, recovery.workers)
+    environment = {**environment, **recovery.variables}
+    if not means.signals.sleep(recovery.pause_s):
+        return _interrupted(means.signals)
+    for restarts in range(_PORT_RESTARTS + 1):
+        care = Care(
+            grace_s=options.grace_s,
+            stall_timeout_s=options.stall_timeout_s,
+            logs=options.logs,
+            appends_logs=recovery.num_restarts + restarts > 0,
+            keeper=means.keeper if recovery.starts_again else None,
+        )
+        try:
+            outcome, ports = _run_once(options, care, means=means, environment=environment)
+        except UnreachableError as error:
+            if options.fleet is None or not recovery.num_restarts:
+                raise
+            return _unreachable(error, options.fleet)
+        except Interrupted:
+            return _interrupted(means.signals)
+        taken = find_taken_port(outcome, ports)
+        if taken is None or restarts == _PORT_RESTARTS or options.nodes is not None:
+            break
+        means.console.say(
+            f"port {taken} was taken by another process meanwhile; starting again on other "
+            f"ports ({restarts + 1} of {_PORT_RESTARTS})"
+        )
+    return outcome
+
+
+def _interrupted(signals: Signals) -> Outcome:
+    """How a job ends that a signal ends while no worker runs."""
+    (number, *_) = signals.take_ending()
+    return Outcome(exits=(), root=None, interrupted_by=number, num_oom_kills=0)
+
+
+def _with_workers(options: JobOptions, workers: Mapping[str, int]) -> JobOptions:
+    """The job with so many workers of each host."""
+    fleet = options.fleet
+    if fleet is not None:
+        hosts = tuple(HostSlots(name, count) for name, count in workers.items())
+        fleet = dataclasses.replace(fleet, hosts=hosts)
+    return dataclasses.replace(options, num_workers=sum(workers.values()), fleet=fleet)
+
+
+def _unreachable(error: UnreachableError, fleet: FleetOptions) -> Outcome:
+    """How a job ends that could not start again, for hosts that it had before."""
+    ranks = ranks_of(fleet.hosts)
+    exits = tuple(
+        WorkerExit(
+            rank=ranks[host][0],
+            returncode=LOST,
+            after_s=0.0,
+            stderr_lines=(),
+            ended_with=None,
+            host=host,
+            lost=problem,
+        )
+        for host, problem in error.problems.items()
+    )
+    return Outcome(exits=exits, root=exits[0], interrupted_by=None, num_oom_kills=0)
+
+
+def _run_once(
+    options: JobOptions, care: Care, *, means: _Means, environment: Mapping[str, str]
+) -> tuple[Outcome, tuple[int, ...]]:
+    """Starts the workers, on whatever hosts, and waits for their end.
+
+    Returns:
+        How it went, and the port of each rank.
+
+    Raises:
+        UnreachableError: hosts can't be reached.
+        LaunchError: they can't take part, or the command can't be started.
+        Interrupted: a signal came before anything was started.
+    """
+    num_hosts = 0 if options.fleet is None else len(options.fleet.hosts)
+    require_files(options.num_workers, num_hosts=num_hosts, has_logs=options.logs is not None)
+    directory = None if options.fleet is None else working_folder(environment)
+    with contextlib.ExitStack() as stack:
+        fleet: Fleet | None = None
+        secret = means.secret
+        places: tuple[Place, ...]
+        if options.nodes is not None:
+            meeting = meet_nodes(
+                options.nodes,
+                num_workers=options.num_workers,
+                secret=secret,
+                console=means.console,
+                signals=means.signals,
+            )
+            places, secret = meeting.places, meeting.secret
+        elif options.fleet is None or directory is None:
+            places = (this_machine(free_ports(options.num_workers)),)
+        else:
+            fleet = stack.enter_context(
+                prepared(options.fleet, directory=directory, signals=means.signals)
+            )
+            places = fleet.places
+            if means.keeper is not None:
+                means.keeper.hand_out(fleet.links)
+        if options.verbose:
+            _announce(places, means.console)
+        plans = plan_processes(
+            options.command,
+            places=places,
+            environment=_workers_environment(
+                options, environment, secret=secret or secrets.token_hex(rendezvous.SECRET_BYTES)
+            ),
+            as_horovod=options.as_horovod,
+            binding=options.binding,
+            directory=directory,
+        )
+        num_workers = len(plans)
+        if options.nodes is not None:
+            plans = tuple(plan for plan in plans if plan.host == _HERE)
+        if fleet is None and options.descriptors:
+            plans = tuple(dataclasses.replace(p, descriptors=options.descriptors) for p in plans)
+        outcome = supervise(
+            plans if fleet is not None else means.memory.shared_with(plans),
+            console=means.console,
+            signals=means.signals,
+            care=dataclasses.replace(care, fleet=fleet, num_workers=num_workers),
+        )
+    return outcome, tuple(port for place in places for port in place.ports)
+
+
+def _announce(places: Sequence[Place], console: Console) -> None:
+    for place in places:
+        where = f"{place.host}: " if place.host else ""
+        ports = ", ".join(map(str, place.ports))
+        console.say(f"{where}{len(place.ports)} workers on ports {ports}")
+
+
+def _workers_environment(
+    options: JobOptions, environment: Mapping[str, str], *, secret: str
+) -> dict[str, str]:
+    given = inherited if options.fleet is None else travelling
+    return {**given(environment), **asked_for(options, environment), SECRET: secret}
+
+
+def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
+    """The port that the job failed for, because somebody had taken it when its server started.
+
+    It must have failed by itself, its stderr must say so, and either the port is still taken or
+    the worker had only just started: a worker that has trained is never started again for it.
+    """
+    root = outcome.root
+    if root is None or root.returncode <= 0:
+        return None
+    if not any(sign in line for line in root.stderr_lines for sign in _PORT_TAKEN):
+        return None
+    port = ports[root.rank]
+    is_taken_here = not root.host and not is_free(port)
+    return port if root.after_s < _START_S or is_taken_here else None
+
+
+def _report(outcome: Outcome, console: Console) -> None:
+    if outcome.has_saved:
+        console.say(
+            "ended by SIGTERM, after the training was saved at "
+            f"{describe_place(outcome.exits[0].reading)}; the same command goes on from there"
+        )
+    elif outcome.root is not None:
+        console.say(failure_report(outcome))
+    elif outcome.interrupted_by is not None:
+        why = f" ({console.broken.strerror})" if console.broken is not None else ""
+        console.say(f"ended by {outcome.interrupted_by.name}{why}, and all workers with it")
+        late = [end for end in outcome.exits if Ability.SAVES in end.reading.abilities]
+        if outcome.interrupted_by == SIGTERM and late:
+            console.say(
+                "the workers did not come to save in time; HINT: --grace-period says how long that "
+                "may take"
+            )

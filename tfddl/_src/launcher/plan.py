@@ -1,0 +1,138 @@
+"""What each worker process is started with: pure, nothing is started here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tfddl._src.cluster import Cluster, join_address
+from tfddl._src.cluster.environments import tf_config
+from tfddl._src.heartbeat import ProgressPage
+from tfddl._src.launcher import horovod
+from tfddl._src.launcher.cores import Binding
+
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+
+NCCL_INTERFACE = "NCCL_SOCKET_IFNAME"
+
+LOOPBACK = "127.0.0.1"
+
+DEFAULTS = MappingProxyType(
+    {
+        # Lines must come as they are printed, not by the 8 KiB, through a pipe.
+        "PYTHONUNBUFFERED": "1",
+        # Each worker's start would fill a screen; 2 leaves TensorFlow's errors.
+        LOG_LEVEL: "2",
+    }
+)
+
+
+@dataclass(frozen=True)
+class ProcessPlan:
+    """One process to be started.
+
+    Attributes:
+        rank: its rank.
+        argv: the command and its arguments.
+        environment: the whole environment it gets; on another host, what is added to that host's.
+        host: where it runs; "" for this machine.
+        local_rank: its number among the workers of that host.
+        local_size: how many those are.
+        binding: which of the host's cores it may use.
+        directory: where it is started; None for the folder of who starts it.
+        descriptors: what it inherits besides the standard ones; not on another host.
+        board: where it writes how far it has come, or None; not on another host.
+    """
+
+    rank: int
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    host: str = ""
+    local_rank: int = 0
+    local_size: int = 1
+    binding: Binding = Binding.NONE
+    directory: str | None = None
+    descriptors: tuple[int, ...] = ()
+    board: ProgressPage | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A host's part in a job.
+
+    Attributes:
+        host: its name; "" for this machine.
+        address: what all workers reach it by.
+        ports: one for each of its workers.
+        interface: the network interface that its workers are to use; "" leaves it to them.
+    """
+
+    host: str
+    address: str
+    ports: tuple[int, ...]
+    interface: str = ""
+
+
+def this_machine(ports: Sequence[int]) -> Place:
+    """The place of a job that no other host takes part in."""
+    return Place(host="", address=LOOPBACK, ports=tuple(ports))
+
+
+def plan_processes(  # noqa: PLR0913
+    command: Sequence[str],
+    *,
+    places: Sequence[Place],
+    environment: Mapping[str, str],
+    as_horovod: bool = False,
+    binding: Binding = Binding.NONE,
+    directory: str | None = None,
+) -> tuple[ProcessPlan, ...]:
+    """Plans the workers of a job.
+
+    Args:
+        command: what every worker runs, with its arguments; not touched.
+        places: the hosts, in the order of their ranks.
+        environment: what the workers inherit. TF_CONFIG is replaced; what else a worker wants is
+            added only where the user has set nothing.
+        as_horovod: whether `import horovod` finds tfddl there.
+        binding: which cores a worker may use.
+        directory: where the workers start; None for where they are started from.
+
+    Returns:
+        One plan per port, in rank order.
+
+    Raises:
+        ClusterError: the ports are no ports, or repeat.
+    """
+    addresses = tuple(join_address(p.address, port) for p in places for port in p.ports)
+    seats = [(place, local_rank) for place in places for local_rank in range(len(place.ports))]
+
+    return tuple(
+        ProcessPlan(
+            rank=cluster.rank,
+            argv=tuple(command),
+            environment=MappingProxyType(
+                {
+                    **DEFAULTS,
+                    **_nccl_variables(place),
+                    **environment,
+                    **(horovod.variables(cluster, environment) if as_horovod else {}),
+                    tf_config.VARIABLE: tf_config.render(cluster),
+                }
+            ),
+            host=place.host,
+            local_rank=local_rank,
+            local_size=len(place.ports),
+            binding=binding,
+            directory=directory,
+        )
+        for cluster, (place, local_rank) in (
+            (Cluster(addresses, rank), seat) for rank, seat in enumerate(seats)
+        )
+    )
+
+
+def _nccl_variables(place: Place) -> dict[str, str]:
+    """Keeps NCCL to a place's interface; "=" is that one, not all whose names begin so."""
+    return {NCCL_INTERFACE: f"={place.interface}"} if place.interface else {}

@@ -1,0 +1,80 @@
+"""What follows from a job's failures: another start, or its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tfddl._src.launcher.environment import RESTARTS
+from tfddl._src.launcher.report import Outcome
+from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
+
+
+class Recovery:
+    """The starts of one job.
+
+    Attributes:
+        workers: how many workers of which host the next start has.
+        num_restarts: how many there have been.
+        pause_s: how long to wait before the next start.
+    """
+
+    def __init__(self, options: RestartOptions, *, hosts: Mapping[str, int]) -> None:
+        """Begins at full strength.
+
+        Args:
+            options: how much is put up with.
+            hosts: how many workers each host has; this machine is "" where no hosts are named.
+        """
+        self.workers = dict(hosts)
+        self.num_restarts = 0
+        self.pause_s = 0.0
+        self._options = options
+        self._hosts = dict(hosts)
+        self._failures: list[Failure] = []
+        self._farthest = (0, 0)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the workers of the next start are told."""
+        return {RESTARTS: str(self.num_restarts)}
+
+    @property
+    def starts_again(self) -> bool:
+        """Whether the next failure will be followed by another start."""
+        return self.num_restarts < self._options.restarts
+
+    def start_again(self, outcome: Outcome, *, now_s: float) -> str:
+        """Plans another start after this outcome, if there is to be one.
+
+        Args:
+            outcome: how the last start ended.
+            now_s: on a clock that only goes forward.
+
+        Returns:
+            What to tell of it; nothing where the job has ended.
+        """
+        if outcome.root is None or outcome.interrupted_by is not None or outcome.has_saved:
+            return ""
+        stepped = any(end.reading.steps or end.reading.rounds for end in outcome.exits)
+        places = [(e.reading.epoch, e.reading.step) for e in outcome.exits if e.reading.steps]
+        reached = max(places, default=(0, 0))
+        progressed = reached > self._farthest
+        self._farthest = max(reached, self._farthest)
+        self._failures.append(
+            Failure(outcome.root.host, at_s=now_s, progressed=progressed, stepped=stepped)
+        )
+        workers = workers_after(self._failures, self._options, hosts=self._hosts, now_s=now_s)
+        if workers is None:
+            return ""
+        before, self.workers = self.workers, workers
+        self.num_restarts += 1
+        self.pause_s = pause_after(self._failures, self._options)
+        when = f", in {self.pause_s:g} s" if self.pause_s else ""
+        text = f"starting again on other ports{when} (restart {self.num_restarts} of "
+        return f"{text}{self._options.restarts}{_changes(before, workers)})"
+
+
+def _changes(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    if sum(before.values()) == sum(now.values()):
+        return ""
+    return f", with {sum(now.values())} workers instead of {sum(before.values())}"

@@ -1,0 +1,126 @@
+"""How the agent of a host is started, and what went wrong if it wasn't: pure."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tfddl
+from tfddl.errors import LaunchError
+
+# No quotes of the kind that shlex puts around it, no backslash, "$" or "!": every shell that a
+# user may have on the far side, csh and fish included, passes it on as it is.
+_BOOT = (
+    "import sys,json;"
+    'sys.path[:0]=json.loads(open(0,"rb",0,closefd=False).readline());'
+    "from tfddl._src.launcher.agent import run;run()"
+)
+_SSH_FAILED = 255
+_NO_SUCH_PROGRAM = (126, 127)
+
+
+@dataclass(frozen=True)
+class SshOptions:
+    """How other hosts are reached.
+
+    Attributes:
+        port: ssh's port there; None for what ssh's own configuration says.
+        identity_file: a private key; None for ssh's own choice.
+        command: the ssh that is used, with options of its own.
+        remote_python: the Python that starts the agent on every host.
+
+    Raises:
+        LaunchError: a port out of range, a key that isn't there, no command, or no Python.
+    """
+
+    port: int | None = None
+    identity_file: Path | None = None
+    command: tuple[str, ...] = ("ssh",)
+    remote_python: str = sys.executable
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise LaunchError(f"the ssh port (-p) is {self.port}; it must be 1..65535")
+        if self.identity_file is not None and not self.identity_file.is_file():
+            raise LaunchError(f"the ssh key (-i) {self.identity_file} is no file")
+        if not self.command:
+            raise LaunchError("--ssh-command is empty; HINT: --ssh-command 'ssh -F FILE'")
+        if not self.remote_python:
+            raise LaunchError("--remote-python is empty; the path of a Python is expected")
+
+
+def agent_argv(options: SshOptions, host: str | None) -> tuple[str, ...]:
+    """The command line that starts an agent.
+
+    It has nothing on it of what the workers are told: that goes through the agent's input.
+
+    Args:
+        options: how hosts are reached.
+        host: which one; None for this one, without ssh.
+    """
+    # -P: a json.py in the home folder is not Python's.
+    agent = (options.remote_python, "-P", "-c", _BOOT)
+    if host is None:
+        return agent
+    settings = (
+        "BatchMode=yes",  # nobody is there to answer a question
+        "ServerAliveInterval=5",
+        "ServerAliveCountMax=3",
+        "ControlMaster=no",  # a master of ours would outlive the job, or be killed with it
+        "ForwardX11=no",
+    )
+    return (
+        *options.command,
+        "-T",
+        *(f"-o{setting}" for setting in settings),
+        *_place_flags(options),
+        "--",  # what follows is a host, even if it begins with a dash
+        host,
+        "exec " + shlex.join(agent),
+    )
+
+
+def _place_flags(options: SshOptions) -> tuple[str, ...]:
+    port = () if options.port is None else ("-p", str(options.port))
+    key = () if options.identity_file is None else ("-i", str(options.identity_file))
+    return (*port, *key)
+
+
+def boot_line() -> bytes:
+    """What the agent is told before frames begin: where tfddl is, if it isn't installed there.
+
+    A copy that isn't among the installed packages here is looked for at the same place there,
+    and comes first, as it does here.
+    """
+    root = str(Path(tfddl.__file__).parent.parent)
+    places = [] if root == sysconfig.get_path("purelib") else [root]
+    return json.dumps(places).encode("ascii") + b"\n"
+
+
+def explain_end(
+    host: str, options: SshOptions, *, returncode: int, stderr_lines: Sequence[str]
+) -> str:
+    """Says why the agent of a host didn't start, or ended."""
+    said = stderr_lines[-1].strip() if stderr_lines else "it said nothing"
+    if returncode == _SSH_FAILED:
+        line = shlex.join(
+            [*options.command, "-oBatchMode=yes", *_place_flags(options), "--", host, "true"]
+        )
+        return (
+            f"can't reach {host} by ssh: {said}. HINT: this has to work without asking anything: "
+            f"{line}"
+        )
+    if returncode in _NO_SUCH_PROGRAM:
+        return (
+            f"can't start {options.remote_python} on {host}: {said}. HINT: the environment has to "
+            "be at the same place on all hosts; --remote-python names another"
+        )
+    return (
+        f"the agent on {host} ended with {returncode}: {said}. HINT: tfddl has to be installed for "
+        f"{options.remote_python} there"
+    )

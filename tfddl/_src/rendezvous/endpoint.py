@@ -1,0 +1,355 @@
+"""Accepts connections from processes of one job, and from nobody else. Loads no TensorFlow.
+
+All connections between workers, and those that orders come by, begin here: the rendezvous, the
+links and streams of a process group, the control of a benchmark. A thread accepts them, so that
+strangers can neither keep the job waiting nor use up its descriptors, whatever the workers are
+doing meanwhile. Callers prove that they know the job's key, see `handshake`.
+
+Usage::
+
+    endpoint = Endpoint(listen_tcp(12345), key, check=lambda hello: None, admit=callers.append)
+    endpoint.start()
+    connection = dial_tcp("hostA", 12345, key, {"rank": 1}, timeout_s=10.0)
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import selectors
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tfddl._src.rendezvous.handshake import HANDSHAKE_S, LONGEST_REFUSAL, PendingConnection
+from tfddl.errors import ConnectError
+
+MOST_PENDING = 128
+"""Handshakes at a time. Beyond, the oldest is dropped: a worker of the job needs a millisecond."""
+
+_LEAST_S = 0.1
+"""For a handshake, however many others come meanwhile; these have to wait until then."""
+
+_BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted; it may cut that (net.core.somaxconn).
+Callers that find no room try again."""
+
+_PAUSE_S = 0.05
+"""Until the next try to accept, where there are no descriptors."""
+
+_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LOG = logging.getLogger("tfddl")
+
+
+class RefuseError(Exception):
+    """What `Endpoint`'s `check` raises to refuse a caller, who is told the text."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody who knows the key.
+
+    Attributes:
+        hello: what he has said of himself.
+        connection: to him; blocking, and not inherited by children.
+    """
+
+    hello: Mapping[str, Any]
+    connection: socket.socket
+
+
+class Endpoint:
+    """A listening socket, and the thread that serves it."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        key: bytes,
+        *,
+        check: Callable[[Mapping[str, Any]], None],
+        admit: Callable[[Caller], None],
+    ) -> None:
+        """Accepts nobody before `start`. Both functions are called in the thread, and mustn't wait.
+
+        Args:
+            listener: listens; TCP or Unix. It is taken over.
+            key: what callers have to know; of any length.
+            check: is given the hello of somebody who knows the key, and raises `RefuseError` where
+                he is not wanted.
+            admit: takes over the connection of somebody who has passed the check, and has been
+                told so.
+        """
+        self.name = listener.getsockname()
+        self._listener, self._key, self._check, self._admit = listener, key, check, admit
+        self._pending: dict[int, PendingConnection] = {}
+        self._served: dict[int, tuple[socket.socket, Callable[[], bool]]] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wakes, self._woken = socket.socketpair()
+        self._actions: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_closing = self._is_closed = False
+        self._paused_until_s = 0.0
+        listener.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="tfddl-endpoint", daemon=True)
+        close_in_children(self)
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """Where it listens, by TCP."""
+        port: int = self.name[1]
+        return port
+
+    def serve(self, connection: socket.socket, on_readable: Callable[[], bool]) -> None:
+        """Lets the thread call a function whenever a connection has something to read.
+
+        Only for `admit`, of the connection that it is given.
+
+        Args:
+            connection: which.
+            on_readable: must not wait for anything; returns False to be called no more.
+        """
+        self._served[connection.fileno()] = connection, on_readable
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def stop_listening(self) -> None:
+        """Accepts nobody any more; the port is free on return. What is served goes on."""
+        if self._is_closing:
+            return
+        done = threading.Event()
+
+        def stop() -> None:
+            self._drop_listener()
+            done.set()
+
+        self._do(stop)
+        if not done.wait(timeout=HANDSHAKE_S):
+            raise ConnectError(f"the thread that listens at {self.name} hangs")
+
+    def close(self) -> None:
+        """Ends everything, what is served included; not from within the functions that are called.
+
+        Again it does nothing.
+        """
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._do(self._end)
+        self._thread.join(timeout=HANDSHAKE_S)
+        # Not by the thread: it may have come to its end before it was woken for that.
+        self._wakes.close()
+        self._woken.close()
+
+    def _do(self, action: Callable[[], None]) -> None:
+        """Lets the thread do something soon."""
+        self._actions.put(action)
+        self._wakes.send(b".")
+
+    def _end(self) -> None:
+        self._is_closed = True
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closed:
+                self._turn()
+        finally:
+            self._close_all()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._wait_s()):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.fd in self._pending:
+                self._advance(self._pending[key.fd])
+            elif key.fd in self._served:
+                self._call(*self._served[key.fd])
+            elif key.fileobj is self._woken:
+                self._woken.recv(64)
+        while not self._actions.empty():
+            self._actions.get()()
+        self._keep_time(time.monotonic())
+
+    def _call(self, connection: socket.socket, on_readable: Callable[[], bool]) -> None:
+        if not on_readable():
+            self._forget(connection)
+
+    def _keep_time(self, now_s: float) -> None:
+        """Drops who takes too long, and listens again after a pause."""
+        for pending in list(self._pending.values()):
+            if now_s > pending.until_s:
+                self._drop(pending)
+        if 0.0 < self._paused_until_s < now_s:
+            self._paused_until_s = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def _wait_s(self) -> float | None:
+        """Until the next deadline; None where there is none."""
+        deadlines = [pending.until_s for pending in self._pending.values()]
+        if self._paused_until_s:
+            deadlines.append(self._paused_until_s)
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _accept(self) -> None:
+        """Takes the callers that are there."""
+        for _ in range(MOST_PENDING):
+            if len(self._pending) >= MOST_PENDING and not self._make_room():
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_DESCRIPTORS:
+                    raise
+                if not self._make_room():
+                    return
+                continue
+            pending = PendingConnection(connection, self._key)
+            self._pending[connection.fileno()] = pending
+            self._selector.register(connection, selectors.EVENT_READ)
+            if not pending.challenge():
+                self._drop(pending)
+
+    def _make_room(self) -> bool:
+        """Drops the oldest of those who have proved nothing, or accepts nobody for a while."""
+        now_s = time.monotonic()
+        oldest = next(iter(self._pending.values()), None)
+        if oldest is not None and now_s - oldest.since_s >= _LEAST_S:
+            self._drop(oldest)
+            return True
+        if oldest is None:
+            _LOG.warning(
+                "no file descriptors are left for connections of other workers. HINT: ulimit -n"
+            )
+        self._paused_until_s = now_s + _PAUSE_S
+        self._selector.unregister(self._listener)
+        return False
+
+    def _advance(self, pending: PendingConnection) -> None:
+        """Takes what a caller has sent."""
+        hello = pending.receive()
+        if hello is None:
+            if pending.is_bad:
+                self._drop(pending)
+            return
+        del self._pending[pending.connection.fileno()]
+        self._selector.unregister(pending.connection)
+        pending.connection.settimeout(HANDSHAKE_S)
+        try:
+            self._check(hello)
+        except RefuseError as error:
+            pending.answer({"refused": str(error)[:LONGEST_REFUSAL]})
+            pending.connection.close()
+            return
+        pending.answer({})
+        pending.connection.settimeout(None)
+        self._admit(Caller(hello, pending.connection))
+
+    def _forget(self, connection: socket.socket) -> None:
+        """Serves a connection no more, which may have been closed."""
+        for number, (served, _) in list(self._served.items()):
+            if served is connection:
+                del self._served[number]
+                self._selector.unregister(connection)
+
+    def _drop(self, pending: PendingConnection) -> None:
+        del self._pending[pending.connection.fileno()]
+        self._selector.unregister(pending.connection)
+        pending.connection.close()
+
+    def _drop_listener(self) -> None:
+        if self._listener.fileno() >= 0 and not self._paused_until_s:
+            self._selector.unregister(self._listener)
+        self._listener.close()
+        self._paused_until_s = 0.0
+        for pending in list(self._pending.values()):
+            self._drop(pending)
+
+    def _close_all(self) -> None:
+        self._drop_listener()
+        for connection, _ in self._served.values():
+            connection.close()
+        self._selector.close()
+
+    def forget(self) -> None:
+        """For a forked child: closes what it has inherited, which no thread serves there."""
+        self._is_closing = True
+        inherited = [self._listener, self._wakes, self._woken]
+        inherited += [pending.connection for pending in self._pending.values()]
+        inherited += [connection for connection, _ in self._served.values()]
+        for connection in inherited:
+            connection.close()
+        self._selector.close()
+
+
+def listen_tcp(port: int = 0) -> socket.socket:
+    """Listens on all addresses of this host, IPv6 and IPv4.
+
+    Args:
+        port: which; 0 for one that the system chooses.
+
+    Raises:
+        OSError: the port is taken, or there is none.
+    """
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+            )
+        except OSError as error:
+            # The kernel may know IPv6, and have none.
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+    return socket.create_server(("", port), backlog=_BACKLOG)
+
+
+def listen_unix(name: str, kind: socket.SocketKind) -> socket.socket:
+    """Listens under an *abstract* name: it has no file, and vanishes with the process.
+
+    It is seen within a network namespace only, and has no permissions; so both sides ask the kernel
+    whose process is at the other end.
+
+    Args:
+        name: of the socket, without the zero byte in front.
+        kind: SOCK_STREAM or SOCK_SEQPACKET.
+
+    Raises:
+        OSError: the name is taken, or the system has no such sockets.
+    """
+    listener = socket.socket(socket.AF_UNIX, kind)
+    try:
+        listener.bind(f"\0{name}")
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class Inherited(Protocol):
+    """Something with descriptors that a forked child shares."""
+
+    def forget(self) -> None:
+        """Closes these in a child."""
+
+
+def close_in_children(inherited: Inherited) -> None:
+    """Makes forked children close descriptors, which would outlive this process in them."""
+    reference = weakref.ref(inherited)
+
+    def forget() -> None:
+        found = reference()
+        if found is not None:
+            found.forget()
+
+    os.register_at_fork(after_in_child=forget)

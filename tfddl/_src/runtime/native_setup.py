@@ -1,0 +1,127 @@
+"""Networks of our own, beside TensorFlow's: memory within a host, TCP between hosts."""
+
+import atexit
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+
+from tfddl._src.cluster import Cluster
+from tfddl._src.comm import native
+from tfddl._src.parallel_map import has_own_core
+from tfddl._src.rendezvous import Rendezvous
+from tfddl._src.runtime.options import Options
+from tfddl.errors import WireError
+
+_AFTER_ROLL_S = 5.0
+"""How much longer than the roll the workers of one of several hosts wait for each other."""
+
+_REACH_S = 15.0
+"""How long to try to reach other hosts; a firewall may swallow what is sent."""
+
+_LOG = logging.getLogger("tfddl")
+
+
+def open_lobby(rank: int) -> native.Lobby | None:
+    """Listens for the other hosts.
+
+    Args:
+        rank: This worker's.
+
+    Returns:
+        None if it can't be done; the log says why.
+    """
+    try:
+        return native.Lobby(rank)
+    except WireError as error:
+        _LOG.warning("rank %d: %s", rank, error)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Makes them, for one worker."""
+
+    rendezvous: Rendezvous
+    options: Options
+
+    @property
+    def cluster(self) -> Cluster:
+        """All workers."""
+        return self.rendezvous.cluster
+
+    def share_memory(self) -> native.Network | None:
+        """Connects the workers of this host. All of them must call it together.
+
+        Returns:
+            None if it can't be done; the log says why.
+        """
+        cluster = self.cluster
+        seat = native.Seat(
+            # Hosts may be names of one machine.
+            job=f"{self.rendezvous.secret.hex()} {cluster.host}",
+            secret=self.rendezvous.secret,
+            rank=cluster.local_rank,
+            size=cluster.local_size,
+            names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
+            patience=self._patience,
+            spins=self._spins,
+        )
+        try:
+            return _taking_leave(native.connect(seat))
+        except WireError as error:
+            _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
+            return None
+
+    def reach_hosts(self, lobby: native.Lobby, ports: Sequence[int]) -> native.Network | None:
+        """Connects to all workers of other hosts. All ranks must call it together.
+
+        Args:
+            lobby: This worker's.
+            ports: Of each rank's lobby.
+
+        Returns:
+            None if it can't be done; the log says why.
+        """
+        cluster = self.cluster
+        host_of = {rank: h for h, ranks in enumerate(cluster.ranks_of_hosts) for rank in ranks}
+        hosts = [cluster.hosts[host_of[rank]] for rank in range(cluster.size)]
+        doors = [native.Door(*at) for at in zip(hosts, ports, strict=True)]
+        lobby.learn(doors, self.rendezvous.secret)
+        seat = native.Seat(
+            job="",
+            rank=cluster.rank,
+            size=cluster.size,
+            timeout_s=_REACH_S,
+            patience=self._patience,
+            spins=self._spins,
+        )
+        others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
+        try:
+            return _taking_leave(native.connect_hosts(seat, lobby, others))
+        except WireError as error:
+            _LOG.warning("rank %d can't speak to other hosts by itself: %s", cluster.rank, error)
+            return None
+
+    @property
+    def _spins(self) -> bool:
+        return has_own_core(self.cluster.local_size, own=self.options.cores)
+
+    @property
+    def _patience(self) -> native.Patience:
+        """Of two levels, the roll gives up first: it knows who is missing elsewhere."""
+        patience = self.options.patience
+        sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]
+        if len(sizes) == 1 or max(sizes) == 1 or not patience.give_up_s:
+            return patience
+        return dataclasses.replace(patience, give_up_s=patience.give_up_s + _AFTER_ROLL_S)
+
+
+def _taking_leave(network: native.Network) -> native.Network:
+    """Lets a network tell the other workers, in the end, how the script of this one has ended."""
+
+    def leave() -> None:
+        network.mesh.say_goodbye(native.describe_end(getattr(sys, "last_value", None)))
+
+    atexit.register(leave)
+    return network

@@ -1,0 +1,172 @@
+"""All workers meet, and compare what they are about to do, before TensorFlow starts anything."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl._src import rendezvous
+from tfddl._src.cluster import Cluster, PartialCluster
+from tfddl._src.comm import Between, Collective
+from tfddl._src.comm.native import Lobby, rank_names
+from tfddl._src.rendezvous import Rendezvous
+from tfddl._src.rendezvous.endpoint import MOST_PENDING
+from tfddl._src.rlimits import require_descriptors
+from tfddl._src.runtime.devices import (
+    TOO_LATE,
+    choose_collective,
+    identity_of_gpu,
+    operations_have_run,
+    resolve_collective,
+)
+from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives
+from tfddl._src.runtime.native_setup import open_lobby
+from tfddl._src.runtime.options import Options
+from tfddl.errors import DisagreementError, StartError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What decides by which way gradients go."""
+
+    options: Options
+    """What was asked for."""
+
+    collective: Collective
+    """Which of TensorFlow's collectives there would be."""
+
+    @property
+    def has_own_networks(self) -> bool:
+        """Whether gradients may go otherwise than by TensorFlow's collectives."""
+        return self.options.collective is None and self.collective is Collective.RING
+
+    def wants_shared_memory(self, cluster: Cluster) -> bool:
+        """Whether the workers of each host are to share memory."""
+        return self.has_own_networks and max(map(len, cluster.ranks_of_hosts)) > 1
+
+    def wants_tcp(self, cluster: Cluster | PartialCluster) -> bool:
+        """Whether hosts are to speak TCP; True, too, where their number isn't known yet."""
+        if not self.has_own_networks or self.options.between_hosts is Between.RING:
+            return False
+        return isinstance(cluster, PartialCluster) or len(cluster.hosts) > 1
+
+    def needs_strategy(self, cluster: Cluster) -> bool:
+        """Whether TensorFlow's servers are needed for certain."""
+        is_own = self.has_own_networks and len(cluster.hosts) == 1
+        return not (is_own or self.wants_tcp(cluster))
+
+
+@dataclasses.dataclass(frozen=True)
+class Met:
+    """The workers, once they have met."""
+
+    rendezvous: Rendezvous
+    choice: Choice
+    lobby: Lobby | None
+    """Where the other hosts find this worker, if they may call it."""
+
+    def close(self) -> None:
+        """Hangs up."""
+        self.rendezvous.close()
+        if self.lobby is not None:
+            self.lobby.close()
+
+
+def meet(cluster: Cluster | PartialCluster, options: Options, secret: bytes) -> Met:
+    """Meets all other workers. All ranks must call it together.
+
+    What keeps this worker from starting is told to the others, too: none waits for it in vain.
+
+    Args:
+        cluster: Who takes part, at least two.
+        options: What was asked for.
+        secret: See `rendezvous.join`.
+
+    Raises:
+        StartError: This worker, or another one, can't start; or not all have come in time.
+        DisagreementError: They were told of different clusters, or were asked for different things.
+        ClusterError: See `rendezvous.join`.
+    """
+    problem = ""
+    try:
+        choice = Choice(options, resolve_collective(cluster, options))
+        _require_descriptors(cluster)
+    except StartError as error:
+        choice, problem = Choice(options, Collective.RING), str(error)
+    lobby = None
+    if not problem and choice.wants_tcp(cluster):
+        lobby = open_lobby(cluster.rank)
+    facts = {
+        "pieces": options.pieces,
+        "collective": str(options.collective or "auto"),
+        "between_hosts": str(options.between_hosts or "auto"),
+        "resolved": str(choice.collective),
+        "port": lobby.port if lobby is not None else 0,
+        "num_gpus": len(tf.config.list_physical_devices("GPU")),
+        "gpu": identity_of_gpu(cluster),
+        "has_run": operations_have_run(),
+        "problem": problem,
+    }
+    try:
+        found = rendezvous.join(
+            cluster, secret=secret, facts=facts, timeout_s=options.rendezvous_timeout_s
+        )
+    except BaseException:
+        if lobby is not None:
+            lobby.close()
+        raise
+    met = Met(found, choice, lobby)
+    try:
+        compare(found.cluster, found.facts)
+        late = [rank for rank, fact in enumerate(found.facts) if fact["has_run"]]
+        if late and choice.needs_strategy(found.cluster):
+            raise StartError(f"{rank_names(late)} can't start: {TOO_LATE}")
+    except BaseException:
+        met.close()
+        raise
+    return met
+
+
+def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Makes sure that all ranks can start, and were asked for the same.
+
+    Args:
+        cluster: Who they are.
+        facts: What each has told, in rank order.
+
+    Raises:
+        StartError: Some can't.
+        DisagreementError: They differ.
+    """
+    for rank, fact in enumerate(facts):
+        if fact["problem"]:
+            raise StartError(f"rank {rank} can't start: {fact['problem']}")
+    for name in ("pieces", "collective", "between_hosts"):
+        values = [fact[name] for fact in facts]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise DisagreementError(
+                f"tfddl.init got {name}={values[0]!r} on rank 0, but {name}={values[other]!r} on "
+                f"rank {other}. HINT: give all ranks the same."
+            )
+    resolved = [Collective(fact["resolved"]) for fact in facts]
+    compare_collectives(resolved, cluster.hosts_by_rank)
+    check_gpu_sharing(resolved[0], [fact["gpu"] for fact in facts], cluster.ranks_of_hosts)
+    for ranks in cluster.ranks_of_hosts:
+        for rank in ranks:
+            # Again: not every launcher has said how many workers a host has.
+            choose_collective(None, num_gpus=facts[rank]["num_gpus"], local_size=len(ranks))
+
+
+def _require_descriptors(cluster: Cluster | PartialCluster) -> None:
+    """Makes sure that there can be a socket to each worker, and what goes with it.
+
+    Raises:
+        StartError: So many descriptors are not to be had.
+    """
+    # To each a link, and a stream or its memory; to rank 0 one more, by which it has come.
+    each = 3 if cluster.rank == 0 else 2
+    require_descriptors(
+        each * cluster.size + MOST_PENDING, f"links to {cluster.size - 1} other workers"
+    )
