@@ -6,7 +6,7 @@ printed. Strings, annotations, decorators and asserts stay as they are. It isn't
 everyday run: minutes per module. `docs/mutation.md` has the scores.
 
     python -m tests.mutate                                  # every module of the table
-    python -m tests.mutate tfddl._src.commits --sample 100       # 100 defects, drawn with a fixed seed
+    python -m tests.mutate tfddl._src.commits --sample 100  # 100 defects, drawn with a fixed seed
 """
 
 import argparse

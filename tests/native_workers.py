@@ -1,7 +1,7 @@
 """Processes that are connected by a wire, for tests: NumPy only, so that they start at once.
 
 Usage:
-    results = run("sums", size=3)            # tests.cases.native_comm.sums(wire, network), on every rank
+    results = run("sums", size=3)  # tests.cases.native_comm.sums(wire, network), on every rank
     results = run("sums", size=3, by="tcp")  # as if each were on a host of its own
 """
 

@@ -7,7 +7,7 @@ import pytest
 from tests import environments as env
 from tests.environments import tf_config
 from tfddl._src.cluster import read_cores
-from tfddl._src.parallel_map import cores_of_worker
+from tfddl._src.cpu import cores_of_worker
 from tfddl.errors import ClusterError
 
 

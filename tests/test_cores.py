@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tfddl._src import cpu
-from tfddl._src.parallel_map import cores_of_worker, has_own_core
+from tfddl._src.cpu import cores_of_worker, has_own_core
 
 V1_GRANTS = {"cpu.cfs_quota_us": "250000", "cpu.cfs_period_us": "100000"}
 V1_ALL = {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}
@@ -55,7 +55,7 @@ def test_threads_keep_to_a_quota(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: quota)
-    monkeypatch.setattr("tfddl._src.parallel_map.cpu_quota", lambda: quota)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert cores_of_worker(local_size) == threads
     assert has_own_core(local_size) == has_own
@@ -71,7 +71,7 @@ def test_where_processes_are_not_bound(
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: told)
     monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
-    monkeypatch.setattr("tfddl._src.parallel_map.cpu_quota", lambda: None)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
     assert cpu.num_bound_cores() == cpu.num_usable_cores() == cores_found
     assert has_own_core(cores_found)
     assert not has_own_core(cores_found + 1)

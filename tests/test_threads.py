@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tfddl._src.parallel_map import cores_of_worker, has_own_core, map_in_order, threads_of_worker
+from tfddl._src.cpu import cores_of_worker, has_own_core, threads_of_worker
+from tfddl._src.parallel_map import map_in_order
 
 
 def _threads() -> int:

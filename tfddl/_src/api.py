@@ -31,7 +31,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
 ) -> None:
     """Starts tfddl. All ranks must call it.
 
-    Reads who takes part from what started the process (see `tfddl._src.cluster.detection`: TF_CONFIG,
+    Reads who takes part from what started the process (see `cluster.detection`: TF_CONFIG,
     torchrun, MPI, SageMaker, Slurm, Kubeflow); a script that was started by itself is a job of one
     worker. Meets the other workers, compares with them, sets the numbers of threads, lets GPU
     memory grow, and gives each local rank a GPU of its own. Called again with the same settings it

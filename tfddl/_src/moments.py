@@ -9,7 +9,7 @@ Only deviations are squared: far from zero, the difference of the mean of the sq
 of the mean would be nothing but rounding.
 
 **Backward.** The job's loss is L = sum w_r L_r / W, where L_r is what rank r differentiates, w_r
-what weighs its gradient (its count, see `tfddl._src.gradients`), and W the sum of these. What rank r has
+what weighs its gradient (its count, see `gradients`), and W the sum of these. What rank r has
 to arrive at is therefore g_r = W / w_r times the derivative of L by its own tensors: then
 sum w_r g_r / W is the derivative of L by what all ranks share. Each rank s uses the moments itself,
 and hands back a gradient u_s that is already so scaled: u_s = W / w_s dL/d(moments as s uses them).

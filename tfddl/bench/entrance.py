@@ -2,7 +2,7 @@
 
 On one machine it is a Unix socket of this user, from other hosts TCP. Either side proves to the
 other that it knows a secret, before it believes anything that it is told
-(`tfddl._src.rendezvous.endpoint`). The secret is in the environment of the workers, and on no command line.
+(`rendezvous.endpoint`). The secret is in the environment of the workers, and on no command line.
 """
 
 import os

@@ -16,7 +16,8 @@ from PIL import Image
 
 import tfddl
 from tfddl._src.collectives import on_all_ranks
-from tfddl._src.parallel_map import map_in_order, threads_of_worker
+from tfddl._src.cpu import threads_of_worker
+from tfddl._src.parallel_map import map_in_order
 from tfddl._src.runtime import current
 from tfddl.errors import DataError
 from tfddl.segmentation.config import PredictConfig

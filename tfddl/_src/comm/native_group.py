@@ -1,6 +1,6 @@
 """Through networks of our own: memory that the workers of a host share, TCP between hosts.
 
-The arithmetic and the waiting are `tfddl._src.comm.native`'s; here is how TensorFlow gets there. A graph calls
+The arithmetic and the waiting are `comm.native`'s; here is how TensorFlow gets there. A graph calls
 Python for it (`tf.numpy_function`), which costs some 0.03 ms and no copy on the way in; on the way
 out TensorFlow takes over the buffer as it is. Large tensors of a pack go side by side, without
 being joined first.

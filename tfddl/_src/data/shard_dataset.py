@@ -5,12 +5,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfddl._src.cpu import threads_of_worker
 from tfddl._src.data.dataset_source import Stream
 from tfddl._src.data.examples import Examples
 from tfddl._src.data.shard import Share
 from tfddl._src.data.sources import Source, Table
 from tfddl._src.data.transforms import Recipe
-from tfddl._src.parallel_map import threads_of_worker
 from tfddl._src.runtime import current
 from tfddl._src.sharding import BlockPlan, GlobalPlan, Order, Plan
 from tfddl.errors import DataError, UnsupportedError

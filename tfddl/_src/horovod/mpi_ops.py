@@ -1,6 +1,6 @@
 """Horovod's collectives for tensors: its signatures and its gradients, tfddl's doing.
 
-The gradients are not all those of `tfddl`'s own collectives: see `tfddl._src.collectives.GradientRule`.
+The gradients are not all those of `tfddl`'s own collectives: see `collectives.GradientRule`.
 """
 
 from collections.abc import Iterable, Sequence

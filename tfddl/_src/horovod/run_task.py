@@ -1,4 +1,4 @@
-"""The entry point of a worker of `run`: ``python -m tfddl._src.horovod.run_task CALL_FD ANSWER_FD…``."""
+"""A worker of `run`: ``python -m tfddl._src.horovod.run_task CALL_FD ANSWER_FD…``."""
 
 import os
 import pickle

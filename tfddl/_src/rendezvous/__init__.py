@@ -8,7 +8,7 @@ they have, for what they open to each other later. Nothing of TensorFlow is need
 The connections stay. Through them any rank can write *notes*, short texts that all can read,
 whatever the others are doing: what a rank waits in, or that it records a timeline.
 
-Who may join is decided by `tfddl._src.rendezvous.handshake`: whoever knows the job's secret, where the
+Who may join is decided by `rendezvous.handshake`: whoever knows the job's secret, where the
 launcher has made one (TFDDL_SECRET); otherwise whoever speaks our protocol, or on one host any
 process of this user. Then rank, job, and addresses are compared, and no rank can be there twice.
 """

@@ -16,8 +16,8 @@ import tensorflow as tf
 from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.comm import AloneTransport, ForkedTransport, Tracer, Transport, counter
 from tfddl._src.commits import CommitStore
+from tfddl._src.cpu import cores_of_worker
 from tfddl._src.heartbeat import ProgressPage, Teller
-from tfddl._src.parallel_map import cores_of_worker
 from tfddl._src.runtime.devices import (
     make_strategy,
     resolve_collective,

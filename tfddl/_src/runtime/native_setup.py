@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tfddl._src.cluster import Cluster
 from tfddl._src.comm import native
-from tfddl._src.parallel_map import has_own_core
+from tfddl._src.cpu import has_own_core
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.runtime.options import Options
 from tfddl.errors import WireError

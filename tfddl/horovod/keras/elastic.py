@@ -9,7 +9,7 @@ from tfddl._src.horovod.elastic_states import run as run
 
 
 class KerasState(TensorFlowKerasState):
-    """A model, its optimizer, and values; see `tfddl._src.horovod.elastic_states.TensorFlowKerasState`."""
+    """A model, its optimizer, and values; see `elastic_states.TensorFlowKerasState`."""
 
     def __init__(self, model: keras.Model, optimizer: Any = None, **kwargs: Any) -> None:
         """Takes the model, and values by name such as ``batch=0, epoch=0``."""

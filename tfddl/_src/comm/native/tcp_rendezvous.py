@@ -1,7 +1,7 @@
 """How workers on several hosts find each other: TCP, on a port that the system chooses.
 
 A worker's *lobby* listens as long as the worker lives. Whoever comes proves that he knows the job's
-secret (`tfddl._src.rendezvous.endpoint`), and says whom he is, and for what he comes: to exchange messages,
+secret (`rendezvous.endpoint`), and says whom he is, and for what he comes: to exchange messages,
 or to move what is large between some set of workers. Those of lower ranks are called, those of
 higher ranks call.
 """

@@ -30,7 +30,7 @@ _IN_TF_DATA = "tensorflow/python/data/"
 
 _LIBRARIES = tuple(
     {
-        str(Path(__file__).resolve().parent.parent) + "/",
+        str(Path(__file__).resolve().parents[3]) + "/",  # tfddl
         *(
             sysconfig.get_path(name) + "/"
             for name in ("stdlib", "platstdlib", "purelib", "platlib")
