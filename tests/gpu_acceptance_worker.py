@@ -24,7 +24,13 @@ from tests import placement
 from tests.cases import simulated, training
 from tests.cases.nccl import nccl
 from tests.gpu_acceptance import SLEEP_S, WARN_S
-from tfddl._src.comm import NCCL_DTYPES, Collective, Reduction, StrategyOptions, strategy_transport
+from tfddl._src.comm import (
+    NCCL_DTYPES,
+    Collective,
+    ReduceOp,
+    TensorFlowGroupOptions,
+    make_tensorflow_group,
+)
 from tfddl._src.runtime import current
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32")
@@ -63,13 +69,13 @@ def alone() -> None:
     """NCCL with a single member; on a machine without a GPU, what stands for it there."""
     gpus = tf.config.list_physical_devices("GPU")
     device = f"/device:{'GPU' if gpus else 'CPU'}:0"
-    options = StrategyOptions(device=device, collective=Collective.NCCL, timeout_s=30.0)
-    transport = strategy_transport(0, 1, options)
+    options = TensorFlowGroupOptions(device=device, collective=Collective.NCCL, timeout_s=30.0)
+    transport = make_tensorflow_group(0, 1, options)
     wrong = []
     for length in LENGTHS:
         x = tf.range(length, dtype=tf.float32)
         results = {
-            "sum": transport.all_reduce(x, Reduction.SUM),
+            "sum": transport.all_reduce(x, ReduceOp.SUM),
             "gather": transport.all_gather(x)[0],
             "broadcast": transport.broadcast(x, 0),
         }

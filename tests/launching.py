@@ -144,11 +144,11 @@ def pids(folder: Path, *names: str) -> set[int]:
 
 # And those that write on their board.
 BOARD = """
-from tfddl._src.heartbeat import Ability, ProgressPage, Stage
+from tfddl._src.heartbeat import WorkerFlags, ProgressPage, Stage
 start = int(os.environ["TFDDL_RESTARTS"])
 board = ProgressPage.given(os.environ)
 board.sign()
-board.show_stacks_at_signal()
+board.enable_stack_dumps()
 """
 
 

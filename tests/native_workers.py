@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from tfddl._src.comm.native import (
-    Door,
-    Lobby,
+    Address,
+    Communicator,
     Network,
-    Patience,
-    Seat,
-    Wire,
-    connect,
+    PeerConfig,
+    TcpRendezvous,
+    Timeouts,
     connect_hosts,
+    connect_local,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,11 +35,11 @@ def run(
     size: int,
     *,
     by: str = "memory",
-    patience: Patience | None = None,
+    patience: Timeouts | None = None,
     **arguments: Any,
 ) -> list[Any]:
     """What a case returned on each rank; None of one that died."""
-    patience = patience or Patience(warn_s=20.0, give_up_s=40.0)
+    patience = patience or Timeouts(warn_s=20.0, abort_s=40.0)
     processes = []
     try:
         for rank in range(size):
@@ -90,27 +90,27 @@ def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 def main(text: str) -> None:
     task = json.loads(text)
-    seat = Seat(
+    seat = PeerConfig(
         job=task["job"],
         rank=task["rank"],
         size=task["size"],
         names=[10 + rank for rank in range(task["size"])],
-        patience=Patience(**task["patience"]),
+        patience=Timeouts(**task["patience"]),
         spins=task["size"] <= 2,
     )
     case = getattr(importlib.import_module("tests.cases.native_comm"), task["case"])
     with _connected(seat, task["by"]) as network:
-        result = case(Wire(network, range(seat.size)), network, **task["arguments"])
+        result = case(Communicator(network, range(seat.size)), network, **task["arguments"])
     sys.stdout.buffer.write(pickle.dumps(result))
 
 
-def _connected(seat: Seat, by: str) -> Network:
+def _connected(seat: PeerConfig, by: str) -> Network:
     if by == "memory":
-        return connect(seat)
-    lobby = Lobby(seat.rank)
+        return connect_local(seat)
+    lobby = TcpRendezvous(seat.rank)
     sys.stdout.write(f"{lobby.port}\n")
     sys.stdout.flush()
-    doors = [Door("localhost", port) for port in json.loads(sys.stdin.readline())]
+    doors = [Address("localhost", port) for port in json.loads(sys.stdin.readline())]
     lobby.learn(doors, seat.job.encode())
     return connect_hosts(seat, lobby, [rank for rank in range(seat.size) if rank != seat.rank])
 

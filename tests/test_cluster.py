@@ -49,7 +49,7 @@ def test_places(  # noqa: PLR0913
 
 
 def test_alone() -> None:
-    alone = Cluster.alone()
+    alone = Cluster.single_worker()
     assert alone.addresses == ()
     assert (alone.size, alone.rank, alone.host, alone.hosts) == (1, 0, "localhost", ("localhost",))
     assert (alone.local_rank, alone.local_size, alone.cross_rank, alone.cross_size) == (0, 1, 0, 1)
@@ -141,7 +141,7 @@ def config(**changes: Any) -> str:
 def test_tf_config_means() -> None:
     assert tf_config.parse(config()) == Cluster(("a:1", "b:1"), 1)
     assert tf_config.parse(config(environment="cloud", rpc_layer="grpc")).rank == 1
-    assert tf_config.parse("  ") == Cluster.alone()
+    assert tf_config.parse("  ") == Cluster.single_worker()
     with_chief = {"chief": ["c:1"], "worker": ["a:1", "b:1"]}
     text = config(cluster=with_chief)
     assert tf_config.parse(text) == Cluster(("c:1", "a:1", "b:1"), 2)
@@ -376,7 +376,7 @@ def test_detects_in_order() -> None:
         "127.0.0.1:12345",
         "n1:12345",
     ]
-    assert detect({"HOME": "/"}) == Cluster.alone()
+    assert detect({"HOME": "/"}) == Cluster.single_worker()
 
 
 def test_a_wrong_environment_is_never_alone() -> None:

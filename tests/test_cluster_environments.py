@@ -31,7 +31,7 @@ from tests.environments import (
     tf_config,
 )
 from tfddl._src.cluster import Cluster, PartialCluster, detect
-from tfddl._src.cluster.detection import Source, choose
+from tfddl._src.cluster.detection import Source, detect_source
 from tfddl._src.cluster.environments import sagemaker, torchrun
 from tfddl.errors import ClusterError
 
@@ -492,7 +492,7 @@ def test_rank_0_collects_the_addresses(environ: dict[str, str], expected: Partia
 
 @pytest.mark.parametrize("environ", ALONE.values(), ids=ALONE)
 def test_alone(environ: dict[str, str]) -> None:
-    assert detect(environ) == Cluster.alone()
+    assert detect(environ) == Cluster.single_worker()
 
 
 @pytest.mark.parametrize(("environ", "message"), REFUSED.values(), ids=REFUSED)
@@ -510,7 +510,7 @@ def test_never_alone_beside_others(name: str, value: str) -> None:
     end = f"; or, where it is to train alone, set TFDDL_ALONE=1 or unset {name}"
     with pytest.raises(ClusterError, match=f"^{re.escape(message)}.*{re.escape(end)}$"):
         detect({name: value})
-    assert detect({name: value, "TFDDL_ALONE": "1"}) == Cluster.alone()
+    assert detect({name: value, "TFDDL_ALONE": "1"}) == Cluster.single_worker()
 
 
 @pytest.mark.parametrize(
@@ -538,15 +538,15 @@ def test_what_else_sagemaker_says() -> None:
 
 def test_whose_rank_it_is() -> None:
     """A process's own, or that of its whole host."""
-    assert torchrun.is_of_process({"LOCAL_RANK": "0"})
-    assert torchrun.is_of_process({"TORCHELASTIC_RUN_ID": "none"})
-    assert not torchrun.is_of_process({"RANK": "0", "WORLD_SIZE": "2"})
+    assert torchrun.is_per_process({"LOCAL_RANK": "0"})
+    assert torchrun.is_per_process({"TORCHELASTIC_RUN_ID": "none"})
+    assert not torchrun.is_per_process({"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_pmi_is_slurms_only_where_it_says_the_same() -> None:
     task = SRUN_PMI2 | {"PMI_RANK": "0", "PMI_SIZE": "3"}
-    assert choose(SRUN_PMI2).source is Source.SLURM
-    assert choose(task).source is Source.MPI
+    assert detect_source(SRUN_PMI2).source is Source.SLURM
+    assert detect_source(task).source is Source.MPI
 
 
 def test_all_ranks_agree() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.cluster.environments import mpi
-from tfddl._src.cluster.task import Task, cluster_at, cluster_of_host
+from tfddl._src.cluster.task import Task, build_local_cluster, build_partial_cluster
 from tfddl.errors import ClusterError
 
 
@@ -55,18 +55,20 @@ def test_all_on_this_host() -> None:
     addresses = ("127.0.0.1:700", "127.0.0.1:701", "127.0.0.1:702")
     for local_rank in (None, 1):  # Some don't say it, and then it follows.
         task = _task(1, 3, local_rank, 3, job="j")
-        assert cluster_of_host(task, {}, first_port=700) == Cluster(addresses, 1, "j")
-        assert cluster_of_host(task, {"TFDDL_PORT": "700"}) == Cluster(addresses, 1, "j")
-    assert cluster_of_host(task, {}).addresses[0] == "127.0.0.1:12345"
+        assert build_local_cluster(task, {}, first_port=700) == Cluster(addresses, 1, "j")
+        assert build_local_cluster(task, {"TFDDL_PORT": "700"}) == Cluster(addresses, 1, "j")
+    assert build_local_cluster(task, {}).addresses[0] == "127.0.0.1:12345"
     with pytest.raises(ClusterError, match="local rank is 2 for rank 1, though all 3 workers are"):
-        cluster_of_host(_task(1, 3, 2, 3), {})
+        build_local_cluster(_task(1, 3, 2, 3), {})
 
 
 @pytest.mark.parametrize(("local_rank", "local_size"), [(None, None), (0, 3), (None, 3)])
 def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(
     local_rank: int | None, local_size: int | None
 ) -> None:
-    found = cluster_at(_task(0, 3, local_rank, local_size), "localhost:1", said_by="X_ADDR")
+    found = build_partial_cluster(
+        _task(0, 3, local_rank, local_size), "localhost:1", said_by="X_ADDR"
+    )
     assert found == PartialCluster(
         0, 3, "localhost:1", local_rank, local_size, source="X_RANK, X_ADDR"
     )
@@ -77,9 +79,9 @@ def test_an_address_of_every_host_s_own_leads_nowhere_from_others(master: str) -
     task = _task(0, 3, 0, 1)
     message = f"X_ADDR gives {master} as the address of rank 0, which every host takes for itself"
     with pytest.raises(ClusterError, match=re.escape(message)):
-        cluster_at(task, master, said_by="X_ADDR")
+        build_partial_cluster(task, master, said_by="X_ADDR")
     for other in ("hostA:1", "128.0.0.1:1", "[::2]:1", "localhost2:1"):
-        assert cluster_at(task, other, said_by="X_ADDR").master == other
+        assert build_partial_cluster(task, other, said_by="X_ADDR").master == other
 
 
 def test_addresses_at_their_bounds() -> None:
@@ -148,29 +150,29 @@ def test_the_remedy_has_the_right_number_of_slots(monkeypatch: pytest.MonkeyPatc
     )
     for local_size, slots in ((None, "hostA:1,hostB:3"), (3, "hostA:3,hostB:1")):
         with pytest.raises(ClusterError, match=f"TFDDL_HOSTS={slots} …"):
-            mpi.complete(_task(0, 4, 0, local_size), {})
+            mpi.build_cluster(_task(0, 4, 0, local_size), {})
 
 
 def test_slots_of_hosts() -> None:
     hosts = {"TFDDL_HOSTS": "a:2,b:1"}
     addresses = ("a:12345", "a:12346", "b:12345")
     for local_rank in (0, None):
-        assert mpi.complete(_task(2, 3, local_rank), hosts) == Cluster(addresses, 2)
+        assert mpi.build_cluster(_task(2, 3, local_rank), hosts) == Cluster(addresses, 2)
     with pytest.raises(ClusterError, match="65536 slots, but Some MPI started 3 workers"):
-        mpi.complete(_task(2, 3), {"TFDDL_HOSTS": "a:65536"})
+        mpi.build_cluster(_task(2, 3), {"TFDDL_HOSTS": "a:65536"})
     with pytest.raises(ClusterError, match="names more than 65536 workers"):
-        mpi.complete(_task(2, 3), {"TFDDL_HOSTS": "a:65536,b:1"})
+        mpi.build_cluster(_task(2, 3), {"TFDDL_HOSTS": "a:65536,b:1"})
 
 
 def test_whether_mpi_is_still_there(tmp_path: Path) -> None:
-    assert mpi.is_over({}) is False
-    assert mpi.is_over({"PMIX_SERVER_TMPDIR": str(tmp_path)}) is False
-    assert mpi.is_over({"PMIX_SERVER_TMPDIR": str(tmp_path / "gone")})
+    assert mpi.is_launcher_gone({}) is False
+    assert mpi.is_launcher_gone({"PMIX_SERVER_TMPDIR": str(tmp_path)}) is False
+    assert mpi.is_launcher_gone({"PMIX_SERVER_TMPDIR": str(tmp_path / "gone")})
     reader, writer = os.pipe()
     held = os.dup2(reader, 200)
     for fd in (reader, writer):
         os.close(fd)
-    assert mpi.is_over({"PMI_FD": str(held)}) is False
+    assert mpi.is_launcher_gone({"PMI_FD": str(held)}) is False
     os.close(held)
-    assert mpi.is_over({"PMI_FD": str(held)})
-    assert mpi.is_over({"PMI_FD": "x"})
+    assert mpi.is_launcher_gone({"PMI_FD": str(held)})
+    assert mpi.is_launcher_gone({"PMI_FD": "x"})

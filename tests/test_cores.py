@@ -60,7 +60,7 @@ def test_threads_keep_to_a_quota(
     assert has_own_core(local_size) == has_own
     # Bound to their share by a launcher, which has asked for the quota too.
     assert cores_of_worker(local_size, own=threads) == threads
-    assert cpu.num_cores_of_quota(among=local_size) >= threads
+    assert cpu.num_quota_cores(among=local_size) >= threads
 
 
 @pytest.mark.parametrize(("told", "cores_found"), [(6, 6), (None, 1)])
@@ -70,6 +70,6 @@ def test_where_processes_are_not_bound(
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: told)
     monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
-    assert cpu.num_bound_cores() == cpu.num_usable_cores() == cores_found
+    assert cpu.num_affinity_cores() == cpu.num_usable_cores() == cores_found
     assert has_own_core(cores_found)
     assert not has_own_core(cores_found + 1)

@@ -9,7 +9,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tfddl._src.comm.native.deadlock import Circles, Waiter, describe, places_of
+from tfddl._src.comm.native.deadlock import (
+    DeadlockDetector,
+    Waiter,
+    describe_deadlock,
+    describe_waits,
+)
 from tfddl._src.comm.native.messages import Tag
 
 
@@ -29,7 +34,7 @@ class Rank:
         self.is_waiting = False
         self.sent: set[Tag] = set()
         self.arrived: dict[Tag, set[int]] = collections.defaultdict(set)
-        self.circles = Circles(lambda tag: tag in self.sent)
+        self.circles = DeadlockDetector(lambda tag: tag in self.sent)
 
     @property
     def operation(self) -> Operation:
@@ -170,9 +175,11 @@ def test_a_circle_is_told_by_rank_once_for_those_who_wait_together() -> None:
         Waiter(1, 4, "rank 1", "allreduce <b> (train.py, line 3: f(x))", True),
         Waiter(0, 9, "ranks 0, 2", "allreduce <a>", False),
     ]
-    assert describe(places_of(circle)).splitlines()[:3] == [
+    assert describe_deadlock(describe_waits(circle)).splitlines()[:3] == [
         "The ranks wait for each other in different operations, and none can go on:",
         "  ranks 0, 2: allreduce <a>",
         "  rank 1: allreduce <b> (train.py, line 3: f(x))",
     ]
-    assert describe(places_of(circle), waited_s=600.2).startswith("For 600 s, ranks have waited")
+    assert describe_deadlock(describe_waits(circle), waited_s=600.2).startswith(
+        "For 600 s, ranks have waited"
+    )

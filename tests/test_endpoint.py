@@ -20,7 +20,7 @@ from tests.processes import wait_until
 from tests.strangers import attacking
 from tfddl._src.cluster.ports import is_free
 from tfddl._src.rendezvous import endpoint, handshake
-from tfddl._src.rendezvous.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
+from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_tcp, listen_unix
 from tfddl._src.rendezvous.handshake import dial_tcp, dial_unix
 from tfddl.errors import ConnectError
 
@@ -34,7 +34,7 @@ class Listening:
     """An endpoint, who has come to it, and how to call it."""
 
     def __init__(self, by: str, *, refuse: str = "") -> None:
-        self.callers: list[Caller] = []
+        self.callers: list[Client] = []
         self.name = f"tfddl-test-{os.getpid()}-{time.monotonic_ns()}"
         self._by = by
         kind = PACKETS if by == "packets" else STREAM
@@ -226,7 +226,7 @@ def test_strangers_delay_nobody(by: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_more_handshakes_than_that_are_kept() -> None:
     made = Listening("tcp")
     with contextlib.closing(made.endpoint), contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(made.connect()) for _ in range(endpoint.MOST_PENDING + 20)]
+        silent = [stack.enter_context(made.connect()) for _ in range(endpoint.MAX_PENDING + 20)]
         dropped = 0
         for connection in silent[:-20]:
             assert len(connection.recv(24)) == 24
@@ -325,7 +325,7 @@ def test_what_listens_no_longer_goes_on_serving() -> None:
     served: list[bytes] = []
     made: list[Endpoint] = []
 
-    def admit(caller: Caller) -> None:
+    def admit(caller: Client) -> None:
         def on_readable() -> bool:
             served.append(caller.connection.recv(100))
             if not served[-1]:

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tfddl._src.comm.native.fusion_buffer import Flat
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 
 LENGTHS = [[5], [0], [3, 4], [0, 3, 0, 0, 2, 1, 0], [1, 1, 1, 1, 1, 1], [7, 0, 1]]
 
@@ -23,7 +23,7 @@ def _ranges(length: int) -> list[range]:
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_it_is_what_the_joined_arrays_are(lengths: list[int]) -> None:
-    flat = Flat(_arrays(lengths))
+    flat = FusionBuffer(_arrays(lengths))
     whole = np.concatenate(flat.arrays)
     assert flat.dtype == whole.dtype
     assert (flat.lengths, flat.length, flat.num_bytes) == (lengths, len(whole), whole.nbytes)
@@ -45,7 +45,7 @@ def test_it_is_what_the_joined_arrays_are(lengths: list[int]) -> None:
 def test_what_is_put_in_is_there_and_nowhere_else(lengths: list[int]) -> None:
     for wanted in _ranges(sum(lengths)):
         for put in (False, True):
-            flat = Flat(_arrays(lengths))
+            flat = FusionBuffer(_arrays(lengths))
             expected = np.concatenate(flat.arrays)
             values = -np.arange(1.0, len(wanted) + 1, dtype=np.float32)
             expected[wanted.start : wanted.stop] = values
@@ -67,18 +67,18 @@ def test_what_is_put_in_is_there_and_nowhere_else(lengths: list[int]) -> None:
     ],
 )
 def test_chunks(num_bytes: int, expected: list[range]) -> None:
-    assert Flat(_arrays([2, 3])).chunks(num_bytes) == expected
-    assert Flat(_arrays([0, 0])).chunks(num_bytes) == []
+    assert FusionBuffer(_arrays([2, 3])).chunks(num_bytes) == expected
+    assert FusionBuffer(_arrays([0, 0])).chunks(num_bytes) == []
 
 
 def test_one_array_is_not_copied_where_it_is_as_wanted() -> None:
     for scale in (None, 1.0):
-        flat = Flat(_arrays([5]), scale=scale)
+        flat = FusionBuffer(_arrays([5]), scale=scale)
         assert np.shares_memory(flat.take(1, 3), flat.arrays[0])
         assert flat.scaled(flat.arrays[0], np.empty(5, np.float32)) is flat.arrays[0]
-    two = Flat(_arrays([2, 3]))
+    two = FusionBuffer(_arrays([2, 3]))
     assert not any(np.shares_memory(two.take(0, 5), array) for array in two.arrays)
-    halved = Flat(_arrays([5]), scale=0.5)
+    halved = FusionBuffer(_arrays([5]), scale=0.5)
     assert not np.shares_memory(halved.take(0, 5), halved.arrays[0])
 
 
@@ -89,7 +89,7 @@ def test_a_scale_is_multiplied_in_when_copied(dtype: Any, scale: float) -> None:
     arrays = _arrays([3, 0, 2], dtype)
     if scale == 0.0:
         arrays[0][1] = np.nan
-    flat, whole = Flat(arrays, scale=scale), np.concatenate(arrays)
+    flat, whole = FusionBuffer(arrays, scale=scale), np.concatenate(arrays)
     wide = np.float32 if whole.dtype.itemsize == 2 else whole.dtype.type
     product = whole.astype(wide) * wide(scale)
     expected = (np.zeros_like(whole) if scale == 0.0 else product.astype(dtype)).tobytes()

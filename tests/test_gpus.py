@@ -16,13 +16,13 @@ from tfddl._src.cluster import Cluster
 from tfddl._src.comm import (
     NCCL_DTYPES,
     Collective,
-    NcclTransport,
-    StrategyOptions,
-    StrategyTransport,
+    NcclGroup,
+    TensorFlowGroup,
+    TensorFlowGroupOptions,
     check_pieces,
-    strategy_transport,
+    make_tensorflow_group,
 )
-from tfddl._src.comm.nccl_group import host_of
+from tfddl._src.comm.nccl_group import host_device
 from tfddl._src.runtime import Options, choose_collective, devices, startup_checks
 from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives, gpu_identity
 from tfddl.errors import DisagreementError, StartError
@@ -144,21 +144,23 @@ def test_several_pieces_by_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_pieces_by_nccl_s_transport() -> None:
-    options = StrategyOptions(device="/CPU:0", collective=NCCL, timeout_s=0.0, pieces=4)
+    options = TensorFlowGroupOptions(device="/CPU:0", collective=NCCL, timeout_s=0.0, pieces=4)
     with pytest.raises(StartError, match="^pieces is 4, but NCCL"):
-        strategy_transport(0, 2, options)
-    made = strategy_transport(0, 2, StrategyOptions(device="/CPU:0", collective=NCCL, timeout_s=0))
+        make_tensorflow_group(0, 2, options)
+    made = make_tensorflow_group(
+        0, 2, TensorFlowGroupOptions(device="/CPU:0", collective=NCCL, timeout_s=0)
+    )
     with pytest.raises(StartError, match="^pieces is 4, but NCCL"):
         made.in_pieces(4)
 
 
-@pytest.mark.parametrize(("collective", "expected"), [(NCCL, NcclTransport), (RING, None)])
+@pytest.mark.parametrize(("collective", "expected"), [(NCCL, NcclGroup), (RING, None)])
 def test_ring_runs_on_the_host(collective: Collective, expected: type | None) -> None:
     device = "/job:worker/replica:0/task:3/device:GPU:0"
-    assert host_of(device) == "/job:worker/replica:0/task:3/device:CPU:0"
-    options = StrategyOptions(device="/device:GPU:0", collective=collective, timeout_s=0.0)
-    made = strategy_transport(0, 2, options)
-    assert type(made) is (expected or StrategyTransport)
+    assert host_device(device) == "/job:worker/replica:0/task:3/device:CPU:0"
+    options = TensorFlowGroupOptions(device="/device:GPU:0", collective=collective, timeout_s=0.0)
+    made = make_tensorflow_group(0, 2, options)
+    assert type(made) is (expected or TensorFlowGroup)
     assert made.device == ("/device:GPU:0" if collective is NCCL else "CPU:0")
     assert made.stays_on_device is (collective is NCCL)
 
@@ -288,8 +290,8 @@ def test_nccl_s_dtypes() -> None:
         "int32",
         "int64",
     ]
-    assert NcclTransport.dtypes - NCCL_DTYPES == {tf.bfloat16}
-    assert not NCCL_DTYPES - NcclTransport.dtypes
+    assert NcclGroup.dtypes - NCCL_DTYPES == {tf.bfloat16}
+    assert not NCCL_DTYPES - NcclGroup.dtypes
 
 
 @pytest.mark.parametrize("kind", ["CollectiveReduceV2", "CollectiveGatherV2"])

@@ -17,7 +17,7 @@ import pytest
 
 from tfddl._src.rendezvous import handshake
 from tfddl._src.rendezvous.handshake import PendingConnection, dial_tcp, dial_unix
-from tfddl.errors import ConnectError, StrangerError
+from tfddl.errors import ConnectError, UntrustedPeerError
 
 KEY = bytes(range(100, 132))
 MAGIC = b"tfddl\x00\x01\n"
@@ -312,7 +312,7 @@ def test_who_has_gone_at_once_is_not_challenged() -> None:
 
 
 @pytest.mark.parametrize("kind", [STREAM, socket.SOCK_SEQPACKET])
-@pytest.mark.parametrize("refused", ["", "é" * handshake.LONGEST_REFUSAL])
+@pytest.mark.parametrize("refused", ["", "é" * handshake.MAX_REFUSAL_CHARS])
 def test_both_sides_of_it(kind: socket.SocketKind, refused: str) -> None:
     name = f"tfddl-test-{os.getpid()}"
     hello = {"rank": 1, "text": "x" * 600}
@@ -369,7 +369,7 @@ def test_another_user_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
         listener.listen()
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         before = _open_files()
-        with pytest.raises(StrangerError, match="a process of another user has the name"):
+        with pytest.raises(UntrustedPeerError, match="a process of another user has the name"):
             dial_unix(name, STREAM, KEY, {}, timeout_s=TIMEOUT_S)
         assert _open_files() == before
         ours, theirs = socket.socketpair()

@@ -12,11 +12,11 @@ import pytest
 
 from tests.group import Groups
 from tests.one_process import in_one_process
-from tfddl._src.comm import WireTransport
-from tfddl._src.comm.native import Network, Seat
+from tfddl._src.comm import NativeGroup
+from tfddl._src.comm.native import Network, PeerConfig
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.shm import SharedMemory
-from tfddl._src.comm.native.shm_backend import Segments
+from tfddl._src.comm.native.shm_backend import ShmBackend
 
 CASES = "tests.cases.collective_tables"
 TCP: dict[str, Any] = {"collective": "auto"}
@@ -105,9 +105,9 @@ def test_training_is_that_of_one_level(
 
 def test_a_set_of_ranks_has_one_wire_however_it_is_reached() -> None:
     """Two would take each other's messages."""
-    mesh = Mesh(Seat(job="", rank=0, size=4), {})
-    carrier = functools.partial(Segments, mesh, memory=SharedMemory(), peers={})
-    everyone = WireTransport(Network("memory", mesh, carrier), range(4))
+    mesh = Mesh(PeerConfig(job="", rank=0, size=4), {})
+    carrier = functools.partial(ShmBackend, mesh, memory=SharedMemory(), peers={})
+    everyone = NativeGroup(Network("memory", mesh, carrier), range(4))
     assert everyone.among((0, 1, 3)).among((0, 2)) is everyone.among((0, 3))
     assert everyone.among((0, 3)) is not everyone.among((0, 2))
 

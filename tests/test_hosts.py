@@ -341,7 +341,9 @@ def test_what_a_worker_says_of_its_hosts_ports(monkeypatch: pytest.MonkeyPatch) 
     assert "ip saddr != { 10.0.0.2 } tcp dport { 5, 7 } drop" in text
     assert "ip6 saddr != { ::1 } tcp dport { 5, 7 } drop" in text
     assert f"meta skuid != {os.geteuid()} drop" in text
-    assert server_warning(Cluster(("a:5",), rank=0)) is server_warning(Cluster.alone()) is None
+    assert (
+        server_warning(Cluster(("a:5",), rank=0)) is server_warning(Cluster.single_worker()) is None
+    )
 
 
 def test_nothing_but_a_fixed_line_is_on_the_command_line() -> None:

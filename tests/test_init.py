@@ -225,7 +225,7 @@ def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None
     """Rank 0 listens where it doesn't say: to rank 1 that is a port behind a firewall."""
     script = (
         "import json, os, logging, tensorflow as tf, tfddl\n"
-        "from tfddl._src.comm.native.tcp_rendezvous import Lobby\n"
+        "from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous\n"
         "from tfddl._src.runtime import current\n"
         "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
         "if rank == 0: Lobby.port = property(lambda lobby: 9)\n"

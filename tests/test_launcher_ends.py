@@ -23,7 +23,7 @@ from tests.launching import (
 )
 from tests.processes import in_sessions, is_running, parent_of, wait_until
 from tfddl._src.cluster.ports import free_ports
-from tfddl._src.heartbeat import Ability, Reading
+from tfddl._src.heartbeat import WorkerFlags, WorkerProgress
 from tfddl._src.launcher.job import find_taken_port
 from tfddl._src.launcher.report import Outcome, WorkerExit, failure_report
 
@@ -95,7 +95,7 @@ def outcome(*exits: WorkerExit, root: int | None = 0, num_oom_kills: int = 0) ->
             ],
         ),
         (
-            outcome(end(2, 1, reading=Reading(rounds=7, begun=9, ended=8))),
+            outcome(end(2, 1, reading=WorkerProgress(rounds=7, begun=9, ended=8))),
             [
                 "rank 2 failed: exit code 1 after 2.0 s",
                 "it had come to about step 7 of a loop by hand",
@@ -113,7 +113,7 @@ def test_reports(ended: Outcome, lines: list[str]) -> None:
 
 
 def test_only_sigterm_has_the_status_of_what_is_saved() -> None:
-    asked = Reading(abilities=Ability.SAVES | Ability.WAS_ASKED)
+    asked = WorkerProgress(flags=WorkerFlags.SAVES_ON_SIGTERM | WorkerFlags.PREEMPTED)
     exits = tuple(end(rank, 75, reading=asked) for rank in range(2))
     statuses = {
         number: Outcome(exits=exits, root=None, interrupted_by=number, num_oom_kills=0).status
@@ -279,10 +279,10 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     script = """
-from tfddl._src.heartbeat import Ability, ProgressPage
+from tfddl._src.heartbeat import WorkerFlags, ProgressPage
 board = ProgressPage.given(os.environ)
 board.sign()
-board.set(Ability.SAVES)
+board.set(WorkerFlags.SAVES_ON_SIGTERM)
 signal.signal(signal.SIGTERM, lambda *_: say(f"rank {rank} was asked"))
 say(f"rank {rank} is ready")
 while True:
@@ -374,16 +374,16 @@ def test_a_killed_agent_leaves_nothing(stopped: bool, tmp_path: Path) -> None:
 def test_a_signal_to_all_processes_counts_once(is_twice: bool, tmp_path: Path) -> None:
     """As Slurm and systemd send it: a worker that can save gets the time for it all the same."""
     script = """
-from tfddl._src.heartbeat import Ability, ProgressPage
+from tfddl._src.heartbeat import WorkerFlags, ProgressPage
 board = ProgressPage.given(os.environ)
 board.sign()
-board.set(Ability.SAVES)
+board.set(WorkerFlags.SAVES_ON_SIGTERM)
 def save(*_):
     say("asked")
     if Path("never").exists():
         time.sleep(60)
     wait_for("all were asked")
-    board.set(Ability.WAS_ASKED)
+    board.set(WorkerFlags.PREEMPTED)
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 say("ready")
@@ -464,10 +464,10 @@ sys.exit(1)
 def test_only_sigterm_waits_for_a_save(number: signal.Signals, tmp_path: Path) -> None:
     """Who is asked to save gets a minute; who presses Ctrl-C, or hangs up, doesn't wait for it."""
     script = """
-from tfddl._src.heartbeat import Ability, ProgressPage
+from tfddl._src.heartbeat import WorkerFlags, ProgressPage
 board = ProgressPage.given(os.environ)
 board.sign()
-board.set(Ability.SAVES)
+board.set(WorkerFlags.SAVES_ON_SIGTERM)
 signal.signal(signal.SIGTERM, lambda *_: None)
 say("ready")
 while True:

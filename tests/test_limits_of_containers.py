@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launching import launch, two_workers, worker
-from tfddl._src.cgroups import OWN, LimitWatch, cgroups_with
+from tfddl._src.cgroups import SELF_CGROUP, LimitMonitor, cgroups_with
 from tfddl._src.launcher.report import Outcome, WorkerExit, failure_report
 
 V1 = {
@@ -51,7 +51,7 @@ def test_the_limits_that_were_reached(
             (root / name).write_text(text.format(count) + "\n")
 
     write(5)  # of earlier jobs
-    watch = LimitWatch(own=tmp_path / "own", root=root)
+    watch = LimitMonitor(own=tmp_path / "own", root=root)
     assert watch.reached() == ()
     write(6)
     told = watch.reached()
@@ -59,8 +59,8 @@ def test_the_limits_that_were_reached(
     values = ("(100), the most processes and threads", "(2 GiB), the most memory")
     for text, name, value in zip(told, names, values, strict=False):
         assert text.endswith(f"{name} {value}")
-    assert LimitWatch(own=tmp_path / "own", root=root).reached() == ()
-    assert LimitWatch(own=tmp_path / "none", root=root).reached() == ()
+    assert LimitMonitor(own=tmp_path / "own", root=root).reached() == ()
+    assert LimitMonitor(own=tmp_path / "none", root=root).reached() == ()
 
 
 FATAL = (
@@ -153,7 +153,7 @@ def test_a_limit_of_threads_that_is_reached_is_named(far: bool, tmp_path: Path) 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_a_worker_that_cant_be_started_for_a_limit(limit: int, tmp_path: Path) -> None:
     """One process is tfddlrun alone, three are it and the first worker."""
-    assert OWN.exists()
+    assert SELF_CGROUP.exists()
     command = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
     with _limited(f"tfddl-test-{os.getpid()}", limit) as prefix:
         done = launch("-np", "2", *command, cwd=tmp_path, prefix=prefix)

@@ -10,18 +10,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfddl._src.callbacks.monitor_charts import Pace, rank_values, step_values, total
-from tfddl._src.callbacks.monitor_meter import Meter, Reading, Work
+from tfddl._src.callbacks.monitor_charts import (
+    UpdateInterval,
+    rank_values,
+    step_values,
+    sum_by_rank,
+)
+from tfddl._src.callbacks.monitor_meter import CounterValues, StepMeter, StepStats
 from tfddl._src.callbacks.monitor_picture import draw_ranks
-from tfddl._src.callbacks.monitor_tables import rank_table, seen_table, shard_table
-from tfddl._src.comm import AloneTransport, Reduction, TimedTransport
+from tfddl._src.callbacks.monitor_tables import counted_table, rank_table, shard_table
+from tfddl._src.comm import ReduceOp, SingleProcessGroup, TimedTransport
 from tfddl._src.sharding import BlockPlan, GlobalPlan
 
 
-class _Slow(AloneTransport):
+class _Slow(SingleProcessGroup):
     """Every collective takes 50 ms."""
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
         return _wait(flat)
 
 
@@ -38,7 +43,7 @@ def _wait(value: tf.Tensor) -> tf.Tensor:
 def _twice_after_a_wait(transport: TimedTransport, value: tf.Tensor) -> tf.Tensor:
     """The second waits in line behind the first."""
     value = _wait(value)
-    return transport.all_reduce(value, Reduction.SUM) + transport.all_reduce(value, Reduction.SUM)
+    return transport.all_reduce(value, ReduceOp.SUM) + transport.all_reduce(value, ReduceOp.SUM)
 
 
 def test_the_clock_of_the_collectives() -> None:
@@ -53,7 +58,7 @@ def test_the_clock_of_the_collectives() -> None:
     def loop(times: tf.Tensor) -> tf.Tensor:
         value = one
         for _ in tf.range(times):
-            value = transport.all_reduce(value, Reduction.SUM)
+            value = transport.all_reduce(value, ReduceOp.SUM)
         return value
 
     assert graph(one).numpy().tolist() == [2.0] * 3
@@ -85,14 +90,14 @@ def test_deterministic_ops_refuse_to_tell_the_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tf, "timestamp", refuse)
     transport = TimedTransport(_Slow())
     assert not transport.measure(True)
-    assert transport.all_reduce(tf.ones([2]), Reduction.SUM).numpy().tolist() == [1.0, 1.0]
+    assert transport.all_reduce(tf.ones([2]), ReduceOp.SUM).numpy().tolist() == [1.0, 1.0]
     assert transport.seconds() == 0.0
-    assert AloneTransport().seconds() == 0.0
+    assert SingleProcessGroup().seconds() == 0.0
 
 
 def test_the_meter() -> None:
     now = [0.0, 0.0, 0.0]
-    meter = Meter(lambda: Reading(now[1], now[2]), clock=lambda: now[0])
+    meter = StepMeter(lambda: CounterValues(now[1], now[2]), clock=lambda: now[0])
 
     def step(seconds: float, collective_s: float, steps: int = 1) -> None:
         for i, amount in enumerate((seconds, 4.0 * steps, collective_s)):
@@ -117,11 +122,11 @@ def test_the_meter() -> None:
     empty = meter.take()
     assert (empty.steps, empty.seconds) == (0, 0.0)
     assert math.isnan(empty.step_s)
-    assert Work.of_row(work.row()).row().tolist()[:8] == work.row().tolist()[:8]
+    assert StepStats.of_row(work.row()).row().tolist()[:8] == work.row().tolist()[:8]
 
 
-def _work(busy_ms: float, step_ms: float = 100.0, **changes: float) -> Work:
-    work = Work(
+def _work(busy_ms: float, step_ms: float = 100.0, **changes: float) -> StepStats:
+    work = StepStats(
         steps=11,
         examples=44,
         timed_steps=10,
@@ -153,7 +158,7 @@ def test_the_numbers_of_the_job() -> None:
     first_step = dict.fromkeys(["timed_steps", "timed_examples", "seconds", "collective_s"], 0.0)
     first = _work(0.0, **first_step, median_s=math.nan, p95_s=math.nan)
     assert step_values([first]) == {"step/loss": 0.5}
-    assert total([works, works])[1].timed_examples == 80
+    assert sum_by_rank([works, works])[1].timed_examples == 80
 
 
 def test_many_ranks_share_three_lines() -> None:
@@ -170,7 +175,7 @@ def test_many_ranks_share_three_lines() -> None:
     [(100, 100, 100), (101, 100, 101), (250, 100, 125), (3, 100, 3), (9, 2, 3), (None, 7, 7)],
 )
 def test_the_pace_cuts_epochs_evenly(num_steps: int | None, every: int, expected: int) -> None:
-    assert Pace.of_epoch(num_steps, every).steps == expected
+    assert UpdateInterval.of_epoch(num_steps, every).steps == expected
 
 
 def test_tables_of_the_shards() -> None:
@@ -182,7 +187,7 @@ def test_tables_of_the_shards() -> None:
         "| 0 | a | 4 | [0, 4) | 2 | 2 × 2 |",
         "| 1 | b | 3 | [4, 7) | 2 | 1 × 2, 1 × 1 |",
     ]
-    assert seen_table([_work(1.0), _work(1.0, examples=math.nan)], ["a", "b"]).splitlines()[
+    assert counted_table([_work(1.0), _work(1.0, examples=math.nan)], ["a", "b"]).splitlines()[
         -2:
     ] == [
         "| 0 | a | 44 | 11 |",

@@ -14,13 +14,20 @@ import pytest
 
 from tests.native_workers import run
 from tests.strangers import attacking
-from tfddl._src.comm.native import Call, Patience, Reduction, Seat, Wire, connect
-from tfddl._src.comm.native.deadlock import AFTER_S
-from tfddl._src.comm.native.mesh import LONGEST_MESSAGE, Mesh
-from tfddl._src.comm.native.message_socket import PacketLink
-from tfddl._src.comm.native.messages import Message, Tag, hashed
-from tfddl._src.comm.native.shm import ALIGNMENT, Buffers
-from tfddl.errors import PeerLostError, WireError
+from tfddl._src.comm.native import (
+    Communicator,
+    OpSignature,
+    PeerConfig,
+    ReduceOp,
+    Timeouts,
+    connect_local,
+)
+from tfddl._src.comm.native.deadlock import PROBE_AFTER_S
+from tfddl._src.comm.native.mesh import MAX_MESSAGE_BYTES, Mesh
+from tfddl._src.comm.native.message_socket import SeqpacketSocket
+from tfddl._src.comm.native.messages import Message, Tag, stable_hash
+from tfddl._src.comm.native.shm import ALIGNMENT, BufferPool
+from tfddl.errors import CommunicationError, PeerLostError
 
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
 
@@ -98,7 +105,7 @@ def test_a_rank_whose_script_is_over_is_told_from_one_that_has_failed(by: str) -
 
 @BY
 def test_ranks_that_can_never_meet_are_ended_with_their_lines(by: str) -> None:
-    first, second = run("stalls", 2, by=by, patience=Patience(warn_s=0, give_up_s=0, circle_s=0))
+    first, second = run("stalls", 2, by=by, patience=Timeouts(warn_s=0, abort_s=0, deadlock_s=0))
     assert first == second
     told = r"in different operations, and none can go on:\n"
     for rank, name in ((10, "left"), (11, "right")):
@@ -108,7 +115,7 @@ def test_ranks_that_can_never_meet_are_ended_with_their_lines(by: str) -> None:
 
 
 def test_a_circle_of_sets_is_ended_and_who_comes_later_hears_of_it() -> None:
-    results = run("circle_of_sets", 4, patience=Patience(warn_s=0, give_up_s=0))
+    results = run("circle_of_sets", 4, patience=Timeouts(warn_s=0, abort_s=0))
     assert len(set(results[:3])) == 1
     for rank in (10, 11, 12):
         assert f"  rank {rank}: allreduce <of two>" in results[0]
@@ -119,13 +126,13 @@ def test_a_circle_of_sets_is_ended_and_who_comes_later_hears_of_it() -> None:
 @BY
 def test_a_thread_or_a_rank_that_is_late_is_waited_for(by: str) -> None:
     """Longer than it takes to find a circle."""
-    first, *others = run("another_thread_comes", 3, by=by, after_s=2.5 * AFTER_S)
+    first, *others = run("another_thread_comes", 3, by=by, after_s=2.5 * PROBE_AFTER_S)
     assert others == [[3.0, 3.0]] * 2
     assert first[0] == 3.0
 
 
 def test_threads_that_could_still_come_are_waited_for_until_a_limit() -> None:
-    patience = Patience(warn_s=0, give_up_s=0, circle_s=2 * AFTER_S)
+    patience = Timeouts(warn_s=0, abort_s=0, deadlock_s=2 * PROBE_AFTER_S)
     first, second = run("another_thread_comes", 2, patience=patience, after_s=90.0)
     assert first == second
     assert re.match(r"For \d+ s, ranks have waited for each other in different operations:", first)
@@ -134,7 +141,7 @@ def test_threads_that_could_still_come_are_waited_for_until_a_limit() -> None:
 
 
 def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:
-    first, second, third = run("stalls_in_sets", 3, patience=Patience(warn_s=1.0, give_up_s=5.0))
+    first, second, third = run("stalls_in_sets", 3, patience=Timeouts(warn_s=1.0, abort_s=5.0))
     assert len(first) == 2
     assert "in allreduce <a>: ranks 11..12 haven't come to it" in first[0]
     assert "rank 12 waits in allreduce <d> itself" in first[0]
@@ -149,7 +156,7 @@ def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:
 
 @BY
 def test_after_a_failure_in_the_middle_nothing_goes_on(by: str, tmp_path: Path) -> None:
-    patience = Patience(warn_s=1.0, give_up_s=2.0)
+    patience = Timeouts(warn_s=1.0, abort_s=2.0)
     first, last = run("fails", 2, by=by, patience=patience, mark=str(tmp_path / "given up"))
     assert last[0].startswith("StalledError: rank 11 has waited")
     for errors in (first, last):
@@ -186,11 +193,11 @@ def test_results_of_streams_are_kept_in_the_same_memory() -> None:
 
 def _pair() -> tuple[Mesh, Mesh]:
     sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    patience = Patience(warn_s=0, give_up_s=20.0)
+    patience = Timeouts(warn_s=0, abort_s=20.0)
     first, second = (
         Mesh(
-            Seat(job="pair", rank=rank, size=2, patience=patience),
-            {1 - rank: PacketLink(sockets[rank], longest=LONGEST_MESSAGE)},
+            PeerConfig(job="pair", rank=rank, size=2, patience=patience),
+            {1 - rank: SeqpacketSocket(sockets[rank], longest=MAX_MESSAGE_BYTES)},
         )
         for rank in range(2)
     )
@@ -199,7 +206,7 @@ def _pair() -> tuple[Mesh, Mesh]:
 
 def test_last_words_are_heard() -> None:
     ending, staying = _pair()
-    call, said = Call("", "barrier"), Message(0, 7, b"")
+    call, said = OpSignature("", "barrier"), Message(0, 7, b"")
     with contextlib.closing(staying):
         staying.send([0], Tag(9, 9, 9), said)  # Isn't read: the socket is reset.
         ending.send([1], Tag(1, 0, 0), said)
@@ -222,7 +229,7 @@ def test_children_keep_no_sockets() -> None:
     try:
         ending.close()
         with contextlib.closing(staying), pytest.raises(PeerLostError, match="rank 0 has ended"):
-            staying.collect(Tag(1, 0, 0), [0], Call("", "barrier"))
+            staying.collect(Tag(1, 0, 0), [0], OpSignature("", "barrier"))
     finally:
         os.close(write)
         os.close(read)
@@ -252,10 +259,10 @@ def test_a_byte_is_written_for_each_that_is_reduced(size: int) -> None:
 
 
 def test_a_worker_that_does_not_come_is_named() -> None:
-    with pytest.raises(WireError, match="local rank 1 of 2 hasn't come within 0.2 s"):
-        connect(Seat(job=f"alone {os.getpid()}", rank=0, size=2, timeout_s=0.2))
-    with pytest.raises(WireError, match="local rank 0 of 2 hasn't come within 0.2 s"):
-        connect(Seat(job=f"alone {os.getpid()}", rank=1, size=2, timeout_s=0.2))
+    with pytest.raises(CommunicationError, match="local rank 1 of 2 hasn't come within 0.2 s"):
+        connect_local(PeerConfig(job=f"alone {os.getpid()}", rank=0, size=2, timeout_s=0.2))
+    with pytest.raises(CommunicationError, match="local rank 0 of 2 hasn't come within 0.2 s"):
+        connect_local(PeerConfig(job=f"alone {os.getpid()}", rank=1, size=2, timeout_s=0.2))
 
 
 def _listen_as_nobody(name: str, ready: Any, done: Any) -> None:
@@ -271,13 +278,13 @@ def _listen_as_nobody(name: str, ready: Any, done: Any) -> None:
 def test_another_user_s_process_is_not_spoken_to() -> None:
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
-    name = f"\0tfddl-{os.getuid()}-{hashed('stolen'):016x}-0"
+    name = f"\0tfddl-{os.getuid()}-{stable_hash('stolen'):016x}-0"
     stranger = context.Process(target=_listen_as_nobody, args=(name, ready, done))
     stranger.start()
     try:
         assert ready.wait(30)
-        with pytest.raises(WireError, match="a process of another user has the name"):
-            connect(Seat(job="stolen", rank=1, size=2, timeout_s=40.0))
+        with pytest.raises(CommunicationError, match="a process of another user has the name"):
+            connect_local(PeerConfig(job="stolen", rank=1, size=2, timeout_s=40.0))
     finally:
         done.set()
         stranger.join(30)
@@ -287,20 +294,22 @@ def test_another_user_s_process_is_not_spoken_to() -> None:
 def test_strangers_at_the_sockets_of_a_host() -> None:
     """Processes of this user, even, that don't know the secret; some of them silent."""
     seats = [
-        Seat(job=f"attacked {os.getpid()}", rank=rank, size=3, secret=b"s" * 16, timeout_s=60.0)
+        PeerConfig(
+            job=f"attacked {os.getpid()}", rank=rank, size=3, secret=b"s" * 16, timeout_s=60.0
+        )
         for rank in range(3)
     ]
-    name = f"\0tfddl-{os.getuid()}-{hashed(seats[0].job):016x}-0"
+    name = f"\0tfddl-{os.getuid()}-{stable_hash(seats[0].job):016x}-0"
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(connect, seats[0])
+        first = pool.submit(connect_local, seats[0])
         with attacking(name, kind=socket.SOCK_SEQPACKET):
-            networks = [first, *(pool.submit(connect, seat) for seat in seats[1:])]
+            networks = [first, *(pool.submit(connect_local, seat) for seat in seats[1:])]
             found = [network.result(timeout=90) for network in networks]
-        call = Call("", "a sum")
+        call = OpSignature("", "a sum")
         sums = list(
             pool.map(
-                lambda network: Wire(network, range(3)).all_reduce(
-                    [np.ones(2, np.float32)], Reduction.SUM, call
+                lambda network: Communicator(network, range(3)).all_reduce(
+                    [np.ones(2, np.float32)], ReduceOp.SUM, call
                 ),
                 found,
             )
@@ -313,13 +322,13 @@ def test_strangers_at_the_sockets_of_a_host() -> None:
 def test_a_worker_without_the_secret_is_not_spoken_to() -> None:
     job = f"secret {os.getpid()}"
     seats = [
-        Seat(job=job, rank=rank, size=2, secret=secret, timeout_s=1.0)
+        PeerConfig(job=job, rank=rank, size=2, secret=secret, timeout_s=1.0)
         for rank, secret in enumerate([b"s" * 16, b"t" * 16])
     ]
 
-    def error_of(seat: Seat) -> str:
-        with pytest.raises(WireError) as caught:
-            connect(seat)
+    def error_of(seat: PeerConfig) -> str:
+        with pytest.raises(CommunicationError) as caught:
+            connect_local(seat)
         return str(caught.value)
 
     with ThreadPoolExecutor(2) as pool:
@@ -329,7 +338,7 @@ def test_a_worker_without_the_secret_is_not_spoken_to() -> None:
 
 
 def test_buffers_are_taken_again_once_they_are_free() -> None:
-    buffers = Buffers()
+    buffers = BufferPool()
     first, second = buffers.take(np.dtype(np.float32), [100_000, 7])
     assert first.ctypes.data % ALIGNMENT == second.ctypes.data % ALIGNMENT == 0
     at = first.ctypes.data
@@ -343,7 +352,7 @@ def test_buffers_are_taken_again_once_they_are_free() -> None:
 
 
 def test_buffers_of_many_lengths_do_not_pile_up() -> None:
-    buffers = Buffers()
+    buffers = BufferPool()
     for length in range(100_000, 400_000, 1_000):
         assert len(buffers.take(np.dtype(np.uint8), [length])[0]) == length
     assert len(buffers._kept) < 10

@@ -22,7 +22,7 @@ from tfddl import __version__
 from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, NodeRank, PartialCluster
 from tfddl._src.cluster.ports import free_ports, hold_ports
-from tfddl._src.heartbeat import Reading, Stage
+from tfddl._src.heartbeat import Stage, WorkerProgress
 from tfddl._src.launcher import JobOptions, node_flags
 from tfddl._src.launcher.main import _make_parser
 from tfddl._src.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
@@ -417,11 +417,11 @@ def test_who_waits_for_another_node_has_not_stalled() -> None:
     """Rank 0 waits in an operation; whether for itself or for another host's isn't known here."""
     for has_all, expected in ((True, {0}), (False, set())):
         watch = StallWatch(5.0, has_all_workers=has_all)
-        waiting = Reading(beats=9, steps=3, begun=7, ended=6, stage=Stage.TRAINING)
+        waiting = WorkerProgress(beats=9, steps=3, begun=7, ended=6, stage=Stage.TRAINING)
         for now_s in (0.0, 10.0):
             found = watch.find({0: waiting}, stopped=frozenset(), now_s=now_s)
         assert set(found) == expected
-        busy = Reading(beats=9, steps=3, begun=7, ended=7, stage=Stage.TRAINING)
+        busy = WorkerProgress(beats=9, steps=3, begun=7, ended=7, stage=Stage.TRAINING)
         for now_s in (20.0, 30.0):
             found = watch.find({0: busy}, stopped=frozenset(), now_s=now_s)
         assert set(found) == {0}

@@ -9,10 +9,10 @@ import pytest
 
 from tests.group import Groups
 from tests.native_workers import run
-from tfddl._src.comm.native import Seat, connect
-from tfddl._src.comm.native.pool import Pool
+from tfddl._src.comm.native import PeerConfig, connect_local
+from tfddl._src.comm.native.pool import OutputPool
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
-from tfddl.errors import WireError
+from tfddl.errors import CommunicationError
 
 
 class _Taken(NamedTuple):
@@ -28,7 +28,7 @@ class _Workers:
     def __init__(self, size: int) -> None:
         self.memory = SharedMemory()
         peers = [None, *(PeerMemory(os.dup(self.memory.fileno())) for _ in range(size - 1))]
-        self.pools = [Pool(SharedMemory() if peer else self.memory, peer) for peer in peers]
+        self.pools = [OutputPool(SharedMemory() if peer else self.memory, peer) for peer in peers]
         self.turn = 0
 
     def offers(self) -> list[bytes]:
@@ -94,11 +94,11 @@ class _Copy:
 
 def test_where_views_do_not_follow_memory_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     SharedMemory().check_views()
-    alone = Seat(job=f"views {os.getpid()}", rank=0, size=1)
-    connect(alone).close()
+    alone = PeerConfig(job=f"views {os.getpid()}", rank=0, size=1)
+    connect_local(alone).close()
     monkeypatch.setattr("tfddl._src.comm.native.shm.PrivateView", _Copy)
-    with pytest.raises(WireError, match=r"private mappings don't follow: \[0, 0, 2, 3\]"):
-        connect(alone)
+    with pytest.raises(CommunicationError, match=r"private mappings don't follow: \[0, 0, 2, 3\]"):
+        connect_local(alone)
 
 
 @pytest.mark.parametrize("holder", [0, 2])

@@ -299,12 +299,12 @@ def _saver(then: str) -> str:
 def ask(*_):
     Path("somebody was asked").touch()
 signal.signal(signal.SIGTERM, ask)
-board.set(Ability.SAVES)
+board.set(WorkerFlags.SAVES_ON_SIGTERM)
 board.count_step(epoch=0, step=9)
 say(f"rank {{rank}} is ready")
 print("ready")
 wait_for("somebody was asked")
-board.set(Ability.WAS_ASKED)
+board.set(WorkerFlags.PREEMPTED)
 {then}
 """
 

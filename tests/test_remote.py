@@ -19,7 +19,7 @@ import tfddl
 from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
-from tfddl._src.cpu import num_cores_of_quota
+from tfddl._src.cpu import num_quota_cores
 from tfddl._src.launcher import link
 from tfddl._src.launcher.exposure import firewall_line
 from tfddl._src.launcher.ssh import SshOptions
@@ -419,7 +419,7 @@ def test_each_worker_has_its_own_cores(tmp_path: Path) -> None:
         assert [len(share) for share in shares] == [each, each]
         assert not shares[0] & shares[1]
         assert shares[0] | shares[1] <= usable
-        granted = min(each, num_cores_of_quota(among=2))
+        granted = min(each, num_quota_cores(among=2))
         assert all(line.endswith(f" {granted}") for line in done.stdout.splitlines())
     crowd = len(usable) + 1
     for options in (("--bind", "none", "-np", "2"), ("-np", str(crowd))):

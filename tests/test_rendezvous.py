@@ -18,7 +18,7 @@ from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.rendezvous import Rendezvous, handshake, server
 from tfddl._src.rendezvous.base import Identity, dial, host_and_port
-from tfddl._src.rendezvous.json_connection import Channel
+from tfddl._src.rendezvous.json_connection import JsonConnection
 from tfddl.errors import (
     ClusterError,
     DisagreementError,
@@ -213,7 +213,7 @@ def test_a_second_job_that_comes_soon_after_the_first_ends_both(hosts: Sequence[
             said.append(text)
             ended.set()
 
-        found[0].when_in_conflict(end)
+        found[0].on_conflict(end)
         for message in _errors(_join(clusters)):
             assert "DisagreementError: two processes say that they are rank" in message
         assert ended.wait(10)
@@ -228,7 +228,7 @@ def test_a_second_job_that_comes_later_leaves_the_first_alone(
     clusters = [Cluster(addresses, rank) for rank in range(2)]
     with _joined(clusters) as found:
         said: list[str] = []
-        found[0].when_in_conflict(said.append)
+        found[0].on_conflict(said.append)
         assert all("two processes say" in text for text in _errors(_join(clusters)))
         # A rank beyond those that there are, too.
         [text] = _errors(_join([Cluster((*addresses, *_addresses(1)), 2)]))
@@ -245,7 +245,7 @@ def test_a_worker_that_has_gone_before_the_start_may_come_again() -> None:
         first = pool.submit(_join, [Cluster(addresses, 0)])
         for _ in range(3):  # Each comes, joins, and goes.
             gone = _until_there(lambda: dial(identity, b"", by_unix=False))
-            channel = Channel(gone)
+            channel = JsonConnection(gone)
             channel.send({"join": 1, "size": 3, "addresses": addresses, "facts": {}, "port": None})
             gone.close()
             time.sleep(0.05)
@@ -309,10 +309,10 @@ def test_a_port_that_is_taken() -> None:
 def test_tensorflow_needs_a_port_that_is_free() -> None:
     addresses = _addresses(2)
     port = int(addresses[1].rpartition(":")[2])
-    rendezvous.require_free_port(Cluster(addresses, 1))
+    rendezvous.check_port_free(Cluster(addresses, 1))
     with socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True):
         with pytest.raises(StartError, match=f"rank 1 can't listen on port {port}"):
-            rendezvous.require_free_port(Cluster(addresses, 1))
+            rendezvous.check_port_free(Cluster(addresses, 1))
     assert is_free(port)
 
 

@@ -18,19 +18,24 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tfddl._src.comm.native import Reduction, schedules, shm_backend
-from tfddl._src.comm.native.backend import Room
-from tfddl._src.comm.native.fusion_buffer import Flat
+from tfddl._src.comm.native import ReduceOp, schedules, shm_backend
+from tfddl._src.comm.native.backend import OutputBuffers
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Session
-from tfddl._src.comm.native.schedules import Place, Script, Spread, Sums
-from tfddl._src.comm.native.shm import Buffers, PeerMemory, SharedMemory, room_for
-from tfddl._src.comm.native.shm_backend import Segments
-from tfddl._src.comm.native.tcp_backend import _Way
+from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.schedules import (
+    AllReduceSchedule,
+    BroadcastSchedule,
+    Partition,
+    Transfers,
+)
+from tfddl._src.comm.native.shm import BufferPool, PeerMemory, SharedMemory, aligned_size
+from tfddl._src.comm.native.shm_backend import ShmBackend
+from tfddl._src.comm.native.tcp_backend import _Direction
 from tfddl._src.sharding import shard_range
 
 SIZES = pytest.mark.parametrize("size", [2, 3, 4, 5])
-UFUNCS = {Reduction.SUM: np.add, Reduction.MAX: np.maximum}
+UFUNCS = {ReduceOp.SUM: np.add, ReduceOp.MAX: np.maximum}
 GARBAGE = 0xAB
 """What memory has that nobody has written to yet."""
 
@@ -38,7 +43,7 @@ PART_BYTES = 32
 """What each worker adds up of a chunk, here."""
 
 
-class DirtyBuffers(Buffers):
+class DirtyBuffers(BufferPool):
     """Arrays that are full of garbage."""
 
     def take(self, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
@@ -80,7 +85,7 @@ class End:
     source: int
     target: int
     sends: bool
-    way: _Way
+    way: _Direction
 
 
 class Links:
@@ -89,8 +94,8 @@ class Links:
     def __init__(
         self,
         size: int,
-        sends: Callable[[int, int], Script],
-        gets: Callable[[int, int], Script],
+        sends: Callable[[int, int], Transfers],
+        gets: Callable[[int, int], Transfers],
         *,
         capacity: int = 10**9,
         most: Callable[[], int] = lambda: 10**9,
@@ -111,7 +116,9 @@ class Links:
                 (True, sends(a, b), pipe.send),
                 (False, gets(b, a), pipe.receive),
             ):
-                self.ends.append(End(source=a, target=b, sends=is_first, way=_Way(script, move)))
+                self.ends.append(
+                    End(source=a, target=b, sends=is_first, way=_Direction(script, move))
+                )
 
     def run(self, is_slow: Callable[[End], bool], *, never: bool = False) -> None:
         """Moves all that can be moved; what is slow only when nothing else can, or never."""
@@ -138,7 +145,7 @@ def _moves(end: End) -> bool:
     return not end.way.is_over and end.way.go()
 
 
-def _connected(workers: Sequence[Sums | Spread], **options: Any) -> Links:
+def _connected(workers: Sequence[AllReduceSchedule | BroadcastSchedule], **options: Any) -> Links:
     return Links(
         len(workers),
         lambda a, b: workers[a].sends(b),
@@ -227,8 +234,8 @@ class Numbers:
     def size(self) -> int:
         return len(self.arrays)
 
-    def flat(self, rank: int) -> Flat:
-        return Flat(self.arrays[rank], scale=self.scales[rank])
+    def flat(self, rank: int) -> FusionBuffer:
+        return FusionBuffer(self.arrays[rank], scale=self.scales[rank])
 
     def empty(self) -> list[np.ndarray]:
         """Memory for results, full of garbage."""
@@ -249,7 +256,7 @@ class Numbers:
             return (whole.astype(np.float32) * np.float32(scale)).astype(whole.dtype)
         return whole * whole.dtype.type(scale)
 
-    def reduced(self, chunk: int, reduction: Reduction) -> np.ndarray:
+    def reduced(self, chunk: int, reduction: ReduceOp) -> np.ndarray:
         """Chunk by chunk, each part by the worker that has it: its own first, then the others'."""
         rows = [self.joined(rank) for rank in range(self.size)]
         result = np.empty_like(rows[0])
@@ -278,15 +285,15 @@ def _small_parts() -> Iterator[None]:
 
 
 def _sums(
-    numbers: Numbers, reduction: Reduction
+    numbers: Numbers, reduction: ReduceOp
 ) -> tuple[list[list[np.ndarray]], Callable[..., Links]]:
     """The results of all workers, and what connects these."""
     results = [numbers.empty() for _ in range(numbers.size)]
     sums = [
-        Sums(
-            Place(rank, numbers.size),
+        AllReduceSchedule(
+            Partition(rank, numbers.size),
             numbers.flat(rank),
-            Flat(results[rank]),
+            FusionBuffer(results[rank]),
             reduction,
             DirtyBuffers(),
         )
@@ -296,13 +303,13 @@ def _sums(
 
 
 KINDS = [
-    (np.float32, Reduction.SUM, 8.3, False),
-    (np.float32, Reduction.SUM, 8.3, True),
-    (np.float16, Reduction.SUM, 5.0, True),
-    (np.int16, Reduction.MAX, 4.9, False),
-    (np.float64, Reduction.SUM, 3.0, False),  # As many chunks as are on their way at once.
-    (np.float64, Reduction.SUM, 2.1, True),
-    (np.float32, Reduction.SUM, 0.3, False),
+    (np.float32, ReduceOp.SUM, 8.3, False),
+    (np.float32, ReduceOp.SUM, 8.3, True),
+    (np.float16, ReduceOp.SUM, 5.0, True),
+    (np.int16, ReduceOp.MAX, 4.9, False),
+    (np.float64, ReduceOp.SUM, 3.0, False),  # As many chunks as are on their way at once.
+    (np.float64, ReduceOp.SUM, 2.1, True),
+    (np.float32, ReduceOp.SUM, 0.3, False),
 ]
 
 
@@ -312,7 +319,7 @@ KINDS = [
 )
 @pytest.mark.usefixtures("_small_parts")
 def test_sums_are_right_whichever_link_is_slow(
-    size: int, dtype: Any, reduction: Reduction, chunks: float, scaled: bool
+    size: int, dtype: Any, reduction: ReduceOp, chunks: float, scaled: bool
 ) -> None:
     numbers = Numbers.drawn(size, dtype, chunks, scaled=scaled)
     before = [np.concatenate(arrays).tobytes() for arrays in numbers.arrays]
@@ -333,7 +340,7 @@ def test_a_link_that_stands_still_holds_the_others_up_some_chunks_later(size: in
     """No more than there is memory for; but no less, as links would wait for each other then."""
     numbers = Numbers.drawn(size, np.float32, 8.3)
     for slow in itertools.permutations(range(size), 2):
-        _, connect = _sums(numbers, Reduction.SUM)
+        _, connect = _sums(numbers, ReduceOp.SUM)
         links = connect()
         links.run(functools.partial(_is_of_link, slow), never=True)
         for (_, target), pipe in links.pipes.items():
@@ -356,7 +363,9 @@ def test_a_broadcast_arrives_whichever_link_is_slow(size: int, chunks: float) ->
         for result, own in zip(results[root], numbers.arrays[root], strict=True):
             result[:] = own
         spreads = [
-            Spread(Place(rank, size), Flat(results[rank]), root, DirtyBuffers())
+            BroadcastSchedule(
+                Partition(rank, size), FusionBuffer(results[rank]), root, DirtyBuffers()
+            )
             for rank in range(size)
         ]
         links = _connected(spreads, **options)
@@ -370,7 +379,7 @@ def test_a_broadcast_arrives_whichever_link_is_slow(size: int, chunks: float) ->
 def test_each_worker_sends_less_than_twice_what_it_has() -> None:
     for size in (2, 3, 5, 8):
         numbers = Numbers.drawn(size, np.float32, 6.0)
-        _, connect = _sums(numbers, Reduction.SUM)
+        _, connect = _sums(numbers, ReduceOp.SUM)
         links = connect()
         links.run(_nothing)
         total = sum(array.nbytes for array in numbers.arrays[0])
@@ -386,7 +395,7 @@ def test_chunks_are_large_enough_for_few_calls_and_small_enough_for_caches(
     size: int, chunk_bytes: int
 ) -> None:
     """Half a MiB for each worker, 8 MiB at most."""
-    chunks = Place(0, size).chunks(Flat([np.empty(5 * 2**20, np.float32)]))
+    chunks = Partition(0, size).chunks(FusionBuffer([np.empty(5 * 2**20, np.float32)]))
     assert chunks[0] == range(chunk_bytes // 4)
     assert [c.start for c in chunks[1:]] == [c.stop for c in chunks[:-1]]
     assert chunks[-1].stop == 5 * 2**20
@@ -399,14 +408,16 @@ def test_few_pieces_go_and_come_one_by_one_and_many_at_once(
 ) -> None:
     room, part = np.zeros(16, np.float32), range(1, 2 * count)
     values = [np.full(2, i + 1.0, np.float32) for i in range(count)]
-    going = [some.tolist() for some in schedules._outgoing(Flat(values, scale=scale), part, room)]
+    going = [
+        some.tolist() for some in schedules._outgoing(FusionBuffer(values, scale=scale), part, room)
+    ]
     assert len(going) == calls
     expected = (np.concatenate(values)[1:] * (scale or 1.0)).tolist()
     sent: list[float] = sum(going, [])
     assert sent == expected
     arrived = [np.zeros(2, np.float32) for _ in range(count)]
     coming = 0
-    for place in schedules._incoming(Flat(arrived), part, room):
+    for place in schedules._incoming(FusionBuffer(arrived), part, room):
         coming += 1
         place[:] = sent[: len(place)]
         sent = sent[len(place) :]
@@ -514,7 +525,7 @@ def _small_chunks() -> Iterator[None]:
 class Host:
     """Workers that see each other's memory, and what chooses who runs."""
 
-    carriers: list[Segments]
+    carriers: list[ShmBackend]
     meeting: Meeting
     said: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
@@ -525,23 +536,25 @@ class Host:
         for rank in range(size):
             peers = {r: PeerMemory(os.dup(m.fileno())) for r, m in enumerate(memories) if r != rank}
             mesh = cast(Mesh, SimpleNamespace(rank=rank))
-            carriers.append(Segments(mesh, range(size), memory=memories[rank], peers=peers))
+            carriers.append(ShmBackend(mesh, range(size), memory=memories[rank], peers=peers))
         return cls(carriers, Meeting(size, choose))
 
-    def session(self, rank: int) -> Session:
+    def session(self, rank: int) -> Operation:
         """Of a new operation, which begins once all have come to it."""
         session = StubSession(self.meeting, rank)
         session.step()
-        return cast(Session, session)
+        return cast(Operation, session)
 
-    def room(self, session: Session, rank: int, turn: int, arrays: list[np.ndarray]) -> Room:
+    def room(
+        self, session: Operation, rank: int, turn: int, arrays: list[np.ndarray]
+    ) -> OutputBuffers:
         """Memory of all for results like these arrays; garbage, or those of an operation before."""
         dtype, lengths = arrays[0].dtype, [len(array) for array in arrays]
         self.said[rank] = self.carriers[rank].offer(turn)
         session.step()
         if rank == 0:
             offers = [self.said[r] for r in range(len(self.carriers))]
-            num_bytes = room_for(dtype, lengths)
+            num_bytes = aligned_size(dtype, lengths)
             self.said[-1] = self.carriers[0].assign(num_bytes, turn, offers)
         session.step()
         return self.carriers[rank].room(self.said[-1], dtype, lengths)
@@ -603,13 +616,13 @@ def test_memory_of_a_host_is_right_whoever_is_first(size: int) -> None:
             for i, (numbers, how) in enumerate(sums):
                 session = host.session(rank)
                 room = host.room(session, rank, i, numbers.arrays[rank])
-                carrier.reduce(session, numbers.flat(rank), Flat(room.written), how)
+                carrier.reduce(session, numbers.flat(rank), FusionBuffer(room.written), how)
                 found[f"reduce {i}"] = np.concatenate(room.given).tobytes()
                 found[f"swap {i}"] = _swapped(carrier, host.session(rank), parts, rank)
             carrier.gather(host.session(rank), rows[rank], gathered)
             found["gather"] = gathered.tobytes()
             mine = sums[0][0].flat(rank)
-            carrier.broadcast(host.session(rank), mine, Flat(copied), root)
+            carrier.broadcast(host.session(rank), mine, FusionBuffer(copied), root)
             found["broadcast"] = np.concatenate(copied).tobytes()
             found["written"] = carrier.counters.written
             return found
@@ -634,7 +647,7 @@ def test_memory_of_a_host_is_right_whoever_is_first(size: int) -> None:
 
 
 def _swapped(
-    carrier: Segments, session: Session, parts: list[list[np.ndarray]], rank: int
+    carrier: ShmBackend, session: Operation, parts: list[list[np.ndarray]], rank: int
 ) -> list[list[float]]:
     """What each worker has had for this one, in stretches one behind the other."""
     expected = [len(row[rank]) for row in parts]

@@ -139,13 +139,13 @@ def test_a_strategy_from_before_init_is_refused() -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=alone)
     with strategy.scope():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    script_strategies.refuse_others(model)
+    script_strategies.refuse_other_strategies(model)
     job: Any = SimpleNamespace(cluster=SimpleNamespace(size=2), started_strategy=None)
     with contextlib.ExitStack() as stack:
         for module in (script_strategies, scope):
             stack.enter_context(mock.patch.object(module, "is_started", return_value=True))
             stack.enter_context(mock.patch.object(module, "current", return_value=job))
         with pytest.raises(UnsupportedError, match=r"made before tfddl.init\(\). Call tfddl.init"):
-            script_strategies.refuse_others(model)
+            script_strategies.refuse_other_strategies(model)
         job.started_strategy = strategy
-        script_strategies.refuse_others(model)
+        script_strategies.refuse_other_strategies(model)

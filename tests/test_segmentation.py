@@ -20,15 +20,15 @@ from tests.configs import default_config
 from tests.group import Groups
 from tests.pictures import damage
 from tfddl.segmentation import train
-from tfddl.segmentation.augment import CHANGES
+from tfddl.segmentation.augment import TRANSFORMS
 from tfddl.segmentation.config import PrepareConfig, TrainConfig
-from tfddl.segmentation.picture import draw_predictions
-from tfddl.segmentation.preparing import prepare
+from tfddl.segmentation.preprocessing import prepare
 from tfddl.segmentation.synthetic import write_dataset
+from tfddl.segmentation.visualization import draw_predictions
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_picture_shows_every_example(channels: int) -> None:
+def test_draw_predictions_shows_every_example(channels: int) -> None:
     images = np.full((3, 16, 32, channels), 90, np.uint8)
     masks = np.zeros((3, 16, 32), bool)
     masks[:, :8] = True
@@ -187,7 +187,7 @@ def test_several_workers_make_their_data_train_and_go_on(tmp_path: Path, groups:
     _check_charts(charts, config)
 
 
-def test_files_and_arrays_are_the_same_data_however_many_read_them(
+def test_files_and_arrays_give_the_same_examples_on_any_number_of_workers(
     tmp_path: Path, groups: Groups
 ) -> None:
     """With augmentation: what an example looks like depends on seed and epoch, not on the rank."""
@@ -207,7 +207,11 @@ def test_files_and_arrays_are_the_same_data_however_many_read_them(
     seen = {}
     for kind, size in (("files", 2), ("arrays", 2), ("arrays", 1)):
         config = _tiny(
-            tmp_path, data_dir=tmp_path / kind, in_channels=1, augment=CHANGES, batch_size=8 // size
+            tmp_path,
+            data_dir=tmp_path / kind,
+            in_channels=1,
+            augment=TRANSFORMS,
+            batch_size=8 // size,
         )
         results = groups(size).run("tests.cases.segmentation:seen", config=config)
         assert all(len(of_rank["training"]) > 3 for of_rank in results)
@@ -222,7 +226,7 @@ def test_files_and_arrays_are_the_same_data_however_many_read_them(
     assert not set(found["training"]) & set(found["next epoch"])
 
 
-def test_a_file_that_can_not_be_read_stops_all_before_the_first_step(
+def test_an_unreadable_file_stops_all_ranks_before_the_first_step(
     tmp_path: Path, groups: Groups
 ) -> None:
     for name in ("good", "bad"):
@@ -281,14 +285,22 @@ def test_what_can_not_be_trained_on_is_said_on_all_ranks(tmp_path: Path, groups:
         (["none"], {}, f"DataError: There is no folder {tmp_path / 'none'}; expected one with ima"),
         (["empty"], {}, f"DataError: {tmp_path / 'empty'} has no images with masks: found nothing"),
         (["one"], {}, "DataError: There is 1 example; training needs at least 2"),
-        (["two"], {}, "PlanError: Of 2 examples 1 are to train on, for 2 workers; every worker"),
+        (
+            ["two"],
+            {},
+            "ShardingError: Of 2 examples 1 are to train on, for 2 workers; every worker",
+        ),
         (
             ["two", "other"],
             {},
             "DisagreementError: Rank 0 reads 2 examples and rank 1 3; only one of them has 0003. "
             "All hosts need the same --data_dir.",
         ),
-        (["two"], {"image_size": (15, 16)}, "PlanError: The images are 15 x 16, but a U-Net of 2"),
+        (
+            ["two"],
+            {"image_size": (15, 16)},
+            "ShardingError: The images are 15 x 16, but a U-Net of 2",
+        ),
         (
             ["two"],
             {"output_dir": tmp_path / "file" / "out"},

@@ -7,11 +7,11 @@ import pytest
 
 from tests.pictures import make_pairs, save
 from tfddl.errors import DataError
-from tfddl.segmentation.layout import Arrays, Pairs, look_into
+from tfddl.segmentation.layout import Arrays, Pairs, find_dataset
 
 
 def _pairs(directory: Path) -> Pairs:
-    found = look_into(directory)
+    found = find_dataset(directory)
     assert isinstance(found, Pairs)
     return found
 
@@ -23,7 +23,7 @@ def _files(directory: Path) -> list[tuple[str, str, str]]:
     ]
 
 
-def test_finds_pairs_of_all_kinds_sorted(tmp_path: Path) -> None:
+def test_finds_pairs_of_all_file_types_sorted(tmp_path: Path) -> None:
     for image, mask in (
         ("c.png", "c_mask.png"),
         ("a.JPG", "a_mask.gif"),
@@ -47,7 +47,7 @@ def test_finds_pairs_of_all_kinds_sorted(tmp_path: Path) -> None:
     assert _pairs(tmp_path).problems == ()
 
 
-def test_carvana_as_it_is_unpacked(tmp_path: Path) -> None:
+def test_carvana_as_unpacked(tmp_path: Path) -> None:
     for name in ("0cdf5b5d0ce1_02", "0cdf5b5d0ce1_01"):
         save(tmp_path / "train" / f"{name}.jpg")
         save(tmp_path / "train_masks" / f"{name}_mask.gif", mode="P")
@@ -73,12 +73,12 @@ def test_images_and_masks_side_by_side(tmp_path: Path) -> None:
 def test_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.zeros(1))
     np.save(tmp_path / "masks.npy", np.zeros(1))
-    assert look_into(tmp_path) == Arrays(tmp_path)
+    assert find_dataset(tmp_path) == Arrays(tmp_path)
     (tmp_path / "masks.npy").unlink()  # what is missing is said when they are opened
-    assert look_into(tmp_path) == Arrays(tmp_path)
+    assert find_dataset(tmp_path) == Arrays(tmp_path)
 
 
-def test_names_everything_that_has_no_partner(tmp_path: Path) -> None:
+def test_lists_everything_without_a_partner(tmp_path: Path) -> None:
     make_pairs(tmp_path, "1", "2", "3", "4", "5")
     (tmp_path / "masks" / "1_mask.png").unlink()
     (tmp_path / "images" / "2.png").unlink()
@@ -102,7 +102,7 @@ EXPECTED = (
 
 def _refusal(directory: Path) -> str:
     with pytest.raises(DataError) as caught:
-        look_into(directory)
+        find_dataset(directory)
     return str(caught.value)
 
 

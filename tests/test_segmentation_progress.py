@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from tfddl.segmentation.progress import Progress
+from tfddl.segmentation.progress_bar import ProgressBar
 
 
 def _shown(kind: str, total: int, seconds_each: float, monkeypatch: pytest.MonkeyPatch) -> str:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     stream = io.StringIO()
-    with Progress(total, kind=kind, stream=stream) as shown:
+    with ProgressBar(total, kind=kind, stream=stream) as shown:
         for done in range(1, total + 1):
             now += seconds_each
             shown.show(done)
@@ -43,11 +43,11 @@ def test_a_bar_is_rewritten_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -
     assert all(len(new) >= len(old.rstrip()) for old, new in pairwise(parts))
 
 
-def test_a_bar_that_is_broken_off_ends_its_line() -> None:
+def test_an_interrupted_bar_ends_its_line() -> None:
     stream = io.StringIO()
 
     def break_off() -> None:
-        with Progress(3, kind="bar", stream=stream) as shown:
+        with ProgressBar(3, kind="bar", stream=stream) as shown:
             shown.show(1)
             raise KeyError
 
@@ -59,6 +59,6 @@ def test_a_bar_that_is_broken_off_ends_its_line() -> None:
 @pytest.mark.parametrize(("kind", "total"), [("none", 3), ("bar", 0), ("lines", 0)])
 def test_nothing_to_show(kind: str, total: int) -> None:
     stream = io.StringIO()
-    with Progress(total, kind=kind, stream=stream) as shown:
+    with ProgressBar(total, kind=kind, stream=stream) as shown:
         shown.show(total)
     assert stream.getvalue() == ""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.ranks import shares, table
-from tfddl._src.data import Resume, find_share, repeats_share
+from tests.rank_shards import shares, table
+from tfddl._src.data import ResumePoint, find_shard, repeats_shard
 from tfddl._src.sharding import BlockPlan, GlobalPlan, Plan, Position
-from tfddl.errors import PlanError, UnsupportedError
+from tfddl.errors import ShardingError, UnsupportedError
 
 Batches = list[tuple[Any, ...]]
 LABELS = np.arange(100.0) * 10
@@ -47,7 +47,7 @@ def test_stand_ins_weigh_minus_zero() -> None:
 def test_a_share_is_found_through_what_makes_one_of_one() -> None:
     plan = GlobalPlan(num_examples=10, size=1, batch_size=4)
     ((_, dataset),) = _shares(plan, _ids(10))
-    share = dataset.tfddl_share
+    share = dataset.tfddl_shard
     one_to_one = [
         dataset,
         dataset.map(tf.identity),
@@ -55,7 +55,7 @@ def test_a_share_is_found_through_what_makes_one_of_one() -> None:
         dataset.with_options(tf.data.Options()).prefetch(tf.data.AUTOTUNE),
         dataset.map(tf.identity).apply(tf.data.experimental.assert_cardinality(3)),
     ]
-    assert all(find_share(found) is share for found in one_to_one)
+    assert all(find_shard(found) is share for found in one_to_one)
     unordered = tf.data.Options()
     unordered.deterministic = False
     others = [
@@ -76,11 +76,11 @@ def test_a_share_is_found_through_what_makes_one_of_one() -> None:
         np.zeros(3),
         None,
     ]
-    assert [other for other in others if find_share(other) is not None] == []
+    assert [other for other in others if find_shard(other) is not None] == []
     repeated = [dataset.repeat(2), dataset.map(tf.identity).repeat().prefetch(2)]
-    assert all(repeats_share(other) for other in repeated)
+    assert all(repeats_shard(other) for other in repeated)
     assert not any(
-        repeats_share(found) for found in [*one_to_one, tf.data.Dataset.range(3).repeat()]
+        repeats_shard(found) for found in [*one_to_one, tf.data.Dataset.range(3).repeat()]
     )
 
 
@@ -88,18 +88,18 @@ def test_where_tensorflow_does_not_tell_there_is_no_share(monkeypatch: pytest.Mo
     ((_, dataset),) = _shares(GlobalPlan(num_examples=3, size=1, batch_size=4), _ids(3))
     mapped = dataset.map(tf.identity)
     monkeypatch.setattr(type(mapped), "_inputs", None)
-    assert find_share(mapped) is None
-    assert find_share(dataset) is dataset.tfddl_share
+    assert find_shard(mapped) is None
+    assert find_shard(dataset) is dataset.tfddl_shard
 
 
 def _take_up(ranks: list[tuple[Any, tf.data.Dataset]], position: Position) -> list[Batches]:
     """What each rank gets of the rest of an epoch, mapped by the user."""
     found = []
     for runtime, dataset in ranks:
-        share = dataset.tfddl_share
-        runtime.epoch, runtime.resume = position.epoch, Resume(share, position)
+        share = dataset.tfddl_shard
+        runtime.epoch, runtime.resume = position.epoch, ResumePoint(share, position)
         mapped = dataset.map(lambda x, y, *w: (x, y + 1, *w), num_parallel_calls=2)
-        assert find_share(mapped) == share
+        assert find_shard(mapped) == share
         rest = runtime.resume.rest_of(mapped)
         expected = share.plan.after(position).steps
         assert int(rest.cardinality()) == expected == share.plan.steps - share.steps_done(position)
@@ -164,13 +164,13 @@ def test_stand_ins_are_refused_where_nothing_tells_them() -> None:
     position = GlobalPlan(num_examples=7, size=1, batch_size=5).position(epoch=0, steps=1)
     plan = GlobalPlan(num_examples=7, size=5, batch_size=4)
     runtime, dataset = _shares(plan, _ids(7))[0]
-    resume = runtime.resume = Resume(dataset.tfddl_share, position)
+    resume = runtime.resume = ResumePoint(dataset.tfddl_shard, position)
     with pytest.raises(UnsupportedError, match="fewer examples than workers are left.*fewer work"):
         resume.rest_of(dataset)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"iterate over Resume.rest_of\("):
         list(dataset)
-    with pytest.raises(PlanError, match="reached in block order"):
-        dataset.tfddl_share.steps_done(
+    with pytest.raises(ShardingError, match="reached in block order"):
+        dataset.tfddl_shard.steps_done(
             BlockPlan(num_examples=7, size=1, batch_size=4).position(epoch=0, steps=1)
         )
 
@@ -181,7 +181,7 @@ def test_keras_reads_the_weights_of_the_rest() -> None:
     plan = GlobalPlan(num_examples=3, size=3, batch_size=2)
     y = {"a": np.arange(3.0), "b": np.ones((3, 2))}
     runtime, dataset = _shares(plan, {"x": _ids(3)}, y)[2]
-    runtime.resume = Resume(dataset.tfddl_share, position)
+    runtime.resume = ResumePoint(dataset.tfddl_shard, position)
     (batch,) = runtime.resume.rest_of(dataset)
     _, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
     assert labels["b"].shape == (1, 2)

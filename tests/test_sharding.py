@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfddl._src.sharding import BlockPlan, GlobalPlan, Position, Stretch, permutation, shard_range
-from tfddl.errors import PlanError
+from tfddl._src.sharding import (
+    BlockPlan,
+    CompletedSpan,
+    GlobalPlan,
+    Position,
+    permutation,
+    shard_range,
+)
+from tfddl.errors import ShardingError
 
 
 @pytest.mark.parametrize(
@@ -49,7 +56,7 @@ def test_shards_are_disjoint_in_order_and_cover_everything() -> None:
     ],
 )
 def test_shard_range_refuses(arguments: tuple[int, int, int], message: str) -> None:
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ShardingError, match=message):
         shard_range(*arguments)
     with pytest.raises(ValueError, match=message):
         shard_range(*arguments)
@@ -78,7 +85,7 @@ def test_every_example_counts_exactly_once_in_equal_steps() -> None:
             counted += batch.indices[: batch.count].tolist()
             stand_ins = stand_ins or not batch.count
         assert sorted(counted) == list(range(plan.num_examples)), plan
-        assert stand_ins == plan.has_stand_ins, plan
+        assert stand_ins == plan.has_padding, plan
 
 
 @settings(max_examples=150)
@@ -101,8 +108,8 @@ def test_batch_sizes_are_those_of_the_batches(
 
 
 def test_only_a_batch_of_one_needs_stand_ins() -> None:
-    assert not [p for p in _small_plans() if p.has_stand_ins and p.batch_size > 1]
-    assert GlobalPlan(num_examples=4, size=3, batch_size=1).has_stand_ins
+    assert not [p for p in _small_plans() if p.has_padding and p.batch_size > 1]
+    assert GlobalPlan(num_examples=4, size=3, batch_size=1).has_padding
 
 
 def test_global_batches_do_not_depend_on_the_number_of_workers() -> None:
@@ -173,7 +180,7 @@ def test_an_epoch_with_interruptions_has_every_example_once(
         seen += [i for step in counted for rank in step for i in rank]
         assert 1 <= rest.steps <= whole.steps
         idle = any(not rank for step in _counted(rest, rest.steps) for rank in step)
-        assert idle == rest.has_stand_ins
+        assert idle == rest.has_padding
         position = rest.position(epoch=2, steps=steps)
         assert position.consumed == len(seen)
         assert position.epoch == 2
@@ -181,7 +188,7 @@ def test_an_epoch_with_interruptions_has_every_example_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_workers_go_on_as_if_nothing_had_happened(kind: type[GlobalPlan]) -> None:
+def test_the_same_workers_resume_as_if_uninterrupted(kind: type[GlobalPlan]) -> None:
     """Also where others had worked on the epoch before; stopped twice, after every step."""
     for n, size, batch_size in itertools.product((6, 13, 40), (1, 2, 3, 5), (1, 2, 3)):
         whole = kind(num_examples=n, size=size, batch_size=batch_size, seed=1)
@@ -207,10 +214,10 @@ def test_global_batches_of_the_rest_are_the_same_for_the_same_product() -> None:
             assert found == undisturbed[steps:]
 
 
-def test_block_order_goes_on_with_what_the_ranks_left() -> None:
+def test_block_order_resumes_with_the_rest_of_each_shard() -> None:
     before = BlockPlan(num_examples=12, size=2, batch_size=2)
     position = before.position(epoch=0, steps=2)
-    assert position == Position(0, 8, (Stretch(size=2, batch_size=2, steps=2),))
+    assert position == Position(0, 8, (CompletedSpan(size=2, batch_size=2, steps=2),))
     after = BlockPlan(num_examples=12, size=3, batch_size=2).after(position)
     # Of 0..5 and 6..11 the last two each: 4, 5, 10, 11, in contiguous parts for three.
     assert _counted(after, after.steps) == [[[4, 5], [10], [11]]]
@@ -220,7 +227,7 @@ def test_block_order_goes_on_with_what_the_ranks_left() -> None:
 def test_fewer_examples_left_than_workers(kind: type[GlobalPlan]) -> None:
     before = kind(num_examples=7, size=1, batch_size=1).position(epoch=0, steps=5)
     rest = kind(num_examples=7, size=4, batch_size=8).after(before)
-    assert rest.has_stand_ins
+    assert rest.has_padding
     assert _counted(rest, rest.steps) == [[[5], [6], [], []]]
 
 
@@ -234,12 +241,15 @@ def test_positions_are_refused_where_they_do_not_belong() -> None:
         (lambda: blocks.after(Position(0, 5, in_blocks.stretches)), "says that 5 .* would be 4"),
         (lambda: blocks.after(blocks.position(epoch=0, steps=3)), "nothing is left"),
         (lambda: batches.after(batches.position(epoch=0, steps=3)), "nothing is left"),
-        (lambda: blocks.after(Position(0, 4, (Stretch(2, 2, 9),))), "steps is 9, but .* only 3"),
+        (
+            lambda: blocks.after(Position(0, 4, (CompletedSpan(2, 2, 9),))),
+            "steps is 9, but .* only 3",
+        ),
         (lambda: blocks.position(epoch=0, steps=4), "steps is 4, but there are only 3"),
         (lambda: batches.position(epoch=0, steps=-1), "steps is -1; it must be at least 0"),
-        (lambda: Stretch(size=2, batch_size=2, steps=0), "steps is 0; it must be at least 1"),
+        (lambda: CompletedSpan(size=2, batch_size=2, steps=0), "steps is 0; it must be at least 1"),
     ):
-        with pytest.raises(PlanError, match=message):
+        with pytest.raises(ShardingError, match=message):
             refused()
 
 
@@ -249,7 +259,7 @@ def test_epochs_and_seeds_change_the_order() -> None:
     assert permutation(5, None, 3).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_orders_that_are_kept_for_the_next_batch_can_not_be_written_to() -> None:
+def test_cached_orders_are_read_only() -> None:
     blocks = BlockPlan(num_examples=12, size=2, batch_size=2, seed=1)
     rest = dataclasses.replace(blocks, size=3).after(blocks.position(epoch=0, steps=1))
     for order in (
@@ -275,31 +285,31 @@ def test_orders_that_are_kept_for_the_next_batch_can_not_be_written_to() -> None
         ({"seed": -1}, "seed is -1; it must be at least 0."),
     ],
 )
-def test_plans_refuse_at_birth(
+def test_plans_refuse_wrong_values_at_construction(
     kind: type[GlobalPlan], numbers: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ShardingError, match=message):
         kind(**{"num_examples": 10, "size": 2, "batch_size": 2, **numbers})
 
 
 def test_a_step_that_was_made_before_is_refused() -> None:
     whole = BlockPlan(num_examples=10, size=2, batch_size=2)
     rest = whole.after(whole.position(epoch=0, steps=1))
-    with pytest.raises(PlanError, match="step is -1; it must be at least 0"):
+    with pytest.raises(ShardingError, match="step is -1; it must be at least 0"):
         rest.batch(epoch=0, step=-1, rank=0)
 
 
 def test_less_than_nothing_consumed_is_refused() -> None:
-    with pytest.raises(PlanError, match="consumed is -1; it must be at least 0"):
+    with pytest.raises(ShardingError, match="consumed is -1; it must be at least 0"):
         GlobalPlan(num_examples=10, size=2, batch_size=2, consumed=-1)
 
 
 def test_nothing_left_is_refused() -> None:
-    with pytest.raises(PlanError, match="consumed is 10 of 10 examples; nothing is left"):
+    with pytest.raises(ShardingError, match="consumed is 10 of 10 examples; nothing is left"):
         GlobalPlan(num_examples=10, size=2, batch_size=2, consumed=10)
 
 
 def test_position_refuses_nonsense() -> None:
     assert Position(epoch=1, consumed=5).consumed == 5
-    with pytest.raises(PlanError, match="epoch is -1"):
+    with pytest.raises(ShardingError, match="epoch is -1"):
         Position(epoch=-1, consumed=0)

@@ -14,16 +14,16 @@ from tests.group import Groups
 from tests.launching import BOARD, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
-from tfddl._src.heartbeat import VARIABLE, Ability, ProgressPage, Reading, Stage
+from tfddl._src.heartbeat import VARIABLE, ProgressPage, Stage, WorkerFlags, WorkerProgress
 from tfddl._src.launcher.stalls import Stall, StallWatch, find_suspects
 
 
-def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> Reading:
-    return Reading(beats=beats, steps=beats, stage=stage, begun=begun, ended=ended)
+def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> WorkerProgress:
+    return WorkerProgress(beats=beats, steps=beats, stage=stage, begun=begun, ended=ended)
 
 
-def by_hand(begun: int, ended: int, *, rounds: int = 5) -> Reading:
-    return Reading(rounds=rounds, begun=begun, ended=ended)
+def by_hand(begun: int, ended: int, *, rounds: int = 5) -> WorkerProgress:
+    return WorkerProgress(rounds=rounds, begun=begun, ended=ended)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def by_hand(begun: int, ended: int, *, rounds: int = 5) -> Reading:
     ],
 )
 def test_whom_the_others_wait_for(
-    readings: list[Reading], stopped: list[int], suspects: list[int]
+    readings: list[WorkerProgress], stopped: list[int], suspects: list[int]
 ) -> None:
     found = find_suspects(dict(enumerate(readings)), frozenset(stopped))
     assert list(found) == suspects
 
 
 def test_a_stall_is_the_suspects_and_has_a_beginning() -> None:
-    def find(watch: StallWatch, now_s: float, *readings: Reading) -> dict[int, Stall]:
+    def find(watch: StallWatch, now_s: float, *readings: WorkerProgress) -> dict[int, Stall]:
         return watch.find(dict(enumerate(readings)), stopped=frozenset(), now_s=now_s)
 
     watch = StallWatch(10.0)
@@ -67,7 +67,7 @@ def test_a_stall_is_the_suspects_and_has_a_beginning() -> None:
 def test_a_loop_by_hand_stalls_while_others_wait() -> None:
     watch = StallWatch(10.0)
 
-    def find(now_s: float, *readings: Reading) -> list[int]:
+    def find(now_s: float, *readings: WorkerProgress) -> list[int]:
         return list(watch.find(dict(enumerate(readings)), stopped=frozenset(), now_s=now_s))
 
     waiting, busy = by_hand(7, 6), by_hand(6, 6)
@@ -86,7 +86,7 @@ def test_a_loop_by_hand_stalls_while_others_wait() -> None:
 def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
     watch = StallWatch(0.0)
 
-    def warn(now_s: float, *readings: Reading) -> str:
+    def warn(now_s: float, *readings: WorkerProgress) -> str:
         return watch.warning(dict(enumerate(readings)), stopped=frozenset([1]), now_s=now_s)
 
     late = at(6, 6)
@@ -109,9 +109,11 @@ def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
         with copy.during(Stage.EVALUATING):
             assert board.read().stage is Stage.EVALUATING
         copy.tell((4, 3))
-        copy.set(Ability.SAVES)
-        expected = Reading(beats=3, epoch=2, step=7, steps=1, abilities=Ability.SAVES)
-        expected = Reading(**{**vars(expected), "begun": 4, "ended": 3})
+        copy.set(WorkerFlags.SAVES_ON_SIGTERM)
+        expected = WorkerProgress(
+            beats=3, epoch=2, step=7, steps=1, flags=WorkerFlags.SAVES_ON_SIGTERM
+        )
+        expected = WorkerProgress(**{**vars(expected), "begun": 4, "ended": 3})
         assert board.read() == expected
         assert board.read().waits
         copy.close()

@@ -9,20 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.strangers import attacking
-from tfddl._src.comm.native import Door, Lobby
-from tfddl._src.comm.native.message_socket import ENDED, StreamLink
+from tfddl._src.comm.native import Address, TcpRendezvous
+from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, StreamSocket
 from tfddl._src.rendezvous import handshake
 from tfddl._src.rendezvous.handshake import dial_tcp
-from tfddl.errors import ConnectError, PeerLostError, WireError
+from tfddl.errors import CommunicationError, ConnectError, PeerLostError
 
 PATIENCE_S = 40.0
 SECRET = b"known to us only"
 
 
 @contextlib.contextmanager
-def _lobbies(count: int) -> Iterator[list[Lobby]]:
-    lobbies = [Lobby(rank) for rank in range(count)]
-    doors = [Door("127.0.0.1", lobby.port) for lobby in lobbies]
+def _lobbies(count: int) -> Iterator[list[TcpRendezvous]]:
+    lobbies = [TcpRendezvous(rank) for rank in range(count)]
+    doors = [Address("127.0.0.1", lobby.port) for lobby in lobbies]
     for lobby in lobbies:
         lobby.learn(doors, SECRET)
     try:
@@ -32,7 +32,7 @@ def _lobbies(count: int) -> Iterator[list[Lobby]]:
             lobby.close()
 
 
-def _meet(lobbies: list[Lobby], purpose: int) -> list[dict[int, socket.socket]]:
+def _meet(lobbies: list[TcpRendezvous], purpose: int) -> list[dict[int, socket.socket]]:
     """Each in a thread of its own, as each is in a process of its own."""
 
     def one(rank: int) -> dict[int, socket.socket]:
@@ -97,11 +97,12 @@ def test_meeting_twice_for_different_purposes() -> None:
 
 def test_who_cannot_be_reached_or_does_not_come_is_named() -> None:
     with _lobbies(2) as (first, second):
-        with pytest.raises(WireError, match=r"rank 1 hasn't come within 0\.3 s"):
+        with pytest.raises(CommunicationError, match=r"rank 1 hasn't come within 0\.3 s"):
             first.meet([1], 0, timeout_s=0.3)
         first.close()
         with pytest.raises(
-            WireError, match=r"can't reach rank 0 at 127\.0\.0\.1, port \d+: Connection refused"
+            CommunicationError,
+            match=r"can't reach rank 0 at 127\.0\.0\.1, port \d+: Connection refused",
         ):
             second.meet([0], 0, timeout_s=PATIENCE_S)
 
@@ -109,7 +110,7 @@ def test_who_cannot_be_reached_or_does_not_come_is_named() -> None:
 def test_messages_stay_whole_however_the_stream_is_cut() -> None:
     first, second = socket.socketpair()
     first.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    sender, receiver = StreamLink(first), StreamLink(second)
+    sender, receiver = StreamSocket(first), StreamSocket(second)
     messages = [os.urandom(n) for n in (1, 30_000, 7, 32_000, 5)]
     waiting, found = list(messages), list[bytes]()
     refused = 0
@@ -125,7 +126,7 @@ def test_messages_stay_whole_however_the_stream_is_cut() -> None:
         assert found == messages
         assert refused > 0  # There was no room for a while, and nothing was lost.
         sender.close()
-        assert receiver.receive() == [ENDED]
+        assert receiver.receive() == [END_OF_MESSAGES]
         assert receiver.offer(b"x")  # Nobody reads it any more: it's the reader who notices.
         assert receiver.flush()
 

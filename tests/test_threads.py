@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tfddl._src.cpu import cores_of_worker, has_own_core, threads_of_worker
+from tfddl._src.cpu import cores_of_worker, has_own_core, num_loader_threads
 from tfddl._src.parallel_map import map_in_order
 
 
@@ -26,7 +26,7 @@ def test_results_are_in_order(num_threads: int) -> None:
     assert _threads() == 0
 
 
-def test_threads_work_together_and_not_far_ahead() -> None:
+def test_threads_work_ahead_by_two_items_each() -> None:
     taken: list[int] = []
     together = threading.Barrier(3)
 
@@ -50,7 +50,7 @@ def test_threads_work_together_and_not_far_ahead() -> None:
     assert len(taken) < 30
 
 
-def test_an_exception_comes_in_its_place() -> None:
+def test_an_exception_is_raised_in_order() -> None:
     def fail(i: int) -> int:
         if i == 5:
             raise KeyError("five")
@@ -72,4 +72,4 @@ def test_a_host_s_workers_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> No
     assert has_own_core(usable)
     assert not has_own_core(usable + 1)
     assert has_own_core(usable + 1, own=1)  # bound to one, of which it sees no other
-    assert [threads_of_worker(cores) for cores in (1, 2, 5, 100)] == [2, 2, 5, 8]
+    assert [num_loader_threads(cores) for cores in (1, 2, 5, 100)] == [2, 2, 5, 8]

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfddl.errors import PlanError
+from tfddl.errors import ShardingError
 from tfddl.models import unet
 
 
@@ -83,5 +83,5 @@ def test_probabilities_are_float32_under_mixed_precision() -> None:
     ],
 )
 def test_refuses(shape: tuple[int, int, int], filters: tuple[int, ...], message: str) -> None:
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ShardingError, match=message):
         unet(shape, filters=filters)

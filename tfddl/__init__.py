@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     )
     from tfddl._src.data import shard_dataset
     from tfddl._src.gradients import Compression, DistributedGradientTape, loss_count
-    from tfddl._src.gradients.optimizer import DistributedOptimizer
     from tfddl._src.keras_hooks import pool_batch_normalization
+    from tfddl._src.keras_hooks.optimizer import DistributedOptimizer
     from tfddl._src.sharding import Order, shard_range
 
 __version__ = "0.1.0"

@@ -5,20 +5,20 @@ works as usual::
 
     TfddlError
     ├── ClusterError (ValueError)         who takes part: TF_CONFIG, Slurm's or Open MPI's variables
-    ├── PlanError (ValueError)            arithmetic that can't be done: sizes, ranks, batches
+    ├── ShardingError (ValueError)            arithmetic that can't be done: sizes, ranks, batches
     ├── DataError (ValueError)            the examples themselves: lengths, files, kinds
     ├── CheckpointError (ValueError)      a checkpoint: damaged, of another model, can't be written
     ├── NotInitializedError (ValueError)  tfddl.init() has not been called
     ├── StartError (RuntimeError)         init() can't start: too late, no GPU, a port taken
     ├── UnsupportedError (ValueError)     asked for something that can't work, with what to do
-    │   └── NotBuiltError (NotImplementedError)  what could work, but isn't there
+    │   └── UnimplementedError (NotImplementedError)  what could work, but isn't there
     ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
     ├── PeerLostError (ConnectionError)   a worker that this one waits for has ended
     ├── StalledError (TimeoutError)       not all workers have come to an operation in time
     │   └── DeadlockError (TimeoutError)  workers wait for each other, and none can go on
     ├── ConnectError (ConnectionError)    a connection to another process that doesn't come about
-    │   └── StrangerError (ConnectionError)  where it should be, there is one of another user
-    ├── WireError (RuntimeError)          the workers of a host can't share memory
+    │   └── UntrustedPeerError (ConnectionError)  where it should be, there is one of another user
+    ├── CommunicationError (RuntimeError)          the workers of a host can't share memory
     └── LaunchError (RuntimeError)        a job that can't be started, or a worker that failed
 """
 
@@ -31,7 +31,7 @@ class ClusterError(TfddlError, ValueError):
     """The description of the cluster is wrong."""
 
 
-class PlanError(TfddlError, ValueError):
+class ShardingError(TfddlError, ValueError):
     """A share of the data can't be computed from these numbers."""
 
 
@@ -55,7 +55,7 @@ class UnsupportedError(TfddlError, ValueError):
     """What was asked for can't work here; the message says what does."""
 
 
-class NotBuiltError(UnsupportedError, NotImplementedError):
+class UnimplementedError(UnsupportedError, NotImplementedError):
     """What was asked for could work, but hasn't been built; the message says what has."""
 
 
@@ -90,11 +90,11 @@ class ConnectError(TfddlError, ConnectionError):
         self.has_answered, self.is_refused = has_answered, is_refused
 
 
-class StrangerError(ConnectError, ConnectionError):
+class UntrustedPeerError(ConnectError, ConnectionError):
     """Where a process of the job was expected, there is one of another user."""
 
 
-class WireError(TfddlError, RuntimeError):
+class CommunicationError(TfddlError, RuntimeError):
     """The workers of a host can't share memory; the message says why."""
 
 

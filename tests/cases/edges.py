@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tfddl
 from tests.cases.fit import raised
-from tfddl._src.checkpoint import Snapshot, Store
+from tfddl._src.checkpoint import CheckpointStore, Snapshot
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3)).astype("float32")
@@ -35,7 +35,7 @@ def _data(batch_size: int = 4, **options: Any) -> tf.data.Dataset:
 
 
 def _newest(directory: str) -> Any:
-    _, found = next(Store(Path(directory)).newest_first())
+    _, found = next(CheckpointStore(Path(directory)).newest_first())
     assert isinstance(found, Snapshot)
     return found.meta
 

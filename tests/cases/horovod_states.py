@@ -34,7 +34,7 @@ def _script(killed_at: tuple[str, int], log: list[tuple[str, int]]) -> None:
 def starts(killed_at: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
     """From which step each phase went on, in each start of the script."""
     runtime = current()
-    number = commits.make_store()
+    number = commits.create_store()
     logs: list[list[tuple[str, int]]] = []
     try:
         for place in killed_at:

@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from tests.processes import wait_until
-from tfddl._src.comm.native import Call, Network, Reduction, Wire, describe_end
-from tfddl.errors import DisagreementError, PeerLostError, StalledError, WireError
+from tfddl._src.comm.native import Communicator, Network, OpSignature, ReduceOp, describe_exit
+from tfddl.errors import CommunicationError, DisagreementError, PeerLostError, StalledError
 
 LENGTHS = (0, 1, 7, 4_096, 300_001, 1_000_003)
 DTYPES = (
@@ -23,10 +23,10 @@ DTYPES = (
     *(np.float16, ml_dtypes.bfloat16, np.float32, np.float64),
 )
 _FUNCTIONS = {
-    Reduction.SUM: np.add,
-    Reduction.PRODUCT: np.multiply,
-    Reduction.MIN: np.minimum,
-    Reduction.MAX: np.maximum,
+    ReduceOp.SUM: np.add,
+    ReduceOp.PRODUCT: np.multiply,
+    ReduceOp.MIN: np.minimum,
+    ReduceOp.MAX: np.maximum,
 }
 
 
@@ -35,14 +35,14 @@ def _made(rank: int, length: int, dtype: Any) -> np.ndarray:
     return (np.arange(length) % 3 + rank % 2).astype(dtype)
 
 
-def _expected(size: int, length: int, dtype: Any, reduction: Reduction) -> np.ndarray:
+def _expected(size: int, length: int, dtype: Any, reduction: ReduceOp) -> np.ndarray:
     total = _made(0, length, dtype)
     for rank in range(1, size):
         total = _FUNCTIONS[reduction](total, _made(rank, length, dtype))
     return total
 
 
-def everything(wire: Wire, network: Network, few: bool = False) -> dict[str, Any]:
+def everything(wire: Communicator, network: Network, few: bool = False) -> dict[str, Any]:
     """All operations, dtypes and lengths; what is wrong.
 
     Few of them where there are many workers: products of many numbers are exact in few dtypes.
@@ -59,27 +59,27 @@ def everything(wire: Wire, network: Network, few: bool = False) -> dict[str, Any
         for length in LENGTHS if dtype in (np.float32, np.int8) else (3, 40_001):
             what = f"{np.dtype(dtype).name} {length}"
             mine = _made(wire.rank, length, dtype)
-            for reduction in Reduction:
-                if dtype is np.bool_ and reduction not in (Reduction.MIN, Reduction.MAX):
+            for reduction in ReduceOp:
+                if dtype is np.bool_ and reduction not in (ReduceOp.MIN, ReduceOp.MAX):
                     continue
                 expected = _expected(wire.size, length, dtype, reduction)
                 parts = np.array_split(mine, 3 if length % 2 else 11)  # Few, or many to a chunk.
-                reduced = wire.all_reduce(parts, reduction, Call("", f"reduce {what}"))
+                reduced = wire.all_reduce(parts, reduction, OpSignature("", f"reduce {what}"))
                 check(f"{reduction} {what}", np.concatenate(reduced), expected)
                 lengths = [length, *[0] * (wire.size - 1)][::-1]
-                mine_only = wire.reduce_scatter(mine, lengths, reduction, Call("", what))
+                mine_only = wire.reduce_scatter(mine, lengths, reduction, OpSignature("", what))
                 last = wire.rank == wire.size - 1
                 check(f"scatter {what}", mine_only, expected if last else expected[:0])
-            gathered = wire.all_gather(mine, Call("gather", what))
+            gathered = wire.all_gather(mine, OpSignature("gather", what))
             rows = np.stack([_made(rank, length, dtype) for rank in range(wire.size)])
             check(f"gather {what}", gathered, rows)
-            [given] = wire.broadcast([mine], wire.size - 1, Call("", what))
+            [given] = wire.broadcast([mine], wire.size - 1, OpSignature("", what))
             check(f"broadcast {what}", given, rows[-1])
             table = np.array([[length + i + j for j in wire.ranks] for i in wire.ranks])
             swapped = wire.all_to_all(
                 [_made(wire.rank + to, n, dtype) for to, n in enumerate(table[wire.rank])],
                 table,
-                Call("", what),
+                OpSignature("", what),
             )
             parts = [_made(i + wire.rank, table[i, wire.rank], dtype) for i in wire.ranks]
             # What stays with a rank has no digest in common with others.
@@ -90,27 +90,29 @@ def everything(wire: Wire, network: Network, few: bool = False) -> dict[str, Any
             here = mine[: own[wire.rank, wire.rank]]
             nothing = mine[:0]
             parts = [here if rank == wire.rank else nothing for rank in wire.ranks]
-            if not np.array_equal(wire.all_to_all(parts, own, Call("", what)), here):
+            if not np.array_equal(wire.all_to_all(parts, own, OpSignature("", what)), here):
                 wrong.append(f"keep {what}")
     return {"wrong": wrong, "digest": _common(digest, wire)}
 
 
-def _common(digest: Any, wire: Wire) -> str:
+def _common(digest: Any, wire: Communicator) -> str:
     """A digest of what all ranks should have alike: reductions, gathers and broadcasts."""
     return "" if wire.rank == wire.size - 1 else digest.hexdigest()
 
 
-def rounds_once(wire: Wire, network: Network) -> tuple[list[float], bytes]:
+def rounds_once(wire: Communicator, network: Network) -> tuple[list[float], bytes]:
     """Sums of 16-bit floats, and random sums, whose bits have to be the same everywhere."""
     ones = wire.all_reduce(
-        [np.full(40_000, 1.0 if wire.rank else 2048.0, np.float16)], Reduction.SUM, Call("", "a")
+        [np.full(40_000, 1.0 if wire.rank else 2048.0, np.float16)],
+        ReduceOp.SUM,
+        OpSignature("", "a"),
     )
     noise = np.random.default_rng(wire.rank).normal(size=100_003).astype(np.float32)
-    [total] = wire.all_reduce([noise], Reduction.SUM, Call("", "b"))
+    [total] = wire.all_reduce([noise], ReduceOp.SUM, OpSignature("", "b"))
     return ones[0][:1].tolist(), total.tobytes()
 
 
-def scaled(wire: Wire, network: Network) -> list[list[float]]:
+def scaled(wire: Communicator, network: Network) -> list[list[float]]:
     """Each rank's numbers times its own factor; a factor of 0 hides even what isn't a number."""
     found = []
     for length in (5, 100_000):
@@ -119,18 +121,18 @@ def scaled(wire: Wire, network: Network) -> list[list[float]]:
         scale = 0.0 if wire.rank == 0 else 0.25
         for dtype in (np.float32, np.float16):
             numbers = [array.astype(dtype) for array in mine]
-            totals = wire.all_reduce(numbers, Reduction.SUM, Call("", "scaled"), scale=scale)
+            totals = wire.all_reduce(numbers, ReduceOp.SUM, OpSignature("", "scaled"), scale=scale)
             found.append([float(total[-1]) for total in totals])
     return found
 
 
-def threads(wire: Wire, network: Network, count: int, length: int) -> list[float]:
+def threads(wire: Communicator, network: Network, count: int, length: int) -> list[float]:
     """Calls by name from several threads, on each rank in another order."""
     found = {}
 
     def call(number: int) -> None:
         mine = np.full(length, number + wire.rank, np.float64)
-        found[number] = wire.all_reduce([mine], Reduction.SUM, Call(f"n{number}", "x"))[0][-1]
+        found[number] = wire.all_reduce([mine], ReduceOp.SUM, OpSignature(f"n{number}", "x"))[0][-1]
 
     order = range(count) if wire.rank == 0 else reversed(range(count))
     running = [threading.Thread(target=call, args=(number,)) for number in order]
@@ -143,7 +145,7 @@ def threads(wire: Wire, network: Network, count: int, length: int) -> list[float
     return [float(found[number]) for number in range(count)]
 
 
-def disagree(wire: Wire, network: Network) -> list[str]:
+def disagree(wire: Communicator, network: Network) -> list[str]:
     messages = []
     odd = wire.rank == wire.size - 1
     for length, text in (
@@ -152,35 +154,35 @@ def disagree(wire: Wire, network: Network) -> list[str]:
         (100_000 + odd, "large"),
     ):
         try:
-            wire.all_reduce([np.zeros(length)], Reduction.SUM, Call("loss", text))
+            wire.all_reduce([np.zeros(length)], ReduceOp.SUM, OpSignature("loss", text))
         except DisagreementError as error:
             messages.append(str(error))
-        [total] = wire.all_reduce([np.ones(50_000)], Reduction.SUM, Call("loss", "next"))
+        [total] = wire.all_reduce([np.ones(50_000)], ReduceOp.SUM, OpSignature("loss", "next"))
         assert (total == wire.size).all()
     return messages
 
 
-def dies(wire: Wire, network: Network, length: int) -> tuple[str, float]:
+def dies(wire: Communicator, network: Network, length: int) -> tuple[str, float]:
     """The last rank is killed in the middle of a call of the others."""
-    wire.all_reduce([np.zeros(length)], Reduction.SUM, Call("", "warm"))
+    wire.all_reduce([np.zeros(length)], ReduceOp.SUM, OpSignature("", "warm"))
     begin_s = time.monotonic()
     if wire.rank == wire.size - 1:
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         wire.all_reduce(
-            [np.zeros(length)], Reduction.SUM, Call("gradients", "allreduce <gradients>")
+            [np.zeros(length)], ReduceOp.SUM, OpSignature("gradients", "allreduce <gradients>")
         )
     except PeerLostError as error:
         return str(error), time.monotonic() - begin_s
     return "no error", 0.0
 
 
-def leaves(wire: Wire, network: Network, problem: str) -> list[str]:
+def leaves(wire: Communicator, network: Network, problem: str) -> list[str]:
     """The last rank says how it has ended, and ends; the others wait for it, more than once."""
     errors: list[str] = []
     if wire.rank == wire.size - 1:
-        network.mesh.say_goodbye(describe_end(ValueError(problem) if problem else None))
+        network.mesh.announce_exit(describe_exit(ValueError(problem) if problem else None))
         return errors
     for name in ("first", "second"):
         try:
@@ -190,7 +192,7 @@ def leaves(wire: Wire, network: Network, problem: str) -> list[str]:
     return errors
 
 
-def dies_late(wire: Wire, network: Network) -> str:
+def dies_late(wire: Communicator, network: Network) -> str:
     """The last rank is killed where it would take room for the results of something large."""
 
     def die(*_: Any) -> None:
@@ -199,20 +201,21 @@ def dies_late(wire: Wire, network: Network) -> str:
     dies = wire.rank == wire.size - 1
     with mock.patch.object(wire._carrier, "room", die if dies else wire._carrier.room):
         try:
-            wire.all_reduce([np.zeros(500_000)], Reduction.SUM, Call("", "allreduce"))
+            wire.all_reduce([np.zeros(500_000)], ReduceOp.SUM, OpSignature("", "allreduce"))
         except PeerLostError as error:
             return f"PeerLostError: {error}"
     return "no error"
 
 
-def busy(wire: Wire, network: Network, seconds: float) -> list[float]:
+def busy(wire: Communicator, network: Network, seconds: float) -> list[float]:
     """The last rank comes late to what others have begun in several threads, at full mailboxes."""
     found = []
 
     def call(number: int) -> None:
         mine = [np.ones(8_000)]
         totals = [
-            wire.all_reduce(mine, Reduction.SUM, Call(f"{number}", "sum"))[0] for _ in range(10)
+            wire.all_reduce(mine, ReduceOp.SUM, OpSignature(f"{number}", "sum"))[0]
+            for _ in range(10)
         ]
         found.append(float(totals[-1][-1]))
 
@@ -226,33 +229,33 @@ def busy(wire: Wire, network: Network, seconds: float) -> list[float]:
     return found
 
 
-def _together(wire: Wire) -> None:
+def _together(wire: Communicator) -> None:
     """Ranks go on from here at once, however long each took to start."""
-    wire.all_reduce([np.zeros(1)], Reduction.SUM, Call("", "together"))
+    wire.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "together"))
 
 
-def stalls(wire: Wire, network: Network) -> str:
+def stalls(wire: Communicator, network: Network) -> str:
     """Ranks wait for each other in different calls."""
     _together(wire)
     name = "left" if wire.rank == 0 else "right"
     try:
         wire.all_reduce(
-            [np.zeros(3)], Reduction.SUM, Call(name, f"allreduce <{name}>\nfloat64 (3)")
+            [np.zeros(3)], ReduceOp.SUM, OpSignature(name, f"allreduce <{name}>\nfloat64 (3)")
         )
     except StalledError as error:
         return str(error)
     return "no error"
 
 
-def stalls_in_sets(wire: Wire, network: Network) -> list[str]:
+def stalls_in_sets(wire: Communicator, network: Network) -> list[str]:
     """Rank 0 waits in two threads, rank 1 in a third call, rank 2 for rank 1 in a set of theirs."""
     _together(wire)
     errors: list[str] = []
-    pair = Wire(network, (1, 2)) if network.mesh.rank else wire
+    pair = Communicator(network, (1, 2)) if network.mesh.rank else wire
 
-    def call(one: Wire, name: str) -> None:
+    def call(one: Communicator, name: str) -> None:
         try:
-            one.all_reduce([np.zeros(3)], Reduction.SUM, Call(name, f"allreduce <{name}>"))
+            one.all_reduce([np.zeros(3)], ReduceOp.SUM, OpSignature(name, f"allreduce <{name}>"))
         except StalledError as error:
             errors.append(str(error))
 
@@ -265,12 +268,12 @@ def stalls_in_sets(wire: Wire, network: Network) -> list[str]:
     return sorted(errors)
 
 
-def _sum(wire: Wire, name: str) -> float:
-    [total] = wire.all_reduce([np.ones(3)], Reduction.SUM, Call(name, f"allreduce <{name}>"))
+def _sum(wire: Communicator, name: str) -> float:
+    [total] = wire.all_reduce([np.ones(3)], ReduceOp.SUM, OpSignature(name, f"allreduce <{name}>"))
     return float(total[0])
 
 
-def circle_of_sets(wire: Wire, network: Network) -> str:
+def circle_of_sets(wire: Communicator, network: Network) -> str:
     """Each rank waits for the next one, in a set of these two; the last has nothing to do with it.
 
     It comes later to something of all ranks.
@@ -280,13 +283,13 @@ def circle_of_sets(wire: Wire, network: Network) -> str:
         if rank == others:
             _sum(wire, "all")
         pair = sorted([rank, (rank + 1) % others])
-        _sum(Wire(network, pair), "of two")
+        _sum(Communicator(network, pair), "of two")
     except (PeerLostError, StalledError) as error:
         return str(error)
     return "no error"
 
 
-def another_thread_comes(wire: Wire, network: Network, after_s: float) -> list[float] | str:
+def another_thread_comes(wire: Communicator, network: Network, after_s: float) -> list[float] | str:
     """Rank 0 waits in what the next one comes to later; a thread of its own comes to the other.
 
     The last rank is busy meanwhile. A thread that comes after more than a minute doesn't.
@@ -312,7 +315,7 @@ def another_thread_comes(wire: Wire, network: Network, after_s: float) -> list[f
         gives_up.set()
 
 
-def fails(wire: Wire, network: Network, mark: str) -> list[str]:
+def fails(wire: Communicator, network: Network, mark: str) -> list[str]:
     """The last rank gives up in an operation that the first comes to later; then more are tried.
 
     Args:
@@ -324,11 +327,11 @@ def fails(wire: Wire, network: Network, mark: str) -> list[str]:
 
     def call(name: str) -> None:
         try:
-            wire.all_reduce([np.zeros(200_000)], Reduction.SUM, Call(name, name))
+            wire.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature(name, name))
         except (PeerLostError, StalledError) as error:
             errors.append(f"{type(error).__name__}: {error}")
 
-    wire.all_reduce([np.zeros(200_000)], Reduction.SUM, Call("", "warm"))
+    wire.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature("", "warm"))
     if wire.rank == 0:
         wait_until(Path(mark).exists)
     call("first")
@@ -341,76 +344,80 @@ def fails(wire: Wire, network: Network, mark: str) -> list[str]:
     return errors
 
 
-def overflows(wire: Wire, network: Network) -> list[bool]:
+def overflows(wire: Communicator, network: Network) -> list[bool]:
     """Sums that overflow, or have no value, where whoever runs this wants no warnings."""
     found = []
     with np.errstate(all="raise"):
         for length in (4, 100_000):
             mine = np.full(length, np.inf if wire.rank else -np.inf, np.float32)
             mine[0] = np.finfo(np.float32).max
-            [total] = wire.all_reduce([mine], Reduction.SUM, Call("", "sum"))
+            [total] = wire.all_reduce([mine], ReduceOp.SUM, OpSignature("", "sum"))
             found.append(bool(np.isinf(total[0]) and np.isnan(total[1:]).all()))
     return found
 
 
-def sets(wire: Wire, network: Network) -> list[float]:
+def sets(wire: Communicator, network: Network) -> list[float]:
     """Disjoint sets side by side, then sets that overlap."""
     rank = network.mesh.rank
-    halves = [Wire(network, half) for half in ((0, 1), (2, 3)) if rank in half]
-    overlapping = [Wire(network, some) for some in ((0, 1, 2), (1, 2, 3), (0, 3)) if rank in some]
+    halves = [Communicator(network, half) for half in ((0, 1), (2, 3)) if rank in half]
+    overlapping = [
+        Communicator(network, some) for some in ((0, 1, 2), (1, 2, 3), (0, 3)) if rank in some
+    ]
     found = []
     for one in (*halves, wire, *overlapping):
         for length in (2, 70_000):
             [total] = one.all_reduce(
-                [np.full(length, 10.0**rank)], Reduction.SUM, Call("", "allreduce")
+                [np.full(length, 10.0**rank)], ReduceOp.SUM, OpSignature("", "allreduce")
             )
             found.append(float(total[-1]))
     return found
 
 
-def written_to(wire: Wire, network: Network) -> list[list[float]]:
+def written_to(wire: Communicator, network: Network) -> list[list[float]]:
     """What each operation gave, once all ranks but this one have written to what they got."""
     mine = np.full(50_000, 1.0 + wire.rank)
     found = []
     for writer in range(wire.size):
-        [total] = wire.all_reduce([mine], Reduction.SUM, Call("", "reduce"))
-        rows = wire.all_gather(mine, Call("", "gather"))
-        [given] = wire.broadcast([mine], 0, Call("", "broadcast"))
+        [total] = wire.all_reduce([mine], ReduceOp.SUM, OpSignature("", "reduce"))
+        rows = wire.all_gather(mine, OpSignature("", "gather"))
+        [given] = wire.broadcast([mine], 0, OpSignature("", "broadcast"))
         got = (total, rows, given)
         if wire.rank != writer:
             for array in got:
                 array[:] = -1.0
-        wire.all_reduce([np.zeros(1)], Reduction.SUM, Call("", "barrier"))
+        wire.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "barrier"))
         if wire.rank == writer:
             found = [np.unique(array).tolist() for array in got]
-        wire.all_reduce([np.zeros(1)], Reduction.SUM, Call("", "barrier"))
+        wire.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "barrier"))
     return found
 
 
-def counted(wire: Wire, network: Network) -> float:
-    wire.all_reduce([np.zeros(2_000_000, np.float32)], Reduction.SUM, Call("", "allreduce"))
+def counted(wire: Communicator, network: Network) -> float:
+    wire.all_reduce([np.zeros(2_000_000, np.float32)], ReduceOp.SUM, OpSignature("", "allreduce"))
     return wire.counters.written / wire.counters.reduced
 
 
-def no_memory(wire: Wire, network: Network) -> str:
+def no_memory(wire: Communicator, network: Network) -> str:
     """The file that results are in can't grow; what is shown by each has been made before."""
-    wire.all_reduce([np.zeros(20_000)], Reduction.SUM, Call("", "allreduce"))
+    wire.all_reduce([np.zeros(20_000)], ReduceOp.SUM, OpSignature("", "allreduce"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, resource.RLIM_INFINITY))
     held = []
     try:
         for _ in range(4):
-            held += wire.all_reduce([np.zeros(1_000_000)], Reduction.SUM, Call("", "allreduce"))
-    except WireError as error:
+            held += wire.all_reduce(
+                [np.zeros(1_000_000)], ReduceOp.SUM, OpSignature("", "allreduce")
+            )
+    except CommunicationError as error:
         return str(error)
     return "no error"
 
 
-def addresses(wire: Wire, network: Network) -> int:
+def addresses(wire: Communicator, network: Network) -> int:
     """In how many places the results of large sums lie, one let go after the other."""
     places = set()
     for _ in range(6):
         [total] = wire.all_reduce(
-            [np.ones(3_000_000, np.float32)], Reduction.SUM, Call("", "sum"), scale=0.5
+            [np.ones(3_000_000, np.float32)], ReduceOp.SUM, OpSignature("", "sum"), scale=0.5
         )
         places.add(total.ctypes.data)
         del total

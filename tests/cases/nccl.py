@@ -17,36 +17,36 @@ import tfddl
 from tests.cases import batch_slices, collective_tables, collectives
 from tfddl._src.comm import (
     Collective,
-    NcclTransport,
-    Reduction,
-    Roll,
-    StrategyOptions,
+    NcclGroup,
+    ReduceOp,
+    StallInspector,
+    TensorFlowGroupOptions,
     TimedTransport,
     TracedTransport,
-    strategy_transport,
+    make_tensorflow_group,
 )
 from tfddl._src.comm.errors import RankStalledError
 from tfddl._src.runtime import current
 
-_MADE: dict[str, NcclTransport] = {}
+_MADE: dict[str, NcclGroup] = {}
 
 
-def _transport() -> NcclTransport:
+def _transport() -> NcclGroup:
     """One per process: two would take each other's messages."""
     if "nccl" not in _MADE:
-        options = StrategyOptions(
+        options = TensorFlowGroupOptions(
             device=tfddl.strategy().extended.worker_devices[0],
             collective=Collective.NCCL,
             timeout_s=60.0,
         )
-        made = strategy_transport(tfddl.rank(), tfddl.size(), options)
-        assert isinstance(made, NcclTransport)
+        made = make_tensorflow_group(tfddl.rank(), tfddl.size(), options)
+        assert isinstance(made, NcclGroup)
         _MADE["nccl"] = made
     return _MADE["nccl"]
 
 
 @contextlib.contextmanager
-def nccl() -> Iterator[NcclTransport]:
+def nccl() -> Iterator[NcclGroup]:
     """The NCCL branch carries what this process's operations move.
 
     TensorFlow's own all-to-all gives back its input, as NCCL's does with one GPU per process.
@@ -54,7 +54,7 @@ def nccl() -> Iterator[NcclTransport]:
     runtime = current()
     made, before = _transport(), runtime.transport
     assert runtime.met is not None
-    roll = Roll(runtime.met.rendezvous, runtime.options.patience)
+    roll = StallInspector(runtime.met.rendezvous, runtime.options.patience)
     runtime.transport = TracedTransport(TimedTransport(made), runtime.tracer, roll)
     runtime.agreed, agreed = {}, runtime.agreed
     copying = mock.patch.object(
@@ -97,7 +97,7 @@ def _narrow() -> list[float]:
     """bfloat16 as it is: 256 and ones, which bfloat16 alone couldn't add."""
     mine = tf.constant([256.0 if tfddl.rank() == 0 else 1.0] * 3, tf.bfloat16)
     transport = current().transport
-    [total] = transport.all_reduce_pack([mine], Reduction.SUM)
+    [total] = transport.all_reduce_pack([mine], ReduceOp.SUM)
     assert total.dtype == tf.bfloat16
     rows = transport.all_gather(mine)
     assert rows.dtype == tf.bfloat16
@@ -126,7 +126,7 @@ def cut_short() -> dict[str, str]:
     found = {}
     with nccl() as made:
         x = tf.ones([3])
-        graph = tf.function(lambda: made.all_reduce(x, Reduction.SUM))
+        graph = tf.function(lambda: made.all_reduce(x, ReduceOp.SUM))
         graph()
         tfddl.barrier()
         if tfddl.rank() == 0:
@@ -138,7 +138,7 @@ def cut_short() -> dict[str, str]:
         except tf.errors.InvalidArgumentError as error:
             found["graph"] = error.message
         try:
-            found["eager"] = str(made.all_reduce(x, Reduction.SUM))
+            found["eager"] = str(made.all_reduce(x, ReduceOp.SUM))
         except RankStalledError as error:
             found["eager"] = str(error)
     return found

@@ -18,16 +18,16 @@ from tests import placement
 from tfddl._src.cluster import Cluster
 from tfddl._src.comm import (
     Collective,
-    Reduction,
-    Roll,
-    StrategyOptions,
+    ProcessGroup,
+    ReduceOp,
+    StallInspector,
+    TensorFlowGroupOptions,
     TimedTransport,
     TracedTransport,
-    Transport,
-    strategy_transport,
+    make_tensorflow_group,
 )
 from tfddl._src.gradients import matching, reduction
-from tfddl._src.gradients import optimizer as optimizers
+from tfddl._src.keras_hooks import optimizer as optimizers
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.runtime import current
 
@@ -60,11 +60,11 @@ class _Alone(Rendezvous):
         pass
 
 
-def _transport(collective: Collective) -> Transport:
-    options = StrategyOptions(device=_DEVICE, collective=collective, timeout_s=0.0)
+def _transport(collective: Collective) -> ProcessGroup:
+    options = TensorFlowGroupOptions(device=_DEVICE, collective=collective, timeout_s=0.0)
     met = _Alone(Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0), (), b"")
-    roll = Roll(met, current().options.patience)
-    made = strategy_transport(0, 2, options)
+    roll = StallInspector(met, current().options.patience)
+    made = make_tensorflow_group(0, 2, options)
     return TracedTransport(TimedTransport(made), current().tracer, roll)
 
 
@@ -129,13 +129,13 @@ def found(collective: str, batch: int | None, compression: str = "none") -> dict
 
 def collectives() -> dict[str, Any]:
     """All collectives, each traced by itself."""
-    options = StrategyOptions(device=_DEVICE, collective=Collective.NCCL, timeout_s=0.0)
-    nccl = strategy_transport(0, 2, options)
+    options = TensorFlowGroupOptions(device=_DEVICE, collective=Collective.NCCL, timeout_s=0.0)
+    nccl = make_tensorflow_group(0, 2, options)
     calls: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-        "all_reduce": lambda x: nccl.all_reduce(x, Reduction.SUM),
+        "all_reduce": lambda x: nccl.all_reduce(x, ReduceOp.SUM),
         "all_gather": nccl.all_gather,
         "broadcast": lambda x: nccl.broadcast(x, 1),
-        "reduce_scatter": lambda x: nccl.reduce_scatter(x, [3, 4], Reduction.MAX),
+        "reduce_scatter": lambda x: nccl.reduce_scatter(x, [3, 4], ReduceOp.MAX),
         # Whose parts have lengths that only the tensors tell: these are read from the GPU.
         "all_to_all": lambda x: nccl.all_to_all(x, tf.constant([[3, 4], [5, 6]], tf.int64)),
     }

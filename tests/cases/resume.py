@@ -16,7 +16,7 @@ import numpy as np
 import tfddl
 from tests import problem
 from tests.cases.fit import raised
-from tfddl._src.checkpoint import Store
+from tfddl._src.checkpoint import CheckpointStore
 
 SPEC: dict[str, Any] = {"n": 50, "n_val": 9, "loss": "bce", "optimizer": "adam", "batch_size": 4}
 
@@ -187,7 +187,7 @@ def slow_disk(directory: str) -> list[str]:
     told: list[str] = []
 
     @dataclasses.dataclass(frozen=True)
-    class Slow(Store):
+    class Slow(CheckpointStore):
         def write(self, *args: Any, **kwargs: Any) -> Path:
             on_time = done.wait(timeout=30)
             path = super().write(*args, **kwargs)
@@ -430,7 +430,7 @@ def best(directory: str, what: str) -> dict[int, tuple[int, float]]:
         logs["watched"], runs = [2.0, 3.0, 1.0, 4.0], [1, 2, 4]
 
     @dataclasses.dataclass(frozen=True)
-    class Full(Store):
+    class Full(CheckpointStore):
         def write(self, *args: Any, step: int, **kwargs: Any) -> Path:
             if step == fails_after:
                 raise OSError("No space left on device")

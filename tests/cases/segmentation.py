@@ -16,8 +16,8 @@ import tensorflow as tf
 
 import tfddl
 from tfddl.errors import TfddlError
-from tfddl.segmentation import pixels as pixels_module
-from tfddl.segmentation import predicting, training_data
+from tfddl.segmentation import image_io as pixels_module
+from tfddl.segmentation import inference, training_data
 from tfddl.segmentation.augment import Augmentation
 from tfddl.segmentation.config import PredictConfig, TrainConfig
 from tfddl.segmentation.dice import exact_dice_loss
@@ -81,8 +81,8 @@ def predicted(config: PredictConfig) -> dict[str, Any]:
         pixels_module.write_png(path, pixels)
         written.append(path.name)
 
-    with mock.patch.object(predicting, "write_png", write_png):
-        outcome = _outcome(lambda: predicting.predict(config))
+    with mock.patch.object(inference, "write_png", write_png):
+        outcome = _outcome(lambda: inference.predict(config))
     return {**outcome, "written": sorted(written)}
 
 

@@ -94,7 +94,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         inter_op_threads=inter_op_threads,
         pieces=pieces,
         timeout_s=timeout_s or 0.0,
-        circle_timeout_s=_CIRCLE_TIMEOUT_S if timeout_s is None else timeout_s,
+        deadlock_timeout_s=_CIRCLE_TIMEOUT_S if timeout_s is None else timeout_s,
         start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,
         stall_warning_s=stall_warning_s,
         trusts_network=bool(os.environ.get(TRUSTED_NETWORK)),

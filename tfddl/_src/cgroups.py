@@ -13,8 +13,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-OWN = Path("/proc/self/cgroup")
-ROOT = Path("/sys/fs/cgroup")
+SELF_CGROUP = Path("/proc/self/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Cgroup:
     is_v1: bool
 
 
-def cgroups_with(controller: str, *, own: Path = OWN, root: Path = ROOT) -> Iterator[Cgroup]:
+def cgroups_with(
+    controller: str, *, own: Path = SELF_CGROUP, root: Path = CGROUP_ROOT
+) -> Iterator[Cgroup]:
     """The cgroups of this process that may have a controller, and those around them.
 
     Args:
@@ -57,10 +59,10 @@ def cgroups_with(controller: str, *, own: Path = OWN, root: Path = ROOT) -> Iter
                     break
 
 
-class LimitWatch:
+class LimitMonitor:
     """Tells which limits were reached since it was made."""
 
-    def __init__(self, *, own: Path = OWN, root: Path = ROOT) -> None:
+    def __init__(self, *, own: Path = SELF_CGROUP, root: Path = CGROUP_ROOT) -> None:
         """Begins to count.
 
         Args:

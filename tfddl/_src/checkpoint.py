@@ -105,7 +105,7 @@ def read(path: Path) -> Snapshot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Store:
+class CheckpointStore:
     """The checkpoints of one training, in a folder."""
 
     directory: Path

@@ -113,7 +113,7 @@ class CommitStore:
         return b"".join(parts)
 
 
-def make_store() -> int:
+def create_store() -> int:
     """An empty store: its descriptor, for whoever is to keep it.
 
     Raises:
@@ -134,7 +134,7 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def find(environ: Mapping[str, str]) -> CommitStore | None:
+def find_store(environ: Mapping[str, str]) -> CommitStore | None:
     """The store that the launcher has given this process.
 
     Args:

@@ -13,24 +13,24 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfddl._src.cgroups import OWN, ROOT, Cgroup, cgroups_with
+from tfddl._src.cgroups import CGROUP_ROOT, SELF_CGROUP, Cgroup, cgroups_with
 
 _MOST_THREADS = 8
 
 
 def num_usable_cores() -> int:
     """How many cores are worth a thread each, at least 1."""
-    return min(num_bound_cores(), num_cores_of_quota())
+    return min(num_affinity_cores(), num_quota_cores())
 
 
-def num_bound_cores() -> int:
+def num_affinity_cores() -> int:
     """How many cores this process is bound to, at least 1; all where it can't be bound (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def num_cores_of_quota(*, among: int = 1) -> int:
+def num_quota_cores(*, among: int = 1) -> int:
     """Whole cores whose time is granted to each of so many processes, at least 1.
 
     Where nothing is limited it is more than any machine has.
@@ -55,10 +55,10 @@ def has_own_core(local_size: int, *, own: int | None = None) -> bool:
     quota = cpu_quota()
     if quota is not None and local_size > quota:
         return False
-    return own is not None or local_size <= num_bound_cores()
+    return own is not None or local_size <= num_affinity_cores()
 
 
-def threads_of_worker(num_cores: int) -> int:
+def num_loader_threads(num_cores: int) -> int:
     """How many threads make examples in a worker that has so many cores.
 
     At least 2: while one waits for a file, another decodes.
@@ -66,7 +66,7 @@ def threads_of_worker(num_cores: int) -> int:
     return min(_MOST_THREADS, max(2, num_cores))
 
 
-def cpu_quota(*, own: Path = OWN, root: Path = ROOT) -> float | None:
+def cpu_quota(*, own: Path = SELF_CGROUP, root: Path = CGROUP_ROOT) -> float | None:
     """Cores whose time this process' cgroup, and those around it, may use; None for all.
 
     Args:

@@ -52,16 +52,16 @@ class Stage(enum.IntEnum):
     PREDICTING = 3
 
 
-class Ability(enum.IntFlag):
+class WorkerFlags(enum.IntFlag):
     """What can be done with a worker, and what it has done."""
 
-    SAVES = 1
+    SAVES_ON_SIGTERM = 1
     """At SIGTERM it saves, and then ends."""
 
-    SHOWS_STACKS = 2
+    DUMPS_STACKS = 2
     """At `STACKS_SIGNAL` it writes the stacks of its threads to stderr."""
 
-    WAS_ASKED = 4
+    PREEMPTED = 4
     """It ends because SIGTERM has asked some worker of the job to."""
 
 
@@ -80,7 +80,7 @@ class _Word(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Reading:
+class WorkerProgress:
     """What a worker has written last; zeros where it has written nothing.
 
     Attributes:
@@ -90,7 +90,7 @@ class Reading:
         step: steps of the epoch that are done, those before a restart included.
         steps: training steps that this process has done.
         stage: what it is about.
-        abilities: what can be done with it.
+        flags: what can be done with it.
         begun: operations with the other workers that it has begun.
         ended: and ended.
         rounds: how often gradients were exchanged outside of `fit`, in a loop by hand.
@@ -102,7 +102,7 @@ class Reading:
     step: int = 0
     steps: int = 0
     stage: Stage = Stage.OUTSIDE
-    abilities: Ability = Ability(0)
+    flags: WorkerFlags = WorkerFlags(0)
     begun: int = 0
     ended: int = 0
     rounds: int = 0
@@ -180,17 +180,17 @@ class ProgressPage:
         self._memory = mmap.mmap(-1, _SIZE)
         self._words = memoryview(self._memory).cast("Q")
 
-    def read(self) -> Reading:
+    def read(self) -> WorkerProgress:
         """What is written now."""
         words = {word: self._words[word] for word in _Word}
-        return Reading(
+        return WorkerProgress(
             pid=words[_Word.PID],
             beats=words[_Word.BEATS],
             epoch=words[_Word.POSITION] >> 32,
             step=words[_Word.POSITION] & 0xFFFFFFFF,
             steps=words[_Word.STEPS],
             stage=Stage(words[_Word.STAGE]),
-            abilities=Ability(words[_Word.ABILITIES]),
+            flags=WorkerFlags(words[_Word.ABILITIES]),
             begun=words[_Word.BEGUN],
             ended=words[_Word.ENDED],
             rounds=words[_Word.ROUNDS],
@@ -200,18 +200,18 @@ class ProgressPage:
         """Says which process writes here."""
         self._words[_Word.PID] = os.getpid()
 
-    def show_stacks_at_signal(self) -> None:
+    def enable_stack_dumps(self) -> None:
         """Lets the launcher ask for the stacks of all threads, unless the signal is in use."""
         if not self.is_shared or signal.getsignal(STACKS_SIGNAL) is not signal.SIG_DFL:
             return
         faulthandler.register(STACKS_SIGNAL, file=_STDERR, all_threads=True)
-        self.set(Ability.SHOWS_STACKS)
+        self.set(WorkerFlags.DUMPS_STACKS)
 
-    def set(self, ability: Ability) -> None:
+    def set(self, ability: WorkerFlags) -> None:
         """Adds an ability."""
         self._words[_Word.ABILITIES] |= ability
 
-    def unset(self, ability: Ability) -> None:
+    def unset(self, ability: WorkerFlags) -> None:
         """Takes an ability away."""
         self._words[_Word.ABILITIES] &= ~ability
 
@@ -253,7 +253,7 @@ class ProgressPage:
         self._words[_Word.ROUNDS] = rounds
 
 
-class Teller:
+class ProgressReporter:
     """A thread that looks how many operations have begun and ended, and writes it on a board."""
 
     def __init__(

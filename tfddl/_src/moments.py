@@ -34,8 +34,8 @@ from typing import NoReturn
 
 import tensorflow as tf
 
-from tfddl._src.collectives import Label, ReduceOp, allreduce, stack
-from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives import DisplayName, ReduceOp, allreduce, stack
+from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -48,7 +48,7 @@ by zero. Nothing is rounded by it, and no float32 overflows."""
 _SMALL = (tf.float16, tf.bfloat16)
 
 
-@as_it_is
+@no_autograph
 def moments_of_all_ranks(
     x: tf.Tensor, axes: Sequence[int], mask: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -135,7 +135,7 @@ def _of_this_rank(
 def _merged(mine: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Count, mean and variance of all ranks."""
     dtype = mine[0].dtype
-    rows = tf.cast(stack(tf.concat(mine, axis=0), name=Label("moments")), tf.float64)
+    rows = tf.cast(stack(tf.concat(mine, axis=0), name=DisplayName("moments")), tf.float64)
     counts, means, squares = tf.split(rows, [part.shape[0] for part in mine], axis=1)
     count = tf.reduce_sum(counts, axis=0)
     mean = tf.math.divide_no_nan(tf.reduce_sum(counts * means, axis=0), count)
@@ -150,7 +150,7 @@ def _of_all_losses(mine: tf.Tensor) -> tf.Tensor:
     counts = step.averages and step.count is not None
     weight = tf.cast(step.count, mine.dtype) if counts else tf.ones([], mine.dtype)
     weighed = tf.math.multiply_no_nan(mine, weight)
-    total = allreduce(weighed, ReduceOp.SUM, name=Label("gradients of moments"))
+    total = allreduce(weighed, ReduceOp.SUM, name=DisplayName("gradients of moments"))
     return tf.math.divide_no_nan(total, weight)
 
 

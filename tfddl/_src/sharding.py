@@ -22,7 +22,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from tfddl.errors import PlanError
+from tfddl.errors import ShardingError
 
 Indices = npt.NDArray[np.int64]
 
@@ -52,20 +52,20 @@ def shard_range(num_examples: int, rank: int, size: int) -> tuple[int, int]:
         ``(start, stop)``, half-open: ``shard_range(5000, 0, 10) == (0, 500)``.
 
     Raises:
-        PlanError: An argument is not an integer or is out of range.
+        ShardingError: An argument is not an integer or is out of range.
     """
     _check_int("num_examples", num_examples, minimum=0)
     _check_int("size", size, minimum=1)
     _check_int("rank", rank, minimum=0)
     if rank >= size:
-        raise PlanError(f"rank is {rank} but size is {size}; rank must be 0..{size - 1}.")
+        raise ShardingError(f"rank is {rank} but size is {size}; rank must be 0..{size - 1}.")
     quotient, remainder = divmod(num_examples, size)
     start = rank * quotient + min(rank, remainder)
     return start, start + quotient + (rank < remainder)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stretch:
+class CompletedSpan:
     """What one group of workers did of an epoch, in block order."""
 
     size: int
@@ -88,7 +88,7 @@ class Position:
     consumed: int
     """How many examples of the epoch, over all ranks, have been trained on."""
 
-    stretches: tuple[Stretch, ...] = ()
+    stretches: tuple[CompletedSpan, ...] = ()
     """In block order, who trained on them: each stretch begins where the one before ended. Empty
     in global order."""
 
@@ -136,7 +136,7 @@ class GlobalPlan:
         _check_plan(self)
         _check_int("consumed", self.consumed, minimum=0)
         if self.consumed >= self.num_examples:
-            raise PlanError(
+            raise ShardingError(
                 f"consumed is {self.consumed} of {self.num_examples} examples; nothing is left. "
                 "Start the next epoch instead."
             )
@@ -147,7 +147,7 @@ class GlobalPlan:
         return -(-self._remaining // (self.size * self.batch_size))
 
     @property
-    def has_stand_ins(self) -> bool:
+    def has_padding(self) -> bool:
         """Whether any rank has to run an example that doesn't count."""
         return self._remaining // self.steps < self.size
 
@@ -179,7 +179,7 @@ class GlobalPlan:
             steps: How many steps of this plan were made, 0 <= steps <= `steps` of the plan.
 
         Raises:
-            PlanError: A number is out of range.
+            ShardingError: A number is out of range.
         """
         _check_steps(steps, self.steps)
         return Position(epoch, self.consumed + _start(self._remaining, steps, self.steps))
@@ -191,10 +191,10 @@ class GlobalPlan:
         that wasn't interrupted.
 
         Raises:
-            PlanError: The position is not one of global order, or nothing is left after it.
+            ShardingError: The position is not one of global order, or nothing is left after it.
         """
         if position.stretches:
-            raise PlanError(
+            raise ShardingError(
                 "The position was reached in block order, but the plan is one of global order. "
                 'Go on with order="block", or begin the epoch anew.'
             )
@@ -226,13 +226,13 @@ class BlockPlan:
     seed: int | None = None
     """None keeps the order of the data."""
 
-    stretches: tuple[Stretch, ...] = ()
+    stretches: tuple[CompletedSpan, ...] = ()
     """What was done of the epoch before; the plan covers the rest."""
 
     def __post_init__(self) -> None:
         _check_plan(self)
         if self._remaining(self.stretches) == 0:
-            raise PlanError(
+            raise ShardingError(
                 f"All {self.num_examples} examples of the epoch were consumed; nothing is left. "
                 "Start the next epoch instead."
             )
@@ -243,7 +243,7 @@ class BlockPlan:
         return self._cut_steps - self._offset
 
     @property
-    def has_stand_ins(self) -> bool:
+    def has_padding(self) -> bool:
         """Whether any rank has to run an example that doesn't count."""
         return self._remaining(self._before) // self.size < self._cut_steps
 
@@ -275,24 +275,24 @@ class BlockPlan:
             steps: How many steps of this plan were made, 0 <= steps <= `steps` of the plan.
 
         Raises:
-            PlanError: A number is out of range.
+            ShardingError: A number is out of range.
         """
         _check_steps(steps, self.steps)
         stretches = self._before
         if steps + self._offset:
-            stretches += (Stretch(self.size, self.batch_size, steps + self._offset),)
+            stretches += (CompletedSpan(self.size, self.batch_size, steps + self._offset),)
         return Position(epoch, self.num_examples - self._remaining(stretches), stretches)
 
     def after(self, position: Position) -> "BlockPlan":
         """The plan of the rest of an epoch, for this plan's workers and batch size.
 
         Raises:
-            PlanError: The position is not one of this data in block order, or nothing is left
+            ShardingError: The position is not one of this data in block order, or nothing is left
                 after it.
         """
         consumed = self.num_examples - self._remaining(position.stretches)
         if position.consumed != consumed:
-            raise PlanError(
+            raise ShardingError(
                 f"The position says that {position.consumed} examples were consumed; in block "
                 f"order, of {self.num_examples} examples, it would be {consumed}. Go on with the "
                 "order and the data with which the position was reached, or begin the epoch anew."
@@ -307,7 +307,7 @@ class BlockPlan:
         return last.steps if last is not None and same else 0
 
     @property
-    def _before(self) -> tuple[Stretch, ...]:
+    def _before(self) -> tuple[CompletedSpan, ...]:
         """What was done before the cut that this plan goes on with."""
         return self.stretches[:-1] if self._offset else self.stretches
 
@@ -315,7 +315,7 @@ class BlockPlan:
     def _cut_steps(self) -> int:
         return _block_steps(self._remaining(self._before), self.size, self.batch_size)
 
-    def _remaining(self, stretches: tuple[Stretch, ...]) -> int:
+    def _remaining(self, stretches: tuple[CompletedSpan, ...]) -> int:
         """How many examples are left after these stretches."""
         left = self.num_examples
         for stretch in stretches:
@@ -353,7 +353,7 @@ def _permutation(num_examples: int, seed: int | None, *stream: int) -> Indices:
 
 @functools.lru_cache(maxsize=2)
 def _rest_of_blocks(
-    num_examples: int, seed: int | None, epoch: int, stretches: tuple[Stretch, ...]
+    num_examples: int, seed: int | None, epoch: int, stretches: tuple[CompletedSpan, ...]
 ) -> Indices:
     """The examples of an epoch that are left after some stretches, in their order."""
     shards = [shard_range(num_examples, r, stretches[0].size) for r in range(stretches[0].size)]
@@ -369,7 +369,7 @@ def _rest_of_blocks(
     return order
 
 
-def _tails(num_examples: int, stretch: Stretch) -> list[tuple[int, int]]:
+def _tails(num_examples: int, stretch: CompletedSpan) -> list[tuple[int, int]]:
     """What each rank of a stretch left of its shard: half-open ranges, in rank order."""
     total = _block_steps(num_examples, stretch.size, stretch.batch_size)
     _check_steps(stretch.steps, total)
@@ -415,7 +415,7 @@ def _check_plan(plan: "GlobalPlan | BlockPlan") -> None:
     if plan.seed is not None:
         _check_int("seed", plan.seed, minimum=0)
     if plan.num_examples < plan.size:
-        raise PlanError(
+        raise ShardingError(
             f"There are {plan.num_examples} examples for {plan.size} workers; every worker needs "
             f"at least one. Use at most {max(plan.num_examples, 1)} workers, or more data."
         )
@@ -424,11 +424,11 @@ def _check_plan(plan: "GlobalPlan | BlockPlan") -> None:
 def _check_steps(steps: int, available: int) -> None:
     _check_int("steps", steps, minimum=0)
     if steps > available:
-        raise PlanError(f"steps is {steps}, but there are only {available} steps.")
+        raise ShardingError(f"steps is {steps}, but there are only {available} steps.")
 
 
 def _check_int(name: str, value: object, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise PlanError(f"{name} must be an integer, not {value!r} ({type(value).__name__}).")
+        raise ShardingError(f"{name} must be an integer, not {value!r} ({type(value).__name__}).")
     if value < minimum:
-        raise PlanError(f"{name} is {value}; it must be at least {minimum}.")
+        raise ShardingError(f"{name} is {value}; it must be at least {minimum}.")

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src.cluster import Cluster
-from tfddl._src.comm import Collective, Transport
+from tfddl._src.comm import Collective, ProcessGroup
 from tfddl._src.runtime import choose_collective, current
 from tfddl.bench import models
 from tfddl.bench.calls import Ready, prepare_collective, prepare_sum
@@ -30,7 +30,7 @@ class Contestant(abc.ABC):
 
     label: str
     others: tuple[str, ...] = ()
-    transport: Transport | None = None
+    transport: ProcessGroup | None = None
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster

@@ -8,7 +8,13 @@ import keras
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.comm import Collective, Reduction, StrategyOptions, StrategyTransport, Transport
+from tfddl._src.comm import (
+    Collective,
+    ProcessGroup,
+    ReduceOp,
+    TensorFlowGroup,
+    TensorFlowGroupOptions,
+)
 from tfddl._src.runtime import current
 from tfddl.bench import models
 from tfddl.bench.progress import Progress
@@ -98,7 +104,7 @@ def sums(sizes: Sequence[int], pieces: Sequence[int], pace: Pace) -> dict[int, d
     Returns:
         By size and by who sums up, median seconds: tfddl, `STRATEGY`, RING in so many pieces.
     """
-    transports: dict[str, Transport | None] = {_TFDDL: current().transport}
+    transports: dict[str, ProcessGroup | None] = {_TFDDL: current().transport}
     for number in pieces:
         label = "RING in 1 piece" if number == 1 else f"RING in {number} pieces"
         transports[label] = _between(number)
@@ -153,23 +159,23 @@ Trained = tuple[Callable[[], object], keras.Model]
 """What makes a step, and what it trains."""
 
 
-def _between(pieces: int) -> Transport | None:
+def _between(pieces: int) -> ProcessGroup | None:
     """RING between the leaders; None on all others."""
     if tfddl.rank() not in leaders():
         return None
-    options = StrategyOptions(
+    options = TensorFlowGroupOptions(
         device=tfddl.strategy().extended.worker_devices[0],
         collective=Collective.RING,
         timeout_s=0.0,  # The runtime's own transport watches.
         pieces=pieces,
     )
-    return StrategyTransport(tfddl.rank(), tfddl.size(), options).among(leaders())
+    return TensorFlowGroup(tfddl.rank(), tfddl.size(), options).among(leaders())
 
 
-def _sum(transport: Transport | None, ones: tf.Tensor) -> Callable[[], object] | None:
+def _sum(transport: ProcessGroup | None, ones: tf.Tensor) -> Callable[[], object] | None:
     if transport is None:
         return None
-    return tf.function(lambda: transport.all_reduce(ones, Reduction.SUM), autograph=False)
+    return tf.function(lambda: transport.all_reduce(ones, ReduceOp.SUM), autograph=False)
 
 
 def _strategy_sum(ones: tf.Tensor) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from tfddl._src.cluster import join_address
-from tfddl._src.rendezvous.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
+from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_tcp, listen_unix
 from tfddl._src.rendezvous.handshake import dial_tcp, dial_unix
 from tfddl.bench.channel import Channel
 from tfddl.errors import ConnectError, LaunchError
@@ -74,7 +74,7 @@ class Entrance:
         if rank in self._ranks:
             raise RefuseError(f"rank {rank} is here already")
 
-    def _admit(self, caller: Caller) -> None:
+    def _admit(self, caller: Client) -> None:
         self._ranks.add(caller.hello["rank"])
         self._admitted.put(Channel(caller.connection))
 

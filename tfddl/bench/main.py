@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tfddl import __version__
-from tfddl._src.cpu import num_bound_cores
+from tfddl._src.cpu import num_affinity_cores
 from tfddl._src.launcher import host_flags
 from tfddl._src.launcher.system import require_linux
 from tfddl.bench.board import write_events
@@ -61,7 +61,7 @@ def main(argv: Sequence[str], *, prog: str = "tfddl-bench") -> int:
     """Measures as the arguments say, and returns the exit status."""
     progress = Progress()
     try:
-        settings = settings_from(argv, prog=prog, num_cores=num_bound_cores())
+        settings = settings_from(argv, prog=prog, num_cores=num_affinity_cores())
         require_linux(prog)
         results = measure(settings, environment=os.environ, progress=progress)
         sys.stdout.write(report(results) + "\n")

@@ -4,7 +4,7 @@ import time
 
 import keras
 
-from tfddl._src.comm import Transport
+from tfddl._src.comm import ProcessGroup
 from tfddl.bench.devices import wait_for_devices
 from tfddl.bench.line import Line
 from tfddl.bench.orders import Ran, Steps, Stop, Trains
@@ -18,7 +18,7 @@ class Pacer:
     So several jobs can take turns without any of them starting anew.
     """
 
-    def __init__(self, line: Line, *, transport: Transport | None) -> None:
+    def __init__(self, line: Line, *, transport: ProcessGroup | None) -> None:
         """Begins before the model is made.
 
         Args:
@@ -98,7 +98,7 @@ class PacerCallback(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def counters_of(transport: Transport | None) -> dict[str, int]:
+def counters_of(transport: ProcessGroup | None) -> dict[str, int]:
     """What a transport has counted so far; nothing where it counts nothing."""
     return dict(getattr(transport, "counters", dict)())
 

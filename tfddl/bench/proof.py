@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.data import find_share
+from tfddl._src.data import find_shard
 from tfddl._src.launcher.job import JobOptions, run_job
 from tfddl.bench import problems
 from tfddl.bench.problems import EPOCHS, PROBLEMS, STEPS, Problem
@@ -120,7 +120,7 @@ def train_counted(problem: Problem) -> tuple[list[np.ndarray], problems.Batches]
     dataset = tfddl.shard_dataset(
         data.x, data.y, data.weights, batch_size=problem.batch_size, seed=1, order=problem.order
     )
-    share = find_share(dataset)
+    share = find_shard(dataset)
     assert share is not None
     classes = problems.class_weights(problem)
     model.fit(dataset, epochs=EPOCHS, class_weight=classes, verbose=0)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tfddl._src.launcher.hosts import MOST_WORKERS
+from tfddl._src.launcher.hosts import MAX_WORKERS
 from tfddl.bench.ground import Ground, ThisMachine
 from tfddl.bench.orders import Operation
 from tfddl.bench.workloads import WORKLOADS, Workload
@@ -76,8 +76,8 @@ class Settings:
 
     def _check_workers(self) -> None:
         _require(self.workers, "workers", "numbers of workers")
-        if min(self.workers) < 1 or max(self.workers) > MOST_WORKERS:
-            raise DataError(f"--workers is {self.workers}; each must be 1..{MOST_WORKERS}.")
+        if min(self.workers) < 1 or max(self.workers) > MAX_WORKERS:
+            raise DataError(f"--workers is {self.workers}; each must be 1..{MAX_WORKERS}.")
         for number in self.workers:
             self.ground.team(number)
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.checkpoint import Snapshot, Store
+from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.runtime import current
 from tfddl.bench import blows, namespaces
 from tfddl.bench.blows import Act, Blow, Place, Trouble
@@ -213,11 +213,11 @@ class _Recorder(keras.layers.Layer):
         return (input_shape[0], _FEATURES)
 
 
-def _store(store: Store, notes: Notes) -> Store:
+def _store(store: CheckpointStore, notes: Notes) -> CheckpointStore:
     """The same store, whose files may be the last that are written."""
 
     @dataclasses.dataclass(frozen=True)
-    class Struck(Store):
+    class Struck(CheckpointStore):
         def write(self, snapshot: Snapshot, *, step: int, is_best: bool = False) -> Path:
             if notes.strike_while_writing():
                 bomb: Any = _Bomb(notes)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfddl.errors import PlanError
+from tfddl.errors import ShardingError
 
 
 def unet(
@@ -39,7 +39,7 @@ def unet(
         probability in float32 under every dtype policy.
 
     Raises:
-        PlanError: There is no level, a number of filters is not positive, or the image can't be
+        ShardingError: There is no level, a number of filters is not positive, or the image can't be
             halved often enough.
 
     References:
@@ -73,14 +73,14 @@ def unet(
 
 def _check(image_shape: tuple[int, int, int], filters: Sequence[int]) -> None:
     if not filters or any(width < 1 for width in filters):
-        raise PlanError(
+        raise ShardingError(
             f"filters are {list(filters)}; expected one positive number for each level, "
             "such as 8, 16, 32, 64."
         )
     height, width = image_shape[:2]
     multiple = 2 ** (len(filters) - 1)
     if height < 1 or width < 1 or height % multiple or width % multiple:
-        raise PlanError(
+        raise ShardingError(
             f"The images are {height} x {width}, but a U-Net of {len(filters)} levels halves them "
             f"{len(filters) - 1} times: height and width must be multiples of {multiple}. "
             "HINT: choose another image size, or fewer levels (filters)."

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tfddl.errors import UnsupportedError
 
-CHANGES = ("flip", "flip_vertical", "shift", "scale", "rotate", "brightness")
+TRANSFORMS = ("flip", "flip_vertical", "shift", "scale", "rotate", "brightness")
 
 # How much, at most. Enough that no image is the same again, little enough that it could be one of
 # the same set.
@@ -51,11 +51,11 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Checks the names."""
-        unknown = [name for name in self.changes if name not in CHANGES]
+        unknown = [name for name in self.changes if name not in TRANSFORMS]
         if unknown or len(set(self.changes)) < len(self.changes):
             raise UnsupportedError(
                 f"--augment is {','.join(self.changes)}; it must be some of "
-                f"{','.join(CHANGES)}, each once, or empty."
+                f"{','.join(TRANSFORMS)}, each once, or empty."
             )
 
     def __call__(

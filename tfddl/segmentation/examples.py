@@ -12,8 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfddl.errors import DataError
-from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, Pair, look_into
-from tfddl.segmentation.pixels import foreground_of, look_at, read_pair, scale_image, scale_mask
+from tfddl.segmentation.image_io import (
+    foreground_of,
+    read_header,
+    read_pair,
+    scale_image,
+    scale_mask,
+)
+from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, Pair, find_dataset
 
 Example = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """An image (height, width, channels), 0..255, and its mask (height, width, 1), 0 or 1."""
@@ -95,7 +101,7 @@ class FileExamples(Examples):
         """What is wrong with an example."""
         pair = self.pairs[index]
         try:
-            image, mask = look_at(pair.image), look_at(pair.mask)
+            image, mask = read_header(pair.image), read_header(pair.mask)
             are_alike = image.size == mask.size  # If not, a camera may have turned the image.
             if thorough or not (are_alike and image.is_complete and mask.is_complete):
                 read_pair(pair.image, pair.mask, channels=self.channels)
@@ -185,7 +191,7 @@ def open_examples(
     Raises:
         DataError: There is no data set, or arrays that don't fit.
     """
-    found = look_into(directory)
+    found = find_dataset(directory)
     if isinstance(found, Arrays):
         return ArrayExamples.open(found.directory, image_size=image_size, channels=channels), ()
     return FileExamples(found.directory, found.pairs, image_size, channels), found.problems

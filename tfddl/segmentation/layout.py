@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfddl.errors import DataError
-from tfddl.segmentation.pixels import EXTENSIONS
+from tfddl.segmentation.image_io import EXTENSIONS
 
 IMAGES_NPY, MASKS_NPY, NAMES_JSON = "images.npy", "masks.npy", "names.json"
 
@@ -61,7 +61,7 @@ class Arrays:
     directory: Path
 
 
-def look_into(directory: str | os.PathLike[str]) -> Pairs | Arrays:
+def find_dataset(directory: str | os.PathLike[str]) -> Pairs | Arrays:
     """Finds out how a data set lies in a folder, and what belongs together there.
 
     Args:

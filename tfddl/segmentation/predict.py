@@ -112,7 +112,7 @@ def run() -> None:
 def _predict() -> None:
     config = config_from_flags()
     # TensorFlow takes seconds to load, which --help and a mistake in the flags needn't wait for.
-    from tfddl.segmentation.predicting import predict
+    from tfddl.segmentation.inference import predict
 
     tfddl.init(
         collective=config.collective,

@@ -12,7 +12,7 @@ from absl import flags
 from tfddl._src.cpu import num_usable_cores
 from tfddl.segmentation import command
 from tfddl.segmentation.config import PROGRESS, PrepareConfig, parse_image_size
-from tfddl.segmentation.preparing import prepare
+from tfddl.segmentation.preprocessing import prepare
 
 _INPUT_DIR = flags.DEFINE_string(
     "input_dir",

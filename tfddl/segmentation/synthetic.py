@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from tfddl.segmentation import car, scenery
-from tfddl.segmentation.pixels import write_png
+from tfddl.segmentation.image_io import write_png
 
 # Drawn this many times larger and scaled down: the edges are as soft as a camera's.
 _OVERSAMPLING = 2

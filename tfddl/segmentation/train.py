@@ -13,7 +13,7 @@ from absl import flags
 
 import tfddl
 from tfddl.segmentation import command
-from tfddl.segmentation.augment import CHANGES
+from tfddl.segmentation.augment import TRANSFORMS
 from tfddl.segmentation.config import (
     BETWEEN_HOSTS,
     COLLECTIVES,
@@ -64,7 +64,7 @@ _SKIP_BAD = flags.DEFINE_bool(
 _AUGMENT = flags.DEFINE_list(
     "augment",
     "",
-    f"[data] How examples are changed at random, anew in every epoch: some of {','.join(CHANGES)}.",
+    f"[data] How examples are changed at random, anew in every epoch: some of {','.join(TRANSFORMS)}.",
 )
 _SEED = flags.DEFINE_integer(
     "seed", 0, "[data] Of the made pictures, the split, the order and the initial weights."

@@ -11,16 +11,16 @@ import numpy as np
 from PIL import Image
 
 import tfddl
-from tfddl._src.checkpoint import Store
+from tfddl._src.checkpoint import CheckpointStore
 from tfddl._src.collectives import on_all_ranks
 from tfddl.errors import DataError
 from tfddl.models import unet
 from tfddl.segmentation.augment import Augmentation
 from tfddl.segmentation.config import TrainConfig
+from tfddl.segmentation.coordination import make_writable_directory, print_on_chief
 from tfddl.segmentation.dice import dice, dice_crossentropy, dice_loss, exact_dice_loss
-from tfddl.segmentation.picture import draw_predictions
-from tfddl.segmentation.ranks import make_folder, say
 from tfddl.segmentation.training_data import TrainingData, open_data
+from tfddl.segmentation.visualization import draw_predictions
 
 # How many validation examples the picture shows.
 _NUM_PICTURED = 6
@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> None:
         config: The same on every rank.
 
     Raises:
-        PlanError: The image size doesn't suit the network, or there are fewer examples to train
+        ShardingError: The image size doesn't suit the network, or there are fewer examples to train
             on, or to validate with, than workers.
         DataError: The data can't be read, or the results not written, on this rank or on another
             one.
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> None:
     ]
     if config.tensorboard_dir is not None:
         lines.append(f"charts   tensorboard --logdir {config.tensorboard_dir}")
-    say("\n".join(f"tfddl: {line}" for line in lines))
+    print_on_chief("\n".join(f"tfddl: {line}" for line in lines))
 
 
 def _tell(data: TrainingData, config: TrainConfig) -> None:
@@ -80,7 +80,7 @@ def _tell(data: TrainingData, config: TrainConfig) -> None:
     num_workers = tfddl.size()
     height, width = config.image_size
     decay = "" if config.learning_rate_decay == "none" else f" ({config.learning_rate_decay} decay)"
-    say(
+    print_on_chief(
         f"tfddl: {len(data.training)} examples to train on, {len(data.validation)} to validate "
         f"with, {height} x {width} pixels; {num_workers} worker{'s' if num_workers > 1 else ''}, "
         f"{config.batch_size} examples each in a step\n"
@@ -115,7 +115,7 @@ def _fit(model: keras.Model, data: TrainingData, *, config: TrainConfig) -> dict
         verbose=_VERBOSE[config.progress] if tfddl.rank() == 0 else 0,
     )
     if not begun:
-        say(
+        print_on_chief(
             "tfddl: its results are written again. HINT: --noresume trains anew; a larger --epochs "
             "goes on; another --output_dir is another training."
         )
@@ -190,9 +190,9 @@ def _save(model: keras.Model, path: Path) -> None:
 
 def _make_folders(config: TrainConfig) -> None:
     """Now, and not after the training, is the time to find out that one can't be written."""
-    make_folder(config.output_dir)
+    make_writable_directory(config.output_dir)
     if tfddl.rank() == 0 and not config.resume:
-        Store(config.checkpoint_dir).clear()
+        CheckpointStore(config.checkpoint_dir).clear()
         if config.tensorboard_dir is not None:
             _remove_charts(config.tensorboard_dir)
 

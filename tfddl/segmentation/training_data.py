@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 import tfddl
 from tfddl._src.collectives import on_all_ranks
-from tfddl.errors import DataError, PlanError
+from tfddl.errors import DataError, ShardingError
 from tfddl.segmentation.config import TrainConfig
+from tfddl.segmentation.coordination import compare_names, print_on_chief
 from tfddl.segmentation.examples import (
     Example,
     Examples,
@@ -21,7 +22,6 @@ from tfddl.segmentation.examples import (
     require_usable,
     split_examples,
 )
-from tfddl.segmentation.ranks import compare_names, say
 from tfddl.segmentation.synthetic import write_dataset
 
 # Reading that takes longer, per epoch and worker, is worth a hint.
@@ -83,7 +83,7 @@ def open_data(config: TrainConfig) -> TrainingData:
         DataError: On all ranks: one of them can't read the data, or there are fewer than two
             examples.
         DisagreementError: The ranks see different examples.
-        PlanError: There are fewer examples to train on, or to validate with, than workers.
+        ShardingError: There are fewer examples to train on, or to validate with, than workers.
     """
     examples = _open(config.data_dir or _make_pictures(config), config)
     training, validation = split_examples(
@@ -91,7 +91,7 @@ def open_data(config: TrainConfig) -> TrainingData:
     )
     for indices, what in ((training, "train on"), (validation, "validate with")):
         if len(indices) < tfddl.size():
-            raise PlanError(
+            raise ShardingError(
                 f"Of {len(examples)} examples {len(indices)} are to {what}, for {tfddl.size()} "
                 "workers; every worker needs at least one. HINT: use fewer workers, more data, or "
                 f"another --validation_split than {config.validation_split}."
@@ -115,7 +115,7 @@ def _open(directory: Path, config: TrainConfig) -> Examples:
         lambda: require_usable(examples, problems, skip_bad=config.skip_bad), error=DataError
     )
     for problem in problems:
-        say(f"tfddl: left out {problem}")
+        print_on_chief(f"tfddl: left out {problem}")
     return examples
 
 
@@ -144,7 +144,7 @@ def _make_pictures(config: TrainConfig) -> Path:
         ),
         error=DataError,
     )
-    say(f"tfddl: no --data_dir; {config.num_examples} made pictures are in {directory}")
+    print_on_chief(f"tfddl: no --data_dir; {config.num_examples} made pictures are in {directory}")
     return directory
 
 
@@ -155,7 +155,7 @@ def _hint_at_slow_reading(data: TrainingData) -> None:
     one_s = (time.monotonic() - started_s) / len(timed)
     epoch_s = one_s * len(data.training) / tfddl.size()
     if epoch_s > _SLOW_READING_S and isinstance(data.examples, FileExamples):
-        say(
+        print_on_chief(
             f"tfddl: to read the files will take each worker {epoch_s:.0f} s in every epoch. "
             f"HINT: tfddl-prepare --input_dir={data.examples.directory} --output_dir=… does so "
             "once."

@@ -12,11 +12,11 @@ import tensorflow as tf
 from tfddl._src.callbacks import snapshots
 from tfddl._src.callbacks.background_writer import BackgroundWriter
 from tfddl._src.callbacks.preemption import Preemption
-from tfddl._src.checkpoint import Snapshot, Store
+from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.collectives import ReduceOp, allgather_object, allreduce, on_all_ranks
 from tfddl._src.directory_lock import DirectoryLock
-from tfddl._src.heartbeat import SAVED_STATUS, Ability
-from tfddl._src.keras_hooks import Fit, LastCallback, resume
+from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
+from tfddl._src.keras_hooks import FitState, JobCallback, resume
 from tfddl._src.runtime import current
 from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
 
@@ -27,7 +27,7 @@ _LARGER_IS_BETTER = (
 )
 
 
-class Checkpoint(LastCallback):
+class Checkpoint(JobCallback):
     """Saves the training, and at its start goes on from the newest valid checkpoint.
 
     Goes on every rank; rank 0 writes and reads, so that no shared file system is needed as long as
@@ -95,7 +95,7 @@ class Checkpoint(LastCallback):
             )
         if mode not in ("auto", "min", "max"):
             raise UnsupportedError(f"mode is {mode!r}; it must be auto, min or max.")
-        self.store = Store(Path(directory), keep)
+        self.store = CheckpointStore(Path(directory), keep)
         self._every = save_every_steps
         self._monitor = monitor
         self._mode = mode
@@ -121,7 +121,7 @@ class Checkpoint(LastCallback):
             error,
         )
 
-    def after_train_begin(self, fit: Fit) -> None:
+    def after_train_begin(self, fit: FitState) -> None:
         """Goes on from the newest valid checkpoint, if there is one."""
         optimizer = fit.model.optimizer
         if not optimizer.built:
@@ -132,7 +132,7 @@ class Checkpoint(LastCallback):
         path = self._compare(found[0] if found else None)
         if path is not None:
             self._go_on(fit, found[1] if found else None, path)
-        elif self._every and not fit.knows_position and current().cluster.rank == 0:
+        elif self._every and not fit.has_position and current().cluster.rank == 0:
             _LOG.warning(
                 "save_every_steps=%d has no effect: the data isn't what tfddl.shard_dataset "
                 "returned, and can't be entered within an epoch. Saving at the ends of epochs.",
@@ -164,11 +164,11 @@ class Checkpoint(LastCallback):
                 self._lock.release()
                 self._lock = None
 
-    def after_epoch_begin(self, fit: Fit) -> None:
+    def after_epoch_begin(self, fit: FitState) -> None:
         """Counts the steps until the next save from here."""
         self._saved_at = fit.done
 
-    def after_train_batch(self, fit: Fit, logs: Any) -> None:
+    def after_train_batch(self, fit: FitState, logs: Any) -> None:
         """Saves, if so many steps have been done since the last time."""
         if self._restored is not None:
             self._restored.add_metrics(fit)
@@ -177,14 +177,14 @@ class Checkpoint(LastCallback):
             return
         is_due = self._every is not None and fit.done - self._saved_at >= self._every
         # Where training stops here, callbacks and metrics of this epoch go on in the next run.
-        if fit.knows_position and (is_due or fit.model.stop_training):
+        if fit.has_position and (is_due or fit.model.stop_training):
             self._saved_at = fit.done
             self.wait()
             self._best_if_unwritten = self._best
             self._save(fit, logs, is_best=False)
         self._leave_if_asked(fit)
 
-    def after_epoch(self, fit: Fit, logs: Any) -> None:
+    def after_epoch(self, fit: FitState, logs: Any) -> None:
         """Saves, where the epoch is complete."""
         if fit.is_complete:
             self.wait()
@@ -198,7 +198,7 @@ class Checkpoint(LastCallback):
                 self._best = before
         self._leave_if_asked(fit)
 
-    def _leave_if_asked(self, fit: Fit) -> None:
+    def _leave_if_asked(self, fit: FitState) -> None:
         """Ends the process on all ranks, once they stop because one of them was asked to."""
         if not fit.model.stop_training:  # All ranks have agreed on it, so all come here or none.
             return
@@ -209,7 +209,7 @@ class Checkpoint(LastCallback):
             return
         on_all_ranks(self.wait, error=CheckpointError)  # Nobody leaves before it is written.
         self._preemption.stop_listening(answered=True)
-        current().board.set(Ability.WAS_ASKED)
+        current().board.set(WorkerFlags.PREEMPTED)
         _say(
             f"tfddl: SIGTERM has come: saved to {self.store.directory}; ending with status "
             f"{SAVED_STATUS}, and the same command goes on from there"
@@ -245,12 +245,12 @@ class Checkpoint(LastCallback):
             )
         return self.store.directory / names[0] if names[0] else None
 
-    def _go_on(self, fit: Fit, snapshot: Snapshot | None, path: Path) -> None:
+    def _go_on(self, fit: FitState, snapshot: Snapshot | None, path: Path) -> None:
         self._restored = restored = snapshots.restore(fit, snapshot)
         self._best, self._best_of = restored.best["value"], restored.best["of"]
         position = restored.position
         if restored.finished or position.epoch >= fit.epochs:
-            resume.begin_at(fit, fit.epochs)
+            resume.start_at_epoch(fit, fit.epochs)
             how = "an EarlyStopping ended it" if restored.finished else "all its epochs are done"
             _say(
                 f"tfddl: {path} is the end of a training ({position.epoch} of {fit.epochs} epochs; "
@@ -262,7 +262,7 @@ class Checkpoint(LastCallback):
             within = f", {position.consumed} of {fit.share.plan.num_examples} examples of it done"
         _say(f"tfddl: going on from {path}: epoch {position.epoch + 1} of {fit.epochs}{within}")
 
-    def _save(self, fit: Fit, logs: Any, *, is_best: bool) -> bool:
+    def _save(self, fit: FitState, logs: Any, *, is_best: bool) -> bool:
         """Begins to save, and says on rank 0 whether that is going well."""
         best = {"value": self._best, "of": self._best_of}
         snapshot = snapshots.take(fit, logs, best=best)

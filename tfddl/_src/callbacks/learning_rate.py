@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfddl._src.gradients.optimizer import innermost
-from tfddl._src.keras_hooks import Fit, LastCallback
+from tfddl._src.keras_hooks import FitState, JobCallback
+from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -187,7 +187,7 @@ class LearningRateWarmup(LearningRateSchedule):
         return (1 + (size - 1) * min(done, 1.0)) / size
 
 
-class LearningRateScaling(LastCallback):
+class LearningRateScaling(JobCallback):
     """Sets the learning rate to that of one worker times a function of their number.
 
     The same as ``learning_rate=base_lr * tfddl.size()`` at the start; besides, a training that is
@@ -225,7 +225,7 @@ class LearningRateScaling(LastCallback):
         innermost(self.model.optimizer).learning_rate = rate
         self._pending = True
 
-    def after_epoch_begin(self, fit: Fit) -> None:
+    def after_epoch_begin(self, fit: FitState) -> None:
         """After a resume, scales what the checkpoint had."""
         if self._pending and fit.restored_size is not None:
             change = self._factor(current().cluster.size) / self._factor(fit.restored_size)

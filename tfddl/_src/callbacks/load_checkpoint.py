@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 
 from tfddl._src.callbacks import snapshots
-from tfddl._src.checkpoint import Snapshot, Store
+from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.collectives import broadcast_object, broadcast_variables, on_all_ranks
 from tfddl._src.runtime import current
 from tfddl.errors import CheckpointError, UnsupportedError
@@ -40,7 +40,7 @@ def load_checkpoint(
     """
     if which not in ("newest", "best"):
         raise UnsupportedError(f"which is {which!r}; it must be newest or best.")
-    store = Store(Path(directory))
+    store = CheckpointStore(Path(directory))
 
     def find() -> Snapshot | None:
         if current().cluster.rank:

@@ -12,23 +12,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.callbacks.monitor_charts import Pace, rank_values, step_values, total
-from tfddl._src.callbacks.monitor_meter import Meter, Reading, Work
+from tfddl._src.callbacks.monitor_charts import (
+    UpdateInterval,
+    rank_values,
+    step_values,
+    sum_by_rank,
+)
+from tfddl._src.callbacks.monitor_meter import CounterValues, StepMeter, StepStats
 from tfddl._src.callbacks.monitor_picture import draw_ranks
-from tfddl._src.callbacks.monitor_tables import rank_table, seen_table, shard_table
+from tfddl._src.callbacks.monitor_tables import counted_table, rank_table, shard_table
 from tfddl._src.callbacks.monitor_writer import JOB, TRAIN, VALIDATION, EventWriter
-from tfddl._src.collectives import Label, allgather, allgather_object, on_all_ranks
-from tfddl._src.comm.native import rank_names
-from tfddl._src.gradients.optimizer import innermost
-from tfddl._src.keras_hooks import Fit, LastCallback
-from tfddl._src.keras_hooks.train_step import state_of
+from tfddl._src.collectives import DisplayName, allgather, allgather_object, on_all_ranks
+from tfddl._src.comm.native import format_ranks
+from tfddl._src.keras_hooks import FitState, JobCallback
+from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks.train_step import step_state
 from tfddl._src.runtime import current
 from tfddl.errors import DataError, DisagreementError, UnsupportedError
 
 Predictions = Callable[[keras.Model], Mapping[str, Any]]
 
 
-class Monitor(LastCallback):
+class Monitor(JobCallback):
     """Shows a training in TensorBoard: ``tensorboard --logdir LOG_DIR``.
 
     Give it to `fit` on all ranks, with the same arguments: they measure their steps together, and
@@ -91,7 +96,7 @@ class Monitor(LastCallback):
         self._predictions = predictions
         self._writer: EventWriter | None = None
 
-    def after_train_begin(self, fit: Fit) -> None:
+    def after_train_begin(self, fit: FitState) -> None:
         """Opens the event files, and starts the clocks.
 
         Raises:
@@ -107,8 +112,8 @@ class Monitor(LastCallback):
         )
         self._writer = on_all_ranks(self._open, error=DataError)
         self._is_measured = current().transport.measure(True)
-        self._pace = Pace.of_epoch(fit.steps, self._update_every_steps)
-        self._meter = Meter(lambda: self._read(fit))
+        self._pace = UpdateInterval.of_epoch(fit.steps, self._update_every_steps)
+        self._meter = StepMeter(lambda: self._read(fit))
         self._has_begun = self._has_shards = self._has_results = False
         if self._writer is not None:
             self._writer.begin(self._hparams)
@@ -117,10 +122,10 @@ class Monitor(LastCallback):
                 self._has_shards = True
             self._writer.flush()
 
-    def after_epoch_begin(self, fit: Fit) -> None:
+    def after_epoch_begin(self, fit: FitState) -> None:
         """Starts to measure the epoch."""
         self._begin_s = time.perf_counter()
-        self._works: list[list[Work]] = []
+        self._works: list[list[StepStats]] = []
         # What an earlier run did of the epoch comes into the sum later.
         self._loss_before = (0.0, 0.0) if fit.rest_of_epoch is None else None
         self._done = fit.done
@@ -130,7 +135,7 @@ class Monitor(LastCallback):
             self._writer.flush()
         self._meter.resume()
 
-    def after_train_batch(self, fit: Fit, logs: Any) -> None:
+    def after_train_batch(self, fit: FitState, logs: Any) -> None:
         """Measures the steps; now and then, adds a point to the charts."""
         self._meter.step_ended(fit.done - self._done)
         self._done = fit.done
@@ -142,7 +147,7 @@ class Monitor(LastCallback):
             self._update(**self._loss_since())
             self._meter.resume()
 
-    def after_epoch(self, fit: Fit, logs: Any) -> None:
+    def after_epoch(self, fit: FitState, logs: Any) -> None:
         """Adds a point to the charts of epochs.
 
         Raises:
@@ -167,15 +172,15 @@ class Monitor(LastCallback):
     def _open(self) -> EventWriter | None:
         return EventWriter(self._log_dir) if current().cluster.rank == 0 else None
 
-    def _read(self, fit: Fit) -> Reading:
+    def _read(self, fit: FitState) -> CounterValues:
         seconds = current().transport.seconds() if self._is_measured else math.nan
-        return Reading(examples=_examples_done(fit), collective_s=seconds)
+        return CounterValues(examples=_examples_done(fit), collective_s=seconds)
 
     def _update(self, **loss: float) -> None:
         """Tells all ranks what each has done since the last time."""
         mine = dataclasses.replace(self._meter.take(), **loss)
-        rows = allgather(tf.constant([mine.row()], tf.float64), name=Label("Monitor")).numpy()
-        works = [Work.of_row(row) for row in rows]
+        rows = allgather(tf.constant([mine.row()], tf.float64), name=DisplayName("Monitor")).numpy()
+        works = [StepStats.of_row(row) for row in rows]
         self._works.append(works)
         if self._writer is not None:
             values = step_values(works) | self._learning_rate()
@@ -198,14 +203,14 @@ class Monitor(LastCallback):
         for run, values in results.items():
             writer.scalars(run, values, epoch)
         writer.scalars(JOB, {"epoch/seconds": time.perf_counter() - self._begin_s}, epoch)
-        works = total(self._works)
+        works = sum_by_rank(self._works)
         for run, tag, value in rank_values(works):
             writer.scalars(run, {tag: value}, epoch)
         writer.text("ranks/table", rank_table(works, self._hosts, epoch=epoch), epoch)
         if (picture := draw_ranks(works)) is not None:
             writer.images("ranks/picture", picture[np.newaxis], epoch)
         if not self._has_shards:
-            writer.text("shards", seen_table(works, self._hosts), 0)
+            writer.text("shards", counted_table(works, self._hosts), 0)
             self._has_shards = True
         if self._hparams is not None and not self._has_results:
             writer.name_results(self._hparams, {run: list(tags) for run, tags in results.items()})
@@ -229,10 +234,10 @@ class Monitor(LastCallback):
         return int(tf.convert_to_tensor(innermost(self.model.optimizer).iterations))
 
 
-def _examples_done(fit: Fit) -> float:
+def _examples_done(fit: FitState) -> float:
     """How many examples this rank has trained on; only differences within an epoch count."""
     if fit.together:
-        return float(state_of(fit.model).examples.numpy())
+        return float(step_state(fit.model).examples.numpy())
     if fit.share is not None:
         position = fit.position()
         return position.epoch * fit.share.plan.num_examples + position.consumed
@@ -258,7 +263,8 @@ class _Settings:
 def _agree_on_settings(mine: _Settings) -> list[str]:
     """Makes sure that all ranks will do the same; returns their hosts."""
     everyone = [
-        _Settings(**s) for s in allgather_object(dataclasses.asdict(mine), name=Label("Monitor"))
+        _Settings(**s)
+        for s in allgather_object(dataclasses.asdict(mine), name=DisplayName("Monitor"))
     ]
     first = everyone[0]
     others = [
@@ -268,7 +274,7 @@ def _agree_on_settings(mine: _Settings) -> list[str]:
     ]
     if others:
         raise DisagreementError(
-            f"{rank_names(others)} made a Monitor with other arguments than rank 0: "
+            f"{format_ranks(others)} made a Monitor with other arguments than rank 0: "
             f"{_said(everyone[others[0]])}; rank 0: {_said(first)}. Give it the same "
             "update_every_steps and predictions on all ranks; rank 0 alone calls predictions."
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tfddl._src.callbacks.monitor_meter import Work
+from tfddl._src.callbacks.monitor_meter import StepStats
 
 MOST_RANKS_EACH = 16
 """Up to so many ranks have a line of their own; of more, three lines show how far they spread."""
@@ -30,15 +30,15 @@ DESCRIPTIONS = {
 """What a chart shows, by its tag."""
 
 
-def total(works: Iterable[Sequence[Work]]) -> list[Work]:
+def sum_by_rank(works: Iterable[Sequence[StepStats]]) -> list[StepStats]:
     """What each rank did, from what each did in several stretches of steps."""
-    sums: list[Work] = []
+    sums: list[StepStats] = []
     for stretch in works:
         sums = [a + b for a, b in zip(sums, stretch, strict=True)] if sums else list(stretch)
     return sums
 
 
-def step_values(works: Sequence[Work]) -> dict[str, float]:
+def step_values(works: Sequence[StepStats]) -> dict[str, float]:
     """The charts over the steps of training.
 
     Args:
@@ -63,7 +63,7 @@ def step_values(works: Sequence[Work]) -> dict[str, float]:
     return {tag: value for tag, value in values.items() if not math.isnan(value)}
 
 
-def rank_values(works: Sequence[Work]) -> list[tuple[str, str, float]]:
+def rank_values(works: Sequence[StepStats]) -> list[tuple[str, str, float]]:
     """The charts that compare the ranks.
 
     Args:
@@ -92,20 +92,20 @@ def rank_values(works: Sequence[Work]) -> list[tuple[str, str, float]]:
     return points
 
 
-def slowest(works: Sequence[Work]) -> int | None:
+def slowest_rank(works: Sequence[StepStats]) -> int | None:
     """The rank that the others wait for; None where there is no other, or nobody knows."""
     busy = [work.busy_s for work in works]
     return None if len(busy) < 2 or any(map(math.isnan, busy)) else int(np.argmax(busy))
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
+class UpdateInterval:
     """After how many steps the next point is due."""
 
     steps: int
 
     @classmethod
-    def of_epoch(cls, num_steps: int | None, every: int) -> "Pace":
+    def of_epoch(cls, num_steps: int | None, every: int) -> "UpdateInterval":
         """Cuts an epoch into about equal parts.
 
         Args:

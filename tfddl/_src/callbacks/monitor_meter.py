@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
+class StepStats:
     """What one rank did in some training steps; NaN is what isn't known.
 
     All fields are numbers, so that it travels as a row of float64.
@@ -59,30 +59,30 @@ class Work:
         return self.step_s - self.collective_step_s
 
     def row(self) -> NDArray[np.float64]:
-        """The fields, in order: ``Work.of_row(work.row()) == work``."""
+        """The fields, in order: ``StepStats.of_row(work.row()) == work``."""
         return np.array(dataclasses.astuple(self), np.float64)
 
     @classmethod
-    def of_row(cls, row: NDArray[np.float64]) -> "Work":
+    def of_row(cls, row: NDArray[np.float64]) -> "StepStats":
         """From what `row` returned."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**dict(zip(names, row.tolist(), strict=True)))
 
-    def __add__(self, later: "Work") -> "Work":
+    def __add__(self, later: "StepStats") -> "StepStats":
         """Both together; of two medians or percentiles there is none."""
         sums = self.row() + later.row()
-        return dataclasses.replace(Work.of_row(sums), median_s=np.nan, p95_s=np.nan)
+        return dataclasses.replace(StepStats.of_row(sums), median_s=np.nan, p95_s=np.nan)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class CounterValues:
     """What the counters of this rank show; only differences between two readings mean anything."""
 
     examples: float
     collective_s: float
 
 
-class Meter:
+class StepMeter:
     """Measures the training steps of this rank.
 
     Usage::
@@ -95,7 +95,7 @@ class Meter:
     """
 
     def __init__(
-        self, read: Callable[[], Reading], *, clock: Callable[[], float] = time.perf_counter
+        self, read: Callable[[], CounterValues], *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """Makes a meter for one `fit`.
 
@@ -143,10 +143,10 @@ class Meter:
         self._timed_examples += examples
         self._collective_s += self._last.collective_s - before.collective_s
 
-    def take(self) -> Work:
+    def take(self) -> StepStats:
         """What was done up to the last `note`; counting starts anew."""
         timed = self._step_s
-        work = Work(
+        work = StepStats(
             steps=self._steps,
             examples=self._examples,
             timed_steps=len(timed),

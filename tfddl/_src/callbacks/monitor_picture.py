@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tfddl._src.callbacks.monitor_charts import slowest
-from tfddl._src.callbacks.monitor_meter import Work
+from tfddl._src.callbacks.monitor_charts import slowest_rank
+from tfddl._src.callbacks.monitor_meter import StepStats
 
 _PAPER, _INK = (250, 250, 248), (35, 38, 42)
 _BUSY, _SLOWEST, _WAITS = (66, 135, 245), (235, 87, 60), (212, 216, 220)
 _BAR, _LEFT, _RIGHT, _HEAD = 240, 72, 138, 56
 
 
-def draw_ranks(works: Sequence[Work]) -> NDArray[np.uint8] | None:
+def draw_ranks(works: Sequence[StepStats]) -> NDArray[np.uint8] | None:
     """Draws a bar for each rank: the part of a step outside of collectives, and that in them.
 
     Args:
@@ -23,7 +23,7 @@ def draw_ranks(works: Sequence[Work]) -> NDArray[np.uint8] | None:
     Returns:
         (height, width, 3), or None where there is only one rank, or nobody knows.
     """
-    last = slowest(works)
+    last = slowest_rank(works)
     if last is None:
         return None
     row = max(4, min(30, 900 // len(works)))

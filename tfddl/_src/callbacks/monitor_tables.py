@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from tfddl._src.callbacks.monitor_charts import slowest
-from tfddl._src.callbacks.monitor_meter import Work
+from tfddl._src.callbacks.monitor_charts import slowest_rank
+from tfddl._src.callbacks.monitor_meter import StepStats
 from tfddl._src.sharding import BlockPlan, Plan, shard_range
 
 
@@ -45,7 +45,7 @@ def shard_table(plan: Plan, hosts: Sequence[str]) -> str:
     )
 
 
-def seen_table(works: Sequence[Work], hosts: Sequence[str]) -> str:
+def counted_table(works: Sequence[StepStats], hosts: Sequence[str]) -> str:
     """How many examples every rank trained on, where there is no plan to look at.
 
     Args:
@@ -65,7 +65,7 @@ def seen_table(works: Sequence[Work], hosts: Sequence[str]) -> str:
     )
 
 
-def rank_table(works: Sequence[Work], hosts: Sequence[str], *, epoch: int) -> str:
+def rank_table(works: Sequence[StepStats], hosts: Sequence[str], *, epoch: int) -> str:
     """How long every rank's steps took; the slowest in bold.
 
     Args:
@@ -73,7 +73,7 @@ def rank_table(works: Sequence[Work], hosts: Sequence[str], *, epoch: int) -> st
         hosts: The host of each rank.
         epoch: Its number, from 1.
     """
-    last = slowest(works)
+    last = slowest_rank(works)
     fastest_s = min(work.busy_s for work in works)
     rows = []
     for rank, (host, work) in enumerate(zip(hosts, works, strict=True)):
@@ -90,7 +90,7 @@ def rank_table(works: Sequence[Work], hosts: Sequence[str], *, epoch: int) -> st
     return "\n\n".join([_headline(works, last, fastest_s, epoch), _table(header, rows)])
 
 
-def _headline(works: Sequence[Work], last: int | None, fastest_s: float, epoch: int) -> str:
+def _headline(works: Sequence[StepStats], last: int | None, fastest_s: float, epoch: int) -> str:
     if any(math.isnan(work.step_s) for work in works):
         return f"Epoch {epoch}. A single step, in which TensorFlow made the graph, isn't timed."
     if last is None and len(works) > 1:

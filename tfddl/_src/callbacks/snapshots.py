@@ -13,23 +13,23 @@ import tensorflow as tf
 
 from tfddl._src.checkpoint import Snapshot
 from tfddl._src.collectives import (
-    Label,
+    DisplayName,
     ReduceOp,
     allgather_object,
     allreduce,
     broadcast_object,
     broadcast_variables,
 )
-from tfddl._src.gradients.optimizer import innermost
-from tfddl._src.keras_hooks import Fit, builtin_callbacks, resume
+from tfddl._src.keras_hooks import FitState, builtin_callbacks, resume
+from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.runtime import current
-from tfddl._src.sharding import BlockPlan, Order, Position, Stretch
+from tfddl._src.sharding import BlockPlan, CompletedSpan, Order, Position
 from tfddl.errors import CheckpointError
 
 _LOG = logging.getLogger("tfddl")
 
 
-def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
+def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
     """The state after the steps that are done. All ranks must call it together.
 
     Weights and optimizer are alike on all ranks, and come from rank 0. What isn't alike (random
@@ -53,7 +53,7 @@ def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
     if current().cluster.rank:
         return None
     model, optimizer = fit.model, fit.model.optimizer
-    best_weights = builtin_callbacks.best_weights_of(fit.callbacks)
+    best_weights = builtin_callbacks.get_best_weights(fit.callbacks)
     arrays = {
         **_named("model", [np.asarray(v) for v in model.variables]),
         **_named("optimizer", [np.asarray(v) for v in optimizer.variables]),
@@ -72,7 +72,7 @@ def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
         "consumed": position.consumed,
         "stretches": [[s.size, s.batch_size, s.steps] for s in position.stretches],
         "data": _data(fit),
-        "finished": builtin_callbacks.has_stopped(fit.callbacks),
+        "finished": builtin_callbacks.stopped_early(fit.callbacks),
         "iterations": int(innermost(optimizer).iterations.numpy()),
         "optimizer": _kind(optimizer),
         "model": _describe(model.variables),
@@ -80,7 +80,7 @@ def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
         "best": dict(best),
         "metrics": len(metrics[0]) if metrics else 0,
         "best_weights": [len(weights) for weights in best_weights],
-        "memory": builtin_callbacks.memory_of(fit.callbacks),
+        "memory": builtin_callbacks.get_states(fit.callbacks),
         "history": {
             "epoch": [] if history is None else history.epoch,
             "logs": {} if history is None else history.history,
@@ -89,7 +89,7 @@ def take(fit: Fit, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | None:
     return Snapshot(copy.deepcopy(meta), arrays)
 
 
-def restore(fit: Fit, snapshot: Snapshot | None) -> "Restored":
+def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
     """Puts all ranks where an earlier run was. All ranks must call it together.
 
     Args:
@@ -105,12 +105,12 @@ def restore(fit: Fit, snapshot: Snapshot | None) -> "Restored":
     model, optimizer = fit.model, fit.model.optimizer
     _check(fit, meta)
     position = Position(
-        meta["epoch"], meta["consumed"], tuple(Stretch(*s) for s in meta["stretches"])
+        meta["epoch"], meta["consumed"], tuple(CompletedSpan(*s) for s in meta["stretches"])
     )
     if position.consumed:
         _check_data(fit, meta)
     # First what can be refused; then what changes the training.
-    resume.go_on(fit, position, size=meta["size"])
+    resume.resume_from(fit, position, size=meta["size"])
     if snapshot is not None:
         assign(model.variables, arrays, "model")
         assign(optimizer.variables, arrays, "optimizer")
@@ -122,7 +122,7 @@ def restore(fit: Fit, snapshot: Snapshot | None) -> "Restored":
         [arrays.get(f"best-weights-{i}/{j:04d}") for j in range(length)]
         for i, length in enumerate(meta["best_weights"])
     ]
-    builtin_callbacks.remember(fit.callbacks, meta["memory"], broadcast_object(best_weights))
+    builtin_callbacks.restore_states(fit.callbacks, meta["memory"], broadcast_object(best_weights))
     history = getattr(model, "history", None)
     if history is not None:
         history.epoch[:] = meta["history"]["epoch"]
@@ -143,7 +143,7 @@ class Restored:
         """Whether an EarlyStopping had ended the training."""
         self._metrics = list(metrics)
 
-    def add_metrics(self, fit: Fit) -> None:
+    def add_metrics(self, fit: FitState) -> None:
         """Adds what the metrics had seen of the epoch before.
 
         After the epoch's first step, because Keras makes metrics in it.
@@ -163,15 +163,15 @@ class Restored:
         self._metrics = []
 
 
-def _is_sound_everywhere(fit: Fit, logs: Any) -> bool:
+def _is_sound_everywhere(fit: FitState, logs: Any) -> bool:
     loss = (logs or {}).get("loss", 0.0)
     broken = int(not math.isfinite(float(loss)) or fit.failure() is not None)
     if fit.together:
-        broken = int(allreduce(tf.constant(broken), ReduceOp.MAX, name=Label("loss")).numpy())
+        broken = int(allreduce(tf.constant(broken), ReduceOp.MAX, name=DisplayName("loss")).numpy())
     return not broken
 
 
-def _own_states(fit: Fit) -> list[dict[int, np.ndarray]]:
+def _own_states(fit: FitState) -> list[dict[int, np.ndarray]]:
     """What each rank has different from rank 0: variables of the model, by number."""
     if not fit.together:
         return []
@@ -203,7 +203,7 @@ def _give_own_states(
             model.variables[int(number)].assign(array)
 
 
-def _metrics(fit: Fit) -> list[list[np.ndarray]]:
+def _metrics(fit: FitState) -> list[list[np.ndarray]]:
     """The state of the metrics, of each rank."""
     return allgather_object([np.asarray(v) for v in _metric_variables(fit.model)])
 
@@ -252,7 +252,7 @@ def _kind(optimizer: Any) -> str:
     return name if inner is optimizer else f"{type(optimizer).__name__} of {name}"
 
 
-def _check(fit: Fit, meta: dict[str, Any]) -> None:
+def _check(fit: FitState, meta: dict[str, Any]) -> None:
     """Refuses a checkpoint of another model or optimizer."""
     kind = _kind(fit.model.optimizer)
     if meta["optimizer"] != kind:
@@ -289,7 +289,7 @@ def _compare(
     )
 
 
-def _check_data(fit: Fit, meta: dict[str, Any]) -> None:
+def _check_data(fit: FitState, meta: dict[str, Any]) -> None:
     """Refuses to go on within an epoch of other data."""
     found = _data(fit)
     if found is not None and meta["data"] is not None and found != meta["data"]:
@@ -300,7 +300,7 @@ def _check_data(fit: Fit, meta: dict[str, Any]) -> None:
         )
 
 
-def _data(fit: Fit) -> dict[str, Any] | None:
+def _data(fit: FitState) -> dict[str, Any] | None:
     """What an epoch's order depends on."""
     if fit.share is None:
         return None

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.collectives import ReduceOp, grouped_allreduce
-from tfddl._src.keras_hooks import BroadcastCallback, acts_on, broadcast_model
+from tfddl._src.keras_hooks import BroadcastCallback, broadcast_model, trains_together
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -43,7 +43,7 @@ class BroadcastGlobalVariables(BroadcastCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Where `fit` doesn't do it by itself, it is due after the first batch."""
-        self._is_due = not acts_on(self.model.optimizer)
+        self._is_due = not trains_together(self.model.optimizer)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Acts, if that is due.

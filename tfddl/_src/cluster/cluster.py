@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfddl._src.cluster.parsing import LAST_PORT, quote
+from tfddl._src.cluster.parsing import MAX_PORT, quote
 from tfddl.errors import ClusterError
 
 _LONGEST_HOST = 255  # RFC 1035
@@ -40,7 +40,7 @@ class Cluster:
         for rank, address in enumerate(self.addresses):
             check_address(address, f"the address of rank {rank}")
             host, _, port = address.rpartition(":")
-            first = first_ranks.setdefault((_same_host(host), port), rank)
+            first = first_ranks.setdefault((_normalize_host(host), port), rank)
             if first != rank:
                 also = self.addresses[first]
                 spelled = "" if also == address else f" (as {also!r})"
@@ -113,7 +113,7 @@ class Cluster:
         """The host of each worker, as `hosts` names it."""
         if not self.addresses:
             return ("localhost",)
-        return tuple(_same_host(address.rpartition(":")[0]) for address in self.addresses)
+        return tuple(_normalize_host(address.rpartition(":")[0]) for address in self.addresses)
 
     @property
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
@@ -195,11 +195,11 @@ def join_address(host: str, port: int) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether "host:port" is an address that each host takes for itself."""
-    host = _same_host(address.rpartition(":")[0])
+    host = _normalize_host(address.rpartition(":")[0])
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def _same_host(host: str) -> str:
+def _normalize_host(host: str) -> str:
     """The one spelling of a host: names don't tell case apart, and IPv6 has a short form."""
     if host.startswith("["):
         try:
@@ -231,8 +231,8 @@ def check_address(address: object, what: str) -> None:
         raise ClusterError(
             f"{what} is {quote(address)}, and {quote(host)} is no host name; {expected}"
         )
-    if not _PORT.fullmatch(port) or not 1 <= int(port) <= LAST_PORT:
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= MAX_PORT:
         raise ClusterError(
-            f"{what} is {quote(address)}; its port must be a number in 1..{LAST_PORT}, without "
+            f"{what} is {quote(address)}; its port must be a number in 1..{MAX_PORT}, without "
             "leading zeros"
         )

@@ -36,7 +36,7 @@ from tfddl._src.cluster.environments import (
     torchrun,
 )
 from tfddl._src.cluster.task import Task
-from tfddl._src.cluster.variables import ALONE, is_alone
+from tfddl._src.cluster.variables import ALONE, is_single_worker
 from tfddl.errors import ClusterError
 
 
@@ -53,7 +53,7 @@ class Source(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Detected:
     """Whose variables count.
 
     Attributes:
@@ -81,24 +81,24 @@ def detect(environ: Mapping[str, str]) -> Cluster | PartialCluster:
             saying where they are. It is never taken for "alone", or every process would train by
             itself.
     """
-    choice = choose(environ)
+    choice = detect_source(environ)
     task = choice.task
     if choice.source is Source.TF_CONFIG:
         return tf_config.parse(environ[tf_config.VARIABLE])
     if choice.source is Source.TORCHRUN and task is not None:
-        return torchrun.complete(task, environ)
+        return torchrun.build_cluster(task, environ)
     if choice.source is Source.MPI and task is not None:
-        return mpi.complete(task, environ)
+        return mpi.build_cluster(task, environ)
     if choice.source is Source.SAGEMAKER and (container := sagemaker.find(environ)):
-        return sagemaker.complete(container, environ)
+        return sagemaker.build_cluster(container, environ)
     if choice.source is Source.SLURM and (cluster := slurm.parse(environ)):
         return cluster
     if choice.source is Source.KUBEFLOW and (pod := kubeflow.find(environ)):
-        return kubeflow.complete(pod)
-    return Cluster.alone()
+        return kubeflow.build_cluster(pod)
+    return Cluster.single_worker()
 
 
-def choose(environ: Mapping[str, str]) -> Choice:
+def detect_source(environ: Mapping[str, str]) -> Detected:
     """Decides whose variables count, without asking anybody; see above.
 
     Raises:
@@ -106,64 +106,66 @@ def choose(environ: Mapping[str, str]) -> Choice:
     """
     if environ.get(tf_config.VARIABLE, "").strip():
         return _choose_tf_config(environ)
-    if is_alone(environ):
-        return Choice(Source.NOTHING)
+    if is_single_worker(environ):
+        return Detected(Source.NOTHING)
     choice = _choose_launcher(environ)
     if choice.source in (Source.TORCHRUN, Source.MPI):
-        _refuse_islands(environ, choice)
+        _refuse_separate_jobs(environ, choice)
     if choice.source is Source.NOTHING:
         indicators.refuse(environ)
     return choice
 
 
-def _choose_tf_config(environ: Mapping[str, str]) -> Choice:
+def _choose_tf_config(environ: Mapping[str, str]) -> Detected:
     size = tf_config.parse(environ[tf_config.VARIABLE]).size
-    if is_alone(environ):
+    if is_single_worker(environ):
         if size > 1:
             raise ClusterError(
                 f"{ALONE} is 1, but {tf_config.VARIABLE} names {size} workers. HINT: unset one of "
                 "them"
             )
-        return Choice(Source.NOTHING)
-    others = _several(torchrun.find(environ)) if torchrun.is_of_process(environ) else None
-    others = others or _several(mpi.find(environ))
+        return Detected(Source.NOTHING)
+    others = _if_several(torchrun.find(environ)) if torchrun.is_per_process(environ) else None
+    others = others or _if_several(mpi.find(environ))
     if size == 1 and others is not None:
         raise ClusterError(
             f"{tf_config.VARIABLE} names this worker alone, but {others.launcher} started "
             f"{others.size} ({others.source}). HINT: unset {tf_config.VARIABLE} to train together, "
             f"or set {ALONE}=1 to train alone"
         )
-    return Choice(Source.TF_CONFIG)
+    return Detected(Source.TF_CONFIG)
 
 
-def _choose_launcher(environ: Mapping[str, str]) -> Choice:
-    torch_task = _several(torchrun.find(environ))
-    if torch_task and torchrun.is_of_process(environ):
-        return Choice(Source.TORCHRUN, torch_task)
-    slurm_task = _several(slurm.find(environ))
-    mpi_task = _several(mpi.find(environ))
+def _choose_launcher(environ: Mapping[str, str]) -> Detected:
+    torch_task = _if_several(torchrun.find(environ))
+    if torch_task and torchrun.is_per_process(environ):
+        return Detected(Source.TORCHRUN, torch_task)
+    slurm_task = _if_several(slurm.find(environ))
+    mpi_task = _if_several(mpi.find(environ))
     if mpi_task:
         _refuse_contradiction(torch_task, mpi_task)
-        if slurm_task and mpi.is_slurms(environ) and _are_alike(mpi_task, slurm_task):
-            return Choice(Source.SLURM, slurm_task)
-        return Choice(Source.MPI, mpi_task)
+        if slurm_task and mpi.is_set_by_slurm(environ) and _are_alike(mpi_task, slurm_task):
+            return Detected(Source.SLURM, slurm_task)
+        return Detected(Source.MPI, mpi_task)
     if torch_task:
         _refuse_contradiction(torch_task, slurm_task)
         return (
-            Choice(Source.SLURM, slurm_task) if slurm_task else Choice(Source.TORCHRUN, torch_task)
+            Detected(Source.SLURM, slurm_task)
+            if slurm_task
+            else Detected(Source.TORCHRUN, torch_task)
         )
     container = sagemaker.find(environ)
     if container and len(container.hosts) > 1:
-        return Choice(Source.SAGEMAKER)
+        return Detected(Source.SAGEMAKER)
     if slurm_task:
-        return Choice(Source.SLURM, slurm_task)
+        return Detected(Source.SLURM, slurm_task)
     pod = kubeflow.find(environ)
     if pod and pod.num_nodes > 1:
-        return Choice(Source.KUBEFLOW)
-    return Choice(Source.NOTHING)
+        return Detected(Source.KUBEFLOW)
+    return Detected(Source.NOTHING)
 
 
-def _several(task: Task | None) -> Task | None:
+def _if_several(task: Task | None) -> Task | None:
     return task if task is not None and task.size > 1 else None
 
 
@@ -180,7 +182,7 @@ def _refuse_contradiction(by_hand: Task | None, launched: Task | None) -> None:
         )
 
 
-def _refuse_islands(environ: Mapping[str, str], choice: Choice) -> None:
+def _refuse_separate_jobs(environ: Mapping[str, str], choice: Detected) -> None:
     """Refuses jobs of one host each where an engine has started this on several.
 
     `torchrun --standalone` or `mpirun -np 8` on each of two hosts would be two jobs, each of
@@ -194,7 +196,7 @@ def _refuse_islands(environ: Mapping[str, str], choice: Choice) -> None:
         sagemaker.HOSTS: len(container.hosts) if container else 1,
         kubeflow.NODES: pod.num_nodes if pod else 1,
     }
-    step = _several(slurm.find(environ))
+    step = _if_several(slurm.find(environ))
     # mpirun's helpers on other hosts are a Slurm step of their own.
     if step and choice.source is Source.TORCHRUN and not _are_alike(step, task):
         outer[step.source] = step.size

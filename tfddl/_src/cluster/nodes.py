@@ -18,10 +18,10 @@ from tfddl._src.cluster.environments import (
     tf_config,
     torchrun,
 )
-from tfddl._src.cluster.environments.master_address import address_of, read_master
-from tfddl._src.cluster.parsing import MOST_WORKERS, parse_int
+from tfddl._src.cluster.environments.master_address import address_with_default_port, read_master
+from tfddl._src.cluster.parsing import MAX_WORKERS, parse_int
 from tfddl._src.cluster.task import Task
-from tfddl._src.cluster.variables import is_alone
+from tfddl._src.cluster.variables import is_single_worker
 from tfddl.errors import ClusterError
 
 _NODE = "NODE_RANK"
@@ -56,9 +56,9 @@ class NodeRank:
 
     def __post_init__(self) -> None:
         said = f" in {self.source}" if self.source else ""
-        if not 1 <= self.num_nodes <= MOST_WORKERS:
+        if not 1 <= self.num_nodes <= MAX_WORKERS:
             raise ClusterError(
-                f"the number of nodes is {self.num_nodes}{said}; it must be 1..{MOST_WORKERS}"
+                f"the number of nodes is {self.num_nodes}{said}; it must be 1..{MAX_WORKERS}"
             )
         if not 0 <= self.node_rank < self.num_nodes:
             raise ClusterError(
@@ -67,10 +67,10 @@ class NodeRank:
             )
         if self.master is not None:
             check_address(self.master, "the address of node 0")
-        if self.workers_per_node is not None and not 1 <= self.workers_per_node <= MOST_WORKERS:
+        if self.workers_per_node is not None and not 1 <= self.workers_per_node <= MAX_WORKERS:
             raise ClusterError(
                 f"the number of workers of a node is {self.workers_per_node}{said}; it must be "
-                f"1..{MOST_WORKERS}"
+                f"1..{MAX_WORKERS}"
             )
 
 
@@ -106,7 +106,7 @@ def detect_nodes(environ: Mapping[str, str], *, num_nodes: int | None = None) ->
 def _find(environ: Mapping[str, str], num_nodes: int | None) -> NodeRank | None:
     if environ.get(tf_config.VARIABLE, "").strip():
         return _of_tf_config(environ)
-    if is_alone(environ):
+    if is_single_worker(environ):
         return None
     for read in (_of_torchrun, _of_kubeflow, _of_mpi, _of_pods, _of_sagemaker, _of_slurm):
         found = read(environ)
@@ -137,7 +137,7 @@ def _of_tf_config(environ: Mapping[str, str]) -> NodeRank:
 
 def _of_torchrun(environ: Mapping[str, str]) -> NodeRank | None:
     task = torchrun.find(environ)
-    if task is None or task.size == 1 or not torchrun.is_of_process(environ):
+    if task is None or task.size == 1 or not torchrun.is_per_process(environ):
         return None
     # Azure ML says nothing of a local size, but which node this is.
     if task.local_size is None and task.local_rank == 0 and environ.get(_NODE) == str(task.rank):
@@ -164,7 +164,7 @@ def _of_mpi(environ: Mapping[str, str]) -> NodeRank | None:
     if task is None or task.size == 1:
         return None
     slurm_task = slurm.find(environ)
-    if mpi.is_slurms(environ) and slurm_task is not None and slurm_task.size == task.size:
+    if mpi.is_set_by_slurm(environ) and slurm_task is not None and slurm_task.size == task.size:
         return None
     return _of_task(task, mpi.find_master(task, environ) if task.local_size == 1 else None)
 
@@ -188,7 +188,7 @@ def _of_sagemaker(environ: Mapping[str, str]) -> NodeRank | None:
     container = sagemaker.find(environ)
     if container is None:
         return None
-    first = address_of(environ, container.hosts[0], f"a host of {sagemaker.HOSTS}")
+    first = address_with_default_port(environ, container.hosts[0], f"a host of {sagemaker.HOSTS}")
     return NodeRank(
         container.index,
         len(container.hosts),
@@ -229,7 +229,7 @@ def _of_kubernetes(environ: Mapping[str, str], index: int, num_nodes: int | None
     found = read_master(environ)
     master = found[0] if found else None
     if master is None and (host := kubernetes.first_host(socket.getfqdn(), index)):
-        master = address_of(environ, host, "the first pod")
+        master = address_with_default_port(environ, host, "the first pod")
     return NodeRank(
         index,
         num_nodes,

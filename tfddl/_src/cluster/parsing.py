@@ -13,16 +13,16 @@ from typing import Any, NoReturn
 
 from tfddl.errors import ClusterError
 
-MOST_BYTES = 2**20
+MAX_JSON_BYTES = 2**20
 """Longest JSON text that is parsed."""
 
-MOST_DEPTH = 64
+MAX_JSON_DEPTH = 64
 """Deepest nesting of JSON that is parsed; `json` itself would end in a RecursionError."""
 
-MOST_WORKERS = 65536
+MAX_WORKERS = 65536
 """Most workers, hosts or tasks that a variable may speak of."""
 
-LAST_PORT = 65535
+MAX_PORT = 65535
 
 _LONGEST_NUMBER = 20  # int() refuses 4300 digits and is quadratic below that.
 _LONGEST_QUOTE = 200
@@ -31,7 +31,7 @@ _DIGITS = re.compile(r"[0-9]+")  # Not \d, which takes the digits of every scrip
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
 
 
-def parse_int(text: str, *, what: str, low: int = 0, high: int = MOST_WORKERS) -> int:
+def parse_int(text: str, *, what: str, low: int = 0, high: int = MAX_WORKERS) -> int:
     """Reads a number that is written in ASCII digits.
 
     Args:
@@ -53,7 +53,7 @@ def parse_int(text: str, *, what: str, low: int = 0, high: int = MOST_WORKERS) -
 
 
 def parse_json(
-    text: str | bytes, *, what: str, most_bytes: int = MOST_BYTES, hint: str = ""
+    text: str | bytes, *, what: str, most_bytes: int = MAX_JSON_BYTES, hint: str = ""
 ) -> Any:
     """Reads one JSON value, as RFC 8259 has it.
 
@@ -109,8 +109,10 @@ def _check_depth(text: str, what: str) -> None:
     for match in _BRACKETS.finditer(text):
         bracket = match[0]
         depth += (bracket in "[{") - (bracket in "]}")
-        if depth > MOST_DEPTH:
-            raise ClusterError(f"{what} is nested deeper than {MOST_DEPTH} levels: {quote(text)}")
+        if depth > MAX_JSON_DEPTH:
+            raise ClusterError(
+                f"{what} is nested deeper than {MAX_JSON_DEPTH} levels: {quote(text)}"
+            )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

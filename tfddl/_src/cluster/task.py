@@ -59,7 +59,7 @@ class Task:
         return self.local_size == self.size
 
 
-def cluster_of_host(
+def build_local_cluster(
     task: Task, environ: Mapping[str, str], *, first_port: int = DEFAULT_PORT
 ) -> Cluster:
     """The cluster of a task whose fellows are all on this host.
@@ -83,7 +83,7 @@ def cluster_of_host(
     return Cluster(addresses=addresses, rank=task.rank, job=task.job)
 
 
-def cluster_at(task: Task, master: str, *, said_by: str) -> PartialCluster:
+def build_partial_cluster(task: Task, master: str, *, said_by: str) -> PartialCluster:
     """The cluster of a task of which only rank 0's address is known.
 
     Args:

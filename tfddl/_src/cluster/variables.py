@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from tfddl._src.cluster.parsing import LAST_PORT, MOST_WORKERS, parse_int, quote
+from tfddl._src.cluster.parsing import MAX_PORT, MAX_WORKERS, parse_int, quote
 from tfddl.errors import ClusterError
 
 PORT = "TFDDL_PORT"
@@ -24,7 +24,7 @@ _FLOAT = re.compile(r"[0-9.eE+-]{1,40}")
 
 
 def read_int(
-    environ: Mapping[str, str], name: str, *, low: int = 0, high: int = MOST_WORKERS
+    environ: Mapping[str, str], name: str, *, low: int = 0, high: int = MAX_WORKERS
 ) -> int:
     """Reads a variable that has to be a number in `low`..`high`.
 
@@ -55,7 +55,7 @@ def read_start_timeout(environ: Mapping[str, str]) -> float | None:
     return value
 
 
-def is_alone(environ: Mapping[str, str]) -> bool:
+def is_single_worker(environ: Mapping[str, str]) -> bool:
     """Whether TFDDL_ALONE says that this process trains alone.
 
     Raises:
@@ -73,7 +73,7 @@ def read_port(environ: Mapping[str, str]) -> int | None:
     Raises:
         ClusterError: it is no port.
     """
-    return read_int(environ, PORT, low=1, high=LAST_PORT) if environ.get(PORT) else None
+    return read_int(environ, PORT, low=1, high=MAX_PORT) if environ.get(PORT) else None
 
 
 def consecutive_ports(
@@ -85,9 +85,9 @@ def consecutive_ports(
         ClusterError: TFDDL_PORT is no port, or the ports don't end before 65536.
     """
     first = read_port(environ) or default
-    if not 1 <= first <= LAST_PORT + 1 - count:
+    if not 1 <= first <= MAX_PORT + 1 - count:
         raise ClusterError(
             f"{PORT} is {first}, and a host has {count} workers; it must be "
-            f"1..{LAST_PORT + 1 - count}"
+            f"1..{MAX_PORT + 1 - count}"
         )
     return range(first, first + count)

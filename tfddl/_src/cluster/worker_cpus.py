@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from tfddl._src.cluster.detection import Choice, Source, choose
+from tfddl._src.cluster.detection import Detected, Source, detect_source
 from tfddl._src.cluster.environments import slurm
 from tfddl._src.cluster.variables import CORES, read_int
-from tfddl._src.cpu import num_cores_of_quota
+from tfddl._src.cpu import num_quota_cores
 
 _MOST_CORES = 2**16
 
@@ -32,18 +32,18 @@ def read_cores(environ: Mapping[str, str]) -> int | None:
     """
     if environ.get(CORES):
         return read_int(environ, CORES, low=1, high=_MOST_CORES)
-    choice = choose(environ)
+    choice = detect_source(environ)
     own = _own(choice, environ)
     local_size = (choice.task.local_size if choice.task else None) or 1
-    return None if own is None else min(own, num_cores_of_quota(among=local_size))
+    return None if own is None else min(own, num_quota_cores(among=local_size))
 
 
-def _own(choice: Choice, environ: Mapping[str, str]) -> int | None:
+def _own(choice: Detected, environ: Mapping[str, str]) -> int | None:
     usable = _num_usable(0)
     if usable is None:
         return None
     if choice.source is Source.SLURM:
-        return slurm.cores_of_task(environ, usable=usable)
+        return slurm.find_task_cores(environ, usable=usable)
     if choice.source is Source.MPI and choice.task and choice.task.local_size:
         launchers = _num_usable(os.getppid())
         if launchers is not None and usable < launchers:

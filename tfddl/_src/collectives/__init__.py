@@ -43,12 +43,12 @@ from tfddl._src.collectives.allreduce import (
 from tfddl._src.collectives.alltoall import alltoall
 from tfddl._src.collectives.barrier import barrier
 from tfddl._src.collectives.broadcast import broadcast, broadcast_in, grouped_broadcast
-from tfddl._src.collectives.dense import ReduceOp, Reducing
+from tfddl._src.collectives.dense import ReduceOp, ScaledOp
 from tfddl._src.collectives.negotiation import (
-    Label,
+    DisplayName,
     NoDimensionError,
     WrongArgumentError,
-    described,
+    describe_tensor,
 )
 from tfddl._src.collectives.objects import allgather_object, broadcast_object
 from tfddl._src.collectives.process_sets import (
@@ -71,12 +71,12 @@ from tfddl._src.comm import RanksDisagreeError
 __all__ = [
     "GradientRule",
     "Group",
-    "Label",
+    "DisplayName",
     "NoDimensionError",
     "ProcessSet",
     "RanksDisagreeError",
     "ReduceOp",
-    "Reducing",
+    "ScaledOp",
     "WrongArgumentError",
     "allgather",
     "allgather_in",

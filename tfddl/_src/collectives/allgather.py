@@ -4,26 +4,26 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import (
     Gradient,
-    differentiable,
+    differentiable_positions,
+    gradient_op,
     reduce_dense,
-    reducing_of_gradients,
     with_none,
 )
-from tfddl._src.collectives.fusion import all_gather, by_dtype
+from tfddl._src.collectives.fusion import all_gather, positions_by_dtype
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
-    agree,
-    in_turn,
-    refusing_alike,
+    failing_together,
+    negotiate,
+    serialized,
 )
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
 
 
-@as_it_is
+@no_autograph
 def allgather(
     tensor: tf.Tensor, *, name: str | None = None, process_set: ProcessSet | None = None
 ) -> tf.Tensor:
@@ -50,7 +50,7 @@ def allgather(
     return grouped_allgather([tensor], name=name, process_set=process_set)[0]
 
 
-@as_it_is
+@no_autograph
 def grouped_allgather(
     tensors: Sequence[tf.Tensor],
     *,
@@ -61,7 +61,7 @@ def grouped_allgather(
     return allgather_in(group_of(process_set), list(tensors), name=name)
 
 
-@as_it_is
+@no_autograph
 def stack(
     tensor: tf.Tensor,
     *,
@@ -88,15 +88,15 @@ def stack(
     """
     group = group_of(process_set)
 
-    @in_turn(group)
+    @serialized(group)
     def stacked() -> tf.Tensor:
-        bound = agree(group, Signature.of(group, "stack", name, [tensor]).about(about))
+        bound = negotiate(group, Signature.of(group, "stack", name, [tensor]).about(about))
         return all_gather(bound, tf.stop_gradient(tensor))
 
     return stacked()
 
 
-@as_it_is
+@no_autograph
 def allgather_in(
     group: Group,
     tensors: Sequence[tf.Tensor],
@@ -109,19 +109,19 @@ def allgather_in(
         return []
 
     @tf.custom_gradient
-    @in_turn(group)
+    @serialized(group)
     def joined(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         signature = Signature.of(group, operation, name, inputs, free_first_dimension=True)
-        bound = agree(group, signature)
-        with refusing_alike(bound):
+        bound = negotiate(group, signature)
+        with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
         # How many rows each rank has of each tensor.
         rows = all_gather(bound, tf.stack([tf.shape(t, tf.int64)[0] for t in inputs]))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             arrived = [upstream[i] for i in places]
-            totals = reduce_dense(group, arrived, reducing_of_gradients(group), name=name)
+            totals = reduce_dense(group, arrived, gradient_op(group), name=name)
             ends = tf.reduce_sum(rows[: group.rank + 1], axis=0)
             mine = [
                 tf.ensure_shape(total[ends[i] - rows[group.rank, i] : ends[i]], inputs[i].shape)
@@ -137,7 +137,7 @@ def allgather_in(
 def _gathered(group: Group, tensors: Sequence[tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
     """Joins what differs in length: all of one dtype, padded to the longest, then cut."""
     outputs: list[tf.Tensor] = [None] * len(tensors)
-    for members in by_dtype(tensors):
+    for members in positions_by_dtype(tensors):
         mine = tf.concat([tf.reshape(tensors[i], [-1]) for i in members], axis=0)
         inner = tf.stack([tf.reduce_prod(tf.shape(tensors[i], tf.int64)[1:]) for i in members])
         lengths = tf.gather(rows, members, axis=1) * inner

@@ -6,16 +6,16 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl._src.collectives.allgather import allgather_in
-from tfddl._src.collectives.autograph import as_it_is
-from tfddl._src.collectives.dense import ReduceOp, Reducing, reduce_dense, times
-from tfddl._src.collectives.fusion import in_packs
-from tfddl._src.collectives.negotiation import Signature, agree, in_turn
+from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.collectives.dense import ReduceOp, ScaledOp, reduce_dense, times
+from tfddl._src.collectives.fusion import fuse
+from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
-from tfddl._src.comm import Reduction
-from tfddl.errors import NotBuiltError
+from tfddl._src.comm import ReduceOp
+from tfddl.errors import UnimplementedError
 
 
-@as_it_is
+@no_autograph
 def allreduce(  # noqa: PLR0913 - as Horovod's users know it
     tensor: Any,
     op: ReduceOp | str = ReduceOp.AVERAGE,
@@ -47,7 +47,7 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
 
     Raises:
         RanksDisagreeError: Ranks came with different dtypes, shapes, ops or factors.
-        NotBuiltError: `tf.IndexedSlices` with another op; it is a `NotImplementedError` too.
+        UnimplementedError: `tf.IndexedSlices` with another op; it is a `NotImplementedError` too.
         UnsupportedError: No such op, a dtype that can't travel, or a process set that this rank
             isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
@@ -62,7 +62,7 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
     )[0]
 
 
-@as_it_is
+@no_autograph
 def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
     tensors: Sequence[Any],
     op: ReduceOp | str = ReduceOp.AVERAGE,
@@ -87,24 +87,24 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
 
     Raises:
         RanksDisagreeError: Ranks came with different tensors, ops or factors.
-        NotBuiltError: As for `allreduce`.
+        UnimplementedError: As for `allreduce`.
         UnsupportedError: As for `allreduce`.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    reducing = Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    reducing = ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
     return allreduce_in(group_of(process_set), tensors, reducing, name=name)
 
 
-@as_it_is
+@no_autograph
 def allreduce_in(
-    group: Group, tensors: Sequence[Any], reducing: Reducing, *, name: str | None
+    group: Group, tensors: Sequence[Any], reducing: ScaledOp, *, name: str | None
 ) -> list[Any]:
     """`grouped_allreduce` in a group."""
     outputs = list(tensors)
     sparse = [i for i, t in enumerate(outputs) if isinstance(t, tf.IndexedSlices)]
     dense = [i for i in range(len(outputs)) if i not in sparse]
     if sparse and not reducing.is_linear:
-        raise NotBuiltError(
+        raise UnimplementedError(
             f"allreduce {reducing.op} of tf.IndexedSlices isn't built; only average and sum are. "
             "Make a dense tensor of them first: tf.convert_to_tensor(slices)."
         )
@@ -116,7 +116,7 @@ def allreduce_in(
     return outputs
 
 
-@as_it_is
+@no_autograph
 def sum_numbers(
     numbers: tf.Tensor,
     *,
@@ -141,17 +141,17 @@ def sum_numbers(
     """
     group = group_of(process_set)
 
-    @in_turn(group)
+    @serialized(group)
     def summed() -> tf.Tensor:
         signature = Signature.of(group, "allreduce sum", name, [numbers])
-        bound = agree(group, signature.about(about))
-        [total] = bound.transport.all_reduce_pack([tf.stop_gradient(numbers)], Reduction.SUM)
+        bound = negotiate(group, signature.about(about))
+        [total] = bound.transport.all_reduce_pack([tf.stop_gradient(numbers)], ReduceOp.SUM)
         return total
 
     return summed()
 
 
-@as_it_is
+@no_autograph
 def sum_scaled(
     tensors: Sequence[tf.Tensor],
     scale: tf.Tensor,
@@ -181,21 +181,21 @@ def sum_scaled(
         return []
     group = group_of(process_set)
 
-    @in_turn(group)
+    @serialized(group)
     def summed() -> list[tf.Tensor]:
-        bound = agree(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
-        return in_packs(
+        bound = negotiate(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
+        return fuse(
             bound,
             # In 16 bits, what is scaled would be rounded before it is added up.
             [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
-            lambda pack: bound.transport.all_reduce_pack(pack, Reduction.SUM, scale=scale),
+            lambda pack: bound.transport.all_reduce_pack(pack, ReduceOp.SUM, scale=scale),
         )
 
     sums = summed()
     return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
 
 
-@as_it_is
+@no_autograph
 def sum_narrow(
     tensors: Sequence[tf.Tensor], *, name: str, process_set: ProcessSet | None = None
 ) -> list[tf.Tensor]:
@@ -215,12 +215,12 @@ def sum_narrow(
         RanksDisagreeError: Ranks came with different tensors.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    reducing = Reducing(op=ReduceOp.SUM, narrow=True)
+    reducing = ScaledOp(op=ReduceOp.SUM, narrow=True)
     return reduce_dense(group_of(process_set), tensors, reducing, name=name)
 
 
 def _reduce_sparse(
-    group: Group, slices: tf.IndexedSlices, reducing: Reducing, *, name: str | None
+    group: Group, slices: tf.IndexedSlices, reducing: ScaledOp, *, name: str | None
 ) -> tf.IndexedSlices:
     operation = f"allreduce {reducing} of slices"
     values, indices = allgather_in(

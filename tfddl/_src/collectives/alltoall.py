@@ -5,20 +5,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl._src.collectives.autograph import as_it_is
-from tfddl._src.collectives.fusion import carried
+from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.collectives.fusion import cast_for_transfer
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
     WrongArgumentError,
-    agree,
-    in_turn,
-    refusing_alike,
+    failing_together,
+    negotiate,
+    serialized,
 )
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
 
 
-@as_it_is
+@no_autograph
 def alltoall(
     tensor: tf.Tensor,
     splits: Any = None,
@@ -59,13 +59,13 @@ def _exchange(
     group: Group, tensor: tf.Tensor, splits: Any, name: str | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     @tf.custom_gradient
-    @in_turn(group)
+    @serialized(group)
     def exchanged(
         value: tf.Tensor,
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
         signature = Signature.of(group, "alltoall", name, [value], free_first_dimension=True)
-        bound = agree(group, signature)
-        with refusing_alike(bound):
+        bound = negotiate(group, signature)
+        with failing_together(bound):
             NoDimensionError.check("alltoall", name, [value])
         rows = _rows(bound, value, splits, name)
         received_splits = tf.cast(rows[:, group.rank], tf.int32)
@@ -82,7 +82,7 @@ def _exchange(
 
 def _travel(group: Group, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     inner = tf.shape(value, tf.int64)[1:]
-    flat = carried(group, tf.reshape(value, [-1]))
+    flat = cast_for_transfer(group, tf.reshape(value, [-1]))
     arrived = group.transport.all_to_all(flat, rows * tf.reduce_prod(inner))
     shape = tf.concat([[tf.reduce_sum(rows[:, group.rank])], inner], axis=0)
     static = tf.TensorShape([None]).concatenate(value.shape[1:])

@@ -8,7 +8,7 @@ import tensorflow as tf
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
-def as_it_is(function: _Function) -> _Function:
+def no_autograph(function: _Function) -> _Function:
     """A function that a `tf.function` calls as it is, with all that it calls.
 
     AutoGraph would translate each of them, which takes longer than to run them, and would also

@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from tfddl._src.collectives.autograph import as_it_is
-from tfddl._src.collectives.negotiation import Signature, agree, in_turn
+from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
 from tfddl._src.collectives.process_sets import ProcessSet, group_of
 
 
-@as_it_is
+@no_autograph
 def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -> None:
     """Returns once every rank has called it.
 
@@ -24,9 +24,9 @@ def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -
     """
     group = group_of(process_set)
 
-    @in_turn(group)
+    @serialized(group)
     def meet() -> None:
-        bound = agree(group, Signature.of(group, "barrier", name, []))
+        bound = negotiate(group, Signature.of(group, "barrier", name, []))
         bound.transport.all_gather(tf.zeros([1], tf.int32))
 
     meet()

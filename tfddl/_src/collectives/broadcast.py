@@ -4,26 +4,26 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import (
     Gradient,
-    differentiable,
+    differentiable_positions,
+    gradient_op,
     reduce_dense,
-    reducing_of_gradients,
     with_none,
 )
-from tfddl._src.collectives.fusion import in_packs
+from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import (
     Signature,
     WrongArgumentError,
-    agree,
-    in_turn,
-    refusing_alike,
+    failing_together,
+    negotiate,
+    serialized,
 )
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
 
 
-@as_it_is
+@no_autograph
 def broadcast(
     tensor: tf.Tensor,
     root_rank: int = 0,
@@ -54,7 +54,7 @@ def broadcast(
     return grouped_broadcast([tensor], root_rank, name=name, process_set=process_set)[0]
 
 
-@as_it_is
+@no_autograph
 def grouped_broadcast(
     tensors: Sequence[tf.Tensor],
     root_rank: int = 0,
@@ -66,7 +66,7 @@ def grouped_broadcast(
     return broadcast_in(group_of(process_set), tensors, root_rank, name=name)
 
 
-@as_it_is
+@no_autograph
 def broadcast_in(
     group: Group, tensors: Sequence[tf.Tensor], root_rank: int, *, name: str | None
 ) -> list[tf.Tensor]:
@@ -76,17 +76,19 @@ def broadcast_in(
         return []
 
     @tf.custom_gradient
-    @in_turn(group)
+    @serialized(group)
     def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        bound = agree(group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs))
-        with refusing_alike(bound):
+        bound = negotiate(
+            group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs)
+        )
+        with failing_together(bound):
             root = _place(group, root_rank)
-        outputs = in_packs(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
+        outputs = fuse(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             arrived = [upstream[i] for i in places]
-            totals = reduce_dense(group, arrived, reducing_of_gradients(group), name=name)
+            totals = reduce_dense(group, arrived, gradient_op(group), name=name)
             # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
             mine = [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
             return with_none(places, mine, len(inputs))

@@ -7,10 +7,16 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl._src.collectives.fusion import CARRIERS, in_packs
-from tfddl._src.collectives.negotiation import Label, Signature, agree, in_turn, refusing_alike
+from tfddl._src.collectives.fusion import TRANSFER_DTYPES, fuse
+from tfddl._src.collectives.negotiation import (
+    DisplayName,
+    Signature,
+    failing_together,
+    negotiate,
+    serialized,
+)
 from tfddl._src.collectives.process_sets import GradientRule, Group
-from tfddl._src.comm import Reduction, Transport
+from tfddl._src.comm import ProcessGroup, ReduceOp
 from tfddl.errors import UnsupportedError
 
 
@@ -25,11 +31,11 @@ class ReduceOp(enum.StrEnum):
 
 
 _REDUCTIONS = {
-    ReduceOp.AVERAGE: Reduction.SUM,
-    ReduceOp.SUM: Reduction.SUM,
-    ReduceOp.MIN: Reduction.MIN,
-    ReduceOp.MAX: Reduction.MAX,
-    ReduceOp.PRODUCT: Reduction.PRODUCT,
+    ReduceOp.AVERAGE: ReduceOp.SUM,
+    ReduceOp.SUM: ReduceOp.SUM,
+    ReduceOp.MIN: ReduceOp.MIN,
+    ReduceOp.MAX: ReduceOp.MAX,
+    ReduceOp.PRODUCT: ReduceOp.PRODUCT,
 }
 Gradient = Callable[..., list[tf.Tensor | None]]
 """Of the upstream gradients of all results, those of all inputs."""
@@ -38,7 +44,7 @@ _LINEAR = (ReduceOp.AVERAGE, ReduceOp.SUM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reducing:
+class ScaledOp:
     """All that has to be known to reduce: checked at birth, and alike on all ranks."""
 
     op: ReduceOp = ReduceOp.AVERAGE
@@ -56,7 +62,7 @@ class Reducing:
     @classmethod
     def of(
         cls, op: ReduceOp | str, *, prescale_factor: float, postscale_factor: float
-    ) -> "Reducing":
+    ) -> "ScaledOp":
         """Of what a user gave.
 
         Raises:
@@ -90,7 +96,7 @@ class Reducing:
         return self.op is not ReduceOp.AVERAGE and factors == (1.0, 1.0)
 
     @property
-    def reduction(self) -> Reduction:
+    def reduction(self) -> ReduceOp:
         """What the transport does."""
         return _REDUCTIONS[self.op]
 
@@ -99,13 +105,13 @@ class Reducing:
         divisor = size if self.op is ReduceOp.AVERAGE else 1
         return self.prescale_factor * self.postscale_factor / divisor
 
-    def before(self, tensor: tf.Tensor, transport: Transport) -> tf.Tensor:
+    def before(self, tensor: tf.Tensor, transport: ProcessGroup) -> tf.Tensor:
         """A rank's tensor as it travels: scaled, in a dtype in which the result is right."""
         if tensor.dtype == tf.bool and self.op not in (ReduceOp.MIN, ReduceOp.MAX):
             raise UnsupportedError(f"{self.op} of bool has no meaning; use min or max.")
         wide = tensor.dtype
         if not (transport.rounds_once and self._is_plain):
-            wide = CARRIERS.get(wide, wide)
+            wide = TRANSFER_DTYPES.get(wide, wide)
             if wide in (tf.float16, tf.bfloat16) and not self.narrow:
                 wide = tf.float32
         return times(tf.cast(tensor, wide), self.prescale_factor)
@@ -136,23 +142,23 @@ def times(tensor: tf.Tensor, factor: float) -> tf.Tensor:
 
 
 def reduce_dense(
-    group: Group, tensors: Sequence[tf.Tensor], reducing: Reducing, *, name: str | None
+    group: Group, tensors: Sequence[tf.Tensor], reducing: ScaledOp, *, name: str | None
 ) -> list[tf.Tensor]:
     """Reduces dense tensors, in their order; small ones travel together."""
     if not tensors:
         return []
 
     @tf.custom_gradient
-    @in_turn(group)
+    @serialized(group)
     def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        bound = agree(group, Signature.of(group, f"allreduce {reducing}", name, inputs))
-        with refusing_alike(bound):
+        bound = negotiate(group, Signature.of(group, f"allreduce {reducing}", name, inputs))
+        with failing_together(bound):
             sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
         travel = functools.partial(bound.transport.all_reduce_pack, reduction=reducing.reduction)
-        totals = in_packs(bound, sent, travel)
+        totals = fuse(bound, sent, travel)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             arrived = [tf.convert_to_tensor(upstream[i]) for i in places]
             if reducing.is_linear or group.gradients is GradientRule.HOROVOD:
                 found = reduce_dense(group, arrived, reducing, name=name)
@@ -170,7 +176,7 @@ def reduce_dense(
     return list(reduce(*[tf.convert_to_tensor(t) for t in tensors]))
 
 
-def differentiable(tensors: Sequence[tf.Tensor]) -> list[int]:
+def differentiable_positions(tensors: Sequence[tf.Tensor]) -> list[int]:
     """The places of those that have gradients: integers and bool have none, so none travels."""
     return [i for i, tensor in enumerate(tensors) if tensor.dtype.is_floating]
 
@@ -185,10 +191,10 @@ def with_none(
     return found
 
 
-def reducing_of_gradients(group: Group) -> Reducing:
+def gradient_op(group: Group) -> ScaledOp:
     """How the gradients of what all ranks have from one of them become that one's gradient."""
     is_horovod = group.gradients is GradientRule.HOROVOD
-    return Reducing(op=ReduceOp.AVERAGE if is_horovod else ReduceOp.SUM)
+    return ScaledOp(op=ReduceOp.AVERAGE if is_horovod else ReduceOp.SUM)
 
 
 def _to_the_extremum(
@@ -196,7 +202,7 @@ def _to_the_extremum(
     sent: Sequence[tf.Tensor],
     totals: Sequence[tf.Tensor],
     upstream: Sequence[tf.Tensor],
-    reducing: Reducing,
+    reducing: ScaledOp,
 ) -> list[tf.Tensor]:
     """The gradient of min and max: shared by the ranks that have the extremum."""
     if reducing.op is ReduceOp.PRODUCT:
@@ -206,8 +212,8 @@ def _to_the_extremum(
     reached = [
         tf.cast(mine == best, u.dtype) for mine, best, u in zip(sent, totals, upstream, strict=True)
     ]
-    add_up = Reducing(op=ReduceOp.SUM)
-    ties = reduce_dense(group, reached, add_up, name=Label("ties"))
-    sums = reduce_dense(group, upstream, add_up, name=Label("gradients"))
+    add_up = ScaledOp(op=ReduceOp.SUM)
+    ties = reduce_dense(group, reached, add_up, name=DisplayName("ties"))
+    sums = reduce_dense(group, upstream, add_up, name=DisplayName("gradients"))
     factor = reducing.factor(group.size)
     return [times(s * r / n, factor) for s, r, n in zip(sums, reached, ties, strict=True)]

@@ -16,15 +16,21 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives.process_sets import Group
-from tfddl._src.comm import COMPARING, RanksDisagreeError, RefusedError, is_for_xla, made_outside
-from tfddl._src.comm.native import Call, describe_difference, rank_names
+from tfddl._src.comm import (
+    COMPARING,
+    RanksDisagreeError,
+    RefusedError,
+    create_outside_graph,
+    is_for_xla,
+)
+from tfddl._src.comm.native import OpSignature, describe_difference, format_ranks
 from tfddl.errors import TfddlError, UnsupportedError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Label(str):
+class DisplayName(str):
     """A name for messages only: the call meets those of the other ranks in program order.
 
     Calls that users have named meet by their names, in whatever order.
@@ -118,12 +124,12 @@ class Signature:
             free_first_dimension: Whether the first dimensions may differ.
         """
         first = int(free_first_dimension)
-        among = "" if group.is_world else f" among {rank_names(group.ranks)}"
+        among = "" if group.is_world else f" among {format_ranks(group.ranks)}"
         known = all(t.shape[first:].is_fully_defined() for t in tensors)
         return cls(
             kind=_call(operation, name) + among,
-            key="" if name is None or isinstance(name, Label) else name,
-            tensors=tuple(described(t.dtype, t.shape, free=first) for t in tensors),
+            key="" if name is None or isinstance(name, DisplayName) else name,
+            tensors=tuple(describe_tensor(t.dtype, t.shape, free=first) for t in tensors),
             running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
         )
 
@@ -146,7 +152,7 @@ class Signature:
         return int.from_bytes(digest, "little", signed=True)
 
 
-def agree(group: Group, signature: Signature) -> Group:
+def negotiate(group: Group, signature: Signature) -> Group:
     """Makes sure that all ranks of a group are about to do the same.
 
     A transport that compares by itself does so with every operation. Otherwise, eagerly, this
@@ -167,21 +173,21 @@ def agree(group: Group, signature: Signature) -> Group:
         return group
     CompiledError.check(signature)
     if not group.transport.compares:
-        comparing = Call("", f"{COMPARING} {signature.lines}")
-        asking = dataclasses.replace(group, transport=group.transport.for_call(comparing))
+        comparing = OpSignature("", f"{COMPARING} {signature.lines}")
+        asking = dataclasses.replace(group, transport=group.transport.bind(comparing))
         if tf.executing_eagerly():
             _agree_eagerly(asking, signature)
         elif signature.running:
             _agree_at_every_run(asking, signature)
         else:
             _agree_in_graph(asking, signature)
-    call = Call(signature.key, signature.lines)
+    call = OpSignature(signature.key, signature.lines)
     # What isn't known yet is compared when it is.
-    bound = group.transport.for_call(call, signature.running)
+    bound = group.transport.bind(call, signature.running)
     return dataclasses.replace(group, transport=bound)
 
 
-def in_turn(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def serialized(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Makes a function that agrees, and then moves tensors, one step for the threads of a process.
 
     A transport that compares tells the calls of several threads apart. Any other would mix up what
@@ -204,7 +210,7 @@ def in_turn(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 
 @contextlib.contextmanager
-def refusing_alike(bound: Group) -> Iterator[None]:
+def failing_together(bound: Group) -> Iterator[None]:
     """Around checks of what the signature tells, which come before anything is moved.
 
     What fails a check on all ranks raises on all of them. Where others don't fail, they have other
@@ -235,7 +241,7 @@ def _agree_in_graph(group: Group, signature: Signature) -> None:
     agreed = group.runtime.agreed
     key = str(signature)
     if key not in agreed:
-        agreed[key] = made_outside(_new_flag)
+        agreed[key] = create_outside_graph(_new_flag)
 
     def compare() -> tf.Tensor:
         digest = tf.constant([signature.digest], tf.int64)
@@ -308,7 +314,7 @@ def _call(operation: str, name: str | None) -> str:
     return operation if name is None else f"{operation} <{name}>"
 
 
-def described(dtype: tf.DType, shape: tf.TensorShape, *, free: int = 0) -> str:
+def describe_tensor(dtype: tf.DType, shape: tf.TensorShape, *, free: int = 0) -> str:
     """Dtype and shape as messages tell them, the first dimensions left open: "float32 (*, 4)"."""
     if shape.rank is None:
         return f"{dtype.name} of any shape"

@@ -14,7 +14,7 @@ import enum
 import operator
 from collections.abc import Iterable
 
-from tfddl._src.comm import Transport
+from tfddl._src.comm import ProcessGroup
 from tfddl._src.runtime import Runtime, current
 from tfddl.errors import UnsupportedError
 
@@ -98,7 +98,7 @@ class Group:
     """A process set at work: its ranks, and how tensors travel between them."""
 
     runtime: Runtime
-    transport: Transport
+    transport: ProcessGroup
     ranks: tuple[int, ...]
     gradients: GradientRule = GradientRule.SUM_OF_LOSSES
 

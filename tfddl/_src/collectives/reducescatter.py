@@ -6,30 +6,30 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfddl._src.collectives.allgather import allgather_in
-from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import (
     Gradient,
     ReduceOp,
-    Reducing,
-    differentiable,
+    ScaledOp,
+    differentiable_positions,
     times,
     with_none,
 )
-from tfddl._src.collectives.fusion import in_packs
+from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
-    agree,
-    in_turn,
-    refusing_alike,
+    failing_together,
+    negotiate,
+    serialized,
 )
 from tfddl._src.collectives.process_sets import GradientRule, Group, ProcessSet, group_of
-from tfddl._src.comm import Reduction
+from tfddl._src.comm import ReduceOp
 from tfddl._src.sharding import shard_range
 from tfddl.errors import UnsupportedError
 
 
-@as_it_is
+@no_autograph
 def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     tensor: tf.Tensor,
     op: ReduceOp | str = ReduceOp.AVERAGE,
@@ -74,7 +74,7 @@ def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     )[0]
 
 
-@as_it_is
+@no_autograph
 def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     tensors: Sequence[tf.Tensor],
     op: ReduceOp | str = ReduceOp.AVERAGE,
@@ -85,13 +85,13 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     process_set: ProcessSet | None = None,
 ) -> list[tf.Tensor]:
     """Reduces and scatters several tensors, each as `reducescatter` does; small ones together."""
-    reducing = Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    reducing = ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
     return reducescatter_in(group_of(process_set), tensors, reducing, name=name)
 
 
-@as_it_is
+@no_autograph
 def reducescatter_in(
-    group: Group, tensors: Sequence[tf.Tensor], reducing: Reducing, *, name: str | None
+    group: Group, tensors: Sequence[tf.Tensor], reducing: ScaledOp, *, name: str | None
 ) -> list[tf.Tensor]:
     """`grouped_reducescatter` in a group."""
     tensors = [tf.convert_to_tensor(t) for t in tensors]
@@ -99,21 +99,21 @@ def reducescatter_in(
         return []
 
     @tf.custom_gradient
-    @in_turn(group)
+    @serialized(group)
     def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         operation = f"reducescatter {reducing}"
-        bound = agree(group, Signature.of(group, operation, name, inputs))
-        with refusing_alike(bound):
+        bound = negotiate(group, Signature.of(group, operation, name, inputs))
+        with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
             sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
-        totals = in_packs(bound, sent, functools.partial(_scattered, bound, reducing.reduction))
+        totals = fuse(bound, sent, functools.partial(_scattered, bound, reducing.reduction))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
             if not reducing.is_linear:
                 raise UnsupportedError(
                     f"{operation} has no gradient; only those of sum and average have."
                 )
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             joined = allgather_in(group, [upstream[i] for i in places], name=name)
             factor = _gradient_factor(group, reducing)
             mine = [
@@ -131,7 +131,7 @@ def reducescatter_in(
     return list(scatter(*tensors))
 
 
-def _gradient_factor(group: Group, reducing: Reducing) -> float:
+def _gradient_factor(group: Group, reducing: ScaledOp) -> float:
     """What the joined gradients are multiplied with, for a linear op."""
     if group.gradients is GradientRule.SUM_OF_LOSSES:
         return reducing.factor(group.size)
@@ -139,7 +139,7 @@ def _gradient_factor(group: Group, reducing: Reducing) -> float:
     return factors * group.size if reducing.op is ReduceOp.SUM else factors
 
 
-def _scattered(group: Group, reduction: Reduction, pack: list[tf.Tensor]) -> list[tf.Tensor]:
+def _scattered(group: Group, reduction: ReduceOp, pack: list[tf.Tensor]) -> list[tf.Tensor]:
     """This rank's rows of each tensor of a pack; what is for one rank travels side by side."""
     rows = [_rows(group, tensor) for tensor in pack]
     sizes = [tf.reduce_prod(tf.shape(tensor, tf.int64)[1:]) for tensor in pack]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from tfddl._src.collectives.negotiation import Label
+from tfddl._src.collectives.negotiation import DisplayName
 from tfddl._src.collectives.objects import allgather_object
 from tfddl._src.runtime import current
 from tfddl.errors import TfddlError
@@ -35,7 +35,7 @@ def on_all_ranks(action: Callable[[], _T], *, error: type[TfddlError]) -> _T:
         problem = failure
     if current().cluster.size > 1:
         problems = allgather_object(
-            None if problem is None else str(problem), name=Label("problems")
+            None if problem is None else str(problem), name=DisplayName("problems")
         )
     else:
         problems = []

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl._src.collectives.broadcast import grouped_broadcast
-from tfddl._src.collectives.negotiation import Label
+from tfddl._src.collectives.negotiation import DisplayName
 from tfddl._src.collectives.process_sets import ProcessSet, group_of
 
 
@@ -33,7 +33,7 @@ def broadcast_variables(
     values = grouped_broadcast(
         [tf.convert_to_tensor(v) for v in variables],
         root_rank,
-        name=Label("variables"),
+        name=DisplayName("variables"),
         process_set=process_set,
     )
     for variable, value in zip(variables, values, strict=True):

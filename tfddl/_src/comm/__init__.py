@@ -9,16 +9,16 @@ from tfddl._src.comm.autotune import measured_pieces
 from tfddl._src.comm.chunking import DEFAULT_PIECES, MOST_PIECES
 from tfddl._src.comm.coordination_service import is_for_xla
 from tfddl._src.comm.errors import RanksDisagreeError, RefusedError
-from tfddl._src.comm.forked_process import ForkedTransport
-from tfddl._src.comm.hierarchical_group import TwoLevelTransport
-from tfddl._src.comm.lazy_variable import LateVariable, counter, made_outside
-from tfddl._src.comm.native import Reduction
-from tfddl._src.comm.native_group import WireTransport
-from tfddl._src.comm.nccl_group import NCCL_DTYPES, NcclTransport, check_pieces, strategy_transport
-from tfddl._src.comm.process_group import Between, Collective, Lengths, Transport
-from tfddl._src.comm.single_process import AloneTransport
-from tfddl._src.comm.stall_inspector import COMPARING, Roll
-from tfddl._src.comm.tensorflow_group import StrategyOptions, StrategyTransport
+from tfddl._src.comm.forked_process import ForkedProcessGroup
+from tfddl._src.comm.hierarchical_group import HierarchicalGroup
+from tfddl._src.comm.lazy_variable import LazyVariable, counter, create_outside_graph
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.native_group import NativeGroup
+from tfddl._src.comm.nccl_group import NCCL_DTYPES, NcclGroup, check_pieces, make_tensorflow_group
+from tfddl._src.comm.process_group import Between, Collective, Lengths, ProcessGroup
+from tfddl._src.comm.single_process import SingleProcessGroup
+from tfddl._src.comm.stall_inspector import COMPARING, StallInspector
+from tfddl._src.comm.tensorflow_group import TensorFlowGroup, TensorFlowGroupOptions
 from tfddl._src.comm.timed import TimedTransport
 from tfddl._src.comm.traced import TracedTransport
 from tfddl._src.comm.tracer import Event, Tracer
@@ -27,31 +27,31 @@ __all__ = [
     "COMPARING",
     "DEFAULT_PIECES",
     "MOST_PIECES",
-    "AloneTransport",
+    "SingleProcessGroup",
     "Between",
     "Collective",
     "Event",
-    "ForkedTransport",
-    "LateVariable",
-    "WireTransport",
+    "ForkedProcessGroup",
+    "LazyVariable",
+    "NativeGroup",
     "Lengths",
     "NCCL_DTYPES",
-    "NcclTransport",
+    "NcclGroup",
     "RanksDisagreeError",
-    "Reduction",
+    "ReduceOp",
     "RefusedError",
-    "Roll",
-    "StrategyOptions",
-    "StrategyTransport",
+    "StallInspector",
+    "TensorFlowGroupOptions",
+    "TensorFlowGroup",
     "TimedTransport",
     "TracedTransport",
     "Tracer",
-    "Transport",
-    "TwoLevelTransport",
+    "ProcessGroup",
+    "HierarchicalGroup",
     "counter",
-    "made_outside",
+    "create_outside_graph",
     "check_pieces",
     "is_for_xla",
     "measured_pieces",
-    "strategy_transport",
+    "make_tensorflow_group",
 ]

@@ -16,7 +16,7 @@ _ENDED = (
 _NUMBERS = itertools.count()
 
 
-class Guard:
+class AbortGuard:
     """Raises instead of handing out the result of an operation that was cut short.
 
     `abort_collective_ops` ends what still waits with an error. But a kernel of NCCL that is running
@@ -69,12 +69,12 @@ class Guard:
         with tf.device(self._device):
             with tf.control_dependencies(list(results)):
                 exists = tf.raw_ops.VarIsInitializedOp(resource=self._flag)
-                fine = assert_in_host_memory(exists, _ENDED)
+                fine = assert_on_host(exists, _ENDED)
             with tf.control_dependencies([fine]):
                 return [tf.identity(result) for result in results]
 
 
-def assert_in_host_memory(condition: tf.Tensor, text: str) -> tf.Operation:
+def assert_on_host(condition: tf.Tensor, text: str) -> tf.Operation:
     """Fails in a graph where a condition doesn't hold, and stays on the device.
 
     Args:

@@ -5,16 +5,16 @@ import time
 import tensorflow as tf
 
 from tfddl._src.comm.chunking import DEFAULT_PIECES, MOST_PIECES, WHOLE_BYTES
-from tfddl._src.comm.native import Reduction
-from tfddl._src.comm.process_group import Transport
-from tfddl._src.comm.tensorflow_group import StrategyTransport
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.process_group import ProcessGroup
+from tfddl._src.comm.tensorflow_group import TensorFlowGroup
 
 _CANDIDATES = (1, 4, DEFAULT_PIECES, MOST_PIECES)
 _ROUNDS = 3
 _ENOUGH_S = 0.7
 
 
-def measured_pieces(transport: StrategyTransport) -> int:
+def measured_pieces(transport: TensorFlowGroup) -> int:
     """Adds up some megabytes in one piece and in several, for most of a second.
 
     All ranks of the transport must call it together; nobody else.
@@ -43,9 +43,9 @@ def _fastest(best_s: dict[int, float]) -> int:
     return min(best_s, key=lambda pieces: best_s[pieces])
 
 
-def _seconds(clock: Transport, transport: Transport, data: tf.Tensor) -> float:
+def _seconds(clock: ProcessGroup, transport: ProcessGroup, data: tf.Tensor) -> float:
     """How long the slowest rank took for a sum."""
     began_s = time.perf_counter()
-    transport.all_reduce(data, Reduction.SUM)
+    transport.all_reduce(data, ReduceOp.SUM)
     took_s = time.perf_counter() - began_s
-    return float(clock.all_reduce(tf.constant([took_s], tf.float64), Reduction.MAX).numpy()[0])
+    return float(clock.all_reduce(tf.constant([took_s], tf.float64), ReduceOp.MAX).numpy()[0])

@@ -5,25 +5,25 @@ from typing import NoReturn
 
 import tensorflow as tf
 
-from tfddl._src.comm.native import Reduction, describe_fork
-from tfddl._src.comm.process_group import Transport
+from tfddl._src.comm.native import ReduceOp, describe_fork
+from tfddl._src.comm.process_group import ProcessGroup
 from tfddl.errors import UnsupportedError
 
 
-class ForkedTransport(Transport):
+class ForkedProcessGroup(ProcessGroup):
     """Refuses everything, at once: the connections are the worker's."""
 
     name = "none (a forked process)"
     dtypes = frozenset()
 
-    def among(self, ranks: tuple[int, ...]) -> Transport:
-        """Refuses, see `Transport.among`; all operations begin with it."""
+    def among(self, ranks: tuple[int, ...]) -> ProcessGroup:
+        """Refuses, see `ProcessGroup.among`; all operations begin with it."""
         self._refuse()
 
-    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         self._refuse()
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
         """Refuses."""
         self._refuse()
 
@@ -36,7 +36,7 @@ class ForkedTransport(Transport):
         self._refuse()
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """Refuses."""
         self._refuse()

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl._src.comm.native import Reduction
+from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.op_counter import Tally
-from tfddl._src.comm.process_group import Transport
+from tfddl._src.comm.process_group import ProcessGroup
 
 Layout = tuple[tuple[int, ...], ...]
 """The ranks of each host, ascending; hosts in the order of their first ranks."""
 
 
-class TwoLevelTransport(Transport):
+class HierarchicalGroup(ProcessGroup):
     """Two transports seen as one.
 
     References:
@@ -25,7 +25,7 @@ class TwoLevelTransport(Transport):
         https://arxiv.org/abs/1802.05799: hierarchical allreduce.
     """
 
-    def __init__(self, rank: int, layout: Layout, local: Transport, world: Transport) -> None:
+    def __init__(self, rank: int, layout: Layout, local: ProcessGroup, world: ProcessGroup) -> None:
         """Puts two transports together. All ranks of the layout do so alike.
 
         Args:
@@ -50,7 +50,7 @@ class TwoLevelTransport(Transport):
         # Hosts as the leaders' transport counts them.
         self._order = [leaders.index(ranks[0]) for ranks in layout]
 
-    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         layout = tuple(
             tuple(r for r in host if r in ranks) for host in self._layout if set(host) & set(ranks)
         )
@@ -60,16 +60,16 @@ class TwoLevelTransport(Transport):
         if len(layout) == 1:
             return local
         renamed = tuple(tuple(ranks.index(r) for r in host) for host in layout)
-        return TwoLevelTransport(ranks.index(self.rank), renamed, local, self._world.among(ranks))
+        return HierarchicalGroup(ranks.index(self.rank), renamed, local, self._world.among(ranks))
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.all_reduce`."""
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.all_reduce`."""
         return self.all_reduce_pack([flat], reduction)[0]
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """See `Transport.all_reduce_pack`."""
+        """See `ProcessGroup.all_reduce_pack`."""
 
         def travel(pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
             partial = self._local.all_reduce_pack(pack, reduction, scale=scale)
@@ -80,7 +80,7 @@ class TwoLevelTransport(Transport):
         return self._tally.over(travel, pack)
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_gather`."""
+        """See `ProcessGroup.all_gather`."""
         return self._tally.over(lambda pack: [self._gathered(pack[0])], [flat])[0]
 
     def _gathered(self, flat: tf.Tensor) -> tf.Tensor:
@@ -98,7 +98,7 @@ class TwoLevelTransport(Transport):
         return tf.ensure_shape(gathered, [self.size, flat.shape[0]])
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """See `Transport.broadcast`."""
+        """See `ProcessGroup.broadcast`."""
         return self._tally.over(lambda pack: [self._broadcast(pack[0], root_rank)], [flat])[0]
 
     def _broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
@@ -110,29 +110,29 @@ class TwoLevelTransport(Transport):
         return self._local.broadcast(flat, 0)
 
     def measure(self, wanted: bool) -> bool:
-        """See `Transport.measure`."""
+        """See `ProcessGroup.measure`."""
         return self._world.measure(wanted) and self._local.measure(wanted)
 
     def seconds(self) -> float:
-        """See `Transport.seconds`: those within the host, which include waiting for the leader."""
+        """See `ProcessGroup.seconds`: those within the host, which include waiting for the leader."""
         own = self._local.seconds()
         return own if self._between is None else own + self._between.seconds()
 
     def end(self, text: str) -> None:
-        """See `Transport.end`."""
+        """See `ProcessGroup.end`."""
         self._local.end(text)
         self._world.end(text)
 
     def counts(self) -> tuple[int, int]:
-        """See `Transport.counts`."""
+        """See `ProcessGroup.counts`."""
         return self._tally.counts()
 
     def waited_seconds(self) -> float:
-        """See `Transport.waited_seconds`."""
+        """See `ProcessGroup.waited_seconds`."""
         return self._local.waited_seconds()
 
     def counters(self) -> dict[str, int]:
-        """See `Transport.counters`."""
+        """See `ProcessGroup.counters`."""
         return self._local.counters()
 
     def _places(self, most: int) -> list[int]:

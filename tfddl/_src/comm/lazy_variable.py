@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import tensorflow as tf
 
 
-class LateVariable:
+class LazyVariable:
     """A variable that belongs to no model, no scope and no graph."""
 
     def __init__(self, make: Callable[[], tf.Variable]) -> None:
         """Makes nothing yet.
 
         Args:
-            make: Makes it; called by `made_outside`.
+            make: Makes it; called by `create_outside_graph`.
         """
         self._make = make
         self._variable: tf.Variable | None = None
@@ -29,7 +29,7 @@ class LateVariable:
         """The variable."""
         with self._lock:
             if self._variable is None:
-                self._variable = made_outside(self._make)
+                self._variable = create_outside_graph(self._make)
             return self._variable
 
     def set(self, value: bool) -> None:
@@ -45,7 +45,7 @@ class LateVariable:
 
 
 @tf.autograph.experimental.do_not_convert
-def made_outside(make: Callable[[], tf.Variable]) -> tf.Variable:
+def create_outside_graph(make: Callable[[], tf.Variable]) -> tf.Variable:
     """Makes a variable while a graph may be made.
 
     It is made in another thread: a `tf.function` that is traced a second time, for other arguments,
@@ -56,11 +56,11 @@ def made_outside(make: Callable[[], tf.Variable]) -> tf.Variable:
         return outside.submit(make).result()
 
 
-def counter(name: str, device: str = "CPU:0") -> LateVariable:
+def counter(name: str, device: str = "CPU:0") -> LazyVariable:
     """A scalar int64 that starts at 0."""
 
     def make() -> tf.Variable:
         with tf.device(device):
             return tf.Variable(0, trainable=False, dtype=tf.int64, name=name)
 
-    return LateVariable(make)
+    return LazyVariable(make)

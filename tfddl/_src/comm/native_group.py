@@ -28,10 +28,10 @@ from tfddl._src.comm.errors import (
     RefusedError,
 )
 from tfddl._src.comm.lazy_variable import counter
-from tfddl._src.comm.native import Call, Network, Reduction, Wire
+from tfddl._src.comm.native import Communicator, Network, OpSignature, ReduceOp
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
-from tfddl._src.comm.process_group import ALL_DTYPES, Lengths, Transport, with_small_joined
-from tfddl._src.comm.single_process import AloneTransport
+from tfddl._src.comm.process_group import ALL_DTYPES, Lengths, ProcessGroup, with_small_joined
+from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.comm.tracer import Event, Tracer
 from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
 
@@ -85,13 +85,13 @@ class _Family:
     def __init__(self) -> None:
         self.clock = _Clock()
         self.counts = _Counts()
-        self.by_ranks: dict[tuple[int, ...], Transport] = {}
+        self.by_ranks: dict[tuple[int, ...], ProcessGroup] = {}
         """Each set's, by the network's numbers: two of one set would take each other's messages."""
         self.making = threading.Lock()
 
 
-class WireTransport(Transport):
-    """A `Wire` between workers. Compares calls by itself."""
+class NativeGroup(ProcessGroup):
+    """A `Communicator` between workers. Compares calls by itself."""
 
     dtypes = ALL_DTYPES
     rounds_once = True
@@ -111,14 +111,14 @@ class WireTransport(Transport):
             network: connects them.
             ranks: who takes part, as the network numbers them, ascending.
             tracer: is told what travels, while it is on.
-            overlaps: see `Transport.overlaps`.
+            overlaps: see `ProcessGroup.overlaps`.
         """
-        self._wire = Wire(network, ranks)
+        self._wire = Communicator(network, ranks)
         super().__init__(self._wire.rank, self._wire.size)
         self.overlaps = overlaps
         self._network = network
         self.name = network.name
-        self._call = Call("", "an operation")
+        self._call = OpSignature("", "an operation")
         self._shapes: tuple[tf.Tensor, ...] = ()
         self._tracer = tracer or Tracer()
         self._family = _Family()
@@ -126,43 +126,43 @@ class WireTransport(Transport):
         self._counts = _Counts(self._family.counts)
         self._token = counter("tfddl_ticket")
 
-    def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> Transport:
-        """See `Transport.for_call`."""
+    def bind(self, call: OpSignature, shapes: Sequence[tf.Tensor] = ()) -> ProcessGroup:
+        """See `ProcessGroup.bind`."""
         bound = copy.copy(self)
         bound._call, bound._shapes = call, tuple(shapes)
         return bound
 
-    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         if len(ranks) == 1:
-            return AloneTransport()
+            return SingleProcessGroup()
         by_ranks, members = self._family.by_ranks, tuple(self._wire.ranks[rank] for rank in ranks)
         with self._family.making:
             if members not in by_ranks:
                 made = copy.copy(self)
                 made._counts = _Counts(self._family.counts)
-                made._wire = Wire(self._network, members)
-                Transport.__init__(made, made._wire.rank, made._wire.size)
+                made._wire = Communicator(self._network, members)
+                ProcessGroup.__init__(made, made._wire.rank, made._wire.size)
                 by_ranks[members] = made
             return by_ranks[members]
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.all_reduce`."""
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.all_reduce`."""
         return self.all_reduce_pack([flat], reduction)[0]
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """See `Transport.all_reduce_pack`."""
+        """See `ProcessGroup.all_reduce_pack`."""
 
-        def work(call: Call, arrays: Arrays, factor: float | None) -> Arrays:
+        def work(call: OpSignature, arrays: Arrays, factor: float | None) -> Arrays:
             return self._wire.all_reduce(arrays, reduction, call, scale=factor)
 
         return self._run_alike(work, pack, scale)
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_gather`."""
+        """See `ProcessGroup.all_gather`."""
 
-        def work(call: Call, arrays: Arrays) -> Arrays:
+        def work(call: OpSignature, arrays: Arrays) -> Arrays:
             return [self._wire.all_gather(arrays[0].reshape(-1), call)]
 
         [rows] = self._run(work, [flat], [flat.dtype])
@@ -170,21 +170,21 @@ class WireTransport(Transport):
         return rows
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """See `Transport.broadcast`."""
+        """See `ProcessGroup.broadcast`."""
         return self.broadcast_pack([flat], root_rank)[0]
 
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
-        """See `Transport.broadcast_pack`."""
+        """See `ProcessGroup.broadcast_pack`."""
 
-        def work(call: Call, arrays: Arrays, _: float | None) -> Arrays:
+        def work(call: OpSignature, arrays: Arrays, _: float | None) -> Arrays:
             return self._wire.broadcast(arrays, root_rank, call)
 
         return self._run_alike(work, pack, None)
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.reduce_scatter`."""
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.reduce_scatter`."""
 
-        def work(call: Call, arrays: Arrays) -> Arrays:
+        def work(call: OpSignature, arrays: Arrays) -> Arrays:
             flat, each = arrays
             part = self._wire.reduce_scatter(flat, each.tolist(), reduction, call)
             return [part]
@@ -195,9 +195,9 @@ class WireTransport(Transport):
         return part
 
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_to_all`."""
+        """See `ProcessGroup.all_to_all`."""
 
-        def work(call: Call, arrays: Arrays) -> Arrays:
+        def work(call: OpSignature, arrays: Arrays) -> Arrays:
             flat, each = arrays
             each = each.reshape(self.size, self.size)
             parts = np.split(flat, np.cumsum(each[self.rank])[:-1])
@@ -208,38 +208,38 @@ class WireTransport(Transport):
         return joined
 
     def measure(self, wanted: bool) -> bool:
-        """See `Transport.measure`."""
+        """See `ProcessGroup.measure`."""
         self._family.clock.runs = wanted
         return wanted
 
     def seconds(self) -> float:
-        """See `Transport.seconds`."""
+        """See `ProcessGroup.seconds`."""
         return self._family.clock.seconds
 
     def end(self, text: str) -> None:
-        """See `Transport.end`."""
+        """See `ProcessGroup.end`."""
         self._network.mesh.end(text)
 
     def counts(self) -> tuple[int, int]:
-        """See `Transport.counts`."""
+        """See `ProcessGroup.counts`."""
         return self._counts.begun, self._counts.ended
 
     def counts_of_all_sets(self) -> tuple[int, int]:
-        """See `Transport.counts_of_all_sets`."""
+        """See `ProcessGroup.counts_of_all_sets`."""
         return self._family.counts.begun, self._family.counts.ended
 
     def waited_seconds(self) -> float:
-        """See `Transport.waited_seconds`."""
+        """See `ProcessGroup.waited_seconds`."""
         return self._network.mesh.waited_s
 
     def counters(self) -> dict[str, int]:
-        """See `Transport.counters`."""
+        """See `ProcessGroup.counters`."""
         counters = self._wire.counters
         return {"bytes_reduced": counters.reduced, "bytes_written": counters.written}
 
     def _run_alike(
         self,
-        work: Callable[[Call, Arrays, float | None], Arrays],
+        work: Callable[[OpSignature, Arrays, float | None], Arrays],
         pack: Sequence[tf.Tensor],
         scale: tf.Tensor | None,
     ) -> list[tf.Tensor]:
@@ -251,7 +251,7 @@ class WireTransport(Transport):
         scales = [] if scale is None else [tf.cast(scale, tf.float64)]
 
         def travel(tensors: Sequence[tf.Tensor], are_joined: Sequence[bool]) -> list[tf.Tensor]:
-            def run(call: Call, arrays: Arrays) -> Arrays:
+            def run(call: OpSignature, arrays: Arrays) -> Arrays:
                 given = arrays[: len(tensors)]
                 factor = float(arrays[-1]) if scales else None
                 arrived = work(call, [a.reshape(-1) for a in given], factor)
@@ -267,7 +267,7 @@ class WireTransport(Transport):
 
         return with_small_joined(pack, travel, most=_SMALL_BYTES)
 
-    def _call_of(self, shapes: Arrays) -> Call:
+    def _call_of(self, shapes: Arrays) -> OpSignature:
         """The call, and the shapes that are known now."""
         if not shapes:
             return self._call
@@ -276,11 +276,11 @@ class WireTransport(Transport):
             f"{tensor}: ({', '.join(map(str, shape.tolist()))})"
             for tensor, shape in zip(tensors, shapes, strict=True)
         ]
-        return Call(self._call.name, "\n".join([kind, *texts]))
+        return OpSignature(self._call.name, "\n".join([kind, *texts]))
 
     def _run(
         self,
-        work: Callable[[Call, Arrays], Arrays],
+        work: Callable[[OpSignature, Arrays], Arrays],
         inputs: Sequence[tf.Tensor],
         dtypes: Sequence[tf.DType],
     ) -> list[tf.Tensor]:
@@ -296,7 +296,7 @@ class WireTransport(Transport):
                 self._record(call, arrays[: len(inputs)], time.perf_counter() - begin_s)
 
         if is_in_pipeline():
-            self._network.mesh.expect_threads()
+            self._network.mesh.expect_concurrent_calls()
         given = [*inputs, *self._shapes]
         if tf.executing_eagerly():
             return _run_eagerly(run, given)
@@ -327,7 +327,7 @@ class WireTransport(Transport):
         graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived
 
-    def _record(self, call: Call, arrays: Arrays, seconds: float) -> None:
+    def _record(self, call: OpSignature, arrays: Arrays, seconds: float) -> None:
         if self._family.clock.runs:
             with self._family.clock.lock:
                 self._family.clock.seconds += seconds

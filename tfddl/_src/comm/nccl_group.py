@@ -23,10 +23,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl._src.comm.abort_guard import assert_in_host_memory
-from tfddl._src.comm.native import Reduction
-from tfddl._src.comm.process_group import Collective, Lengths, Transport
-from tfddl._src.comm.tensorflow_group import TOO_LONG, StrategyOptions, StrategyTransport
+from tfddl._src.comm.abort_guard import assert_on_host
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.process_group import Collective, Lengths, ProcessGroup
+from tfddl._src.comm.tensorflow_group import TOO_LONG, TensorFlowGroup, TensorFlowGroupOptions
 from tfddl.errors import StartError
 
 NCCL_DTYPES = frozenset({tf.float16, tf.float32, tf.float64, tf.int32, tf.int64})
@@ -56,7 +56,7 @@ def check_pieces(pieces: int | None, collective: Collective | None) -> None:
         )
 
 
-def strategy_transport(rank: int, size: int, options: StrategyOptions) -> StrategyTransport:
+def make_tensorflow_group(rank: int, size: int, options: TensorFlowGroupOptions) -> TensorFlowGroup:
     """TensorFlow's collectives between all workers, after the strategy was made.
 
     Args:
@@ -71,43 +71,43 @@ def strategy_transport(rank: int, size: int, options: StrategyOptions) -> Strate
         StartError: Several pieces at once by NCCL.
     """
     if options.collective is Collective.NCCL:
-        return NcclTransport(rank, size, options)
+        return NcclGroup(rank, size, options)
     # RING reduces with TensorFlow's kernels, of which those of a GPU want int32 in host memory.
-    return StrategyTransport(
-        rank, size, dataclasses.replace(options, device=host_of(options.device))
+    return TensorFlowGroup(
+        rank, size, dataclasses.replace(options, device=host_device(options.device))
     )
 
 
-def host_of(device: str) -> str:
+def host_device(device: str) -> str:
     """The CPU of the task that a device belongs to."""
     spec = tf.DeviceSpec.from_string(device)
     return spec.replace(device_type="CPU", device_index=0).to_string()
 
 
-class NcclTransport(StrategyTransport):
+class NcclGroup(TensorFlowGroup):
     """NCCL on GPUs: what RING does otherwise, or in other dtypes."""
 
     stays_on_device = True
 
-    def __init__(self, rank: int, size: int, options: StrategyOptions) -> None:
+    def __init__(self, rank: int, size: int, options: TensorFlowGroupOptions) -> None:
         check_pieces(options.pieces, Collective.NCCL)
         self._has_warned = False
         super().__init__(rank, size, options)
 
-    def in_pieces(self, pieces: int) -> "StrategyTransport":
-        """See `StrategyTransport.in_pieces`; it can only be one."""
+    def in_pieces(self, pieces: int) -> "TensorFlowGroup":
+        """See `TensorFlowGroup.in_pieces`; it can only be one."""
         check_pieces(pieces, Collective.NCCL)
         return super().in_pieces(pieces)
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """See `Transport.all_reduce_pack`."""
+        """See `ProcessGroup.all_reduce_pack`."""
         dtype = pack[0].dtype
         with tf.device(self.device):
             if dtype in NCCL_DTYPES:
                 return super().all_reduce_pack(pack, reduction, scale=scale)
-            if reduction is Reduction.SUM and self.rank == 0 and not self._has_warned:
+            if reduction is ReduceOp.SUM and self.rank == 0 and not self._has_warned:
                 self._has_warned = True
                 _LOG.warning(_NOT_NARROW)
             wide = [tf.cast(tensor, _SUMMED_AS[dtype]) for tensor in pack]
@@ -115,37 +115,37 @@ class NcclTransport(StrategyTransport):
             return [tf.cast(total, dtype) for total in totals]
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_gather`."""
+        """See `ProcessGroup.all_gather`."""
         with tf.device(self.device):
             return super().all_gather(flat)
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """See `Transport.broadcast`: the sum of the root's bits and everyone else's zeros.
+        """See `ProcessGroup.broadcast`: the sum of the root's bits and everyone else's zeros.
 
         In int64: numbers of int32 would leave the GPU.
         """
         with tf.device(self.device):
             bits = _as_int64(flat)
             mine = bits if self.rank == root_rank else tf.zeros_like(bits)
-            return _from_int64(self.all_reduce(mine, Reduction.SUM), like=flat)
+            return _from_int64(self.all_reduce(mine, ReduceOp.SUM), like=flat)
 
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
-        """See `Transport.broadcast_pack`."""
+        """See `ProcessGroup.broadcast_pack`."""
         with tf.device(self.device):
             return super().broadcast_pack(pack, root_rank)
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.reduce_scatter`: a part of the sum."""
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.reduce_scatter`: a part of the sum."""
         with tf.device(self.device):
             known = tf.get_static_value(tf.convert_to_tensor(lengths, tf.int64))
             if known is None:
-                return Transport.reduce_scatter(self, flat, lengths, reduction)
+                return ProcessGroup.reduce_scatter(self, flat, lengths, reduction)
             total = self.all_reduce(flat, reduction)
             start, length = int(known[: self.rank].sum()), int(known[self.rank])
             return total[start : start + length]
 
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_to_all`: a gather of all parts, of which each rank takes its own.
+        """See `ProcessGroup.all_to_all`: a gather of all parts, of which each rank takes its own.
 
         It moves as many times more than an exchange as there are ranks.
         """
@@ -160,7 +160,7 @@ class NcclTransport(StrategyTransport):
 
     def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
         """All of it in host memory, on the GPU: a number of elements is there anyway."""
-        return [assert_in_host_memory(length <= most, TOO_LONG)]
+        return [assert_on_host(length <= most, TOO_LONG)]
 
 
 def _as_int64(flat: tf.Tensor) -> tf.Tensor:

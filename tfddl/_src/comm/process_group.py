@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from tfddl._src.comm.native import Call, Reduction
+from tfddl._src.comm.native import OpSignature, ReduceOp
 
 Lengths: TypeAlias = Sequence[int] | tf.Tensor
 """How many elements go to each rank, in rank order: numbers, or shape (size,), int64, known only
@@ -37,10 +37,10 @@ class Between(enum.StrEnum):
 
 
 OVER_ROWS = {
-    Reduction.SUM: tf.reduce_sum,
-    Reduction.PRODUCT: tf.reduce_prod,
-    Reduction.MIN: tf.reduce_min,
-    Reduction.MAX: tf.reduce_max,
+    ReduceOp.SUM: tf.reduce_sum,
+    ReduceOp.PRODUCT: tf.reduce_prod,
+    ReduceOp.MIN: tf.reduce_min,
+    ReduceOp.MAX: tf.reduce_max,
 }
 """The same arithmetic within one worker."""
 
@@ -54,7 +54,7 @@ ALL_DTYPES = frozenset(
 """What any transport carries that TensorFlow's collectives don't bound."""
 
 
-class Transport(abc.ABC):
+class ProcessGroup(abc.ABC):
     """Moves flat tensors between all workers, or between some of them.
 
     Every method that moves something must be called by all its ranks, in the same order, with
@@ -83,15 +83,15 @@ class Transport(abc.ABC):
     GPU, and a detour by the CPU waits for all that the GPU was given before."""
 
     compares = False
-    """Whether its operations compare the ranks' calls, see `for_call`, before anything is moved."""
+    """Whether its operations compare the ranks' calls, see `bind`, before anything is moved."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        self._among: dict[tuple[int, ...], Transport] = {}
+        self._among: dict[tuple[int, ...], ProcessGroup] = {}
         self._making = threading.Lock()
 
-    def among(self, ranks: tuple[int, ...]) -> "Transport":
+    def among(self, ranks: tuple[int, ...]) -> "ProcessGroup":
         """The transport over some of the ranks, of which this one is one; nothing travels for it.
 
         Only the members call it. It is made once per set, and kept.
@@ -107,7 +107,7 @@ class Transport(abc.ABC):
             return self
         with self._making:  # Each counts its operations: there must not be two of them.
             if ranks not in self._among:
-                self._among[ranks] = self._make_among(ranks)
+                self._among[ranks] = self._make_subgroup(ranks)
             return self._among[ranks]
 
     @property
@@ -116,11 +116,11 @@ class Transport(abc.ABC):
         return bool(self._among)
 
     @abc.abstractmethod
-    def _make_among(self, ranks: tuple[int, ...]) -> "Transport":
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> "ProcessGroup":
         """A new transport for `among`; the ranks are fewer than all."""
 
     @abc.abstractmethod
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
         """Reduces elementwise over the ranks.
 
         Args:
@@ -154,7 +154,7 @@ class Transport(abc.ABC):
             The same shape and dtype, bit for bit what the root has.
         """
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
         """Reduces elementwise over the ranks; each rank gets its own part.
 
         Args:
@@ -191,7 +191,7 @@ class Transport(abc.ABC):
         return tf.concat([rows[r, starts[r] : ends[r]] for r in range(self.size)], axis=0)
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """Reduces several tensors together.
 
@@ -218,7 +218,7 @@ class Transport(abc.ABC):
         """
         return joined(pack, lambda flat: self.broadcast(flat, root_rank))
 
-    def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> "Transport":
+    def bind(self, call: OpSignature, shapes: Sequence[tf.Tensor] = ()) -> "ProcessGroup":
         """The same transport, whose operations belong to a call.
 
         Where `compares` says so, its operations compare the calls of the ranks by themselves.
@@ -282,7 +282,7 @@ class Transport(abc.ABC):
 
 
 def scaled(pack: Sequence[tf.Tensor], scale: tf.Tensor | None) -> Sequence[tf.Tensor]:
-    """The tensors times a scalar, as `Transport.all_reduce_pack` wants it."""
+    """The tensors times a scalar, as `ProcessGroup.all_reduce_pack` wants it."""
     if scale is None:
         return pack
     return [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]

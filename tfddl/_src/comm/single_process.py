@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl._src.comm.native import Reduction
-from tfddl._src.comm.process_group import ALL_DTYPES, Lengths, Transport, scaled
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.process_group import ALL_DTYPES, Lengths, ProcessGroup, scaled
 
 
-class AloneTransport(Transport):
+class SingleProcessGroup(ProcessGroup):
     """Hands everything back."""
 
     name = "none (one worker)"
@@ -17,10 +17,10 @@ class AloneTransport(Transport):
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
 
-    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         raise AssertionError(f"one worker has no subset {ranks}")
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
         """The tensor itself."""
         return tf.identity(flat)
 
@@ -32,7 +32,7 @@ class AloneTransport(Transport):
         """The tensor itself."""
         return tf.identity(flat)
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
         """The tensor itself."""
         return tf.identity(flat)
 
@@ -41,7 +41,7 @@ class AloneTransport(Transport):
         return tf.identity(flat)
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """The tensors themselves, or scaled."""
         return [tf.identity(tensor) for tensor in scaled(pack, scale)]

@@ -18,10 +18,15 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from tfddl._src.comm.lazy_variable import counter
-from tfddl._src.comm.native import Patience, rank_names
-from tfddl._src.comm.native.deadlock import AFTER_S, describe
-from tfddl._src.comm.native.thread_stacks import NOBODY, is_in_pipeline, is_only_one, line_of
-from tfddl._src.comm.process_group import Transport
+from tfddl._src.comm.native import Timeouts, format_ranks
+from tfddl._src.comm.native.deadlock import PROBE_AFTER_S, describe_deadlock
+from tfddl._src.comm.native.thread_stacks import (
+    UNKNOWN_THREAD,
+    find_user_line,
+    is_in_pipeline,
+    is_sole_caller,
+)
+from tfddl._src.comm.process_group import ProcessGroup
 from tfddl._src.rendezvous import Rendezvous
 from tfddl.errors import PeerLostError, StalledError
 
@@ -66,14 +71,14 @@ class _Note:
     ended: int
     """How many operations have ended there before."""
 
-    is_only_one: bool
+    is_sole_caller: bool
     """Whether no other thread of it could begin one meanwhile, and none are of some ranks only."""
 
 
-class Roll:
+class StallInspector:
     """Looks whether the operations of this rank get on, and says whom they wait for."""
 
-    def __init__(self, notes: Rendezvous, patience: Patience) -> None:
+    def __init__(self, notes: Rendezvous, patience: Timeouts) -> None:
         """Begins with nothing to look at.
 
         Args:
@@ -86,7 +91,7 @@ class Roll:
         self._operations: list[_Operation] = []
         self._numbers: dict[_Operation, int] = {}
         self._first = _Operation("the first operation", tuple(range(size)))
-        self._transports: list[Transport] = []
+        self._transports: list[ProcessGroup] = []
         self._eager: _Operation | None = None
         self._lock = threading.Lock()
         self.note_on("CPU:0")
@@ -131,7 +136,7 @@ class Roll:
             number = tf.constant(self._numbers[operation], tf.int64)
             return self._current.value.assign(number, read_value=False)
 
-    def watch(self, transport: Transport) -> None:
+    def watch(self, transport: ProcessGroup) -> None:
         """Begins to look at a transport, too.
 
         Args:
@@ -140,7 +145,7 @@ class Roll:
         self._transports.append(transport)
         if self._thread is not None:
             return
-        times_s = [s for s in (self._patience.warn_s, self._patience.give_up_s) if s > 0]
+        times_s = [s for s in (self._patience.warn_s, self._patience.abort_s) if s > 0]
         self._thread = threading.Thread(
             target=self._look,
             args=(min(times_s, default=_OTHERWISE_S),),
@@ -170,10 +175,10 @@ class Roll:
                     self._write("")
                 continue
             waited_s = now_s - since_s
-            if waited_s >= min(AFTER_S, _TELL * first_s) and not self._said:
+            if waited_s >= min(PROBE_AFTER_S, _TELL * first_s) and not self._said:
                 self._write(self._note(sum(ended for _, ended in now)))
             text = self._find_circle(waited_s) if self._said else ""
-            if self._patience.give_up_s and waited_s >= self._patience.give_up_s:
+            if self._patience.abort_s and waited_s >= self._patience.abort_s:
                 text = text or self._describe(waited_s)
             if text:
                 for transport in self._transports:
@@ -199,8 +204,8 @@ class Roll:
         # With sets of ranks, and on two levels, ranks don't count the same operations.
         counts_alike = len(self._transports) == 1 and not self._transports[0].has_sets
         certain = counts_alike and mine.ranks == everyone and not self._is_in_pipelines
-        certain = certain and is_only_one(NOBODY)
-        return json.dumps([mine.text, line_of(NOBODY), ended, certain])
+        certain = certain and is_sole_caller(UNKNOWN_THREAD)
+        return json.dumps([mine.text, find_user_line(UNKNOWN_THREAD), ended, certain])
 
     def _find_circle(self, waited_s: float) -> str:
         """What to tell where all ranks wait, and not for the same; otherwise ""."""
@@ -215,18 +220,18 @@ class Roll:
             return ""
         # Where as many have ended, nobody has left what another one is still in.
         is_certain = (
-            all(note.is_only_one for note in waiting.values())
+            all(note.is_sole_caller for note in waiting.values())
             and len({note.ended for note in waiting.values()}) == 1
             and not all(text.startswith(COMPARING) for text in by_text)
         )
-        circle_s = self._patience.circle_s
-        if not is_certain and not 0 < circle_s <= waited_s:
+        deadlock_s = self._patience.deadlock_s
+        if not is_certain and not 0 < deadlock_s <= waited_s:
             return ""
         places = {
-            rank_names(ranks): f"{text} ({line})" if (line := waiting[ranks[0]].line) else text
+            format_ranks(ranks): f"{text} ({line})" if (line := waiting[ranks[0]].line) else text
             for text, ranks in by_text.items()
         }
-        found = describe(places, waited_s=None if is_certain else waited_s)
+        found = describe_deadlock(places, waited_s=None if is_certain else waited_s)
         with contextlib.suppress(PeerLostError, StalledError):
             self._notes.put(_CIRCLE, found)
         return found
@@ -242,7 +247,7 @@ class Roll:
         have = "has" if len(missing) == 1 else "have"
         return "; ".join(
             [
-                f"{said}{rank_names(missing)} {have}n't come to it",
+                f"{said}{format_ranks(missing)} {have}n't come to it",
                 *(f"rank {r} waits in {others[r]} itself" for r in missing if others[r]),
                 "all ranks must call the same operations",
             ]

@@ -34,12 +34,19 @@ from typing import Protocol
 import tensorflow as tf
 
 from tfddl._src.comm import coordination_service
-from tfddl._src.comm.abort_guard import Guard
+from tfddl._src.comm.abort_guard import AbortGuard
 from tfddl._src.comm.chunking import MOST_PIECES, Piece, cut, piece_bytes
-from tfddl._src.comm.native import Reduction
+from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.op_counter import Tally, Travel
-from tfddl._src.comm.process_group import OVER_ROWS, Collective, Lengths, Transport, joined, scaled
-from tfddl._src.comm.single_process import AloneTransport
+from tfddl._src.comm.process_group import (
+    OVER_ROWS,
+    Collective,
+    Lengths,
+    ProcessGroup,
+    joined,
+    scaled,
+)
+from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.comm.watchdog import Watch
 from tfddl.errors import UnsupportedError
 
@@ -52,10 +59,10 @@ TOO_LONG = (
 )
 
 _MERGE_OPS = {
-    Reduction.SUM: "Add",
-    Reduction.PRODUCT: "Mul",
-    Reduction.MIN: "Min",
-    Reduction.MAX: "Max",
+    ReduceOp.SUM: "Add",
+    ReduceOp.PRODUCT: "Mul",
+    ReduceOp.MIN: "Min",
+    ReduceOp.MAX: "Max",
 }
 
 _GATHERED_AS = {tf.bfloat16: tf.float16}
@@ -85,7 +92,7 @@ _BITS_AS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StrategyOptions:
+class TensorFlowGroupOptions:
     """How to launch TensorFlow's collective ops."""
 
     device: str
@@ -108,7 +115,7 @@ class _Shared:
     """Of each lane."""
 
     tally: Tally
-    guard: Guard
+    guard: AbortGuard
 
     sets: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
     """Some of the ranks that there are transports for."""
@@ -121,7 +128,7 @@ class Launch(Protocol):
         """What comes of a piece, in its lane."""
 
 
-class StrategyTransport(Transport):
+class TensorFlowGroup(ProcessGroup):
     """RING over gRPC on CPUs; `NcclTransport` is what differs on GPUs.
 
     `tfddl.init()` makes it, after the strategy: the strategy has started the servers that the
@@ -134,7 +141,7 @@ class StrategyTransport(Transport):
 
     dtypes = frozenset(_BITS_AS)
 
-    def __init__(self, rank: int, size: int, options: StrategyOptions) -> None:
+    def __init__(self, rank: int, size: int, options: TensorFlowGroupOptions) -> None:
         super().__init__(rank, size)
         self.name = options.collective.name
         self._options = options
@@ -145,7 +152,7 @@ class StrategyTransport(Transport):
                 tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{lane}")
                 for lane in range(MOST_PIECES)
             )
-        self._shared = _Shared(tokens, Tally(self.device), Guard(options.device))
+        self._shared = _Shared(tokens, Tally(self.device), AbortGuard(options.device))
         Watch(self._shared.tally.counts, options.timeout_s, self.end)
         self._take_ranks(tuple(range(size)))
 
@@ -155,11 +162,11 @@ class StrategyTransport(Transport):
         self._group_keys = _group_keys(ranks)
         self._order = tensorflow_order(ranks)
 
-    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         if len(ranks) == 1:
-            return AloneTransport()
+            return SingleProcessGroup()
         made = copy.copy(self)
-        Transport.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
+        ProcessGroup.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
         self._shared.sets.add(ranks)
         # A set within a set: keys and TensorFlow's order are those of the job's ranks.
         made._take_ranks(tuple(self._ranks[rank] for rank in ranks))
@@ -167,24 +174,24 @@ class StrategyTransport(Transport):
 
     @property
     def has_sets(self) -> bool:
-        """See `Transport.has_sets`; of all transports of this process."""
+        """See `ProcessGroup.has_sets`; of all transports of this process."""
         return bool(self._shared.sets)
 
-    def in_pieces(self, pieces: int) -> "StrategyTransport":
+    def in_pieces(self, pieces: int) -> "TensorFlowGroup":
         """The same transport, that sends what is large in so many pieces at once."""
         made = copy.copy(self)
-        Transport.__init__(made, self.rank, self.size)
+        ProcessGroup.__init__(made, self.rank, self.size)
         made._options = dataclasses.replace(self._options, pieces=pieces)
         return made
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.all_reduce`."""
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.all_reduce`."""
         return self.all_reduce_pack([flat], reduction)[0]
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """See `Transport.all_reduce_pack`."""
+        """See `ProcessGroup.all_reduce_pack`."""
         launch = functools.partial(self._launch_reduce, reduction=reduction)
         pack = scaled(pack, scale)
         lengths = [tensor.shape.num_elements() for tensor in pack]
@@ -201,7 +208,7 @@ class StrategyTransport(Transport):
             ]
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_gather`."""
+        """See `ProcessGroup.all_gather`."""
         carrier = _GATHERED_AS.get(flat.dtype, flat.dtype)
 
         def launch(piece: tf.Tensor, lane: int) -> tf.Tensor:
@@ -221,7 +228,7 @@ class StrategyTransport(Transport):
             return tf.gather(rows, _inverse(self._order))
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """See `Transport.broadcast`: the sum of the root's bits and everyone else's zeros.
+        """See `ProcessGroup.broadcast`: the sum of the root's bits and everyone else's zeros.
 
         TensorFlow's broadcast op takes no ordering token, and moves no fewer bytes over the
         slowest link than RING's sum does.
@@ -229,20 +236,20 @@ class StrategyTransport(Transport):
         bits = tf.bitcast(flat, _BITS_AS[flat.dtype])
         carried = bits if bits.dtype != tf.int16 else tf.cast(bits, tf.int32)
         mine = carried if self.rank == root_rank else tf.zeros_like(carried)
-        total = self.all_reduce(mine, Reduction.SUM)
+        total = self.all_reduce(mine, ReduceOp.SUM)
         return tf.bitcast(tf.cast(total, bits.dtype), flat.dtype)
 
     def end(self, text: str) -> None:
-        """See `Transport.end`; of all TensorFlow's collectives of this process."""
+        """See `ProcessGroup.end`; of all TensorFlow's collectives of this process."""
         self._shared.guard.end(text)
         coordination_service.end_collectives(text)
 
     def counts(self) -> tuple[int, int]:
-        """See `Transport.counts`."""
+        """See `ProcessGroup.counts`."""
         return self._shared.tally.counts()
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.reduce_scatter`: an exchange, and arithmetic here.
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.reduce_scatter`: an exchange, and arithmetic here.
 
         For CPUs TensorFlow registers no reduce-scatter, and launching one aborts every later
         collective. An exchange moves half of what an all-reduce does.
@@ -254,7 +261,7 @@ class StrategyTransport(Transport):
         return tf.cast(OVER_ROWS[reduction](wide, axis=0), flat.dtype)
 
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_to_all`: TensorFlow's op, which wants parts of one length."""
+        """See `ProcessGroup.all_to_all`: TensorFlow's op, which wants parts of one length."""
         bits = tf.bitcast(flat, _EXCHANGED_AS[flat.dtype])
         longest = tf.reduce_max(lengths)
 
@@ -273,7 +280,7 @@ class StrategyTransport(Transport):
         ]
         return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
 
-    def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: Reduction) -> tf.Tensor:
+    def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: ReduceOp) -> tf.Tensor:
         return tf.raw_ops.CollectiveReduceV2(
             input=piece,
             merge_op=_MERGE_OPS[reduction],
@@ -374,10 +381,10 @@ def _take_apart(
 _REDUCED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
 _GATHERED = tuple(dtype for dtype in _REDUCED if dtype not in _GATHERED_AS)
 _GATHER, _EXCHANGE = "gather", "exchange"
-_FAMILIES: dict[tuple[Reduction | str, tf.DType], int] = {
+_FAMILIES: dict[tuple[ReduceOp | str, tf.DType], int] = {
     family: number
     for number, family in enumerate(
-        [(reduction, dtype) for reduction in Reduction for dtype in _REDUCED]
+        [(reduction, dtype) for reduction in ReduceOp for dtype in _REDUCED]
         + [(_GATHER, dtype) for dtype in _GATHERED]
         + [(_EXCHANGE, dtype) for dtype in dict.fromkeys(_EXCHANGED_AS.values())]
     )
@@ -422,7 +429,7 @@ def _inverse(order: Sequence[int]) -> list[int]:
     return places
 
 
-def _family(kind: Reduction | str, dtype: tf.DType) -> int:
+def _family(kind: ReduceOp | str, dtype: tf.DType) -> int:
     try:
         return _FAMILIES[kind, dtype]
     except KeyError:

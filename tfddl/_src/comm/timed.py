@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl._src.comm.native import Reduction
-from tfddl._src.comm.process_group import Lengths, Transport
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.process_group import Lengths, ProcessGroup
 
 
-class TimedTransport(Transport):
+class TimedTransport(ProcessGroup):
     """Another transport, and a clock that runs while somebody wants to know.
 
     The clock runs from when a tensor is ready to travel, and the collective before it is over,
@@ -22,7 +22,7 @@ class TimedTransport(Transport):
     before can be measured, and one that isn't measured pays next to nothing.
     """
 
-    def __init__(self, timed: Transport) -> None:
+    def __init__(self, timed: ProcessGroup) -> None:
         super().__init__(timed.rank, timed.size)
         self.name, self.dtypes = timed.name, timed.dtypes
         self.device, self.stays_on_device = timed.device, timed.stays_on_device
@@ -34,60 +34,60 @@ class TimedTransport(Transport):
                 [0.0, 0.0], trainable=False, dtype=tf.float64, name="tfddl_clock"
             )
 
-    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         made = copy.copy(self)  # The clock is the same.
         made._timed = self._timed.among(ranks)
-        Transport.__init__(made, made._timed.rank, made._timed.size)
+        ProcessGroup.__init__(made, made._timed.rank, made._timed.size)
         return made
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.all_reduce`."""
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.all_reduce`."""
         return self._one(flat, lambda t: self._timed.all_reduce(t, reduction))
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_gather`."""
+        """See `ProcessGroup.all_gather`."""
         return self._one(flat, self._timed.all_gather)
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """See `Transport.broadcast`."""
+        """See `ProcessGroup.broadcast`."""
         return self._one(flat, lambda t: self._timed.broadcast(t, root_rank))
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.reduce_scatter`."""
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.reduce_scatter`."""
         return self._one(flat, lambda t: self._timed.reduce_scatter(t, lengths, reduction))
 
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_to_all`."""
+        """See `ProcessGroup.all_to_all`."""
         return self._one(flat, lambda t: self._timed.all_to_all(t, lengths))
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """See `Transport.all_reduce_pack`."""
+        """See `ProcessGroup.all_reduce_pack`."""
         return self._measured(
             pack, lambda tensors: self._timed.all_reduce_pack(tensors, reduction, scale=scale)
         )
 
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
-        """See `Transport.broadcast_pack`."""
+        """See `ProcessGroup.broadcast_pack`."""
         return self._measured(pack, lambda tensors: self._timed.broadcast_pack(tensors, root_rank))
 
     def measure(self, wanted: bool) -> bool:
-        """See `Transport.measure`."""
+        """See `ProcessGroup.measure`."""
         running = wanted and not self.stays_on_device and _can_tell_the_time()
         self._measuring.assign(running)
         return running
 
     def seconds(self) -> float:
-        """See `Transport.seconds`."""
+        """See `ProcessGroup.seconds`."""
         return float(self._clock.numpy()[0])
 
     def end(self, text: str) -> None:
-        """See `Transport.end`."""
+        """See `ProcessGroup.end`."""
         self._timed.end(text)
 
     def counts(self) -> tuple[int, int]:
-        """See `Transport.counts`."""
+        """See `ProcessGroup.counts`."""
         return self._timed.counts()
 
     def _one(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:

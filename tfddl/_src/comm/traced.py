@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.comm.native import Call, Reduction
-from tfddl._src.comm.process_group import Lengths, Transport
-from tfddl._src.comm.stall_inspector import Roll
+from tfddl._src.comm.native import OpSignature, ReduceOp
+from tfddl._src.comm.process_group import Lengths, ProcessGroup
+from tfddl._src.comm.stall_inspector import StallInspector
 from tfddl._src.comm.tracer import Event, Tracer
 
 
-class TracedTransport(Transport):
+class TracedTransport(ProcessGroup):
     """Another transport, and a tracer that is told of all that travels while it collects.
 
     Whether it does is asked when a graph runs, not when it is made. A roll is told always.
@@ -23,7 +23,7 @@ class TracedTransport(Transport):
     the record is the CPU's, and to ask whether it is wanted would keep the GPU waiting.
     """
 
-    def __init__(self, traced: Transport, tracer: Tracer, roll: Roll) -> None:
+    def __init__(self, traced: ProcessGroup, tracer: Tracer, roll: StallInspector) -> None:
         self._take_after(traced)
         self._tracer = tracer
         self._ranks = tuple(range(traced.size))
@@ -32,82 +32,82 @@ class TracedTransport(Transport):
         if traced.stays_on_device:
             roll.note_on(traced.device)
 
-    def _make_among(self, ranks: tuple[int, ...]) -> Transport:
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         made = copy.copy(self)
         made._take_after(self._traced.among(ranks))
         made._ranks = tuple(self._ranks[rank] for rank in ranks)
         return made
 
-    def _take_after(self, traced: Transport) -> None:
+    def _take_after(self, traced: ProcessGroup) -> None:
         """Becomes what the other one is."""
-        Transport.__init__(self, traced.rank, traced.size)
+        ProcessGroup.__init__(self, traced.rank, traced.size)
         self._traced = traced
         self.name, self.dtypes = traced.name, traced.dtypes
         self.rounds_once, self.compares = traced.rounds_once, traced.compares
         self.overlaps = traced.overlaps
         self.device, self.stays_on_device = traced.device, traced.stays_on_device
 
-    def for_call(self, call: Call, shapes: Sequence[tf.Tensor] = ()) -> Transport:
-        """See `Transport.for_call`."""
+    def bind(self, call: OpSignature, shapes: Sequence[tf.Tensor] = ()) -> ProcessGroup:
+        """See `ProcessGroup.bind`."""
         bound = copy.copy(self)
-        bound._traced = self._traced.for_call(call, shapes)
+        bound._traced = self._traced.bind(call, shapes)
         bound._operation, bound._waits_in = call.text.partition("\n")[0], str(call)
         return bound
 
-    def all_reduce(self, flat: tf.Tensor, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.all_reduce`."""
+    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.all_reduce`."""
         return self._one(flat, lambda t: self._traced.all_reduce(t, reduction))
 
     def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_gather`."""
+        """See `ProcessGroup.all_gather`."""
         return self._one(flat, self._traced.all_gather)
 
     def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """See `Transport.broadcast`."""
+        """See `ProcessGroup.broadcast`."""
         return self._one(flat, lambda t: self._traced.broadcast(t, root_rank))
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: Reduction) -> tf.Tensor:
-        """See `Transport.reduce_scatter`."""
+    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+        """See `ProcessGroup.reduce_scatter`."""
         return self._one(flat, lambda t: self._traced.reduce_scatter(t, lengths, reduction))
 
     def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """See `Transport.all_to_all`."""
+        """See `ProcessGroup.all_to_all`."""
         return self._one(flat, lambda t: self._traced.all_to_all(t, lengths))
 
     def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: Reduction, *, scale: tf.Tensor | None = None
+        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """See `Transport.all_reduce_pack`."""
+        """See `ProcessGroup.all_reduce_pack`."""
         return self._recorded(
             pack, lambda tensors: self._traced.all_reduce_pack(tensors, reduction, scale=scale)
         )
 
     def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
-        """See `Transport.broadcast_pack`."""
+        """See `ProcessGroup.broadcast_pack`."""
         return self._recorded(pack, lambda tensors: self._traced.broadcast_pack(tensors, root_rank))
 
     def waited_seconds(self) -> float:
-        """See `Transport.waited_seconds`."""
+        """See `ProcessGroup.waited_seconds`."""
         return self._traced.waited_seconds()
 
     def counters(self) -> dict[str, int]:
-        """See `Transport.counters`."""
+        """See `ProcessGroup.counters`."""
         return self._traced.counters()
 
     def end(self, text: str) -> None:
-        """See `Transport.end`."""
+        """See `ProcessGroup.end`."""
         self._traced.end(text)
 
     def counts(self) -> tuple[int, int]:
-        """See `Transport.counts`."""
+        """See `ProcessGroup.counts`."""
         return self._traced.counts()
 
     def measure(self, wanted: bool) -> bool:
-        """See `Transport.measure`."""
+        """See `ProcessGroup.measure`."""
         return self._traced.measure(wanted)
 
     def seconds(self) -> float:
-        """See `Transport.seconds`."""
+        """See `ProcessGroup.seconds`."""
         return self._traced.seconds()
 
     def _one(self, flat: tf.Tensor, travel: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl._src.comm.lazy_variable import LateVariable
+from tfddl._src.comm.lazy_variable import LazyVariable
 from tfddl._src.rendezvous import Rendezvous
 
 _MOST_EVENTS = 1_000_000
@@ -45,7 +45,7 @@ class Tracer:
         self._events: collections.deque[Event] = collections.deque(maxlen=_MOST_EVENTS)
         self.is_on = False
         """Whether events are collected."""
-        self._running = LateVariable(self._new_flag)
+        self._running = LazyVariable(self._new_flag)
 
     @property
     def running(self) -> tf.Variable:

@@ -12,31 +12,31 @@
 
 Usage:
     dataset = shard_dataset(images, masks, batch_size=12, seed=1)
-    share = find_share(dataset.map(normalize))
+    share = find_shard(dataset.map(normalize))
     share.plan.position(epoch=3, steps=40)
 """
 
 from tfddl._src.data.batch_slices import slice_batches
-from tfddl._src.data.sample_weights import STAND_IN_WEIGHT
-from tfddl._src.data.shard import Resume, Share
+from tfddl._src.data.sample_weights import PADDING_WEIGHT
+from tfddl._src.data.shard import ResumePoint, Shard
 from tfddl._src.data.shard_dataset import shard_dataset
 from tfddl._src.data.shard_lookup import (
-    find_failure,
-    find_share,
-    forget_failures,
-    has_share,
-    repeats_share,
+    clear_errors,
+    find_error,
+    find_shard,
+    has_shard,
+    repeats_shard,
 )
 
 __all__ = [
-    "STAND_IN_WEIGHT",
-    "Resume",
-    "Share",
-    "find_failure",
-    "find_share",
-    "forget_failures",
-    "has_share",
-    "repeats_share",
+    "PADDING_WEIGHT",
+    "ResumePoint",
+    "Shard",
+    "find_error",
+    "find_shard",
+    "clear_errors",
+    "has_shard",
+    "repeats_shard",
     "shard_dataset",
     "slice_batches",
 ]

@@ -46,7 +46,7 @@ def slice_batches(
         is_mine = stop > start
         low, high = tf.where(is_mine, start, 0), tf.where(is_mine, stop, 1)
         mine = tf.nest.map_structure(lambda part: part[low:high], structure.element(parts))
-        return sample_weights.mark(mine, is_mine) if weigh else mine
+        return sample_weights.weight_batch(mine, is_mine) if weigh else mine
 
     sliced = dataset.map(cut, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
     sliced.tfddl_order = _order(dataset)
@@ -55,7 +55,9 @@ def slice_batches(
 
 def _order(dataset: tf.data.Dataset) -> str:
     """What the order of a dataset rests on, as far as ranks may differ in it."""
-    shuffles = [a for a in lineage.ancestors(dataset) if lineage.kind(a) == "ShuffleDataset"]
+    shuffles = [
+        a for a in lineage.ancestors(dataset) if lineage.dataset_type(a) == "ShuffleDataset"
+    ]
     seeds = ", ".join(str(lineage.seeds(shuffle)) for shuffle in shuffles)
     length = int(dataset.cardinality())
     return f"a tf.data.Dataset of {length if length >= 0 else 'unknown or infinite'} batches, " + (
@@ -92,7 +94,7 @@ def _static_lengths(specs: Any) -> list[int | None]:
 
 def _refuse_other_orders(dataset: tf.data.Dataset) -> None:
     for ancestor in lineage.ancestors(dataset):
-        shuffles = lineage.kind(ancestor) == "ShuffleDataset"
+        shuffles = lineage.dataset_type(ancestor) == "ShuffleDataset"
         unseeded = shuffles and not any(lineage.seeds(ancestor))
         if unseeded or not lineage.keeps_order(ancestor):
             raise DataError(

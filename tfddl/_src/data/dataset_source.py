@@ -11,7 +11,7 @@ from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
 
 
-class Stream:
+class DatasetSource:
     """The examples of a dataset of known length, numbered in its order.
 
     What comes before the first example that is wanted, and between those that are, is made by the
@@ -132,7 +132,7 @@ def _refuse_changing_order(dataset: tf.data.Dataset) -> None:
 
 def _shuffles_alike(dataset: Any) -> bool:
     """Whether the dataset, if it shuffles, does so in the same way on each rank, each time."""
-    if lineage.kind(dataset) != "ShuffleDataset":
+    if lineage.dataset_type(dataset) != "ShuffleDataset":
         return True
     return (
         any(lineage.seeds(dataset)) and getattr(dataset, "_reshuffle_each_iteration", True) is False

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.data.sources import Source, Table
-from tfddl._src.data.transforms import Recipe, checked, specs_of
+from tfddl._src.data.sources import IndexedSource, Source
+from tfddl._src.data.transforms import Transforms, check_example, example_specs
 from tfddl._src.parallel_map import map_in_order
 from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
@@ -27,7 +27,7 @@ class Examples:
     """
 
     def __init__(
-        self, source: Source, recipe: Recipe, *, rank: int, num_threads: int, first: Indices
+        self, source: Source, recipe: Transforms, *, rank: int, num_threads: int, first: Indices
     ) -> None:
         """Makes the first example, to know shapes and dtypes.
 
@@ -49,7 +49,7 @@ class Examples:
         with self._naming_rank():
             index, parts = next(self._raw([first if source.seeks else np.zeros(1, np.int64)]))
             example = self._make(index, parts, epoch=0)
-        self.specs = specs_of(example)
+        self.specs = example_specs(example)
         self.sample: list[np.ndarray] = [leaf[np.newaxis] for leaf in tf.nest.flatten(example)]
 
     def batches(self, batches: Iterable[Indices], *, epoch: int) -> Generator[list[np.ndarray]]:
@@ -60,7 +60,7 @@ class Examples:
                 rank.
         """
         with self._naming_rank():
-            if self._recipe.is_empty and isinstance(self._source, Table):
+            if self._recipe.is_empty and isinstance(self._source, IndexedSource):
                 yield from self._source.read(batches)
             else:
                 yield from self._made(batches, epoch)
@@ -73,7 +73,7 @@ class Examples:
             number, parts = raw
             example = self._make(number, parts, epoch=epoch)
             with self._naming(number):
-                return checked(example, self.specs)
+                return check_example(example, self.specs)
 
         examples = map_in_order(
             make,

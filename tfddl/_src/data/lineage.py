@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def made_from(dataset: Any) -> list[Any]:
+def inputs_of(dataset: Any) -> list[Any]:
     """The datasets that a transformation was applied to."""
     inputs = getattr(dataset, "_inputs", None)
     return list(inputs()) if callable(inputs) else []
@@ -17,11 +17,11 @@ def made_from(dataset: Any) -> list[Any]:
 def ancestors(dataset: Any) -> Iterator[Any]:
     """The dataset and all that it was made from."""
     yield dataset
-    for parent in made_from(dataset):
+    for parent in inputs_of(dataset):
         yield from ancestors(parent)
 
 
-def kind(dataset: Any) -> str:
+def dataset_type(dataset: Any) -> str:
     """What made it: "MapDataset"."""
     return type(dataset).__name__.removeprefix("_")
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfddl._src.data.structure import unbatched
 from tfddl.errors import UnsupportedError
 
-STAND_IN_WEIGHT = np.float32(-0.0)
+PADDING_WEIGHT = np.float32(-0.0)
 """The sample weight of an example that doesn't count.
 
 Negative zero is zero to every loss and weighted metric, and yet can be told from a weight of zero
@@ -24,14 +24,14 @@ def num_weights(specs: Any) -> int:
     return len(tf.nest.flatten(specs[2])) if isinstance(specs, tuple) and len(specs) == 3 else 0
 
 
-def can_mark(specs: Any) -> bool:
+def has_float_weights(specs: Any) -> bool:
     """Whether examples of these specs have weights that can be -0.0."""
     leaves = tf.nest.flatten(specs)
     weights = leaves[len(leaves) - num_weights(specs) :]
     return bool(weights) and all(leaf.dtype.is_floating for leaf in weights)
 
 
-def markable(specs: Any) -> Any:
+def add_weight_specs(specs: Any) -> Any:
     """The same specs with weights that can be -0.0.
 
     Raises:
@@ -50,7 +50,7 @@ def markable(specs: Any) -> Any:
     return (*specs[:2], weights)
 
 
-def marked(rows: Sequence[np.ndarray], specs: Any, count: int) -> list[np.ndarray]:
+def weight_rows(rows: Sequence[np.ndarray], specs: Any, count: int) -> list[np.ndarray]:
     """The arrays of a batch with the weights that say whether it counts.
 
     Args:
@@ -62,17 +62,17 @@ def marked(rows: Sequence[np.ndarray], specs: Any, count: int) -> list[np.ndarra
     leaves = tf.nest.flatten(specs)
     if len(rows) < len(leaves):
         rows.append(np.ones(len(rows[0]), np.float32))
-    if can_mark(specs):
+    if has_float_weights(specs):
         for i in range(len(leaves) - num_weights(specs), len(leaves)):
             weights = rows[i].astype(leaves[i].dtype.as_numpy_dtype, copy=False)
             # Adding zero turns a user's -0.0 into 0.0.
-            rows[i] = weights + 0 if count else np.full_like(weights, STAND_IN_WEIGHT)
+            rows[i] = weights + 0 if count else np.full_like(weights, PADDING_WEIGHT)
     return rows
 
 
-def mark(element: Any, counts: tf.Tensor) -> Any:
+def weight_batch(element: Any, counts: tf.Tensor) -> Any:
     """A batch as Keras takes it, with the weights that say whether it counts, in a graph."""
-    wanted = markable(unbatched(element))
+    wanted = add_weight_specs(unbatched(element))
     if len(element) == 2:
         examples = tf.shape(tf.nest.flatten(element)[0])[:1]
         element = (*element, tf.ones(examples, tf.float32))

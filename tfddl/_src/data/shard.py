@@ -16,7 +16,7 @@ from tfddl.errors import DataError, UnsupportedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Resume:
+class ResumePoint:
     """A `fit` takes up an epoch where it was left; kept in the runtime while it does.
 
     From then on every iteration of the share in that epoch begins with placeholders, one for each
@@ -24,7 +24,7 @@ class Resume:
     without them.
     """
 
-    share: "Share"
+    share: "Shard"
     position: Position
 
     def rest_of(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -42,7 +42,7 @@ class Resume:
         return self.share.rest_of(dataset, self.position)
 
 
-class Share:
+class Shard:
     """What one worker reads of a data set.
 
     Attributes:
@@ -66,7 +66,7 @@ class Share:
         self._examples = examples
         self._epoch = epoch
         self._specs = (
-            sample_weights.markable(examples.specs) if plan.has_stand_ins else examples.specs
+            sample_weights.add_weight_specs(examples.specs) if plan.has_padding else examples.specs
         )
         self._weighed_after: Position | None = None
 
@@ -82,7 +82,7 @@ class Share:
         options.autotune.enabled = False
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.plan.steps))
         dataset = dataset.with_options(options).prefetch(2)
-        dataset.tfddl_share = self
+        dataset.tfddl_shard = self
         return dataset
 
     def steps_done(self, position: Position) -> int:
@@ -92,21 +92,21 @@ class Share:
         many as were made.
 
         Raises:
-            PlanError: The position isn't one of this data and order, or nothing is left after it.
+            ShardingError: The position isn't one of this data and order, or nothing is left after it.
         """
         return self.plan.steps - self.plan.after(position).steps
 
     def rest_of(self, dataset: tf.data.Dataset, position: Position) -> tf.data.Dataset:
-        """See `Resume.rest_of`."""
+        """See `ResumePoint.rest_of`."""
         rest = dataset.skip(self.steps_done(position))
         plan = self.plan.after(position)
-        if not plan.has_stand_ins or sample_weights.can_mark(self._specs):
+        if not plan.has_padding or sample_weights.has_float_weights(self._specs):
             return rest
-        sample_weights.markable(structure.unbatched(dataset.element_spec))
+        sample_weights.add_weight_specs(structure.unbatched(dataset.element_spec))
         counts = [batch.count > 0 for batch in self._steps(plan, position.epoch)]
         self._weighed_after = position
         return tf.data.Dataset.zip((rest, tf.data.Dataset.from_tensor_slices(counts))).map(
-            tf.autograph.experimental.do_not_convert(sample_weights.mark)
+            tf.autograph.experimental.do_not_convert(sample_weights.weight_batch)
         )
 
     def _batches(self) -> Iterator[Any]:
@@ -136,8 +136,10 @@ class Share:
         if resume is None or resume.share is not self or resume.position.epoch != epoch:
             return self.plan
         plan = self.plan.after(resume.position)
-        marks = sample_weights.can_mark(self._specs) or self._weighed_after == resume.position
-        if plan.has_stand_ins and not marks:
+        marks = (
+            sample_weights.has_float_weights(self._specs) or self._weighed_after == resume.position
+        )
+        if plan.has_padding and not marks:
             raise UnsupportedError(
                 "The rest of the epoch needs examples that don't count, but the dataset has no "
                 "sample weights to tell them by; iterate over Resume.rest_of(dataset)."
@@ -155,5 +157,5 @@ class Share:
         return (plan.batch(epoch=epoch, step=step, rank=self.rank) for step in range(plan.steps))
 
     def _element(self, rows: list[np.ndarray], count: int) -> Any:
-        rows = sample_weights.marked(rows, self._specs, count)
+        rows = sample_weights.weight_rows(rows, self._specs, count)
         return tf.nest.pack_sequence_as(self._specs, rows)

@@ -5,12 +5,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl._src.cpu import threads_of_worker
-from tfddl._src.data.dataset_source import Stream
+from tfddl._src.cpu import num_loader_threads
+from tfddl._src.data.dataset_source import DatasetSource
 from tfddl._src.data.examples import Examples
-from tfddl._src.data.shard import Share
-from tfddl._src.data.sources import Source, Table
-from tfddl._src.data.transforms import Recipe
+from tfddl._src.data.shard import Shard
+from tfddl._src.data.sources import IndexedSource, Source
+from tfddl._src.data.transforms import Transforms
 from tfddl._src.runtime import current
 from tfddl._src.sharding import BlockPlan, GlobalPlan, Order, Plan
 from tfddl.errors import DataError, UnsupportedError
@@ -102,7 +102,7 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
         DataError: Nothing given, no examples, lengths that differ, something of unknown length or
             whose order changes; an unknown order; a mapped file that was cut short or is gone; a
             first example that can't be read or made.
-        PlanError: Fewer examples than workers, or a number out of range.
+        ShardingError: Fewer examples than workers, or a number out of range.
         UnsupportedError: A seed for a dataset; stand-ins are needed, but there is no ``y`` to
             weigh.
     """
@@ -115,12 +115,12 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     )
     examples = Examples(
         source,
-        Recipe(load=load, augment=augment, seed=seed),
+        Transforms(load=load, augment=augment, seed=seed),
         rank=cluster.rank,
-        num_threads=threads_of_worker(runtime.num_cores),
+        num_threads=num_loader_threads(runtime.num_cores),
         first=plan.batch(epoch=epoch, step=0, rank=cluster.rank).indices[:1],
     )
-    return Share(runtime, examples, plan, epoch=epoch).dataset()
+    return Shard(runtime, examples, plan, epoch=epoch).dataset()
 
 
 def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> Source:
@@ -130,7 +130,7 @@ def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> S
     if not isinstance(x, tf.data.Dataset):
         if y is None and sample_weight is not None:
             raise DataError("sample_weight is given without y; there is no loss to weigh.")
-        return Table([part for part in parts if part is not None], loaded=loaded)
+        return IndexedSource([part for part in parts if part is not None], loaded=loaded)
     if y is not None or sample_weight is not None:
         raise DataError(
             "x is a dataset, but y or sample_weight is given too. Let the elements of the dataset "
@@ -143,7 +143,7 @@ def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> S
             "itself, the same way each time: "
             "dataset.shuffle(n, seed=…, reshuffle_each_iteration=False)."
         )
-    return Stream(x)
+    return DatasetSource(x)
 
 
 def _order(order: str) -> Order:

@@ -41,7 +41,7 @@ class Source(Protocol):
         """What an example is called, for messages: "example 3 (x: 'c.png')"."""
 
 
-class Table:
+class IndexedSource:
     """Parts that can be indexed: arrays, memory maps, and, where they are to be loaded, lists.
 
     Rows of memory maps are read into the batch's own buffer, see `MappedRows`.

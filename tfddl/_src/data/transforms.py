@@ -15,7 +15,7 @@ _AUGMENT = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Transforms:
     """What is done to every example."""
 
     load: Callable[..., Any] | None = None
@@ -55,12 +55,12 @@ class Recipe:
         return structure.element(structure.map_parts(_array, structure.parts_of(example)))
 
 
-def specs_of(example: Any) -> Any:
-    """The specs of an example that `Recipe.make` returned."""
+def example_specs(example: Any) -> Any:
+    """The specs of an example that `Transforms.make` returned."""
     return tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), example)
 
 
-def checked(example: Any, specs: Any) -> list[np.ndarray]:
+def check_example(example: Any, specs: Any) -> list[np.ndarray]:
     """The leaves of an example, which has to be like the first.
 
     Raises:

@@ -11,24 +11,24 @@ Gradients meet by their variables, not by their places among those that a rank h
 
 Usage::
 
-    averaging = make_averaging("average", "none", False)
+    averaging = make_options("average", "none", False)
     averages = reduce_gradients(gradients, averaging, variables)
 """
 
 from tfddl._src.gradients.loss_count import loss_count, sum_over_ranks
-from tfddl._src.gradients.options import Averaging, Compression, Gradient, make_averaging
-from tfddl._src.gradients.reduction import add_up_gradients, reduce_gradients, weigh_gradients
+from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions, make_options
+from tfddl._src.gradients.reduction import reduce_gradients, sum_gradients, weight_gradients
 from tfddl._src.gradients.tape import DistributedGradientTape
 
 __all__ = [
-    "Averaging",
+    "ReductionOptions",
     "Compression",
     "DistributedGradientTape",
     "Gradient",
-    "add_up_gradients",
+    "sum_gradients",
     "loss_count",
-    "make_averaging",
+    "make_options",
     "reduce_gradients",
     "sum_over_ranks",
-    "weigh_gradients",
+    "weight_gradients",
 ]

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl._src.collectives import Label, ReduceOp, allreduce
-from tfddl._src.collectives.autograph import as_it_is
-from tfddl._src.runtime import Step, current, is_started
+from tfddl._src.collectives import DisplayName, ReduceOp, allreduce
+from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.runtime import StepContext, current, is_started
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def loss_count(count: Any) -> Iterator[None]:
         yield
 
 
-@as_it_is
+@no_autograph
 def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
     """What a loss that doesn't decompose into examples is made of, over the whole global batch.
 
@@ -54,14 +54,14 @@ def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
     Returns:
         The same shape and dtype.
     """
-    step = current().step if is_started() else Step()
+    step = current().step if is_started() else StepContext()
     if step.count is None:
         return values
     count = tf.cast(step.count, values.dtype)
 
     @tf.custom_gradient
     def summed(own: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name=Label("loss"))
+        total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name=DisplayName("loss"))
         weight = tf.math.divide_no_nan(total[0], count) if step.averages else tf.ones_like(count)
         return total[1:], lambda upstream: upstream * weight
 

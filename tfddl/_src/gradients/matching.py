@@ -26,9 +26,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.collectives import Label, ProcessSet, RanksDisagreeError, described, group_of, stack
-from tfddl._src.comm.native import number_runs
-from tfddl._src.gradients.options import Averaging, Gradient
+from tfddl._src.collectives import (
+    DisplayName,
+    ProcessSet,
+    RanksDisagreeError,
+    describe_tensor,
+    group_of,
+    stack,
+)
+from tfddl._src.comm.native import format_ranges
+from tfddl._src.gradients.options import Gradient, ReductionOptions
 from tfddl._src.runtime import AgreedGradients, current
 
 Kinds = tuple[int, ...]
@@ -50,7 +57,7 @@ class Kind(enum.IntEnum):
     SPARSE = 2
 
     @classmethod
-    def of(cls, gradient: Gradient, averaging: Averaging) -> "Kind":
+    def of(cls, gradient: Gradient, averaging: ReductionOptions) -> "Kind":
         """That of a rank's own gradient, as it travels."""
         if gradient is None:
             return cls.NONE
@@ -80,7 +87,7 @@ class Matching:
     """
 
     def __init__(
-        self, gradients: Sequence[Gradient], variables: Sequence[Any], averaging: Averaging
+        self, gradients: Sequence[Gradient], variables: Sequence[Any], averaging: ReductionOptions
     ) -> None:
         """Asks the other ranks, where a graph is made that nobody has asked for yet.
 
@@ -97,7 +104,7 @@ class Matching:
         self._process_set = averaging.process_set
         self.kinds: Kinds = ()
         """Of each variable's gradient."""
-        self.name = Label("step")
+        self.name = DisplayName("step")
         """How messages call the header."""
         self.about = tuple(
             f"variable {i}: {described(tf.as_dtype(v.dtype), tf.TensorShape(v.shape))}"
@@ -154,7 +161,7 @@ class Matching:
                 AgreedGradients(
                     function=function,
                     variables=tuple(_reference(variable) for variable in self._variables),
-                    described=self.about,
+                    describe_tensor=self.about,
                     kinds=combined(rows),
                     differed=len(set(rows)) > 1,
                 )
@@ -209,7 +216,7 @@ def _everyone(
             rows = stack(
                 tf.constant(own, tf.int32),
                 about=about,
-                name=Label(f"which gradients there are{more}"),
+                name=DisplayName(f"which gradients there are{more}"),
                 process_set=process_set,
             ).numpy()
     except RanksDisagreeError as error:
@@ -217,11 +224,13 @@ def _everyone(
     return [tuple(row) for row in rows.tolist()]
 
 
-def _name(kinds: Kinds) -> Label:
+def _name(kinds: Kinds) -> DisplayName:
     missing = [i for i, kind in enumerate(kinds) if kind == Kind.NONE]
     if not missing:
-        return Label("step")
-    return Label(f"step without gradients of {number_runs(missing)} of {len(kinds)} variables")
+        return DisplayName("step")
+    return DisplayName(
+        f"step without gradients of {format_ranges(missing)} of {len(kinds)} variables"
+    )
 
 
 def _matched(gradient: Gradient, variable: Any, kind: int) -> Gradient:

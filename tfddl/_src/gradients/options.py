@@ -31,7 +31,7 @@ _COMPRESSED = {Compression.FP16: tf.float16, Compression.BF16: tf.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Averaging:
+class ReductionOptions:
     """How gradients become one."""
 
     op: ReduceOp = ReduceOp.AVERAGE
@@ -130,10 +130,10 @@ class Averaging:
         return [group for group in dealt if group]
 
 
-def make_averaging(
+def make_options(
     op: ReduceOp | str, compression: Compression | str, sparse_as_dense: bool
-) -> Averaging:
-    """An `Averaging` of what a user gave.
+) -> ReductionOptions:
+    """An `ReductionOptions` of what a user gave.
 
     Raises:
         UnsupportedError: There is no such op or compression.
@@ -144,7 +144,7 @@ def make_averaging(
         raise UnsupportedError(
             f"compression is {compression!r}; it must be one of {', '.join(Compression)}."
         )
-    return Averaging(
+    return ReductionOptions(
         op=ReduceOp(op),
         compression=Compression(compression),
         sparse_as_dense=sparse_as_dense,

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl._src.collectives import (
-    Label,
+    DisplayName,
     ReduceOp,
     allgather,
     grouped_allreduce,
@@ -14,15 +14,15 @@ from tfddl._src.collectives import (
     sum_numbers,
     sum_scaled,
 )
-from tfddl._src.collectives.autograph import as_it_is
+from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.gradients.matching import Matching
-from tfddl._src.gradients.options import Averaging, Compression, Gradient
-from tfddl._src.runtime import Step, current
+from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions
+from tfddl._src.runtime import StepContext, current
 
 
-@as_it_is
+@no_autograph
 def reduce_gradients(
-    gradients: Sequence[Gradient], averaging: Averaging, variables: Sequence[Any]
+    gradients: Sequence[Gradient], averaging: ReductionOptions, variables: Sequence[Any]
 ) -> list[Gradient]:
     """Combines the gradients of all ranks; what the step knows of itself travels with them.
 
@@ -63,12 +63,12 @@ def reduce_gradients(
     return result
 
 
-def _shared(variables: Sequence[Any], averaging: Averaging) -> list[int]:
+def _shared(variables: Sequence[Any], averaging: ReductionOptions) -> list[int]:
     """Where the variables are whose gradients aren't the rank's own."""
     return [i for i, variable in enumerate(variables) if not averaging.is_local(variable)]
 
 
-def _own(gradient: Gradient, averaging: Averaging) -> Gradient:
+def _own(gradient: Gradient, averaging: ReductionOptions) -> Gradient:
     """A gradient that stays with the rank, as much as it would count in an average."""
     if gradient is None or not averaging.scale_local:
         return gradient
@@ -79,7 +79,12 @@ class _Header:
     """The few numbers of a step that travel with its gradients."""
 
     def __init__(
-        self, step: Step, averaging: Averaging, matching: Matching, *, finite: Any = None
+        self,
+        step: StepContext,
+        averaging: ReductionOptions,
+        matching: Matching,
+        *,
+        finite: Any = None,
     ) -> None:
         self._step, self._matching = step, matching
         self._process_set = averaging.process_set
@@ -144,7 +149,9 @@ def _after(tensor: tf.Tensor, others: Sequence[Gradient]) -> tf.Tensor:
         return tf.identity(tensor)
 
 
-def _sum_of_scaled(values: Sequence[Any], averaging: Averaging, weight: tf.Tensor) -> list[Any]:
+def _sum_of_scaled(
+    values: Sequence[Any], averaging: ReductionOptions, weight: tf.Tensor
+) -> list[Any]:
     """The sum over the ranks of what each multiplies with a weight of its own.
 
     It is weighed before it is added up: 16 bits would overflow, and slices are never added up.
@@ -156,12 +163,12 @@ def _sum_of_scaled(values: Sequence[Any], averaging: Averaging, weight: tf.Tenso
         sums = sum_scaled(
             [values[i] for i in dense],
             before,
-            name=Label("gradients"),
+            name=DisplayName("gradients"),
             process_set=averaging.process_set,
         )
     else:
         scaled = [_scaled(values[i], before) for i in dense]
-        sums = _summed(scaled, averaging, name=Label("gradients"))
+        sums = _summed(scaled, averaging, name=DisplayName("gradients"))
     reduced = list(values)
     for i, total in zip(dense, sums, strict=True):
         reduced[i] = _divided(total, averaging)
@@ -170,7 +177,9 @@ def _sum_of_scaled(values: Sequence[Any], averaging: Averaging, weight: tf.Tenso
     return reduced
 
 
-def _summed(values: Sequence[tf.Tensor], averaging: Averaging, *, name: str) -> list[tf.Tensor]:
+def _summed(
+    values: Sequence[tf.Tensor], averaging: ReductionOptions, *, name: str
+) -> list[tf.Tensor]:
     process_set = averaging.process_set
     if averaging.compression is Compression.NONE:
         return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)
@@ -179,29 +188,31 @@ def _summed(values: Sequence[tf.Tensor], averaging: Averaging, *, name: str) -> 
     return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
 
 
-def _spread(averaging: Averaging) -> float:
+def _spread(averaging: ReductionOptions) -> float:
     """What is left for after the sum, of the division of what is weighed before it."""
     return 1.0 if averaging.predivide is None else averaging.size / averaging.predivide
 
 
-def _divided(value: Any, averaging: Averaging) -> Any:
+def _divided(value: Any, averaging: ReductionOptions) -> Any:
     spread = _spread(averaging)
     return value if spread == 1.0 else _scaled(value, tf.constant(1.0 / spread))
 
 
-def _gathered(slices: tf.IndexedSlices, averaging: Averaging) -> tf.IndexedSlices:
+def _gathered(slices: tf.IndexedSlices, averaging: ReductionOptions) -> tf.IndexedSlices:
     process_set = averaging.process_set
     # A rank that has none doesn't know of which dtype the others' indices are.
     indices = tf.cast(slices.indices, tf.int64)
-    arrived = allgather(indices, name=Label("gradient indices"), process_set=process_set)
+    arrived = allgather(indices, name=DisplayName("gradient indices"), process_set=process_set)
     return tf.IndexedSlices(
-        values=allgather(slices.values, name=Label("gradient values"), process_set=process_set),
+        values=allgather(
+            slices.values, name=DisplayName("gradient values"), process_set=process_set
+        ),
         indices=tf.cast(arrived, slices.indices.dtype),
         dense_shape=slices.dense_shape,
     )
 
 
-def _prepared(gradient: Any, averaging: Averaging) -> Any:
+def _prepared(gradient: Any, averaging: ReductionOptions) -> Any:
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices) and not averaging.sparse_as_dense:
@@ -219,10 +230,10 @@ def _scaled(gradient: Any, weight: tf.Tensor) -> Any:
     return tf.math.multiply_no_nan(gradient, tf.cast(weight, gradient.dtype))
 
 
-@as_it_is
-def weigh_gradients(
+@no_autograph
+def weight_gradients(
     gradients: Sequence[Gradient],
-    averaging: Averaging,
+    averaging: ReductionOptions,
     variables: Sequence[Any],
     *,
     check_finite: Callable[..., Any] | None = None,
@@ -255,14 +266,16 @@ def weigh_gradients(
     return result
 
 
-@as_it_is
-def add_up_gradients(
-    gradients: Sequence[tf.Tensor], averaging: Averaging, variables: Sequence[Any]
+@no_autograph
+def sum_gradients(
+    gradients: Sequence[tf.Tensor], averaging: ReductionOptions, variables: Sequence[Any]
 ) -> list[tf.Tensor]:
-    """The sum over the ranks of gradients that went through `weigh_gradients`."""
+    """The sum over the ranks of gradients that went through `weight_gradients`."""
     values = [tf.convert_to_tensor(g) for g in gradients]
     for group in averaging.in_groups(_shared(variables, averaging), variables):
-        sums = _summed([values[i] for i in group], averaging, name=Label("accumulated gradients"))
+        sums = _summed(
+            [values[i] for i in group], averaging, name=DisplayName("accumulated gradients")
+        )
         for i, total in zip(group, sums, strict=True):
             values[i] = _divided(total, averaging)
     return values

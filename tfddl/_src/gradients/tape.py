@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfddl._src.collectives import ReduceOp
 from tfddl._src.gradients.loss_count import loss_count
-from tfddl._src.gradients.options import Averaging, Compression, make_averaging
+from tfddl._src.gradients.options import Compression, ReductionOptions, make_options
 from tfddl._src.gradients.reduction import reduce_gradients
 from tfddl._src.runtime import current
 
@@ -43,11 +43,11 @@ class DistributedGradientTape:
             sparse_as_dense: As for `DistributedOptimizer`.
         """
         self._tape = tape
-        self._averaging = make_averaging(op, compression, sparse_as_dense)
+        self._averaging = make_options(op, compression, sparse_as_dense)
         current()
 
     @classmethod
-    def of(cls, tape: tf.GradientTape, averaging: Averaging) -> "DistributedGradientTape":
+    def of(cls, tape: tf.GradientTape, averaging: ReductionOptions) -> "DistributedGradientTape":
         """Wraps a tape, with all the options there are."""
         wrapped = cls(tape)
         wrapped._averaging = averaging

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src import commits
-from tfddl._src.horovod.process_sets import ProcessSet, global_process_set, set_of_id
+from tfddl._src.horovod.process_sets import ProcessSet, global_process_set, process_set_by_id
 from tfddl._src.horovod.settings import Settings
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
@@ -55,7 +55,7 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
     is_first = not runtime.process_sets
     runtime.process_sets = (global_process_set, *sets)
     if runtime.commits is None and not runtime.is_child:
-        runtime.commits = commits.find(os.environ)
+        runtime.commits = commits.find_store(os.environ)
     if settings.timeline is not None and is_first:
         tfddl.start_timeline(settings.timeline)
 
@@ -143,7 +143,7 @@ def local_rank_op(name: str | None = None) -> tf.Tensor:
 
 def size_op(process_set_id: int = 0, name: str | None = None) -> tf.Tensor:
     """The number of workers of a process set as a tensor, int32."""
-    return tf.constant(set_of_id(process_set_id).size(), tf.int32, name=name or "size")
+    return tf.constant(process_set_by_id(process_set_id).size(), tf.int32, name=name or "size")
 
 
 def local_size_op(name: str | None = None) -> tf.Tensor:
@@ -153,7 +153,7 @@ def local_size_op(name: str | None = None) -> tf.Tensor:
 
 def process_set_included_op(process_set_id: int = 0, name: str | None = None) -> tf.Tensor:
     """1 where this worker is in the process set, otherwise 0; int32."""
-    included = set_of_id(process_set_id).included()
+    included = process_set_by_id(process_set_id).included()
     return tf.constant(int(included), tf.int32, name=name or "process_set_included")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import keras
 
-from tfddl._src.horovod.optimizers import Options, wrap_optimizer
+from tfddl._src.horovod.optimizers import WrapperOptions, wrap_optimizer
 from tfddl._src.horovod.reductions import Compression
 from tfddl.errors import UnsupportedError
 
@@ -52,7 +52,7 @@ def load_model(
         )
     if is_hdf5:
         model.optimizer = _optimizer_of_hdf5(model, filepath)
-    wrap_optimizer(model.optimizer, Options(compression=compression))
+    wrap_optimizer(model.optimizer, WrapperOptions(compression=compression))
     model.jit_compile = False  # Compiled as a model of one process: XLA can't exchange gradients.
     return model
 

@@ -10,15 +10,15 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src import collectives
-from tfddl._src.collectives import GradientRule, Group, Reducing, group_of
-from tfddl._src.gradients import Averaging
-from tfddl._src.horovod.process_sets import ProcessSet, among, global_process_set
+from tfddl._src.collectives import GradientRule, Group, ScaledOp, group_of
+from tfddl._src.gradients import ReductionOptions
+from tfddl._src.horovod.process_sets import ProcessSet, global_process_set, resolve_process_set
 from tfddl._src.horovod.reductions import (
     Average,
     Compression,
-    checked_compression,
-    chosen_op,
-    tell_no_device,
+    resolve_compression,
+    resolve_op,
+    warn_no_device,
 )
 from tfddl.errors import UnsupportedError
 
@@ -41,8 +41,8 @@ def allreduce(  # noqa: PLR0913 - Horovod's signature
     Its gradient is an allreduce of the gradients with the same op and factors, whatever the op.
     With ``compression``, floating-point tensors travel in 16 bits.
     """
-    tell_no_device(device_dense, device_sparse)
-    reducing = _reducing(chosen_op(op, average), prescale_factor, postscale_factor)
+    warn_no_device(device_dense, device_sparse)
+    reducing = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
     return _reduced([tensor], reducing, compression, process_set, name)[0]
 
 
@@ -60,30 +60,30 @@ def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
     name: str | None = None,
 ) -> list[Any]:
     """See `tfddl.grouped_allreduce`, and `allreduce`."""
-    tell_no_device(device_dense, device_sparse)
-    reducing = _reducing(chosen_op(op, average), prescale_factor, postscale_factor)
+    warn_no_device(device_dense, device_sparse)
+    reducing = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
     return _reduced(tensors, reducing, compression, process_set, name)
 
 
 def _group(process_set: Any) -> Group:
-    return group_of(among(process_set), gradients=GradientRule.HOROVOD)
+    return group_of(resolve_process_set(process_set), gradients=GradientRule.HOROVOD)
 
 
-def _reducing(op: tfddl.ReduceOp, prescale_factor: float, postscale_factor: float) -> Reducing:
-    return Reducing.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+def _reducing(op: tfddl.ReduceOp, prescale_factor: float, postscale_factor: float) -> ScaledOp:
+    return ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
 
 
 def _reduced(
-    tensors: Sequence[Any], reducing: Reducing, compression: Any, process_set: Any, name: str | None
+    tensors: Sequence[Any], reducing: ScaledOp, compression: Any, process_set: Any, name: str | None
 ) -> list[Any]:
-    options = Averaging(compression=checked_compression(compression))
+    options = ReductionOptions(compression=resolve_compression(compression))
     given = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
     carried = [_compressed(tensor, options) for tensor in given]
     arrived = collectives.allreduce_in(_group(process_set), carried, reducing, name=name)
     return [_as(tensor.dtype, total) for tensor, total in zip(given, arrived, strict=True)]
 
 
-def _compressed(tensor: Any, options: Averaging) -> Any:
+def _compressed(tensor: Any, options: ReductionOptions) -> Any:
     if isinstance(tensor, tf.IndexedSlices):
         values = options.compress(tensor.values)
         return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
@@ -135,7 +135,7 @@ def broadcast_(
 ) -> list[Any]:
     """See `tfddl.broadcast_variables`; returns the variables."""
     variables = list(variables)
-    tfddl.broadcast_variables(variables, root_rank, process_set=among(process_set))
+    tfddl.broadcast_variables(variables, root_rank, process_set=resolve_process_set(process_set))
     return variables
 
 
@@ -146,7 +146,7 @@ def broadcast_variables(
     inplace: bool = False,
 ) -> None:
     """See `tfddl.broadcast_variables`; with ``inplace`` or without, it is the same."""
-    tfddl.broadcast_variables(variables, root_rank, process_set=among(process_set))
+    tfddl.broadcast_variables(variables, root_rank, process_set=resolve_process_set(process_set))
 
 
 def broadcast_object(
@@ -158,7 +158,9 @@ def broadcast_object(
 ) -> Any:
     """See `tfddl.broadcast_object`."""
     _refuse_session(session)
-    return tfddl.broadcast_object(obj, root_rank, name=name, process_set=among(process_set))
+    return tfddl.broadcast_object(
+        obj, root_rank, name=name, process_set=resolve_process_set(process_set)
+    )
 
 
 def allgather_object(
@@ -169,7 +171,7 @@ def allgather_object(
 ) -> list[Any]:
     """See `tfddl.allgather_object`."""
     _refuse_session(session)
-    return tfddl.allgather_object(obj, name=name, process_set=among(process_set))
+    return tfddl.allgather_object(obj, name=name, process_set=resolve_process_set(process_set))
 
 
 def alltoall(
@@ -180,7 +182,7 @@ def alltoall(
     process_set: ProcessSet = global_process_set,
 ) -> Any:
     """See `tfddl.alltoall`; so is its gradient, which goes back by the received splits."""
-    return tfddl.alltoall(tensor, splits, name=name, process_set=among(process_set))
+    return tfddl.alltoall(tensor, splits, name=name, process_set=resolve_process_set(process_set))
 
 
 def reducescatter(  # noqa: PLR0913 - Horovod's signature
@@ -222,13 +224,13 @@ def grouped_reducescatter(  # noqa: PLR0913 - Horovod's signature
     name: str | None = None,
 ) -> list[tf.Tensor]:
     """See `tfddl.grouped_reducescatter`, and `reducescatter`."""
-    tell_no_device(device_dense)
-    options = Averaging(compression=checked_compression(compression))
+    warn_no_device(device_dense)
+    options = ReductionOptions(compression=resolve_compression(compression))
     given = [tf.convert_to_tensor(tensor) for tensor in tensors]
     parts = collectives.reducescatter_in(
         _group(process_set),
         [options.compress(tensor) for tensor in given],
-        _reducing(chosen_op(op, None), prescale_factor, postscale_factor),
+        _reducing(resolve_op(op, None), prescale_factor, postscale_factor),
         name=name,
     )
     return [tf.cast(part, tensor.dtype) for part, tensor in zip(parts, given, strict=True)]
@@ -236,7 +238,7 @@ def grouped_reducescatter(  # noqa: PLR0913 - Horovod's signature
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:
     """See `tfddl.barrier`."""
-    tfddl.barrier(process_set=among(process_set))
+    tfddl.barrier(process_set=resolve_process_set(process_set))
 
 
 def join() -> int:

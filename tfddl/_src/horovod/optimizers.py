@@ -8,21 +8,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfddl._src.gradients import Averaging, DistributedGradientTape
-from tfddl._src.gradients.optimizer import distribute, innermost
-from tfddl._src.horovod.process_sets import among, global_process_set
+from tfddl._src.gradients import DistributedGradientTape, ReductionOptions
+from tfddl._src.horovod.process_sets import global_process_set, resolve_process_set
 from tfddl._src.horovod.reductions import (
     Average,
     Compression,
-    checked_compression,
-    chosen_op,
-    tell_no_device,
+    resolve_compression,
+    resolve_op,
+    warn_no_device,
 )
+from tfddl._src.keras_hooks.optimizer import distribute, innermost
 from tfddl.errors import UnsupportedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class WrapperOptions:
     """What Horovod's wrappers have in common, as scripts give it."""
 
     compression: Any = Compression.none
@@ -37,29 +37,29 @@ class Options:
     device_sparse: str = ""
     local_layers: Any = None
 
-    def averaging(self, **more: Any) -> Averaging:
+    def averaging(self, **more: Any) -> ReductionOptions:
         """As tfddl knows them.
 
         Raises:
             UnsupportedError: One can't be honoured.
         """
-        tell_no_device(self.device_dense, self.device_sparse)
+        warn_no_device(self.device_dense, self.device_sparse)
         factor = self.gradient_predivide_factor
-        op = chosen_op(self.op, None)
+        op = resolve_op(self.op, None)
         if factor != 1.0 and op is not Average:
             raise UnsupportedError(
                 "gradient_predivide_factor splits the division of an average in two: it needs "
                 f"op=hvd.Average, not {op}."
             )
-        return Averaging(
+        return ReductionOptions(
             op=op,
-            compression=checked_compression(self.compression),
+            compression=resolve_compression(self.compression),
             sparse_as_dense=self.sparse_as_dense,
             by_count=False,
             evaluates_alone=True,
             predivide=None if factor == 1.0 else factor,
             groups=_groups(self.num_groups, self.groups),
-            process_set=among(self.process_set),
+            process_set=resolve_process_set(self.process_set),
             scale_local=self.scale_local_gradients,
             local=_variables_of(self.local_layers),
             **more,
@@ -156,7 +156,7 @@ class Tape(DistributedGradientTape):
         return [p for p in pairs if is_local(p[0])], [p for p in pairs if not is_local(p[0])]
 
 
-def wrap_tape(tape: Any, options: Options) -> DistributedGradientTape:
+def wrap_tape(tape: Any, options: WrapperOptions) -> DistributedGradientTape:
     """A tape whose gradients are averaged.
 
     Raises:
@@ -170,7 +170,7 @@ def wrap_tape(tape: Any, options: Options) -> DistributedGradientTape:
 
 def wrap_optimizer(
     optimizer: Any,
-    options: Options,
+    options: WrapperOptions,
     *,
     backward_passes_per_step: int = 1,
     average_aggregated_gradients: bool = False,

@@ -21,7 +21,7 @@ global_process_set = ProcessSet()
 """All ranks."""
 
 
-def set_of_id(process_set_id: int) -> ProcessSet:
+def process_set_by_id(process_set_id: int) -> ProcessSet:
     """The process set that `init` gave an id.
 
     Raises:
@@ -37,7 +37,7 @@ def set_of_id(process_set_id: int) -> ProcessSet:
     return known[process_set_id]
 
 
-def among(process_set: Any) -> Any:
+def resolve_process_set(process_set: Any) -> Any:
     """A process set as tfddl takes it: None for all ranks.
 
     Raises:

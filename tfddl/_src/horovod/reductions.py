@@ -12,7 +12,7 @@ Min = tfddl.ReduceOp.MIN
 Max = tfddl.ReduceOp.MAX
 Product = tfddl.ReduceOp.PRODUCT
 
-ADASUM = (
+ADASUM_HINT = (
     "Adasum isn't there. Use op=hvd.Average with a learning rate scaled by the number of workers "
     "and hvd.callbacks.LearningRateWarmupCallback."
 )
@@ -25,7 +25,7 @@ class Compression:
     fp16 = tfddl.Compression.FP16
 
 
-def chosen_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
+def resolve_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
     """The reduction of Horovod's ``op`` and of ``average``, which is older.
 
     Raises:
@@ -42,7 +42,7 @@ def chosen_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
     return tfddl.ReduceOp(op)
 
 
-def checked_compression(compression: Any) -> tfddl.Compression:
+def resolve_compression(compression: Any) -> tfddl.Compression:
     """The compression as tfddl knows it.
 
     Raises:
@@ -57,14 +57,14 @@ def checked_compression(compression: Any) -> tfddl.Compression:
     return tfddl.Compression(compression)
 
 
-def tell_no_effect(name: str, value: Any, why: str) -> None:
+def warn_no_effect(name: str, value: Any, why: str) -> None:
     """Warns where an argument is given that changes nothing here."""
     if value:
         warnings.warn(f"{name}={value!r} has no effect: {why}", stacklevel=4)
 
 
-def tell_no_device(device_dense: str = "", device_sparse: str = "") -> None:
+def warn_no_device(device_dense: str = "", device_sparse: str = "") -> None:
     """Warns where a device is named."""
     why = "tensors travel from the worker's device, its GPU where it has one."
-    tell_no_effect("device_dense", device_dense, why)
-    tell_no_effect("device_sparse", device_sparse, why)
+    warn_no_effect("device_dense", device_dense, why)
+    warn_no_effect("device_sparse", device_sparse, why)

@@ -40,11 +40,11 @@ from tfddl._src.keras_hooks import (
     sync_batch_norm,
     train_step,
 )
-from tfddl._src.keras_hooks.compile import acts_on as acts_on
+from tfddl._src.keras_hooks.compile import trains_together as trains_together
 from tfddl._src.keras_hooks.fit import broadcast_model as broadcast_model
 from tfddl._src.keras_hooks.fit_state import BroadcastCallback as BroadcastCallback
-from tfddl._src.keras_hooks.fit_state import Fit as Fit
-from tfddl._src.keras_hooks.fit_state import LastCallback as LastCallback
+from tfddl._src.keras_hooks.fit_state import FitState as FitState
+from tfddl._src.keras_hooks.fit_state import JobCallback as JobCallback
 from tfddl._src.keras_hooks.legacy import warn_of_keras_2 as warn_of_keras_2
 from tfddl._src.keras_hooks.moving_statistics import (
     pool_batch_normalization as pool_batch_normalization,

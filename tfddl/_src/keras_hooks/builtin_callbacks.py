@@ -35,7 +35,7 @@ def install() -> None:
     )
 
 
-def for_this_rank(callbacks: Any) -> Any:
+def select_for_rank(callbacks: Any) -> Any:
     """The callbacks that run on this rank: those that write files run on rank 0 only.
 
     Args:
@@ -45,9 +45,9 @@ def for_this_rank(callbacks: Any) -> Any:
         UnsupportedError: There is a BackupAndRestore.
     """
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.callbacks = for_this_rank(callbacks.callbacks)
+        callbacks.callbacks = select_for_rank(callbacks.callbacks)
         return callbacks
-    listed = flat(callbacks)
+    listed = flatten_callbacks(callbacks)
     for callback in listed:
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             raise UnsupportedError(
@@ -61,14 +61,14 @@ def for_this_rank(callbacks: Any) -> Any:
     return [callback for callback in listed if not isinstance(callback, _WRITERS)]
 
 
-def flat(callbacks: Any) -> list[Any]:
+def flatten_callbacks(callbacks: Any) -> list[Any]:
     """The callbacks in what `fit` takes: none, one, a list of lists, a CallbackList."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     return [callback for callback in keras.tree.flatten(callbacks) if callback is not None]
 
 
-def memory_of(callbacks: Any) -> list[dict[str, Any]]:
+def get_states(callbacks: Any) -> list[dict[str, Any]]:
     """What Keras' callbacks remember of the epochs so far, in their order; JSON can hold it."""
     found = []
     for kind, names, callback in _remembering(callbacks):
@@ -78,12 +78,14 @@ def memory_of(callbacks: Any) -> list[dict[str, Any]]:
     return found
 
 
-def best_weights_of(callbacks: Any) -> list[list[Any]]:
+def get_best_weights(callbacks: Any) -> list[list[Any]]:
     """The weights that each EarlyStopping keeps; empty where it keeps none."""
     return [callback.best_weights or [] for callback in _stoppers(callbacks)]
 
 
-def remember(callbacks: Any, memory: list[dict[str, Any]], best_weights: list[list[Any]]) -> None:
+def restore_states(
+    callbacks: Any, memory: list[dict[str, Any]], best_weights: list[list[Any]]
+) -> None:
     """Gives the callbacks what an earlier run's remembered, kind by kind in their order."""
     left = list(memory)
     for kind, names, callback in _remembering(callbacks):
@@ -96,7 +98,7 @@ def remember(callbacks: Any, memory: list[dict[str, Any]], best_weights: list[li
         callback.best_weights = weights or None
 
 
-def has_stopped(callbacks: Any) -> bool:
+def stopped_early(callbacks: Any) -> bool:
     """Whether an EarlyStopping ended the training."""
     return any(callback.stopped_epoch for callback in _stoppers(callbacks))
 

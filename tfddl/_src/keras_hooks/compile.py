@@ -6,14 +6,14 @@ from typing import Any
 
 import keras
 
-from tfddl._src.gradients import Averaging
-from tfddl._src.gradients.optimizer import (
+from tfddl._src.gradients import ReductionOptions
+from tfddl._src.keras_hooks import scope, script_strategies
+from tfddl._src.keras_hooks.optimizer import (
     innermost,
     is_distributed,
     is_under_scope,
     refuse_strategy_scope,
 )
-from tfddl._src.keras_hooks import scope, script_strategies
 from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.runtime import current, is_started
 from tfddl.errors import UnsupportedError
@@ -30,17 +30,17 @@ def install() -> None:
     wrap_method(keras.Model, "compile", ("optimizer", "loss"), _compile)
 
 
-def exchanges(optimizer: Any) -> bool:
+def exchanges_gradients(optimizer: Any) -> bool:
     """Whether this optimizer exchanges gradients with other workers."""
     if not is_started() or current().cluster.size == 1 or not is_distributed(optimizer):
         return False
-    averaging: Averaging = innermost(optimizer).tfddl_averaging
+    averaging: ReductionOptions = innermost(optimizer).tfddl_options
     return averaging.size > 1
 
 
-def acts_on(optimizer: Any) -> bool:
+def trains_together(optimizer: Any) -> bool:
     """Whether a model with this optimizer trains together with all other workers."""
-    return exchanges(optimizer) and innermost(optimizer).tfddl_averaging.process_set is None
+    return exchanges_gradients(optimizer) and innermost(optimizer).tfddl_options.process_set is None
 
 
 def evaluates_together(optimizer: Any) -> bool:
@@ -49,14 +49,14 @@ def evaluates_together(optimizer: Any) -> bool:
     Where Horovod's names wrapped the optimizer, they are each rank's own, as its scripts expect.
     It is told by the optimizer, not by who called `init`: both may be in one script.
     """
-    return acts_on(optimizer) and not innermost(optimizer).tfddl_averaging.evaluates_alone
+    return trains_together(optimizer) and not innermost(optimizer).tfddl_options.evaluates_alone
 
 
 def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     call = inspect.signature(original).bind(self, *args, **kwargs)
     call.apply_defaults()
     optimizer = call.arguments["optimizer"]
-    script_strategies.refuse_others(self)
+    script_strategies.refuse_other_strategies(self)
     if is_distributed(optimizer) and not is_under_scope(optimizer):
         refuse_strategy_scope()
     with scope.of(self):
@@ -79,7 +79,7 @@ def _compile_for_workers(
     model: Any, original: Callable[..., Any], call: inspect.BoundArguments
 ) -> None:
     optimizer = call.arguments["optimizer"]
-    if exchanges(optimizer):
+    if exchanges_gradients(optimizer):
         if call.arguments["jit_compile"] is True:
             raise UnsupportedError(NO_XLA)
         call.arguments["jit_compile"] = False

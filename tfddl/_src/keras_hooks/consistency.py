@@ -6,11 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl._src.collectives import Label, ReduceOp, allgather_object, allreduce
-from tfddl._src.comm.native import rank_names
-from tfddl._src.gradients.optimizer import innermost
+from tfddl._src.collectives import DisplayName, ReduceOp, allgather_object, allreduce
+from tfddl._src.comm.native import format_ranks
 from tfddl._src.keras_hooks import scope
-from tfddl._src.keras_hooks.fit_state import BroadcastCallback, Fit, last_callbacks
+from tfddl._src.keras_hooks.fit_state import BroadcastCallback, FitState, job_callbacks
+from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl.errors import DisagreementError, UnsupportedError
 
 _HINTS = {
@@ -50,7 +50,7 @@ _TITLES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Facts:
+class TrainingPlan:
     """What has to be alike on all ranks."""
 
     steps: int | None
@@ -73,7 +73,7 @@ class Facts:
     variables: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: Any, fit: Fit) -> "Facts":
+    def of(cls, model: Any, fit: FitState) -> "TrainingPlan":
         """Of a `fit` that is about to begin; builds the optimizer."""
         optimizer = innermost(model.optimizer)
         if not model.optimizer.built:
@@ -89,11 +89,11 @@ class Facts:
             data=fit.data,
             optimizer=type(optimizer).__name__,
             learning_rate=f"{float(tf.convert_to_tensor(optimizer.learning_rate)):.9g}",
-            callbacks=tuple(type(callback).__name__ for callback in last_callbacks(fit.callbacks)),
+            callbacks=tuple(type(callback).__name__ for callback in job_callbacks(fit.callbacks)),
             root_rank=next(
                 (
                     callback.root_rank
-                    for callback in last_callbacks(fit.callbacks)
+                    for callback in job_callbacks(fit.callbacks)
                     if isinstance(callback, BroadcastCallback)
                 ),
                 None,
@@ -120,7 +120,9 @@ def compare_learning_rates(model: Any, epoch: int) -> None:
     optimizer = innermost(model.optimizer)
     rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), tf.float64)
     # The largest of the negatives is the smallest: one round tells whether all are alike.
-    extremes = allreduce(tf.stack([rate, -rate]), ReduceOp.MAX, name=Label("learning rate")).numpy()
+    extremes = allreduce(
+        tf.stack([rate, -rate]), ReduceOp.MAX, name=DisplayName("learning rate")
+    ).numpy()
     if extremes[0] != -extremes[1]:
         rates = [f"{value:.9g}" for value in allgather_object(float(rate))]
         raise DisagreementError(
@@ -129,7 +131,7 @@ def compare_learning_rates(model: Any, epoch: int) -> None:
         )
 
 
-def compare(facts: Facts, *, validation_is_free: bool) -> bool:
+def compare_plans(facts: TrainingPlan, *, validation_is_free: bool) -> bool:
     """Stops all ranks where they differ. All ranks must call it together.
 
     Args:
@@ -143,10 +145,10 @@ def compare(facts: Facts, *, validation_is_free: bool) -> bool:
         DisagreementError: On every rank, naming the ranks and what each has.
         UnsupportedError: On every rank, where none knows the number of steps.
     """
-    everyone = [Facts(**known) for known in allgather_object(dataclasses.asdict(facts))]
+    everyone = [TrainingPlan(**known) for known in allgather_object(dataclasses.asdict(facts))]
     differing = [
         field.name
-        for field in dataclasses.fields(Facts)
+        for field in dataclasses.fields(TrainingPlan)
         if len({getattr(known, field.name) for known in everyone}) > 1
     ]
     some_validate = validation_is_free and "validates" in differing
@@ -181,7 +183,7 @@ def _difference(name: str, values: Sequence[Any], *, hint: str | None = None) ->
     by_value: dict[Any, list[int]] = {}
     for rank, value in enumerate(values):
         by_value.setdefault(value, []).append(rank)
-    said = "; ".join(f"{rank_names(ranks)}: {value}" for value, ranks in by_value.items())
+    said = "; ".join(f"{format_ranks(ranks)}: {value}" for value, ranks in by_value.items())
     return f"  {_TITLES.get(name, name)}: {said}\n  HINT: {hint}"
 
 

@@ -11,13 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.collectives import Label, allgather
-from tfddl._src.data import find_share, forget_failures
+from tfddl._src.collectives import DisplayName, allgather
+from tfddl._src.data import clear_errors, find_shard
 from tfddl._src.heartbeat import Stage
 from tfddl._src.keras_hooks import replicated_data, scope, scope_data
 from tfddl._src.keras_hooks.compile import evaluates_together
-from tfddl._src.keras_hooks.data_errors import raise_failures, readable_failures
-from tfddl._src.keras_hooks.fit_state import Fit
+from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks, reraise_data_errors
+from tfddl._src.keras_hooks.fit_state import FitState
 from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.runtime import calling_line, current, is_started
 from tfddl.errors import TfddlError, UnsupportedError
@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    fit: Fit | None = current().fit if is_started() else None
+    fit: FitState | None = current().fit if is_started() else None
     if fit is not None and fit.model is self:
         # What `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
         validates = bool(kwargs.get("_use_cached_eval_dataset"))
@@ -51,53 +51,57 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
             return original(*call.args, **call.kwargs)
         parts = [given.get(name) for name in ("x", "y", "sample_weight")]
         with _company("model.evaluate", calling_line()):
-            is_whole = replicated_data.is_whole(parts, name=Label(_CALL.format("model.evaluate")))
+            is_whole = replicated_data.is_replicated(
+                parts, name=DisplayName(_CALL.format("model.evaluate"))
+            )
         if is_whole:
             steps, batch_size = given.pop("steps", None), given.get("batch_size")
-            parts = replicated_data.first_steps(parts, steps=steps, batch_size=batch_size)
-            given["x"], given["y"], given["sample_weight"] = replicated_data.cut(*parts)
-        elif scope.is_in(self) and isinstance(given.get("x"), tf.data.Dataset):
-            given["x"] = scope_data.sliced(given["x"], weigh=True)
+            parts = replicated_data.take_steps(parts, steps=steps, batch_size=batch_size)
+            given["x"], given["y"], given["sample_weight"] = replicated_data.shard_arrays(*parts)
+        elif scope.contains(self) and isinstance(given.get("x"), tf.data.Dataset):
+            given["x"] = scope_data.shard_batches(given["x"], weigh=True)
         _one_progress_bar(given)
-        session(Fit(model=self, together=True, share=None, validating=True, datasets=(parts[0],)))
+        session(
+            FitState(model=self, together=True, share=None, validating=True, datasets=(parts[0],))
+        )
         return original(*call.args, **call.kwargs)
 
 
 def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    fit: Fit | None = current().fit if is_started() else None
+    fit: FitState | None = current().fit if is_started() else None
     if fit is not None and fit.model is self:
         with _in_fit(fit, Stage.PREDICTING, validates=False):
             return original(self, *args, **kwargs)
     call = inspect.signature(original).bind(self, *args, **kwargs)
     given = call.arguments
-    share = find_share(given["x"])
+    share = find_shard(given["x"])
     with _outside_of_fit(given, Stage.PREDICTING) as session:
         together = evaluates_together(getattr(self, "optimizer", None))
         if together:
             with _company("model.predict", calling_line()):
                 # Asked for every kind of data, because ranks may have got different ones.
-                label = Label(_CALL.format("model.predict"))
-                is_whole = replicated_data.is_whole(given["x"], name=label)
+                label = DisplayName(_CALL.format("model.predict"))
+                is_whole = replicated_data.is_replicated(given["x"], name=label)
             if is_whole:
                 return _predict_whole(original, call)
             _one_progress_bar(given)
         if share is None or not (together or current().cluster.size == 1):
             return original(*call.args, **call.kwargs)
-        session(job := Fit(model=self, together=together, share=None, datasets=(given["x"],)))
+        session(job := FitState(model=self, together=together, share=None, datasets=(given["x"],)))
         mine = original(*call.args, **call.kwargs)
         if together:
-            raise_failures(job)
+            raise_on_all_ranks(job)
         return _in_order(mine, share.plan, steps=given.get("steps"))
 
 
 def _predict_whole(original: Callable[..., Any], call: inspect.BoundArguments) -> Any:
     given = call.arguments
     steps, batch_size = given.pop("steps", None), given.get("batch_size")
-    (x,) = replicated_data.first_steps([given["x"]], steps=steps, batch_size=batch_size)
-    start, stop = replicated_data.share(replicated_data.length(x))
+    (x,) = replicated_data.take_steps([given["x"]], steps=steps, batch_size=batch_size)
+    start, stop = replicated_data.own_range(replicated_data.num_examples(x))
     # A rank without an example runs the first, so that it knows what a prediction looks like.
     low, high = (start, stop) if start < stop else (0, 1)
-    given["x"] = replicated_data.rows(x, low, high)
+    given["x"] = replicated_data.take_rows(x, low, high)
     _one_progress_bar(given)
     mine = original(*call.args, **call.kwargs)
     return tf.nest.map_structure(lambda rows: gather_rows(rows[: stop - start]), mine)
@@ -139,11 +143,11 @@ def gather_rows(rows: Any, *, piece_bytes: int = PIECE_BYTES) -> np.ndarray:
         return rows
     row_bytes = max(1, rows.itemsize * int(np.prod(rows.shape[1:])))
     size = max(1, piece_bytes // row_bytes)
-    lengths = allgather(tf.constant([len(rows)], tf.int64), name=Label("predictions")).numpy()
+    lengths = allgather(tf.constant([len(rows)], tf.int64), name=DisplayName("predictions")).numpy()
     pieces: list[list[np.ndarray]] = [[] for _ in lengths]
     for start in range(0, int(lengths.max()), size):
         arrived = allgather(
-            tf.constant(rows[start : start + size]), name=Label("predictions")
+            tf.constant(rows[start : start + size]), name=DisplayName("predictions")
         ).numpy()
         ends = np.cumsum(np.clip(lengths - start, 0, size))
         for rank, piece in enumerate(np.split(arrived, ends[:-1])):
@@ -190,31 +194,31 @@ _ALONE = (
 
 
 @contextmanager
-def _outside_of_fit(given: dict[str, Any], stage: Stage) -> Iterator[Callable[[Fit], None]]:
+def _outside_of_fit(given: dict[str, Any], stage: Stage) -> Iterator[Callable[[FitState], None]]:
     """While no fit is running, as far as this model and its data are concerned."""
     if not is_started():
         yield lambda _: None
         return
     runtime = current()
     before = runtime.fit, runtime.epoch, runtime.resume
-    forget_failures(given.get("x"))
+    clear_errors(given.get("x"))
     runtime.fit, runtime.epoch, runtime.resume = None, None, None
 
-    def begin(fit: Fit) -> None:
+    def begin(fit: FitState) -> None:
         runtime.fit = fit
         runtime.epoch = (
             0  # A share then has the order of the first epoch, whatever it was made for.
         )
 
     try:
-        with readable_failures((given.get("x"),)), runtime.board.during(stage):
+        with reraise_data_errors((given.get("x"),)), runtime.board.during(stage):
             yield begin
     finally:
         runtime.fit, runtime.epoch, runtime.resume = before
 
 
 @contextmanager
-def _in_fit(fit: Fit, stage: Stage, *, validates: bool) -> Iterator[None]:
+def _in_fit(fit: FitState, stage: Stage, *, validates: bool) -> Iterator[None]:
     """While a fit that is running evaluates or predicts with its own model."""
     runtime = current()
     before = fit.training, fit.validating, runtime.resume

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives import (
-    Label,
+    DisplayName,
     ReduceOp,
     allreduce,
     barrier,
@@ -21,8 +21,7 @@ from tfddl._src.collectives import (
     grouped_allreduce,
     on_all_ranks,
 )
-from tfddl._src.data import find_share, forget_failures, repeats_share
-from tfddl._src.gradients.optimizer import innermost
+from tfddl._src.data import clear_errors, find_shard, repeats_shard
 from tfddl._src.heartbeat import Stage
 from tfddl._src.keras_hooks import (
     builtin_callbacks,
@@ -33,17 +32,18 @@ from tfddl._src.keras_hooks import (
     scope_data,
     script_strategies,
 )
-from tfddl._src.keras_hooks.compile import acts_on, evaluates_together
-from tfddl._src.keras_hooks.data_errors import raise_failures, readable_failures
+from tfddl._src.keras_hooks.compile import evaluates_together, trains_together
+from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks, reraise_data_errors
 from tfddl._src.keras_hooks.fit_state import (
     BroadcastCallback,
-    Fit,
-    LastCallback,
-    last_callbacks,
-    running,
+    FitState,
+    JobCallback,
+    job_callbacks,
+    running_fit,
 )
+from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.keras_hooks.patching import wrap_method
-from tfddl._src.keras_hooks.train_step import last_examples, state_of
+from tfddl._src.keras_hooks.train_step import last_examples, step_state
 from tfddl._src.runtime import current, is_started
 from tfddl._src.sharding import BlockPlan, Order, Plan
 from tfddl.errors import DataError, DisagreementError, StalledError, UnsupportedError
@@ -84,53 +84,53 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
         # Keras' default is True, and warns that a dataset isn't shuffled.
         call.arguments.setdefault("shuffle", False)
     before = runtime.fit, runtime.epoch, runtime.resume
-    fit: Fit | None = None
+    fit: FitState | None = None
     # The callbacks set the epoch that begins; outside of `fit` there is none.
     runtime.epoch = call.arguments.get("initial_epoch", 0)
     runtime.resume = None
     datasets = (call.arguments.get("x"), call.arguments.get("validation_data"))
     for dataset in datasets:
-        forget_failures(dataset)
+        clear_errors(dataset)
     try:
-        with readable_failures(datasets), runtime.board.during(Stage.TRAINING):
+        with reraise_data_errors(datasets), runtime.board.during(Stage.TRAINING):
             runtime.fit = fit = _session(self, call)
             return original(*call.args, **call.kwargs)
     finally:
         if fit is not None and fit.callbacks is not None:
-            for callback in last_callbacks(fit.callbacks):
+            for callback in job_callbacks(fit.callbacks):
                 callback.after_fit()
         runtime.fit, runtime.epoch, runtime.resume = before
         self._initial_epoch = None  # A later `fit` begins where it is told to.
 
 
-def _session(model: Any, call: inspect.BoundArguments) -> Fit | None:
+def _session(model: Any, call: inspect.BoundArguments) -> FitState | None:
     """The `fit` that begins; None where the ranks train models of their own."""
-    script_strategies.refuse_others(model)
+    script_strategies.refuse_other_strategies(model)
     given = call.arguments
-    together = acts_on(model.optimizer)
-    if repeats_share(given.get("x")):
+    together = trains_together(model.optimizer)
+    if repeats_shard(given.get("x")):
         raise UnsupportedError(
             "fit got a dataset of tfddl.shard_dataset with repeat() after it: TensorFlow begins "
             "the next pass before the epoch ends, on one rank sooner than on another, and examples "
             "would be mixed up. Leave repeat() out; fit makes a pass for every epoch by itself."
         )
     if not together:
-        callbacks = builtin_callbacks.flat(given.get("callbacks"))
+        callbacks = builtin_callbacks.flatten_callbacks(given.get("callbacks"))
         if not any(isinstance(callback, BroadcastCallback) for callback in callbacks):
             _refuse_hidden_optimizers(model)
         if current().cluster.size > 1:
             _refuse_last_callbacks(callbacks)
             return None
     else:
-        if scope.is_in(model):
-            scope_data.share_out(given)
+        if scope.contains(model):
+            scope_data.shard_fit_data(given)
         _build(model, given)
         _deal_out_validation(given)
-        given["callbacks"] = builtin_callbacks.for_this_rank(given.get("callbacks"))
+        given["callbacks"] = builtin_callbacks.select_for_rank(given.get("callbacks"))
         if current().cluster.rank:
             given.setdefault("verbose", 0)  # One progress bar is enough.
-    share = find_share(given.get("x"))
-    return Fit(
+    share = find_shard(given.get("x"))
+    return FitState(
         model=model,
         together=together,
         share=share,
@@ -147,7 +147,7 @@ def _describe(x: Any, plan: Plan | None) -> str:
     """What has to be alike on all ranks of the data, as far as it can be told."""
     if plan is None:
         is_sliced = isinstance(x, tf.data.Dataset) and hasattr(x, "tfddl_order")
-        return x.tfddl_order if is_sliced else Fit.data
+        return x.tfddl_order if is_sliced else FitState.data
     order = Order.BLOCK if isinstance(plan, BlockPlan) else Order.GLOBAL
     return (
         f"{plan.num_examples} examples in {order} order, seed {plan.seed}, "
@@ -161,19 +161,19 @@ def _deal_out_validation(given: dict[str, Any]) -> None:
     if not isinstance(data, tuple | list):
         data = ()
     # Asked on every rank, because some may have got none; these are told by name later.
-    if replicated_data.is_whole(data, name=Label("validation data")):
+    if replicated_data.is_replicated(data, name=DisplayName("validation data")):
         batch_size = given.get("validation_batch_size") or given.get("batch_size")
         parts = list(keras.utils.unpack_x_y_sample_weight(tuple(data)))
-        parts = replicated_data.first_steps(
+        parts = replicated_data.take_steps(
             parts, steps=given.pop("validation_steps", None), batch_size=batch_size
         )
-        given["validation_data"] = replicated_data.cut(*parts)
+        given["validation_data"] = replicated_data.shard_arrays(*parts)
 
 
 def _refuse_last_callbacks(callbacks: Sequence[Any]) -> None:
     """A checkpoint of many models that don't know of each other is none."""
     for callback in callbacks:
-        if isinstance(callback, LastCallback) and not isinstance(callback, BroadcastCallback):
+        if isinstance(callback, JobCallback) and not isinstance(callback, BroadcastCallback):
             raise UnsupportedError(
                 f"tfddl's {type(callback).__name__} needs a model that the ranks train together: "
                 "compile it with tfddl.DistributedOptimizer(…)."
@@ -183,7 +183,7 @@ def _refuse_last_callbacks(callbacks: Sequence[Any]) -> None:
 def _refuse_hidden_optimizers(model: Any) -> None:
     """A distributed optimizer that `compile` wasn't told of would train without any agreement."""
     for name, value in vars(model).items():
-        if acts_on(value):
+        if trains_together(value):
             raise UnsupportedError(
                 f"model.{name} is a DistributedOptimizer, but model.optimizer is not: fit would "
                 "neither start the ranks from the same weights nor compare their plans. Pass one "
@@ -241,7 +241,7 @@ def _first_inputs(given: dict[str, Any]) -> Any:
     """The inputs of a first batch, or of an example."""
     x = given.get("x")
     if isinstance(x, tf.data.Dataset):
-        with readable_failures((x,)):
+        with reraise_data_errors((x,)):
             batch = next(iter(x))
     elif isinstance(x, keras.utils.PyDataset):
         batch = x[0]
@@ -265,7 +265,7 @@ def _again(first: Sequence[Any], rest: Iterator[Any]) -> Iterator[Any]:
 
 
 def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -> Any:
-    fit = running(self)
+    fit = running_fit(self)
     if fit is None:
         return original(self, logs)
     fit.callbacks = self
@@ -278,33 +278,33 @@ def _on_train_begin(original: Callable[..., Any], self: Any, logs: Any = None) -
         result = _begin_together(original, self, fit, logs)
     else:
         result = original(self, logs)
-    for callback in last_callbacks(self):
+    for callback in job_callbacks(self):
         callback.after_train_begin(fit)
     return result
 
 
-def _begin_together(original: Callable[..., Any], self: Any, fit: Fit, logs: Any) -> Any:
-    state_of(fit.model).forget_stop()  # A fit that failed may have left a wish to stop.
-    facts = consistency.Facts.of(fit.model, fit)
+def _begin_together(original: Callable[..., Any], self: Any, fit: FitState, logs: Any) -> Any:
+    step_state(fit.model).clear_stop()  # A fit that failed may have left a wish to stop.
+    facts = consistency.TrainingPlan.of(fit.model, fit)
     is_free = not evaluates_together(fit.model.optimizer)
     if facts.root_rank is None:
-        consistency.compare(facts, validation_is_free=is_free)
+        consistency.compare_plans(facts, validation_is_free=is_free)
     else:  # The ranks may have made different numbers of steps, as long as they know whose count.
         unknown = dataclasses.replace(facts, iterations=0, learning_rate="")
-        consistency.compare(unknown, validation_is_free=is_free)
+        consistency.compare_plans(unknown, validation_is_free=is_free)
         _broadcast_state(fit, facts.root_rank)
     result = original(self, logs)
-    after = consistency.Facts.of(fit.model, fit)
-    fit.validates_together = consistency.compare(after, validation_is_free=is_free)
+    after = consistency.TrainingPlan.of(fit.model, fit)
+    fit.validates_together = consistency.compare_plans(after, validation_is_free=is_free)
     _broadcast_state(fit, facts.root_rank or 0)
     _give_ranks_their_own_randomness(fit.model)
     return result
 
 
-def _broadcast_state(fit: Fit, root_rank: int) -> None:
+def _broadcast_state(fit: FitState, root_rank: int) -> None:
     """Gives all ranks the state of one, but for what is each rank's own."""
-    own = [*innermost(fit.model.optimizer).tfddl_averaging.local]
-    for callback in last_callbacks(fit.callbacks):
+    own = [*innermost(fit.model.optimizer).tfddl_options.local]
+    for callback in job_callbacks(fit.callbacks):
         if isinstance(callback, BroadcastCallback):
             own.extend(callback.local_variables)
     broadcast_model(fit.model, [fit.model.optimizer], root_rank, own=own)
@@ -340,18 +340,18 @@ def _give_ranks_their_own_randomness(model: Any) -> None:
 def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
     if is_started() and current().epoch is not None:
         current().epoch = epoch
-    fit = running(self)
+    fit = running_fit(self)
     if fit is None:
         return original(self, epoch, logs)
     fit.epoch, fit.done, fit.is_complete = epoch, 0, False
     if fit.rest_of_epoch is not None:
         fit.done = fit.rest_of_epoch.skipped
     if fit.together:
-        state_of(fit.model).steps.assign(fit.done)
+        step_state(fit.model).steps.assign(fit.done)
     result = original(self, epoch, logs)
     if fit.together:
         consistency.compare_learning_rates(fit.model, epoch)
-    for callback in last_callbacks(self):
+    for callback in job_callbacks(self):
         callback.after_epoch_begin(fit)
     fit.training = True
     return result
@@ -360,7 +360,7 @@ def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: A
 def _on_train_batch_end(
     original: Callable[..., Any], self: Any, batch: int, logs: Any = None
 ) -> Any:
-    fit = running(self)
+    fit = running_fit(self)
     if fit is None:
         _beat_here()
         return original(self, batch, logs)
@@ -369,14 +369,14 @@ def _on_train_batch_end(
     result = original(self, batch, logs)
     fit.done = done
     if fit.together:
-        state = state_of(fit.model)
+        state = step_state(fit.model)
         if fit.model.stop_training or (fit.share is not None and fit.share.failure is not None):
             state.stop.assign(1.0)
         # value() is one operation; the variable's own numpy() takes several, in every step.
         fit.model.stop_training = bool(state.stop_agreed.value().numpy())
         if fit.model.stop_training:
-            raise_failures(fit)
-    for callback in last_callbacks(self):
+            raise_on_all_ranks(fit)
+    for callback in job_callbacks(self):
         callback.after_train_batch(fit, logs)
     return result
 
@@ -393,33 +393,35 @@ def _beat_here() -> None:
 
 def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
     result = original(self, epoch, logs)
-    fit = running(self)
+    fit = running_fit(self)
     if fit is None:
         return result
     if fit.together:
-        state = state_of(fit.model)
+        state = step_state(fit.model)
         wanted = bool(fit.model.stop_training) or bool(state.stop.numpy())
-        anyone = allreduce(tf.constant(int(wanted)), ReduceOp.MAX, name=Label("stop_training"))
+        anyone = allreduce(
+            tf.constant(int(wanted)), ReduceOp.MAX, name=DisplayName("stop_training")
+        )
         fit.model.stop_training = bool(anyone.numpy())
-        state.forget_stop()
+        state.clear_stop()
         _warn_of_uneven_steps(fit)
-    for callback in last_callbacks(self):
+    for callback in job_callbacks(self):
         callback.after_epoch(fit, {**(logs or {}), **_recorded(fit, epoch)})
     return result
 
 
-def _warn_of_uneven_steps(fit: Fit) -> None:
+def _warn_of_uneven_steps(fit: FitState) -> None:
     """Says once that ranks' means were averaged though they are of different numbers."""
-    if fit.warned_of_uneven or innermost(fit.model.optimizer).tfddl_averaging.by_count:
+    if fit.warned_of_uneven or innermost(fit.model.optimizer).tfddl_options.by_count:
         return
-    anyone = allreduce(tf.cast(state_of(fit.model).uneven, tf.int32), ReduceOp.MAX, name="uneven")
+    anyone = allreduce(tf.cast(step_state(fit.model).uneven, tf.int32), ReduceOp.MAX, name="uneven")
     if anyone.numpy():
         fit.warned_of_uneven = True
         if current().cluster.rank == 0:
             warnings.warn(UNEVEN, stacklevel=2)
 
 
-def _recorded(fit: Fit, epoch: int) -> dict[str, Any]:
+def _recorded(fit: FitState, epoch: int) -> dict[str, Any]:
     """An epoch's logs with what callbacks have added: Keras hands each list of them a copy."""
     history = getattr(fit.model, "history", None)
     if history is None or not history.epoch or history.epoch[-1] != epoch:
@@ -433,7 +435,7 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
         return original(self, logs)
     was_training, fit.training = fit.training, False
     if was_training:
-        resume.end_rest(fit)
+        resume.end_resumed_epoch(fit)
         if fit.together:
             _agree_on_early_end(fit)
         # Without a stop, an epoch of fewer steps than were wanted has no more data.
@@ -441,26 +443,26 @@ def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
         fit.is_complete = is_at_end or not fit.model.stop_training
     if not fit.together:
         return original(self, logs)
-    raise_failures(fit)
+    raise_on_all_ranks(fit)
     _sum_metrics(self)
     results = original(self, logs)
     return _job_s_own(self, results, training=was_training) if results is logs else results
 
 
-def _agree_on_early_end(fit: Fit) -> None:
+def _agree_on_early_end(fit: FitState) -> None:
     """Lets an epoch end before its steps are done where all ranks' data has ended, as Keras does.
 
     Raises:
         DataError: This rank has no data for the next step, and others are in it, waiting.
     """
-    steps = int(state_of(fit.model).steps.numpy())
+    steps = int(step_state(fit.model).steps.numpy())
     if fit.steps is None or steps >= fit.steps or fit.model.stop_training:
         return
     runtime = current()
     ran_out = f"ran out of data after {steps} of {fit.steps} steps of the epoch"
     try:
         if runtime.transport.compares:
-            barrier(name=Label(f"end of epoch {fit.epoch}, {ran_out}"))
+            barrier(name=DisplayName(f"end of epoch {fit.epoch}, {ran_out}"))
         else:
             # Not by a collective: there, this one would meet the others' sum of gradients.
             runtime.gather_notes(f"the end of epoch {fit.epoch}", ran_out, timeout_s=_END_TIMEOUT_S)
@@ -478,10 +480,10 @@ def _sum_metrics(model: Any) -> None:
         variable
         for metric in model.metrics
         for variable in metric.variables
-        if not scope.sums_by_itself(variable)
+        if not scope.is_summed_on_read(variable)
     ]
     totals = grouped_allreduce(
-        [tf.convert_to_tensor(v) for v in variables], ReduceOp.SUM, name=Label("metrics")
+        [tf.convert_to_tensor(v) for v in variables], ReduceOp.SUM, name=DisplayName("metrics")
     )
     for variable, total in zip(variables, totals, strict=True):
         variable.assign(total)
@@ -511,7 +513,7 @@ def _job_s_own(model: Any, logs: Any, *, training: bool) -> Any:
     *sums, total = grouped_allreduce(
         [*parts, tf.constant(float(examples))],
         ReduceOp.SUM,
-        name=Label(f"logs {', '.join(names)}"),
+        name=DisplayName(f"logs {', '.join(names)}"),
     )
     means = [tf.math.divide_no_nan(part, total) for part in sums]
     return {**dict(zip(names, means, strict=True)), **metered}

@@ -6,14 +6,14 @@ from typing import Any
 
 import keras
 
-from tfddl._src.data import find_failure
+from tfddl._src.data import find_error
 from tfddl._src.runtime import current, is_started
 from tfddl._src.sharding import Plan, Position
 from tfddl.errors import DataError
 
 
 @dataclasses.dataclass(kw_only=True)
-class Fit:
+class FitState:
     """A `fit` that is running, on all ranks if there are several."""
 
     model: Any
@@ -24,7 +24,7 @@ class Fit:
     """The `keras.callbacks.CallbackList`, once training has begun."""
 
     share: Any
-    """The `tfddl._src.data.Share` that is trained on; None where the data is of another kind."""
+    """The `tfddl._src.data.Shard` that is trained on; None where the data is of another kind."""
 
     data: str = "not from tfddl.shard_dataset"
     """What the data is, as far as the ranks must have it alike."""
@@ -80,17 +80,17 @@ class Fit:
 
     def failure(self) -> DataError | None:
         """What went wrong on this rank when its data was read, if anything has."""
-        found = (find_failure(dataset) for dataset in self.datasets)
+        found = (find_error(dataset) for dataset in self.datasets)
         return next((failure for failure in found if failure is not None), None)
 
     @property
-    def knows_position(self) -> bool:
+    def has_position(self) -> bool:
         """Whether a place within an epoch can be returned to."""
         return self.share is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rest:
+class RestOfEpoch:
     """What is left of an epoch that was begun by an earlier run."""
 
     plan: Plan
@@ -102,26 +102,26 @@ class Rest:
     """How many steps an undisturbed epoch of this run would have had before."""
 
 
-class LastCallback(keras.callbacks.Callback):
+class JobCallback(keras.callbacks.Callback):
     """A callback that is called after all others, and after what the ranks then agree on."""
 
-    def after_train_begin(self, fit: Fit) -> None:
+    def after_train_begin(self, fit: FitState) -> None:
         """All callbacks have begun, and the variables are there."""
 
-    def after_epoch_begin(self, fit: Fit) -> None:
+    def after_epoch_begin(self, fit: FitState) -> None:
         """An epoch is about to begin; the metrics have been reset."""
 
-    def after_train_batch(self, fit: Fit, logs: Any) -> None:
+    def after_train_batch(self, fit: FitState, logs: Any) -> None:
         """Steps have been done."""
 
-    def after_epoch(self, fit: Fit, logs: Any) -> None:
+    def after_epoch(self, fit: FitState, logs: Any) -> None:
         """An epoch has ended, with validation; the logs are the job's, and what callbacks added."""
 
     def after_fit(self) -> None:
         """`fit` has ended, with an error or without, if it had begun to train."""
 
 
-class BroadcastCallback(LastCallback):
+class BroadcastCallback(JobCallback):
     """A callback that says whose state all ranks start from."""
 
     def __init__(self, root_rank: int, local_variables: Sequence[Any] = ()) -> None:
@@ -131,12 +131,12 @@ class BroadcastCallback(LastCallback):
         """What stays each rank's own."""
 
 
-def running(callbacks: Any) -> Fit | None:
+def running_fit(callbacks: Any) -> FitState | None:
     """The `fit` that a list of callbacks belongs to, if it does."""
-    fit: Fit | None = current().fit if is_started() else None
+    fit: FitState | None = current().fit if is_started() else None
     return fit if fit is not None and callbacks.model is fit.model else None
 
 
-def last_callbacks(callbacks: Any) -> Iterator[LastCallback]:
+def job_callbacks(callbacks: Any) -> Iterator[JobCallback]:
     """Those of a list of callbacks that come last."""
-    return (callback for callback in callbacks.callbacks if isinstance(callback, LastCallback))
+    return (callback for callback in callbacks.callbacks if isinstance(callback, JobCallback))

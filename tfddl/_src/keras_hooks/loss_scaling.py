@@ -10,13 +10,13 @@ from typing import Any
 
 import keras
 
-from tfddl._src.gradients.optimizer import (
+from tfddl._src.keras_hooks.compile import exchanges_gradients
+from tfddl._src.keras_hooks.optimizer import (
     innermost,
-    reduce_or_weigh,
+    reduce_or_weight,
     reduced_before,
     refuse_strategy_scope,
 )
-from tfddl._src.keras_hooks.compile import exchanges
 from tfddl._src.keras_hooks.patching import wrap_method
 
 
@@ -31,10 +31,10 @@ def _apply(
     original: Callable[..., Any], self: Any, grads: Any, trainable_variables: Any = None
 ) -> Any:
     inner = innermost(self)
-    if not exchanges(self) or inner.tfddl_reduced:
+    if not exchanges_gradients(self) or inner.tfddl_reduced:
         return original(self, grads, trainable_variables)
     if not inner.tfddl_under_scope:
         refuse_strategy_scope()
-    grads = reduce_or_weigh(inner, grads, trainable_variables, check_finite=self.check_finite)
+    grads = reduce_or_weight(inner, grads, trainable_variables, check_finite=self.check_finite)
     with reduced_before(inner):
         return original(self, grads, trainable_variables)

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfddl._src.collectives import Label, ReduceOp, allreduce
+from tfddl._src.collectives import DisplayName, ReduceOp, allreduce
 from tfddl._src.runtime import current
 
 _ROUNDING = 1e-6
@@ -49,12 +49,12 @@ def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
         for name in ("moving_mean", "moving_variance")
     )
     first = allreduce(
-        tf.concat([[weight], weight * means], axis=0), ReduceOp.SUM, name=Label("means")
+        tf.concat([[weight], weight * means], axis=0), ReduceOp.SUM, name=DisplayName("means")
     )
     pooled = first[1:] / first[0]
     # Around the pooled mean, because the difference of two large squares would cancel.
     spread = allreduce(
-        weight * (variances + (means - pooled) ** 2), ReduceOp.SUM, name=Label("spread")
+        weight * (variances + (means - pooled) ** 2), ReduceOp.SUM, name=DisplayName("spread")
     )
     if float(first[0]) == 0:
         return  # Nobody has trained: the statistics are alike.

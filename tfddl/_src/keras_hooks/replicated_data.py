@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives import allgather_object
-from tfddl._src.data import STAND_IN_WEIGHT
+from tfddl._src.data import PADDING_WEIGHT
 from tfddl._src.runtime import current
 from tfddl._src.sharding import shard_range
 from tfddl.errors import UnsupportedError
@@ -21,7 +21,7 @@ _BYTES = 64 << 20
 """Of each array that go into its digest, in rows from all over it."""
 
 
-def is_whole(data: Any, *, name: str) -> bool:
+def is_replicated(data: Any, *, name: str) -> bool:
     """Whether all ranks have the same arrays. All ranks must call it together.
 
     Args:
@@ -33,12 +33,12 @@ def is_whole(data: Any, *, name: str) -> bool:
     return known[0] is not None and known.count(known[0]) == len(known)
 
 
-def length(data: Any) -> int:
+def num_examples(data: Any) -> int:
     """How many examples arrays have."""
     return int(_leaves(data)[0].shape[0])
 
 
-def cut(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+def shard_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """This rank's share of whole arrays.
 
     A rank for which there is none gets the first example, with a weight that doesn't count.
@@ -49,35 +49,35 @@ def cut(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     Raises:
         UnsupportedError: There are fewer examples than ranks, and no ``y`` to weigh.
     """
-    if y is None and length(x) < current().cluster.size:
+    if y is None and num_examples(x) < current().cluster.size:
         raise UnsupportedError(
             f"There are {length(x)} examples for {current().cluster.size} workers, and no y whose "
             "loss could be weighed for those that have none. Evaluate on fewer workers."
         )
-    start, stop = share(length(x))
+    start, stop = own_range(num_examples(x))
     if start < stop:
-        x, y, sample_weight = (rows(part, start, stop) for part in (x, y, sample_weight))
+        x, y, sample_weight = (take_rows(part, start, stop) for part in (x, y, sample_weight))
         return x, y, sample_weight
     weights = np.zeros(1, np.float32) if sample_weight is None else sample_weight
-    absent = tf.nest.map_structure(lambda _: np.full(1, STAND_IN_WEIGHT), weights)
-    return rows(x, 0, 1), rows(y, 0, 1), absent
+    absent = tf.nest.map_structure(lambda _: np.full(1, PADDING_WEIGHT), weights)
+    return take_rows(x, 0, 1), take_rows(y, 0, 1), absent
 
 
-def first_steps(parts: list[Any], *, steps: int | None, batch_size: int | None) -> list[Any]:
+def take_steps(parts: list[Any], *, steps: int | None, batch_size: int | None) -> list[Any]:
     """Where only some steps are asked for, the examples of those."""
     if steps is None:
         return parts
     end = steps * (batch_size or _BATCH_SIZE)
-    return [rows(part, 0, end) for part in parts]
+    return [take_rows(part, 0, end) for part in parts]
 
 
-def share(num_examples: int) -> tuple[int, int]:
+def own_range(num_examples: int) -> tuple[int, int]:
     """The half-open range of this rank's examples."""
     cluster = current().cluster
     return shard_range(num_examples, cluster.rank, cluster.size)
 
 
-def rows(data: Any, start: int, stop: int) -> Any:
+def take_rows(data: Any, start: int, stop: int) -> Any:
     """Some of the examples of arrays."""
     return tf.nest.map_structure(lambda leaf: None if leaf is None else leaf[start:stop], data)
 

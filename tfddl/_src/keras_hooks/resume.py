@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfddl._src.data import Resume
-from tfddl._src.keras_hooks.fit_state import Fit, Rest
+from tfddl._src.data import ResumePoint
+from tfddl._src.keras_hooks.fit_state import FitState, RestOfEpoch
 from tfddl._src.keras_hooks.patching import changed, wrap_method
 from tfddl._src.runtime import current, is_started
 from tfddl._src.sharding import Position
@@ -21,7 +21,7 @@ def install() -> None:
     wrap_method(EpochIterator, "_enumerate_iterator", (), _enumerate_iterator)
 
 
-def go_on(fit: Fit, position: Position, *, size: int) -> None:
+def resume_from(fit: FitState, position: Position, *, size: int) -> None:
     """Makes a `fit` that has just begun go on from a position. All ranks must call it alike.
 
     Args:
@@ -32,7 +32,7 @@ def go_on(fit: Fit, position: Position, *, size: int) -> None:
     Raises:
         UnsupportedError: The position is within an epoch, and the data can't be entered there.
     """
-    begin_at(fit, position.epoch)
+    start_at_epoch(fit, position.epoch)
     fit.restored_size = size
     if not position.consumed:
         return
@@ -43,17 +43,17 @@ def go_on(fit: Fit, position: Position, *, size: int) -> None:
             "tfddl.shard_dataset returned (map and prefetch may follow), as the earlier run did."
         )
     plan = fit.share.plan.after(position)
-    fit.rest = Rest(plan=plan, epoch=position.epoch, skipped=fit.share.steps_done(position))
-    current().resume = Resume(fit.share, position)
+    fit.rest = RestOfEpoch(plan=plan, epoch=position.epoch, skipped=fit.share.steps_done(position))
+    current().resume = ResumePoint(fit.share, position)
 
 
-def begin_at(fit: Fit, epoch: int) -> None:
+def start_at_epoch(fit: FitState, epoch: int) -> None:
     """Makes a `fit` that has just begun start with a later epoch; with none, if that's the last."""
     fit.model._initial_epoch = _Epoch(epoch)
     fit.initial_epoch = fit.epoch = epoch
 
 
-def end_rest(fit: Fit) -> None:
+def end_resumed_epoch(fit: FitState) -> None:
     """The epoch that was begun by an earlier run is at its end."""
     if fit.rest is not None:
         current().resume = None
@@ -70,7 +70,7 @@ class _Epoch(int):
 
 
 def _enumerate_iterator(original: Callable[..., Any], self: Any) -> Any:
-    fit: Fit | None = current().fit if is_started() else None
+    fit: FitState | None = current().fit if is_started() else None
     if fit is None or not fit.training or fit.share is None:
         return original(self)
     # With steps_per_epoch Keras has made this epoch's iterator at the end of the last one, in the

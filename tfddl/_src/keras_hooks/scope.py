@@ -25,7 +25,7 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.collectives import ReduceOp
-from tfddl._src.gradients.optimizer import distribute_under_scope, is_distributed, is_under_scope
+from tfddl._src.keras_hooks.optimizer import distribute_under_scope, is_distributed, is_under_scope
 from tfddl._src.keras_hooks.patching import changed, wrap_function, wrap_method
 from tfddl._src.runtime import current, is_started
 from tfddl.errors import UnsupportedError
@@ -49,21 +49,21 @@ def install() -> None:
     wrap_method(keras.Model, "_maybe_symbolic_build", ("iterator", "data_batch"), _symbolic_build)
 
 
-def is_job_s(strategy: Any) -> bool:
+def is_job_strategy(strategy: Any) -> bool:
     """Whether a strategy is the one of the workers that train together."""
     if not is_started() or current().cluster.size == 1:
         return False
     return strategy is not None and strategy is current().started_strategy
 
 
-def is_in(model: Any) -> bool:
+def contains(model: Any) -> bool:
     """Whether a model was made under the scope of the workers' strategy."""
-    return is_job_s(getattr(model, "_distribute_strategy", None))
+    return is_job_strategy(getattr(model, "_distribute_strategy", None))
 
 
 def of(model: Any) -> contextlib.AbstractContextManager[Any]:
     """The scope a model was made under; where variables have to be made that belong to it."""
-    if not is_in(model) or tf.distribute.has_strategy():
+    if not contains(model) or tf.distribute.has_strategy():
         return contextlib.nullcontext()
     scope: contextlib.AbstractContextManager[Any] = current().strategy().scope()
     return scope
@@ -84,8 +84,8 @@ def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
         UnsupportedError: The model was made outside of the scope that `compile` is called in; a
             DistributedOptimizer; an optimizer that was made elsewhere.
     """
-    if not is_in(model):
-        if tf.distribute.has_strategy() and is_job_s(tf.distribute.get_strategy()):
+    if not contains(model):
+        if tf.distribute.has_strategy() and is_job_strategy(tf.distribute.get_strategy()):
             raise UnsupportedError(
                 "compile was called under tfddl.strategy().scope(), but the model was made outside "
                 "of it: its variables aren't the strategy's. Make the model under the scope too; "
@@ -101,7 +101,7 @@ def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
             "would be averaged twice. Compile it with the plain Keras optimizer, which tfddl makes "
             "exact; or make the model outside of the scope."
         )
-    if not is_job_s(getattr(optimizer, "_distribution_strategy", None)):
+    if not is_job_strategy(getattr(optimizer, "_distribution_strategy", None)):
         raise UnsupportedError(
             f"The model was made under tfddl.strategy().scope(), its {type(optimizer).__name__} "
             "was not. Make the optimizer under the scope too."
@@ -149,7 +149,7 @@ def write_in_place(model: Any) -> None:
     """
     none = tf.VariableAggregation.NONE
     for variable in [*model.variables, *model.optimizer.variables]:
-        if sums_by_itself(variable):
+        if is_summed_on_read(variable):
             continue  # Written in place anyway.
         mirrored = getattr(variable, "value", variable)
         if getattr(mirrored, "aggregation", none) is not none:
@@ -162,7 +162,7 @@ def write_in_place(model: Any) -> None:
             )
 
 
-def sums_by_itself(variable: Any) -> bool:
+def is_summed_on_read(variable: Any) -> bool:
     """Whether TensorFlow adds up the workers' values of a variable wherever it is read."""
     mirrored = getattr(variable, "value", variable)
     if not isinstance(mirrored, tf.distribute.DistributedValues):
@@ -173,7 +173,7 @@ def sums_by_itself(variable: Any) -> bool:
 def _reduce_per_replica(
     original: Callable[..., Any], values: Any, strategy: Any, reduction: str
 ) -> Any:
-    if not is_job_s(strategy):
+    if not is_job_strategy(strategy):
         return original(values, strategy, reduction)
     return tf.nest.map_structure(lambda value: _local(strategy, value), values)
 
@@ -187,7 +187,11 @@ def _reduce_values(
     reduced = original(values, sample_weight, reduction)
     # Once Keras divides it, what comes back is another tensor.
     is_untouched = reduced is values and reduction not in (None, "none", "sum")
-    if is_untouched and tf.distribute.has_strategy() and is_job_s(tf.distribute.get_strategy()):
+    if (
+        is_untouched
+        and tf.distribute.has_strategy()
+        and is_job_strategy(tf.distribute.get_strategy())
+    ):
         return reduced / tf.cast(current().cluster.size, reduced.dtype)
     return reduced
 
@@ -209,7 +213,7 @@ class _AsItIs:
 def _epoch_iterator(
     original: Callable[..., Any], self: Any, distribute_strategy: Any = None, **kwargs: Any
 ) -> None:
-    if is_job_s(distribute_strategy):
+    if is_job_strategy(distribute_strategy):
         distribute_strategy = _AsItIs()
     original(self, distribute_strategy, **kwargs)
 
@@ -217,7 +221,7 @@ def _epoch_iterator(
 def _symbolic_build(
     original: Callable[..., Any], self: Any, iterator: Any = None, data_batch: Any = None
 ) -> None:
-    if iterator is None or not is_in(self):
+    if iterator is None or not contains(self):
         original(self, iterator, data_batch)
         return
     strategy = current().strategy()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.collectives import Label, broadcast_object
-from tfddl._src.data import has_share, shard_dataset, slice_batches
+from tfddl._src.collectives import DisplayName, broadcast_object
+from tfddl._src.data import has_shard, shard_dataset, slice_batches
 from tfddl._src.keras_hooks import replicated_data
 from tfddl._src.runtime import current
 from tfddl.errors import DisagreementError, UnsupportedError
@@ -18,7 +18,7 @@ from tfddl.errors import DisagreementError, UnsupportedError
 _BATCH_SIZE = 32  # Keras' default.
 
 
-def share_out(given: dict[str, Any]) -> None:
+def shard_fit_data(given: dict[str, Any]) -> None:
     """Puts the rank's share in the place of what `fit` got. All ranks must call it together.
 
     Args:
@@ -31,26 +31,26 @@ def share_out(given: dict[str, Any]) -> None:
     """
     x = given.get("x")
     if isinstance(x, tf.data.Dataset):
-        given["x"] = sliced(x, weigh=given.get("class_weight") is None)
+        given["x"] = shard_batches(x, weigh=given.get("class_weight") is None)
         given["shuffle"] = False
-    elif is_distributed(x):
+    elif is_distributed_dataset(x):
         given["shuffle"] = False
     else:
         _share_out_arrays(given)
     validation = given.get("validation_data")
     if isinstance(validation, tf.data.Dataset):
-        given["validation_data"] = sliced(validation, weigh=True)
+        given["validation_data"] = shard_batches(validation, weigh=True)
 
 
-def sliced(dataset: tf.data.Dataset, *, weigh: bool) -> tf.data.Dataset:
+def shard_batches(dataset: tf.data.Dataset, *, weigh: bool) -> tf.data.Dataset:
     """The rank's part of a dataset's batches; the dataset, if it is the rank's share already."""
-    if has_share(dataset):
+    if has_shard(dataset):
         return dataset
     cluster = current().cluster
     return slice_batches(dataset, rank=cluster.rank, size=cluster.size, weigh=weigh)
 
 
-def is_distributed(x: Any) -> bool:
+def is_distributed_dataset(x: Any) -> bool:
     """Whether data was distributed by the strategy, as it has to be.
 
     Raises:
@@ -69,7 +69,7 @@ def is_distributed(x: Any) -> bool:
 
 def _share_out_arrays(given: dict[str, Any]) -> None:
     parts = [_structure(given.pop(name, None)) for name in ("x", "y", "sample_weight")]
-    if not replicated_data.is_whole(parts, name=Label("data of fit")):
+    if not replicated_data.is_replicated(parts, name=DisplayName("data of fit")):
         raise DisagreementError(
             "Under tfddl.strategy().scope(), fit got data that isn't alike on all ranks, or that "
             "isn't arrays, so that it can't be shared out. Give fit the same whole arrays on every "
@@ -77,11 +77,11 @@ def _share_out_arrays(given: dict[str, Any]) -> None:
         )
     split = given.pop("validation_split", 0.0)
     if split and given.get("validation_data") is None:
-        end = replicated_data.length(parts)
+        end = replicated_data.num_examples(parts)
         cut = int(end * (1.0 - split))  # Keras' own arithmetic.
-        rest = [replicated_data.rows(part, cut, end) for part in parts]
+        rest = [replicated_data.take_rows(part, cut, end) for part in parts]
         given["validation_data"] = tuple(part for part in rest if part is not None)
-        parts = [replicated_data.rows(part, 0, cut) for part in parts]
+        parts = [replicated_data.take_rows(part, 0, cut) for part in parts]
     size = current().cluster.size
     batch_size = given.pop("batch_size", None) or _BATCH_SIZE
     given.setdefault("validation_batch_size", batch_size)

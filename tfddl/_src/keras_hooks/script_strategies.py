@@ -26,7 +26,7 @@ def install() -> None:
     )
 
 
-def refuse_others(model: Any) -> None:
+def refuse_other_strategies(model: Any) -> None:
     """Raises where a model of a job was made under a strategy that isn't the job's.
 
     Raises:
@@ -34,7 +34,7 @@ def refuse_others(model: Any) -> None:
             `MirroredStrategy`, in a job of several workers.
     """
     strategy = getattr(model, "_distribute_strategy", None)
-    if not is_started() or current().cluster.size == 1 or scope.is_job_s(strategy):
+    if not is_started() or current().cluster.size == 1 or scope.is_job_strategy(strategy):
         return
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise UnsupportedError(

@@ -15,14 +15,14 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.collectives import ReduceOp
-from tfddl._src.gradients import Averaging
-from tfddl._src.gradients.optimizer import innermost
+from tfddl._src.gradients import ReductionOptions
 from tfddl._src.keras_hooks import scope
-from tfddl._src.keras_hooks.compile import NO_XLA, acts_on, exchanges
+from tfddl._src.keras_hooks.compile import NO_XLA, exchanges_gradients, trains_together
 from tfddl._src.keras_hooks.moving_statistics import MovingStatistics, synchronized
+from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.moments import NEGLIGIBLE_COUNT
-from tfddl._src.runtime import Step, current, is_started
+from tfddl._src.runtime import StepContext, current, is_started
 from tfddl.errors import UnsupportedError
 
 _WEIGHTED = "mean_with_sample_weight"
@@ -76,7 +76,7 @@ class StepState:
                 last_examples=_new_last_examples(),
             )
 
-    def forget_stop(self) -> None:
+    def clear_stop(self) -> None:
         """Nobody wants training to end, as far as is known."""
         self.stop.assign(0.0)
         self.stop_agreed.assign(0.0)
@@ -86,22 +86,22 @@ def _new_last_examples() -> tf.Variable:
     return tf.Variable(0, trainable=False, dtype=tf.int64, name="tfddl_last_examples")
 
 
-def state_of(model: Any) -> StepState:
+def step_state(model: Any) -> StepState:
     """The state of a model whose train function has been made."""
     return model.train_step.tfddl_state
 
 
 def last_examples(model: Any, *, training: bool) -> int:
     """How many examples this rank's last training or testing step had; 0 for a stand-in."""
-    variable = state_of(model).last_examples if training else model.test_step.tfddl_last_examples
+    variable = step_state(model).last_examples if training else model.test_step.tfddl_last_examples
     return int(variable.numpy())
 
 
 def _make_train_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
-    if exchanges(self.optimizer) and self.jit_compile:
+    if exchanges_gradients(self.optimizer) and self.jit_compile:
         raise UnsupportedError(NO_XLA)
-    if acts_on(self.optimizer):
-        if scope.is_in(self):
+    if trains_together(self.optimizer):
+        if scope.contains(self):
             scope.write_in_place(self)
         if not hasattr(self.train_step, "tfddl_state"):
             self.train_step = _training_step(self, self.train_step)
@@ -113,7 +113,7 @@ def _make_train_function(original: Callable[..., Any], self: Any, force: bool = 
 
 
 def _make_test_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
-    if acts_on(self.optimizer):
+    if trains_together(self.optimizer):
         if not hasattr(self.test_step, "tfddl_last_examples"):
             self.test_step = _testing_step(self, self.test_step)
             force = True
@@ -131,11 +131,11 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
     state = StepState.new()
 
     def train_step(data: Any) -> Any:
-        if not acts_on(model.optimizer):  # Compiled anew, with another optimizer.
+        if not trains_together(model.optimizer):  # Compiled anew, with another optimizer.
             return original(data)
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
         counts = _stand_in(weight)
-        averaging: Averaging = innermost(model.optimizer).tfddl_averaging
+        averaging: ReductionOptions = innermost(model.optimizer).tfddl_options
         by_count = averaging.by_count
         count = _count(model, x, weight) if by_count else tf.constant(1.0)
         num_examples = _num_examples(x)
@@ -143,7 +143,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             count = tf.where(counts, count, tf.zeros_like(count))
             num_examples = tf.where(counts, num_examples, 0)
         pooled = MovingStatistics(model, averaging.local)
-        step = Step(
+        step = StepContext(
             count=count,
             averages=_averages(model),
             stop=state.stop,
@@ -177,7 +177,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
 
 
 @contextmanager
-def _logged_by_weight(model: Any, step: Step, totals: tf.Variable) -> Iterator[None]:
+def _logged_by_weight(model: Any, step: StepContext, totals: tf.Variable) -> Iterator[None]:
     """Makes the ranks' contributions to the logged loss add up to the global batch's.
 
     A loss that is divided by the sum of the weights is logged, in one process too, as a mean over
@@ -227,13 +227,13 @@ def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any],
         last = _new_last_examples()
 
     def test_step(data: Any) -> Any:
-        if not acts_on(model.optimizer):  # Compiled anew, with another optimizer.
+        if not trains_together(model.optimizer):  # Compiled anew, with another optimizer.
             return original(data)
         _, _, weight = keras.utils.unpack_x_y_sample_weight(data)
         counts = _stand_in(weight)
         num_examples = _batch_size(data)
         with (
-            current().in_step(Step(examples=num_examples)),
+            current().in_step(StepContext(examples=num_examples)),
             _evaluated_by_weight(model, weight),
             _unchanged_unless(counts, lambda: _metric_variables(model)),
         ):
@@ -259,7 +259,7 @@ def _counting_step(
             return original(data)
         # A step of the user's own may get anything.
         weight = data[2] if testing and isinstance(data, tuple) and len(data) == 3 else None
-        with current().in_step(Step(examples=_batch_size(data))):
+        with current().in_step(StepContext(examples=_batch_size(data))):
             with _evaluated_by_weight(model, weight):
                 return original(data)
 
@@ -309,7 +309,7 @@ def _count(model: Any, x: Any, weight: Any) -> tf.Tensor:
 
 def _averages(model: Any) -> bool:
     """Whether gradients are averaged by the counts, not just added up."""
-    averaging: Averaging = innermost(model.optimizer).tfddl_averaging
+    averaging: ReductionOptions = innermost(model.optimizer).tfddl_options
     return averaging.op is ReduceOp.AVERAGE
 
 
@@ -366,7 +366,7 @@ def _reduction(loss: Any) -> str | None:
 def _stand_in(weight: Any) -> tf.Tensor | None:
     """Whether the batch counts: a scalar, or None where it surely does.
 
-    See `tfddl._src.data.STAND_IN_WEIGHT`: a single example with the weight -0.0 doesn't.
+    See `tfddl._src.data.PADDING_WEIGHT`: a single example with the weight -0.0 doesn't.
     """
     leaves = [leaf for leaf in tf.nest.flatten(weight) if leaf is not None]
     if not leaves or leaves[0].shape.rank == 0 or not leaves[0].dtype.is_floating:

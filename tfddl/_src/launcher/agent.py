@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tfddl import __version__
-from tfddl._src.cgroups import LimitWatch
+from tfddl._src.cgroups import LimitMonitor
 from tfddl._src.cluster import ports
 from tfddl._src.heartbeat import ProgressPage
 from tfddl._src.launcher import interfaces
@@ -137,7 +137,7 @@ class Agent:
         self._unpacker = Unpacker()
         self._workers: dict[int, Worker] = {}
         self._examination = Examination()
-        self._oom_kills, self._limits = count_oom_kills(), LimitWatch()
+        self._oom_kills, self._limits = count_oom_kills(), LimitMonitor()
         self._heard_s = self._said_s = self._told_s = time.monotonic()
         self._told: dict[int, Message] = {}
         self._was_asked = False

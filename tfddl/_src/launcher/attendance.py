@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tfddl._src.heartbeat import STACKS_SIGNAL, Ability, ProgressPage, Reading, Stage
+from tfddl._src.heartbeat import STACKS_SIGNAL, ProgressPage, Stage, WorkerFlags, WorkerProgress
 from tfddl._src.launcher.stalls import is_stopped
 
 
@@ -31,9 +31,9 @@ class Attendance:
         """
         self._board, self._session = board, session
 
-    def read(self) -> Reading:
+    def read(self) -> WorkerProgress:
         """How far it has come."""
-        return Reading() if self._board is None else self._board.read()
+        return WorkerProgress() if self._board is None else self._board.read()
 
     @property
     def training_pid(self) -> int:
@@ -55,7 +55,7 @@ class Attendance:
 
     def ask_for_stacks(self) -> None:
         """Makes it write the stacks of its threads to stderr, if it can."""
-        if Ability.SHOWS_STACKS in self.read().abilities:
+        if WorkerFlags.DUMPS_STACKS in self.read().flags:
             self._signal(STACKS_SIGNAL)
 
     def ask_to_save(self) -> bool:
@@ -64,7 +64,7 @@ class Attendance:
         Only the process that trains is asked: a shell around it would end at once, and the worker
         with it.
         """
-        if Ability.SAVES not in self.read().abilities:
+        if WorkerFlags.SAVES_ON_SIGTERM not in self.read().flags:
             return False
         self._signal(signal.SIGTERM)
         return True
@@ -89,16 +89,16 @@ class FarAttendance:
         """
         self.is_stopped = False
         self._order = order
-        self._reading = Reading()
+        self._reading = WorkerProgress()
 
     def receive(self, report: dict[str, Any]) -> None:
         """Takes what `Attendance.report` says there."""
         fields = report["reading"]
-        enums = {"stage": Stage(fields["stage"]), "abilities": Ability(fields["abilities"])}
-        self._reading = Reading(**{**fields, **enums})
+        enums = {"stage": Stage(fields["stage"]), "flags": WorkerFlags(fields["flags"])}
+        self._reading = WorkerProgress(**{**fields, **enums})
         self.is_stopped = report["is_stopped"]
 
-    def read(self) -> Reading:
+    def read(self) -> WorkerProgress:
         """How far it has come."""
         return self._reading
 
@@ -108,7 +108,7 @@ class FarAttendance:
 
     def ask_to_save(self) -> bool:
         """Makes it save and end, if it can."""
-        if Ability.SAVES not in self._reading.abilities:
+        if WorkerFlags.SAVES_ON_SIGTERM not in self._reading.flags:
             return False
         self._order("save")
         return True

@@ -11,7 +11,7 @@ from tfddl._src.cluster import join_address
 from tfddl._src.cluster.parsing import parse_int, quote
 from tfddl.errors import ClusterError, LaunchError
 
-MOST_WORKERS = 1024
+MAX_WORKERS = 1024
 _MOST_SLOTS = 10**9  # beyond it is no number of anything; HostSlots says what is too many
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
@@ -39,9 +39,9 @@ class HostSlots:
                 f"{self.name!r} is no host name; letters, digits, '.', '-' and '_' are expected, "
                 "or an IP address. HINT: another user, port or key belongs into ~/.ssh/config"
             )
-        if not 1 <= self.slots <= MOST_WORKERS:
+        if not 1 <= self.slots <= MAX_WORKERS:
             raise LaunchError(
-                f"host {self.name} has {self.slots} slots; it must be 1..{MOST_WORKERS}"
+                f"host {self.name} has {self.slots} slots; it must be 1..{MAX_WORKERS}"
             )
 
 

@@ -16,13 +16,13 @@ from signal import SIGTERM
 from tfddl._src import rendezvous
 from tfddl._src.cluster import SECRET, START_TIMEOUT
 from tfddl._src.cluster.ports import free_ports, is_free
-from tfddl._src.heartbeat import Ability
+from tfddl._src.heartbeat import WorkerFlags
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.environment import Export, exported, given_secret, inherited, travelling
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, prepared
 from tfddl._src.launcher.guard import guarded
-from tfddl._src.launcher.hosts import MOST_WORKERS, HostSlots, ranks_of
+from tfddl._src.launcher.hosts import MAX_WORKERS, HostSlots, ranks_of
 from tfddl._src.launcher.keeping import Keeper
 from tfddl._src.launcher.link import LOST
 from tfddl._src.launcher.memory import Memory
@@ -88,9 +88,9 @@ class JobOptions:
     descriptors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_workers <= MOST_WORKERS:
+        if not 1 <= self.num_workers <= MAX_WORKERS:
             raise LaunchError(
-                f"the number of workers (-np) is {self.num_workers}; it must be 1..{MOST_WORKERS}"
+                f"the number of workers (-np) is {self.num_workers}; it must be 1..{MAX_WORKERS}"
             )
         if not self.grace_s >= 0:
             raise LaunchError(f"the grace period is {self.grace_s}; it must be 0 or more seconds")
@@ -383,7 +383,7 @@ def _report(outcome: Outcome, console: Console) -> None:
     elif outcome.interrupted_by is not None:
         why = f" ({console.broken.strerror})" if console.broken is not None else ""
         console.say(f"ended by {outcome.interrupted_by.name}{why}, and all workers with it")
-        late = [end for end in outcome.exits if Ability.SAVES in end.reading.abilities]
+        late = [end for end in outcome.exits if WorkerFlags.SAVES_ON_SIGTERM in end.reading.flags]
         if outcome.interrupted_by == SIGTERM and late:
             console.say(
                 "the workers did not come to save in time; HINT: --grace-period says how long that "

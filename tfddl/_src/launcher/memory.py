@@ -68,7 +68,7 @@ def make_store() -> int:
         LaunchError: descriptors or memory are used up.
     """
     try:
-        return commits.make_store()
+        return commits.create_store()
     except OSError as error:
         raise LaunchError(
             f"can't make the memory that commits are kept in: {error.strerror}"

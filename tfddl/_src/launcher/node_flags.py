@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from tfddl._src.cluster import NodeRank, detect_nodes, join_address
 from tfddl._src.cluster.environments import sagemaker
-from tfddl._src.cluster.parsing import LAST_PORT, parse_int
+from tfddl._src.cluster.parsing import MAX_PORT, parse_int
 from tfddl._src.cluster.variables import DEFAULT_PORT, PORT
 from tfddl._src.launcher.environment import is_worker
-from tfddl._src.launcher.hosts import MOST_WORKERS
+from tfddl._src.launcher.hosts import MAX_WORKERS
 from tfddl.errors import ClusterError, LaunchError
 
 _ADDRESS, _ADDRESS_PORT = "MASTER_ADDR", "MASTER_PORT"
@@ -64,7 +64,7 @@ def read_nodes(arguments: argparse.Namespace, environment: Mapping[str, str]) ->
             variables contradict each other; or -H names hosts though each has a `tfddlrun`.
     """
     num_nodes, node_rank = _number(arguments, "nnodes", low=1), _number(arguments, "node_rank")
-    port = _number(arguments, "master_port", low=1, high=LAST_PORT)
+    port = _number(arguments, "master_port", low=1, high=MAX_PORT)
     given = [
         f"--{name.replace('_', '-')}"
         for name in ("nnodes", "node_rank", "master_addr", "master_port")
@@ -104,7 +104,7 @@ def interfaces(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _number(
-    arguments: argparse.Namespace, name: str, *, low: int = 0, high: int = MOST_WORKERS
+    arguments: argparse.Namespace, name: str, *, low: int = 0, high: int = MAX_WORKERS
 ) -> int | None:
     text = getattr(arguments, name)
     if text is None:
@@ -205,7 +205,7 @@ def _port(text: str | None, what: str, environment: Mapping[str, str]) -> int:
     ):
         if value:
             try:
-                return parse_int(value, what=name, low=1, high=LAST_PORT)
+                return parse_int(value, what=name, low=1, high=MAX_PORT)
             except ClusterError as error:
                 raise LaunchError(str(error)) from None
     return DEFAULT_PORT

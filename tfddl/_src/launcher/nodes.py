@@ -21,7 +21,7 @@ from tfddl._src import rendezvous
 from tfddl._src.cluster import NodeRank, PartialCluster, join_address
 from tfddl._src.cluster.cluster import is_loopback
 from tfddl._src.cluster.ports import hold_ports
-from tfddl._src.launcher.hosts import MOST_WORKERS
+from tfddl._src.launcher.hosts import MAX_WORKERS
 from tfddl._src.launcher.interfaces import identity, interface_of
 from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import LOOPBACK, Place
@@ -115,7 +115,7 @@ class NodeFacts:
         texts = [fields.get(name) for name in ("address", "identity")]
         if not (
             isinstance(ports, list | tuple)
-            and 1 <= len(ports) <= MOST_WORKERS
+            and 1 <= len(ports) <= MAX_WORKERS
             and all(type(port) is int and 0 < port <= _LAST_PORT for port in ports)
             and all(isinstance(text, str) for text in texts)
         ):
@@ -185,9 +185,9 @@ def make_places(
         LaunchError: there are too many workers, or one node can't be reached by the others.
     """
     total = sum(len(node.ports) for node in facts)
-    if total > MOST_WORKERS:
+    if total > MAX_WORKERS:
         raise LaunchError(
-            f"the {len(facts)} nodes have {total} workers; at most {MOST_WORKERS} can take part"
+            f"the {len(facts)} nodes have {total} workers; at most {MAX_WORKERS} can take part"
         )
     # Two launchers on one machine name it alike, so that their workers know they share it.
     addresses: dict[str, str] = {}

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tfddl._src.heartbeat import SAVED_STATUS, Ability, Reading, Stage
+from tfddl._src.heartbeat import SAVED_STATUS, Stage, WorkerFlags, WorkerProgress
 from tfddl._src.launcher.stalls import Stall
 
 _REPORTED_LINES = 20
@@ -50,7 +50,7 @@ class WorkerExit:
     after_s: float
     stderr_lines: tuple[str, ...]
     ended_with: signal.Signals | None
-    reading: Reading = Reading()
+    reading: WorkerProgress = WorkerProgress()
     stall: Stall | None = None
     host: str = ""
     lost: str | None = None
@@ -58,7 +58,7 @@ class WorkerExit:
     @property
     def has_saved(self) -> bool:
         """Whether it was asked to end, and has saved before."""
-        return self.returncode == SAVED_STATUS and Ability.WAS_ASKED in self.reading.abilities
+        return self.returncode == SAVED_STATUS and WorkerFlags.PREEMPTED in self.reading.flags
 
     @property
     def was_ended_by_us(self) -> bool:
@@ -152,7 +152,7 @@ def failure_report(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def describe_place(reading: Reading) -> str:
+def describe_place(reading: WorkerProgress) -> str:
     """Says "step 37 of epoch 2, training": the last step that was done, counted from 1."""
     place = "before the first step"
     if reading.rounds and not reading.steps:

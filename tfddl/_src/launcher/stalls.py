@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfddl._src.heartbeat import Reading, Stage
+from tfddl._src.heartbeat import Stage, WorkerProgress
 
 _WARNING_S = 60.0
 _LOOKS = 5
@@ -30,7 +30,9 @@ class Stall:
     waiting: tuple[int, ...]
 
 
-def find_suspects(readings: Mapping[int, Reading], stopped: frozenset[int]) -> tuple[int, ...]:
+def find_suspects(
+    readings: Mapping[int, WorkerProgress], stopped: frozenset[int]
+) -> tuple[int, ...]:
     """The ranks that the job would be waiting for, if it got no further from here.
 
     All ranks begin the same operations in the same order, so one that has begun fewer than another
@@ -68,7 +70,7 @@ class StallWatch:
         """
         self._timeout_s = timeout_s
         self._has_all_workers = has_all_workers
-        self._last: dict[int, tuple[Reading, float]] = {}
+        self._last: dict[int, tuple[WorkerProgress, float]] = {}
         self._warned: frozenset[int] = frozenset()
 
     @property
@@ -78,7 +80,7 @@ class StallWatch:
         return min(wanted_s / _LOOKS, _LONGEST_WAIT_S)
 
     def find(
-        self, readings: Mapping[int, Reading], *, stopped: frozenset[int], now_s: float
+        self, readings: Mapping[int, WorkerProgress], *, stopped: frozenset[int], now_s: float
     ) -> dict[int, Stall]:
         """The workers that have stalled: those that others wait for, with no progress for long.
 
@@ -93,7 +95,7 @@ class StallWatch:
         return found
 
     def warning(
-        self, readings: Mapping[int, Reading], *, stopped: frozenset[int], now_s: float
+        self, readings: Mapping[int, WorkerProgress], *, stopped: frozenset[int], now_s: float
     ) -> str:
         """What to tell of a rank that keeps others waiting for a minute; each time once."""
         found = self._without_progress(readings, stopped, now_s)
@@ -112,7 +114,7 @@ class StallWatch:
         )
 
     def _without_progress(
-        self, readings: Mapping[int, Reading], stopped: frozenset[int], now_s: float
+        self, readings: Mapping[int, WorkerProgress], stopped: frozenset[int], now_s: float
     ) -> dict[int, Stall]:
         """Those that others wait for, and since when they have got no further."""
         for rank, reading in readings.items():
@@ -145,16 +147,16 @@ def is_stopped(pid: int) -> bool:
     return False
 
 
-def _in_keras(readings: Mapping[int, Reading]) -> bool:
+def _in_keras(readings: Mapping[int, WorkerProgress]) -> bool:
     return any(r.beats and r.stage is not Stage.OUTSIDE for r in readings.values())
 
 
-def _in_loop_by_hand(readings: Mapping[int, Reading]) -> bool:
+def _in_loop_by_hand(readings: Mapping[int, WorkerProgress]) -> bool:
     """Whether all have exchanged gradients, and some wait for others."""
     all_have = all(reading.rounds for reading in readings.values())
     return all_have and any(reading.waits for reading in readings.values())
 
 
-def _has_begun(reading: Reading) -> bool:
+def _has_begun(reading: WorkerProgress) -> bool:
     """Whether a first step was done, which takes much longer than others."""
     return reading.steps > 0 or reading.stage is not Stage.TRAINING

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfddl._src.cgroups import LimitWatch
+from tfddl._src.cgroups import LimitMonitor
 from tfddl._src.launcher.agent import BEAT_S
 from tfddl._src.launcher.display import Display
 from tfddl._src.launcher.fleet import Fleet
@@ -84,7 +84,7 @@ def supervise(
     job = _Job(
         console=console, signals=signals, care=care, has_all_workers=num_workers == len(plans)
     )
-    oom_kills, limits = count_oom_kills(), LimitWatch()
+    oom_kills, limits = count_oom_kills(), LimitMonitor()
     adopt_orphans()
     try:
         for plan in plans:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from tfddl._src.cluster import CORES
-from tfddl._src.cpu import num_cores_of_quota
+from tfddl._src.cpu import num_quota_cores
 from tfddl._src.launcher.attendance import Attendance
 from tfddl._src.launcher.cores import Binding, bind_to, share_of_cores, usable_cores
 from tfddl._src.launcher.display import Sink
@@ -157,7 +157,7 @@ def _start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
         )
         environment.pop(CORES, None)
         if cores:
-            environment[CORES] = str(min(len(cores), num_cores_of_quota(among=plan.local_size)))
+            environment[CORES] = str(min(len(cores), num_quota_cores(among=plan.local_size)))
             bind = bind_to(cores)
     try:
         return subprocess.Popen(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfddl._src.cpu import num_cores_of_quota
+from tfddl._src.cpu import num_quota_cores
 from tfddl._src.launcher.cores import num_sockets, usable_cores
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -49,7 +49,7 @@ def count_workers(environment: Mapping[str, str]) -> WorkerCount:
     hidden = "no GPU" if visible is None else f"no GPU by {VISIBLE_DEVICES}"
     cores = usable_cores()
     sockets = num_sockets(cores)
-    number = min(sockets, num_cores_of_quota())
+    number = min(sockets, num_quota_cores())
     limit = f", and the cgroup's quota is {number} of their cores" if number < sockets else ""
     return WorkerCount(number, f"{hidden}; {_plural(sockets, 'socket')} of CPUs{limit}")
 

@@ -26,15 +26,15 @@ from tfddl._src.rendezvous.base import (
     PORT_TAKEN,
     REPORT_S,
     Identity,
-    Patience,
     Rendezvous,
+    StartDeadline,
     host_and_port,
     port_taken,
 )
 from tfddl._src.rendezvous.client import visit
 from tfddl._src.rendezvous.server import SECRET_BYTES, host
 
-__all__ = ["PORT_TAKEN", "SECRET_BYTES", "Rendezvous", "join", "require_free_port"]
+__all__ = ["PORT_TAKEN", "SECRET_BYTES", "Rendezvous", "join", "check_port_free"]
 
 
 def join(
@@ -59,14 +59,14 @@ def join(
         DisagreementError: the workers were told of different clusters, or two claim one rank.
         ClusterError: where the workers are contradicts what their launcher said.
     """
-    patience = Patience(timeout_s, report_s)
+    patience = StartDeadline(timeout_s, report_s)
     identity = Identity.of(cluster)
     if cluster.rank == 0:
         return host(identity, secret, dict(facts), patience)
     return visit(identity, secret, dict(facts), patience)
 
 
-def require_free_port(cluster: Cluster) -> None:
+def check_port_free(cluster: Cluster) -> None:
     """Makes sure that TensorFlow's server can have this worker's port.
 
     Raises:

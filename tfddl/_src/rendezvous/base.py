@@ -95,7 +95,7 @@ class Rendezvous(abc.ABC):
             StalledError: ranks, which are named, haven't called it in time.
             PeerLostError: one of them has ended.
         """
-        patience = Patience(timeout_s, REPORT_S)
+        patience = StartDeadline(timeout_s, REPORT_S)
         look_s = _LOOK_S
         self.put(f"{key}/{self.cluster.rank}", text)
 
@@ -121,7 +121,7 @@ class Rendezvous(abc.ABC):
     def _gathered(self, key: str) -> list[str] | None:
         """The texts of all ranks, once they are there."""
 
-    def when_in_conflict(self, end: Callable[[str], None]) -> None:
+    def on_conflict(self, end: Callable[[str], None]) -> None:
         """Says what to do if it turns out soon that two jobs have been mixed.
 
         Args:
@@ -180,7 +180,7 @@ class Identity:
 
 
 @dataclass
-class Patience:
+class StartDeadline:
     """How long to wait, and when to speak of it."""
 
     timeout_s: float

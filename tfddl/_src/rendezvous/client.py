@@ -11,16 +11,16 @@ from typing import Any
 
 from tfddl._src.cluster.cluster import Cluster
 from tfddl._src.cluster.ports import free_ports
-from tfddl._src.rendezvous.base import KINDS, RETRY_S, Identity, Patience, Rendezvous, dial
-from tfddl._src.rendezvous.endpoint import close_in_children
-from tfddl._src.rendezvous.json_connection import ANSWER_S, Channel
+from tfddl._src.rendezvous.base import KINDS, RETRY_S, Identity, Rendezvous, StartDeadline, dial
+from tfddl._src.rendezvous.endpoint import close_after_fork
+from tfddl._src.rendezvous.json_connection import ANSWER_S, JsonConnection
 from tfddl.errors import ConnectError, DisagreementError, PeerLostError, StalledError
 
 _LONGER_S = 5.0
 """How much longer than rank 0 the others wait: it knows more, and says it when it gives up."""
 
 
-class Visitor(Rendezvous):
+class RendezvousClient(Rendezvous):
     """Any other rank."""
 
     def __init__(
@@ -28,12 +28,12 @@ class Visitor(Rendezvous):
         cluster: Cluster,
         facts: tuple[Mapping[str, Any], ...],
         secret: bytes,
-        channel: Channel,
+        channel: JsonConnection,
     ) -> None:
         super().__init__(cluster, facts, secret)
         self._channel = channel
         self._lock = threading.Lock()
-        close_in_children(self)
+        close_after_fork(self)
 
     def put(self, key: str, text: str) -> None:
         """See `Rendezvous.put`."""
@@ -84,7 +84,7 @@ class Visitor(Rendezvous):
 
 
 def visit(
-    identity: Identity, secret: bytes, facts: dict[str, Any], patience: Patience
+    identity: Identity, secret: bytes, facts: dict[str, Any], patience: StartDeadline
 ) -> Rendezvous:
     """Tells rank 0 who we are, and waits for its word; see `tfddl._src.rendezvous.join`."""
     problem = "no answer"
@@ -119,7 +119,7 @@ def visit(
                 continue
             with contextlib.ExitStack() as stack:
                 stack.callback(connection.close)
-                found = _converse(identity, Channel(connection), said, patience)
+                found = _converse(identity, JsonConnection(connection), said, patience)
                 if found is not None:
                     stack.pop_all()
                     return found
@@ -128,7 +128,7 @@ def visit(
 
 
 def _converse(
-    identity: Identity, channel: Channel, said: Mapping[str, Any], patience: Patience
+    identity: Identity, channel: JsonConnection, said: Mapping[str, Any], patience: StartDeadline
 ) -> Rendezvous | None:
     """Says who we are, and waits for rank 0's word; None if it goes away without one."""
     try:
@@ -149,4 +149,4 @@ def _converse(
     if "failed" in word:
         raise KINDS[word["failed"]](word["text"])
     cluster = Cluster(tuple(word["addresses"]), identity.rank, identity.job)
-    return Visitor(cluster, tuple(word["facts"]), bytes.fromhex(word["begin"]), channel)
+    return RendezvousClient(cluster, tuple(word["facts"]), bytes.fromhex(word["begin"]), channel)

@@ -27,10 +27,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tfddl._src.rendezvous.handshake import HANDSHAKE_S, LONGEST_REFUSAL, PendingConnection
+from tfddl._src.rendezvous.handshake import HANDSHAKE_S, MAX_REFUSAL_CHARS, PendingConnection
 from tfddl.errors import ConnectError
 
-MOST_PENDING = 128
+MAX_PENDING = 128
 """Handshakes at a time. Beyond, the oldest is dropped: a worker of the job needs a millisecond."""
 
 _LEAST_S = 0.1
@@ -52,7 +52,7 @@ class RefuseError(Exception):
 
 
 @dataclass(frozen=True)
-class Caller:
+class Client:
     """Somebody who knows the key.
 
     Attributes:
@@ -73,7 +73,7 @@ class Endpoint:
         key: bytes,
         *,
         check: Callable[[Mapping[str, Any]], None],
-        admit: Callable[[Caller], None],
+        admit: Callable[[Client], None],
     ) -> None:
         """Accepts nobody before `start`. Both functions are called in the thread, and mustn't wait.
 
@@ -98,7 +98,7 @@ class Endpoint:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="tfddl-endpoint", daemon=True)
-        close_in_children(self)
+        close_after_fork(self)
 
     def start(self) -> None:
         """Begins to accept."""
@@ -201,8 +201,8 @@ class Endpoint:
 
     def _accept(self) -> None:
         """Takes the callers that are there."""
-        for _ in range(MOST_PENDING):
-            if len(self._pending) >= MOST_PENDING and not self._make_room():
+        for _ in range(MAX_PENDING):
+            if len(self._pending) >= MAX_PENDING and not self._make_room():
                 return
             try:
                 connection, _ = self._listener.accept()
@@ -248,12 +248,12 @@ class Endpoint:
         try:
             self._check(hello)
         except RefuseError as error:
-            pending.answer({"refused": str(error)[:LONGEST_REFUSAL]})
+            pending.answer({"refused": str(error)[:MAX_REFUSAL_CHARS]})
             pending.connection.close()
             return
         pending.answer({})
         pending.connection.settimeout(None)
-        self._admit(Caller(hello, pending.connection))
+        self._admit(Client(hello, pending.connection))
 
     def _forget(self, connection: socket.socket) -> None:
         """Serves a connection no more, which may have been closed."""
@@ -336,14 +336,14 @@ def listen_unix(name: str, kind: socket.SocketKind) -> socket.socket:
     return listener
 
 
-class Inherited(Protocol):
+class ForkAware(Protocol):
     """Something with descriptors that a forked child shares."""
 
     def forget(self) -> None:
         """Closes these in a child."""
 
 
-def close_in_children(inherited: Inherited) -> None:
+def close_after_fork(inherited: ForkAware) -> None:
     """Makes forked children close descriptors, which would outlive this process in them."""
     reference = weakref.ref(inherited)
 

@@ -5,7 +5,7 @@ job's key:
 
 1. The listener sends a magic number and a nonce.
 2. The caller sends the same, an HMAC-SHA256 of both nonces and of its hello, and the hello: a JSON
-   object of at most `LONGEST_HELLO` bytes.
+   object of at most `MAX_HELLO_BYTES` bytes.
 3. The listener answers with an HMAC of its own, and an empty object, or the reason why it refuses.
 
 The HMACs of the two directions differ by a label, so that neither can be sent back. What follows is
@@ -26,15 +26,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfddl._src.cluster.parsing import parse_json
-from tfddl.errors import ClusterError, ConnectError, StrangerError, TfddlError
+from tfddl.errors import ClusterError, ConnectError, TfddlError, UntrustedPeerError
 
-LONGEST_HELLO = 4096
+MAX_HELLO_BYTES = 4096
 """Bytes of a hello, and of a refusal."""
 
 HANDSHAKE_S = 10.0
 """For a whole handshake, however many bytes of it come meanwhile."""
 
-LONGEST_REFUSAL = LONGEST_HELLO // 8
+MAX_REFUSAL_CHARS = MAX_HELLO_BYTES // 8
 """Characters; JSON may write six bytes for one."""
 
 _MAGIC = b"tfddl\x00\x01\n"
@@ -95,7 +95,7 @@ class PendingConnection:
         self.is_bad = not data or not _MAGIC.startswith(self._received[: len(_MAGIC)])
         if self.is_bad or len(self._received) < _HELLO.size:
             return None
-        self.is_bad = not 0 < self._length <= LONGEST_HELLO
+        self.is_bad = not 0 < self._length <= MAX_HELLO_BYTES
         if self.is_bad or len(self._received) < _HELLO.size + self._length:
             return None
         hello = self._proved()
@@ -171,7 +171,7 @@ def dial_unix(
         timeout_s: for all of it.
 
     Raises:
-        StrangerError: a process of another user has the name.
+        UntrustedPeerError: a process of another user has the name.
         ConnectError: as `dial_tcp`.
     """
     until_s = time.monotonic() + timeout_s
@@ -183,7 +183,7 @@ def dial_unix(
         raise ConnectError(error.strerror or str(error)) from error
     if not is_own_user(connection):
         connection.close()
-        raise StrangerError("a process of another user has the name of a worker")
+        raise UntrustedPeerError("a process of another user has the name of a worker")
     return _prove(connection, key, hello, until_s=until_s)
 
 
@@ -215,7 +215,7 @@ def _prove(
         connection.sendall(_HELLO.pack(_MAGIC, nonce, mac, len(text)))
         connection.sendall(text)
         mac, length = _ANSWER.unpack(_receive(connection, _ANSWER.size, until_s, check))
-        if length > LONGEST_HELLO:
+        if length > MAX_HELLO_BYTES:
             raise ConnectError("something else answers there", has_answered=True)
         text = _receive(connection, length, until_s, check)
         if not hmac.compare_digest(mac, _mac(key, _LISTENER, theirs, nonce, text)):
@@ -268,13 +268,13 @@ def _mac(key: bytes, label: bytes, listeners: bytes, callers: bytes, text: bytes
 
 def _encode(body: Mapping[str, Any]) -> bytes:
     text = json.dumps(body).encode()
-    assert len(text) <= LONGEST_HELLO, body
+    assert len(text) <= MAX_HELLO_BYTES, body
     return text
 
 
 def _decode(text: bytes) -> dict[str, Any] | None:
     try:
-        value = parse_json(text, what="a hello", most_bytes=LONGEST_HELLO)
+        value = parse_json(text, what="a hello", most_bytes=MAX_HELLO_BYTES)
     except ClusterError:
         return None
     return value if isinstance(value, dict) else None

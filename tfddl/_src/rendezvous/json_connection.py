@@ -19,7 +19,7 @@ _LONGEST_MESSAGE = 2**26
 """Bytes; a thousand workers' facts are less than one million. Only workers of the job send any."""
 
 
-class Channel:
+class JsonConnection:
     """JSON objects over a connection, each after its length."""
 
     def __init__(self, connection: socket.socket) -> None:

@@ -17,14 +17,14 @@ from tfddl._src.rendezvous.base import (
     KINDS,
     RETRY_S,
     Identity,
-    Patience,
     Rendezvous,
+    StartDeadline,
     dial,
     host_and_port,
     port_taken,
 )
-from tfddl._src.rendezvous.endpoint import Caller, Endpoint, RefuseError, listen_tcp, listen_unix
-from tfddl._src.rendezvous.json_connection import Channel
+from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_tcp, listen_unix
+from tfddl._src.rendezvous.json_connection import JsonConnection
 from tfddl.errors import (
     ClusterError,
     ConnectError,
@@ -50,7 +50,7 @@ _LOG = logging.getLogger("tfddl")
 class _Member:
     """A rank that has come to rank 0."""
 
-    channel: Channel
+    channel: JsonConnection
     process: str
     said: dict[str, Any] = field(default_factory=dict)
     """What it has joined with; empty until it has."""
@@ -59,7 +59,7 @@ class _Member:
     """Its address, as rank 0 sees it; "" if it is on the host of rank 0."""
 
 
-class Host(Rendezvous):
+class RendezvousServer(Rendezvous):
     """Rank 0: lets the others in, and keeps the notes."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Host(Rendezvous):
         self._endpoint = Endpoint(listener, key, check=self._check, admit=self._admit)
         self._endpoint.start()
 
-    def wait(self, patience: Patience) -> None:
+    def wait(self, patience: StartDeadline) -> None:
         """Waits for all others, and tells them that they can begin."""
         with self._changed:
             while self._failure is None and len(self._known) < self._identity.size - 1:
@@ -157,8 +157,8 @@ class Host(Rendezvous):
         if self._lost is not None:
             raise PeerLostError(f"{self._lost} has ended; its log says why")
 
-    def when_in_conflict(self, end: Callable[[str], None]) -> None:
-        """See `Rendezvous.when_in_conflict`."""
+    def on_conflict(self, end: Callable[[str], None]) -> None:
+        """See `Rendezvous.on_conflict`."""
         with self._changed:
             self._end = end
             failure = self._failure
@@ -221,8 +221,8 @@ class Host(Rendezvous):
             if self._begun_s is not None and self._end is not None:
                 self._end(str(error))
 
-    def _admit(self, caller: Caller) -> None:
-        member = _Member(Channel(caller.connection), str(caller.hello.get("process")))
+    def _admit(self, caller: Client) -> None:
+        member = _Member(JsonConnection(caller.connection), str(caller.hello.get("process")))
         rank = caller.hello["rank"]
         member.host = self._host_of(caller.connection)
         with self._changed:
@@ -345,7 +345,7 @@ class Host(Rendezvous):
 
 
 def host(
-    identity: Identity, secret: bytes, facts: dict[str, Any], patience: Patience
+    identity: Identity, secret: bytes, facts: dict[str, Any], patience: StartDeadline
 ) -> Rendezvous:
     """Waits for all other ranks; see `tfddl._src.rendezvous.join`."""
     name, port = host_and_port(identity.master)
@@ -357,7 +357,7 @@ def host(
     except OSError as error:
         _refuse_second_job(identity, secret)
         raise port_taken(0, name, port, error.strerror) from error
-    found = Host(identity, listener, secret, facts)
+    found = RendezvousServer(identity, listener, secret, facts)
     found.wait(patience)
     return found
 

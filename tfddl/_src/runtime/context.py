@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm import AloneTransport, ForkedTransport, Tracer, Transport, counter
+from tfddl._src.comm import ForkedProcessGroup, ProcessGroup, SingleProcessGroup, Tracer, counter
 from tfddl._src.commits import CommitStore
 from tfddl._src.cpu import cores_of_worker
-from tfddl._src.heartbeat import ProgressPage, Teller
+from tfddl._src.heartbeat import ProgressPage, ProgressReporter
 from tfddl._src.runtime.devices import (
     make_strategy,
     resolve_collective,
@@ -25,10 +25,10 @@ from tfddl._src.runtime.devices import (
     set_up_threads,
 )
 from tfddl._src.runtime.forked_children import in_children
-from tfddl._src.runtime.group_setup import Connecting
+from tfddl._src.runtime.group_setup import GroupSetup
 from tfddl._src.runtime.grpc_servers import calling_line, start_servers
 from tfddl._src.runtime.options import Options
-from tfddl._src.runtime.startup_checks import Met, meet
+from tfddl._src.runtime.startup_checks import JoinedJob, join_job
 from tfddl.errors import NotInitializedError, StartError
 
 
@@ -63,7 +63,7 @@ class AgreedGradients:
 
 
 @dataclasses.dataclass
-class Step:
+class StepContext:
     """What the training step that is being traced or run knows of itself."""
 
     count: tf.Tensor | None = None
@@ -120,7 +120,7 @@ class Runtime:
         self.fit: Any = None
         """The `fit` that is running on all ranks, if one is; `tfddl._src.keras_hooks` keeps it."""
         self.resume: Any = None
-        """The `tfddl._src.data.Resume` of the `fit` that is running, if it takes up an epoch."""
+        """The `tfddl._src.data.ResumePoint` of the `fit` that is running, if it takes up an epoch."""
         self.process_sets: tuple[Any, ...] = ()
         """Those that Horovod's `init` was told of, in the order of their ids."""
         self.commits: CommitStore | None = None
@@ -132,16 +132,16 @@ class Runtime:
         self.elastic_runs = 0
         """How many times Horovod's `elastic.run` has been begun in this process."""
         self._gathered = 0
-        self.step = Step()
+        self.step = StepContext()
         self.started_strategy: tf.distribute.Strategy | None = None
         """What `strategy` has returned; None before."""
         self.tracer = Tracer()
         self._rounds = counter("tfddl_rounds")
         self._counts_rounds = False
-        self.transport: Transport = AloneTransport()
+        self.transport: ProcessGroup = SingleProcessGroup()
         self.pieces = 1
         """In how many pieces at once TensorFlow's collectives send what is large."""
-        self.met = meet(cluster, options, secret) if cluster.size > 1 else None
+        self.met = join_job(cluster, options, secret) if cluster.size > 1 else None
         """Where all ranks have met; None for one worker."""
         if self.met is None:
             assert isinstance(cluster, Cluster)
@@ -213,7 +213,7 @@ class Runtime:
         return self.met.rendezvous.gather(unique, text, timeout_s=min(limits, default=0.0))
 
     @contextmanager
-    def in_step(self, step: Step) -> Iterator[None]:
+    def in_step(self, step: StepContext) -> Iterator[None]:
         """Makes `step` the one that optimizers see."""
         before, self.step = self.step, step
         try:
@@ -233,27 +233,29 @@ class Runtime:
         self.board.forget()
         self.commits = None
         if self.cluster.size > 1:
-            self.transport = ForkedTransport(self.cluster.rank, self.cluster.size)
+            self.transport = ForkedProcessGroup(self.cluster.rank, self.cluster.size)
 
     def _report_progress(self) -> None:
         self.board.sign()
-        self.board.show_stacks_at_signal()
+        self.board.enable_stack_dumps()
         if self.board.is_shared and self.cluster.size > 1:
             self._counts_rounds = True
-            teller = Teller(self.board, self.transport.counts, lambda: self._rounds.number)
+            teller = ProgressReporter(
+                self.board, self.transport.counts, lambda: self._rounds.number
+            )
             atexit.register(teller.end)
 
-    def _connect(self, met: Met) -> None:
+    def _connect(self, met: JoinedJob) -> None:
         def start_strategy(why: str) -> tf.distribute.Strategy:
             hint = "move tfddl.init() to the top of the script"
             self.started_strategy = start_servers(met.rendezvous, met.choice, why=why, hint=hint)
             return self.started_strategy
 
-        connected = Connecting(
+        connected = GroupSetup(
             met=met, num_cores=self.num_cores, start_strategy=start_strategy
         ).connect(self.tracer)
         self.transport, self.pieces = connected.transport, connected.pieces
-        met.rendezvous.when_in_conflict(self.transport.end)
+        met.rendezvous.on_conflict(self.transport.end)
 
 
 class _Slot:

@@ -9,27 +9,27 @@ import tensorflow as tf
 from tfddl._src.cluster import Cluster
 from tfddl._src.comm import (
     DEFAULT_PIECES,
-    AloneTransport,
     Between,
     Collective,
-    Reduction,
-    Roll,
-    StrategyOptions,
-    StrategyTransport,
+    HierarchicalGroup,
+    NativeGroup,
+    ProcessGroup,
+    ReduceOp,
+    SingleProcessGroup,
+    StallInspector,
+    TensorFlowGroup,
+    TensorFlowGroupOptions,
     TimedTransport,
     TracedTransport,
     Tracer,
-    Transport,
-    TwoLevelTransport,
-    WireTransport,
+    make_tensorflow_group,
     measured_pieces,
-    strategy_transport,
 )
 from tfddl._src.comm.native import Network
 from tfddl._src.rendezvous import Rendezvous
-from tfddl._src.runtime.native_setup import Networks
+from tfddl._src.runtime.native_setup import NativeSetup
 from tfddl._src.runtime.options import Options
-from tfddl._src.runtime.startup_checks import Met
+from tfddl._src.runtime.startup_checks import JoinedJob
 from tfddl.errors import StartError
 
 _NO_SHARED_MEMORY = (
@@ -55,17 +55,17 @@ _LOG = logging.getLogger("tfddl")
 class Connected:
     """What came of it."""
 
-    transport: Transport
+    transport: ProcessGroup
 
     pieces: int
     """In how many pieces at once TensorFlow's collectives send what is large."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Connecting:
+class GroupSetup:
     """Connects several workers, once they have met. All of them do so alike."""
 
-    met: Met
+    met: JoinedJob
     num_cores: int
     """How many cores this worker may count on."""
 
@@ -99,26 +99,24 @@ class Connecting:
             StalledError: Not all ranks have come as far as this one in time.
         """
         tracer.notes = self.rendezvous
-        roll = Roll(self.rendezvous, self.options.patience)
-        networks = Networks(self.rendezvous, self.options)
+        roll = StallInspector(self.rendezvous, self.options.patience)
+        networks = NativeSetup(self.rendezvous, self.options)
         memory = self._share_memory(networks)
         shares_memory = memory is not None or not self.met.choice.wants_shared_memory(self._cluster)
         hosts = self._reach(networks, shares_memory=shares_memory)
         one = self._one_network(memory, hosts)
         if one is not None:
             roll.close()  # These know by themselves whom they wait for.
-            transport = WireTransport(
-                one, range(one.mesh.size), tracer, overlaps=self.num_cores > 1
-            )
+            transport = NativeGroup(one, range(one.mesh.size), tracer, overlaps=self.num_cores > 1)
             return Connected(transport=transport, pieces=DEFAULT_PIECES)
         if hosts is None:
             whole = self._strategy_transport(shares_memory=shares_memory)
             roll.watch(whole)
             pieces = self._choose_pieces(whole, only_leaders=memory is not None)
-            world: Transport = TimedTransport(whole.in_pieces(pieces))
+            world: ProcessGroup = TimedTransport(whole.in_pieces(pieces))
         else:
             pieces = DEFAULT_PIECES
-            world = WireTransport(hosts, range(hosts.mesh.size), overlaps=self.num_cores > 1)
+            world = NativeGroup(hosts, range(hosts.mesh.size), overlaps=self.num_cores > 1)
             roll.watch(world)
         if memory is not None:
             world = self._in_two_levels(memory, world, roll)
@@ -128,7 +126,7 @@ class Connecting:
     def _cluster(self) -> Cluster:
         return self.rendezvous.cluster
 
-    def _share_memory(self, networks: Networks) -> Network | None:
+    def _share_memory(self, networks: NativeSetup) -> Network | None:
         """Memory within this host, if all hosts have it."""
         if not self.met.choice.wants_shared_memory(self._cluster):
             return None
@@ -153,24 +151,26 @@ class Connecting:
             return memory
         return hosts if max(sizes) == 1 else None
 
-    def _in_two_levels(self, memory: Network, world: Transport, roll: Roll) -> Transport:
-        local: Transport = AloneTransport()
+    def _in_two_levels(
+        self, memory: Network, world: ProcessGroup, roll: StallInspector
+    ) -> ProcessGroup:
+        local: ProcessGroup = SingleProcessGroup()
         if memory.mesh.size > 1:
             overlaps = self.num_cores > 1 or world.overlaps
-            local = WireTransport(memory, range(memory.mesh.size), overlaps=overlaps)
+            local = NativeGroup(memory, range(memory.mesh.size), overlaps=overlaps)
         roll.watch(local)
-        return TwoLevelTransport(self._cluster.rank, self._cluster.ranks_of_hosts, local, world)
+        return HierarchicalGroup(self._cluster.rank, self._cluster.ranks_of_hosts, local, world)
 
-    def _strategy_transport(self, *, shares_memory: bool) -> StrategyTransport:
+    def _strategy_transport(self, *, shares_memory: bool) -> TensorFlowGroup:
         why = f"collectives go through TensorFlow's {self.collective.name}"
         if self.options.collective is None and not shares_memory:
             why += ", since the workers of a host can't share memory"
-        options = StrategyOptions(
+        options = TensorFlowGroupOptions(
             device=self.start_strategy(why).extended.worker_devices[0],
             collective=self.collective,
             timeout_s=2 * self.options.timeout_s,  # The last resort: the roll knows more.
         )
-        whole = strategy_transport(self._cluster.rank, self._cluster.size, options)
+        whole = make_tensorflow_group(self._cluster.rank, self._cluster.size, options)
         order = whole.all_gather(tf.constant([self._cluster.rank], tf.int64)).numpy()[:, 0].tolist()
         if order != list(range(self._cluster.size)):
             raise StartError(
@@ -179,7 +179,7 @@ class Connecting:
             )
         return whole
 
-    def _choose_pieces(self, whole: StrategyTransport, *, only_leaders: bool) -> int:
+    def _choose_pieces(self, whole: TensorFlowGroup, *, only_leaders: bool) -> int:
         """In how many pieces at once large sums go through TensorFlow's collectives.
 
         RING adds up the numbers of three ranks or more in an order that depends on how a tensor is
@@ -197,12 +197,12 @@ class Connecting:
         measured = 0
         if self._cluster.rank in leaders:
             between = whole.among(leaders)
-            assert isinstance(between, StrategyTransport)
+            assert isinstance(between, TensorFlowGroup)
             measured = measured_pieces(between)
-        told = whole.all_reduce(tf.constant([measured]), Reduction.MAX)
+        told = whole.all_reduce(tf.constant([measured]), ReduceOp.MAX)
         return int(told.numpy()[0])
 
-    def _reach(self, networks: Networks, *, shares_memory: bool) -> Network | None:
+    def _reach(self, networks: NativeSetup, *, shares_memory: bool) -> Network | None:
         """Connects to the other hosts, if all ranks want to, and all can."""
         if not self.met.choice.wants_tcp(self._cluster):
             return None

@@ -7,7 +7,7 @@ import sys
 import tensorflow as tf
 
 from tfddl._src import rendezvous
-from tfddl._src.comm.native import rank_names
+from tfddl._src.comm.native import format_ranks
 from tfddl._src.launcher.exposure import server_warning
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.runtime.devices import make_strategy, operations_have_run
@@ -46,11 +46,11 @@ def start_servers(
     late = [rank for rank, state in enumerate(states) if state == _HAS_RUN]
     if late:
         raise StartError(
-            f"{why}, which starts TensorFlow's servers, but on {rank_names(late)} operations of "
+            f"{why}, which starts TensorFlow's servers, but on {format_ranks(late)} operations of "
             f"TensorFlow have run before. HINT: {hint}"
         )
     met.stop_listening()
-    rendezvous.require_free_port(cluster)
+    rendezvous.check_port_free(cluster)
     if cluster.local_rank == 0 and not options.trusts_network:
         warning = server_warning(cluster)
         if warning is not None:

@@ -11,7 +11,7 @@ from tfddl._src.comm import native
 from tfddl._src.cpu import has_own_core
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.runtime.options import Options
-from tfddl.errors import WireError
+from tfddl.errors import CommunicationError
 
 _AFTER_ROLL_S = 5.0
 """How much longer than the roll the workers of one of several hosts wait for each other."""
@@ -22,7 +22,7 @@ _REACH_S = 15.0
 _LOG = logging.getLogger("tfddl")
 
 
-def open_lobby(rank: int) -> native.Lobby | None:
+def listen_for_hosts(rank: int) -> native.TcpRendezvous | None:
     """Listens for the other hosts.
 
     Args:
@@ -32,14 +32,14 @@ def open_lobby(rank: int) -> native.Lobby | None:
         None if it can't be done; the log says why.
     """
     try:
-        return native.Lobby(rank)
-    except WireError as error:
+        return native.TcpRendezvous(rank)
+    except CommunicationError as error:
         _LOG.warning("rank %d: %s", rank, error)
         return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
+class NativeSetup:
     """Makes them, for one worker."""
 
     rendezvous: Rendezvous
@@ -57,7 +57,7 @@ class Networks:
             None if it can't be done; the log says why.
         """
         cluster = self.cluster
-        seat = native.Seat(
+        seat = native.PeerConfig(
             # Hosts may be names of one machine.
             job=f"{self.rendezvous.secret.hex()} {cluster.host}",
             secret=self.rendezvous.secret,
@@ -68,12 +68,14 @@ class Networks:
             spins=self._spins,
         )
         try:
-            return _taking_leave(native.connect(seat))
-        except WireError as error:
+            return _taking_leave(native.connect_local(seat))
+        except CommunicationError as error:
             _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
             return None
 
-    def reach_hosts(self, lobby: native.Lobby, ports: Sequence[int]) -> native.Network | None:
+    def reach_hosts(
+        self, lobby: native.TcpRendezvous, ports: Sequence[int]
+    ) -> native.Network | None:
         """Connects to all workers of other hosts. All ranks must call it together.
 
         Args:
@@ -86,9 +88,9 @@ class Networks:
         cluster = self.cluster
         host_of = {rank: h for h, ranks in enumerate(cluster.ranks_of_hosts) for rank in ranks}
         hosts = [cluster.hosts[host_of[rank]] for rank in range(cluster.size)]
-        doors = [native.Door(*at) for at in zip(hosts, ports, strict=True)]
+        doors = [native.Address(*at) for at in zip(hosts, ports, strict=True)]
         lobby.learn(doors, self.rendezvous.secret)
-        seat = native.Seat(
+        seat = native.PeerConfig(
             job="",
             rank=cluster.rank,
             size=cluster.size,
@@ -99,7 +101,7 @@ class Networks:
         others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
         try:
             return _taking_leave(native.connect_hosts(seat, lobby, others))
-        except WireError as error:
+        except CommunicationError as error:
             _LOG.warning("rank %d can't speak to other hosts by itself: %s", cluster.rank, error)
             return None
 
@@ -108,20 +110,20 @@ class Networks:
         return has_own_core(self.cluster.local_size, own=self.options.cores)
 
     @property
-    def _patience(self) -> native.Patience:
+    def _patience(self) -> native.Timeouts:
         """Of two levels, the roll gives up first: it knows who is missing elsewhere."""
         patience = self.options.patience
         sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]
-        if len(sizes) == 1 or max(sizes) == 1 or not patience.give_up_s:
+        if len(sizes) == 1 or max(sizes) == 1 or not patience.abort_s:
             return patience
-        return dataclasses.replace(patience, give_up_s=patience.give_up_s + _AFTER_ROLL_S)
+        return dataclasses.replace(patience, abort_s=patience.abort_s + _AFTER_ROLL_S)
 
 
 def _taking_leave(network: native.Network) -> native.Network:
     """Lets a network tell the other workers, in the end, how the script of this one has ended."""
 
     def leave() -> None:
-        network.mesh.say_goodbye(native.describe_end(getattr(sys, "last_value", None)))
+        network.mesh.announce_exit(native.describe_exit(getattr(sys, "last_value", None)))
 
     atexit.register(leave)
     return network

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from tfddl._src.comm import MOST_PIECES, Between, Collective, check_pieces
-from tfddl._src.comm.native import Patience
+from tfddl._src.comm.native import Timeouts
 from tfddl.errors import StartError
 
 
@@ -19,7 +19,7 @@ class Options:
     pieces: int | None = None
     timeout_s: float = 600.0
 
-    circle_timeout_s: float = 600.0
+    deadlock_timeout_s: float = 600.0
     """After how long an operation fails where ranks wait for each other in different ones, and
     another thread of theirs could still come to it; 0 is never."""
 
@@ -48,7 +48,7 @@ class Options:
                 f"collective is {self.collective.value!r}, by which all workers speak to each "
                 "other; between_hosts='tcp' goes with collective='auto' only."
             )
-        for name in ("timeout_s", "circle_timeout_s", "start_timeout_s", "stall_warning_s"):
+        for name in ("timeout_s", "deadlock_timeout_s", "start_timeout_s", "stall_warning_s"):
             seconds = getattr(self, name)
             if seconds is not None and not 0 <= seconds < math.inf:
                 raise StartError(f"{name} is {seconds}; it must be 0 (never) or more.")
@@ -59,10 +59,10 @@ class Options:
         return self.timeout_s if self.start_timeout_s is None else self.start_timeout_s
 
     @property
-    def patience(self) -> Patience:
+    def patience(self) -> Timeouts:
         """How long to wait for others in an operation."""
-        return Patience(
+        return Timeouts(
             warn_s=self.stall_warning_s,
-            give_up_s=self.timeout_s,
-            circle_s=self.circle_timeout_s,
+            abort_s=self.timeout_s,
+            deadlock_s=self.deadlock_timeout_s,
         )

@@ -9,9 +9,9 @@ import tensorflow as tf
 from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.comm import Between, Collective
-from tfddl._src.comm.native import Lobby, rank_names
+from tfddl._src.comm.native import TcpRendezvous, format_ranks
 from tfddl._src.rendezvous import Rendezvous
-from tfddl._src.rendezvous.endpoint import MOST_PENDING
+from tfddl._src.rendezvous.endpoint import MAX_PENDING
 from tfddl._src.rlimits import require_descriptors
 from tfddl._src.runtime.devices import (
     TOO_LATE,
@@ -21,7 +21,7 @@ from tfddl._src.runtime.devices import (
     resolve_collective,
 )
 from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives
-from tfddl._src.runtime.native_setup import open_lobby
+from tfddl._src.runtime.native_setup import listen_for_hosts
 from tfddl._src.runtime.options import Options
 from tfddl.errors import DisagreementError, StartError
 
@@ -58,12 +58,12 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Met:
+class JoinedJob:
     """The workers, once they have met."""
 
     rendezvous: Rendezvous
     choice: Choice
-    lobby: Lobby | None
+    lobby: TcpRendezvous | None
     """Where the other hosts find this worker, if they may call it."""
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Met:
             self.lobby.close()
 
 
-def meet(cluster: Cluster | PartialCluster, options: Options, secret: bytes) -> Met:
+def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes) -> JoinedJob:
     """Meets all other workers. All ranks must call it together.
 
     What keeps this worker from starting is told to the others, too: none waits for it in vain.
@@ -96,7 +96,7 @@ def meet(cluster: Cluster | PartialCluster, options: Options, secret: bytes) -> 
         choice, problem = Choice(options, Collective.RING), str(error)
     lobby = None
     if not problem and choice.wants_tcp(cluster):
-        lobby = open_lobby(cluster.rank)
+        lobby = listen_for_hosts(cluster.rank)
     facts = {
         "pieces": options.pieces,
         "collective": str(options.collective or "auto"),
@@ -116,12 +116,12 @@ def meet(cluster: Cluster | PartialCluster, options: Options, secret: bytes) -> 
         if lobby is not None:
             lobby.close()
         raise
-    met = Met(found, choice, lobby)
+    met = JoinedJob(found, choice, lobby)
     try:
         compare(found.cluster, found.facts)
         late = [rank for rank, fact in enumerate(found.facts) if fact["has_run"]]
         if late and choice.needs_strategy(found.cluster):
-            raise StartError(f"{rank_names(late)} can't start: {TOO_LATE}")
+            raise StartError(f"{format_ranks(late)} can't start: {TOO_LATE}")
     except BaseException:
         met.close()
         raise
@@ -168,5 +168,5 @@ def _require_descriptors(cluster: Cluster | PartialCluster) -> None:
     # To each a link, and a stream or its memory; to rank 0 one more, by which it has come.
     each = 3 if cluster.rank == 0 else 2
     require_descriptors(
-        each * cluster.size + MOST_PENDING, f"links to {cluster.size - 1} other workers"
+        each * cluster.size + MAX_PENDING, f"links to {cluster.size - 1} other workers"
     )

@@ -11,10 +11,6 @@ Usage::
 
 from typing import Any
 
-from tfddl._src.horovod.arrays import allgather as allgather
-from tfddl._src.horovod.arrays import allreduce as allreduce
-from tfddl._src.horovod.arrays import broadcast as broadcast
-from tfddl._src.horovod.arrays import reducescatter as reducescatter
 from tfddl._src.horovod.basics import ccl_built as ccl_built
 from tfddl._src.horovod.basics import cross_rank as cross_rank
 from tfddl._src.horovod.basics import cross_size as cross_size
@@ -41,12 +37,16 @@ from tfddl._src.horovod.mpi_ops import barrier as barrier
 from tfddl._src.horovod.mpi_ops import broadcast_global_variables as broadcast_global_variables
 from tfddl._src.horovod.mpi_ops import broadcast_object as broadcast_object
 from tfddl._src.horovod.mpi_ops import broadcast_variables as broadcast_variables
-from tfddl._src.horovod.optimizers import Options, wrap_optimizer
+from tfddl._src.horovod.numpy_ops import allgather as allgather
+from tfddl._src.horovod.numpy_ops import allreduce as allreduce
+from tfddl._src.horovod.numpy_ops import broadcast as broadcast
+from tfddl._src.horovod.numpy_ops import reducescatter as reducescatter
+from tfddl._src.horovod.optimizers import WrapperOptions, wrap_optimizer
 from tfddl._src.horovod.process_sets import ProcessSet as ProcessSet
 from tfddl._src.horovod.process_sets import add_process_set as add_process_set
 from tfddl._src.horovod.process_sets import global_process_set as global_process_set
 from tfddl._src.horovod.process_sets import remove_process_set as remove_process_set
-from tfddl._src.horovod.reductions import ADASUM
+from tfddl._src.horovod.reductions import ADASUM_HINT
 from tfddl._src.horovod.reductions import Average as Average
 from tfddl._src.horovod.reductions import Compression as Compression
 from tfddl._src.horovod.reductions import Max as Max
@@ -119,7 +119,7 @@ def PartialDistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
     ``local_layers`` are one or several layers, built; the other arguments are those of
     `tfddl.horovod.tensorflow.DistributedOptimizer`.
     """
-    options = Options(
+    options = WrapperOptions(
         compression=compression,
         sparse_as_dense=sparse_as_dense,
         op=op,
@@ -142,5 +142,5 @@ def PartialDistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
 
 def __getattr__(name: str) -> Any:
     if name == "Adasum":
-        raise UnsupportedError(ADASUM)
+        raise UnsupportedError(ADASUM_HINT)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from tfddl import callbacks
-from tfddl._src.horovod.reductions import tell_no_effect
+from tfddl._src.horovod.reductions import warn_no_effect
 
 _NO_DEVICE = "variables and metrics travel from the worker's device."
 
@@ -18,7 +18,7 @@ class BroadcastGlobalVariablesCallback(callbacks.BroadcastGlobalVariables):
         self, root_rank: int, device: str = "", local_variables: Sequence[Any] | None = None
     ) -> None:
         """Takes the rank whose state all take over, and what stays each rank's own."""
-        tell_no_effect("device", device, _NO_DEVICE)
+        warn_no_effect("device", device, _NO_DEVICE)
         super().__init__(root_rank, local_variables=local_variables or ())
 
 
@@ -27,7 +27,7 @@ class MetricAverageCallback(callbacks.MetricAverage):
 
     def __init__(self, device: str = "") -> None:
         """Takes a device that has no effect."""
-        tell_no_effect("device", device, _NO_DEVICE)
+        warn_no_effect("device", device, _NO_DEVICE)
         super().__init__()
 
 

@@ -52,12 +52,12 @@ from tfddl._src.horovod.mpi_ops import grouped_allreduce as grouped_allreduce
 from tfddl._src.horovod.mpi_ops import grouped_reducescatter as grouped_reducescatter
 from tfddl._src.horovod.mpi_ops import join as join
 from tfddl._src.horovod.mpi_ops import reducescatter as reducescatter
-from tfddl._src.horovod.optimizers import Options, wrap_optimizer, wrap_tape
+from tfddl._src.horovod.optimizers import WrapperOptions, wrap_optimizer, wrap_tape
 from tfddl._src.horovod.process_sets import ProcessSet as ProcessSet
 from tfddl._src.horovod.process_sets import add_process_set as add_process_set
 from tfddl._src.horovod.process_sets import global_process_set as global_process_set
 from tfddl._src.horovod.process_sets import remove_process_set as remove_process_set
-from tfddl._src.horovod.reductions import ADASUM
+from tfddl._src.horovod.reductions import ADASUM_HINT
 from tfddl._src.horovod.reductions import Average as Average
 from tfddl._src.horovod.reductions import Compression as Compression
 from tfddl._src.horovod.reductions import Max as Max
@@ -148,7 +148,7 @@ def PartialDistributedGradientTape(  # noqa: PLR0913 - Horovod's signature
         local_layers: The layers, built; one or several.
         scale_local_gradients: Likewise.
     """
-    options = Options(
+    options = WrapperOptions(
         compression=compression,
         sparse_as_dense=sparse_as_dense,
         op=op,
@@ -205,7 +205,7 @@ def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
         process_set: As for `DistributedGradientTape`.
         scale_local_gradients: As for `DistributedGradientTape`.
     """
-    options = Options(
+    options = WrapperOptions(
         compression=compression,
         sparse_as_dense=sparse_as_dense,
         op=op,
@@ -227,5 +227,5 @@ def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
 
 def __getattr__(name: str) -> Any:
     if name == "Adasum":
-        raise UnsupportedError(ADASUM)
+        raise UnsupportedError(ADASUM_HINT)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

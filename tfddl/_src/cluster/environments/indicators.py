@@ -61,7 +61,7 @@ _RANKS = {
 
 
 @dataclass(frozen=True)
-class Sign:
+class Indicator:
     """A variable by which a process can tell that it is one of several.
 
     Attributes:
@@ -75,13 +75,13 @@ class Sign:
     hint: str
 
 
-def find(environ: Mapping[str, str]) -> Sign | None:
+def find(environ: Mapping[str, str]) -> Indicator | None:
     """The first sign of others that there is."""
     for least, table in ((2, _SIZES), (1, _RANKS)):
         for name, hint in table.items():
             value = _number(environ.get(name, ""))
             if value is not None and value >= least:
-                return Sign(name, value, hint)
+                return Indicator(name, value, hint)
     return None
 
 

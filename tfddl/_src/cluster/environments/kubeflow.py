@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import PartialCluster, check_address, join_address
-from tfddl._src.cluster.parsing import LAST_PORT, parse_int, quote
+from tfddl._src.cluster.parsing import MAX_PORT, parse_int, quote
 from tfddl._src.cluster.variables import read_int
 from tfddl.errors import ClusterError
 
@@ -78,7 +78,7 @@ def find(environ: Mapping[str, str]) -> Pod | None:
     )
 
 
-def complete(pod: Pod) -> PartialCluster:
+def build_cluster(pod: Pod) -> PartialCluster:
     """The cluster of a script that is started by itself in each of several pods.
 
     Raises:
@@ -140,7 +140,7 @@ def _master(environ: Mapping[str, str]) -> str | None:
     if not environ.get(_ADDRESS):
         return None
     # torchrun's own default, which its documentation gives for `--master-port`.
-    port = read_int(environ, _PORT, low=1, high=LAST_PORT) if environ.get(_PORT) else 29500
+    port = read_int(environ, _PORT, low=1, high=MAX_PORT) if environ.get(_PORT) else 29500
     address = join_address(environ[_ADDRESS].strip("[]"), port)
     check_address(address, f"{_ADDRESS} with {_PORT}")
     return address

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfddl._src.cluster.cluster import check_address, join_address
-from tfddl._src.cluster.parsing import LAST_PORT
+from tfddl._src.cluster.parsing import MAX_PORT
 from tfddl._src.cluster.variables import DEFAULT_PORT, read_int, read_port
 
 MASTER = "TFDDL_MASTER"
@@ -48,13 +48,13 @@ def master_port(environ: Mapping[str, str]) -> int:
         TORCHELASTIC_USE_AGENT_STORE=True the agent of node 0 hosts the store at
         MASTER_ADDR:MASTER_PORT, and workers only connect to it.
     """
-    port = read_int(environ, PORT, low=1, high=LAST_PORT)
+    port = read_int(environ, PORT, low=1, high=MAX_PORT)
     if environ.get(_AGENT_STORE) == "True":
-        return port + 1 if port < LAST_PORT else port - 1
+        return port + 1 if port < MAX_PORT else port - 1
     return port
 
 
-def address_of(environ: Mapping[str, str], host: str, what: str) -> str:
+def address_with_default_port(environ: Mapping[str, str], host: str, what: str) -> str:
     """The address of a worker on a host of which no port is known.
 
     Args:
@@ -73,6 +73,6 @@ def address_of(environ: Mapping[str, str], host: str, what: str) -> str:
 def _with_port(environ: Mapping[str, str], text: str, what: str) -> str:
     brackets = text.startswith("[") and text.endswith("]")
     if brackets or text.count(":") != 1 and not text.startswith("["):
-        return address_of(environ, text.strip("[]"), what)
+        return address_with_default_port(environ, text.strip("[]"), what)
     check_address(text, what)
     return text

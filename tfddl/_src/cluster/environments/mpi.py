@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from tfddl._src.cluster.cluster import Cluster, PartialCluster, block_addresses
 from tfddl._src.cluster.environments import mpi_address
 from tfddl._src.cluster.environments.master_address import MASTER, read_master
-from tfddl._src.cluster.parsing import MOST_WORKERS, parse_int, quote
-from tfddl._src.cluster.task import Task, cluster_at, cluster_of_host
+from tfddl._src.cluster.parsing import MAX_WORKERS, parse_int, quote
+from tfddl._src.cluster.task import Task, build_local_cluster, build_partial_cluster
 from tfddl._src.cluster.variables import ALONE, consecutive_ports, read_int, read_port
 from tfddl.errors import ClusterError
 
@@ -89,7 +89,7 @@ def find(environ: Mapping[str, str]) -> Task | None:
     return None
 
 
-def is_slurms(environ: Mapping[str, str]) -> bool:
+def is_set_by_slurm(environ: Mapping[str, str]) -> bool:
     """Whether PMI's variables are Slurm's (`srun --mpi=pmi2`), and not those of Hydra."""
     return "PMI_RANK" in environ and _HYDRA_LOCAL_RANK not in environ
 
@@ -109,15 +109,15 @@ def parse(environ: Mapping[str, str]) -> Cluster | PartialCluster | None:
         ClusterError: the variables don't agree with each other, or nothing says where rank 0 is.
     """
     task = find(environ)
-    return None if task is None or task.size == 1 else complete(task, environ)
+    return None if task is None or task.size == 1 else build_cluster(task, environ)
 
 
-def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
+def build_cluster(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
     """The cluster of a task that `find` has found, of several; see `parse`."""
     if environ.get(HOSTS):
         return _cluster_of_hosts(task, environ)
     if task.is_on_one_host:
-        return cluster_of_host(task, environ)
+        return build_local_cluster(task, environ)
     found = find_master(task, environ)
     if found is None:
         here = "" if task.local_size is None else f", {task.local_size} of them on this host,"
@@ -128,7 +128,7 @@ def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster
             f"the host of rank 0; or mpirun -x {HOSTS}=hostA:{slots},hostB:{task.size - slots} …, "
             "all hosts with their slots (mpiexec -genv NAME VALUE in MPICH and Intel MPI)"
         )
-    return cluster_at(task, found[0], said_by=found[1])
+    return build_partial_cluster(task, found[0], said_by=found[1])
 
 
 def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | None:
@@ -142,7 +142,7 @@ def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | Non
     found = read_master(environ)
     if found is not None:
         return found
-    if is_over(environ):
+    if is_launcher_gone(environ):
         raise ClusterError(
             f"{task.source} speak of {task.size} workers, but the mpirun that set them has ended, "
             "or isn't this process's own; MPI can't be asked where rank 0 is. HINT: unset them, "
@@ -157,7 +157,7 @@ def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | Non
     return None if address is None else (address, "mpi4py")
 
 
-def is_over(environ: Mapping[str, str]) -> bool:
+def is_launcher_gone(environ: Mapping[str, str]) -> bool:
     """Whether what MPI would connect to is gone; it would end the process, without a word of ours.
 
     Open MPI's mpirun removes its directory when it ends. Hydra's processes inherit a connection.
@@ -228,6 +228,6 @@ def _hosts_and_slots(text: str) -> tuple[list[str], list[int]]:
             )
         hosts.append(host.strip("[]"))
         slots.append(parse_int(count, what=f"the slots of {quote(host)} in {HOSTS}", low=1))
-        if sum(slots) > MOST_WORKERS:
-            raise ClusterError(f"{HOSTS} names more than {MOST_WORKERS} workers")
+        if sum(slots) > MAX_WORKERS:
+            raise ClusterError(f"{HOSTS} names more than {MAX_WORKERS} workers")
     return hosts, slots

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import Cluster
-from tfddl._src.cluster.environments.master_address import address_of
-from tfddl._src.cluster.parsing import MOST_WORKERS, parse_json, quote
+from tfddl._src.cluster.environments.master_address import address_with_default_port
+from tfddl._src.cluster.parsing import MAX_WORKERS, parse_json, quote
 from tfddl._src.cluster.variables import read_int
 from tfddl.errors import ClusterError
 
@@ -64,13 +64,15 @@ def find(environ: Mapping[str, str]) -> Container | None:
     )
 
 
-def complete(container: Container, environ: Mapping[str, str]) -> Cluster:
+def build_cluster(container: Container, environ: Mapping[str, str]) -> Cluster:
     """The cluster of a script that is started by itself on each host: one worker per host.
 
     Raises:
         ClusterError: a name is no host's.
     """
-    addresses = tuple(address_of(environ, host, f"a host of {HOSTS}") for host in container.hosts)
+    addresses = tuple(
+        address_with_default_port(environ, host, f"a host of {HOSTS}") for host in container.hosts
+    )
     return Cluster(addresses=addresses, rank=container.index, job=container.job)
 
 
@@ -83,7 +85,7 @@ def _hosts(text: str) -> tuple[str, ...]:
     hosts = parse_json(text, what=HOSTS)
     if (
         not isinstance(hosts, list)
-        or not 1 <= len(hosts) <= MOST_WORKERS
+        or not 1 <= len(hosts) <= MAX_WORKERS
         or not all(isinstance(host, str) and host for host in hosts)
     ):
         raise ClusterError(f'{HOSTS} is {quote(text)}; expected names like ["algo-1","algo-2"]')

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from tfddl._src.cluster.cluster import Cluster, block_addresses, join_address
-from tfddl._src.cluster.parsing import LAST_PORT, MOST_WORKERS, parse_int, quote
+from tfddl._src.cluster.parsing import MAX_PORT, MAX_WORKERS, parse_int, quote
 from tfddl._src.cluster.task import Task
 from tfddl._src.cluster.variables import consecutive_ports, read_int
 from tfddl.errors import ClusterError
@@ -99,7 +99,7 @@ def parse(environ: Mapping[str, str]) -> Cluster | None:
     return cluster
 
 
-def cores_of_task(environ: Mapping[str, str], *, usable: int) -> int | None:
+def find_task_cores(environ: Mapping[str, str], *, usable: int) -> int | None:
     """How many cores are a task's own; None where its node's tasks share them all.
 
     A task that is bound has the cores of its mask, divided among the tasks whose masks have one
@@ -147,9 +147,9 @@ def expand_hosts(text: str) -> tuple[str, ...]:
     if not parts or ",".join(parts) != text or any(map(_is_too_long, parts)):
         raise _bad_host_list(text)
     choices = [[_ranges(numbers, text) for numbers in _BRACKETS.findall(part)] for part in parts]
-    if sum(math.prod(map(_count, of_part)) for of_part in choices) > MOST_WORKERS:
+    if sum(math.prod(map(_count, of_part)) for of_part in choices) > MAX_WORKERS:
         raise ClusterError(
-            f"{_HOSTS} is {quote(text)}, more than {MOST_WORKERS} hosts; tfddl has no jobs of so "
+            f"{_HOSTS} is {quote(text)}, more than {MAX_WORKERS} hosts; tfddl has no jobs of so "
             "many"
         )
     return tuple(
@@ -212,10 +212,8 @@ def _tasks_per_host(text: str) -> list[int]:
             )
         tasks = parse_int(match["tasks"], what=f"a count of {_TASKS_PER_HOST}", low=1)
         times = parse_int(match["times"] or "1", what=f"a count of {_TASKS_PER_HOST}", low=1)
-        if sum(counts) + tasks * times > MOST_WORKERS:
-            raise ClusterError(
-                f"{_TASKS_PER_HOST} is {quote(text)}, more than {MOST_WORKERS} tasks"
-            )
+        if sum(counts) + tasks * times > MAX_WORKERS:
+            raise ClusterError(f"{_TASKS_PER_HOST} is {quote(text)}, more than {MAX_WORKERS} tasks")
         counts += [tasks] * times
     return counts
 
@@ -227,12 +225,12 @@ def _ports(environ: Mapping[str, str], most_tasks: int) -> Sequence[int]:
     ports: list[int] = []
     for piece in reserved.split(","):
         match = _RANGE.fullmatch(piece)
-        if match is None or not 1 <= int(match["first"]) <= _last(match) <= LAST_PORT:
+        if match is None or not 1 <= int(match["first"]) <= _last(match) <= MAX_PORT:
             raise ClusterError(
                 f'{_RESERVED_PORTS} is {quote(reserved)}; expected ports like "12000-12003"'
             )
         ports += range(int(match["first"]), _last(match) + 1)
-        if len(ports) > LAST_PORT:
+        if len(ports) > MAX_PORT:
             raise ClusterError(f"{_RESERVED_PORTS} is {quote(reserved)}, more ports than there are")
     if len(ports) < most_tasks:
         raise ClusterError(

@@ -49,7 +49,7 @@ def parse(text: str) -> Cluster:
             gets one too, alone: the trainers go on without it.
     """
     if not text.strip():
-        return Cluster.alone()
+        return Cluster.single_worker()
     config = _decode(text)
     _refuse_other_roles(config)
     tasks = _tasks(config)

@@ -21,7 +21,7 @@ from tfddl._src.cluster.environments.master_address import (
     master_port,
     read_master,
 )
-from tfddl._src.cluster.task import Task, cluster_at, cluster_of_host
+from tfddl._src.cluster.task import Task, build_local_cluster, build_partial_cluster
 from tfddl._src.cluster.variables import DEFAULT_PORT, read_int
 from tfddl.errors import ClusterError
 
@@ -43,7 +43,7 @@ def find(environ: Mapping[str, str]) -> Task | None:
     names = [RANK, SIZE, *(name for name in (LOCAL_RANK, LOCAL_SIZE) if environ.get(name))]
     run_id = environ.get(RUN_ID, "")
     return Task(
-        launcher="torchrun" if is_of_process(environ) else "the job",
+        launcher="torchrun" if is_per_process(environ) else "the job",
         rank=read_int(environ, RANK),
         size=read_int(environ, SIZE),
         local_rank=read_int(environ, LOCAL_RANK) if environ.get(LOCAL_RANK) else None,
@@ -53,12 +53,12 @@ def find(environ: Mapping[str, str]) -> Task | None:
     )
 
 
-def is_of_process(environ: Mapping[str, str]) -> bool:
+def is_per_process(environ: Mapping[str, str]) -> bool:
     """Whether RANK was told to this process by what started it, and not to its whole host."""
     return bool(environ.get(LOCAL_RANK) or environ.get(RUN_ID))
 
 
-def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
+def build_cluster(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
     """The cluster of a task that `find` has found, of several.
 
     Where all are on this host, ports are TFDDL_PORT, else MASTER_PORT, else 12345, and those that
@@ -68,15 +68,15 @@ def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster
         ClusterError: nothing says where rank 0 is; or this is one process of a host that is to
             have several (PET_NPROC_PER_NODE).
     """
-    if not is_of_process(environ):
+    if not is_per_process(environ):
         kubeflow.refuse_several_workers(environ)
     if task.is_on_one_host:
         first = master_port(environ) if environ.get(PORT) else DEFAULT_PORT
-        return cluster_of_host(task, environ, first_port=first)
+        return build_local_cluster(task, environ, first_port=first)
     found = read_master(environ)
     if found is None:
         raise ClusterError(
             f"{task.source} speak of {task.size} workers, and nothing says where rank 0 is; "
             f"expected {ADDRESS} and {PORT}, or {MASTER}. HINT: {MASTER}=hostA in every process"
         )
-    return cluster_at(task, found[0], said_by=found[1])
+    return build_partial_cluster(task, found[0], said_by=found[1])

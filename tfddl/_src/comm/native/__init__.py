@@ -16,34 +16,34 @@ Usage::
 """
 
 from tfddl._src.comm.native.backend import Network
-from tfddl._src.comm.native.communicator import Wire
+from tfddl._src.comm.native.communicator import Communicator
 from tfddl._src.comm.native.diagnostics import (
     describe_difference,
-    describe_end,
+    describe_exit,
     describe_fork,
-    number_runs,
-    rank_names,
+    format_ranges,
+    format_ranks,
 )
-from tfddl._src.comm.native.messages import Call, Patience, Seat
-from tfddl._src.comm.native.reductions import Reduction
+from tfddl._src.comm.native.messages import OpSignature, PeerConfig, Timeouts
+from tfddl._src.comm.native.reductions import ReduceOp
 from tfddl._src.comm.native.tcp import connect_hosts
-from tfddl._src.comm.native.tcp_rendezvous import Door, Lobby
-from tfddl._src.comm.native.unix_rendezvous import connect
+from tfddl._src.comm.native.tcp_rendezvous import Address, TcpRendezvous
+from tfddl._src.comm.native.unix_rendezvous import connect_local
 
 __all__ = [
-    "Call",
-    "Door",
-    "Lobby",
+    "OpSignature",
+    "Address",
+    "TcpRendezvous",
     "Network",
-    "Patience",
-    "Reduction",
-    "Seat",
-    "Wire",
+    "Timeouts",
+    "ReduceOp",
+    "PeerConfig",
+    "Communicator",
     "connect",
     "connect_hosts",
     "describe_difference",
-    "describe_end",
+    "describe_exit",
     "describe_fork",
-    "number_runs",
-    "rank_names",
+    "format_ranges",
+    "format_ranks",
 ]

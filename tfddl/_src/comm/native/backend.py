@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfddl._src.comm.native.fusion_buffer import Flat
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Session
-from tfddl._src.comm.native.reductions import Reduction
+from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.reductions import ReduceOp
 
 
 @dataclass
-class Counters:
+class ByteCounters:
     """What has been moved so far, in bytes."""
 
     reduced: int = 0
@@ -27,7 +27,7 @@ class Counters:
     """Into memory, for these."""
 
 
-class Room(NamedTuple):
+class OutputBuffers(NamedTuple):
     """Memory for the results of an operation: the same arrays, twice."""
 
     written: list[np.ndarray]
@@ -37,7 +37,7 @@ class Room(NamedTuple):
     """Where whoever gets them reads them; what is written there changes nobody else's."""
 
 
-class Carrier(abc.ABC):
+class Backend(abc.ABC):
     """Moves what is large between some workers.
 
     One operation comes after the other, all workers begin it alike, and arrays have the same
@@ -51,7 +51,7 @@ class Carrier(abc.ABC):
             mesh: connects the workers.
             ranks: who takes part, as the mesh numbers them, ascending, this worker among them.
         """
-        self.counters = Counters()
+        self.counters = ByteCounters()
         self._mesh, self._ranks = mesh, tuple(ranks)
         self._rank, self._size = self._ranks.index(mesh.rank), len(self._ranks)
 
@@ -76,7 +76,7 @@ class Carrier(abc.ABC):
         return b""
 
     @abc.abstractmethod
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> Room:
+    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> OutputBuffers:
         """Memory for results that are alike everywhere.
 
         Args:
@@ -85,45 +85,49 @@ class Carrier(abc.ABC):
             lengths: how many elements each has.
 
         Raises:
-            WireError: there is no memory for it.
+            CommunicationError: there is no memory for it.
         """
 
     @abc.abstractmethod
-    def reduce(self, session: Session, mine: Flat, results: Flat, reduction: Reduction) -> None:
+    def reduce(
+        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, reduction: ReduceOp
+    ) -> None:
         """Reduces what each worker has; the same bits come out everywhere.
 
         Args:
             session: the operation.
             mine: this worker's.
-            results: where it goes, in `Room.written`.
+            results: where it goes, in `OutputBuffers.written`.
             reduction: how.
         """
 
     @abc.abstractmethod
-    def gather(self, session: Session, mine: np.ndarray, rows: np.ndarray) -> None:
+    def gather(self, session: Operation, mine: np.ndarray, rows: np.ndarray) -> None:
         """Gives everyone what each one has.
 
         Args:
             session: the operation.
             mine: this worker's row.
-            rows: where all rows go, in `Room.written`; shape (size, length).
+            rows: where all rows go, in `OutputBuffers.written`; shape (size, length).
         """
 
     @abc.abstractmethod
-    def broadcast(self, session: Session, mine: Flat, results: Flat, root: int) -> None:
+    def broadcast(
+        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, root: int
+    ) -> None:
         """Gives everyone what one has.
 
         Args:
             session: the operation.
             mine: this worker's.
-            results: where it goes, in `Room.written`.
+            results: where it goes, in `OutputBuffers.written`.
             root: whose, a number among these workers.
         """
 
     @abc.abstractmethod
     def swap(
         self,
-        session: Session,
+        session: Operation,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
@@ -151,7 +155,7 @@ class Network:
     mesh: Mesh
     """What connects them."""
 
-    carrier: Callable[[Sequence[int]], Carrier]
+    carrier: Callable[[Sequence[int]], Backend]
     """Makes what moves large arrays between some of them, as the mesh numbers them."""
 
     def __enter__(self) -> Network:

@@ -21,20 +21,32 @@ import numpy as np
 
 from tfddl._src.comm.native.backend import Network
 from tfddl._src.comm.native.diagnostics import describe_difference
-from tfddl._src.comm.native.fusion_buffer import Flat
-from tfddl._src.comm.native.messages import LONGEST_PAYLOAD, Call, Message, Tag, hashed
-from tfddl._src.comm.native.operation import Session, Turns
-from tfddl._src.comm.native.reductions import Reduction, reduce, reduced
-from tfddl._src.comm.native.shm import Buffers, room_for
-from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError, WireError
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
+from tfddl._src.comm.native.messages import (
+    MAX_PAYLOAD_BYTES,
+    Message,
+    OpSignature,
+    Tag,
+    stable_hash,
+)
+from tfddl._src.comm.native.operation import Operation, Sequencer
+from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduced
+from tfddl._src.comm.native.shm import BufferPool, aligned_size
+from tfddl.errors import (
+    CommunicationError,
+    DeadlockError,
+    DisagreementError,
+    PeerLostError,
+    StalledError,
+)
 
 _HELLO, _TURN, _TEXT = 0, 2**32 - 2, 2**32 - 1
 
 
-class Wire:
+class Communicator:
     """Collective operations of some workers; each of them makes one alike.
 
-    Every method must be called by all of these workers, with a `Call` that is alike. Several
+    Every method must be called by all of these workers, with a `OpSignature` that is alike. Several
     threads may be in different calls at once, in any order; calls of one name meet in their order.
 
     All raise `DisagreementError` where calls or lengths differ (on every worker, and the next
@@ -60,16 +72,16 @@ class Wire:
         self._key = ",".join(map(str, self.ranks))
         self._occurrences: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._turns = Turns()
+        self._turns = Sequencer()
         self._next_turn = 0
-        self._buffers = Buffers()
+        self._buffers = BufferPool()
         self._failure: BaseException | None = None
 
     def all_reduce(
         self,
         arrays: Sequence[np.ndarray],
-        reduction: Reduction,
-        call: Call,
+        reduction: ReduceOp,
+        call: OpSignature,
         *,
         scale: float | None = None,
     ) -> list[np.ndarray]:
@@ -84,10 +96,10 @@ class Wire:
         Returns:
             Arrays of the same lengths, bit for bit the same everywhere.
         """
-        mine = Flat(arrays, scale=scale)
+        mine = FusionBuffer(arrays, scale=scale)
         self.counters.reduced += mine.num_bytes
         with self._begun(call, mine, results=mine.lengths) as session:
-            results = Flat(session.results)
+            results = FusionBuffer(session.results)
             if session.is_inline:
                 results.put(0, reduced(session.rows(mine, self.ranks), reduction))
                 self.counters.written += mine.num_bytes
@@ -95,9 +107,9 @@ class Wire:
                 self._carrier.reduce(session, mine, results, reduction)
         return session.given
 
-    def all_gather(self, array: np.ndarray, call: Call) -> np.ndarray:
+    def all_gather(self, array: np.ndarray, call: OpSignature) -> np.ndarray:
         """Collects equal lengths: a row of each worker, in rank order."""
-        mine = Flat([array])
+        mine = FusionBuffer([array])
         with self._begun(call, mine, results=[self.size * mine.length]) as session:
             rows = session.results[0].reshape(self.size, mine.length)
             if session.is_inline:
@@ -106,7 +118,9 @@ class Wire:
                 self._carrier.gather(session, array, rows)
         return session.given[0].reshape(self.size, mine.length)
 
-    def broadcast(self, arrays: Sequence[np.ndarray], root: int, call: Call) -> list[np.ndarray]:
+    def broadcast(
+        self, arrays: Sequence[np.ndarray], root: int, call: OpSignature
+    ) -> list[np.ndarray]:
         """Gives everyone the arrays of one.
 
         Args:
@@ -117,9 +131,9 @@ class Wire:
         Returns:
             The root's.
         """
-        mine = Flat(arrays)
+        mine = FusionBuffer(arrays)
         with self._begun(call, mine, results=mine.lengths) as session:
-            results = Flat(session.results)
+            results = FusionBuffer(session.results)
             if session.is_inline:
                 results.put(0, session.rows(mine, self.ranks)[root])
             else:
@@ -127,7 +141,7 @@ class Wire:
         return session.given
 
     def reduce_scatter(
-        self, array: np.ndarray, lengths: Sequence[int], reduction: Reduction, call: Call
+        self, array: np.ndarray, lengths: Sequence[int], reduction: ReduceOp, call: OpSignature
     ) -> np.ndarray:
         """Reduces elementwise; each worker gets a part of its own.
 
@@ -140,7 +154,7 @@ class Wire:
         Returns:
             This worker's part of the result.
         """
-        mine = Flat([array])
+        mine = FusionBuffer([array])
         [result] = self._buffers.take(mine.dtype, [lengths[self.rank]])
         self.counters.reduced += mine.num_bytes
         self.counters.written += mine.num_bytes + result.nbytes
@@ -161,7 +175,7 @@ class Wire:
         return result
 
     def all_to_all(
-        self, parts: Sequence[np.ndarray], lengths: np.ndarray, call: Call
+        self, parts: Sequence[np.ndarray], lengths: np.ndarray, call: OpSignature
     ) -> np.ndarray:
         """Gives each worker a part of its own from each worker.
 
@@ -173,7 +187,7 @@ class Wire:
         Returns:
             What each worker had for this one, one behind the other in rank order.
         """
-        mine = Flat(parts)
+        mine = FusionBuffer(parts)
         expected = lengths[:, self.rank].tolist()
         [joined] = self._buffers.take(mine.dtype, [sum(expected)])
         results = np.split(joined, np.cumsum(expected)[:-1])
@@ -199,12 +213,12 @@ class Wire:
     @contextlib.contextmanager
     def _begun(
         self,
-        call: Call,
-        mine: Flat,
+        call: OpSignature,
+        mine: FusionBuffer,
         *,
         num_bytes: int | None = None,
         results: Sequence[int] = (),
-    ) -> Iterator[Session]:
+    ) -> Iterator[Operation]:
         """Meets the others, compares, and waits for its turn if something large is to be moved.
 
         Args:
@@ -213,7 +227,7 @@ class Wire:
             num_bytes: has to be alike everywhere; that of ``mine`` by default.
             results: lengths of the arrays that come out alike everywhere.
         """
-        self._mesh.refuse_end()
+        self._mesh.raise_if_aborted()
         self._refuse_after_failure()
         num_bytes = mine.num_bytes if num_bytes is None else num_bytes
         try:
@@ -229,9 +243,9 @@ class Wire:
 
     @contextlib.contextmanager
     def _met(
-        self, call: Call, mine: Flat, num_bytes: int, results: Sequence[int]
-    ) -> Iterator[Session]:
-        is_inline = num_bytes <= LONGEST_PAYLOAD
+        self, call: OpSignature, mine: FusionBuffer, num_bytes: int, results: Sequence[int]
+    ) -> Iterator[Operation]:
+        is_inline = num_bytes <= MAX_PAYLOAD_BYTES
         if is_inline:
             payload = mine.take(0, mine.length).tobytes()
         else:
@@ -244,14 +258,14 @@ class Wire:
             # Where the calls are alike, only the sizes can tell the difference.
             same = all(m.digest == call.digest for m in others)
             self._disagree(tag, call, num_bytes if same else None)
-        session = Session(call, tag, heard, self._exchange)
+        session = Operation(call, tag, heard, self._exchange)
         if is_inline:
             session.results = [np.empty(length, mine.dtype) for length in results]
             session.given = session.results
             yield session
             return
         offers = [payload, *(message.payload for message in others)]
-        turn, assigned = self._turn_of(session, room_for(mine.dtype, results), offers)
+        turn, assigned = self._turn_of(session, aligned_size(mine.dtype, results), offers)
         with self._turns.wait_for(turn, unless=lambda: self._failure is not None):
             self._refuse_after_failure()
             if results:
@@ -265,13 +279,13 @@ class Wire:
         if failure is None:
             return
         known = (PeerLostError, DeadlockError, StalledError)
-        kind = next((kind for kind in known if isinstance(failure, kind)), WireError)
+        kind = next((kind for kind in known if isinstance(failure, kind)), CommunicationError)
         raise kind(
             "these workers can't go on together, since an operation before has failed in the "
             f"middle: {str(failure) or type(failure).__name__}"
         )
 
-    def _exchange(self, tag: Tag, number: int, call: Call) -> dict[int, Message]:
+    def _exchange(self, tag: Tag, number: int, call: OpSignature) -> dict[int, Message]:
         """Tells all others a number, and waits for theirs."""
         self._mesh.send(self._others, tag, Message(0, number, b""))
         return self._mesh.collect(tag, self._others, call)
@@ -280,9 +294,9 @@ class Wire:
         with self._lock:
             occurrence = self._occurrences.get(name, 0)
             self._occurrences[name] = occurrence + 1
-        return Tag(hashed(f"{self._key} {name}"), occurrence % 2**32, _HELLO)
+        return Tag(stable_hash(f"{self._key} {name}"), occurrence % 2**32, _HELLO)
 
-    def _turn_of(self, session: Session, room: int, offers: Sequence[bytes]) -> tuple[int, bytes]:
+    def _turn_of(self, session: Operation, room: int, offers: Sequence[bytes]) -> tuple[int, bytes]:
         """Large calls come one after the other; the first of the workers says in which order.
 
         Args:
@@ -305,11 +319,11 @@ class Wire:
         message = self._mesh.collect(tag, [first], session.call)[first]
         return message.number, message.payload
 
-    def _disagree(self, tag: Tag, call: Call, num_bytes: int | None) -> NoReturn:
+    def _disagree(self, tag: Tag, call: OpSignature, num_bytes: int | None) -> NoReturn:
         """Tells what each worker is about to do; all of them have noticed."""
         tag = tag._replace(step=_TEXT)
         told = call.text if num_bytes is None else f"{call.text}\n{num_bytes} bytes"
-        text = told.encode()[:LONGEST_PAYLOAD]
+        text = told.encode()[:MAX_PAYLOAD_BYTES]
         self._mesh.send(self._others, tag, Message(0, 0, text))
         heard = self._mesh.collect(tag, self._others, call)
         heard[self._mesh.rank] = Message(0, 0, text)

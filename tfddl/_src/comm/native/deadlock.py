@@ -20,9 +20,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from tfddl._src.comm.native.messages import LONGEST_PAYLOAD, Tag
+from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES, Tag
 
-AFTER_S = 2.0
+PROBE_AFTER_S = 2.0
 """How long to wait in an operation before others are asked."""
 
 _LONGEST_TEXT = 600
@@ -43,7 +43,7 @@ class Waiter(NamedTuple):
     text: str
     """In what it waits, and where, for people."""
 
-    is_only_one: bool
+    is_sole_caller: bool
     """Whether no other thread of its process could begin an operation meanwhile."""
 
     @property
@@ -76,7 +76,7 @@ class Probe(NamedTuple):
         return cls(number, Tag(*tag), tuple(Waiter(*waiter) for waiter in path))
 
 
-class Circles:
+class DeadlockDetector:
     """One rank's part in finding circles. Not for several threads at once, but for `hear`."""
 
     def __init__(self, has_sent: Callable[[Tag], bool]) -> None:
@@ -135,18 +135,18 @@ class Circles:
             key = (probe.path[0].wait, probe.round)
             data = Probe(probe.round, tag, (*probe.path, own)).pack()
             is_known = own.rank in (waiter.rank for waiter in probe.path)
-            if not is_known and key not in self._passed_on and len(data) <= LONGEST_PAYLOAD // 2:
+            if not is_known and key not in self._passed_on and len(data) <= MAX_PAYLOAD_BYTES // 2:
                 self._passed_on.add(key)
                 onwards.append(data)
         return onwards, ()
 
 
-def places_of(circle: Sequence[Waiter]) -> dict[str, str]:
+def describe_waits(circle: Sequence[Waiter]) -> dict[str, str]:
     """In what each of them waits, by rank; once for those who wait together."""
     return {one.who: one.text for one in sorted(circle, key=lambda one: one.rank)}
 
 
-def describe(places: Mapping[str, str], *, waited_s: float | None = None) -> str:
+def describe_deadlock(places: Mapping[str, str], *, waited_s: float | None = None) -> str:
     """What to tell of a circle.
 
     Args:

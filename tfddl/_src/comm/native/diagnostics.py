@@ -27,7 +27,7 @@ def describe_difference(texts: Mapping[int, str]) -> str:
     return "\n".join(
         [
             _HEADLINE,
-            *(f"  {rank_names(ranks)}: {text}" for text, ranks in by_text.items()),
+            *(f"  {format_ranks(ranks)}: {text}" for text, ranks in by_text.items()),
             "All ranks must call the same operations in the same order, with the same dtypes and "
             "shapes. The next operation can go on.",
         ]
@@ -47,7 +47,7 @@ def describe_fork(rank: int) -> str:
     )
 
 
-def describe_end(error: BaseException | None) -> str:
+def describe_exit(error: BaseException | None) -> str:
     """Says how the script of a worker has ended whose interpreter comes to its end.
 
     Args:
@@ -62,12 +62,12 @@ def describe_end(error: BaseException | None) -> str:
     return f"has ended with {text[:_LONGEST_ERROR]}"
 
 
-def rank_names(ranks: Sequence[int]) -> str:
+def format_ranks(ranks: Sequence[int]) -> str:
     """Ranks as people write them: "rank 3", "ranks 0..2, 5"."""
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {number_runs(ranks)}"
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {format_ranges(ranks)}"
 
 
-def number_runs(numbers: Sequence[int]) -> str:
+def format_ranges(numbers: Sequence[int]) -> str:
     """Numbers as people write them, in order: "3", "0..2, 5"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 
-class Flat:
+class FusionBuffer:
     """Flat arrays of one dtype, one behind the other, without joining them.
 
     Attributes:

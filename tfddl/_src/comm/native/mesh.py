@@ -20,24 +20,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from tfddl._src.comm.native import deadlock
-from tfddl._src.comm.native.deadlock import Circles, Waiter
-from tfddl._src.comm.native.diagnostics import describe_fork, rank_names
-from tfddl._src.comm.native.message_socket import ENDED, Link
-from tfddl._src.comm.native.messages import LONGEST_PAYLOAD, Call, Message, Patience, Seat, Tag
-from tfddl._src.comm.native.stall_timer import Waiting
-from tfddl._src.comm.native.thread_stacks import is_only_one, line_of
-from tfddl._src.rendezvous.endpoint import close_in_children
+from tfddl._src.comm.native.deadlock import DeadlockDetector, Waiter
+from tfddl._src.comm.native.diagnostics import describe_fork, format_ranks
+from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, MessageSocket
+from tfddl._src.comm.native.messages import (
+    MAX_PAYLOAD_BYTES,
+    Message,
+    OpSignature,
+    PeerConfig,
+    Tag,
+    Timeouts,
+)
+from tfddl._src.comm.native.stall_timer import StallTimer
+from tfddl._src.comm.native.thread_stacks import find_user_line, is_sole_caller
+from tfddl._src.rendezvous.endpoint import close_after_fork
 from tfddl.errors import (
+    CommunicationError,
     DeadlockError,
     PeerLostError,
     StalledError,
     TfddlError,
     UnsupportedError,
-    WireError,
 )
 
 _HEADER = struct.Struct("<QIIQQ")
-LONGEST_MESSAGE = _HEADER.size + LONGEST_PAYLOAD
+MAX_MESSAGE_BYTES = _HEADER.size + MAX_PAYLOAD_BYTES
 """Bytes that a link has to carry at once."""
 
 _SPIN_S = 50e-6
@@ -68,7 +75,7 @@ class Closes(Protocol):
 class _Wait:
     """A thread of this worker that waits for others."""
 
-    def __init__(self, number: int, tag: Tag, call: Call, patience: Patience) -> None:
+    def __init__(self, number: int, tag: Tag, call: OpSignature, patience: Timeouts) -> None:
         """Begins now.
 
         Args:
@@ -79,20 +86,20 @@ class _Wait:
         """
         self.number, self.tag, self.call = number, tag, call
         self.thread = threading.get_ident()
-        self.time = Waiting(patience, time.monotonic())
+        self.time = StallTimer(patience, time.monotonic())
         self.missing: Sequence[int] = ()
         self.is_lowest = True
         """Whether nobody of lower rank has come to the same."""
         self.is_in_circle = False
         """Whether it waits, by way of others, for itself."""
-        self.probe_s = deadlock.AFTER_S
+        self.probe_s = deadlock.PROBE_AFTER_S
         """After how many seconds to send probes, again."""
 
 
 class Mesh:
     """The links of one worker to others, and the mail that has arrived."""
 
-    def __init__(self, seat: Seat, links: Mapping[int, Link]) -> None:
+    def __init__(self, seat: PeerConfig, links: Mapping[int, MessageSocket]) -> None:
         """Takes over links.
 
         Args:
@@ -117,7 +124,7 @@ class Mesh:
         """Whether threads have waited here at the same time, or may."""
         self._sent: dict[int, tuple[int, int]] = {}
         """Occurrence and step of what was sent last, for each name."""
-        self._circles = Circles(self._has_sent)
+        self._circles = DeadlockDetector(self._has_sent)
         self._lost: set[int] = set()
         self._changed = threading.Condition()
         self._is_read = False
@@ -126,7 +133,7 @@ class Mesh:
         self._peer_of = {link.fileno(): peer for peer, link in self._links.items()}
         for link in self._links.values():
             self._poll.register(link, select.POLLIN)
-        close_in_children(self)
+        close_after_fork(self)
 
     def keep(self, closing: Iterable[Closes]) -> None:
         """Closes other things, too, when it is closed; but not in children."""
@@ -149,7 +156,7 @@ class Mesh:
             if not is_taken or not self._links[peer].flush():
                 self._send_slowly(peer, None if is_taken else data)
 
-    def collect(self, tag: Tag, peers: Sequence[int], call: Call) -> dict[int, Message]:
+    def collect(self, tag: Tag, peers: Sequence[int], call: OpSignature) -> dict[int, Message]:
         """Waits for the messages of others.
 
         Args:
@@ -201,13 +208,13 @@ class Mesh:
         """
         self._end = self._end or (kind, text)
 
-    def refuse_end(self) -> None:
+    def raise_if_aborted(self) -> None:
         """Raises what `end` has ordered; who waits calls it again and again."""
         if self._end is not None:
             kind, text = self._end
             raise kind(text)
 
-    def refuse_in_vain(self, peers: Sequence[int], call: Call) -> None:
+    def raise_if_unreachable(self, peers: Sequence[int], call: OpSignature) -> None:
         """For whoever waits elsewhere for others: looks whether that is in vain.
 
         Args:
@@ -218,7 +225,7 @@ class Mesh:
             PeerLostError: one of them has ended.
             StalledError: as `end` has ordered.
         """
-        self.refuse_end()
+        self.raise_if_aborted()
         with self._changed:
             self._refuse_lost(peers, call)
             reads = not self._is_read
@@ -232,11 +239,11 @@ class Mesh:
         for kept in [*self._own, *self._kept]:
             kept.close()
 
-    def expect_threads(self) -> None:
+    def expect_concurrent_calls(self) -> None:
         """From now on never takes a wait for the only one of this worker: see `deadlock`."""
         self._is_shared = True
 
-    def say_goodbye(self, how: str) -> None:
+    def announce_exit(self, how: str) -> None:
         """Tells the others that this worker's interpreter is coming to its end.
 
         Nothing where its sockets are those of another process, or closed.
@@ -245,7 +252,7 @@ class Mesh:
             how: what to say of it to who waits for it: "has ended".
         """
         if not self._is_closed:
-            self._tell(self._links, _GOODBYE, how.encode()[: LONGEST_PAYLOAD // 2])
+            self._tell(self._links, _GOODBYE, how.encode()[: MAX_PAYLOAD_BYTES // 2])
 
     def forget(self) -> None:
         """For a forked child: lets go of the sockets, and refuses everything.
@@ -282,7 +289,7 @@ class Mesh:
 
     def _deliver(self, arrived: list[tuple[int, bytes]]) -> None:
         for peer, data in arrived:
-            if data == ENDED:
+            if data == END_OF_MESSAGES:
                 self._lost.add(peer)
                 with contextlib.suppress(KeyError):
                     self._poll.unregister(self._links[peer])
@@ -320,24 +327,26 @@ class Mesh:
                 data = None
             if data is None and self._links[peer].flush():
                 return
-            self.refuse_end()
-            give_up_s = self.patience.give_up_s
-            if give_up_s and time.monotonic() - begin > give_up_s:
-                raise StalledError(f"rank {self.names[peer]} has read nothing for {give_up_s:g} s")
+            self.raise_if_aborted()
+            abort_s = self.patience.abort_s
+            if abort_s and time.monotonic() - begin > abort_s:
+                raise StalledError(f"rank {self.names[peer]} has read nothing for {abort_s:g} s")
 
     def _is_sent(self, peer: int, data: bytes) -> bool:
         """Whether there was room for it, or nobody who would read it."""
         try:
             return self._links[peer].offer(data)
         except OSError as error:
-            raise WireError(f"can't speak to rank {self.names[peer]}: {error.strerror}") from error
+            raise CommunicationError(
+                f"can't speak to rank {self.names[peer]}: {error.strerror}"
+            ) from error
 
-    def _refuse_lost(self, missing: Sequence[int], call: Call) -> None:
+    def _refuse_lost(self, missing: Sequence[int], call: OpSignature) -> None:
         lost = [peer for peer in missing if peer in self._lost]
         if lost:
             raise self.lost(lost, call)
 
-    def lost(self, peers: Sequence[int], call: Call) -> PeerLostError:
+    def lost(self, peers: Sequence[int], call: OpSignature) -> PeerLostError:
         """What to raise where others have ended.
 
         Args:
@@ -351,19 +360,19 @@ class Mesh:
         )
 
     def _check(self, wait: _Wait) -> None:
-        self.refuse_end()
+        self.raise_if_aborted()
         now = time.monotonic()
         waited_s = now - wait.time.begin_s
         if wait.time.is_time_to_tell(now):
             self._tell_waits()
-        if wait is self._oldest_wait and waited_s >= deadlock.AFTER_S:
+        if wait is self._oldest_wait and waited_s >= deadlock.PROBE_AFTER_S:
             self._look_for_circles(wait, waited_s)
         if wait.time.is_time_to_warn(now):
             limit = self.patience.limit
-            if wait.is_in_circle and self.patience.circle_s:
+            if wait.is_in_circle and self.patience.deadlock_s:
                 limit = (
                     "they wait for each other, and unless another thread comes to it, "
-                    f"it ends with an error after {self.patience.circle_s:g} s"
+                    f"it ends with an error after {self.patience.deadlock_s:g} s"
                 )
             _LOG.warning("%s; %s", self._describe(wait, waited_s), limit)
         if wait.time.is_over(now):
@@ -398,33 +407,35 @@ class Mesh:
         if not circle:
             return
         wait.is_in_circle = True
-        circle_s = self.patience.circle_s
+        deadlock_s = self.patience.deadlock_s
         text = ""
-        if all(waiter.is_only_one for waiter in circle):
-            text = deadlock.describe(deadlock.places_of(circle))
-        elif circle_s and waited_s >= circle_s:
-            text = deadlock.describe(deadlock.places_of(circle), waited_s=waited_s)
+        if all(waiter.is_sole_caller for waiter in circle):
+            text = deadlock.describe_deadlock(deadlock.describe_waits(circle))
+        elif deadlock_s and waited_s >= deadlock_s:
+            text = deadlock.describe_deadlock(deadlock.describe_waits(circle), waited_s=waited_s)
         if text:
-            self._tell(self._links, _CIRCLE, text.encode()[:LONGEST_PAYLOAD])
+            self._tell(self._links, _CIRCLE, text.encode()[:MAX_PAYLOAD_BYTES])
             self.end(text, DeadlockError)
-            self.refuse_end()
+            self.raise_if_aborted()
 
     def _waiter(self, wait: _Wait) -> Waiter:
         """What to tell others of a wait of this worker."""
         here = [self.rank, *self._mail.get(wait.tag, {})]
-        line = line_of(wait.thread)
+        line = find_user_line(wait.thread)
         return Waiter(
             rank=self.rank,
             number=wait.number,
-            who=rank_names([self.names[peer] for peer in here]),
+            who=format_ranks([self.names[peer] for peer in here]),
             text=f"{wait.call} ({line})" if line else str(wait.call),
-            is_only_one=len(self._waits) == 1 and not self._is_shared and is_only_one(wait.thread),
+            is_sole_caller=len(self._waits) == 1
+            and not self._is_shared
+            and is_sole_caller(wait.thread),
         )
 
     def _tell_waits(self) -> None:
         """Says to all others in what this worker waits now."""
         calls = [str(wait.call) for wait in list(self._waits.values())]
-        said = " and in ".join(dict.fromkeys(calls)).encode()[: LONGEST_PAYLOAD // 2]
+        said = " and in ".join(dict.fromkeys(calls)).encode()[: MAX_PAYLOAD_BYTES // 2]
         self._tell(self._links, _STALL, said)
 
     def _tell(self, peers: Iterable[int], tag: Tag, payload: bytes) -> None:
@@ -440,7 +451,7 @@ class Mesh:
             for peer in missing
             if told.get(peer)
         ]
-        names = rank_names([self.names[peer] for peer in missing])
+        names = format_ranks([self.names[peer] for peer in missing])
         return "; ".join(
             [
                 f"rank {self.names[self.rank]} has waited for {seconds:.0f} s in {call}: {names} "

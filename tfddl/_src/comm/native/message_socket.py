@@ -11,7 +11,7 @@ _LENGTH = struct.Struct("<I")
 _ROOM = 2**17
 """Bytes that are taken from a socket at once; more than a message has."""
 
-ENDED = b""
+END_OF_MESSAGES = b""
 """What comes last from a worker that has ended."""
 
 
@@ -25,7 +25,7 @@ class _Reading(threading.local):
 _READING = _Reading()
 
 
-class Link(abc.ABC):
+class MessageSocket(abc.ABC):
     """A connected socket to another worker. Several threads may send, one at a time receives."""
 
     loss: str
@@ -61,10 +61,10 @@ class Link(abc.ABC):
 
     @abc.abstractmethod
     def receive(self) -> list[bytes]:
-        """The messages that have arrived; `ENDED` is the last there will ever be."""
+        """The messages that have arrived; `END_OF_MESSAGES` is the last there will ever be."""
 
 
-class PacketLink(Link):
+class SeqpacketSocket(MessageSocket):
     """A Unix socket, SOCK_SEQPACKET: a message goes whole or not at all."""
 
     loss = "has ended; its log says why"
@@ -80,7 +80,7 @@ class PacketLink(Link):
         assert longest <= _ROOM
 
     def offer(self, message: bytes) -> bool:
-        """See `Link.offer`."""
+        """See `MessageSocket.offer`."""
         try:
             self._socket.send(message)
         except BlockingIOError:
@@ -90,22 +90,22 @@ class PacketLink(Link):
         return True
 
     def flush(self) -> bool:
-        """See `Link.flush`."""
+        """See `MessageSocket.flush`."""
         return True
 
     def receive(self) -> list[bytes]:
-        """See `Link.receive`."""
+        """See `MessageSocket.receive`."""
         try:
             count = self._socket.recv_into(_READING.buffer)
         except (BlockingIOError, ConnectionResetError):
             # Reset: it has ended without reading all of ours. What it said comes next, then an end.
             return []
         except OSError:
-            return [ENDED]
+            return [END_OF_MESSAGES]
         return [bytes(memoryview(_READING.buffer)[:count])]
 
 
-class StreamLink(Link):
+class StreamSocket(MessageSocket):
     """A TCP socket, on which each message follows its length."""
 
     loss = "has ended, or can't be reached any more; its log says which"
@@ -118,7 +118,7 @@ class StreamLink(Link):
         self._arrived = bytearray()
 
     def offer(self, message: bytes) -> bool:
-        """See `Link.offer`."""
+        """See `MessageSocket.offer`."""
         with self._sending:
             if self._unsent and not self._send_rest():
                 return False
@@ -127,7 +127,7 @@ class StreamLink(Link):
             return True
 
     def flush(self) -> bool:
-        """See `Link.flush`."""
+        """See `MessageSocket.flush`."""
         with self._sending:
             return self._send_rest()
 
@@ -143,7 +143,7 @@ class StreamLink(Link):
         return True
 
     def receive(self) -> list[bytes]:
-        """See `Link.receive`."""
+        """See `MessageSocket.receive`."""
         try:
             count = self._socket.recv_into(_READING.buffer)
         except BlockingIOError:
@@ -151,7 +151,7 @@ class StreamLink(Link):
         except OSError:  # Reset, or no sign of life for too long.
             count = 0
         if count == 0:
-            return [ENDED]
+            return [END_OF_MESSAGES]
         self._arrived += memoryview(_READING.buffer)[:count]
         return self._take_whole()
 

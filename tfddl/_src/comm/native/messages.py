@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tfddl.errors import WireError
+from tfddl.errors import CommunicationError
 
-LONGEST_PAYLOAD = 64 * 2**10
+MAX_PAYLOAD_BYTES = 64 * 2**10
 """Bytes that travel within a message; more is moved by a carrier, after more words."""
 
 _SHOWN = 3
@@ -20,7 +20,7 @@ class Tag(NamedTuple):
     """What a message belongs to."""
 
     name: int
-    """The operation's name, hashed."""
+    """The operation's name, stable_hash."""
 
     occurrence: int
     """How many operations of that name came before, as the workers of the set count them."""
@@ -42,7 +42,7 @@ class Message(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Call:
+class OpSignature:
     """What an operation is called, and what has to be alike about it on all workers.
 
     Attributes:
@@ -57,7 +57,7 @@ class Call:
     @functools.cached_property
     def digest(self) -> int:
         """64 bits that stand for the text."""
-        return hashed(self.text)
+        return stable_hash(self.text)
 
     def __str__(self) -> str:
         kind, *tensors = self.text.split("\n")
@@ -66,31 +66,31 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class Timeouts:
     """How long to wait for the others.
 
     Attributes:
         warn_s: after how many seconds to log who is missing, and again each time; 0 is never.
-        give_up_s: after how many seconds to raise; 0 is never.
-        circle_s: after how many seconds to raise where ranks wait for each other in different
+        abort_s: after how many seconds to raise; 0 is never.
+        deadlock_s: after how many seconds to raise where ranks wait for each other in different
             operations, which other threads of theirs could still come to; 0 is never. Where none
             could, they raise at once.
     """
 
     warn_s: float = 60.0
-    give_up_s: float = 600.0
-    circle_s: float = 600.0
+    abort_s: float = 600.0
+    deadlock_s: float = 600.0
 
     @property
     def limit(self) -> str:
         """After how long an operation ends for which somebody doesn't come, for people."""
-        if self.give_up_s:
-            return f"it ends with an error after {self.give_up_s:g} s"
+        if self.abort_s:
+            return f"it ends with an error after {self.abort_s:g} s"
         return "no time is set after which it ends"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class PeerConfig:
     """Who sits where.
 
     Attributes:
@@ -111,14 +111,14 @@ class Seat:
     names: Sequence[int] = ()
     secret: bytes = b""
     timeout_s: float = 60.0
-    patience: Patience = field(default_factory=Patience)
+    patience: Timeouts = field(default_factory=Timeouts)
     spins: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
-            raise WireError(f"worker {self.rank} among {self.size}")
+            raise CommunicationError(f"worker {self.rank} among {self.size}")
 
 
-def hashed(text: str) -> int:
+def stable_hash(text: str) -> int:
     """A number of 64 bits that is the same in all processes."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tfddl._src.comm.native.fusion_buffer import Flat
-from tfddl._src.comm.native.messages import LONGEST_PAYLOAD, Call, Message, Tag
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
+from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES, Message, OpSignature, Tag
 
 _FIRST_STEP = 1
 
 
-class Session:
+class Operation:
     """One operation that all workers have come to."""
 
     def __init__(
         self,
-        call: Call,
+        call: OpSignature,
         tag: Tag,
         heard: Mapping[int, Message],
-        exchange: Callable[[Tag, int, Call], Mapping[int, Message]],
+        exchange: Callable[[Tag, int, OpSignature], Mapping[int, Message]],
     ) -> None:
         """Begins, once all have said what they are about to do.
 
@@ -34,7 +34,7 @@ class Session:
         """
         self.tag, self.call = tag, call
         # What is little has come along.
-        self.is_inline = all(message.number <= LONGEST_PAYLOAD for message in heard.values())
+        self.is_inline = all(message.number <= MAX_PAYLOAD_BYTES for message in heard.values())
         self.results: list[np.ndarray] = []
         """Where the results are written that are alike everywhere."""
         self.given: list[np.ndarray] = []
@@ -52,7 +52,7 @@ class Session:
         self._step += 1
         return {rank: m.number for rank, m in self._exchange(tag, number, self.call).items()}
 
-    def rows(self, mine: Flat, ranks: Sequence[int]) -> list[np.ndarray]:
+    def rows(self, mine: FusionBuffer, ranks: Sequence[int]) -> list[np.ndarray]:
         """What everyone has sent along, in the order of these ranks."""
         return [
             mine.take(0, mine.length)
@@ -62,7 +62,7 @@ class Session:
         ]
 
 
-class Turns:
+class Sequencer:
     """Lets one thread after the other in, in the order of their numbers."""
 
     def __init__(self) -> None:

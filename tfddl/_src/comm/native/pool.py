@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfddl._src.comm.native.shm import PeerMemory, PrivateView, SharedMemory
-from tfddl.errors import WireError
+from tfddl.errors import CommunicationError
 
 _MOST_ROOM = 2
 """How many times as large as wanted a piece may be."""
@@ -71,7 +71,7 @@ class _Offer(NamedTuple):
         return cls(ended, int.from_bytes(data[_ENDED.size :], "little"))
 
 
-class Pool:
+class OutputPool:
     """Pieces of the first worker's memory, for the results of all.
 
     The same methods must be called by all workers in each turn: `offer`, then, by the first alone,
@@ -147,12 +147,12 @@ class Pool:
             What all write to, and what is handed out, each as uint8.
 
         Raises:
-            WireError: the first worker has no memory for it; all raise this.
+            CommunicationError: the first worker has no memory for it; all raise this.
         """
         number, offset, num_bytes = _ASSIGNED.unpack_from(assigned)
         rest = assigned[_ASSIGNED.size :]
         if number == _NO_MEMORY:
-            raise WireError(
+            raise CommunicationError(
                 f"the host has no memory for a result of {num_bytes} bytes: {rest.decode()}"
             )
         if self._first is not None:

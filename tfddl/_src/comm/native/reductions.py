@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-class Reduction(enum.Enum):
+class ReduceOp(enum.Enum):
     """How the numbers of the workers become one."""
 
     SUM = "sum"
@@ -18,21 +18,21 @@ class Reduction(enum.Enum):
 
 
 _UFUNCS = {
-    Reduction.SUM: np.add,
-    Reduction.PRODUCT: np.multiply,
-    Reduction.MIN: np.minimum,
-    Reduction.MAX: np.maximum,
+    ReduceOp.SUM: np.add,
+    ReduceOp.PRODUCT: np.multiply,
+    ReduceOp.MIN: np.minimum,
+    ReduceOp.MAX: np.maximum,
 }
 
 
-def reduced(rows: Sequence[np.ndarray], reduction: Reduction) -> np.ndarray:
+def reduced(rows: Sequence[np.ndarray], reduction: ReduceOp) -> np.ndarray:
     """Reduces in the order given, into an array of its own."""
     out = np.empty_like(rows[0])
     reduce(rows, reduction, out)
     return out
 
 
-def reduce(operands: Sequence[np.ndarray], reduction: Reduction, out: np.ndarray) -> None:
+def reduce(operands: Sequence[np.ndarray], reduction: ReduceOp, out: np.ndarray) -> None:
     """Reduces in the order given; 16-bit floats in 32 bits."""
     function: Callable[..., np.ndarray] = _UFUNCS[reduction]
     if out.dtype.itemsize == 2 and out.dtype.kind not in "iu":

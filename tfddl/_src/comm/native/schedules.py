@@ -12,9 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tfddl._src.comm.native.fusion_buffer import Flat
-from tfddl._src.comm.native.reductions import Reduction, reduce
-from tfddl._src.comm.native.shm import Buffers
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
+from tfddl._src.comm.native.reductions import ReduceOp, reduce
+from tfddl._src.comm.native.shm import BufferPool
 from tfddl._src.sharding import shard_range
 
 _CHUNK_BYTES = 2**23
@@ -29,13 +29,13 @@ _FEW = 4
 """How many pieces are sent, or received, one by one: a call of the system costs more than a copy of
 what is small."""
 
-Script: TypeAlias = Iterator[np.ndarray | None]
+Transfers: TypeAlias = Iterator[np.ndarray | None]
 """The arrays that go, or come, one after the other; None where the next isn't there yet. An array
 has gone, or come, when the script is asked for the next."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Partition:
     """Where a worker is among those that take part."""
 
     rank: int
@@ -46,7 +46,7 @@ class Place:
         """The numbers of all but this one."""
         return [peer for peer in range(self.size) if peer != self.rank]
 
-    def chunks(self, flat: Flat) -> list[range]:
+    def chunks(self, flat: FusionBuffer) -> list[range]:
         """The chunks of arrays, one after the other."""
         return flat.chunks(min(_CHUNK_BYTES, self.size * _PART_BYTES))
 
@@ -55,7 +55,9 @@ class Place:
         start, stop = shard_range(len(chunk), rank, self.size)
         return chunk[start:stop]
 
-    def rooms(self, flat: Flat, buffers: Buffers, *, each: int) -> dict[int, list[np.ndarray]]:
+    def rooms(
+        self, flat: FusionBuffer, buffers: BufferPool, *, each: int
+    ) -> dict[int, list[np.ndarray]]:
         """So many arrays for each of the others, each as long as the longest part, of one block."""
         length = max((len(self.part(chunk, 0)) for chunk in self.chunks(flat)), default=0)
         [block] = buffers.take(flat.dtype, [len(self.others) * each * length])
@@ -63,7 +65,7 @@ class Place:
         return {peer: list(row) for peer, row in zip(self.others, rows, strict=True)}
 
 
-class Sums:
+class AllReduceSchedule:
     """A reduction, chunk by chunk.
 
     Each worker adds up its part of a chunk: it gets that part from all others, adds it to its own
@@ -71,7 +73,12 @@ class Sums:
     """
 
     def __init__(
-        self, place: Place, mine: Flat, results: Flat, reduction: Reduction, buffers: Buffers
+        self,
+        place: Partition,
+        mine: FusionBuffer,
+        results: FusionBuffer,
+        reduction: ReduceOp,
+        buffers: BufferPool,
     ) -> None:
         """Begins.
 
@@ -93,7 +100,7 @@ class Sums:
         self._arrived = dict.fromkeys(place.others, 0)
         self._done = 0
 
-    def sends(self, peer: int) -> Script:
+    def sends(self, peer: int) -> Transfers:
         """What goes to another worker."""
         room = self._leaving[peer]
         for number, begins in self._order():
@@ -104,7 +111,7 @@ class Sums:
                 yield None
             yield from _outgoing(self._results, self._part(number, self._place.rank), room)
 
-    def gets(self, peer: int) -> Script:
+    def gets(self, peer: int) -> Transfers:
         """What comes from another worker."""
         for number, begins in self._order():
             if begins:
@@ -140,10 +147,12 @@ class Sums:
             self._done += 1
 
 
-class Spread:
+class BroadcastSchedule:
     """A broadcast, chunk by chunk: each worker gets its part from the root, and hands it on."""
 
-    def __init__(self, place: Place, results: Flat, root: int, buffers: Buffers) -> None:
+    def __init__(
+        self, place: Partition, results: FusionBuffer, root: int, buffers: BufferPool
+    ) -> None:
         """Begins.
 
         Args:
@@ -158,7 +167,7 @@ class Spread:
         self._rooms = place.rooms(results, buffers, each=2)
         self._arrived = 0
 
-    def sends(self, peer: int) -> Script:
+    def sends(self, peer: int) -> Transfers:
         """What goes to another worker."""
         room, _ = self._rooms[peer]
         own = self._place.rank
@@ -171,7 +180,7 @@ class Spread:
                     yield None
                 yield from _outgoing(self._results, self._place.part(chunk, own), room)
 
-    def gets(self, peer: int) -> Script:
+    def gets(self, peer: int) -> Transfers:
         """What comes from another worker."""
         _, room = self._rooms[peer]
         own = self._place.rank
@@ -184,7 +193,7 @@ class Spread:
                 yield from _incoming(self._results, self._place.part(chunk, peer), room)
 
 
-def _outgoing(flat: Flat, part: range, room: np.ndarray) -> Iterator[np.ndarray]:
+def _outgoing(flat: FusionBuffer, part: range, room: np.ndarray) -> Iterator[np.ndarray]:
     """What lies in a part of arrays; what is much in pieces is joined before."""
     pieces = [piece for piece, _ in flat.pieces(part)]
     if len(pieces) > _FEW:
@@ -195,7 +204,7 @@ def _outgoing(flat: Flat, part: range, room: np.ndarray) -> Iterator[np.ndarray]
         yield flat.scaled(piece, room[: len(piece)])
 
 
-def _incoming(flat: Flat, part: range, room: np.ndarray) -> Iterator[np.ndarray]:
+def _incoming(flat: FusionBuffer, part: range, room: np.ndarray) -> Iterator[np.ndarray]:
     """Where a part of arrays has to come."""
     pieces = [piece for piece, _ in flat.pieces(part)]
     if len(pieces) > _FEW:

@@ -157,12 +157,12 @@ def _mapped(fd: int, offset: int, num_bytes: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, offset=offset), np.uint8)
 
 
-def room_for(dtype: np.dtype, lengths: Sequence[int]) -> int:
+def aligned_size(dtype: np.dtype, lengths: Sequence[int]) -> int:
     """Bytes that `divided` needs."""
     return sum(_aligned(length * dtype.itemsize) for length in lengths)
 
 
-def divided(memory: np.ndarray, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
+def split_aligned(memory: np.ndarray, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
     """Arrays of these lengths in memory that begins at an aligned place, one behind the other."""
     arrays = []
     start = 0
@@ -177,7 +177,7 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // ALIGNMENT) * ALIGNMENT
 
 
-class Buffers:
+class BufferPool:
     """Arrays for results, kept from one step to the next: fresh memory costs more than the sums.
 
     A buffer is taken again once nobody else refers to it, also for a bit less. One that nobody has
@@ -197,8 +197,8 @@ class Buffers:
 
     def take(self, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
         """Flat arrays of these lengths, one behind the other; what is in them is arbitrary."""
-        base = self._base(room_for(dtype, lengths) + ALIGNMENT)
-        return divided(base[-base.ctypes.data % ALIGNMENT :], dtype, lengths)
+        base = self._base(aligned_size(dtype, lengths) + ALIGNMENT)
+        return split_aligned(base[-base.ctypes.data % ALIGNMENT :], dtype, lengths)
 
     def _base(self, num_bytes: int) -> np.ndarray:
         if num_bytes < self._smallest:

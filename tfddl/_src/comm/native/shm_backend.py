@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tfddl._src.comm.native.backend import Carrier, Room
-from tfddl._src.comm.native.fusion_buffer import Flat
+from tfddl._src.comm.native.backend import Backend, OutputBuffers
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Session
-from tfddl._src.comm.native.pool import Pool
-from tfddl._src.comm.native.reductions import Reduction, reduce
-from tfddl._src.comm.native.shm import PeerMemory, SharedMemory, divided
+from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.pool import OutputPool
+from tfddl._src.comm.native.reductions import ReduceOp, reduce
+from tfddl._src.comm.native.shm import PeerMemory, SharedMemory, split_aligned
 from tfddl._src.sharding import shard_range
 
 CHUNK_BYTES = 2**22
@@ -30,7 +30,7 @@ costs more than the messages around it."""
 _SLOTS = 2
 
 
-class Segments(Carrier):
+class ShmBackend(Backend):
     """Memory that the workers of a host share."""
 
     def __init__(
@@ -51,38 +51,44 @@ class Segments(Carrier):
         """
         super().__init__(mesh, ranks)
         self._memory, self._peers = memory, peers
-        self._pool = Pool(memory, None if self._rank == 0 else peers[self._ranks[0]])
+        self._pool = OutputPool(memory, None if self._rank == 0 else peers[self._ranks[0]])
         self._areas: list[np.ndarray] | None = None
         self._slot = 0
 
     def offer(self, ended: int) -> bytes:
-        """See `Carrier.offer`."""
+        """See `Backend.offer`."""
         return self._pool.offer(ended)
 
     def assign(self, num_bytes: int, turn: int, offers: Sequence[bytes]) -> bytes:
-        """See `Carrier.assign`."""
+        """See `Backend.assign`."""
         return self._pool.assign(num_bytes, turn, offers)
 
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> Room:
-        """See `Carrier.room`."""
+    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> OutputBuffers:
+        """See `Backend.room`."""
         written, given = self._pool.take(assigned)
-        return Room(divided(written, dtype, lengths), divided(given, dtype, lengths))
+        return OutputBuffers(
+            split_aligned(written, dtype, lengths), split_aligned(given, dtype, lengths)
+        )
 
-    def reduce(self, session: Session, mine: Flat, results: Flat, reduction: Reduction) -> None:
-        """See `Carrier.reduce`."""
+    def reduce(
+        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, reduction: ReduceOp
+    ) -> None:
+        """See `Backend.reduce`."""
         for chunk, slots in zip(mine.chunks(CHUNK_BYTES), self._slots(session), strict=False):
             self._put_in(mine, chunk, slots[self._rank])
             session.step()
             self._add_up(mine, results, chunk, slots, reduction)
         session.step()  # All sums are there.
 
-    def gather(self, session: Session, mine: np.ndarray, rows: np.ndarray) -> None:
-        """See `Carrier.gather`."""
+    def gather(self, session: Operation, mine: np.ndarray, rows: np.ndarray) -> None:
+        """See `Backend.gather`."""
         rows[self._rank] = mine
         session.step()
 
-    def broadcast(self, session: Session, mine: Flat, results: Flat, root: int) -> None:
-        """See `Carrier.broadcast`."""
+    def broadcast(
+        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, root: int
+    ) -> None:
+        """See `Backend.broadcast`."""
         if self._rank == root:
             for result, own in zip(results.arrays, mine.arrays, strict=True):
                 result[:] = own
@@ -90,13 +96,13 @@ class Segments(Carrier):
 
     def swap(
         self,
-        session: Session,
+        session: Operation,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
         take: Callable[[int, list[np.ndarray]], None],
     ) -> None:
-        """See `Carrier.swap`."""
+        """See `Backend.swap`."""
         dtype = parts[0].dtype
         room = CHUNK_BYTES // self._size // dtype.itemsize
         slots = self._slots(session)
@@ -110,7 +116,7 @@ class Segments(Carrier):
             lane = slice(self._rank * room, self._rank * room + min(room, longest - at))
             take(at, [slot.view(dtype)[lane] for slot in shown])
 
-    def _shown(self, session: Session) -> list[np.ndarray]:
+    def _shown(self, session: Operation) -> list[np.ndarray]:
         """Everyone's area; made when something large is to be moved for the first time."""
         if self._areas is None:
             size = _SLOTS * CHUNK_BYTES
@@ -122,7 +128,7 @@ class Segments(Carrier):
             ]
         return self._areas
 
-    def _slots(self, session: Session) -> Iterator[list[np.ndarray]]:
+    def _slots(self, session: Operation) -> Iterator[list[np.ndarray]]:
         """For each step: where everyone shows numbers."""
         areas = self._shown(session)
         while True:
@@ -130,7 +136,7 @@ class Segments(Carrier):
             self._slot += 1
             yield [area[start : start + CHUNK_BYTES] for area in areas]
 
-    def _put_in(self, mine: Flat, chunk: range, slot: np.ndarray) -> None:
+    def _put_in(self, mine: FusionBuffer, chunk: range, slot: np.ndarray) -> None:
         """Shows the others their parts of a chunk."""
         for rank in range(self._size):
             if rank != self._rank:
@@ -140,11 +146,11 @@ class Segments(Carrier):
 
     def _add_up(
         self,
-        mine: Flat,
-        results: Flat,
+        mine: FusionBuffer,
+        results: FusionBuffer,
         chunk: range,
         slots: list[np.ndarray],
-        reduction: Reduction,
+        reduction: ReduceOp,
     ) -> None:
         """Reduces this worker's part of a chunk, where all will read it."""
         start, stop = shard_range(len(chunk), self._rank, self._size)

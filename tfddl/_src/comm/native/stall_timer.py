@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tfddl._src.comm.native.messages import Patience
+from tfddl._src.comm.native.messages import Timeouts
 
 
-class Waiting:
+class StallTimer:
     """When to speak of a wait, and when to end it."""
 
-    def __init__(self, patience: Patience, begin_s: float) -> None:
+    def __init__(self, patience: Timeouts, begin_s: float) -> None:
         """Begins.
 
         Args:
@@ -20,10 +20,10 @@ class Waiting:
         self.has_told = False
         # Told first, so that all know of each other when they warn.
         self._tell_s = begin_s + 0.9 * min(
-            (s for s in (patience.warn_s, patience.give_up_s) if s > 0), default=float("inf")
+            (s for s in (patience.warn_s, patience.abort_s) if s > 0), default=float("inf")
         )
         self._warn_s = begin_s + (patience.warn_s or float("inf"))
-        self._end_s = begin_s + (patience.give_up_s or float("inf"))
+        self._end_s = begin_s + (patience.abort_s or float("inf"))
 
     def is_time_to_tell(self, now_s: float) -> bool:
         """Whether to tell the others; once."""

@@ -1,4 +1,4 @@
-"""How the workers of several hosts get connected: `Lobby` and `Streams` put together."""
+"""How the workers of several hosts get connected: `TcpRendezvous` and `TcpBackend` put together."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from tfddl._src.comm.native.backend import Network
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.message_socket import StreamLink
-from tfddl._src.comm.native.messages import Seat
-from tfddl._src.comm.native.tcp_backend import Streams
-from tfddl._src.comm.native.tcp_rendezvous import Lobby
+from tfddl._src.comm.native.message_socket import StreamSocket
+from tfddl._src.comm.native.messages import PeerConfig
+from tfddl._src.comm.native.tcp_backend import TcpBackend
+from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous
 
 _MESSAGES = 0
 """The purpose of the links for messages."""
 
 
-def connect_hosts(seat: Seat, lobby: Lobby, peers: Sequence[int]) -> Network:
+def connect_hosts(seat: PeerConfig, lobby: TcpRendezvous, peers: Sequence[int]) -> Network:
     """Connects workers of several hosts. All of them must call it together.
 
     Args:
@@ -29,13 +29,13 @@ def connect_hosts(seat: Seat, lobby: Lobby, peers: Sequence[int]) -> Network:
         Streams between them.
 
     Raises:
-        WireError: one can't be reached, or hasn't come in time.
+        CommunicationError: one can't be reached, or hasn't come in time.
     """
     try:
         sockets = lobby.meet(peers, _MESSAGES, timeout_s=seat.timeout_s)
     except BaseException:
         lobby.close()
         raise
-    mesh = Mesh(seat, {peer: StreamLink(connected) for peer, connected in sockets.items()})
+    mesh = Mesh(seat, {peer: StreamSocket(connected) for peer, connected in sockets.items()})
     mesh.keep([lobby])
-    return Network("TCP", mesh, functools.partial(Streams, mesh, lobby=lobby))
+    return Network("TCP", mesh, functools.partial(TcpBackend, mesh, lobby=lobby))

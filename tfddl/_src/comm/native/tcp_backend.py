@@ -21,28 +21,33 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tfddl._src.comm.native.backend import Carrier, Room
-from tfddl._src.comm.native.diagnostics import rank_names
-from tfddl._src.comm.native.fusion_buffer import Flat
+from tfddl._src.comm.native.backend import Backend, OutputBuffers
+from tfddl._src.comm.native.diagnostics import format_ranks
+from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.messages import Call, hashed
-from tfddl._src.comm.native.operation import Session
-from tfddl._src.comm.native.reductions import Reduction
-from tfddl._src.comm.native.schedules import Place, Script, Spread, Sums
-from tfddl._src.comm.native.shm import Buffers
-from tfddl._src.comm.native.stall_timer import Waiting
-from tfddl._src.comm.native.tcp_rendezvous import Lobby
-from tfddl.errors import PeerLostError, StalledError, WireError
+from tfddl._src.comm.native.messages import OpSignature, stable_hash
+from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.reductions import ReduceOp
+from tfddl._src.comm.native.schedules import (
+    AllReduceSchedule,
+    BroadcastSchedule,
+    Partition,
+    Transfers,
+)
+from tfddl._src.comm.native.shm import BufferPool
+from tfddl._src.comm.native.stall_timer import StallTimer
+from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous
+from tfddl.errors import CommunicationError, PeerLostError, StalledError
 
 _LOOK_S = 1.0
 _NOTHING = memoryview(b"")
 _LOG = logging.getLogger("tfddl")
 
 
-class Streams(Carrier):
+class TcpBackend(Backend):
     """TCP between hosts."""
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int], *, lobby: Lobby) -> None:
+    def __init__(self, mesh: Mesh, ranks: Sequence[int], *, lobby: TcpRendezvous) -> None:
         """Begins; nothing is sent yet.
 
         Args:
@@ -52,46 +57,50 @@ class Streams(Carrier):
         """
         super().__init__(mesh, ranks)
         self._lobby = lobby
-        self._place = Place(self._rank, self._size)
+        self._place = Partition(self._rank, self._size)
         self._sockets: dict[int, socket.socket] = {}
-        self._buffers = Buffers()
+        self._buffers = BufferPool()
 
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> Room:
-        """See `Carrier.room`."""
+    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> OutputBuffers:
+        """See `Backend.room`."""
         del assigned
         own = self._buffers.take(dtype, lengths)
-        return Room(own, own)
+        return OutputBuffers(own, own)
 
-    def reduce(self, session: Session, mine: Flat, results: Flat, reduction: Reduction) -> None:
-        """See `Carrier.reduce`."""
-        sums = Sums(self._place, mine, results, reduction, self._buffers)
+    def reduce(
+        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, reduction: ReduceOp
+    ) -> None:
+        """See `Backend.reduce`."""
+        sums = AllReduceSchedule(self._place, mine, results, reduction, self._buffers)
         self._run(session, {p: (sums.sends(p), sums.gets(p)) for p in self._place.others})
         # Of each chunk: one part per other worker, one that is added up here, those of the others.
         self.counters.written += 2 * mine.num_bytes - mine.num_bytes // self._size
 
-    def gather(self, session: Session, mine: np.ndarray, rows: np.ndarray) -> None:
-        """See `Carrier.gather`."""
+    def gather(self, session: Operation, mine: np.ndarray, rows: np.ndarray) -> None:
+        """See `Backend.gather`."""
         rows[self._rank] = mine
         ways = {p: (iter([rows[self._rank]]), iter([rows[p]])) for p in self._place.others}
         self._run(session, ways)
 
-    def broadcast(self, session: Session, mine: Flat, results: Flat, root: int) -> None:
-        """See `Carrier.broadcast`."""
+    def broadcast(
+        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, root: int
+    ) -> None:
+        """See `Backend.broadcast`."""
         if self._rank == root:
             for result, own in zip(results.arrays, mine.arrays, strict=True):
                 result[:] = own
-        spread = Spread(self._place, results, root, self._buffers)
+        spread = BroadcastSchedule(self._place, results, root, self._buffers)
         self._run(session, {p: (spread.sends(p), spread.gets(p)) for p in self._place.others})
 
     def swap(
         self,
-        session: Session,
+        session: Operation,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
         take: Callable[[int, list[np.ndarray]], None],
     ) -> None:
-        """See `Carrier.swap`; all of it is one stretch."""
+        """See `Backend.swap`; all of it is one stretch."""
         del longest
         arrived = self._buffers.take(parts[0].dtype, expected)
         arrived[self._rank] = parts[self._rank]
@@ -99,43 +108,43 @@ class Streams(Carrier):
         self._run(session, ways)
         take(0, arrived)
 
-    def _run(self, session: Session, scripts: Mapping[int, tuple[Script, Script]]) -> None:
+    def _run(self, session: Operation, scripts: Mapping[int, tuple[Transfers, Transfers]]) -> None:
         """Runs the scripts of all others, one for what goes and one for what comes."""
         sockets = self._connected(session.call)
         lines = [
-            _Line(sockets[peer], self._ranks[peer], sends, gets)
+            _Connection(sockets[peer], self._ranks[peer], sends, gets)
             for peer, (sends, gets) in scripts.items()
         ]
         try:
-            self._mesh.waited_s += _Traffic(lines, self._mesh, session.call).run()
+            self._mesh.waited_s += _EventLoop(lines, self._mesh, session.call).run()
         except BaseException:
             for connected in sockets.values():  # Nobody can go on with these: let all hear it.
                 with contextlib.suppress(OSError):
                     connected.shutdown(socket.SHUT_RDWR)
             raise
 
-    def _connected(self, call: Call) -> dict[int, socket.socket]:
+    def _connected(self, call: OpSignature) -> dict[int, socket.socket]:
         if not self._sockets:
             ranks = [self._ranks[peer] for peer in self._place.others]
-            purpose = hashed(f"streams between {self._ranks}")
+            purpose = stable_hash(f"streams between {self._ranks}")
             try:
                 found = self._lobby.meet(
                     ranks,
                     purpose,
-                    timeout_s=self._mesh.patience.give_up_s,
-                    check=lambda: self._mesh.refuse_in_vain(ranks, call),
+                    timeout_s=self._mesh.patience.abort_s,
+                    check=lambda: self._mesh.raise_if_unreachable(ranks, call),
                 )
-            except WireError as error:
+            except CommunicationError as error:
                 raise PeerLostError(f"{error}, which {call} needs") from error
             self._sockets = {self._ranks.index(rank): found[rank] for rank in ranks}
             self._mesh.keep_sockets(found)
         return self._sockets
 
 
-class _Way:
+class _Direction:
     """One direction of a stream."""
 
-    def __init__(self, script: Script, move: Callable[[memoryview], int]) -> None:
+    def __init__(self, script: Transfers, move: Callable[[memoryview], int]) -> None:
         self._script, self._move = script, move
         self._view = _NOTHING
         self.is_over = False
@@ -171,15 +180,17 @@ class _Way:
         return False
 
 
-class _Line:
+class _Connection:
     """A stream to another worker."""
 
-    def __init__(self, connected: socket.socket, peer: int, sends: Script, gets: Script) -> None:
+    def __init__(
+        self, connected: socket.socket, peer: int, sends: Transfers, gets: Transfers
+    ) -> None:
         self.peer = peer
         self._socket = connected
         self._ways = {
-            select.POLLOUT: _Way(sends, connected.send),
-            select.POLLIN: _Way(gets, functools.partial(_receive, connected)),
+            select.POLLOUT: _Direction(sends, connected.send),
+            select.POLLIN: _Direction(gets, functools.partial(_receive, connected)),
         }
 
     @property
@@ -207,10 +218,10 @@ def _receive(connected: socket.socket, room: memoryview) -> int:
     return count
 
 
-class _Traffic:
+class _EventLoop:
     """Everything that goes and comes in one operation."""
 
-    def __init__(self, lines: Sequence[_Line], mesh: Mesh, call: Call) -> None:
+    def __init__(self, lines: Sequence[_Connection], mesh: Mesh, call: OpSignature) -> None:
         self._lines, self._mesh, self._call = lines, mesh, call
 
     def run(self) -> float:
@@ -223,7 +234,7 @@ class _Traffic:
                 waited_s += time.monotonic() - begin_s
         return waited_s
 
-    def _go(self, lines: Sequence[_Line]) -> bool:
+    def _go(self, lines: Sequence[_Connection]) -> bool:
         has_moved = False
         for line in lines:
             try:
@@ -232,22 +243,22 @@ class _Traffic:
                 raise self._mesh.lost([line.peer], self._call) from error
         return has_moved
 
-    def _wait(self, lines: Sequence[_Line]) -> None:
+    def _wait(self, lines: Sequence[_Connection]) -> None:
         poll = select.poll()
         for line in lines:
             if line.events:
                 poll.register(line, line.events)
-        waiting = Waiting(self._mesh.patience, time.monotonic())
+        waiting = StallTimer(self._mesh.patience, time.monotonic())
         while not poll.poll(_LOOK_S * 1000):
-            self._mesh.refuse_end()
+            self._mesh.raise_if_aborted()
             now_s = time.monotonic()
             if waiting.is_time_to_warn(now_s):
                 _LOG.warning("%s", self._describe(lines, now_s - waiting.begin_s))
             if waiting.is_over(now_s):
                 raise StalledError(self._describe(lines, now_s - waiting.begin_s))
 
-    def _describe(self, lines: Sequence[_Line], seconds: float) -> str:
-        names = rank_names([self._mesh.names[line.peer] for line in lines if line.events])
+    def _describe(self, lines: Sequence[_Connection], seconds: float) -> str:
+        names = format_ranks([self._mesh.names[line.peer] for line in lines if line.events])
         own = self._mesh.names[self._mesh.rank]
         return (
             f"rank {own} has waited for {seconds:.0f} s in {self._call}, in the middle of it: "

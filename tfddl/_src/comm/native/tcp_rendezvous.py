@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfddl._src.rendezvous.endpoint import (
-    Caller,
+    Client,
     Endpoint,
     RefuseError,
-    close_in_children,
+    close_after_fork,
     listen_tcp,
 )
 from tfddl._src.rendezvous.handshake import dial_tcp
-from tfddl.errors import ConnectError, WireError
+from tfddl.errors import CommunicationError, ConnectError
 
 _LOOK_S = 0.05
 
@@ -33,7 +33,7 @@ after which TensorFlow's servers miss a host, too."""
 
 
 @dataclass(frozen=True)
-class Door:
+class Address:
     """Where a worker's lobby is."""
 
     host: str
@@ -42,7 +42,7 @@ class Door:
     port: int
 
 
-class Lobby:
+class TcpRendezvous:
     """Where other workers call; several threads may wait for different ones."""
 
     def __init__(self, rank: int) -> None:
@@ -52,27 +52,29 @@ class Lobby:
             rank: this worker's.
 
         Raises:
-            WireError: the system has no port.
+            CommunicationError: the system has no port.
         """
         self._rank = rank
         self._secret = b""
-        self._doors: tuple[Door, ...] = ()
+        self._doors: tuple[Address, ...] = ()
         self._welcome: dict[tuple[int, int], socket.socket] = {}
         self._changed = threading.Condition()
         self._endpoint: Endpoint | None = None
         try:
             self._listener = listen_tcp()
         except OSError as error:
-            raise WireError(f"can't listen for the other hosts: {error.strerror}") from error
+            raise CommunicationError(
+                f"can't listen for the other hosts: {error.strerror}"
+            ) from error
         self._port: int = self._listener.getsockname()[1]
-        close_in_children(self)
+        close_after_fork(self)
 
     @property
     def port(self) -> int:
         """Where it listens."""
         return self._port
 
-    def learn(self, doors: Sequence[Door], secret: bytes) -> None:
+    def learn(self, doors: Sequence[Address], secret: bytes) -> None:
         """Takes note of what all workers have to know before they meet, and lets them in.
 
         Args:
@@ -120,7 +122,7 @@ class Lobby:
             A socket to each.
 
         Raises:
-            WireError: one can't be reached, or hasn't come in time.
+            CommunicationError: one can't be reached, or hasn't come in time.
         """
         end_s = time.monotonic() + (timeout_s or float("inf"))
         found: dict[int, socket.socket] = {}
@@ -132,7 +134,9 @@ class Lobby:
                 check()
                 found |= self._welcomed(missing, purpose)
                 if missing[0] not in found and time.monotonic() > end_s:
-                    raise WireError(f"rank {missing[0]} hasn't come within {timeout_s:g} s")
+                    raise CommunicationError(
+                        f"rank {missing[0]} hasn't come within {timeout_s:g} s"
+                    )
             for connected in found.values():
                 _set_up(connected)
         except BaseException:
@@ -169,7 +173,7 @@ class Lobby:
                 # It may have had too many callers; then the next call is answered.
                 is_busy = error.has_answered and not error.is_refused
                 if not is_busy or time.monotonic() > end_s:
-                    raise WireError(
+                    raise CommunicationError(
                         f"can't reach rank {peer} at {door.host}, port {door.port}: {error}"
                     ) from error
             time.sleep(_LOOK_S)
@@ -183,7 +187,7 @@ class Lobby:
             if type(purpose) is not int or (rank, purpose) in self._welcome:
                 raise RefuseError(f"rank {rank} has called already for {purpose}")
 
-    def _admit(self, caller: Caller) -> None:
+    def _admit(self, caller: Client) -> None:
         with self._changed:
             self._welcome[caller.hello["rank"], caller.hello["purpose"]] = caller.connection
             self._changed.notify_all()

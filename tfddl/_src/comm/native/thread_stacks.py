@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-NOBODY = 0
+UNKNOWN_THREAD = 0
 """A thread that isn't Python's, of which nothing else is known."""
 
 _OURS = (
@@ -39,7 +39,7 @@ _LIBRARIES = tuple(
 )
 
 
-def is_only_one(waiting: int) -> bool:
+def is_sole_caller(waiting: int) -> bool:
     """Whether no other thread of this process could begin an operation while one waits.
 
     True only where that is certain. A graph runs Python in threads of TensorFlow; then the thread
@@ -48,7 +48,7 @@ def is_only_one(waiting: int) -> bool:
     know what it is for.
 
     Args:
-        waiting: the thread that waits in an operation, by `threading.get_ident`; or `NOBODY`, where
+        waiting: the thread that waits in an operation, by `threading.get_ident`; or `UNKNOWN_THREAD`, where
             TensorFlow does.
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -76,7 +76,7 @@ def is_in_pipeline() -> bool:
     return frame is not None
 
 
-def line_of(waiting: int) -> str:
+def find_user_line(waiting: int) -> str:
     """The line of the user's program that has led to an operation, for people.
 
     Args:

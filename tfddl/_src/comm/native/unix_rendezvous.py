@@ -19,29 +19,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfddl._src.comm.native.backend import Network
-from tfddl._src.comm.native.mesh import LONGEST_MESSAGE, Mesh
-from tfddl._src.comm.native.message_socket import PacketLink
-from tfddl._src.comm.native.messages import Seat, hashed
+from tfddl._src.comm.native.mesh import MAX_MESSAGE_BYTES, Mesh
+from tfddl._src.comm.native.message_socket import SeqpacketSocket
+from tfddl._src.comm.native.messages import PeerConfig, stable_hash
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
-from tfddl._src.comm.native.shm_backend import Segments
-from tfddl._src.rendezvous.endpoint import Caller, Endpoint, RefuseError, listen_unix
+from tfddl._src.comm.native.shm_backend import ShmBackend
+from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_unix
 from tfddl._src.rendezvous.handshake import dial_unix
-from tfddl.errors import ConnectError, StrangerError, WireError
+from tfddl.errors import CommunicationError, ConnectError, UntrustedPeerError
 
 _RETRY_S = 0.01
 
 
-def connect(seat: Seat) -> Network:
+def connect_local(seat: PeerConfig) -> Network:
     """Connects the workers of a host. All of them must call it together.
 
     Returns:
         Sockets between them, and memory that they show each other.
 
     Raises:
-        WireError: it can't be done here, or another worker hasn't come in time.
+        CommunicationError: it can't be done here, or another worker hasn't come in time.
     """
     if not sys.platform.startswith("linux"):
-        raise WireError(f"{sys.platform} has no shared memory without a name")
+        raise CommunicationError(f"{sys.platform} has no shared memory without a name")
     deadline = time.monotonic() + seat.timeout_s
     sockets: dict[int, socket.socket] = {}
     try:
@@ -54,27 +54,29 @@ def connect(seat: Seat) -> Network:
         peers = _exchange_memories(seat, sockets, memory, deadline)
     except OSError as error:
         _close(sockets)
-        raise WireError(str(error)) from error
-    except WireError:
+        raise CommunicationError(str(error)) from error
+    except CommunicationError:
         _close(sockets)
         raise
-    links = {p: PacketLink(s, longest=LONGEST_MESSAGE) for p, s in sockets.items()}
+    links = {p: SeqpacketSocket(s, longest=MAX_MESSAGE_BYTES) for p, s in sockets.items()}
     mesh = Mesh(seat, links)
-    carrier = functools.partial(Segments, mesh, memory=memory, peers=peers)
+    carrier = functools.partial(ShmBackend, mesh, memory=memory, peers=peers)
     return Network("shared memory", mesh, carrier)
 
 
 class _Callers:
     """The workers of higher ranks, who call this one."""
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, seat: PeerConfig) -> None:
         self._seat = seat
         self._come: dict[int, socket.socket] = {}
         self._changed = threading.Condition()
         try:
             listener = listen_unix(_name(seat, seat.rank), socket.SOCK_SEQPACKET)
         except OSError as error:
-            raise WireError(f"can't listen for the other workers: {error.strerror}") from error
+            raise CommunicationError(
+                f"can't listen for the other workers: {error.strerror}"
+            ) from error
         self._endpoint = Endpoint(listener, seat.secret, check=self._check, admit=self._admit)
         self._endpoint.start()
 
@@ -103,17 +105,17 @@ class _Callers:
             if rank in self._come:
                 raise RefuseError(f"rank {rank} has called already")
 
-    def _admit(self, caller: Caller) -> None:
+    def _admit(self, caller: Client) -> None:
         with self._changed:
             self._come[caller.hello["rank"]] = caller.connection
             self._changed.notify_all()
 
 
-def _name(seat: Seat, rank: int) -> str:
-    return f"tfddl-{os.getuid()}-{hashed(seat.job):016x}-{rank}"
+def _name(seat: PeerConfig, rank: int) -> str:
+    return f"tfddl-{os.getuid()}-{stable_hash(seat.job):016x}-{rank}"
 
 
-def _call(seat: Seat, peer: int, deadline: float) -> socket.socket:
+def _call(seat: PeerConfig, peer: int, deadline: float) -> socket.socket:
     """Connects to a worker of a lower rank, once it listens."""
     while True:
         left_s = max(_RETRY_S, deadline - time.monotonic())
@@ -121,15 +123,15 @@ def _call(seat: Seat, peer: int, deadline: float) -> socket.socket:
         try:
             return dial_unix(name, kind, seat.secret, {"rank": seat.rank}, timeout_s=left_s)
         except ConnectError as error:
-            if error.is_refused or isinstance(error, StrangerError):
-                raise WireError(f"local rank {peer}: {error}") from error
+            if error.is_refused or isinstance(error, UntrustedPeerError):
+                raise CommunicationError(f"local rank {peer}: {error}") from error
             if time.monotonic() > deadline:
                 raise _too_late(seat, peer) from None
         time.sleep(_RETRY_S)
 
 
 def _exchange_memories(
-    seat: Seat, sockets: dict[int, socket.socket], memory: SharedMemory, deadline: float
+    seat: PeerConfig, sockets: dict[int, socket.socket], memory: SharedMemory, deadline: float
 ) -> dict[int, PeerMemory]:
     found = {}
     for connected in sockets.values():
@@ -141,13 +143,15 @@ def _exchange_memories(
         except TimeoutError:
             raise _too_late(seat, peer) from None
         if not fds:
-            raise WireError(f"local rank {peer} has ended")
+            raise CommunicationError(f"local rank {peer} has ended")
         found[peer] = PeerMemory(fds[0])
     return found
 
 
-def _too_late(seat: Seat, peer: int) -> WireError:
-    return WireError(f"local rank {peer} of {seat.size} hasn't come within {seat.timeout_s:g} s")
+def _too_late(seat: PeerConfig, peer: int) -> CommunicationError:
+    return CommunicationError(
+        f"local rank {peer} of {seat.size} hasn't come within {seat.timeout_s:g} s"
+    )
 
 
 def _close(sockets: dict[int, socket.socket]) -> None:

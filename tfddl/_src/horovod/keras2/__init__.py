@@ -10,11 +10,11 @@ Only public parts of Keras are touched, and only in a process that asked for it,
 """
 
 from tfddl._src.horovod.keras2 import backend, compile, optimizers, variables
-from tfddl._src.horovod.keras2.deprecations import Telling
+from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
 
 
 def install() -> None:
     """Puts everything in place; what was put there before stays."""
-    telling = Telling()
+    telling = DeprecationWarnings()
     for part in (compile, optimizers, variables, backend):
         part.install(telling)

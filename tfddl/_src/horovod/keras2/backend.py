@@ -8,26 +8,28 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfddl._src.horovod.keras2.deprecations import MARK, Telling
+from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
 from tfddl.errors import UnsupportedError
 
 _MODULES = ("keras.backend", "tensorflow.keras.backend")
 
 
-def install(telling: Telling) -> None:
+def install(telling: DeprecationWarnings) -> None:
     """Puts the compatibility in place, in Keras' backend and in the one that `tf.keras` has."""
     for name in _MODULES:
         module: Any = importlib.import_module(name)
         original_get = getattr(module, "get_value", None)
         original_set = getattr(module, "set_value", None)
-        if not hasattr(original_get, MARK):
+        if not hasattr(original_get, PATCH_MARK):
             module.get_value = _get_value(telling, original_get)
             module.set_value = _set_value(telling, original_set)
         if not hasattr(module, "set_session"):
             module.set_session = _set_session
 
 
-def _get_value(telling: Telling, original: Callable[..., Any] | None) -> Callable[..., Any]:
+def _get_value(
+    telling: DeprecationWarnings, original: Callable[..., Any] | None
+) -> Callable[..., Any]:
     def get_value(x: Any) -> Any:
         """The value of a variable, as NumPy has it."""
         telling.once("K.get_value(variable)", "variable.numpy(), or float(variable).")
@@ -35,11 +37,13 @@ def _get_value(telling: Telling, original: Callable[..., Any] | None) -> Callabl
             return original(x)
         return np.asarray(x)[()] if hasattr(x, "shape") else x
 
-    setattr(get_value, MARK, True)
+    setattr(get_value, PATCH_MARK, True)
     return get_value
 
 
-def _set_value(telling: Telling, original: Callable[..., Any] | None) -> Callable[..., Any]:
+def _set_value(
+    telling: DeprecationWarnings, original: Callable[..., Any] | None
+) -> Callable[..., Any]:
     def set_value(x: Any, value: Any) -> None:
         """Gives a variable a value."""
         telling.once("K.set_value(variable, value)", "variable.assign(value).")

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfddl._src.horovod.keras2.deprecations import MARK, Telling
+from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
 
 _DROPPED = "experimental_run_tf_function"
 _GENERATORS = {
@@ -18,7 +18,7 @@ _READERS = ("workers", "use_multiprocessing", "max_queue_size")
 """How `fit` was told to read a generator or a `Sequence`; now the data itself is told."""
 
 
-def install(telling: Telling) -> None:
+def install(telling: DeprecationWarnings) -> None:
     """Puts the compatibility in place."""
     _wrap_compile(telling)
     for name in _GENERATORS.values():
@@ -28,12 +28,12 @@ def install(telling: Telling) -> None:
             setattr(keras.Model, old, _forwarding(telling, old, modern))
 
 
-def _wrap_compile(telling: Telling) -> None:
+def _wrap_compile(telling: DeprecationWarnings) -> None:
     # Where it is defined: a `compile` of `keras.Model` itself would pass for one of the user's own,
     # which Keras doesn't call when it loads a model.
     home: Any = next(base for base in keras.Model.__mro__ if "compile" in vars(base))
     original = home.compile
-    if hasattr(original, MARK):
+    if hasattr(original, PATCH_MARK):
         return
 
     @functools.wraps(original)
@@ -46,10 +46,10 @@ def _wrap_compile(telling: Telling) -> None:
     _put_in_place(home, original, compile)
 
 
-def _wrap_reader(telling: Telling, name: str) -> None:
+def _wrap_reader(telling: DeprecationWarnings, name: str) -> None:
     home: Any = next(base for base in keras.Model.__mro__ if name in vars(base))
     original = getattr(home, name)
-    if hasattr(original, MARK):
+    if hasattr(original, PATCH_MARK):
         return
 
     @functools.wraps(original)
@@ -74,11 +74,11 @@ def _put_in_place(home: Any, original: Any, method: Any) -> None:
     if parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
         parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
     method.__signature__ = signature.replace(parameters=parameters)
-    setattr(method, MARK, True)
+    setattr(method, PATCH_MARK, True)
     setattr(home, original.__name__, method)
 
 
-def _forwarding(telling: Telling, old: str, modern: str) -> Any:
+def _forwarding(telling: DeprecationWarnings, old: str, modern: str) -> Any:
     def method(self: Any, generator: Any, *args: Any, **kwargs: Any) -> Any:
         telling.once(f"model.{old}(generator, …)", f"model.{modern}(generator, …).")
         return getattr(self, modern)(generator, *args, **kwargs)

@@ -12,7 +12,7 @@ class Keras2Warning(UserWarning):
     """A script says something that Keras 3 doesn't know."""
 
 
-class Telling:
+class DeprecationWarnings:
     """Tells a user of each old line once."""
 
     def __init__(self) -> None:
@@ -41,5 +41,5 @@ def _level_of_script() -> int:
     return level
 
 
-MARK = "_tfddl_keras2"
+PATCH_MARK = "_tfddl_keras2"
 """Set on what has been put in place."""

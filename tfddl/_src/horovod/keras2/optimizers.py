@@ -7,14 +7,14 @@ from typing import Any
 
 import keras
 
-from tfddl._src.horovod.keras2.deprecations import MARK, Telling
+from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
 
 # Python makes a module of its own for each of these names.
 _LEGACY = ("keras.optimizers.legacy", "tensorflow.keras.optimizers.legacy")
 _LEGACY_NAMES = ("Adagrad", "Adam", "Ftrl", "Optimizer", "RMSprop", "SGD")
 
 
-def install(telling: Telling) -> None:
+def install(telling: DeprecationWarnings) -> None:
     """Puts the compatibility in place."""
     for kind in _kinds():
         _make_variables_callable(kind, telling)
@@ -33,7 +33,7 @@ def _kinds() -> list[Any]:
 class _Variables(list[Any]):
     """A list of variables that can be called, too: Keras 2 had a method."""
 
-    def __init__(self, variables: list[Any], telling: Telling) -> None:
+    def __init__(self, variables: list[Any], telling: DeprecationWarnings) -> None:
         super().__init__(variables)
         self._telling = telling
 
@@ -42,23 +42,26 @@ class _Variables(list[Any]):
         return self
 
 
-def _make_variables_callable(kind: Any, telling: Telling) -> None:
+def _make_variables_callable(kind: Any, telling: DeprecationWarnings) -> None:
     home = next(base for base in kind.__mro__ if "variables" in vars(base))
     original = vars(home)["variables"]
-    if not isinstance(original, property) or hasattr(original.fget, MARK):
+    if not isinstance(original, property) or hasattr(original.fget, PATCH_MARK):
         return
 
     @functools.wraps(original.fget)  # type: ignore[arg-type]
     def variables(self: Any) -> _Variables:
         return _Variables(original.fget(self), telling)  # type: ignore[misc]
 
-    setattr(variables, MARK, True)
+    setattr(variables, PATCH_MARK, True)
     home.variables = property(variables)
 
 
-def _accept_lr(kind: Any, telling: Telling) -> None:
+def _accept_lr(kind: Any, telling: DeprecationWarnings) -> None:
     original = kind.__init__
-    if hasattr(original, MARK) or "learning_rate" not in inspect.signature(original).parameters:
+    if (
+        hasattr(original, PATCH_MARK)
+        or "learning_rate" not in inspect.signature(original).parameters
+    ):
         return
 
     @functools.wraps(original)
@@ -68,11 +71,11 @@ def _accept_lr(kind: Any, telling: Telling) -> None:
             kwargs["learning_rate"] = kwargs.pop("lr")
         original(self, *args, **kwargs)
 
-    setattr(__init__, MARK, True)
+    setattr(__init__, PATCH_MARK, True)
     kind.__init__ = __init__
 
 
-def _lr(telling: Telling) -> property:
+def _lr(telling: DeprecationWarnings) -> property:
     modern = "optimizer.learning_rate."
 
     def get(self: Any) -> Any:
@@ -86,7 +89,7 @@ def _lr(telling: Telling) -> property:
     return property(get, put, doc="Keras 2's name of `learning_rate`.")
 
 
-def _bring_back_legacy(telling: Telling) -> None:
+def _bring_back_legacy(telling: DeprecationWarnings) -> None:
     """``optimizers.legacy.Adam`` is Keras 3's Adam."""
 
     def legacy(name: str) -> Any:

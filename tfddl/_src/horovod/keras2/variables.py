@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tfddl._src.horovod.keras2.deprecations import Telling
+from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
 
 
 class Reference:
@@ -24,7 +24,7 @@ class Reference:
         return id(self._variable)
 
 
-def install(telling: Telling) -> None:
+def install(telling: DeprecationWarnings) -> None:
     """Puts the compatibility in place."""
 
     def ref(self: Any) -> Reference:

@@ -35,7 +35,7 @@ def compare_names(names: Sequence[str], *, flag: str) -> None:
             )
 
 
-def make_folder(directory: Path) -> None:
+def make_writable_directory(directory: Path) -> None:
     """Makes a folder if it isn't there, and finds out whether it can be written to.
 
     Raises:
@@ -49,7 +49,7 @@ def make_folder(directory: Path) -> None:
         raise DataError(f"{directory} can't be written to: {error}") from error
 
 
-def say(text: str) -> None:
+def print_on_chief(text: str) -> None:
     """Rank 0 speaks."""
     if tfddl.rank() == 0:
         sys.stdout.write(f"{text}\n")

@@ -16,15 +16,15 @@ from PIL import Image
 
 import tfddl
 from tfddl._src.collectives import on_all_ranks
-from tfddl._src.cpu import threads_of_worker
+from tfddl._src.cpu import num_loader_threads
 from tfddl._src.parallel_map import map_in_order
 from tfddl._src.runtime import current
 from tfddl.errors import DataError
 from tfddl.segmentation.config import PredictConfig
+from tfddl.segmentation.coordination import compare_names, make_writable_directory, print_on_chief
+from tfddl.segmentation.image_io import EXTENSIONS, MODES, read_image, scale_image, write_png
 from tfddl.segmentation.layout import image_files
-from tfddl.segmentation.pixels import EXTENSIONS, MODES, read_image, scale_image, write_png
-from tfddl.segmentation.progress import Progress
-from tfddl.segmentation.ranks import compare_names, make_folder, say
+from tfddl.segmentation.progress_bar import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def predict(config: PredictConfig) -> Predicted:
     model = on_all_ranks(lambda: _load_model(config.model), error=DataError)
     images = on_all_ranks(lambda: _images(config.input_dir), error=DataError)
     compare_names([path.name for path in images], flag="input_dir")
-    on_all_ranks(lambda: make_folder(config.output_dir), error=DataError)
+    on_all_ranks(lambda: make_writable_directory(config.output_dir), error=DataError)
     todo = _todo(images, config)
     height, width, channels = model.input_shape[1:]
     num_workers = tfddl.size()
-    say(
+    print_on_chief(
         f"tfddl: {len(todo)} images for a model of {height} x {width} x {channels}; "
         f"{num_workers} worker{'s' if num_workers > 1 else ''}"
     )
@@ -109,7 +109,7 @@ def _predict_together(share: _Share, *, num_images: int, config: PredictConfig) 
     kind = config.progress if tfddl.rank() == 0 else "none"
     with (
         contextlib.closing(_batches(share, config.batch_size)) as batches,
-        Progress(num_images, kind=kind) as progress,
+        ProgressBar(num_images, kind=kind) as progress,
     ):
         for _ in range(rounds):
             on_all_ranks(lambda: _predict_batch(share, next(batches, []), config), error=DataError)
@@ -120,7 +120,7 @@ def _batches(share: _Share, batch_size: int) -> Generator[list[_Read]]:
     """Reads images ahead of the model, into batches."""
     image_size, channels = share.model.input_shape[1:3], share.model.input_shape[3]
     read = functools.partial(_read, image_size=image_size, channels=channels)
-    num_threads = threads_of_worker(current().num_cores)
+    num_threads = num_loader_threads(current().num_cores)
     with contextlib.closing(map_in_order(read, share.images, num_threads=num_threads)) as images:
         while batch := list(itertools.islice(images, batch_size)):
             yield batch
@@ -239,10 +239,10 @@ def _is_there(image: Path, config: PredictConfig) -> bool:
 
 def _sum_up(predicted: Predicted, config: PredictConfig, *, took_s: float) -> None:
     for problem in predicted.left_out:
-        say(f"tfddl: left out {problem}")
+        print_on_chief(f"tfddl: left out {problem}")
     there = f", {predicted.num_there} were there" if predicted.num_there else ""
     left_out = f", {len(predicted.left_out)} left out" if predicted.left_out else ""
-    say(
+    print_on_chief(
         f"tfddl: {predicted.num_masks} masks in {config.output_dir}{there}{left_out}, "
         f"{took_s:.0f} s"
     )

@@ -15,8 +15,8 @@ from tfddl._src.parallel_map import map_in_order
 from tfddl.errors import DataError
 from tfddl.segmentation.config import PrepareConfig
 from tfddl.segmentation.examples import Example, Examples, FileExamples, require_usable
-from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, look_into
-from tfddl.segmentation.progress import Progress
+from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, find_dataset
+from tfddl.segmentation.progress_bar import ProgressBar
 
 # In the order in which they appear; an earlier set's vanish in the opposite order. So whatever
 # breaks it off, what is there is one whole set, or misses a file without which nothing is read.
@@ -64,7 +64,7 @@ def prepare(config: PrepareConfig) -> Prepared:
             f"{directory} has {' and '.join(there)} already. HINT: choose another --output_dir, or "
             "replace them with --overwrite."
         )
-    found = look_into(config.input_dir)
+    found = find_dataset(config.input_dir)
     if isinstance(found, Arrays):
         raise DataError(f"{config.input_dir} has arrays already; there is nothing to prepare.")
     examples = FileExamples(found.directory, found.pairs, config.image_size, config.in_channels)
@@ -91,7 +91,7 @@ def _write(
         contextlib.closing(
             map_in_order(_try_to_load(examples), range(len(examples)), num_threads=config.threads)
         ) as read,
-        Progress(len(examples), kind=config.progress) as progress,
+        ProgressBar(len(examples), kind=config.progress) as progress,
     ):
         for index, example in enumerate(read):
             if isinstance(example, DataError):

@@ -29,7 +29,7 @@ _READ_ERRORS = (
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageHeader:
     """What the beginning and the end of an image file tell.
 
     Attributes:
@@ -43,7 +43,7 @@ class Look:
     is_complete: bool
 
 
-def look_at(path: Path) -> Look:
+def read_header(path: Path) -> ImageHeader:
     """Reads the first and the last few bytes of an image.
 
     Raises:
@@ -55,7 +55,7 @@ def look_at(path: Path) -> Look:
             file.seek(-min(_END_LENGTH, path.stat().st_size), os.SEEK_END)
             end = _ENDS.get(image.format or "")
             is_complete = end is not None and file.read().endswith(end)
-            return Look((image.height, image.width), is_complete)
+            return ImageHeader((image.height, image.width), is_complete)
     except DataError:
         raise
     except _READ_ERRORS as error:

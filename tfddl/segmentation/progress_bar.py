@@ -9,7 +9,7 @@ _WIDTH = 30
 _BAR_S, _SHARE = 0.2, 0.1
 
 
-class Progress:
+class ProgressBar:
     """Shows how many of a number of things are done.
 
     Usage::
@@ -40,7 +40,7 @@ class Progress:
         self._shown = 0
         self._width = 0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.data import Share
+from tfddl._src.data import Shard
 from tfddl._src.data.examples import Examples
-from tfddl._src.data.sources import Source, Table
-from tfddl._src.data.transforms import Recipe
+from tfddl._src.data.sources import IndexedSource, Source
+from tfddl._src.data.transforms import Transforms
 from tfddl._src.sharding import Plan
 
 
 def shares(
-    plan: Plan, source: Source, recipe: Recipe | None = None
+    plan: Plan, source: Source, recipe: Transforms | None = None
 ) -> list[tuple[Any, tf.data.Dataset]]:
     """The runtime and the dataset of each rank."""
     found = []
@@ -24,14 +24,14 @@ def shares(
         )
         first = plan.batch(epoch=0, step=0, rank=rank).indices[:1]
         examples = Examples(
-            source, recipe or Recipe(seed=plan.seed), rank=rank, num_threads=2, first=first
+            source, recipe or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
         )
-        found.append((runtime, Share(runtime, examples, plan, epoch=0).dataset()))
+        found.append((runtime, Shard(runtime, examples, plan, epoch=0).dataset()))
     return found
 
 
-def table(*parts: Any, loaded: bool = False) -> Table:
-    return Table([part for part in parts if part is not None], loaded=loaded)
+def table(*parts: Any, loaded: bool = False) -> IndexedSource:
+    return IndexedSource([part for part in parts if part is not None], loaded=loaded)
 
 
 def in_epoch(runtime: Any, dataset: tf.data.Dataset, epoch: int) -> list[Any]:

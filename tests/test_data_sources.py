@@ -13,11 +13,11 @@ import tensorflow as tf
 
 import tfddl
 from tests.group import Groups
-from tests.ranks import flat, in_epoch, shares, table
-from tfddl._src.data import Resume, find_failure
-from tfddl._src.data.dataset_source import Stream
+from tests.rank_shards import flat, in_epoch, shares, table
+from tfddl._src.data import ResumePoint, find_error
+from tfddl._src.data.dataset_source import DatasetSource
 from tfddl._src.data.examples import Examples
-from tfddl._src.data.transforms import Recipe
+from tfddl._src.data.transforms import Transforms
 from tfddl._src.sharding import BlockPlan, GlobalPlan
 from tfddl.errors import DataError, UnsupportedError
 
@@ -61,7 +61,7 @@ def test_files_are_loaded_by_the_rank_that_trains_on_them(
     for rank in range(size):
         loader = Loader()
         source = table(paths, np.arange(n) * 10.0, loaded=True)
-        runtime, dataset = shares(plan, source, Recipe(load=loader))[rank]
+        runtime, dataset = shares(plan, source, Transforms(load=loader))[rank]
         loader.loaded.clear()
         batches = in_epoch(runtime, dataset, 2)
         steps = [plan.batch(epoch=2, step=s, rank=rank).indices for s in range(plan.steps)]
@@ -86,7 +86,7 @@ def test_whatever_can_be_indexed_can_be_loaded(tmp_path: Path) -> None:
 
     plan = BlockPlan(num_examples=6, size=1, batch_size=4)
     source = table(x, range(6), tf.ones(6), loaded=True)
-    ((_, dataset),) = shares(plan, source, Recipe(load=load))
+    ((_, dataset),) = shares(plan, source, Transforms(load=load))
     (x0, y0, weight), _ = dataset.as_numpy_iterator()
     assert x0[0].tolist() == [[0, 0], [1, 1], [2, 2]]
     assert x0[1].tolist() == [[0, 1], [2, 3], [4, 5]]
@@ -103,7 +103,7 @@ def test_augmentation_depends_on_seed_epoch_and_example_only() -> None:
 
     for kind, size, batch_size, seed in itertools.product(KINDS, (1, 2, 3), (2, 5), (3, 4)):
         plan = kind(num_examples=n, size=size, batch_size=batch_size, seed=seed)
-        recipe = Recipe(augment=augment, seed=seed)
+        recipe = Transforms(augment=augment, seed=seed)
         for rank, epoch in itertools.product(range(size), range(2)):
             examples = Examples(source, recipe, rank=rank, num_threads=2, first=np.array([rank]))
             steps = [plan.batch(epoch=epoch, step=s, rank=rank) for s in range(plan.steps)]
@@ -121,7 +121,7 @@ def test_augmentation_comes_after_loading_and_may_change_the_shape() -> None:
         start = rng.integers(3)
         return x[start : start + 2].astype("float32")
 
-    recipe = Recipe(load=lambda i: np.arange(i, i + 4, dtype="uint8"), augment=augment)
+    recipe = Transforms(load=lambda i: np.arange(i, i + 4, dtype="uint8"), augment=augment)
     plan = GlobalPlan(num_examples=5, size=1, batch_size=5)
     ((_, dataset),) = shares(plan, table(list(range(5)), loaded=True), recipe)
     (batch,) = dataset.as_numpy_iterator()
@@ -161,27 +161,27 @@ def test_a_later_example_that_is_wrong_is_named(
     paths = [tmp_path / f"{i}.npy" for i in range(8)]
     plan = BlockPlan(num_examples=8, size=2, batch_size=2)
     source = table(paths, loaded=True)
-    _, (_, dataset) = shares(plan, source, Recipe(load=_load_with(problem)))
+    _, (_, dataset) = shares(plan, source, Transforms(load=_load_with(problem)))
     message = rf"rank 1: example 5 \(x: {tmp_path}/5.npy\): {message}"
     mapped = dataset.map(lambda *parts: parts).shuffle(2)
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         list(mapped)
-    failure = find_failure(mapped)
+    failure = find_error(mapped)
     assert isinstance(failure, DataError)
     with pytest.raises(ValueError, match=f"^{message}"):
         raise failure
-    assert find_failure(dataset.take(1)) is failure
-    assert find_failure(tf.data.Dataset.range(3)) is None
+    assert find_error(dataset.take(1)) is failure
+    assert find_error(tf.data.Dataset.range(3)) is None
 
 
 def test_a_rank_keeps_step_until_the_others_know_what_is_wrong(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.npy" for i in range(8)]
     plan = GlobalPlan(num_examples=8, size=1, batch_size=2)
     source = table(paths, loaded=True)
-    ((runtime, dataset),) = shares(plan, source, Recipe(load=_load_with(_boom)))
+    ((runtime, dataset),) = shares(plan, source, Transforms(load=_load_with(_boom)))
     runtime.fit = SimpleNamespace(together=True)
     assert [len(x) for x, _ in dataset.as_numpy_iterator()] == [2, 2, 1, 1]
-    assert "example 5" in str(find_failure(dataset))
+    assert "example 5" in str(find_error(dataset))
 
 
 @pytest.mark.usefixtures("_initialized")
@@ -206,7 +206,7 @@ def test_a_map_that_is_cut_short_is_named_before_and_while_it_is_read(tmp_path: 
         tfddl.shard_dataset(x, batch_size=5)
     with pytest.raises(tf.errors.InvalidArgumentError, match="rank 0: x is mapped from .* cut sho"):
         list(dataset)
-    assert "cut short" in str(find_failure(dataset))
+    assert "cut short" in str(find_error(dataset))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_dataset_is_shared_out_in_its_order(kind: type[GlobalPlan]) -> None:
     n = 11
     for size in (1, 3):
         plan = kind(num_examples=n, size=size, batch_size=2)
-        for rank, (_, dataset) in enumerate(shares(plan, Stream(_squares(n)))):
+        for rank, (_, dataset) in enumerate(shares(plan, DatasetSource(_squares(n)))):
             assert dataset.element_spec[1]["square"].shape.as_list() == [None]
             for step, (x, y) in enumerate(dataset.as_numpy_iterator()):
                 batch = plan.batch(epoch=0, step=step, rank=rank)
@@ -260,9 +260,9 @@ def test_a_dataset_is_taken_up_with_other_workers(kind: type[GlobalPlan]) -> Non
     for rank, step in itertools.product(range(3), range(2)):
         left -= set(begun.batch(epoch=1, step=step, rank=rank).indices.tolist())
     seen = []
-    source = Stream(tf.data.Dataset.range(n))
+    source = DatasetSource(tf.data.Dataset.range(n))
     for runtime, dataset in shares(kind(num_examples=n, size=2, batch_size=2), source):
-        runtime.resume = Resume(dataset.tfddl_share, position)
+        runtime.resume = ResumePoint(dataset.tfddl_shard, position)
         runtime.epoch = 1
         seen += flat(list(runtime.resume.rest_of(dataset).as_numpy_iterator()))
     assert sorted(seen) == sorted(left)
@@ -279,19 +279,19 @@ def test_a_dataset_is_read_no_further_than_the_rank_s_part() -> None:
         lambda i: tf.ensure_shape(tf.numpy_function(note, [i], tf.int64), ())
     )
     plan = BlockPlan(num_examples=12, size=3, batch_size=2)
-    _, (_, mine), _ = shares(plan, Stream(dataset))
+    _, (_, mine), _ = shares(plan, DatasetSource(dataset))
     made.clear()
     assert flat(list(mine)) == [4, 5, 6, 7]
     assert made == list(range(8))
 
 
 def test_a_dataset_can_be_loaded_and_augmented() -> None:
-    recipe = Recipe(
+    recipe = Transforms(
         load=lambda i, y: (np.full(2, i), y["square"] + 1),
         augment=lambda rng, x, y: (x + rng.integers(1, 2), y),
     )
     plan = GlobalPlan(num_examples=4, size=1, batch_size=4)
-    ((_, dataset),) = shares(plan, Stream(_squares(4)), recipe)
+    ((_, dataset),) = shares(plan, DatasetSource(_squares(4)), recipe)
     ((x, y),) = dataset.as_numpy_iterator()
     assert (x[:, 0].tolist(), y.tolist()) == ([1, 2, 3, 4], [1, 2, 5, 10])
 
@@ -310,7 +310,9 @@ def test_a_dataset_that_fails_says_where() -> None:
             "rank .: .*(ended before|expected to contain 8)",
         ),
     ):
-        batches = itertools.chain.from_iterable(mine for _, mine in shares(plan, Stream(dataset)))
+        batches = itertools.chain.from_iterable(
+            mine for _, mine in shares(plan, DatasetSource(dataset))
+        )
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             list(batches)
 
@@ -361,8 +363,8 @@ def test_stand_ins_of_datasets_and_files() -> None:
     plan = GlobalPlan(num_examples=4, size=3, batch_size=1)
     loaded = table(list(range(4)), loaded=True)
     for source, recipe in (
-        (Stream(_squares(4)), Recipe()),
-        (loaded, Recipe(load=lambda i: (np.int64(i), {"square": i * i}))),
+        (DatasetSource(_squares(4)), Transforms()),
+        (loaded, Transforms(load=lambda i: (np.int64(i), {"square": i * i}))),
     ):
         ranks = shares(plan, source, recipe)
         weights = [[float(w[0]) for _, _, w in dataset] for _, dataset in ranks]
@@ -370,7 +372,7 @@ def test_stand_ins_of_datasets_and_files() -> None:
 
 
 def test_workers_train_on_every_example_once(groups: Groups) -> None:
-    of_ranks = groups(2).run("tests.cases.kinds:seen_in", epochs=2)
+    of_ranks = groups(2).run("tests.cases.data_sources:seen_in", epochs=2)
     for kind in of_ranks[0]:
         # 23 examples in batches of up to 8 are 3 steps, of 12 and 11 in blocks as well.
         assert [len(found[kind]) for found in of_ranks] == [6, 6]

@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from tfddl._src.collectives import ReduceOp
 from tfddl._src.gradients import (
-    Averaging,
     Compression,
     Gradient,
-    add_up_gradients,
-    make_averaging,
+    ReductionOptions,
+    make_options,
     reduce_gradients,
-    weigh_gradients,
+    sum_gradients,
+    weight_gradients,
 )
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
@@ -76,11 +76,11 @@ def DistributedOptimizer(
         "Horovod: fast and easy distributed deep learning in TensorFlow", 2018,
         https://arxiv.org/abs/1802.05799
     """
-    return distribute(optimizer, make_averaging(op, compression, sparse_as_dense))
+    return distribute(optimizer, make_options(op, compression, sparse_as_dense))
 
 
 def distribute(
-    optimizer: keras.optimizers.Optimizer, averaging: Averaging
+    optimizer: keras.optimizers.Optimizer, averaging: ReductionOptions
 ) -> keras.optimizers.Optimizer:
     """`DistributedOptimizer`, with all the options there are.
 
@@ -108,7 +108,7 @@ def distribute_under_scope(optimizer: keras.optimizers.Optimizer, *, op: ReduceO
     Raises:
         UnsupportedError: Not a Keras 3 optimizer, or a Keras that we don't know.
     """
-    _distribute(optimizer, Averaging(op=op, scale=float(current().cluster.size)))
+    _distribute(optimizer, ReductionOptions(op=op, scale=float(current().cluster.size)))
     innermost(optimizer).tfddl_under_scope = True
 
 
@@ -117,12 +117,12 @@ def is_under_scope(optimizer: Any) -> bool:
     return is_distributed(optimizer) and innermost(optimizer).tfddl_under_scope
 
 
-def _distribute(optimizer: keras.optimizers.Optimizer, averaging: Averaging) -> None:
+def _distribute(optimizer: keras.optimizers.Optimizer, averaging: ReductionOptions) -> None:
     _check_optimizer(optimizer)
     inner = innermost(optimizer)
     base: Any = type(inner)
     inner.__class__ = _distributed_class(base)
-    inner.tfddl_averaging = averaging
+    inner.tfddl_options = averaging
 
 
 def is_distributed(optimizer: Any) -> bool:
@@ -140,7 +140,7 @@ def innermost(optimizer: Any) -> Any:
 class _Distributed:
     """What is put before the class of a Keras optimizer."""
 
-    tfddl_averaging: Averaging
+    tfddl_options: ReductionOptions
     tfddl_reduced: bool = False
     """Set while gradients arrive that were dealt with before."""
 
@@ -156,7 +156,7 @@ class _Distributed:
         Where all ranks have equally many examples, their gradients then only have to be added up;
         where they don't, `tfddl._src.gradients` makes up for it.
         """
-        step, averaging = current().step, self.tfddl_averaging
+        step, averaging = current().step, self.tfddl_options
         if step.is_plain and step.divided_by == 1 and averaging.divides_losses:
             step.divided_by = averaging.size
             loss = loss / averaging.size
@@ -169,7 +169,7 @@ class _Distributed:
         grads = list(grads)
         variables = _variables(self, trainable_variables)
         if not self.tfddl_reduced:
-            grads = reduce_or_weigh(self, grads, variables)
+            grads = reduce_or_weight(self, grads, variables)
         applied = [v for g, v in zip(grads, variables, strict=True) if g is not None]
         # Past Keras, which would take the model's variables for the optimizer's.
         object.__setattr__(self, "tfddl_applied", applied)
@@ -182,7 +182,7 @@ class _Distributed:
         By itself it waits for nothing. Where data ends without notice, the step that finds none
         would count, on some ranks and not on others.
         """
-        if self.tfddl_averaging.size == 1:
+        if self.tfddl_options.size == 1:
             return []
         parts = tf.nest.flatten(list(grads), expand_composites=True)
         return [part for part in parts if isinstance(part, tf.Tensor)][:1]
@@ -190,9 +190,9 @@ class _Distributed:
     def _clip_gradients(self, grads: Sequence[Gradient]) -> Any:
         """With accumulation: what was accumulated, already weighed, is added up just once."""
         if accumulates(self):
-            if self.tfddl_averaging.size > 1:
-                grads = add_up_gradients(grads, self.tfddl_averaging, self.tfddl_applied)
-            if self.tfddl_averaging.sum_passes:  # Keras has made a mean of them.
+            if self.tfddl_options.size > 1:
+                grads = sum_gradients(grads, self.tfddl_options, self.tfddl_applied)
+            if self.tfddl_options.sum_passes:  # Keras has made a mean of them.
                 passes = self.gradient_accumulation_steps  # type: ignore[attr-defined]
                 grads = [g * tf.cast(passes, g.dtype) for g in grads]
         return super()._clip_gradients(grads)  # type: ignore[misc]
@@ -202,7 +202,7 @@ class _Distributed:
         return list(grads_and_vars)
 
 
-def reduce_or_weigh(
+def reduce_or_weight(
     optimizer: Any,
     gradients: Sequence[Gradient],
     variables: Any,
@@ -216,12 +216,12 @@ def reduce_or_weigh(
     become NaN on all.
     """
     gradients = list(gradients)
-    averaging = optimizer.tfddl_averaging
+    averaging = optimizer.tfddl_options
     if averaging.size == 1:
         return gradients
     variables = _variables(optimizer, variables)
     if accumulates(optimizer):
-        return weigh_gradients(gradients, averaging, variables, check_finite=check_finite)
+        return weight_gradients(gradients, averaging, variables, check_finite=check_finite)
     return reduce_gradients(gradients, averaging, variables)
 
 
@@ -232,7 +232,7 @@ def _variables(optimizer: Any, given: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def reduced_before(optimizer: Any) -> Iterator[None]:
-    """Lets an optimizer apply gradients that went through `reduce_or_weigh`."""
+    """Lets an optimizer apply gradients that went through `reduce_or_weight`."""
     optimizer.tfddl_reduced = True
     try:
         yield
