@@ -43,12 +43,12 @@ from tfddl._src.collectives.allreduce import (
 from tfddl._src.collectives.alltoall import alltoall
 from tfddl._src.collectives.barrier import barrier
 from tfddl._src.collectives.broadcast import broadcast, broadcast_in, grouped_broadcast
-from tfddl._src.collectives.dense import ReduceOp, ScaledOp
+from tfddl._src.collectives.dense import ScaledOp
 from tfddl._src.collectives.negotiation import (
     DisplayName,
     NoDimensionError,
     WrongArgumentError,
-    describe_tensor,
+    described,
 )
 from tfddl._src.collectives.objects import allgather_object, broadcast_object
 from tfddl._src.collectives.process_sets import (
@@ -66,7 +66,7 @@ from tfddl._src.collectives.reducescatter import (
 from tfddl._src.collectives.sync_errors import on_all_ranks
 from tfddl._src.collectives.timeline import start_timeline, stop_timeline
 from tfddl._src.collectives.variables import broadcast_variables
-from tfddl._src.comm import RanksDisagreeError
+from tfddl._src.comm import RanksDisagreeError, ReduceOp
 
 __all__ = [
     "GradientRule",

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from tfddl._src.collectives.allgather import allgather_in
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.collectives.dense import ReduceOp, ScaledOp, reduce_dense, times
-from tfddl._src.collectives.fusion import fuse
+from tfddl._src.collectives.dense import ScaledOp, reduce_dense, times
+from tfddl._src.collectives.fusion import in_packs
 from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl._src.comm import ReduceOp
@@ -91,28 +91,28 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
         UnsupportedError: As for `allreduce`.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    reducing = ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
-    return allreduce_in(group_of(process_set), tensors, reducing, name=name)
+    scaled_op = ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    return allreduce_in(group_of(process_set), tensors, scaled_op, name=name)
 
 
 @no_autograph
 def allreduce_in(
-    group: Group, tensors: Sequence[Any], reducing: ScaledOp, *, name: str | None
+    group: Group, tensors: Sequence[Any], scaled_op: ScaledOp, *, name: str | None
 ) -> list[Any]:
     """`grouped_allreduce` in a group."""
     outputs = list(tensors)
     sparse = [i for i, t in enumerate(outputs) if isinstance(t, tf.IndexedSlices)]
     dense = [i for i in range(len(outputs)) if i not in sparse]
-    if sparse and not reducing.is_linear:
+    if sparse and not scaled_op.is_linear:
         raise UnimplementedError(
-            f"allreduce {reducing.op} of tf.IndexedSlices isn't built; only average and sum are. "
+            f"allreduce {scaled_op.op} of tf.IndexedSlices isn't built; only average and sum are. "
             "Make a dense tensor of them first: tf.convert_to_tensor(slices)."
         )
-    reduced = reduce_dense(group, [outputs[i] for i in dense], reducing, name=name)
+    reduced = reduce_dense(group, [outputs[i] for i in dense], scaled_op, name=name)
     for i, total in zip(dense, reduced, strict=True):
         outputs[i] = total
     for i in sparse:
-        outputs[i] = _reduce_sparse(group, outputs[i], reducing, name=name)
+        outputs[i] = _reduce_sparse(group, outputs[i], scaled_op, name=name)
     return outputs
 
 
@@ -184,7 +184,7 @@ def sum_scaled(
     @serialized(group)
     def summed() -> list[tf.Tensor]:
         bound = negotiate(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
-        return fuse(
+        return in_packs(
             bound,
             # In 16 bits, what is scaled would be rounded before it is added up.
             [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
@@ -215,15 +215,17 @@ def sum_narrow(
         RanksDisagreeError: Ranks came with different tensors.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    reducing = ScaledOp(op=ReduceOp.SUM, narrow=True)
-    return reduce_dense(group_of(process_set), tensors, reducing, name=name)
+    scaled_op = ScaledOp(op=ReduceOp.SUM, narrow=True)
+    return reduce_dense(group_of(process_set), tensors, scaled_op, name=name)
 
 
 def _reduce_sparse(
-    group: Group, slices: tf.IndexedSlices, reducing: ScaledOp, *, name: str | None
+    group: Group, slices: tf.IndexedSlices, scaled_op: ScaledOp, *, name: str | None
 ) -> tf.IndexedSlices:
-    operation = f"allreduce {reducing} of slices"
+    operation = f"allreduce {scaled_op} of slices"
     values, indices = allgather_in(
         group, [slices.values, slices.indices], operation=operation, name=name
     )
-    return tf.IndexedSlices(times(values, reducing.factor(group.size)), indices, slices.dense_shape)
+    return tf.IndexedSlices(
+        times(values, scaled_op.factor(group.size)), indices, slices.dense_shape
+    )

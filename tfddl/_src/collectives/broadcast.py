@@ -7,12 +7,12 @@ import tensorflow as tf
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import (
     Gradient,
-    differentiable_positions,
+    differentiable,
     gradient_op,
     reduce_dense,
     with_none,
 )
-from tfddl._src.collectives.fusion import fuse
+from tfddl._src.collectives.fusion import in_packs
 from tfddl._src.collectives.negotiation import (
     Signature,
     WrongArgumentError,
@@ -83,10 +83,10 @@ def broadcast_in(
         )
         with failing_together(bound):
             root = _place(group, root_rank)
-        outputs = fuse(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
+        outputs = in_packs(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable_positions(inputs)
+            places = differentiable(inputs)
             arrived = [upstream[i] for i in places]
             totals = reduce_dense(group, arrived, gradient_op(group), name=name)
             # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.

@@ -1,13 +1,12 @@
 """Reductions of dense tensors, and their gradients."""
 
 import dataclasses
-import enum
 import functools
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl._src.collectives.fusion import TRANSFER_DTYPES, fuse
+from tfddl._src.collectives.fusion import CARRIERS, in_packs
 from tfddl._src.collectives.negotiation import (
     DisplayName,
     Signature,
@@ -19,24 +18,6 @@ from tfddl._src.collectives.process_sets import GradientRule, Group
 from tfddl._src.comm import ProcessGroup, ReduceOp
 from tfddl.errors import UnsupportedError
 
-
-class ReduceOp(enum.StrEnum):
-    """How the tensors of all ranks become one."""
-
-    AVERAGE = "average"
-    SUM = "sum"
-    MIN = "min"
-    MAX = "max"
-    PRODUCT = "product"
-
-
-_REDUCTIONS = {
-    ReduceOp.AVERAGE: ReduceOp.SUM,
-    ReduceOp.SUM: ReduceOp.SUM,
-    ReduceOp.MIN: ReduceOp.MIN,
-    ReduceOp.MAX: ReduceOp.MAX,
-    ReduceOp.PRODUCT: ReduceOp.PRODUCT,
-}
 Gradient = Callable[..., list[tf.Tensor | None]]
 """Of the upstream gradients of all results, those of all inputs."""
 
@@ -45,7 +26,7 @@ _LINEAR = (ReduceOp.AVERAGE, ReduceOp.SUM)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaledOp:
-    """All that has to be known to reduce: checked at birth, and alike on all ranks."""
+    """All that has to be known to reduce: checked at construction, and alike on all ranks."""
 
     op: ReduceOp = ReduceOp.AVERAGE
 
@@ -96,9 +77,9 @@ class ScaledOp:
         return self.op is not ReduceOp.AVERAGE and factors == (1.0, 1.0)
 
     @property
-    def reduction(self) -> ReduceOp:
-        """What the transport does."""
-        return _REDUCTIONS[self.op]
+    def summed_by(self) -> ReduceOp:
+        """What the process group does: it knows no average."""
+        return ReduceOp.SUM if self.op is ReduceOp.AVERAGE else self.op
 
     def factor(self, size: int) -> float:
         """By how much the result grows with what each rank gives, for a linear op."""
@@ -111,7 +92,7 @@ class ScaledOp:
             raise UnsupportedError(f"{self.op} of bool has no meaning; use min or max.")
         wide = tensor.dtype
         if not (transport.rounds_once and self._is_plain):
-            wide = TRANSFER_DTYPES.get(wide, wide)
+            wide = CARRIERS.get(wide, wide)
             if wide in (tf.float16, tf.bfloat16) and not self.narrow:
                 wide = tf.float32
         return times(tf.cast(tensor, wide), self.prescale_factor)
@@ -142,7 +123,7 @@ def times(tensor: tf.Tensor, factor: float) -> tf.Tensor:
 
 
 def reduce_dense(
-    group: Group, tensors: Sequence[tf.Tensor], reducing: ScaledOp, *, name: str | None
+    group: Group, tensors: Sequence[tf.Tensor], scaled_op: ScaledOp, *, name: str | None
 ) -> list[tf.Tensor]:
     """Reduces dense tensors, in their order; small ones travel together."""
     if not tensors:
@@ -151,24 +132,24 @@ def reduce_dense(
     @tf.custom_gradient
     @serialized(group)
     def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        bound = negotiate(group, Signature.of(group, f"allreduce {reducing}", name, inputs))
+        bound = negotiate(group, Signature.of(group, f"allreduce {scaled_op}", name, inputs))
         with failing_together(bound):
-            sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
-        travel = functools.partial(bound.transport.all_reduce_pack, reduction=reducing.reduction)
-        totals = fuse(bound, sent, travel)
+            sent = [scaled_op.before(tensor, bound.transport) for tensor in inputs]
+        travel = functools.partial(bound.transport.all_reduce_pack, reduction=scaled_op.summed_by)
+        totals = in_packs(bound, sent, travel)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable_positions(inputs)
+            places = differentiable(inputs)
             arrived = [tf.convert_to_tensor(upstream[i]) for i in places]
-            if reducing.is_linear or group.gradients is GradientRule.HOROVOD:
-                found = reduce_dense(group, arrived, reducing, name=name)
+            if scaled_op.is_linear or group.gradients is GradientRule.HOROVOD:
+                found = reduce_dense(group, arrived, scaled_op, name=name)
             else:
                 mine, best = [sent[i] for i in places], [totals[i] for i in places]
-                found = _to_the_extremum(group, mine, best, arrived, reducing)
+                found = _to_the_extremum(group, mine, best, arrived, scaled_op)
             return with_none(places, found, len(inputs))
 
         outputs = [
-            reducing.after(total, group.size, tensor.dtype)
+            scaled_op.after(total, group.size, tensor.dtype)
             for total, tensor in zip(totals, inputs, strict=True)
         ]
         return outputs, gradient
@@ -176,7 +157,7 @@ def reduce_dense(
     return list(reduce(*[tf.convert_to_tensor(t) for t in tensors]))
 
 
-def differentiable_positions(tensors: Sequence[tf.Tensor]) -> list[int]:
+def differentiable(tensors: Sequence[tf.Tensor]) -> list[int]:
     """The places of those that have gradients: integers and bool have none, so none travels."""
     return [i for i, tensor in enumerate(tensors) if tensor.dtype.is_floating]
 
@@ -202,10 +183,10 @@ def _to_the_extremum(
     sent: Sequence[tf.Tensor],
     totals: Sequence[tf.Tensor],
     upstream: Sequence[tf.Tensor],
-    reducing: ScaledOp,
+    scaled_op: ScaledOp,
 ) -> list[tf.Tensor]:
     """The gradient of min and max: shared by the ranks that have the extremum."""
-    if reducing.op is ReduceOp.PRODUCT:
+    if scaled_op.op is ReduceOp.PRODUCT:
         raise UnsupportedError(
             "allreduce product has no gradient here; sum the logarithms instead."
         )
@@ -215,5 +196,5 @@ def _to_the_extremum(
     add_up = ScaledOp(op=ReduceOp.SUM)
     ties = reduce_dense(group, reached, add_up, name=DisplayName("ties"))
     sums = reduce_dense(group, upstream, add_up, name=DisplayName("gradients"))
-    factor = reducing.factor(group.size)
+    factor = scaled_op.factor(group.size)
     return [times(s * r / n, factor) for s, r, n in zip(sums, reached, ties, strict=True)]

@@ -13,7 +13,7 @@ _PACK_BYTES = 16 * 2**20
 
 _EVERYTHING = 2**62
 
-TRANSFER_DTYPES = {
+CARRIERS = {
     tf.bool: tf.int32,
     tf.int8: tf.int32,
     tf.uint8: tf.int32,
@@ -24,7 +24,7 @@ TRANSFER_DTYPES = {
 """Dtypes that no transport carries, and what holds all their values."""
 
 
-def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
+def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     """The tensor in a dtype that travels.
 
     Raises:
@@ -32,9 +32,9 @@ def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     """
     if tensor.dtype in group.transport.dtypes:
         return tensor
-    carrier = TRANSFER_DTYPES.get(tensor.dtype, tensor.dtype)
+    carrier = CARRIERS.get(tensor.dtype, tensor.dtype)
     if carrier not in group.transport.dtypes:
-        known = sorted(d.name for d in {*group.transport.dtypes, *TRANSFER_DTYPES})
+        known = sorted(d.name for d in {*group.transport.dtypes, *CARRIERS})
         raise UnsupportedError(
             f"{tensor.dtype.name} can't travel between workers; these can: {', '.join(known)}."
         )
@@ -43,22 +43,22 @@ def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
 
 def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
     """`Transport.all_gather` for every dtype."""
-    return tf.cast(group.transport.all_gather(cast_for_transfer(group, flat)), flat.dtype)
+    return tf.cast(group.transport.all_gather(carried(group, flat)), flat.dtype)
 
 
-def fuse(
+def in_packs(
     group: Group,
     tensors: Sequence[tf.Tensor],
     travel: Callable[[list[tf.Tensor]], list[tf.Tensor]],
 ) -> list[tf.Tensor]:
     """Lets tensors travel in packs, those of one dtype together, in order."""
     with failing_together(group):
-        sent = [cast_for_transfer(group, tensor) for tensor in tensors]
+        sent = [carried(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
-    for positions in positions_by_dtype(tensors):
+    for positions in by_dtype(tensors):
         most = _PACK_BYTES if group.transport.overlaps else _EVERYTHING
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
-        for run in plan_buffers(sizes, most):
+        for run in pack(sizes, most):
             members = [positions[i] for i in run]
             arrived = travel([sent[i] for i in members])
             for i, part in zip(members, arrived, strict=True):
@@ -66,7 +66,7 @@ def fuse(
     return outputs
 
 
-def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:
+def pack(sizes: Sequence[int], limit: int) -> list[range]:
     """Cuts a sequence of tensors into runs that travel together.
 
     Args:
@@ -88,7 +88,7 @@ def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:
     return packs
 
 
-def positions_by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
+def by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
     """The positions of the tensors of each dtype, in order."""
     positions: dict[tf.DType, list[int]] = {}
     for i, tensor in enumerate(tensors):

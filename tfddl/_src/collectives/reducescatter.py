@@ -7,15 +7,8 @@ import tensorflow as tf
 
 from tfddl._src.collectives.allgather import allgather_in
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.collectives.dense import (
-    Gradient,
-    ReduceOp,
-    ScaledOp,
-    differentiable_positions,
-    times,
-    with_none,
-)
-from tfddl._src.collectives.fusion import fuse
+from tfddl._src.collectives.dense import Gradient, ScaledOp, differentiable, times, with_none
+from tfddl._src.collectives.fusion import in_packs
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
@@ -85,13 +78,13 @@ def grouped_reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     process_set: ProcessSet | None = None,
 ) -> list[tf.Tensor]:
     """Reduces and scatters several tensors, each as `reducescatter` does; small ones together."""
-    reducing = ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
-    return reducescatter_in(group_of(process_set), tensors, reducing, name=name)
+    scaled_op = ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    return reducescatter_in(group_of(process_set), tensors, scaled_op, name=name)
 
 
 @no_autograph
 def reducescatter_in(
-    group: Group, tensors: Sequence[tf.Tensor], reducing: ScaledOp, *, name: str | None
+    group: Group, tensors: Sequence[tf.Tensor], scaled_op: ScaledOp, *, name: str | None
 ) -> list[tf.Tensor]:
     """`grouped_reducescatter` in a group."""
     tensors = [tf.convert_to_tensor(t) for t in tensors]
@@ -101,21 +94,21 @@ def reducescatter_in(
     @tf.custom_gradient
     @serialized(group)
     def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        operation = f"reducescatter {reducing}"
+        operation = f"reducescatter {scaled_op}"
         bound = negotiate(group, Signature.of(group, operation, name, inputs))
         with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
-            sent = [reducing.before(tensor, bound.transport) for tensor in inputs]
-        totals = fuse(bound, sent, functools.partial(_scattered, bound, reducing.reduction))
+            sent = [scaled_op.before(tensor, bound.transport) for tensor in inputs]
+        totals = in_packs(bound, sent, functools.partial(_scattered, bound, scaled_op.summed_by))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            if not reducing.is_linear:
+            if not scaled_op.is_linear:
                 raise UnsupportedError(
                     f"{operation} has no gradient; only those of sum and average have."
                 )
-            places = differentiable_positions(inputs)
+            places = differentiable(inputs)
             joined = allgather_in(group, [upstream[i] for i in places], name=name)
-            factor = _gradient_factor(group, reducing)
+            factor = _gradient_factor(group, scaled_op)
             mine = [
                 tf.ensure_shape(times(whole, factor), inputs[i].shape)
                 for i, whole in zip(places, joined, strict=True)
@@ -123,7 +116,7 @@ def reducescatter_in(
             return with_none(places, mine, len(inputs))
 
         parts = [
-            reducing.after(total, group.size, tensor.dtype)
+            scaled_op.after(total, group.size, tensor.dtype)
             for total, tensor in zip(totals, inputs, strict=True)
         ]
         return parts, gradient
@@ -131,12 +124,12 @@ def reducescatter_in(
     return list(scatter(*tensors))
 
 
-def _gradient_factor(group: Group, reducing: ScaledOp) -> float:
+def _gradient_factor(group: Group, scaled_op: ScaledOp) -> float:
     """What the joined gradients are multiplied with, for a linear op."""
     if group.gradients is GradientRule.SUM_OF_LOSSES:
-        return reducing.factor(group.size)
-    factors = reducing.prescale_factor * reducing.postscale_factor
-    return factors * group.size if reducing.op is ReduceOp.SUM else factors
+        return scaled_op.factor(group.size)
+    factors = scaled_op.prescale_factor * scaled_op.postscale_factor
+    return factors * group.size if scaled_op.op is ReduceOp.SUM else factors
 
 
 def _scattered(group: Group, reduction: ReduceOp, pack: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -114,7 +114,7 @@ class HierarchicalGroup(ProcessGroup):
         return self._world.measure(wanted) and self._local.measure(wanted)
 
     def seconds(self) -> float:
-        """See `ProcessGroup.seconds`: those within the host, which include waiting for the leader."""
+        """See `ProcessGroup.seconds`: within the host, waiting for the leader included."""
         own = self._local.seconds()
         return own if self._between is None else own + self._between.seconds()
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl._src.comm.abort_guard import assert_on_host
+from tfddl._src.comm.abort_guard import assert_in_host_memory
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import Collective, Lengths, ProcessGroup
 from tfddl._src.comm.tensorflow_group import TOO_LONG, TensorFlowGroup, TensorFlowGroupOptions
@@ -73,12 +73,10 @@ def make_tensorflow_group(rank: int, size: int, options: TensorFlowGroupOptions)
     if options.collective is Collective.NCCL:
         return NcclGroup(rank, size, options)
     # RING reduces with TensorFlow's kernels, of which those of a GPU want int32 in host memory.
-    return TensorFlowGroup(
-        rank, size, dataclasses.replace(options, device=host_device(options.device))
-    )
+    return TensorFlowGroup(rank, size, dataclasses.replace(options, device=host_of(options.device)))
 
 
-def host_device(device: str) -> str:
+def host_of(device: str) -> str:
     """The CPU of the task that a device belongs to."""
     spec = tf.DeviceSpec.from_string(device)
     return spec.replace(device_type="CPU", device_index=0).to_string()
@@ -160,7 +158,7 @@ class NcclGroup(TensorFlowGroup):
 
     def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
         """All of it in host memory, on the GPU: a number of elements is there anyway."""
-        return [assert_on_host(length <= most, TOO_LONG)]
+        return [assert_in_host_memory(length <= most, TOO_LONG)]
 
 
 def _as_int64(flat: tf.Tensor) -> tf.Tensor:

@@ -384,7 +384,7 @@ _GATHER, _EXCHANGE = "gather", "exchange"
 _FAMILIES: dict[tuple[ReduceOp | str, tf.DType], int] = {
     family: number
     for number, family in enumerate(
-        [(reduction, dtype) for reduction in ReduceOp for dtype in _REDUCED]
+        [(reduction, dtype) for reduction in _MERGE_OPS for dtype in _REDUCED]
         + [(_GATHER, dtype) for dtype in _GATHERED]
         + [(_EXCHANGE, dtype) for dtype in dict.fromkeys(_EXCHANGED_AS.values())]
     )

@@ -30,7 +30,7 @@ from tfddl._src.collectives import (
     DisplayName,
     ProcessSet,
     RanksDisagreeError,
-    describe_tensor,
+    described,
     group_of,
     stack,
 )
@@ -161,7 +161,7 @@ class Matching:
                 AgreedGradients(
                     function=function,
                     variables=tuple(_reference(variable) for variable in self._variables),
-                    describe_tensor=self.about,
+                    described=self.about,
                     kinds=combined(rows),
                     differed=len(set(rows)) > 1,
                 )

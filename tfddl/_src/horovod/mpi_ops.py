@@ -42,8 +42,8 @@ def allreduce(  # noqa: PLR0913 - Horovod's signature
     With ``compression``, floating-point tensors travel in 16 bits.
     """
     warn_no_device(device_dense, device_sparse)
-    reducing = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
-    return _reduced([tensor], reducing, compression, process_set, name)[0]
+    scaled_op = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
+    return _reduced([tensor], scaled_op, compression, process_set, name)[0]
 
 
 def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
@@ -61,8 +61,8 @@ def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
 ) -> list[Any]:
     """See `tfddl.grouped_allreduce`, and `allreduce`."""
     warn_no_device(device_dense, device_sparse)
-    reducing = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
-    return _reduced(tensors, reducing, compression, process_set, name)
+    scaled_op = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
+    return _reduced(tensors, scaled_op, compression, process_set, name)
 
 
 def _group(process_set: Any) -> Group:
@@ -74,12 +74,16 @@ def _reducing(op: tfddl.ReduceOp, prescale_factor: float, postscale_factor: floa
 
 
 def _reduced(
-    tensors: Sequence[Any], reducing: ScaledOp, compression: Any, process_set: Any, name: str | None
+    tensors: Sequence[Any],
+    scaled_op: ScaledOp,
+    compression: Any,
+    process_set: Any,
+    name: str | None,
 ) -> list[Any]:
     options = ReductionOptions(compression=resolve_compression(compression))
     given = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
     carried = [_compressed(tensor, options) for tensor in given]
-    arrived = collectives.allreduce_in(_group(process_set), carried, reducing, name=name)
+    arrived = collectives.allreduce_in(_group(process_set), carried, scaled_op, name=name)
     return [_as(tensor.dtype, total) for tensor, total in zip(given, arrived, strict=True)]
 
 

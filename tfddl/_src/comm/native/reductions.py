@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-class ReduceOp(enum.Enum):
-    """How the numbers of the workers become one."""
+class ReduceOp(enum.StrEnum):
+    """How the tensors of all ranks become one.
 
+    Below `tfddl._src.collectives` nothing averages: an average is a sum there, divided above.
+    """
+
+    AVERAGE = "average"
     SUM = "sum"
-    PRODUCT = "product"
     MIN = "min"
     MAX = "max"
+    PRODUCT = "product"
 
 
 _UFUNCS = {
@@ -23,6 +27,8 @@ _UFUNCS = {
     ReduceOp.MIN: np.minimum,
     ReduceOp.MAX: np.maximum,
 }
+REDUCED = tuple(_UFUNCS)
+"""What arithmetic there is for."""
 
 
 def reduced(rows: Sequence[np.ndarray], reduction: ReduceOp) -> np.ndarray:
