@@ -24,13 +24,7 @@ from tests import placement
 from tests.cases import simulated, training
 from tests.cases.nccl import nccl
 from tests.gpu_acceptance import SLEEP_S, WARN_S
-from tfddl._src.comm import (
-    NCCL_DTYPES,
-    Collective,
-    ReduceOp,
-    TensorFlowGroupOptions,
-    make_tensorflow_group,
-)
+from tfddl._src.comm import NCCL_DTYPES, Collective, ReduceOp, make_tensorflow_group
 from tfddl._src.runtime import current
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32")
@@ -69,15 +63,14 @@ def alone() -> None:
     """NCCL with a single member; on a machine without a GPU, what stands for it there."""
     gpus = tf.config.list_physical_devices("GPU")
     device = f"/device:{'GPU' if gpus else 'CPU'}:0"
-    options = TensorFlowGroupOptions(device=device, collective=Collective.NCCL, timeout_s=30.0)
-    transport = make_tensorflow_group(0, 1, options)
+    group = make_tensorflow_group(0, 1, device, Collective.NCCL)
     wrong = []
     for length in LENGTHS:
         x = tf.range(length, dtype=tf.float32)
         results = {
-            "sum": transport.all_reduce(x, ReduceOp.SUM),
-            "gather": transport.all_gather(x)[0],
-            "broadcast": transport.broadcast(x, 0),
+            "sum": group.all_reduce([x], ReduceOp.SUM)[0],
+            "gather": group.all_gather(x)[0],
+            "broadcast": group.broadcast([x], 0)[0],
         }
         wrong += [name for name, y in results.items() if not (y.numpy() == x.numpy()).all()]
     found({"problem": ", ".join(wrong)})
@@ -150,12 +143,12 @@ def _calls(
 
 def where() -> Found:
     """Whether gradients travel from the GPU, by what was asked for."""
-    transport, strategy = current().transport, tfddl.strategy()
+    group, strategy = current().process_group, tfddl.strategy()
     device = strategy.extended.worker_devices[0]
     kind = tf.DeviceSpec.from_string(device).device_type
     expected = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     problem = "" if kind == expected else f"the strategy computes on {device}"
-    return problem, f"{transport.name}, the strategy computes on {device}"
+    return problem, f"{group.name}, the strategy computes on {device}"
 
 
 def bandwidth(sizes_mib: Sequence[int]) -> dict[str, Found]:
@@ -248,7 +241,7 @@ def everything(directory: Path, *, rehearse: bool) -> None:
     rows: dict[str, Found] = {"where gradients travel": where()}
     rows["collectives, dtypes, odd lengths"] = collectives()
     trained = {api: training.train(spec) for api, spec in specs(tfddl.size()).items()}
-    by_nccl = current().transport.name == "NCCL" and not rehearse
+    by_nccl = current().process_group.name == "NCCL" and not rehearse
     rows |= bandwidth((1, 16, 64, 256) if by_nccl else (1, 16))
     rows["step time"] = overlap(*((2048, 20) if by_nccl else (128, 5)))
     written = {"rows": rows, "trained": trained, "specs": specs(tfddl.size())}

@@ -1,12 +1,11 @@
 """The shares of several ranks, in one process."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.data import Shard
+from tfddl._src.data import EpochState, Shard
 from tfddl._src.data.examples import Examples
 from tfddl._src.data.sources import IndexedSource, Source
 from tfddl._src.data.transforms import Transforms
@@ -16,17 +15,15 @@ from tfddl._src.sharding import Plan
 def shares(
     plan: Plan, source: Source, recipe: Transforms | None = None
 ) -> list[tuple[Any, tf.data.Dataset]]:
-    """The runtime and the dataset of each rank."""
+    """What `fit` says to each rank's data, and its dataset."""
     found = []
     for rank in range(plan.size):
-        runtime: Any = SimpleNamespace(
-            cluster=SimpleNamespace(rank=rank), epoch=None, resume=None, fit=None
-        )
+        state = EpochState()
         first = plan.batch(epoch=0, step=0, rank=rank).indices[:1]
         examples = Examples(
             source, recipe or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
         )
-        found.append((runtime, Shard(runtime, examples, plan, epoch=0).dataset()))
+        found.append((state, Shard(state, examples, plan, rank=rank, epoch=0).dataset()))
     return found
 
 
@@ -34,9 +31,9 @@ def table(*parts: Any, loaded: bool = False) -> IndexedSource:
     return IndexedSource([part for part in parts if part is not None], loaded=loaded)
 
 
-def in_epoch(runtime: Any, dataset: tf.data.Dataset, epoch: int) -> list[Any]:
+def in_epoch(state: EpochState, dataset: tf.data.Dataset, epoch: int) -> list[Any]:
     """The batches that `fit` would get in an epoch."""
-    runtime.epoch = epoch
+    state.epoch = epoch
     return list(dataset.as_numpy_iterator())
 
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import re
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +17,6 @@ from tfddl._src.comm import (
     Collective,
     NcclGroup,
     TensorFlowGroup,
-    TensorFlowGroupOptions,
-    check_pieces,
     make_tensorflow_group,
 )
 from tfddl._src.comm.nccl_group import host_of
@@ -125,41 +122,11 @@ def test_no_gpu_is_called_idle(
     assert not caplog.records
 
 
-PIECES = (
-    "pieces is 4, but NCCL takes one collective after the other, and several at once would wait "
-    "for each other for ever. HINT: leave pieces out, or pieces=1; several are for RING."
-)
-
-
-def test_several_pieces_by_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by name, or found out; a single worker sends nothing."""
-    with pytest.raises(StartError, match=f"^{re.escape(PIECES)}$"):
-        Options(collective=NCCL, pieces=4)
-    see(monkeypatch, 4)
-    with pytest.raises(StartError, match=f"^{re.escape(PIECES)}$"):
-        devices.resolve_collective(Cluster(ON_ONE_HOST, 0), Options(pieces=4))
-    devices.resolve_collective(Cluster((), 0), Options(pieces=4))
-    for pieces, collective in ((4, RING), (4, None), (1, NCCL), (None, NCCL)):
-        check_pieces(pieces, collective)
-
-
-def test_several_pieces_by_nccl_s_transport() -> None:
-    options = TensorFlowGroupOptions(device="/CPU:0", collective=NCCL, timeout_s=0.0, pieces=4)
-    with pytest.raises(StartError, match="^pieces is 4, but NCCL"):
-        make_tensorflow_group(0, 2, options)
-    made = make_tensorflow_group(
-        0, 2, TensorFlowGroupOptions(device="/CPU:0", collective=NCCL, timeout_s=0)
-    )
-    with pytest.raises(StartError, match="^pieces is 4, but NCCL"):
-        made.in_pieces(4)
-
-
 @pytest.mark.parametrize(("collective", "expected"), [(NCCL, NcclGroup), (RING, None)])
 def test_ring_runs_on_the_host(collective: Collective, expected: type | None) -> None:
     device = "/job:worker/replica:0/task:3/device:GPU:0"
     assert host_of(device) == "/job:worker/replica:0/task:3/device:CPU:0"
-    options = TensorFlowGroupOptions(device="/device:GPU:0", collective=collective, timeout_s=0.0)
-    made = make_tensorflow_group(0, 2, options)
+    made = make_tensorflow_group(0, 2, "/device:GPU:0", collective)
     assert type(made) is (expected or TensorFlowGroup)
     assert made.device == ("/device:GPU:0" if collective is NCCL else "CPU:0")
     assert made.stays_on_device is (collective is NCCL)
@@ -339,11 +306,6 @@ MEETING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         StartError,
         "^rank 1 can't start: no GPU$",
     ),
-    "other pieces": (
-        {"pieces": 4},
-        DisagreementError,
-        "got pieces=None on rank 0, but pieces=4 on",
-    ),
     "other collective": ({"collective": "nccl"}, DisagreementError, "collective='auto' on rank 0"),
     "other network": ({"between_hosts": "tcp"}, DisagreementError, "between_hosts='auto' on rank"),
     "a host without GPUs": ({"resolved": "ring", "gpu": None}, DisagreementError, "^rank 0 on a"),
@@ -361,7 +323,6 @@ def test_what_ranks_compare_when_they_meet(
     cluster = Cluster(("a:1", "a:2", "a:3"), 2)
     facts = [
         {
-            "pieces": None,
             "collective": "auto",
             "between_hosts": "auto",
             "resolved": "nccl",
@@ -379,7 +340,6 @@ def test_what_ranks_compare_when_they_meet(
 def test_ring_may_share_a_gpu_when_ranks_meet() -> None:
     facts = [
         {
-            "pieces": None,
             "collective": "ring",
             "between_hosts": "auto",
             "resolved": "ring",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.group import Groups
 from tests.one_process import in_one_process
-from tfddl._src.comm import NativeGroup
+from tfddl._src.comm import Instrumentation, connect_natively
 from tfddl._src.comm.native import Network, PeerConfig
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.shm import SharedMemory
@@ -103,13 +103,13 @@ def test_training_is_that_of_one_level(
             assert a.tobytes() == b.tobytes()
 
 
-def test_a_set_of_ranks_has_one_wire_however_it_is_reached() -> None:
+def test_a_set_of_ranks_has_one_group_however_it_is_reached() -> None:
     """Two would take each other's messages."""
     mesh = Mesh(PeerConfig(job="", rank=0, size=4), {})
     carrier = functools.partial(ShmBackend, mesh, memory=SharedMemory(), peers={})
-    everyone = NativeGroup(Network("memory", mesh, carrier), range(4))
-    assert everyone.among((0, 1, 3)).among((0, 2)) is everyone.among((0, 3))
-    assert everyone.among((0, 3)) is not everyone.among((0, 2))
+    everyone = connect_natively(Network("memory", mesh, carrier), Instrumentation(4))
+    assert everyone.subgroup((0, 1, 3)).subgroup((0, 2)) is everyone.subgroup((0, 3))
+    assert everyone.subgroup((0, 3)) is not everyone.subgroup((0, 2))
 
 
 @pytest.mark.long

@@ -79,7 +79,6 @@ REFUSED = {
         "collective is 'ring', by which all workers speak to each other; between_hosts='tcp' goes"
     ),
     "tfddl.init(intra_op_threads=0)": "intra_op_threads is 0; it must be at least 1, or None",
-    "tfddl.init(pieces=17)": "pieces is 17; it must be 1..16, or None",
     "tfddl.init(timeout_s=-1)": "timeout_s is -1; it must be 0 (never) or more",
     "os.environ['TF_CONFIG'] = two_workers; tfddl.init(timeout_s=0.2)": (
         "gave up after 0.2 s: rank 0 of 2 is waiting for rank 1"
@@ -182,9 +181,6 @@ def test_ranks_that_were_told_of_different_clusters_say_so(tmp_path: Path) -> No
 
 
 DIFFERENT = {
-    "collective='ring', pieces=4 if rank else None": (
-        "tfddl.init got pieces=None on rank 0, but pieces=4 on rank 1. HINT: give all ranks"
-    ),
     "collective='ring' if rank else 'auto'": (
         "tfddl.init got collective='auto' on rank 0, but collective='ring' on rank 1. HINT"
     ),
@@ -231,7 +227,7 @@ def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None
         "if rank == 0: Lobby.port = property(lambda lobby: 9)\n"
         "from tfddl._src.runtime import native_setup; native_setup._REACH_S = 3.0\n"
         f"tfddl.init(between_hosts={asked!r})\n"
-        "print(current().transport.name, tfddl.allreduce(tf.constant([1.0]), 'sum').numpy())\n"
+        "print(current().process_group.name, tfddl.allreduce(tf.constant([1.0]), 'sum').numpy())\n"
     )
     with _workers(script, _on_two_hosts(), tmp_path) as processes:
         ended = [process.wait(timeout=90) for process in processes]

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,32 @@ from tfddl._src.callbacks.monitor_charts import (
 from tfddl._src.callbacks.monitor_meter import CounterValues, StepMeter, StepStats
 from tfddl._src.callbacks.monitor_picture import draw_ranks
 from tfddl._src.callbacks.monitor_tables import counted_table, rank_table, shard_table
-from tfddl._src.comm import ReduceOp, SingleProcessGroup, TimedTransport
+from tfddl._src.comm import (
+    UNNAMED,
+    Instrumentation,
+    InstrumentedGroup,
+    Invocation,
+    ProcessGroup,
+    ReduceOp,
+    SingleProcessGroup,
+)
+from tfddl._src.comm.instrumentation import Operation
+from tfddl._src.comm.native import OpSignature
 from tfddl._src.sharding import BlockPlan, GlobalPlan
 
 
 class _Slow(SingleProcessGroup):
     """Every collective takes 50 ms."""
 
-    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
-        return _wait(flat)
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
+    ) -> list[tf.Tensor]:
+        return [_wait(tensor) for tensor in tensors]
 
 
 def _wait(value: tf.Tensor) -> tf.Tensor:
@@ -40,59 +58,106 @@ def _wait(value: tf.Tensor) -> tf.Tensor:
     return waited
 
 
-def _twice_after_a_wait(transport: TimedTransport, value: tf.Tensor) -> tf.Tensor:
+def _twice_after_a_wait(group: ProcessGroup, value: tf.Tensor) -> tf.Tensor:
     """The second waits in line behind the first."""
     value = _wait(value)
-    return transport.all_reduce(value, ReduceOp.SUM) + transport.all_reduce(value, ReduceOp.SUM)
+    [first] = group.all_reduce([value], ReduceOp.SUM)
+    [second] = group.all_reduce([value], ReduceOp.SUM)
+    return first + second
 
 
 def test_the_clock_of_the_collectives() -> None:
-    transport = TimedTransport(_Slow())
+    recorded = Instrumentation(1)
+    group = InstrumentedGroup(_Slow(), recorded)
     one = tf.ones([3])
 
     @tf.function
     def graph(value: tf.Tensor) -> tf.Tensor:
-        return _twice_after_a_wait(transport, value)
+        return _twice_after_a_wait(group, value)
 
     @tf.function
     def loop(times: tf.Tensor) -> tf.Tensor:
         value = one
         for _ in tf.range(times):
-            value = transport.all_reduce(value, ReduceOp.SUM)
+            [value] = group.all_reduce([value], ReduceOp.SUM)
         return value
 
     assert graph(one).numpy().tolist() == [2.0] * 3
     loop(tf.constant(1))
-    assert transport.seconds() == 0.0, "nobody wanted to know"
-    assert transport.measure(True)
+    assert recorded.seconds() == 0.0, "nobody wanted to know"
+    assert recorded.measure(True)
     runs: list[tuple[Callable[[], Any], float]] = [
         (lambda: graph(one), 0.1),
-        (lambda: _twice_after_a_wait(transport, one), 0.1),
+        (lambda: _twice_after_a_wait(group, one), 0.1),
         (lambda: loop(tf.constant(3)), 0.15),
     ]
     for run, seconds in runs:
-        before, before_s = transport.seconds(), time.perf_counter()
+        before, before_s = recorded.seconds(), time.perf_counter()
         run()
         took_s = time.perf_counter() - before_s
-        counted_s = transport.seconds() - before
+        counted_s = recorded.seconds() - before
         # What came before the first doesn't count, and no moment counts twice.
         assert seconds <= counted_s <= took_s - (0.05 if seconds == 0.1 else 0)
-    assert not transport.measure(False)
-    before = transport.seconds()
+    assert not recorded.measure(False)
+    before = recorded.seconds()
     graph(one)
-    assert transport.seconds() == before
+    assert recorded.seconds() == before
+    assert recorded.counts() == (12, 12)
 
 
-def test_deterministic_ops_refuse_to_tell_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise tf.errors.FailedPreconditionError(None, None, "Timestamp cannot be called")
+def test_no_moment_of_the_clock_counts_twice() -> None:
+    """Nor of operations in Python, in two threads."""
+    recorded = Instrumentation(2)
+    recorded.measure(True)
+    both_began = threading.Barrier(2)
 
-    monkeypatch.setattr(tf, "timestamp", refuse)
-    transport = TimedTransport(_Slow())
-    assert not transport.measure(True)
-    assert transport.all_reduce(tf.ones([2]), ReduceOp.SUM).numpy().tolist() == [1.0, 1.0]
-    assert transport.seconds() == 0.0
-    assert SingleProcessGroup().seconds() == 0.0
+    def work() -> None:
+        with recorded.record(Operation("sum", "sum", (0, 1)), 8):
+            both_began.wait(timeout=60)
+
+    begin_s = time.perf_counter()
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert 0 < recorded.seconds() <= time.perf_counter() - begin_s
+    assert recorded.counts() == recorded.counts_of_all_groups() == (2, 2)
+
+
+def test_what_is_traced_and_what_is_under_way() -> None:
+    recorded = Instrumentation(2)
+    group = InstrumentedGroup(_Slow(), recorded)
+    some = Invocation(OpSignature("", "allreduce sum <loss>\nfloat32 (3)"))
+    seen: list[str] = []
+
+    def look(value: np.ndarray) -> np.ndarray:
+        seen.append(recorded.current_operation().text)
+        return value
+
+    class _Looking(SingleProcessGroup):
+        def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+            return tf.numpy_function(look, [flat], flat.dtype)
+
+    looking = InstrumentedGroup(_Looking(), recorded)
+    graph = tf.function(lambda x: looking.all_gather(x, invocation=some))
+    graph(tf.ones([3]))
+    assert recorded.current_operation().text == "allreduce sum <loss> of float32 (3)"
+    looking.all_gather(tf.ones([3]))
+    assert seen == ["allreduce sum <loss> of float32 (3)", "an operation"]
+    recorded.start_tracing()
+    graph(tf.ones([3]))
+    group.all_reduce([tf.ones([3]), tf.ones([4])], ReduceOp.SUM)
+    events = recorded.stop_tracing()
+    found = [(event.name, event.ranks, event.num_bytes) for event in events]
+    assert found == [("allreduce sum <loss>", (0,), 12), ("an operation", (0,), 28)]
+    assert all(0 <= event.end_s - event.begin_s for event in events)
+    assert abs(events[-1].end_s - time.time()) < 60
+    graph(tf.ones([3]))
+    assert recorded.stop_tracing() == []
+    # Of two ranks, these were operations of one only.
+    assert recorded.counts() == (0, 0)
+    assert recorded.counts_of_all_groups() == (5, 5)
 
 
 def test_the_meter() -> None:

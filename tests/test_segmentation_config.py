@@ -35,7 +35,6 @@ FLAGS = [
     "loss",
     "num_examples",
     "output_dir",
-    "pieces",
     "preset",
     "progress",
     "resume",

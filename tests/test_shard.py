@@ -95,21 +95,21 @@ def test_where_tensorflow_does_not_tell_there_is_no_share(monkeypatch: pytest.Mo
 def _take_up(ranks: list[tuple[Any, tf.data.Dataset]], position: Position) -> list[Batches]:
     """What each rank gets of the rest of an epoch, mapped by the user."""
     found = []
-    for runtime, dataset in ranks:
+    for state, dataset in ranks:
         share = dataset.tfddl_shard
-        runtime.epoch, runtime.resume = position.epoch, ResumePoint(share, position)
+        state.epoch, state.resume = position.epoch, ResumePoint(share, position)
         mapped = dataset.map(lambda x, y, *w: (x, y + 1, *w), num_parallel_calls=2)
         assert find_shard(mapped) == share
-        rest = runtime.resume.rest_of(mapped)
+        rest = state.resume.rest_of(mapped)
         expected = share.plan.after(position).steps
         assert int(rest.cardinality()) == expected == share.plan.steps - share.steps_done(position)
         found.append(list(rest.as_numpy_iterator()))
         assert len(list(dataset.as_numpy_iterator())) == share.plan.steps, "placeholders first"
-        runtime.epoch += 1
+        state.epoch += 1
         ids = [batch[0] for batch in dataset.as_numpy_iterator()]
         assert len(ids) == share.plan.steps, "the epoch after it is a whole one"
         assert len(np.concatenate(ids)) == len(set(np.concatenate(ids)))
-        runtime.resume = None
+        state.resume = None
     return found
 
 
@@ -130,8 +130,8 @@ def test_an_epoch_is_taken_up_with_other_workers(kind: type[GlobalPlan], seed: i
     after = kind(num_examples=n, size=3, batch_size=2, seed=seed)
     for steps in (0, 2):
         begun = [
-            list(itertools.islice(_epoch(runtime, dataset, 4), steps))
-            for runtime, dataset in _shares(before, _ids(n), LABELS[:n])
+            list(itertools.islice(_epoch(state, dataset, 4), steps))
+            for state, dataset in _shares(before, _ids(n), LABELS[:n])
         ]
         done = [int(i) for batches in begun for x, _ in batches for i in x]
         position = before.position(epoch=4, steps=steps)
@@ -141,8 +141,8 @@ def test_an_epoch_is_taken_up_with_other_workers(kind: type[GlobalPlan], seed: i
         assert sorted(done + again) == list(range(n))
 
 
-def _epoch(runtime: Any, dataset: tf.data.Dataset, epoch: int) -> Any:
-    runtime.epoch = epoch
+def _epoch(state: Any, dataset: tf.data.Dataset, epoch: int) -> Any:
+    state.epoch = epoch
     return dataset.as_numpy_iterator()
 
 
@@ -163,8 +163,8 @@ def test_fewer_examples_left_than_workers(weights: np.ndarray | None) -> None:
 def test_stand_ins_are_refused_where_nothing_tells_them() -> None:
     position = GlobalPlan(num_examples=7, size=1, batch_size=5).position(epoch=0, steps=1)
     plan = GlobalPlan(num_examples=7, size=5, batch_size=4)
-    runtime, dataset = _shares(plan, _ids(7))[0]
-    resume = runtime.resume = ResumePoint(dataset.tfddl_shard, position)
+    state, dataset = _shares(plan, _ids(7))[0]
+    resume = state.resume = ResumePoint(dataset.tfddl_shard, position)
     with pytest.raises(UnsupportedError, match="fewer examples than workers are left.*fewer work"):
         resume.rest_of(dataset)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"iterate over Resume.rest_of\("):
@@ -180,9 +180,9 @@ def test_keras_reads_the_weights_of_the_rest() -> None:
     position = GlobalPlan(num_examples=3, size=1, batch_size=1).position(epoch=0, steps=1)
     plan = GlobalPlan(num_examples=3, size=3, batch_size=2)
     y = {"a": np.arange(3.0), "b": np.ones((3, 2))}
-    runtime, dataset = _shares(plan, {"x": _ids(3)}, y)[2]
-    runtime.resume = ResumePoint(dataset.tfddl_shard, position)
-    (batch,) = runtime.resume.rest_of(dataset)
+    state, dataset = _shares(plan, {"x": _ids(3)}, y)[2]
+    state.resume = ResumePoint(dataset.tfddl_shard, position)
+    (batch,) = state.resume.rest_of(dataset)
     _, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
     assert labels["b"].shape == (1, 2)
     assert np.signbit(weight.numpy()).all()

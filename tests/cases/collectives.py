@@ -165,14 +165,14 @@ def threads() -> int:
 
 
 def transport() -> str:
-    return current().transport.name
+    return current().process_group.name
 
 
 def launched() -> int:
-    """How many of TensorFlow's collectives a sum takes."""
-    before, _ = current().transport.counts()
+    """How many operations a sum takes."""
+    before, _ = current().instrumentation.counts()
     tfddl.allreduce(tf.ones([3]), "sum")
-    return current().transport.counts()[0] - before
+    return current().instrumentation.counts()[0] - before
 
 
 def sent(n: int) -> int:

@@ -71,7 +71,7 @@ def _sum(length: int) -> float:
 
 
 def _of_child() -> dict[str, Any]:
-    current().board.beat()
+    current().progress_page.beat()
     errors = []
     for call in (lambda: _sum(3), lambda: tfddl.broadcast_object(1), tfddl.barrier):
         try:
@@ -85,10 +85,10 @@ def children(folder: str) -> dict[str, Any]:
     """What a child is, how it ends, and what it leaves to the worker."""
     _sum(3)
     tfddl.start_timeline(Path(folder) / "timeline.json")
-    beats = current().board.read().beats
+    beats = current().progress_page.read().beats
     found: dict[str, Any] = {"sockets": _open_sockets(), "child": _forked(_of_child)}
     found["files"] = os.listdir(folder)
-    found["beats"] = current().board.read().beats - beats
+    found["beats"] = current().progress_page.read().beats - beats
     tfddl.barrier()
     libc = ctypes.CDLL(None)
     libc.signal(signal.SIGTERM, libc.abs)  # As TensorFlow's: Python doesn't know of it.

@@ -6,7 +6,7 @@ from typing import Any
 
 from tfddl._src import commits
 from tfddl._src.horovod.elastic_states import State, run
-from tfddl._src.runtime import current
+from tfddl._src.horovod.elastic_store import ELASTIC
 
 
 class KilledError(Exception):
@@ -33,16 +33,16 @@ def _script(killed_at: tuple[str, int], log: list[tuple[str, int]]) -> None:
 
 def starts(killed_at: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
     """From which step each phase went on, in each start of the script."""
-    runtime = current()
+    elastic = ELASTIC.current()
     number = commits.create_store()
     logs: list[list[tuple[str, int]]] = []
     try:
         for place in killed_at:
-            runtime.commits, runtime.elastic_runs = commits.CommitStore(number), 0
+            elastic.store, elastic.runs = commits.CommitStore(number), 0
             logs.append([])
             with contextlib.suppress(KilledError):
                 _script(place, logs[-1])
     finally:
-        runtime.commits, runtime.elastic_runs = None, 0
+        elastic.store, elastic.runs = None, 0
         os.close(number)
     return logs

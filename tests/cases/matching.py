@@ -84,7 +84,7 @@ def _step(
 
 def _ways(step: Callable[[tf.Tensor], Any]) -> dict[str, Any]:
     graph = tf.function(step, autograph=False)
-    counts = current().transport.counts_of_all_sets
+    counts = current().instrumentation.counts_of_all_groups
     found, operations = {"eager": _plain(step(tf.ones([3])))}, []
     for way, length in {"graph": 3, "again": 3, "anew": 3 + (tfddl.rank() == 0)}.items():
         before = counts()[0]

@@ -15,14 +15,14 @@ import tensorflow as tf
 
 import tfddl
 from tests.cases import batch_slices, collective_tables, collectives
+from tfddl._src.collectives.negotiation import _AGREED
 from tfddl._src.comm import (
     Collective,
+    Instrumentation,
+    InstrumentedGroup,
     NcclGroup,
     ReduceOp,
     StallInspector,
-    TensorFlowGroupOptions,
-    TimedTransport,
-    TracedTransport,
     make_tensorflow_group,
 )
 from tfddl._src.comm.errors import RankStalledError
@@ -31,15 +31,11 @@ from tfddl._src.runtime import current
 _MADE: dict[str, NcclGroup] = {}
 
 
-def _transport() -> NcclGroup:
+def _group() -> NcclGroup:
     """One per process: two would take each other's messages."""
     if "nccl" not in _MADE:
-        options = TensorFlowGroupOptions(
-            device=tfddl.strategy().extended.worker_devices[0],
-            collective=Collective.NCCL,
-            timeout_s=60.0,
-        )
-        made = make_tensorflow_group(tfddl.rank(), tfddl.size(), options)
+        device = tfddl.strategy().extended.worker_devices[0]
+        made = make_tensorflow_group(tfddl.rank(), tfddl.size(), device, Collective.NCCL)
         assert isinstance(made, NcclGroup)
         _MADE["nccl"] = made
     return _MADE["nccl"]
@@ -52,11 +48,16 @@ def nccl() -> Iterator[NcclGroup]:
     TensorFlow's own all-to-all gives back its input, as NCCL's does with one GPU per process.
     """
     runtime = current()
-    made, before = _transport(), runtime.transport
-    assert runtime.met is not None
-    roll = StallInspector(runtime.met.rendezvous, runtime.options.patience)
-    runtime.transport = TracedTransport(TimedTransport(made), runtime.tracer, roll)
-    runtime.agreed, agreed = {}, runtime.agreed
+    made, before = _group(), (runtime.process_group, runtime.instrumentation)
+    assert runtime.job is not None
+    recorded = Instrumentation(tfddl.size())
+    recorded.keep_on(made.device, stays_there=made.stays_on_device)
+    inspector = StallInspector(
+        runtime.job.rendezvous, runtime.options.patience, recorded, made.abort
+    )
+    runtime.process_group, runtime.instrumentation = InstrumentedGroup(made, recorded), recorded
+    agreed = _AGREED.current().copy()
+    _AGREED.current().clear()
     copying = mock.patch.object(
         tf.raw_ops, "CollectiveAllToAllV2", lambda input, **_: tf.identity(input)
     )
@@ -64,8 +65,10 @@ def nccl() -> Iterator[NcclGroup]:
         with copying:
             yield made
     finally:
-        roll.close()
-        runtime.transport, runtime.agreed = before, agreed
+        inspector.close()
+        runtime.process_group, runtime.instrumentation = before
+        _AGREED.current().clear()
+        _AGREED.current().update(agreed)
 
 
 def table(name: str, **arguments: Any) -> Any:
@@ -76,19 +79,19 @@ def table(name: str, **arguments: Any) -> Any:
 
 def others() -> dict[str, Any]:
     """What else has to be as it is by RING."""
-    with nccl() as made:
+    with nccl():
         found = {
-            "name": current().transport.name,
+            "name": current().process_group.name,
             "bits": collectives.exact_bits()[0].hex(),
             "order": collectives.order(),
             "loops": collectives.loops(steps=3),
             "cut": batch_slices.others(),
             "known and unknown": batch_slices.known_and_unknown(),
-            "measured": current().transport.measure(True),
+            "measured": current().instrumentation.measure(True),
             "narrow": _narrow(),
             "odd broadcasts": _odd_broadcasts(),
         }
-        begun, ended = made.counts()
+        begun, ended = current().instrumentation.counts()
         found["open"] = begun - ended
         return found
 
@@ -96,10 +99,10 @@ def others() -> dict[str, Any]:
 def _narrow() -> list[float]:
     """bfloat16 as it is: 256 and ones, which bfloat16 alone couldn't add."""
     mine = tf.constant([256.0 if tfddl.rank() == 0 else 1.0] * 3, tf.bfloat16)
-    transport = current().transport
-    [total] = transport.all_reduce_pack([mine], ReduceOp.SUM)
+    group = current().process_group
+    [total] = group.all_reduce([mine], ReduceOp.SUM)
     assert total.dtype == tf.bfloat16
-    rows = transport.all_gather(mine)
+    rows = group.all_gather(mine)
     assert rows.dtype == tf.bfloat16
     return [float(x) for x in [total[0], rows[1, 0]]]
 
@@ -126,11 +129,11 @@ def cut_short() -> dict[str, str]:
     found = {}
     with nccl() as made:
         x = tf.ones([3])
-        graph = tf.function(lambda: made.all_reduce(x, ReduceOp.SUM))
+        graph = tf.function(lambda: made.all_reduce([x], ReduceOp.SUM)[0])
         graph()
         tfddl.barrier()
         if tfddl.rank() == 0:
-            threading.Timer(0.5, made._shared.guard.end, ("it took too long",)).start()
+            threading.Timer(0.5, made._shared.guard.abort, ("it took too long",)).start()
         else:
             time.sleep(1.5)
         try:
@@ -138,7 +141,7 @@ def cut_short() -> dict[str, str]:
         except tf.errors.InvalidArgumentError as error:
             found["graph"] = error.message
         try:
-            found["eager"] = str(made.all_reduce(x, ReduceOp.SUM))
+            found["eager"] = str(made.all_reduce([x], ReduceOp.SUM)[0])
         except RankStalledError as error:
             found["eager"] = str(error)
     return found

@@ -18,17 +18,14 @@ from tests import placement
 from tfddl._src.cluster import Cluster
 from tfddl._src.comm import (
     Collective,
+    Instrumentation,
+    InstrumentedGroup,
     ProcessGroup,
     ReduceOp,
-    StallInspector,
-    TensorFlowGroupOptions,
-    TimedTransport,
-    TracedTransport,
     make_tensorflow_group,
 )
 from tfddl._src.gradients import matching, reduction
 from tfddl._src.keras_hooks import optimizer as optimizers
-from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.runtime import current
 
 _DEVICE = "/job:localhost/replica:0/task:0/device:GPU:0"
@@ -42,30 +39,11 @@ class Step:
     got: list[tf.Tensor]
 
 
-class _Alone(Rendezvous):
-    """Where nobody is met."""
-
-    def put(self, key: str, text: str) -> None:
-        pass
-
-    def _read(self, key: str) -> None:
-        return None
-
-    _gathered = _read
-
-    def stop_listening(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _transport(collective: Collective) -> ProcessGroup:
-    options = TensorFlowGroupOptions(device=_DEVICE, collective=collective, timeout_s=0.0)
-    met = _Alone(Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0), (), b"")
-    roll = StallInspector(met, current().options.patience)
-    made = make_tensorflow_group(0, 2, options)
-    return TracedTransport(TimedTransport(made), current().tracer, roll)
+def _group(collective: Collective) -> ProcessGroup:
+    made = make_tensorflow_group(0, 2, _DEVICE, collective)
+    instrumentation = Instrumentation(2)
+    instrumentation.keep_on(made.device, stays_there=made.stays_on_device)
+    return InstrumentedGroup(made, instrumentation)
 
 
 def _model(compression: str) -> keras.Model:
@@ -86,7 +64,7 @@ def trace(collective: Collective, batch: int | None, compression: str) -> Step:
     """Traces a training step of `fit`."""
     runtime = current()
     runtime.cluster = Cluster(("a:1", "a:2"), 0)
-    runtime.transport = _transport(collective)
+    runtime.process_group = _group(collective)
     model = _model(compression)
     model.optimizer.build(model.trainable_variables)
     model.make_train_function()
@@ -129,12 +107,11 @@ def found(collective: str, batch: int | None, compression: str = "none") -> dict
 
 def collectives() -> dict[str, Any]:
     """All collectives, each traced by itself."""
-    options = TensorFlowGroupOptions(device=_DEVICE, collective=Collective.NCCL, timeout_s=0.0)
-    nccl = make_tensorflow_group(0, 2, options)
+    nccl = make_tensorflow_group(0, 2, _DEVICE, Collective.NCCL)
     calls: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-        "all_reduce": lambda x: nccl.all_reduce(x, ReduceOp.SUM),
+        "all_reduce": lambda x: nccl.all_reduce([x], ReduceOp.SUM)[0],
         "all_gather": nccl.all_gather,
-        "broadcast": lambda x: nccl.broadcast(x, 1),
+        "broadcast": lambda x: nccl.broadcast([x], 1)[0],
         "reduce_scatter": lambda x: nccl.reduce_scatter(x, [3, 4], ReduceOp.MAX),
         # Whose parts have lengths that only the tensors tell: these are read from the GPU.
         "all_to_all": lambda x: nccl.all_to_all(x, tf.constant([[3, 4], [5, 6]], tf.int64)),

@@ -24,7 +24,6 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     between_hosts: str = "auto",
     intra_op_threads: int | None = None,
     inter_op_threads: int | None = None,
-    pieces: int | None = None,
     timeout_s: float | None = 600.0,
     start_timeout_s: float | None = None,
     stall_warning_s: float = 60.0,
@@ -56,11 +55,6 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
             worker on a host, and is as many as within an operation for several. Graphs with
             collectives that run at once, in threads, need one for each of them.
-        pieces: In how many pieces at once TensorFlow's collectives send what is large, 1 to 16;
-            the same on all ranks. None is measured at the start between two hosts, for most of a
-            second, otherwise 8; and 1 for NCCL. On three hosts or more another number may round
-            sums differently: so it isn't measured there, and a restart computes the same. `python
-            -m tfddl.bench.between` measures them all.
         timeout_s: After how many seconds an operation fails for which not all ranks have come; 0
             waits for ever. None waits for ever for a rank that is busy, and 600 s where ranks wait
             for each other in different operations. Where nothing but the operations that they
@@ -81,7 +75,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
             port taken; too few file descriptors; workers that don't come in time; a number out of
             range; other settings than in an earlier call; or any of these on another rank.
         DisagreementError: The ranks were told of different clusters, or of different `collective`,
-            `between_hosts` or `pieces`; two processes claim one rank; or only some hosts have GPUs.
+            `between_hosts`; two processes claim one rank; or only some hosts have GPUs.
         StalledError: Ranks that have come don't get as far as this one in time.
         PeerLostError: One of them has ended meanwhile.
     """
@@ -92,7 +86,6 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         between_hosts=_choice("between_hosts", between_hosts, Between),
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
-        pieces=pieces,
         timeout_s=timeout_s or 0.0,
         deadlock_timeout_s=_CIRCLE_TIMEOUT_S if timeout_s is None else timeout_s,
         start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,

@@ -36,7 +36,7 @@ import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName, ReduceOp, allreduce, stack
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.runtime import current
+from tfddl._src.step_context import current_step
 from tfddl.errors import UnsupportedError
 
 NEGLIGIBLE_COUNT = 2.0**-60
@@ -58,10 +58,11 @@ def moments_of_all_ranks(
     a mask) to all others, and one backward, the sum of 2 C numbers. Both are of the dtype of the
     moments: 4 bytes each, 8 for float64. Eagerly, each is compared before, as all operations are.
 
-    What doesn't count in a training step of `fit` (`Step.examples` is 0) doesn't count here, and a
-    rank may have no element at all. The gradient is exact for the counts that are known when it is
-    computed (`Step.count`): in a loop written by hand, that is inside of `tfddl.loss_count`, or in
-    the ``gradient`` of a `tfddl.DistributedGradientTape`. It can't be differentiated again.
+    What doesn't count in a training step of `fit` (`StepContext.examples` is 0) doesn't count here,
+    and a rank may have no element at all. The gradient is exact for the counts that are known when
+    it is computed (`StepContext.count`): in a loop written by hand, that is inside of
+    `tfddl.loss_count`, or in the ``gradient`` of a `tfddl.DistributedGradientTape`. It can't be
+    differentiated again.
 
     A count of zero is that of a rank without examples: no gradient comes to it. `fit` takes
     `NEGLIGIBLE_COUNT` for a rank whose examples all have the weight zero; for float16 the gradients
@@ -85,7 +86,7 @@ def moments_of_all_ranks(
         x = tf.cast(x, tf.float32)
     axes = [axis % x.shape.rank for axis in axes]
     keep = None if mask is None else _broadcast(mask, x)
-    examples = current().step.examples
+    examples = current_step().examples
     taken = tf.ones([], x.dtype) if examples is None else tf.cast(examples > 0, x.dtype)
 
     @tf.custom_gradient
@@ -127,7 +128,7 @@ def _of_this_rank(
     deviations = x - _along(mean, x, axes)
     if keep is not None:
         deviations = tf.where(keep, deviations, tf.zeros_like(deviations))
-    # A stand-in isn't looked at: it could be infinite, and would be zero times infinity below.
+    # A padding example isn't looked at: if it were infinite, it would be zero times that below.
     squares = tf.math.multiply_no_nan(tf.reduce_sum(deviations**2, axes), taken)
     return [count * taken, tf.math.multiply_no_nan(mean, taken), squares]
 
@@ -146,11 +147,11 @@ def _merged(mine: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 def _of_all_losses(mine: tf.Tensor) -> tf.Tensor:
     """The gradient of the job's loss, scaled as this rank's gradients are."""
-    step = current().step
+    step = current_step()
     counts = step.averages and step.count is not None
     weight = tf.cast(step.count, mine.dtype) if counts else tf.ones([], mine.dtype)
-    weighed = tf.math.multiply_no_nan(mine, weight)
-    total = allreduce(weighed, ReduceOp.SUM, name=DisplayName("gradients of moments"))
+    weighted = tf.math.multiply_no_nan(mine, weight)
+    total = allreduce(weighted, ReduceOp.SUM, name=DisplayName("gradients of moments"))
     return tf.math.divide_no_nan(total, weight)
 
 

@@ -32,9 +32,6 @@ _TRY_PIECES = flags.DEFINE_list(
 _BETWEEN_HOSTS = flags.DEFINE_enum(
     "between_hosts", "auto", ["auto", "tcp", "ring"], "What tfddl.init gets."
 )
-_PIECES = flags.DEFINE_integer(
-    "pieces", None, "What tfddl.init gets; only RING has pieces. [default: it chooses]"
-)
 _MODELS = flags.DEFINE_list(
     "models", ["mlp"], f"What is trained, of {', '.join(WORKLOADS)}; empty for nothing."
 )
@@ -51,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         sizes, pieces, workloads = _sizes(), _numbers(), _workloads()
-        tfddl.init(between_hosts=_BETWEEN_HOSTS.value, pieces=_PIECES.value)
+        tfddl.init(between_hosts=_BETWEEN_HOSTS.value)
         tfddl.strategy()  # It is measured, too, and has to come before the first operation.
         text = _measure(sizes, pieces, workloads)
         if tfddl.rank() == 0:
@@ -118,10 +115,7 @@ def _measure(sizes: Sequence[int], pieces: Sequence[int], workloads: Sequence[Wo
 
 
 def _transport(runtime: "Runtime") -> str:
-    name, number = runtime.transport.name, runtime.pieces
-    if "RING" not in name:
-        return name
-    return f"{name}, {number} {'piece' if number == 1 else 'pieces at once'}"
+    return runtime.process_group.name
 
 
 def _stream(found: float | str) -> str:

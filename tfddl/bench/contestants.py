@@ -86,7 +86,7 @@ class Distributed(Contestant):
     def __init__(self, cluster: Cluster, num_threads: int, *, way: str) -> None:
         super().__init__(cluster)
         tfddl.init(**_init_options(way), intra_op_threads=num_threads)
-        self.transport = current().transport
+        self.transport = current().process_group
         self.label = self.transport.name
         self.others = _other_ways(cluster, self.label)
 

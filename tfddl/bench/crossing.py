@@ -8,13 +8,7 @@ import keras
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.comm import (
-    Collective,
-    ProcessGroup,
-    ReduceOp,
-    TensorFlowGroup,
-    TensorFlowGroupOptions,
-)
+from tfddl._src.comm import Collective, ProcessGroup, ReduceOp, make_tensorflow_group
 from tfddl._src.runtime import current
 from tfddl.bench import models
 from tfddl.bench.progress import Progress
@@ -104,7 +98,7 @@ def sums(sizes: Sequence[int], pieces: Sequence[int], pace: Pace) -> dict[int, d
     Returns:
         By size and by who sums up, median seconds: tfddl, `STRATEGY`, RING in so many pieces.
     """
-    transports: dict[str, ProcessGroup | None] = {_TFDDL: current().transport}
+    transports: dict[str, ProcessGroup | None] = {_TFDDL: current().process_group}
     for number in pieces:
         label = "RING in 1 piece" if number == 1 else f"RING in {number} pieces"
         transports[label] = _between(number)
@@ -163,19 +157,17 @@ def _between(pieces: int) -> ProcessGroup | None:
     """RING between the leaders; None on all others."""
     if tfddl.rank() not in leaders():
         return None
-    options = TensorFlowGroupOptions(
-        device=tfddl.strategy().extended.worker_devices[0],
-        collective=Collective.RING,
-        timeout_s=0.0,  # The runtime's own transport watches.
-        pieces=pieces,
+    device = tfddl.strategy().extended.worker_devices[0]
+    group = make_tensorflow_group(
+        tfddl.rank(), tfddl.size(), device, Collective.RING, channels=pieces
     )
-    return TensorFlowGroup(tfddl.rank(), tfddl.size(), options).among(leaders())
+    return group.subgroup(leaders())
 
 
 def _sum(transport: ProcessGroup | None, ones: tf.Tensor) -> Callable[[], object] | None:
     if transport is None:
         return None
-    return tf.function(lambda: transport.all_reduce(ones, ReduceOp.SUM), autograph=False)
+    return tf.function(lambda: transport.all_reduce([ones], ReduceOp.SUM), autograph=False)
 
 
 def _strategy_sum(ones: tf.Tensor) -> Callable[[], object]:

@@ -5,6 +5,7 @@ import time
 import keras
 
 from tfddl._src.comm import ProcessGroup
+from tfddl._src.runtime import current
 from tfddl.bench.devices import wait_for_devices
 from tfddl.bench.line import Line
 from tfddl.bench.orders import Ran, Steps, Stop, Trains
@@ -49,7 +50,7 @@ class Pacer:
             now_s = time.perf_counter()
         self._ends.append(now_s)
         if self._order.with_clock and self._transport is not None:
-            self._collectives.append(self._transport.seconds())
+            self._collectives.append(current().instrumentation.seconds())
         if len(self._ends) <= self._order.number:
             return True
         self._answer()
@@ -57,7 +58,7 @@ class Pacer:
 
     def _answer(self) -> None:
         if self._transport is not None:
-            self._transport.measure(False)
+            current().instrumentation.measure(False)
         counted = counters_of(self._transport)
         self._line.answer(
             Ran(
@@ -77,7 +78,7 @@ class Pacer:
         self._order = order
         self._ends, self._collectives = [], []
         if self._order.with_clock and self._transport is not None:
-            running = self._transport.measure(True)
+            running = current().instrumentation.measure(True)
             assert running, "nothing here makes operations deterministic"
         return True
 
@@ -100,7 +101,10 @@ class PacerCallback(keras.callbacks.Callback):
 
 def counters_of(transport: ProcessGroup | None) -> dict[str, int]:
     """What a transport has counted so far; nothing where it counts nothing."""
-    return dict(getattr(transport, "counters", dict)())
+    if transport is None:
+        return {}
+    counters = transport.counters
+    return {"bytes_reduced": counters.reduced, "bytes_written": counters.written}
 
 
 def _differences(values: list[float]) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src.checkpoint import CheckpointStore, Snapshot
-from tfddl._src.runtime import current
+from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl.bench import blows, namespaces
 from tfddl.bench.blows import Act, Blow, Place, Trouble
 
@@ -119,7 +119,9 @@ class Notes(keras.callbacks.Callback):
         """Notes the epoch, and where the start goes on."""
         self._epoch = epoch
         if not self._has_stepped:
-            position = current().fit.position()
+            fit = current_fit()
+            assert fit is not None
+            position = fit.position()
             self._note("from", {"epoch": position.epoch, "consumed": position.consumed})
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:

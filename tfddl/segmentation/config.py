@@ -48,7 +48,6 @@ class TrainConfig:
     between_hosts: str
     intra_op_threads: int | None
     inter_op_threads: int | None
-    pieces: int | None
     output_dir: Path
     tensorboard_dir: Path | None
     progress: str

@@ -148,14 +148,6 @@ _INTER_OP_THREADS = flags.DEFINE_integer(
     "[runtime] Operations at the same time. [default: TensorFlow's]",
     lower_bound=1,
 )
-_PIECES = flags.DEFINE_integer(
-    "pieces",
-    None,
-    "[runtime] In how many pieces at once TensorFlow's collectives send what is large, 1 to 16. "
-    "[default: measured between two hosts, otherwise 8; 1 for nccl]",
-    lower_bound=1,
-    upper_bound=16,
-)
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
     "runs/segmentation",
@@ -210,7 +202,6 @@ def config_from_flags() -> TrainConfig:
         between_hosts=_BETWEEN_HOSTS.value,
         intra_op_threads=_INTRA_OP_THREADS.value,
         inter_op_threads=_INTER_OP_THREADS.value,
-        pieces=_PIECES.value,
         output_dir=output_dir,
         tensorboard_dir=Path(tensorboard_dir) if tensorboard_dir else None,
         progress=_PROGRESS.value,
@@ -243,7 +234,6 @@ def _train() -> None:
         between_hosts=config.between_hosts,
         intra_op_threads=config.intra_op_threads,
         inter_op_threads=config.inter_op_threads,
-        pieces=config.pieces,
     )
     train(config)
     tfddl.shutdown()

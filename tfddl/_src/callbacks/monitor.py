@@ -51,7 +51,7 @@ class Monitor(JobCallback):
     Epochs count from 1, steps as ``optimizer.iterations`` does; so a training that goes on later
     continues the curves, if it is given the same folder. The first execution of a `fit`, in which
     TensorFlow makes the graph, isn't timed. The time in collectives is not known where
-    `tf.config.experimental.enable_op_determinism` has been called.
+    gradients stay on a GPU.
 
     What it costs: one exchange of a few bytes every so many steps and at the end of each epoch.
     """
@@ -111,7 +111,7 @@ class Monitor(JobCallback):
             )
         )
         self._writer = on_all_ranks(self._open, error=DataError)
-        self._is_measured = current().transport.measure(True)
+        self._is_measured = current().instrumentation.measure(True)
         self._pace = UpdateInterval.of_epoch(fit.steps, self._update_every_steps)
         self._meter = StepMeter(lambda: self._read(fit))
         self._has_begun = self._has_shards = self._has_results = False
@@ -164,7 +164,7 @@ class Monitor(JobCallback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Closes the event files."""
-        current().transport.measure(False)
+        current().instrumentation.measure(False)
         if self._writer is not None:
             self._writer.end()
             self._writer = None
@@ -173,7 +173,7 @@ class Monitor(JobCallback):
         return EventWriter(self._log_dir) if current().cluster.rank == 0 else None
 
     def _read(self, fit: FitState) -> CounterValues:
-        seconds = current().transport.seconds() if self._is_measured else math.nan
+        seconds = current().instrumentation.seconds() if self._is_measured else math.nan
         return CounterValues(examples=_examples_done(fit), collective_s=seconds)
 
     def _update(self, **loss: float) -> None:

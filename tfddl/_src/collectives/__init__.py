@@ -64,7 +64,7 @@ from tfddl._src.collectives.reducescatter import (
     reducescatter_in,
 )
 from tfddl._src.collectives.sync_errors import on_all_ranks
-from tfddl._src.collectives.timeline import start_timeline, stop_timeline
+from tfddl._src.collectives.timeline import is_recording, start_timeline, stop_timeline
 from tfddl._src.collectives.variables import broadcast_variables
 from tfddl._src.comm import RanksDisagreeError, ReduceOp
 
@@ -96,6 +96,7 @@ __all__ = [
     "grouped_allreduce",
     "grouped_broadcast",
     "grouped_reducescatter",
+    "is_recording",
     "on_all_ranks",
     "reducescatter",
     "reducescatter_in",

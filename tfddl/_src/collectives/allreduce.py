@@ -145,7 +145,9 @@ def sum_numbers(
     def summed() -> tf.Tensor:
         signature = Signature.of(group, "allreduce sum", name, [numbers])
         bound = negotiate(group, signature.about(about))
-        [total] = bound.transport.all_reduce_pack([tf.stop_gradient(numbers)], ReduceOp.SUM)
+        [total] = bound.process_group.all_reduce(
+            [tf.stop_gradient(numbers)], ReduceOp.SUM, invocation=bound.invocation
+        )
         return total
 
     return summed()
@@ -188,7 +190,9 @@ def sum_scaled(
             bound,
             # In 16 bits, what is scaled would be rounded before it is added up.
             [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
-            lambda pack: bound.transport.all_reduce_pack(pack, ReduceOp.SUM, scale=scale),
+            lambda pack: bound.process_group.all_reduce(
+                pack, ReduceOp.SUM, scale=scale, invocation=bound.invocation
+            ),
         )
 
     sums = summed()

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.collectives.fusion import carried
+from tfddl._src.collectives.fusion import all_gather, carried
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
@@ -83,7 +83,9 @@ def _exchange(
 def _travel(group: Group, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     inner = tf.shape(value, tf.int64)[1:]
     flat = carried(group, tf.reshape(value, [-1]))
-    arrived = group.transport.all_to_all(flat, rows * tf.reduce_prod(inner))
+    arrived = group.process_group.all_to_all(
+        flat, rows * tf.reduce_prod(inner), invocation=group.invocation
+    )
     shape = tf.concat([[tf.reduce_sum(rows[:, group.rank])], inner], axis=0)
     static = tf.TensorShape([None]).concatenate(value.shape[1:])
     return tf.ensure_shape(tf.reshape(tf.cast(arrived, value.dtype), shape), static)
@@ -96,7 +98,7 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
     """
     first = tf.shape(value, tf.int64)[0]
     mine, number = _splits(group, first, splits)
-    told = group.transport.all_gather(tf.concat([[number, first], mine], axis=0))
+    told = all_gather(group, tf.concat([[number, first], mine], axis=0))
     call = f"alltoall <{name}>" if name else "alltoall"
     rule = (
         f"{call} needs splits of {group.size} integers, 0 or more, that add up to the first "

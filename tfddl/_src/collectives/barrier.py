@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.collectives.fusion import all_gather
 from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
 from tfddl._src.collectives.process_sets import ProcessSet, group_of
 
@@ -25,8 +26,8 @@ def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -
     group = group_of(process_set)
 
     @serialized(group)
-    def meet() -> None:
+    def wait() -> None:
         bound = negotiate(group, Signature.of(group, "barrier", name, []))
-        bound.transport.all_gather(tf.zeros([1], tf.int32))
+        all_gather(bound, tf.zeros([1], tf.int32))
 
-    meet()
+    wait()

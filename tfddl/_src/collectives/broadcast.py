@@ -83,7 +83,11 @@ def broadcast_in(
         )
         with failing_together(bound):
             root = _place(group, root_rank)
-        outputs = in_packs(bound, inputs, lambda p: bound.transport.broadcast_pack(p, root))
+        outputs = in_packs(
+            bound,
+            inputs,
+            lambda p: bound.process_group.broadcast(p, root, invocation=bound.invocation),
+        )
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
             places = differentiable(inputs)

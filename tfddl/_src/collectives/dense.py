@@ -86,12 +86,12 @@ class ScaledOp:
         divisor = size if self.op is ReduceOp.AVERAGE else 1
         return self.prescale_factor * self.postscale_factor / divisor
 
-    def before(self, tensor: tf.Tensor, transport: ProcessGroup) -> tf.Tensor:
+    def before(self, tensor: tf.Tensor, group: ProcessGroup) -> tf.Tensor:
         """A rank's tensor as it travels: scaled, in a dtype in which the result is right."""
         if tensor.dtype == tf.bool and self.op not in (ReduceOp.MIN, ReduceOp.MAX):
             raise UnsupportedError(f"{self.op} of bool has no meaning; use min or max.")
         wide = tensor.dtype
-        if not (transport.rounds_once and self._is_plain):
+        if not (group.rounds_once and self._is_plain):
             wide = CARRIERS.get(wide, wide)
             if wide in (tf.float16, tf.bfloat16) and not self.narrow:
                 wide = tf.float32
@@ -134,9 +134,11 @@ def reduce_dense(
     def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         bound = negotiate(group, Signature.of(group, f"allreduce {scaled_op}", name, inputs))
         with failing_together(bound):
-            sent = [scaled_op.before(tensor, bound.transport) for tensor in inputs]
-        travel = functools.partial(bound.transport.all_reduce_pack, reduction=scaled_op.summed_by)
-        totals = in_packs(bound, sent, travel)
+            sent = [scaled_op.before(tensor, bound.process_group) for tensor in inputs]
+        exchange = functools.partial(
+            bound.process_group.all_reduce, op=scaled_op.summed_by, invocation=bound.invocation
+        )
+        totals = in_packs(bound, sent, exchange)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
             places = differentiable(inputs)

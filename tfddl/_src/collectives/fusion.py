@@ -1,4 +1,4 @@
-"""How tensors of any dtype and shape fit into what a transport carries."""
+"""How tensors of any dtype and shape fit into what a process group carries."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ CARRIERS = {
     tf.uint16: tf.int32,
     tf.uint32: tf.int64,
 }
-"""Dtypes that no transport carries, and what holds all their values."""
+"""Dtypes that not every process group carries, and what holds all their values."""
 
 
 def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
@@ -30,11 +30,11 @@ def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     Raises:
         UnsupportedError: There is none.
     """
-    if tensor.dtype in group.transport.dtypes:
+    if tensor.dtype in group.process_group.dtypes:
         return tensor
     carrier = CARRIERS.get(tensor.dtype, tensor.dtype)
-    if carrier not in group.transport.dtypes:
-        known = sorted(d.name for d in {*group.transport.dtypes, *CARRIERS})
+    if carrier not in group.process_group.dtypes:
+        known = sorted(d.name for d in {*group.process_group.dtypes, *CARRIERS})
         raise UnsupportedError(
             f"{tensor.dtype.name} can't travel between workers; these can: {', '.join(known)}."
         )
@@ -43,7 +43,8 @@ def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
 
 def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
     """`Transport.all_gather` for every dtype."""
-    return tf.cast(group.transport.all_gather(carried(group, flat)), flat.dtype)
+    rows = group.process_group.all_gather(carried(group, flat), invocation=group.invocation)
+    return tf.cast(rows, flat.dtype)
 
 
 def in_packs(
@@ -56,7 +57,7 @@ def in_packs(
         sent = [carried(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
     for positions in by_dtype(tensors):
-        most = _PACK_BYTES if group.transport.overlaps else _EVERYTHING
+        most = _PACK_BYTES if group.process_group.overlaps else _EVERYTHING
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
         for run in pack(sizes, most):
             members = [positions[i] for i in run]

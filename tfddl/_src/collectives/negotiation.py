@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -18,13 +19,21 @@ import tensorflow as tf
 from tfddl._src.collectives.process_sets import Group
 from tfddl._src.comm import (
     COMPARING,
+    Invocation,
     RanksDisagreeError,
     RefusedError,
     create_outside_graph,
     is_for_xla,
 )
 from tfddl._src.comm.native import OpSignature, describe_difference, format_ranks
+from tfddl._src.runtime import PerRuntime
 from tfddl.errors import TfddlError, UnsupportedError
+
+_AGREED: PerRuntime[dict[str, tf.Variable]] = PerRuntime(lambda _: {})
+"""Signatures that all ranks have compared inside a graph, and whether they have yet."""
+
+_EAGER_TURN = PerRuntime(lambda _: threading.RLock())
+"""Held by the thread whose eager operation is under way, where they can't be told apart."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -155,7 +164,7 @@ class Signature:
 def negotiate(group: Group, signature: Signature) -> Group:
     """Makes sure that all ranks of a group are about to do the same.
 
-    A transport that compares by itself does so with every operation. Otherwise, eagerly, this
+    A process group that compares by itself does so with every operation. Otherwise, eagerly, this
     compares at every call. In a graph it adds ops that compare when the graph first meets the
     signature, because each comparison costs a round trip; where shapes are known only when the
     graph runs, they compare these at every run.
@@ -163,7 +172,7 @@ def negotiate(group: Group, signature: Signature) -> Group:
     Ranks that name different process sets wait for each other: they don't meet.
 
     Returns:
-        The group, whose transport knows what it is used for.
+        The group, whose operations belong to this call.
 
     Raises:
         CompiledError: XLA is to compile the graph.
@@ -172,9 +181,9 @@ def negotiate(group: Group, signature: Signature) -> Group:
     if group.size == 1:
         return group
     CompiledError.check(signature)
-    if not group.transport.compares:
+    if not group.process_group.compares:
         comparing = OpSignature("", f"{COMPARING} {signature.lines}")
-        asking = dataclasses.replace(group, transport=group.transport.bind(comparing))
+        asking = dataclasses.replace(group, invocation=Invocation(comparing))
         if tf.executing_eagerly():
             _agree_eagerly(asking, signature)
         elif signature.running:
@@ -183,25 +192,24 @@ def negotiate(group: Group, signature: Signature) -> Group:
             _agree_in_graph(asking, signature)
     call = OpSignature(signature.key, signature.lines)
     # What isn't known yet is compared when it is.
-    bound = group.transport.bind(call, signature.running)
-    return dataclasses.replace(group, transport=bound)
+    return dataclasses.replace(group, invocation=Invocation(call, signature.running))
 
 
 def serialized(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Makes a function that agrees, and then moves tensors, one step for the threads of a process.
 
-    A transport that compares tells the calls of several threads apart. Any other would mix up what
-    two of them move: there, eager calls come one after the other, and ranks whose threads come in
-    another order differ.
+    A process group that compares tells the calls of several threads apart. Any other would mix up
+    what two of them move: there, eager calls come one after the other, and ranks whose threads come
+    in another order differ.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        if group.transport.compares or not tf.executing_eagerly():
+        if group.process_group.compares or not tf.executing_eagerly():
             return function
 
         @functools.wraps(function)
         def in_order(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            with group.runtime.eager_turn:
+            with _EAGER_TURN.of(group.runtime):
                 return function(*args, **kwargs)
 
         return in_order
@@ -219,13 +227,13 @@ def failing_together(bound: Group) -> Iterator[None]:
     try:
         yield
     except TfddlError:
-        if bound.transport.compares and tf.executing_eagerly():
-            bound.transport.all_gather(tf.zeros([0], tf.int32))
+        if bound.process_group.compares and tf.executing_eagerly():
+            _all_gather(bound, tf.zeros([0], tf.int32))
         raise
 
 
 def _agree_eagerly(group: Group, signature: Signature) -> None:
-    digests = group.transport.all_gather(tf.constant([signature.digest], tf.int64)).numpy()
+    digests = _all_gather(group, tf.constant([signature.digest], tf.int64)).numpy()
     if (digests == digests[0]).all():
         return
     lengths, rows = _texts_of_all(group, tf.constant(signature.lines))
@@ -238,7 +246,7 @@ def _new_flag() -> tf.Variable:
 
 
 def _agree_in_graph(group: Group, signature: Signature) -> None:
-    agreed = group.runtime.agreed
+    agreed = _AGREED.of(group.runtime)
     key = str(signature)
     if key not in agreed:
         agreed[key] = create_outside_graph(_new_flag)
@@ -248,14 +256,14 @@ def _agree_in_graph(group: Group, signature: Signature) -> None:
         checked = _checked(group, digest, lambda: tf.constant(signature.lines))
         return _set(agreed[key], checked)
 
-    if not group.transport.stays_on_device:
+    if not group.process_group.stays_on_device:
         tf.cond(agreed[key], lambda: tf.constant(True), compare)
         return
     # The flag is in host memory, where a branch wants it. The branch itself has its place among the
     # collectives, which an edge to the CPU and back would hold up.
     with tf.device("CPU:0"):
         known = agreed[key].read_value()
-    with tf.device(group.transport.device):
+    with tf.device(group.process_group.device):
         tf.cond(known, lambda: tf.constant(True), compare)
 
 
@@ -285,7 +293,7 @@ def _checked(group: Group, digest: tf.Tensor, text: Callable[[], tf.Tensor]) -> 
             tf.numpy_function(refuse, _texts_of_all(group, text()), tf.bool, stateful=True), []
         )
 
-    digests = group.transport.all_gather(digest)
+    digests = _all_gather(group, digest)
     return tf.cond(tf.reduce_all(digests == digests[0]), lambda: tf.constant(True), fail)
 
 
@@ -297,9 +305,13 @@ def _texts_of_all(group: Group, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         text: Of this rank, a string.
     """
     codes = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32)
-    lengths = group.transport.all_gather(tf.size(codes)[tf.newaxis])[:, 0]
+    lengths = _all_gather(group, tf.size(codes)[tf.newaxis])[:, 0]
     more = tf.reduce_max(lengths) - tf.size(codes)
-    return lengths, group.transport.all_gather(tf.pad(codes, [[0, more]]))
+    return lengths, _all_gather(group, tf.pad(codes, [[0, more]]))
+
+
+def _all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
+    return group.process_group.all_gather(flat, invocation=group.invocation)
 
 
 def _difference(group: Group, lengths: np.ndarray, rows: np.ndarray) -> str:

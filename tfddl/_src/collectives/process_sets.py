@@ -14,7 +14,7 @@ import enum
 import operator
 from collections.abc import Iterable
 
-from tfddl._src.comm import ProcessGroup
+from tfddl._src.comm import UNNAMED, Invocation, ProcessGroup
 from tfddl._src.runtime import Runtime, current
 from tfddl.errors import UnsupportedError
 
@@ -95,22 +95,29 @@ class GradientRule(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A process set at work: its ranks, and how tensors travel between them."""
+    """A process set at work: how tensors travel between its ranks, and in whose call."""
 
     runtime: Runtime
-    transport: ProcessGroup
-    ranks: tuple[int, ...]
+    process_group: ProcessGroup
     gradients: GradientRule = GradientRule.SUM_OF_LOSSES
+
+    invocation: Invocation = UNNAMED
+    """The call that operations belong to, once the ranks have negotiated it."""
 
     @property
     def rank(self) -> int:
         """This rank's place in the group."""
-        return self.transport.rank
+        return self.process_group.rank
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The members, as the job counts them."""
+        return self.process_group.ranks
 
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        return self.transport.size
+        return self.process_group.size
 
     @property
     def is_world(self) -> bool:
@@ -140,7 +147,7 @@ def group_of(
             f"This is rank {cluster.rank}, which is not in {chosen}. Only its members may use it: "
             "put the call under `if process_set.included():`."
         )
-    return Group(runtime, runtime.transport.among(chosen.ranks), chosen.ranks, gradients)
+    return Group(runtime, runtime.process_group.subgroup(chosen.ranks), gradients)
 
 
 def _checked(ranks: Iterable[int]) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def reducescatter_in(
         bound = negotiate(group, Signature.of(group, operation, name, inputs))
         with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
-            sent = [scaled_op.before(tensor, bound.transport) for tensor in inputs]
+            sent = [scaled_op.before(tensor, bound.process_group) for tensor in inputs]
         totals = in_packs(bound, sent, functools.partial(_scattered, bound, scaled_op.summed_by))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
@@ -132,7 +132,7 @@ def _gradient_factor(group: Group, scaled_op: ScaledOp) -> float:
     return factors * group.size if scaled_op.op is ReduceOp.SUM else factors
 
 
-def _scattered(group: Group, reduction: ReduceOp, pack: list[tf.Tensor]) -> list[tf.Tensor]:
+def _scattered(group: Group, op: ReduceOp, pack: list[tf.Tensor]) -> list[tf.Tensor]:
     """This rank's rows of each tensor of a pack; what is for one rank travels side by side."""
     rows = [_rows(group, tensor) for tensor in pack]
     sizes = [tf.reduce_prod(tf.shape(tensor, tf.int64)[1:]) for tensor in pack]
@@ -143,7 +143,9 @@ def _scattered(group: Group, reduction: ReduceOp, pack: list[tf.Tensor]) -> list
         cut = [tf.split(t, number, num=group.size) for t, number in zip(pack, rows, strict=True)]
         by_rank = [tf.reshape(part, [-1]) for parts in zip(*cut, strict=True) for part in parts]
         joined = tf.concat(by_rank, axis=0)
-    arrived = group.transport.reduce_scatter(joined, tf.add_n(lengths), reduction)
+    arrived = group.process_group.reduce_scatter(
+        joined, tf.add_n(lengths), op, invocation=group.invocation
+    )
     mine = [length[group.rank] for length in lengths]
     parts = tf.split(arrived, mine) if len(pack) > 1 else [arrived]
     return [

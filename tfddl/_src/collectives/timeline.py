@@ -19,13 +19,103 @@ from typing import Any
 
 from tfddl._src.collectives.objects import allgather_object
 from tfddl._src.collectives.process_sets import ProcessSet
-from tfddl._src.comm import Event, Tracer
-from tfddl._src.runtime import current
+from tfddl._src.comm import Event
+from tfddl._src.runtime import PerRuntime, Runtime
 from tfddl.errors import StalledError, UnsupportedError
 
 _US = 1e6
 _RANKS = "tfddl/timeline/{}"
 """The note that says whose events a trace of rank 0 has."""
+
+_NOTE, _OFF = "tfddl/records/{}", "0 0"
+"""The note that says which trace a rank records, and since when."""
+
+
+class _Timeline:
+    """What this rank records, and whether others do.
+
+    Ranks tell each other by notes of the rendezvous, which are no collectives: only some may
+    record.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.rank, self._size = runtime.cluster.rank, runtime.cluster.size
+        self.path: Path | None = None
+        """Where the trace that is running will be written, if one is."""
+        self._recorded = runtime.instrumentation
+        self._notes = runtime.job.rendezvous if runtime.job is not None else None
+        self._timeout_s = runtime.options.timeout_s
+        self._number = 0
+        """How many traces have been begun."""
+        self._joined = 0
+        """Which trace of rank 0 this rank has been in last, counted from 1."""
+
+    def start(self, path: Path) -> None:
+        """Begins a trace."""
+        self.path = path
+        self._number += 1
+        self._recorded.start_tracing()
+        self.tell(self._recorded.counts()[0])
+
+    def stop(self) -> tuple[Path, list[Event]]:
+        """Ends the trace: where it is to be written, and what is in it."""
+        assert self.path is not None
+        path, self.path = self.path, None
+        return path, self._recorded.stop_tracing()
+
+    def tell(self, at: int | None) -> None:
+        """Notes that this rank records.
+
+        Args:
+            at: After how many operations of all ranks it began to; None where it doesn't.
+        """
+        if self._notes is not None:
+            text = _OFF if at is None else f"{self._number} {at}"
+            self._notes.put(_NOTE.format(self.rank), text)
+
+    def find_members(self) -> list[int]:
+        """Whose events come together: of all ranks that record when rank 0 ends its record.
+
+        Rank 0 says who these are; it is off only once they are together, the others before: so
+        nobody takes an older record for the one that is being ended. Nor a later one, of a rank
+        that is ahead: operations of all ranks are counted.
+
+        Raises:
+            StalledError: Rank 0 doesn't say it in time.
+        """
+        if self._notes is None:
+            return [0]
+        now, _ = self._recorded.counts()
+        if self.rank == 0:
+            others = range(1, self._size)
+            members = [0, *(rank for rank in others if self._trace_of(rank, before=now))]
+            self._notes.put(_RANKS.format(self._number), json.dumps(members))
+            return members
+        of_root, members = self._trace_of(0, before=now), []
+        if of_root > self._joined:
+            wait_s = self._timeout_s or math.inf
+            text = self._notes.get(_RANKS.format(of_root), wait_s=wait_s)
+            if not text:
+                raise StalledError(
+                    f"rank 0 hasn't called stop_timeline() within {wait_s:g} s. HINT: all ranks "
+                    "that record a timeline must call it together"
+                )
+            members = json.loads(text)
+        self._joined = max(of_root, self._joined)
+        self.tell(None)
+        return members if self.rank in members else [self.rank]
+
+    def _trace_of(self, rank: int, *, before: int) -> int:
+        """The number of the trace that a rank records; 0 where it records none.
+
+        One that was begun after so many operations of all ranks is none: that rank is ahead.
+        """
+        assert self._notes is not None
+        number, at = map(int, (self._notes.get(_NOTE.format(rank)) or _OFF).split())
+        return number if at < before else 0
+
+
+_TIMELINES = PerRuntime(_Timeline)
 
 
 def start_timeline(file_path: str | os.PathLike[str]) -> None:
@@ -42,18 +132,24 @@ def start_timeline(file_path: str | os.PathLike[str]) -> None:
         UnsupportedError: A timeline is being recorded already, or there is no such folder.
         NotInitializedError: `tfddl.init()` has not been called.
     """
-    runtime = current()
-    tracer, rank = runtime.tracer, runtime.cluster.rank
-    path = Path(file_path).absolute()
-    if tracer.path is not None:
+    timeline, path = _TIMELINES.current(), Path(file_path).absolute()
+    if timeline.path is not None:
         raise UnsupportedError(
-            f"A timeline is being recorded to {tracer.path}; call stop_timeline() first."
+            f"A timeline is being recorded to {timeline.path}; call stop_timeline() first."
         )
     if not path.parent.is_dir():
         raise UnsupportedError(f"The timeline {path} can't be written: there is no such folder.")
-    tracer.path = path
-    tracer.start(runtime.transport.counts()[0])
-    atexit.register(_write_at_exit, tracer, rank, os.getpid())
+    timeline.start(path)
+    atexit.register(_write_at_exit, timeline, os.getpid())
+
+
+def is_recording() -> bool:
+    """Whether this rank records a timeline.
+
+    Raises:
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    return _TIMELINES.current().path is not None
 
 
 def stop_timeline() -> None:
@@ -69,53 +165,23 @@ def stop_timeline() -> None:
         NotInitializedError: `tfddl.init()` has not been called.
         OSError: The file can't be written; the other ranks go on.
     """
-    tracer, rank = current().tracer, current().cluster.rank
-    if tracer.path is None:
+    timeline = _TIMELINES.current()
+    if timeline.path is None:
         raise UnsupportedError("No timeline is being recorded; call start_timeline(file) first.")
     atexit.unregister(_write_at_exit)
-    ranks = _recording(tracer)
+    ranks = timeline.find_members()
     if 0 not in ranks:
-        _write_own(tracer, rank)
+        _write_own(timeline)
         return
-    path, tracer.path = tracer.path, None
-    mine = [dataclasses.astuple(event) for event in tracer.stop()]
+    path, events = timeline.stop()
+    mine = [dataclasses.astuple(event) for event in events]
     parts = allgather_object(mine, name="timeline", process_set=ProcessSet(ranks))
-    if rank == 0:
-        tracer.tell(None)
+    if timeline.rank == 0:
+        timeline.tell(None)
         by_rank: list[list[Event]] = [[] for _ in range(ranks[-1] + 1)]
         for member, part in zip(ranks, parts, strict=True):
             by_rank[member] = [Event(*fields) for fields in part]
         _write(path, trace(by_rank))
-
-
-def _recording(tracer: Tracer) -> list[int]:
-    """Whose events come together: those of all ranks that record when rank 0 ends its record.
-
-    Rank 0 says who these are; it is off only once they are together, the others before: so nobody
-    takes an older record for the one that is being ended. Nor a later one, of a rank that is ahead:
-    operations of all ranks are counted.
-    """
-    cluster, (now, _) = current().cluster, current().transport.counts()
-    if tracer.notes is None:
-        return [0]
-    if cluster.rank == 0:
-        ranks = [0, *(r for r in range(1, cluster.size) if tracer.of(r, before=now))]
-        tracer.notes.put(_RANKS.format(tracer.number), json.dumps(ranks))
-        return ranks
-    of_root = tracer.of(0, before=now)
-    ranks = []
-    if of_root > tracer.joined:
-        wait_s = current().options.timeout_s or math.inf
-        text = tracer.notes.get(_RANKS.format(of_root), wait_s=wait_s)
-        if not text:
-            raise StalledError(
-                f"rank 0 hasn't called stop_timeline() within {wait_s:g} s. HINT: all ranks that "
-                "record a timeline must call it together"
-            )
-        ranks = json.loads(text)
-    tracer.joined = max(of_root, tracer.joined)
-    tracer.tell(None)
-    return ranks if cluster.rank in ranks else [cluster.rank]
 
 
 def trace(by_rank: Sequence[Sequence[Event]]) -> dict[str, Any]:
@@ -189,16 +255,16 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _write_at_exit(tracer: Tracer, rank: int, pid: int) -> None:
+def _write_at_exit(timeline: _Timeline, pid: int) -> None:
     """At the end of a process that never called `stop_timeline`; not of one that it has forked."""
     if os.getpid() == pid:
-        _write_own(tracer, rank)
+        _write_own(timeline)
 
 
-def _write_own(tracer: Tracer, rank: int) -> None:
+def _write_own(timeline: _Timeline) -> None:
     """For a process that never called `stop_timeline`, or for which rank 0 doesn't."""
-    path, tracer.path = tracer.path, None
-    if rank:
-        path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
-    others: list[list[Event]] = [[]] * rank
-    _write(path, trace([*others, tracer.stop()]))
+    path, events = timeline.stop()
+    if timeline.rank:
+        path = path.with_name(f"{path.stem}.rank{timeline.rank}{path.suffix}")
+    others: list[list[Event]] = [[]] * timeline.rank
+    _write(path, trace([*others, events]))

@@ -1,7 +1,6 @@
 """Whether what a collective gives back may be used: not once they were ended in this process."""
 
 import itertools
-from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -43,35 +42,35 @@ class AbortGuard:
             self._flag = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[], shared_name=name)
             tf.raw_ops.AssignVariableOp(resource=self._flag, value=tf.constant(0.0))
 
-    def end(self, text: str) -> None:
+    def abort(self, text: str) -> None:
         """Lets no result through from now on; to be called before operations are ended."""
         self._text = self._text or text
         tf.raw_ops.DestroyResourceOp(resource=self._flag, ignore_lookup_error=True)
 
-    def checked(self, results: Sequence[tf.Tensor], *, in_graphs: bool) -> list[tf.Tensor]:
-        """The results, once it is known that they may be used.
+    def checked(self, result: tf.Tensor, *, in_graphs: bool) -> tf.Tensor:
+        """The result of an operation, once it is known that it may be used.
 
         Args:
-            results: What an operation gave back.
+            result: Any shape and dtype.
             in_graphs: Whether a graph checks as well. RING's operations end with an error
                 themselves, and need it not.
 
         Raises:
-            RankStalledError: Eagerly, after `end`. A graph raises a
+            RankStalledError: Eagerly, after `abort`. A graph raises a
                 `tf.errors.InvalidArgumentError`.
         """
         if tf.executing_eagerly():
             if self._text:
                 raise RankStalledError(self._text)
-            return list(results)
+            return result
         if not in_graphs:
-            return list(results)
+            return result
         with tf.device(self._device):
-            with tf.control_dependencies(list(results)):
+            with tf.control_dependencies([result]):
                 exists = tf.raw_ops.VarIsInitializedOp(resource=self._flag)
                 fine = assert_in_host_memory(exists, _ENDED)
             with tf.control_dependencies([fine]):
-                return [tf.identity(result) for result in results]
+                return tf.identity(result)
 
 
 def assert_in_host_memory(condition: tf.Tensor, text: str) -> tf.Operation:

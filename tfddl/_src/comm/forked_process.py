@@ -1,4 +1,4 @@
-"""The transport of a process that was forked from a worker: it has none."""
+"""The process group of a process that was forked from a worker: it takes part in nothing."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -6,37 +6,46 @@ from typing import NoReturn
 import tensorflow as tf
 
 from tfddl._src.comm.native import ReduceOp, describe_fork
-from tfddl._src.comm.process_group import ProcessGroup
+from tfddl._src.comm.process_group import UNNAMED, Invocation, ProcessGroup
 from tfddl.errors import UnsupportedError
 
 
 class ForkedProcessGroup(ProcessGroup):
-    """Refuses everything, at once: the connections are the worker's."""
+    """Refuses everything, at once: the connections are the worker's.
+
+    All methods but `abort` raise `UnsupportedError`.
+    """
 
     name = "none (a forked process)"
     dtypes = frozenset()
 
-    def among(self, ranks: tuple[int, ...]) -> ProcessGroup:
-        """Refuses, see `ProcessGroup.among`; all operations begin with it."""
+    def subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
+        """Refuses; all operations begin with it."""
         self._refuse()
 
     def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         self._refuse()
 
-    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
+    def abort(self, text: str) -> None:
+        """Nothing: no operation of this process waits."""
+
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
+    ) -> list[tf.Tensor]:
         """Refuses."""
         self._refuse()
 
-    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
         """Refuses."""
         self._refuse()
 
-    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """Refuses."""
-        self._refuse()
-
-    def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
+    def broadcast(
+        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
     ) -> list[tf.Tensor]:
         """Refuses."""
         self._refuse()

@@ -2,18 +2,15 @@
 
 The arithmetic and the waiting are `comm.native`'s; here is how TensorFlow gets there. A graph calls
 Python for it (`tf.numpy_function`), which costs some 0.03 ms and no copy on the way in; on the way
-out TensorFlow takes over the buffer as it is. Large tensors of a pack go side by side, without
-being joined first.
+out TensorFlow takes over the buffer as it is. Large tensors go side by side, without being joined
+first.
 
-Calls of a graph run in program order. Each takes in a *ticket* and gives out the next, which goes
-through a variable, for branches and loops, and straight from one call to the next within a graph:
-Grappler's dependency optimizer drops some of the edges that only say what comes first.
+Operations of a graph run in program order. Each takes in a *ticket* and gives out the next, which
+goes through a variable, for branches and loops, and straight from one operation to the next within
+a graph: Grappler's dependency optimizer drops some of the edges that only say what comes first.
 """
 
-import copy
-import dataclasses
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,12 +24,19 @@ from tfddl._src.comm.errors import (
     RankStalledError,
     RefusedError,
 )
+from tfddl._src.comm.instrumentation import Instrumentation, Operation
 from tfddl._src.comm.lazy_variable import counter
 from tfddl._src.comm.native import Communicator, Network, OpSignature, ReduceOp
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
-from tfddl._src.comm.process_group import ALL_DTYPES, Lengths, ProcessGroup, with_small_joined
+from tfddl._src.comm.process_group import (
+    ALL_DTYPES,
+    UNNAMED,
+    Invocation,
+    Lengths,
+    ProcessGroup,
+    with_small_joined,
+)
 from tfddl._src.comm.single_process import SingleProcessGroup
-from tfddl._src.comm.tracer import Event, Tracer
 from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
 
 Arrays = list[np.ndarray]
@@ -44,157 +48,131 @@ _SMALL_BYTES = 2**16
 Python and leaves it."""
 
 
-@dataclasses.dataclass
-class _Clock:
-    """Seconds in collectives, while somebody wants to know."""
+class _Shared:
+    """What all groups over one network have in common."""
 
-    runs: bool = False
-    seconds: float = 0.0
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-
-class _Counts:
-    """Operations of some ranks that have begun and ended here."""
-
-    def __init__(self, total: "_Counts | None" = None) -> None:
-        """Begins at 0.
-
-        Args:
-            total: what counts those of all ranks and sets, too; None if this is it.
-        """
-        self.begun = self.ended = 0
-        self._total = total
-        self._lock = threading.Lock()
-
-    def begin(self) -> None:
-        with self._lock:
-            self.begun += 1
-        if self._total is not None:
-            self._total.begin()
-
-    def end(self) -> None:
-        with self._lock:
-            self.ended += 1
-        if self._total is not None:
-            self._total.end()
-
-
-class _Family:
-    """What the transports through one network have together."""
-
-    def __init__(self) -> None:
-        self.clock = _Clock()
-        self.counts = _Counts()
-        self.by_ranks: dict[tuple[int, ...], ProcessGroup] = {}
-        """Each set's, by the network's numbers: two of one set would take each other's messages."""
+    def __init__(
+        self, network: Network, instrumentation: Instrumentation, *, overlaps: bool
+    ) -> None:
+        self.network, self.instrumentation = network, instrumentation
+        self.overlaps = overlaps
+        self.ticket = counter("tfddl_ticket")
+        self.groups: dict[tuple[int, ...], NativeGroup] = {}
+        """By the network's numbers: two of one set would take each other's messages."""
         self.making = threading.Lock()
+
+    def group(self, members: tuple[int, ...]) -> "NativeGroup":
+        """The only group of these members."""
+        with self.making:
+            if members not in self.groups:
+                self.groups[members] = NativeGroup(self, members)
+            return self.groups[members]
+
+
+def connect_natively(
+    network: Network, instrumentation: Instrumentation, *, overlaps: bool = True
+) -> "NativeGroup":
+    """The group of all workers that a network connects. Nothing travels for it.
+
+    Args:
+        network: Connects them.
+        instrumentation: Records all operations, also those of its subgroups.
+        overlaps: See `ProcessGroup.overlaps`.
+    """
+    shared = _Shared(network, instrumentation, overlaps=overlaps)
+    return shared.group(tuple(range(network.mesh.size)))
 
 
 class NativeGroup(ProcessGroup):
-    """A `Communicator` between workers. Compares calls by itself."""
+    """A `Communicator` between workers. Compares invocations by itself.
+
+    `connect_natively` makes the first one of a network.
+    """
 
     dtypes = ALL_DTYPES
     rounds_once = True
     compares = True
 
-    def __init__(
-        self,
-        network: Network,
-        ranks: Sequence[int],
-        tracer: Tracer | None = None,
-        *,
-        overlaps: bool = True,
-    ) -> None:
-        """Sits down with some workers; all of them do.
+    def __init__(self, shared: _Shared, members: tuple[int, ...]) -> None:
+        """Connects some workers.
 
         Args:
-            network: connects them.
-            ranks: who takes part, as the network numbers them, ascending.
-            tracer: is told what travels, while it is on.
-            overlaps: see `ProcessGroup.overlaps`.
+            shared: What all groups over the network have in common.
+            members: As the network numbers them, ascending.
         """
-        self._wire = Communicator(network, ranks)
-        super().__init__(self._wire.rank, self._wire.size)
-        self.overlaps = overlaps
-        self._network = network
-        self.name = network.name
-        self._call = OpSignature("", "an operation")
-        self._shapes: tuple[tf.Tensor, ...] = ()
-        self._tracer = tracer or Tracer()
-        self._family = _Family()
-        self._family.by_ranks[self._wire.ranks] = self
-        self._counts = _Counts(self._family.counts)
-        self._token = counter("tfddl_ticket")
-
-    def bind(self, call: OpSignature, shapes: Sequence[tf.Tensor] = ()) -> ProcessGroup:
-        """See `ProcessGroup.bind`."""
-        bound = copy.copy(self)
-        bound._call, bound._shapes = call, tuple(shapes)
-        return bound
+        network = shared.network
+        self._wire = Communicator(network, members)
+        super().__init__(self._wire.rank, [network.mesh.names[member] for member in members])
+        self.name, self.overlaps = network.name, shared.overlaps
+        self.counters = self._wire.counters
+        self._shared = shared
 
     def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         if len(ranks) == 1:
-            return SingleProcessGroup()
-        by_ranks, members = self._family.by_ranks, tuple(self._wire.ranks[rank] for rank in ranks)
-        with self._family.making:
-            if members not in by_ranks:
-                made = copy.copy(self)
-                made._counts = _Counts(self._family.counts)
-                made._wire = Communicator(self._network, members)
-                ProcessGroup.__init__(made, made._wire.rank, made._wire.size)
-                by_ranks[members] = made
-            return by_ranks[members]
+            return SingleProcessGroup(self.ranks[ranks[0]])
+        return self._shared.group(tuple(self._wire.ranks[rank] for rank in ranks))
 
-    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
-        """See `ProcessGroup.all_reduce`."""
-        return self.all_reduce_pack([flat], reduction)[0]
+    def abort(self, text: str) -> None:
+        """See `ProcessGroup.abort`; of all groups over the network."""
+        self._shared.network.mesh.end(text)
 
-    def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
     ) -> list[tf.Tensor]:
-        """See `ProcessGroup.all_reduce_pack`."""
+        """See `ProcessGroup.all_reduce`."""
 
         def work(call: OpSignature, arrays: Arrays, factor: float | None) -> Arrays:
-            return self._wire.all_reduce(arrays, reduction, call, scale=factor)
+            return self._wire.all_reduce(arrays, op, call, scale=factor)
 
-        return self._run_alike(work, pack, scale)
+        return self._run_alike(work, tensors, scale, invocation)
 
-    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
 
         def work(call: OpSignature, arrays: Arrays) -> Arrays:
             return [self._wire.all_gather(arrays[0].reshape(-1), call)]
 
-        [rows] = self._run(work, [flat], [flat.dtype])
+        [rows] = self._run(work, [flat], [flat.dtype], invocation)
         rows.set_shape([self.size, flat.shape[0]])
         return rows
 
-    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
+    def broadcast(
+        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+    ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`."""
-        return self.broadcast_pack([flat], root_rank)[0]
-
-    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
-        """See `ProcessGroup.broadcast_pack`."""
 
         def work(call: OpSignature, arrays: Arrays, _: float | None) -> Arrays:
-            return self._wire.broadcast(arrays, root_rank, call)
+            return self._wire.broadcast(arrays, root, call)
 
-        return self._run_alike(work, pack, None)
+        return self._run_alike(work, tensors, None, invocation)
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+    def reduce_scatter(
+        self,
+        flat: tf.Tensor,
+        lengths: Lengths,
+        op: ReduceOp,
+        *,
+        invocation: Invocation = UNNAMED,
+    ) -> tf.Tensor:
         """See `ProcessGroup.reduce_scatter`."""
 
         def work(call: OpSignature, arrays: Arrays) -> Arrays:
             flat, each = arrays
-            part = self._wire.reduce_scatter(flat, each.tolist(), reduction, call)
-            return [part]
+            return [self._wire.reduce_scatter(flat, each.tolist(), op, call)]
 
         each = tf.convert_to_tensor(lengths, tf.int64)
-        [part] = self._run(work, [flat, each], [flat.dtype])
+        [part] = self._run(work, [flat, each], [flat.dtype], invocation)
         part.set_shape([None])
         return part
 
-    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    def all_to_all(
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+    ) -> tf.Tensor:
         """See `ProcessGroup.all_to_all`."""
 
         def work(call: OpSignature, arrays: Arrays) -> Arrays:
@@ -203,45 +181,16 @@ class NativeGroup(ProcessGroup):
             parts = np.split(flat, np.cumsum(each[self.rank])[:-1])
             return [self._wire.all_to_all(parts, each, call)]
 
-        [joined] = self._run(work, [flat, tf.cast(lengths, tf.int64)], [flat.dtype])
+        [joined] = self._run(work, [flat, tf.cast(lengths, tf.int64)], [flat.dtype], invocation)
         joined.set_shape([None])
         return joined
-
-    def measure(self, wanted: bool) -> bool:
-        """See `ProcessGroup.measure`."""
-        self._family.clock.runs = wanted
-        return wanted
-
-    def seconds(self) -> float:
-        """See `ProcessGroup.seconds`."""
-        return self._family.clock.seconds
-
-    def end(self, text: str) -> None:
-        """See `ProcessGroup.end`."""
-        self._network.mesh.end(text)
-
-    def counts(self) -> tuple[int, int]:
-        """See `ProcessGroup.counts`."""
-        return self._counts.begun, self._counts.ended
-
-    def counts_of_all_sets(self) -> tuple[int, int]:
-        """See `ProcessGroup.counts_of_all_sets`."""
-        return self._family.counts.begun, self._family.counts.ended
-
-    def waited_seconds(self) -> float:
-        """See `ProcessGroup.waited_seconds`."""
-        return self._network.mesh.waited_s
-
-    def counters(self) -> dict[str, int]:
-        """See `ProcessGroup.counters`."""
-        counters = self._wire.counters
-        return {"bytes_reduced": counters.reduced, "bytes_written": counters.written}
 
     def _run_alike(
         self,
         work: Callable[[OpSignature, Arrays, float | None], Arrays],
-        pack: Sequence[tf.Tensor],
+        tensors: Sequence[tf.Tensor],
         scale: tf.Tensor | None,
+        invocation: Invocation,
     ) -> list[tf.Tensor]:
         """Runs what returns arrays of the lengths that it got; small neighbours go joined.
 
@@ -250,7 +199,7 @@ class NativeGroup(ProcessGroup):
         """
         scales = [] if scale is None else [tf.cast(scale, tf.float64)]
 
-        def travel(tensors: Sequence[tf.Tensor], are_joined: Sequence[bool]) -> list[tf.Tensor]:
+        def exchange(tensors: Sequence[tf.Tensor], are_joined: Sequence[bool]) -> list[tf.Tensor]:
             def run(call: OpSignature, arrays: Arrays) -> Arrays:
                 given = arrays[: len(tensors)]
                 factor = float(arrays[-1]) if scales else None
@@ -260,44 +209,34 @@ class NativeGroup(ProcessGroup):
                     for array, is_joined, like in zip(arrived, are_joined, given, strict=True)
                 ]
 
-            arrived = self._run(run, [*tensors, *scales], [tensor.dtype for tensor in tensors])
+            dtypes = [tensor.dtype for tensor in tensors]
+            arrived = self._run(run, [*tensors, *scales], dtypes, invocation)
             for tensor, like in zip(arrived, tensors, strict=True):
                 tensor.set_shape(like.shape)
             return arrived
 
-        return with_small_joined(pack, travel, most=_SMALL_BYTES)
-
-    def _call_of(self, shapes: Arrays) -> OpSignature:
-        """The call, and the shapes that are known now."""
-        if not shapes:
-            return self._call
-        kind, *tensors = self._call.text.split("\n")
-        texts = [
-            f"{tensor}: ({', '.join(map(str, shape.tolist()))})"
-            for tensor, shape in zip(tensors, shapes, strict=True)
-        ]
-        return OpSignature(self._call.name, "\n".join([kind, *texts]))
+        return with_small_joined(tensors, exchange, max_bytes=_SMALL_BYTES)
 
     def _run(
         self,
         work: Callable[[OpSignature, Arrays], Arrays],
         inputs: Sequence[tf.Tensor],
         dtypes: Sequence[tf.DType],
+        invocation: Invocation,
     ) -> list[tf.Tensor]:
+        instrumentation = self._shared.instrumentation
+        operation = Operation.of(invocation, self.ranks)
+
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
-            call = self._call_of(arrays[len(inputs) :])
-            begin_s = time.perf_counter()
-            self._counts.begin()
-            try:
-                return work(call, arrays[: len(inputs)])
-            finally:
-                self._counts.end()
-                self._record(call, arrays[: len(inputs)], time.perf_counter() - begin_s)
+            call = _with_shapes(invocation.call, arrays[len(inputs) :])
+            arrays = arrays[: len(inputs)]
+            with instrumentation.record(operation, sum(array.nbytes for array in arrays)):
+                return work(call, arrays)
 
         if is_in_pipeline():
-            self._network.mesh.expect_concurrent_calls()
-        given = [*inputs, *self._shapes]
+            self._shared.network.mesh.expect_concurrent_calls()
+        given = [*inputs, *invocation.shapes]
         if tf.executing_eagerly():
             return _run_eagerly(run, given)
         return self._run_in_graph(run, given, dtypes)
@@ -317,26 +256,28 @@ class NativeGroup(ProcessGroup):
 
         graph = tf.compat.v1.get_default_graph()
         with tf.device("CPU:0"):
-            ticket = self._token.value.read_value()
+            variable = self._shared.ticket.value
+            ticket = variable.read_value()
             order = [ticket, _last_ticket(graph, ticket)]
             next_ticket, *arrived = tf.numpy_function(
                 run_or_refuse, [*order, *inputs], [tf.int64, *dtypes], name="tfddl_collective"
             )
-            self._token.value.assign(next_ticket, read_value=False)
+            variable.assign(next_ticket, read_value=False)
         next_ticket.set_shape([])
         graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived
 
-    def _record(self, call: OpSignature, arrays: Arrays, seconds: float) -> None:
-        if self._family.clock.runs:
-            with self._family.clock.lock:
-                self._family.clock.seconds += seconds
-        if self._tracer.is_on:
-            ranks = tuple(self._network.mesh.names[rank] for rank in self._wire.ranks)
-            num_bytes = sum(array.nbytes for array in arrays)
-            kind = call.text.partition("\n")[0]
-            end_s = time.time()
-            self._tracer.add(Event(kind, ranks, num_bytes, end_s - seconds, end_s))
+
+def _with_shapes(call: OpSignature, shapes: Arrays) -> OpSignature:
+    """The call, and the shapes that are known now."""
+    if not shapes:
+        return call
+    kind, *tensors = call.text.split("\n")
+    texts = [
+        f"{tensor}: ({', '.join(map(str, shape.tolist()))})"
+        for tensor, shape in zip(tensors, shapes, strict=True)
+    ]
+    return OpSignature(call.name, "\n".join([kind, *texts]))
 
 
 def _starving() -> str:

@@ -8,7 +8,7 @@ It is written after TensorFlow's sources, and tested over RING with soft placeme
 * NCCL takes `NCCL_DTYPES` only (`kValidDataTypes`, same file). bfloat16 is added up in float32, and
   gathered as float16's bits.
 * All collectives of a process go through one stream and one lock (`RunCollective`, same file). Two
-  ordering tokens would let two ranks launch in different orders: there is one lane.
+  ordering tokens would let two ranks launch in different orders: there is one channel.
 * Whatever crosses between GPU and CPU waits for all that the GPU's compute stream was given before:
   a copy (`CopyGPUTensorToCPU`, `CopyCPUTensorToGPU` in gpu_util.cc), and so also an edge that only
   says what comes first (graph_partition.cc sends an empty tensor for it). Nothing would overlap
@@ -17,7 +17,6 @@ It is written after TensorFlow's sources, and tested over RING with soft placeme
   TensorFlow's GPUs, and are copied to and fro.
 """
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -25,9 +24,16 @@ import tensorflow as tf
 
 from tfddl._src.comm.abort_guard import assert_in_host_memory
 from tfddl._src.comm.native import ReduceOp
-from tfddl._src.comm.process_group import Collective, Lengths, ProcessGroup
-from tfddl._src.comm.tensorflow_group import TOO_LONG, TensorFlowGroup, TensorFlowGroupOptions
-from tfddl.errors import StartError
+from tfddl._src.comm.process_group import (
+    UNNAMED,
+    Collective,
+    Invocation,
+    Lengths,
+    ProcessGroup,
+    flatten,
+    unflatten,
+)
+from tfddl._src.comm.tensorflow_group import TOO_LONG, Shared, TensorFlowGroup
 
 NCCL_DTYPES = frozenset({tf.float16, tf.float32, tf.float64, tf.int32, tf.int64})
 """What TensorFlow hands over to NCCL: `kValidDataTypes` in nccl_manager.cc."""
@@ -42,38 +48,31 @@ _NOT_NARROW = (
 _LOG = logging.getLogger("tfddl")
 
 
-def check_pieces(pieces: int | None, collective: Collective | None) -> None:
-    """Refuses several pieces at once by NCCL.
-
-    Raises:
-        StartError: It is several, and NCCL.
-    """
-    if collective is Collective.NCCL and pieces is not None and pieces > 1:
-        raise StartError(
-            f"pieces is {pieces}, but NCCL takes one collective after the other, and several at "
-            "once would wait for each other for ever. HINT: leave pieces out, or pieces=1; "
-            "several are for RING."
-        )
+RING_CHANNELS = 8
+"""How many chunks of what is large RING moves at once. Between two network namespaces, with a core
+each, sums took a third less time than whole, and no less with up to 64."""
 
 
-def make_tensorflow_group(rank: int, size: int, options: TensorFlowGroupOptions) -> TensorFlowGroup:
+def make_tensorflow_group(
+    rank: int, size: int, device: str, collective: Collective, *, channels: int = RING_CHANNELS
+) -> TensorFlowGroup:
     """TensorFlow's collectives between all workers, after the strategy was made.
 
     Args:
         rank: This rank.
         size: How many there are.
-        options: How; `device` is the strategy's.
+        device: The strategy's device of this worker.
+        collective: By which means bytes move.
+        channels: How many chunks RING moves at once; the same on all ranks.
 
     Returns:
         By NCCL on the device; by RING on the host, also where the device is a GPU.
-
-    Raises:
-        StartError: Several pieces at once by NCCL.
     """
-    if options.collective is Collective.NCCL:
-        return NcclGroup(rank, size, options)
+    if collective is Collective.NCCL:
+        # It takes one collective after the other: several would wait for each other for ever.
+        return NcclGroup(rank, range(size), Shared(device, collective, channels=1))
     # RING reduces with TensorFlow's kernels, of which those of a GPU want int32 in host memory.
-    return TensorFlowGroup(rank, size, dataclasses.replace(options, device=host_of(options.device)))
+    return TensorFlowGroup(rank, range(size), Shared(host_of(device), collective, channels))
 
 
 def host_of(device: str) -> str:
@@ -87,62 +86,71 @@ class NcclGroup(TensorFlowGroup):
 
     stays_on_device = True
 
-    def __init__(self, rank: int, size: int, options: TensorFlowGroupOptions) -> None:
-        check_pieces(options.pieces, Collective.NCCL)
+    def __init__(self, rank: int, ranks: Sequence[int], shared: Shared) -> None:
+        """See `TensorFlowGroup`."""
+        super().__init__(rank, ranks, shared)
+        self.device = shared.device
         self._has_warned = False
-        super().__init__(rank, size, options)
 
-    def in_pieces(self, pieces: int) -> "TensorFlowGroup":
-        """See `TensorFlowGroup.in_pieces`; it can only be one."""
-        check_pieces(pieces, Collective.NCCL)
-        return super().in_pieces(pieces)
-
-    def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
     ) -> list[tf.Tensor]:
-        """See `ProcessGroup.all_reduce_pack`."""
-        dtype = pack[0].dtype
+        """See `ProcessGroup.all_reduce`."""
+        dtype = tensors[0].dtype
         with tf.device(self.device):
             if dtype in NCCL_DTYPES:
-                return super().all_reduce_pack(pack, reduction, scale=scale)
-            if reduction is ReduceOp.SUM and self.rank == 0 and not self._has_warned:
+                return super().all_reduce(tensors, op, scale=scale)
+            if op is ReduceOp.SUM and self.rank == 0 and not self._has_warned:
                 self._has_warned = True
                 _LOG.warning(_NOT_NARROW)
-            wide = [tf.cast(tensor, _SUMMED_AS[dtype]) for tensor in pack]
-            totals = super().all_reduce_pack(wide, reduction, scale=scale)
+            wide = [tf.cast(tensor, _SUMMED_AS[dtype]) for tensor in tensors]
+            totals = super().all_reduce(wide, op, scale=scale)
             return [tf.cast(total, dtype) for total in totals]
 
-    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
         with tf.device(self.device):
             return super().all_gather(flat)
 
-    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
+    def broadcast(
+        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+    ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`: the sum of the root's bits and everyone else's zeros.
 
         In int64: numbers of int32 would leave the GPU.
         """
         with tf.device(self.device):
+            flat = flatten(tensors)
             bits = _as_int64(flat)
-            mine = bits if self.rank == root_rank else tf.zeros_like(bits)
-            return _from_int64(self.all_reduce(mine, ReduceOp.SUM), like=flat)
+            mine = bits if self.rank == root else tf.zeros_like(bits)
+            [total] = self.all_reduce([mine], ReduceOp.SUM)
+            return unflatten(_from_int64(total, like=flat), tensors)
 
-    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
-        """See `ProcessGroup.broadcast_pack`."""
-        with tf.device(self.device):
-            return super().broadcast_pack(pack, root_rank)
-
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+    def reduce_scatter(
+        self,
+        flat: tf.Tensor,
+        lengths: Lengths,
+        op: ReduceOp,
+        *,
+        invocation: Invocation = UNNAMED,
+    ) -> tf.Tensor:
         """See `ProcessGroup.reduce_scatter`: a part of the sum."""
         with tf.device(self.device):
             known = tf.get_static_value(tf.convert_to_tensor(lengths, tf.int64))
             if known is None:
-                return ProcessGroup.reduce_scatter(self, flat, lengths, reduction)
-            total = self.all_reduce(flat, reduction)
+                return ProcessGroup.reduce_scatter(self, flat, lengths, op)
+            [total] = self.all_reduce([flat], op)
             start, length = int(known[: self.rank].sum()), int(known[self.rank])
             return total[start : start + length]
 
-    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    def all_to_all(
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+    ) -> tf.Tensor:
         """See `ProcessGroup.all_to_all`: a gather of all parts, of which each rank takes its own.
 
         It moves as many times more than an exchange as there are ranks.

@@ -1,6 +1,7 @@
-"""What a transport has to offer."""
+"""The interface by which workers exchange tensors, and what its implementations have in common."""
 
 import abc
+import dataclasses
 import enum
 import itertools
 import threading
@@ -9,7 +10,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from tfddl._src.comm.native import OpSignature, ReduceOp
+from tfddl._src.comm.native import ByteCounters, OpSignature, ReduceOp
 
 Lengths: TypeAlias = Sequence[int] | tf.Tensor
 """How many elements go to each rank, in rank order: numbers, or shape (size,), int64, known only
@@ -51,126 +52,177 @@ ALL_DTYPES = frozenset(
         *(tf.int64, tf.float16, tf.bfloat16, tf.float32, tf.float64),
     }
 )
-"""What any transport carries that TensorFlow's collectives don't bound."""
+"""What any process group carries that TensorFlow's collectives don't bound."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Invocation:
+    """The call of a user's that operations of a process group belong to."""
+
+    call: OpSignature = OpSignature("", "an operation")
+
+    shapes: tuple[tf.Tensor, ...] = ()
+    """Of each tensor, int64 or int32, where the call doesn't tell them all because they are known
+    only when the graph runs: what of it has to be alike."""
+
+
+UNNAMED = Invocation()
+"""Operations of nobody's call: those of a group within another one."""
 
 
 class ProcessGroup(abc.ABC):
     """Moves flat tensors between all workers, or between some of them.
 
-    Every method that moves something must be called by all its ranks, in the same order, with
-    tensors of one length and dtype; it works eagerly and in a graph (loops and branches included).
-    Within a graph, calls travel in program order, also those of several sets of ranks.
+    All members must call every data operation together, in the same order, with tensors of the same
+    lengths and dtype; it works eagerly and in a graph (loops and branches included). Within a
+    graph, operations run in program order, also those of several groups.
+
+    Data operations raise `RankLostError`, `RankStalledError` and `RankDeadlockError`; in a graph
+    TensorFlow makes other errors of them, with the same text.
+
+    Attributes:
+        name: What users see in messages and logs.
+        dtypes: What it carries; others have to be cast before.
+        rank: This worker's place in the group, 0 <= rank < size.
+        ranks: The members' ranks in the job, ascending.
+        rounds_once: Whether sums of 8 and 16 bits come out as if they had been added up in 32.
+        overlaps: Whether there is a core, or a GPU, that computes while tensors travel. Where there
+            is none, both only get into each other's way.
+        device: Where what operations need of their own (counters, the header of a step) is kept.
+        stays_on_device: Whether an operation between tensors of the device may use nothing but the
+            device: it is a GPU, and a detour by the CPU waits for all that the GPU was given
+            before.
+        compares: Whether operations compare the members' invocations before anything is moved, and
+            raise `RanksDisagreeError` (in a graph `RefusedError`) on all members where they differ.
+        counters: Bytes that have been reduced and written so far, where that is counted.
     """
 
     name: str
-    """What users see in messages and logs."""
-
     dtypes: frozenset[tf.DType]
-    """What it carries; others have to be cast before."""
-
     rounds_once = False
-    """Whether sums of 8 and 16 bits come out as if they had been added up in 32."""
-
     overlaps = True
-    """Whether there is a core, or a GPU, that computes while tensors travel. Where there is none,
-    both only get into each other's way."""
-
     device = "CPU:0"
-    """Where what operations need of their own (counters, the header of a step) is kept."""
-
     stays_on_device = False
-    """Whether an operation between tensors of the device may use nothing but the device: it is a
-    GPU, and a detour by the CPU waits for all that the GPU was given before."""
-
     compares = False
-    """Whether its operations compare the ranks' calls, see `bind`, before anything is moved."""
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, ranks: Sequence[int]) -> None:
         self.rank = rank
-        self.size = size
-        self._among: dict[tuple[int, ...], ProcessGroup] = {}
+        self.ranks = tuple(ranks)
+        self.counters = ByteCounters()
+        self._subgroups: dict[tuple[int, ...], ProcessGroup] = {}
         self._making = threading.Lock()
 
-    def among(self, ranks: tuple[int, ...]) -> "ProcessGroup":
-        """The transport over some of the ranks, of which this one is one; nothing travels for it.
+    @property
+    def size(self) -> int:
+        """How many members there are."""
+        return len(self.ranks)
 
-        Only the members call it. It is made once per set, and kept.
+    def subgroup(self, ranks: tuple[int, ...]) -> "ProcessGroup":
+        """The group of some members, of which this worker is one. Nothing travels for it.
+
+        It is made once for each set of ranks, and kept: two would take each other's messages.
 
         Args:
-            ranks: Ascending, without repetition, as this transport counts them.
+            ranks: Ascending, without repetition, as this group counts them: in [0, size).
 
         Returns:
-            A transport whose `rank` and `size` are those within the set, in the order given. Of all
-            ranks it is this transport itself.
+            A group whose ranks are counted in the order given. Of all members it is this group.
         """
         if ranks == tuple(range(self.size)):
             return self
-        with self._making:  # Each counts its operations: there must not be two of them.
-            if ranks not in self._among:
-                self._among[ranks] = self._make_subgroup(ranks)
-            return self._among[ranks]
-
-    @property
-    def has_sets(self) -> bool:
-        """Whether there are, or were, transports over some of the ranks."""
-        return bool(self._among)
+        with self._making:
+            if ranks not in self._subgroups:
+                self._subgroups[ranks] = self._make_subgroup(ranks)
+            return self._subgroups[ranks]
 
     @abc.abstractmethod
     def _make_subgroup(self, ranks: tuple[int, ...]) -> "ProcessGroup":
-        """A new transport for `among`; the ranks are fewer than all."""
+        """A new group for `subgroup`; the ranks are fewer than all."""
 
     @abc.abstractmethod
-    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
-        """Reduces elementwise over the ranks.
+    def abort(self, text: str) -> None:
+        """Ends what waits here, on this rank, and all that follows; any thread may call it.
 
         Args:
-            flat: Shape (n,), n >= 0, a dtype of `dtypes`.
-            reduction: How.
-
-        Returns:
-            The same shape and dtype, bit for bit the same on every rank.
+            text: What their errors say.
         """
 
     @abc.abstractmethod
-    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
+    ) -> list[tf.Tensor]:
+        """Reduces tensors elementwise over the ranks, together.
+
+        Args:
+            tensors: At least one, any shapes, one dtype of `dtypes`; the same on all ranks.
+            op: How; not AVERAGE.
+            scale: Scalar, floating point: what this rank's tensors, floats, are multiplied with
+                before. 0 makes zeros even of what isn't a number.
+            invocation: What the operation belongs to.
+
+        Returns:
+            The same shapes and dtype, bit for bit the same on every rank.
+        """
+
+    @abc.abstractmethod
+    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
         """Collects the tensors of all ranks.
 
         Args:
             flat: Shape (n,), n >= 0, a dtype of `dtypes`.
+            invocation: What the operation belongs to.
 
         Returns:
             Shape (size, n), in rank order.
         """
 
     @abc.abstractmethod
-    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """Gives every rank the tensor of one.
+    def broadcast(
+        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+    ) -> list[tf.Tensor]:
+        """Gives every rank the tensors of one.
 
         Args:
-            flat: Shape (n,), n >= 0, a dtype of `dtypes`; only the root's values matter.
-            root_rank: Whose.
+            tensors: As for `all_reduce`; only the root's values matter.
+            root: Whose: its place in the group.
+            invocation: What the operation belongs to.
 
         Returns:
-            The same shape and dtype, bit for bit what the root has.
+            The same shapes and dtype, bit for bit what the root has.
         """
 
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+    def reduce_scatter(
+        self,
+        flat: tf.Tensor,
+        lengths: Lengths,
+        op: ReduceOp,
+        *,
+        invocation: Invocation = UNNAMED,
+    ) -> tf.Tensor:
         """Reduces elementwise over the ranks; each rank gets its own part.
 
         Args:
             flat: Shape (n,), n >= 0, a dtype of `dtypes`.
             lengths: How many elements each rank gets; their sum is n. The same on all ranks.
-            reduction: How.
+            op: How; not AVERAGE.
+            invocation: What the operation belongs to.
 
         Returns:
             Shape (lengths[rank],), the same dtype.
         """
-        total = self.all_reduce(flat, reduction)
+        [total] = self.all_reduce([flat], op, invocation=invocation)
         each = tf.convert_to_tensor(lengths, tf.int64)
         start = tf.reduce_sum(each[: self.rank])
         return total[start : start + each[self.rank]]
 
-    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    def all_to_all(
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+    ) -> tf.Tensor:
         """Gives every rank a part of its own from each rank.
 
         Args:
@@ -178,6 +230,7 @@ class ProcessGroup(abc.ABC):
                 order. n may differ per rank.
             lengths: Shape (size, size), int64: row i says how many elements rank i sends to each
                 rank, so that row `rank` adds up to n. The same on all ranks.
+            invocation: What the operation belongs to.
 
         Returns:
             Shape (sum of column `rank`,), the same dtype: what has come from each rank, in rank
@@ -185,162 +238,66 @@ class ProcessGroup(abc.ABC):
         """
         longest = tf.reduce_max(tf.reduce_sum(lengths, axis=1))
         padded = tf.pad(flat, [[0, longest - tf.size(flat, tf.int64)]])
-        rows = self.all_gather(padded)
+        rows = self.all_gather(padded, invocation=invocation)
         starts = tf.cumsum(lengths, axis=1, exclusive=True)[:, self.rank]
         ends = starts + lengths[:, self.rank]
         return tf.concat([rows[r, starts[r] : ends[r]] for r in range(self.size)], axis=0)
 
-    def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
-    ) -> list[tf.Tensor]:
-        """Reduces several tensors together.
 
-        Args:
-            pack: At least one, any shapes, one dtype of `dtypes`; the same on all ranks.
-            reduction: How.
-            scale: Scalar, floating point: what this rank's tensors, floats, are multiplied with
-                before. 0 makes zeros even of what isn't a number.
-
-        Returns:
-            The same shapes and dtype.
-        """
-        return joined(scaled(pack, scale), lambda flat: self.all_reduce(flat, reduction))
-
-    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
-        """Gives every rank several tensors of one.
-
-        Args:
-            pack: As for `all_reduce_pack`.
-            root_rank: Whose.
-
-        Returns:
-            The same shapes and dtype.
-        """
-        return joined(pack, lambda flat: self.broadcast(flat, root_rank))
-
-    def bind(self, call: OpSignature, shapes: Sequence[tf.Tensor] = ()) -> "ProcessGroup":
-        """The same transport, whose operations belong to a call.
-
-        Where `compares` says so, its operations compare the calls of the ranks by themselves.
-
-        Args:
-            call: What the operations belong to.
-            shapes: Of each tensor, where the call doesn't tell them all because they are known only
-                when the graph runs: what of it has to be alike.
-        """
-        del call, shapes
-        return self
-
-    def measure(self, wanted: bool) -> bool:
-        """Starts or stops the clock that `seconds` reads; this rank's own affair.
-
-        Returns:
-            Whether collectives are measured now. They can't be where
-            `tf.config.experimental.enable_op_determinism` has been called: TensorFlow then refuses
-            to tell the time.
-        """
-        return wanted
-
-    def seconds(self) -> float:
-        """For how many seconds this rank has been in collectives while the clock ran.
-
-        Zero for ever where nothing travels.
-        """
-        return 0.0
-
-    def end(self, text: str) -> None:
-        """Ends what waits here, on this rank, and all that follows; any thread may call it.
-
-        Args:
-            text: What their errors say.
-        """
-        del text  # Where nothing travels, nothing waits.
-
-    def counts(self) -> tuple[int, int]:
-        """How many operations have begun and ended on this rank; zeros where nobody counts.
-
-        May be asked by any thread. All ranks begin the same operations, in the same order: so the
-        one that has begun fewest is the one that others wait for.
-        """
-        return 0, 0
-
-    def counts_of_all_sets(self) -> tuple[int, int]:
-        """Like `counts`, with the operations of the transports that `among` has made."""
-        return self.counts()
-
-    def waited_seconds(self) -> float:
-        """How many seconds of all collectives so far were waiting for other ranks, where known."""
-        return 0.0
-
-    def counters(self) -> dict[str, int]:
-        """What has been moved so far, where that is counted.
-
-        Returns:
-            "bytes_reduced", of the tensors given to reductions; "bytes_written" into memory for it.
-        """
-        return {}
-
-
-def scaled(pack: Sequence[tf.Tensor], scale: tf.Tensor | None) -> Sequence[tf.Tensor]:
-    """The tensors times a scalar, as `ProcessGroup.all_reduce_pack` wants it."""
+def scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor | None) -> Sequence[tf.Tensor]:
+    """The tensors times a scalar, as `ProcessGroup.all_reduce` wants it."""
     if scale is None:
-        return pack
-    return [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in pack]
+        return tensors
+    return [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in tensors]
 
 
 def with_small_joined(
-    pack: Sequence[tf.Tensor],
-    travel: Callable[[Sequence[tf.Tensor], Sequence[bool]], list[tf.Tensor]],
+    tensors: Sequence[tf.Tensor],
+    exchange: Callable[[Sequence[tf.Tensor], Sequence[bool]], list[tf.Tensor]],
     *,
-    most: int,
+    max_bytes: int,
 ) -> list[tf.Tensor]:
-    """Lets small tensors that are neighbours travel as one; the others go as they are.
+    """Joins small tensors that are neighbours for an exchange; the others go as they are.
 
     So the order of all elements stays, whatever is joined.
 
     Args:
-        pack: At least one, any shapes, one dtype.
-        travel: Gives back the same shapes and dtype; is told which of the tensors are joined ones,
-            of which only slices are used.
-        most: Bytes that a small tensor has. One whose size is known only when the graph runs isn't
-            small.
+        tensors: At least one, any shapes, one dtype.
+        exchange: Gives back the same shapes and dtype; is told which of the tensors are joined
+            ones, of which only slices are used.
+        max_bytes: Of a small tensor. One whose size is known only when the graph runs isn't small.
     """
     runs: list[list[tf.Tensor]] = []
-    for is_small, group in itertools.groupby(pack, lambda tensor: _is_small(tensor, most)):
+    for is_small, group in itertools.groupby(tensors, lambda tensor: _is_small(tensor, max_bytes)):
         neighbours = list(group)
         runs += [neighbours] if is_small else [[tensor] for tensor in neighbours]
-    arrived = travel(
-        [run[0] if len(run) == 1 else _flat(run) for run in runs], [len(run) > 1 for run in runs]
+    arrived = exchange(
+        [run[0] if len(run) == 1 else flatten(run) for run in runs], [len(run) > 1 for run in runs]
     )
     return [
         tensor
         for run, whole in zip(runs, arrived, strict=True)
-        for tensor in ([whole] if len(run) == 1 else _apart(whole, run))
+        for tensor in ([whole] if len(run) == 1 else unflatten(whole, run))
     ]
 
 
-def _is_small(tensor: tf.Tensor, most: int) -> bool:
+def _is_small(tensor: tf.Tensor, max_bytes: int) -> bool:
     length = tensor.shape.num_elements()
-    return length is not None and length * tensor.dtype.size <= most
+    return length is not None and length * tensor.dtype.size <= max_bytes
 
 
-def joined(pack: Sequence[tf.Tensor], travel: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
-    """Lets tensors travel as one, flattened and joined."""
-    return _apart(travel(_flat(pack)), pack)
+def flatten(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Tensors of any shapes and one dtype, flattened, one behind the other."""
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
 
 
-def _flat(pack: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Tensors of any shapes, flattened, one behind the other."""
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], axis=0)
-
-
-def _apart(flat: tf.Tensor, pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """What `_flat` has joined, in the shapes that it had."""
-    lengths = [tensor.shape.num_elements() for tensor in pack]
+def unflatten(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """What `flatten` has joined, in the shapes that it had."""
+    lengths = [tensor.shape.num_elements() for tensor in like]
     if None in lengths:
-        lengths = [tf.size(tensor) for tensor in pack]
-    pieces = tf.split(flat, lengths) if len(pack) > 1 else [flat]
+        lengths = [tf.size(tensor) for tensor in like]
+    parts = tf.split(flat, lengths) if len(like) > 1 else [flat]
     return [
-        tf.ensure_shape(tf.reshape(piece, tf.shape(tensor)), tensor.shape)
-        for piece, tensor in zip(pieces, pack, strict=True)
+        tf.ensure_shape(tf.reshape(part, tf.shape(tensor)), tensor.shape)
+        for part, tensor in zip(parts, like, strict=True)
     ]

@@ -1,11 +1,18 @@
-"""The transport of a job of one worker: nothing travels."""
+"""The process group of a job of one worker: nothing travels."""
 
 from collections.abc import Sequence
 
 import tensorflow as tf
 
 from tfddl._src.comm.native import ReduceOp
-from tfddl._src.comm.process_group import ALL_DTYPES, Lengths, ProcessGroup, scaled
+from tfddl._src.comm.process_group import (
+    ALL_DTYPES,
+    UNNAMED,
+    Invocation,
+    Lengths,
+    ProcessGroup,
+    scaled,
+)
 
 
 class SingleProcessGroup(ProcessGroup):
@@ -14,38 +21,54 @@ class SingleProcessGroup(ProcessGroup):
     name = "none (one worker)"
     dtypes = ALL_DTYPES
 
-    def __init__(self) -> None:
-        super().__init__(rank=0, size=1)
+    def __init__(self, rank: int = 0) -> None:
+        """A group of one.
+
+        Args:
+            rank: The worker's, in the job.
+        """
+        super().__init__(0, [rank])
 
     def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         raise AssertionError(f"one worker has no subset {ranks}")
 
-    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
-        """The tensor itself."""
-        return tf.identity(flat)
+    def abort(self, text: str) -> None:
+        """Nothing: where nothing travels, nothing waits."""
 
-    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
+    ) -> list[tf.Tensor]:
+        """The tensors themselves, or scaled."""
+        return [tf.identity(tensor) for tensor in scaled(tensors, scale)]
+
+    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
         """The tensor as the only row."""
         return flat[tf.newaxis]
 
-    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
-        """The tensor itself."""
-        return tf.identity(flat)
-
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
-        """The tensor itself."""
-        return tf.identity(flat)
-
-    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """The tensor itself."""
-        return tf.identity(flat)
-
-    def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
+    def broadcast(
+        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
     ) -> list[tf.Tensor]:
-        """The tensors themselves, or scaled."""
-        return [tf.identity(tensor) for tensor in scaled(pack, scale)]
-
-    def broadcast_pack(self, pack: Sequence[tf.Tensor], root_rank: int) -> list[tf.Tensor]:
         """The tensors themselves."""
-        return [tf.identity(tensor) for tensor in pack]
+        return [tf.identity(tensor) for tensor in tensors]
+
+    def reduce_scatter(
+        self,
+        flat: tf.Tensor,
+        lengths: Lengths,
+        op: ReduceOp,
+        *,
+        invocation: Invocation = UNNAMED,
+    ) -> tf.Tensor:
+        """The tensor itself."""
+        return tf.identity(flat)
+
+    def all_to_all(
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+    ) -> tf.Tensor:
+        """The tensor itself."""
+        return tf.identity(flat)

@@ -1,9 +1,9 @@
-"""What each rank waits in, where the others can read it: for transports that don't know.
+"""Finds ranks that are waited for: for process groups that don't know by themselves.
 
 TensorFlow's collectives tell nobody who is missing, and of two levels neither knows all ranks. So a
 rank that has waited for long writes what it waits in on a note of the rendezvous, and reads
-theirs. While operations get on, nothing is
-written but one number of this process' own per operation.
+theirs. While operations get on, nothing is written: the inspector reads the process'
+`Instrumentation`.
 """
 
 import atexit
@@ -13,20 +13,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 
-import tensorflow as tf
-
-from tfddl._src.comm.lazy_variable import counter
+from tfddl._src.comm.instrumentation import Instrumentation
 from tfddl._src.comm.native import Timeouts, format_ranks
 from tfddl._src.comm.native.deadlock import PROBE_AFTER_S, describe_deadlock
-from tfddl._src.comm.native.thread_stacks import (
-    UNKNOWN_THREAD,
-    find_user_line,
-    is_in_pipeline,
-    is_sole_caller,
-)
-from tfddl._src.comm.process_group import ProcessGroup
+from tfddl._src.comm.native.thread_stacks import UNKNOWN_THREAD, find_user_line, is_sole_caller
 from tfddl._src.rendezvous import Rendezvous
 from tfddl.errors import PeerLostError, StalledError
 
@@ -53,12 +45,6 @@ _LOG = logging.getLogger("tfddl")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Operation:
-    text: str
-    ranks: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Note:
     """What a rank writes of its wait."""
 
@@ -78,78 +64,31 @@ class _Note:
 class StallInspector:
     """Looks whether the operations of this rank get on, and says whom they wait for."""
 
-    def __init__(self, notes: Rendezvous, patience: Timeouts) -> None:
-        """Begins with nothing to look at.
+    def __init__(
+        self,
+        notes: Rendezvous,
+        patience: Timeouts,
+        instrumentation: Instrumentation,
+        abort: Callable[[str], None],
+    ) -> None:
+        """Begins to look; `close` ends it, and the end of the process.
 
         Args:
             notes: Where all ranks can read and write.
             patience: After how long to warn, and to end what waits.
+            instrumentation: What this rank is in.
+            abort: Ends what waits, with a text.
         """
-        self._rank, size = notes.cluster.rank, notes.cluster.size
-        self._notes = notes
-        self._patience = patience
-        self._operations: list[_Operation] = []
-        self._numbers: dict[_Operation, int] = {}
-        self._first = _Operation("the first operation", tuple(range(size)))
-        self._transports: list[ProcessGroup] = []
-        self._eager: _Operation | None = None
-        self._lock = threading.Lock()
-        self.note_on("CPU:0")
-        self._is_in_pipelines = False
-        self._said = ""
+        self._rank = notes.cluster.rank
+        self._notes, self._patience = notes, patience
+        self._instrumentation, self._abort = instrumentation, abort
+        self._written = ""
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def note_on(self, device: str) -> None:
-        """Keeps the note of what this rank is in on a device, before anything was noted."""
-        self._device = device
-        self._current = counter("tfddl_waits", device)
-
-    @contextlib.contextmanager
-    def within(self, text: str, ranks: Sequence[int]) -> Iterator[list[tf.Tensor]]:
-        """Around an operation: notes, when it runs, that this rank comes to it.
-
-        Args:
-            text: What it is, for people.
-            ranks: Who takes part.
-
-        Yields:
-            What the operation has to wait for.
-        """
-        self._is_in_pipelines |= is_in_pipeline()
-        operation = _Operation(text, tuple(ranks))
-        if not tf.executing_eagerly():
-            yield [self._noted(operation)]
-            return
-        self._eager = operation
-        try:
-            yield []
-        finally:
-            self._eager = None
-
-    def _noted(self, operation: _Operation) -> tf.Tensor:
-        with self._lock:
-            if operation not in self._numbers:
-                self._numbers[operation] = len(self._operations)
-                self._operations.append(operation)
-        with tf.device(self._device):
-            number = tf.constant(self._numbers[operation], tf.int64)
-            return self._current.value.assign(number, read_value=False)
-
-    def watch(self, transport: ProcessGroup) -> None:
-        """Begins to look at a transport, too.
-
-        Args:
-            transport: What operations go through, between any ranks; it counts them.
-        """
-        self._transports.append(transport)
-        if self._thread is not None:
-            return
-        times_s = [s for s in (self._patience.warn_s, self._patience.abort_s) if s > 0]
+        times_s = [s for s in (patience.warn_s, patience.abort_s) if s > 0]
         self._thread = threading.Thread(
             target=self._look,
             args=(min(times_s, default=_OTHERWISE_S),),
-            name="tfddl-roll",
+            name="tfddl-stall-inspector",
             daemon=True,
         )
         self._thread.start()
@@ -158,54 +97,45 @@ class StallInspector:
     def close(self) -> None:
         """Ends looking."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-            atexit.unregister(self.close)
+        self._thread.join(timeout=5)
+        atexit.unregister(self.close)
 
     def _look(self, first_s: float) -> None:
-        seen, since_s, warned_s = [(0, 0)], time.monotonic(), 0.0
+        seen, since_s, warned_s = (0, 0), time.monotonic(), 0.0
         while not self._stop.wait(min(_LOOK_S, first_s / _LOOKS)):
-            now, now_s = (
-                [transport.counts_of_all_sets() for transport in self._transports],
-                time.monotonic(),
-            )
-            if all(begun == ended for begun, ended in now) or now != seen:
+            now, now_s = self._instrumentation.counts_of_all_groups(), time.monotonic()
+            begun, ended = now
+            if begun == ended or now != seen:
                 seen, since_s, warned_s = now, now_s, 0.0
-                if self._said:
+                if self._written:
                     self._write("")
                 continue
             waited_s = now_s - since_s
-            if waited_s >= min(PROBE_AFTER_S, _TELL * first_s) and not self._said:
-                self._write(self._note(sum(ended for _, ended in now)))
-            text = self._find_circle(waited_s) if self._said else ""
+            if waited_s >= min(PROBE_AFTER_S, _TELL * first_s) and not self._written:
+                self._write(self._note(ended))
+            text = self._find_circle(waited_s) if self._written else ""
             if self._patience.abort_s and waited_s >= self._patience.abort_s:
                 text = text or self._describe(waited_s)
             if text:
-                for transport in self._transports:
-                    transport.end(text)
+                self._abort(text)
                 return
             if self._patience.warn_s and waited_s >= warned_s + self._patience.warn_s:
                 warned_s = waited_s
                 _LOG.warning("%s; %s", self._describe(waited_s), self._patience.limit)
 
-    @property
-    def _operation(self) -> _Operation:
-        eager = self._eager
-        if eager is not None:
-            return eager
-        if not self._operations:
-            return self._first
-        return self._operations[self._current.number]
-
     def _note(self, ended: int) -> str:
         """What this rank writes, as text."""
-        mine = self._operation
-        everyone = tuple(range(self._notes.cluster.size))
-        # With sets of ranks, and on two levels, ranks don't count the same operations.
-        counts_alike = len(self._transports) == 1 and not self._transports[0].has_sets
-        certain = counts_alike and mine.ranks == everyone and not self._is_in_pipelines
-        certain = certain and is_sole_caller(UNKNOWN_THREAD)
-        return json.dumps([mine.text, find_user_line(UNKNOWN_THREAD), ended, certain])
+        recorded = self._instrumentation
+        mine = recorded.current_operation()
+        is_everyones = len(mine.ranks) == self._notes.cluster.size
+        # With operations of some ranks only, ranks don't count the same ones.
+        is_certain = (
+            is_everyones
+            and not recorded.has_subgroups
+            and not recorded.is_in_pipelines
+            and is_sole_caller(UNKNOWN_THREAD)
+        )
+        return json.dumps([mine.text, find_user_line(UNKNOWN_THREAD), ended, is_certain])
 
     def _find_circle(self, waited_s: float) -> str:
         """What to tell where all ranks wait, and not for the same; otherwise ""."""
@@ -237,7 +167,7 @@ class StallInspector:
         return found
 
     def _describe(self, waited_s: float) -> str:
-        mine = self._operation
+        mine = self._instrumentation.current_operation()
         notes = {rank: self._read(rank) for rank in mine.ranks if rank != self._rank}
         others = {rank: "" if note is None else note.text for rank, note in notes.items()}
         missing = [rank for rank, text in others.items() if text != mine.text]
@@ -257,7 +187,7 @@ class StallInspector:
         # The job is ending, or rank 0 is stopped: nobody will read it.
         with contextlib.suppress(PeerLostError, StalledError):
             self._notes.put(_KEY.format(self._rank), text)
-        self._said = text
+        self._written = text
 
     def _read(self, rank: int) -> _Note | None:
         """What a rank waits in; None where it doesn't."""

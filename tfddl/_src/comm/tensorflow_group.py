@@ -9,12 +9,12 @@ makes, so this speaks to the ops below it. Six things about those ops shape this
   no two of them can clash and the length may be known only when the graph runs.
 * Ops that aren't tied to each other may run in any order, and two ranks that choose differently
   wait for each other for ever. Ops that share an *ordering token* run in program order.
-* RING moves a piece of a tensor to and fro before the next, so that one op alone leaves cores and
-  cable idle. What is large goes in several pieces at once, each in a *lane*: there are as many
-  lanes as pieces at once, each with an ordering token and group keys of its own, so that the ops of
-  a lane keep program order, and pieces of one length don't share an instance key.
+* RING moves a chunk of a tensor to and fro before the next, so that one op alone leaves cores and
+  cable idle. What is large goes in several chunks at once, each in a *channel*, with an ordering
+  token and a group key of its own, so that the ops of a channel keep program order, and chunks of
+  one length don't share an instance key.
 * Several sets of ranks are several *groups*, and a group key is all that its members have to agree
-  on. It is computed from ranks and lane, so that nobody has to be asked; and the sets share the
+  on. It is computed from ranks and channel, so that nobody has to be asked; and the sets share the
   ordering tokens, so that one process's operations on several sets keep one order.
 * An empty tensor or one without dimensions crashes the process in a gather. Only flat tensors with
   at least one element are ever launched.
@@ -23,8 +23,6 @@ makes, so this speaks to the ops below it. Six things about those ops shape this
   rank order here, see `tensorflow_order`.
 """
 
-import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -35,19 +33,20 @@ import tensorflow as tf
 
 from tfddl._src.comm import coordination_service
 from tfddl._src.comm.abort_guard import AbortGuard
-from tfddl._src.comm.chunking import MOST_PIECES, Piece, cut, piece_bytes
+from tfddl._src.comm.chunking import Chunk, chunk_bytes, cut
 from tfddl._src.comm.native import ReduceOp
-from tfddl._src.comm.op_counter import Tally, Travel
 from tfddl._src.comm.process_group import (
     OVER_ROWS,
+    UNNAMED,
     Collective,
+    Invocation,
     Lengths,
     ProcessGroup,
-    joined,
+    flatten,
     scaled,
+    unflatten,
 )
 from tfddl._src.comm.single_process import SingleProcessGroup
-from tfddl._src.comm.watchdog import Watch
 from tfddl.errors import UnsupportedError
 
 _LENGTH_BITS = 26
@@ -91,48 +90,37 @@ _BITS_AS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TensorFlowGroupOptions:
-    """How to launch TensorFlow's collective ops."""
+class Shared:
+    """What the groups of a process have in common, whatever their ranks."""
 
-    device: str
-    """The strategy's device of this worker, where the tensors have to be."""
+    def __init__(self, device: str, collective: Collective, channels: int) -> None:
+        """Makes variables, after the strategy has started the servers that the ops need.
 
-    collective: Collective
-    timeout_s: float
-    """After how many seconds without all ranks an op fails; 0 waits for ever."""
-
-    pieces: int = 1
-    """In how many pieces at once what is large travels, 1 to `MOST_PIECES`; the same on all
-    ranks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shared:
-    """What the transports of a process have together, whatever their ranks."""
-
-    ordering_tokens: tuple[tf.Variable, ...]
-    """Of each lane."""
-
-    tally: Tally
-    guard: AbortGuard
-
-    sets: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
-    """Some of the ranks that there are transports for."""
+        Args:
+            device: The strategy's device of this worker, where the tensors have to be.
+            collective: By which means bytes move.
+            channels: How many chunks of what is large travel at once; the same on all ranks.
+        """
+        self.device, self.collective, self.channels = device, collective, channels
+        with tf.device(device):
+            self.ordering_tokens = tuple(
+                tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{channel}")
+                for channel in range(channels)
+            )
+        self.guard = AbortGuard(device)
 
 
 class Launch(Protocol):
     """Launches an op."""
 
-    def __call__(self, piece: tf.Tensor, lane: int) -> tf.Tensor:
-        """What comes of a piece, in its lane."""
+    def __call__(self, chunk: tf.Tensor, channel: int) -> tf.Tensor:
+        """What comes of a chunk, in its channel."""
 
 
 class TensorFlowGroup(ProcessGroup):
-    """RING over gRPC on CPUs; `NcclTransport` is what differs on GPUs.
+    """RING over gRPC on CPUs; `NcclGroup` is what differs on GPUs.
 
-    `tfddl.init()` makes it, after the strategy: the strategy has started the servers that the
-    ops need.
+    `make_tensorflow_group` makes the first one of a process.
 
     References:
         "CollectiveReduceV2", TensorFlow API, tf.raw_ops,
@@ -141,79 +129,59 @@ class TensorFlowGroup(ProcessGroup):
 
     dtypes = frozenset(_BITS_AS)
 
-    def __init__(self, rank: int, size: int, options: TensorFlowGroupOptions) -> None:
-        super().__init__(rank, size)
-        self.name = options.collective.name
-        self._options = options
-        if self.stays_on_device:
-            self.device = options.device
-        with tf.device(options.device):
-            tokens = tuple(
-                tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{lane}")
-                for lane in range(MOST_PIECES)
-            )
-        self._shared = _Shared(tokens, Tally(self.device), AbortGuard(options.device))
-        Watch(self._shared.tally.counts, options.timeout_s, self.end)
-        self._take_ranks(tuple(range(size)))
+    def __init__(self, rank: int, ranks: Sequence[int], shared: Shared) -> None:
+        """A group of some ranks of the job; all of them make it alike.
 
-    def _take_ranks(self, ranks: tuple[int, ...]) -> None:
-        """Becomes the transport of some ranks of the job, ascending."""
-        self._ranks = ranks
-        self._group_keys = _group_keys(ranks)
-        self._order = tensorflow_order(ranks)
+        Args:
+            rank: This worker's place in the group.
+            ranks: The members, ascending.
+            shared: The same for all groups of the process.
+        """
+        super().__init__(rank, ranks)
+        self.name = shared.collective.name
+        self._shared = shared
+        self._group_keys = [_group_key(self.ranks, channel) for channel in range(shared.channels)]
+        self._order = tensorflow_order(self.ranks)
 
     def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
-        if len(ranks) == 1:
-            return SingleProcessGroup()
-        made = copy.copy(self)
-        ProcessGroup.__init__(made, rank=ranks.index(self.rank), size=len(ranks))
-        self._shared.sets.add(ranks)
         # A set within a set: keys and TensorFlow's order are those of the job's ranks.
-        made._take_ranks(tuple(self._ranks[rank] for rank in ranks))
-        return made
+        members = tuple(self.ranks[rank] for rank in ranks)
+        if len(ranks) == 1:
+            return SingleProcessGroup(members[0])
+        return type(self)(ranks.index(self.rank), members, self._shared)
 
-    @property
-    def has_sets(self) -> bool:
-        """See `ProcessGroup.has_sets`; of all transports of this process."""
-        return bool(self._shared.sets)
-
-    def in_pieces(self, pieces: int) -> "TensorFlowGroup":
-        """The same transport, that sends what is large in so many pieces at once."""
-        made = copy.copy(self)
-        ProcessGroup.__init__(made, self.rank, self.size)
-        made._options = dataclasses.replace(self._options, pieces=pieces)
-        return made
-
-    def all_reduce(self, flat: tf.Tensor, reduction: ReduceOp) -> tf.Tensor:
-        """See `ProcessGroup.all_reduce`."""
-        return self.all_reduce_pack([flat], reduction)[0]
-
-    def all_reduce_pack(
-        self, pack: Sequence[tf.Tensor], reduction: ReduceOp, *, scale: tf.Tensor | None = None
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
     ) -> list[tf.Tensor]:
-        """See `ProcessGroup.all_reduce_pack`."""
-        launch = functools.partial(self._launch_reduce, reduction=reduction)
-        pack = scaled(pack, scale)
-        lengths = [tensor.shape.num_elements() for tensor in pack]
+        """See `ProcessGroup.all_reduce`."""
+        launch = functools.partial(self._launch_reduce, op=op)
+        tensors = scaled(tensors, scale)
+        lengths = [tensor.shape.num_elements() for tensor in tensors]
         if None in lengths:
-            return joined(pack, lambda flat: self._cut_last_axis(flat, launch))
-        with tf.device(self._options.device):
+            return unflatten(self._cut_last_axis(flatten(tensors), launch), tensors)
+        with tf.device(self._shared.device):
             # Whoever calls has the gradient.
-            flats = [tf.stop_gradient(tf.reshape(tensor, [-1])) for tensor in pack]
-            pieces = self._cut(lengths, pack[0].dtype)
-            sent = [_put_together(flats, piece) for piece in pieces]
-            totals = _take_apart(flats, pieces, self._in_lanes(sent, launch))
+            flats = [tf.stop_gradient(tf.reshape(tensor, [-1])) for tensor in tensors]
+            chunks = self._cut(lengths, tensors[0].dtype)
+            sent = [_put_together(flats, chunk) for chunk in chunks]
+            totals = _take_apart(flats, chunks, self._in_channels(sent, launch))
             return [
-                tf.reshape(total, tensor.shape) for total, tensor in zip(totals, pack, strict=True)
+                tf.reshape(total, tensor.shape)
+                for total, tensor in zip(totals, tensors, strict=True)
             ]
 
-    def all_gather(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
         carrier = _GATHERED_AS.get(flat.dtype, flat.dtype)
 
-        def launch(piece: tf.Tensor, lane: int) -> tf.Tensor:
+        def launch(chunk: tf.Tensor, channel: int) -> tf.Tensor:
             rows = tf.raw_ops.CollectiveGatherV2(
-                input=piece, **self._arguments(piece, _family(_GATHER, piece.dtype), lane)
+                input=chunk, **self._arguments(chunk, _family(_GATHER, chunk.dtype), channel)
             )
             return tf.reshape(rows, [self.size, -1])
 
@@ -224,31 +192,36 @@ class TensorFlowGroup(ProcessGroup):
         """Rows in TensorFlow's order, by rank."""
         if self._order == tuple(range(self.size)):
             return rows
-        with tf.device(self._options.device):
+        with tf.device(self._shared.device):
             return tf.gather(rows, _inverse(self._order))
 
-    def broadcast(self, flat: tf.Tensor, root_rank: int) -> tf.Tensor:
+    def broadcast(
+        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+    ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`: the sum of the root's bits and everyone else's zeros.
 
         TensorFlow's broadcast op takes no ordering token, and moves no fewer bytes over the
         slowest link than RING's sum does.
         """
-        bits = tf.bitcast(flat, _BITS_AS[flat.dtype])
+        bits = tf.bitcast(flatten(tensors), _BITS_AS[tensors[0].dtype])
         carried = bits if bits.dtype != tf.int16 else tf.cast(bits, tf.int32)
-        mine = carried if self.rank == root_rank else tf.zeros_like(carried)
-        total = self.all_reduce(mine, ReduceOp.SUM)
-        return tf.bitcast(tf.cast(total, bits.dtype), flat.dtype)
+        mine = carried if self.rank == root else tf.zeros_like(carried)
+        [total] = self.all_reduce([mine], ReduceOp.SUM)
+        return unflatten(tf.bitcast(tf.cast(total, bits.dtype), tensors[0].dtype), tensors)
 
-    def end(self, text: str) -> None:
-        """See `ProcessGroup.end`; of all TensorFlow's collectives of this process."""
-        self._shared.guard.end(text)
+    def abort(self, text: str) -> None:
+        """See `ProcessGroup.abort`; of all TensorFlow's collectives of this process."""
+        self._shared.guard.abort(text)
         coordination_service.end_collectives(text)
 
-    def counts(self) -> tuple[int, int]:
-        """See `ProcessGroup.counts`."""
-        return self._shared.tally.counts()
-
-    def reduce_scatter(self, flat: tf.Tensor, lengths: Lengths, reduction: ReduceOp) -> tf.Tensor:
+    def reduce_scatter(
+        self,
+        flat: tf.Tensor,
+        lengths: Lengths,
+        op: ReduceOp,
+        *,
+        invocation: Invocation = UNNAMED,
+    ) -> tf.Tensor:
         """See `ProcessGroup.reduce_scatter`: an exchange, and arithmetic here.
 
         For CPUs TensorFlow registers no reduce-scatter, and launching one aborts every later
@@ -258,16 +231,18 @@ class TensorFlowGroup(ProcessGroup):
         rows = self.all_to_all(flat, tf.tile(each[tf.newaxis], [self.size, 1]))
         rows = tf.reshape(rows, tf.stack([self.size, each[self.rank]]))
         wide = tf.cast(rows, _SUMMED_AS.get(flat.dtype, flat.dtype))
-        return tf.cast(OVER_ROWS[reduction](wide, axis=0), flat.dtype)
+        return tf.cast(OVER_ROWS[op](wide, axis=0), flat.dtype)
 
-    def all_to_all(self, flat: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    def all_to_all(
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+    ) -> tf.Tensor:
         """See `ProcessGroup.all_to_all`: TensorFlow's op, which wants parts of one length."""
         bits = tf.bitcast(flat, _EXCHANGED_AS[flat.dtype])
         longest = tf.reduce_max(lengths)
 
-        def launch(piece: tf.Tensor, lane: int) -> tf.Tensor:
-            arguments = self._arguments(piece, _family(_EXCHANGE, piece.dtype), lane)
-            return tf.raw_ops.CollectiveAllToAllV2(input=piece, **arguments)
+        def launch(chunk: tf.Tensor, channel: int) -> tf.Tensor:
+            arguments = self._arguments(chunk, _family(_EXCHANGE, chunk.dtype), channel)
+            return tf.raw_ops.CollectiveAllToAllV2(input=chunk, **arguments)
 
         mine = lengths[self.rank]
         ends = tf.cumsum(mine)
@@ -280,30 +255,30 @@ class TensorFlowGroup(ProcessGroup):
         ]
         return tf.bitcast(tf.concat(arrived, axis=0), flat.dtype)
 
-    def _launch_reduce(self, piece: tf.Tensor, lane: int, *, reduction: ReduceOp) -> tf.Tensor:
+    def _launch_reduce(self, chunk: tf.Tensor, channel: int, *, op: ReduceOp) -> tf.Tensor:
         return tf.raw_ops.CollectiveReduceV2(
-            input=piece,
-            merge_op=_MERGE_OPS[reduction],
+            input=chunk,
+            merge_op=_MERGE_OPS[op],
             final_op="Id",
-            **self._arguments(piece, _family(reduction, piece.dtype), lane),
+            **self._arguments(chunk, _family(op, chunk.dtype), channel),
         )
 
-    def _arguments(self, piece: tf.Tensor, family: int, lane: int) -> dict[str, object]:
-        length = piece.shape[-1]
+    def _arguments(self, chunk: tf.Tensor, family: int, channel: int) -> dict[str, object]:
+        length = chunk.shape[-1]
         if length is None:
-            length = tf.shape(piece)[-1]
+            length = tf.shape(chunk)[-1]
         return {
             "group_size": self.size,
-            "group_key": self._group_keys[lane],
+            "group_key": self._group_keys[channel],
             "instance_key": family * 2**_LENGTH_BITS + length,
-            "ordering_token": [self._shared.ordering_tokens[lane].handle],
-            "communication_hint": self._options.collective.value,
+            "ordering_token": [self._shared.ordering_tokens[channel].handle],
+            "communication_hint": self._shared.collective.value,
             # Not TensorFlow's own: for each op it keeps a thread that sleeps all that time.
             "timeout_seconds": 0.0,
         }
 
-    def _cut(self, lengths: Sequence[int], dtype: tf.DType) -> list[Piece]:
-        wanted = piece_bytes(self._options.pieces)
+    def _cut(self, lengths: Sequence[int], dtype: tf.DType) -> list[Chunk]:
+        wanted = chunk_bytes(self._shared.channels)
         most = _MAX_LENGTH if wanted is None else wanted // dtype.size
         return cut(lengths, most=most, itemsize=dtype.size)
 
@@ -311,7 +286,7 @@ class TensorFlowGroup(ProcessGroup):
         self, tensor: tf.Tensor, launch: Launch, empty_rows: int | None = None
     ) -> tf.Tensor:
         """Launches an op for any length of the last axis, along which the results are joined."""
-        with tf.device(self._options.device):
+        with tf.device(self._shared.device):
             # Whoever calls has the gradient. Under two tapes `tf.cond` would look for another one.
             tensor = tf.stop_gradient(tensor)
             length = tensor.shape[-1]
@@ -320,57 +295,54 @@ class TensorFlowGroup(ProcessGroup):
                 length = tf.shape(tensor)[-1]
                 with tf.control_dependencies(self._check_length(length, _MAX_LENGTH)):
                     return tf.cond(
-                        length > 0, lambda: self._in_lanes([tensor], launch)[0], lambda: empty
+                        length > 0, lambda: self._in_channels([tensor], launch)[0], lambda: empty
                     )
             if length == 0:
                 return empty
             spans = [span for (span,) in self._cut([length], tensor.dtype)]
             sent = [tensor[..., span.start : span.stop] for span in spans]
-            return tf.concat(self._in_lanes(sent, launch), axis=-1)
+            return tf.concat(self._in_channels(sent, launch), axis=-1)
 
     def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
         """What fails where a length is known only when the graph runs, and too large."""
         short = tf.debugging.assert_less_equal(length, most, TOO_LONG)
         return [] if short is None else [short]
 
-    def _in_lanes(self, sent: Sequence[tf.Tensor], launch: Launch) -> list[tf.Tensor]:
-        """Launches an op for each piece, as many at once as there are lanes."""
-        lanes = min(self._options.pieces, len(sent))
+    def _in_channels(self, sent: Sequence[tf.Tensor], launch: Launch) -> list[tf.Tensor]:
+        """Launches an op for each chunk, as many at once as there are channels."""
+        channels = min(self._shared.channels, len(sent))
 
-        def one(lane: int) -> list[tf.Tensor]:
-            def over(pack: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-                return [launch(piece, lane) for piece in pack]
+        def launched(channel: int) -> list[tf.Tensor]:
+            with tf.device(self._shared.device):
+                return [
+                    self._shared.guard.checked(launch(chunk, channel), in_graphs=in_graphs)
+                    for chunk in sent[channel::channels]
+                ]
 
-            with tf.device(self._options.device):
-                return [arrived(over, piece) for piece in sent[lane::lanes]]
-
-        def arrived(over: Travel, piece: tf.Tensor) -> tf.Tensor:
-            results = self._shared.tally.over(over, [piece])
-            return self._shared.guard.checked(results, in_graphs=self.stays_on_device)[0]
-
-        if lanes > 1 and tf.executing_eagerly():
+        in_graphs = self.stays_on_device
+        if channels > 1 and tf.executing_eagerly():
             # TensorFlow comes back from an op when it is over: one thread is one op at a time.
-            with ThreadPoolExecutor(lanes, thread_name_prefix="tfddl-lane") as pool:
-                by_lane = list(pool.map(one, range(lanes)))
+            with ThreadPoolExecutor(channels, thread_name_prefix="tfddl-channel") as pool:
+                by_channel = list(pool.map(launched, range(channels)))
         else:
-            by_lane = [one(lane) for lane in range(lanes)]
-        return [by_lane[i % lanes][i // lanes] for i in range(len(sent))]
+            by_channel = [launched(channel) for channel in range(channels)]
+        return [by_channel[i % channels][i // channels] for i in range(len(sent))]
 
 
-def _put_together(flats: Sequence[tf.Tensor], piece: Piece) -> tf.Tensor:
-    parts = [flats[span.tensor][span.start : span.stop] for span in piece]
+def _put_together(flats: Sequence[tf.Tensor], chunk: Chunk) -> tf.Tensor:
+    parts = [flats[span.tensor][span.start : span.stop] for span in chunk]
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
 
 def _take_apart(
-    flats: Sequence[tf.Tensor], pieces: Sequence[Piece], arrived: Sequence[tf.Tensor]
+    flats: Sequence[tf.Tensor], chunks: Sequence[Chunk], arrived: Sequence[tf.Tensor]
 ) -> list[tf.Tensor]:
-    """Puts what has arrived where it belongs: the reverse of `_put_together` for all pieces."""
+    """Puts what has arrived where it belongs: the reverse of `_put_together` for all chunks."""
     parts: list[list[tf.Tensor]] = [[] for _ in flats]
-    for piece, total in zip(pieces, arrived, strict=True):
-        lengths = [span.stop - span.start for span in piece]
-        split = tf.split(total, lengths) if len(piece) > 1 else [total]
-        for span, part in zip(piece, split, strict=True):
+    for chunk, total in zip(chunks, arrived, strict=True):
+        lengths = [span.stop - span.start for span in chunk]
+        split = tf.split(total, lengths) if len(chunk) > 1 else [total]
+        for span, part in zip(chunk, split, strict=True):
             parts[span.tensor].append(part)
     return [
         tf.concat(of_one, axis=0) if len(of_one) > 1 else (of_one or [flat])[0]
@@ -384,7 +356,7 @@ _GATHER, _EXCHANGE = "gather", "exchange"
 _FAMILIES: dict[tuple[ReduceOp | str, tf.DType], int] = {
     family: number
     for number, family in enumerate(
-        [(reduction, dtype) for reduction in _MERGE_OPS for dtype in _REDUCED]
+        [(op, dtype) for op in _MERGE_OPS for dtype in _REDUCED]
         + [(_GATHER, dtype) for dtype in _GATHERED]
         + [(_EXCHANGE, dtype) for dtype in dict.fromkeys(_EXCHANGED_AS.values())]
     )
@@ -392,17 +364,13 @@ _FAMILIES: dict[tuple[ReduceOp | str, tf.DType], int] = {
 """The upper bits of an instance key: the kind of op and its dtype, at most 2**5 of them."""
 
 
-def _group_keys(ranks: tuple[int, ...]) -> tuple[int, ...]:
-    """Keys that all members compute alike, one per lane.
+def _group_key(ranks: tuple[int, ...], channel: int) -> int:
+    """A key that all members compute alike.
 
-    They are above all those that the strategy counts up for itself.
+    It is above all those that the strategy counts up for itself.
     """
-
-    def key(lane: int) -> int:
-        digest = hashlib.blake2b(repr((ranks, lane)).encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "little") % 2**30 + 2**30
-
-    return tuple(key(lane) for lane in range(MOST_PIECES))
+    digest = hashlib.blake2b(repr((ranks, channel)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % 2**30 + 2**30
 
 
 def tensorflow_order(ranks: Sequence[int]) -> tuple[int, ...]:

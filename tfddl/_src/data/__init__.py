@@ -18,7 +18,7 @@ Usage:
 
 from tfddl._src.data.batch_slices import slice_batches
 from tfddl._src.data.sample_weights import PADDING_WEIGHT
-from tfddl._src.data.shard import ResumePoint, Shard
+from tfddl._src.data.shard import EPOCH_STATE, EpochState, ResumePoint, Shard
 from tfddl._src.data.shard_dataset import shard_dataset
 from tfddl._src.data.shard_lookup import (
     clear_errors,
@@ -30,6 +30,8 @@ from tfddl._src.data.shard_lookup import (
 
 __all__ = [
     "PADDING_WEIGHT",
+    "EPOCH_STATE",
+    "EpochState",
     "ResumePoint",
     "Shard",
     "find_error",

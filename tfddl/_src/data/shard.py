@@ -10,14 +10,14 @@ import tensorflow as tf
 
 from tfddl._src.data import sample_weights, structure
 from tfddl._src.data.examples import Examples
-from tfddl._src.runtime import Runtime
+from tfddl._src.runtime import PerRuntime
 from tfddl._src.sharding import Batch, Plan, Position
 from tfddl.errors import DataError, UnsupportedError
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumePoint:
-    """A `fit` takes up an epoch where it was left; kept in the runtime while it does.
+    """A `fit` takes up an epoch where it was left; kept in `EpochState` while it does.
 
     From then on every iteration of the share in that epoch begins with placeholders, one for each
     step that was made, so that its length stays that of an epoch. What `rest_of` returns is
@@ -42,6 +42,23 @@ class ResumePoint:
         return self.share.rest_of(dataset, self.position)
 
 
+@dataclasses.dataclass
+class EpochState:
+    """What a `fit` that is running says to those that read its data."""
+
+    epoch: int | None = None
+    """The epoch that is running; None outside of `fit`."""
+
+    resume: ResumePoint | None = None
+    """Where the epoch goes on, if an earlier run began it."""
+
+    reports_failures: bool = False
+    """Whether `fit` tells the other ranks of a failure, so that this one has to keep step."""
+
+
+EPOCH_STATE = PerRuntime(lambda _: EpochState())
+
+
 class Shard:
     """What one worker reads of a data set.
 
@@ -52,17 +69,26 @@ class Shard:
             into its own; this is the one that there was.
     """
 
-    def __init__(self, runtime: Runtime, examples: Examples, plan: Plan, *, epoch: int) -> None:
+    def __init__(
+        self, state: EpochState, examples: Examples, plan: Plan, *, rank: int, epoch: int
+    ) -> None:
         """For examples that the plan shares out.
+
+        Args:
+            state: Which epoch is read.
+            examples: All there are.
+            plan: Which of them each rank reads.
+            rank: This one.
+            epoch: The epoch that is read outside of `fit`.
 
         Raises:
             UnsupportedError: Some worker has to run an example that doesn't count, but there is no
                 y.
         """
         self.plan = plan
-        self.rank = runtime.cluster.rank
+        self.rank = rank
         self.failure: DataError | None = None
-        self._runtime = runtime
+        self._state = state
         self._examples = examples
         self._epoch = epoch
         self._specs = (
@@ -111,7 +137,7 @@ class Shard:
 
     def _batches(self) -> Iterator[Any]:
         # Asked when iteration starts: `fit` makes an iterator for each of its epochs.
-        epoch = self._epoch if self._runtime.epoch is None else self._runtime.epoch
+        epoch = self._epoch if self._state.epoch is None else self._state.epoch
         plan = self._plan_of(epoch)
         self.failure = None
         for _ in range(self.plan.steps - plan.steps):
@@ -123,7 +149,7 @@ class Shard:
                 done += 1
         except DataError as error:
             self.failure = error
-            if not getattr(self._runtime.fit, "together", False):
+            if not self._state.reports_failures:
                 # TensorFlow makes a message of it, with all tracebacks in it.
                 raise DataError(str(error)) from None
             # `fit` tells the other ranks of it; until they know, this one has to keep step.
@@ -132,7 +158,7 @@ class Shard:
 
     def _plan_of(self, epoch: int) -> Plan:
         """The plan of the epoch that begins, or of what is left of it."""
-        resume = self._runtime.resume
+        resume = self._state.resume
         if resume is None or resume.share is not self or resume.position.epoch != epoch:
             return self.plan
         plan = self.plan.after(resume.position)

@@ -4,15 +4,15 @@ The weight travels with the gradient. A rank's gradient is that of a mean over i
 their number is the *count*. At the beginning of a step's backward pass the ranks add up their
 counts; each then multiplies its gradients with its count's part of the sum, and what all of them
 add up to is the gradient of the mean over all examples, also where ranks have different numbers of
-them. Averaging the ranks' means would weigh an example in a small batch more than one in a large
+them. Averaging the ranks' means would weight an example in a small batch more than one in a large
 batch.
 
 Gradients meet by their variables, not by their places among those that a rank has: see `matching`.
 
 Usage::
 
-    averaging = make_options("average", "none", False)
-    averages = reduce_gradients(gradients, averaging, variables)
+    options = make_options("average", "none", False)
+    averages = reduce_gradients(gradients, options, variables, step)
 """
 
 from tfddl._src.gradients.loss_count import loss_count, sum_over_ranks

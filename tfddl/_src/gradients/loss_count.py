@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName, ReduceOp, allreduce
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.runtime import StepContext, current, is_started
+from tfddl._src.runtime import is_started
+from tfddl._src.step_context import StepContext, current_step, in_step
 
 
 @contextlib.contextmanager
@@ -21,7 +22,7 @@ def loss_count(count: Any) -> Iterator[None]:
         with tfddl.loss_count(tf.shape(x)[0]):
             optimizer.apply_gradients(zip(gradients, variables))
 
-    Without it, every rank's gradient weighs the same. `fit` needs none of this. Before such a loop,
+    Without it, every rank's gradient counts the same. `fit` needs none of this. Before such a loop,
     `tfddl.broadcast_variables` gives all ranks the same weights; `fit` does that by itself. With
     ``BatchNormalization(synchronized=True)`` in the model, the gradients themselves depend on the
     counts: then compute them inside, too.
@@ -30,9 +31,7 @@ def loss_count(count: Any) -> Iterator[None]:
         count: Scalar, >= 0: the number of examples of the rank's batch, or the sum of their
             weights if the loss is divided by that. 0 leaves the rank out.
     """
-    runtime = current()
-    step = dataclasses.replace(runtime.step, count=tf.cast(count, tf.float64))
-    with runtime.in_step(step):
+    with in_step(dataclasses.replace(current_step(), count=tf.cast(count, tf.float64))):
         yield
 
 
@@ -54,7 +53,7 @@ def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
     Returns:
         The same shape and dtype.
     """
-    step = current().step if is_started() else StepContext()
+    step = current_step() if is_started() else StepContext()
     if step.count is None:
         return values
     count = tf.cast(step.count, values.dtype)

@@ -18,6 +18,7 @@ Variables are told apart by their positions among those that aren't local; their
 dtypes are compared whenever it is asked.
 """
 
+import dataclasses
 import enum
 import weakref
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,7 @@ from tfddl._src.collectives import (
 )
 from tfddl._src.comm.native import format_ranges
 from tfddl._src.gradients.options import Gradient, ReductionOptions
-from tfddl._src.runtime import AgreedGradients, current
+from tfddl._src.runtime import PerRuntime
 
 Kinds = tuple[int, ...]
 """Of each variable, the `Kind` of its gradient."""
@@ -49,6 +50,29 @@ _HINT = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Agreed:
+    """Which gradients there are in the steps of a graph, as some ranks have agreed."""
+
+    function: str
+    """How Python calls the `tf.function` that was traced."""
+
+    variables: tuple[weakref.ref[Any] | None, ...]
+    """This rank's, in order; None for what isn't a variable but a tensor, another in each trace."""
+
+    described: tuple[str, ...]
+    """What they are, the same on all ranks."""
+
+    kinds: Kinds
+
+    differed: bool
+    """Whether ranks came with different ones, so that each has zeros where only others have one."""
+
+
+_AGREED: PerRuntime[dict[tuple[int, ...], list[_Agreed]]] = PerRuntime(lambda _: {})
+"""By the ranks that have agreed; the list is the same on all of these."""
+
+
 class Kind(enum.IntEnum):
     """What a variable has for a gradient."""
 
@@ -57,11 +81,11 @@ class Kind(enum.IntEnum):
     SPARSE = 2
 
     @classmethod
-    def of(cls, gradient: Gradient, averaging: ReductionOptions) -> "Kind":
+    def of(cls, gradient: Gradient, options: ReductionOptions) -> "Kind":
         """That of a rank's own gradient, as it travels."""
         if gradient is None:
             return cls.NONE
-        is_sparse = isinstance(gradient, tf.IndexedSlices) and not averaging.sparse_as_dense
+        is_sparse = isinstance(gradient, tf.IndexedSlices) and not options.sparse_as_dense
         return cls.SPARSE if is_sparse else cls.DENSE
 
 
@@ -87,21 +111,21 @@ class Matching:
     """
 
     def __init__(
-        self, gradients: Sequence[Gradient], variables: Sequence[Any], averaging: ReductionOptions
+        self, gradients: Sequence[Gradient], variables: Sequence[Any], options: ReductionOptions
     ) -> None:
         """Asks the other ranks, where a graph is made that nobody has asked for yet.
 
         Args:
             gradients: The rank's own.
             variables: What they are the gradients of; none of them local.
-            averaging: How they are averaged.
+            options: How they are averaged.
 
         Raises:
             RanksDisagreeError: Ranks have other variables; or others don't trace.
         """
         self._gradients, self._variables = gradients, variables
-        self._own = tuple(Kind.of(gradient, averaging) for gradient in gradients)
-        self._process_set = averaging.process_set
+        self._own = tuple(Kind.of(gradient, options) for gradient in gradients)
+        self._process_set = options.process_set
         self.kinds: Kinds = ()
         """Of each variable's gradient."""
         self.name = DisplayName("step")
@@ -133,7 +157,7 @@ class Matching:
         if self._is_eager:
             flags = [[kind is k for kind in self._own] for k in (Kind.DENSE, Kind.SPARSE)]
             return tf.constant(np.ravel(flags), self.dtype)
-        compares = group_of(self._process_set).transport.compares
+        compares = group_of(self._process_set).process_group.compares
         return tf.zeros([0 if compares else self._number], self.dtype)
 
     def take(self, header: tf.Tensor, start: int) -> None:
@@ -145,7 +169,7 @@ class Matching:
 
     def _agreed(self) -> tuple[Kinds, int]:
         """In which kinds the ranks meet, as agreed now or before, and a number for these."""
-        agreed = current().agreed_gradients.setdefault(group_of(self._process_set).ranks, [])
+        agreed = _AGREED.current().setdefault(group_of(self._process_set).ranks, [])
         function = _traced_function()
         known = [
             one
@@ -158,7 +182,7 @@ class Matching:
         if not any(_covers(one, self._own) for one in known):
             rows = _everyone(self._own, self.about, self._process_set, anew=bool(known))
             known.append(
-                AgreedGradients(
+                _Agreed(
                     function=function,
                     variables=tuple(_reference(variable) for variable in self._variables),
                     described=self.about,
@@ -195,7 +219,7 @@ def _reference(source: Any) -> weakref.ref[Any] | None:
     return None if isinstance(source, tf.Tensor) else weakref.ref(source)
 
 
-def _covers(agreed: AgreedGradients, own: Kinds) -> bool:
+def _covers(agreed: _Agreed, own: Kinds) -> bool:
     """Whether ranks that have agreed upon this need not ask again.
 
     Where all had the same, other gradients may belong to another kind of step of all ranks, whose

@@ -1,4 +1,4 @@
-"""How gradients become one: the options, checked at birth."""
+"""How gradients become one: the options, checked at construction."""
 
 import dataclasses
 import enum
@@ -48,8 +48,8 @@ class ReductionOptions:
     Keras has divided each worker's loss."""
 
     by_count: bool = True
-    """Whether `fit` weighs the ranks' gradients by their numbers of examples; otherwise each rank
-    that has any weighs the same."""
+    """Whether `fit` weights the ranks' gradients by their numbers of examples; otherwise each rank
+    that has any counts the same."""
 
     predivide: float | None = None
     """What gradients are divided by before they are added up, the rest of the division coming
@@ -133,7 +133,7 @@ class ReductionOptions:
 def make_options(
     op: ReduceOp | str, compression: Compression | str, sparse_as_dense: bool
 ) -> ReductionOptions:
-    """An `ReductionOptions` of what a user gave.
+    """`ReductionOptions` of what a user gave.
 
     Raises:
         UnsupportedError: There is no such op or compression.

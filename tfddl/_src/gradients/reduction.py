@@ -17,12 +17,16 @@ from tfddl._src.collectives import (
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.gradients.matching import Matching
 from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions
-from tfddl._src.runtime import StepContext, current
+from tfddl._src.runtime import current
+from tfddl._src.step_context import StepContext
 
 
 @no_autograph
 def reduce_gradients(
-    gradients: Sequence[Gradient], averaging: ReductionOptions, variables: Sequence[Any]
+    gradients: Sequence[Gradient],
+    options: ReductionOptions,
+    variables: Sequence[Any],
+    step: StepContext,
 ) -> list[Gradient]:
     """Combines the gradients of all ranks; what the step knows of itself travels with them.
 
@@ -31,9 +35,10 @@ def reduce_gradients(
     Args:
         gradients: The rank's own. None where a variable has none: where another rank has one, it
             counts as zero, with the rank's count.
-        averaging: How.
+        options: How.
         variables: What they are the gradients of, in the same order; the same number, shapes and
             dtypes on all ranks, but for local ones.
+        step: What the step knows of itself.
 
     Returns:
         In the same order, the same on every rank (but local ones): None where all ranks have None,
@@ -43,36 +48,36 @@ def reduce_gradients(
         RanksDisagreeError: Ranks have other variables; or only some of them trace a graph that has
             gradients of other variables than any before.
     """
-    if averaging.size == 1:
+    if options.size == 1:
         return list(gradients)
     result = [
-        _own(gradient, averaging) if averaging.is_local(variable) else None
+        _own(gradient, options) if options.is_local(variable) else None
         for gradient, variable in zip(gradients, variables, strict=True)
     ]
-    shared = _shared(variables, averaging)
-    own = [_prepared(gradients[i], averaging) for i in shared]
-    matching = Matching(own, [variables[i] for i in shared], averaging)
-    weight = _Header(current().step, averaging, matching).weight(after=own)
+    shared = _shared(variables, options)
+    own = [_prepared(gradients[i], options) for i in shared]
+    matching = Matching(own, [variables[i] for i in shared], options)
+    weight = _Header(step, options, matching).weight(after=own)
     matched = zip(shared, matching.matched(), strict=True)
     values = {i: gradient for i, gradient in matched if gradient is not None}
     last_first = list(reversed(values))  # The last layers' gradients are there first.
-    for group in averaging.in_groups(last_first, variables):
-        totals = _sum_of_scaled([values[i] for i in group], averaging, weight)
+    for group in options.in_groups(last_first, variables):
+        totals = _sum_of_scaled([values[i] for i in group], options, weight)
         for i, total in zip(group, totals, strict=True):
             result[i] = total
     return result
 
 
-def _shared(variables: Sequence[Any], averaging: ReductionOptions) -> list[int]:
+def _shared(variables: Sequence[Any], options: ReductionOptions) -> list[int]:
     """Where the variables are whose gradients aren't the rank's own."""
-    return [i for i, variable in enumerate(variables) if not averaging.is_local(variable)]
+    return [i for i, variable in enumerate(variables) if not options.is_local(variable)]
 
 
-def _own(gradient: Gradient, averaging: ReductionOptions) -> Gradient:
+def _own(gradient: Gradient, options: ReductionOptions) -> Gradient:
     """A gradient that stays with the rank, as much as it would count in an average."""
-    if gradient is None or not averaging.scale_local:
+    if gradient is None or not options.scale_local:
         return gradient
-    return _scaled(gradient, tf.constant(1.0 / averaging.size))
+    return _scaled(gradient, tf.constant(1.0 / options.size))
 
 
 class _Header:
@@ -81,17 +86,17 @@ class _Header:
     def __init__(
         self,
         step: StepContext,
-        averaging: ReductionOptions,
+        options: ReductionOptions,
         matching: Matching,
         *,
         finite: Any = None,
     ) -> None:
         self._step, self._matching = step, matching
-        self._process_set = averaging.process_set
+        self._process_set = options.process_set
         dtype = matching.dtype
-        self._divides = averaging.op is ReduceOp.AVERAGE
+        self._divides = options.op is ReduceOp.AVERAGE
         self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
-        scale = averaging.scale * step.divided_by
+        scale = options.scale * step.loss_divisor
         self.weight_sent = self._count * scale if self._divides else tf.constant(1.0, dtype)
         """What this rank's gradients are multiplied with before they are added up."""
         stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
@@ -109,7 +114,8 @@ class _Header:
 
     def received(self, total: tf.Tensor) -> tf.Tensor:
         """Takes in what came back; returns what the summed gradients are divided by."""
-        current().count_round()
+        if not self._step.reports_progress:
+            current().count_round()
         self._matching.take(total, self._own_length)
         if self._step.stop_agreed is not None:
             self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
@@ -129,7 +135,7 @@ class _Header:
                 before they are there: a rank that has nothing else to do would wait for one that
                 computes first.
         """
-        mine = self.mine if current().transport.overlaps else _after(self.mine, after)
+        mine = self.mine if current().process_group.overlaps else _after(self.mine, after)
         matching = self._matching
         total = sum_numbers(
             mine, about=matching.about, name=matching.name, process_set=self._process_set
@@ -150,56 +156,56 @@ def _after(tensor: tf.Tensor, others: Sequence[Gradient]) -> tf.Tensor:
 
 
 def _sum_of_scaled(
-    values: Sequence[Any], averaging: ReductionOptions, weight: tf.Tensor
+    values: Sequence[Any], options: ReductionOptions, weight: tf.Tensor
 ) -> list[Any]:
     """The sum over the ranks of what each multiplies with a weight of its own.
 
-    It is weighed before it is added up: 16 bits would overflow, and slices are never added up.
+    It is weighted before it is added up: 16 bits would overflow, and slices are never added up.
     """
-    before = weight * _spread(averaging)
+    before = weight * _spread(options)
     sparse = [i for i, value in enumerate(values) if isinstance(value, tf.IndexedSlices)]
     dense = [i for i in range(len(values)) if i not in sparse]
-    if averaging.compression is Compression.NONE:
+    if options.compression is Compression.NONE:
         sums = sum_scaled(
             [values[i] for i in dense],
             before,
             name=DisplayName("gradients"),
-            process_set=averaging.process_set,
+            process_set=options.process_set,
         )
     else:
         scaled = [_scaled(values[i], before) for i in dense]
-        sums = _summed(scaled, averaging, name=DisplayName("gradients"))
+        sums = _summed(scaled, options, name=DisplayName("gradients"))
     reduced = list(values)
     for i, total in zip(dense, sums, strict=True):
-        reduced[i] = _divided(total, averaging)
+        reduced[i] = _divided(total, options)
     for i in sparse:
-        reduced[i] = _divided(_gathered(_scaled(values[i], before), averaging), averaging)
+        reduced[i] = _divided(_gathered(_scaled(values[i], before), options), options)
     return reduced
 
 
 def _summed(
-    values: Sequence[tf.Tensor], averaging: ReductionOptions, *, name: str
+    values: Sequence[tf.Tensor], options: ReductionOptions, *, name: str
 ) -> list[tf.Tensor]:
-    process_set = averaging.process_set
-    if averaging.compression is Compression.NONE:
+    process_set = options.process_set
+    if options.compression is Compression.NONE:
         return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)
-    narrow = [averaging.compress(value) for value in values]
+    narrow = [options.compress(value) for value in values]
     sums = sum_narrow(narrow, name=name, process_set=process_set)
     return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
 
 
-def _spread(averaging: ReductionOptions) -> float:
-    """What is left for after the sum, of the division of what is weighed before it."""
-    return 1.0 if averaging.predivide is None else averaging.size / averaging.predivide
+def _spread(options: ReductionOptions) -> float:
+    """What is left for after the sum, of the division of what is weighted before it."""
+    return 1.0 if options.predivide is None else options.size / options.predivide
 
 
-def _divided(value: Any, averaging: ReductionOptions) -> Any:
-    spread = _spread(averaging)
+def _divided(value: Any, options: ReductionOptions) -> Any:
+    spread = _spread(options)
     return value if spread == 1.0 else _scaled(value, tf.constant(1.0 / spread))
 
 
-def _gathered(slices: tf.IndexedSlices, averaging: ReductionOptions) -> tf.IndexedSlices:
-    process_set = averaging.process_set
+def _gathered(slices: tf.IndexedSlices, options: ReductionOptions) -> tf.IndexedSlices:
+    process_set = options.process_set
     # A rank that has none doesn't know of which dtype the others' indices are.
     indices = tf.cast(slices.indices, tf.int64)
     arrived = allgather(indices, name=DisplayName("gradient indices"), process_set=process_set)
@@ -212,10 +218,10 @@ def _gathered(slices: tf.IndexedSlices, averaging: ReductionOptions) -> tf.Index
     )
 
 
-def _prepared(gradient: Any, averaging: ReductionOptions) -> Any:
+def _prepared(gradient: Any, options: ReductionOptions) -> Any:
     if gradient is None:
         return None
-    if isinstance(gradient, tf.IndexedSlices) and not averaging.sparse_as_dense:
+    if isinstance(gradient, tf.IndexedSlices) and not options.sparse_as_dense:
         return gradient
     return tf.convert_to_tensor(gradient)
 
@@ -233,8 +239,9 @@ def _scaled(gradient: Any, weight: tf.Tensor) -> Any:
 @no_autograph
 def weight_gradients(
     gradients: Sequence[Gradient],
-    averaging: ReductionOptions,
+    options: ReductionOptions,
     variables: Sequence[Any],
+    step: StepContext,
     *,
     check_finite: Callable[..., Any] | None = None,
 ) -> list[Gradient]:
@@ -242,8 +249,9 @@ def weight_gradients(
 
     Args:
         gradients: The rank's own, as for `reduce_gradients`.
-        averaging: How they are averaged.
+        options: How they are averaged.
         variables: What they are the gradients of, in the same order.
+        step: What the step knows of itself.
         check_finite: Where they aren't finite on any rank by this, they become NaN on all.
 
     Returns:
@@ -253,14 +261,14 @@ def weight_gradients(
         RanksDisagreeError: As for `reduce_gradients`.
     """
     finite = None if check_finite is None else check_finite(gradients)
-    shared = _shared(variables, averaging)
-    own = [_prepared(gradients[i], averaging) for i in shared]
-    matching = Matching(own, [variables[i] for i in shared], averaging)
-    header = _Header(current().step, averaging, matching, finite=finite)
-    weight = header.weight(after=gradients) * _spread(averaging)
+    shared = _shared(variables, options)
+    own = [_prepared(gradients[i], options) for i in shared]
+    matching = Matching(own, [variables[i] for i in shared], options)
+    header = _Header(step, options, matching, finite=finite)
+    weight = header.weight(after=gradients) * _spread(options)
     # A loss-scale optimizer must skip the step for local gradients too.
     finite_anywhere = tf.where(tf.math.is_nan(weight), weight, tf.ones_like(weight))
-    result = [_scaled(_own(gradient, averaging), finite_anywhere) for gradient in gradients]
+    result = [_scaled(_own(gradient, options), finite_anywhere) for gradient in gradients]
     for i, gradient in zip(shared, matching.matched(), strict=True):
         result[i] = _scaled(gradient, weight)
     return result
@@ -268,14 +276,14 @@ def weight_gradients(
 
 @no_autograph
 def sum_gradients(
-    gradients: Sequence[tf.Tensor], averaging: ReductionOptions, variables: Sequence[Any]
+    gradients: Sequence[tf.Tensor], options: ReductionOptions, variables: Sequence[Any]
 ) -> list[tf.Tensor]:
     """The sum over the ranks of gradients that went through `weight_gradients`."""
     values = [tf.convert_to_tensor(g) for g in gradients]
-    for group in averaging.in_groups(_shared(variables, averaging), variables):
+    for group in options.in_groups(_shared(variables, options), variables):
         sums = _summed(
-            [values[i] for i in group], averaging, name=DisplayName("accumulated gradients")
+            [values[i] for i in group], options, name=DisplayName("accumulated gradients")
         )
         for i, total in zip(group, sums, strict=True):
-            values[i] = _divided(total, averaging)
+            values[i] = _divided(total, options)
     return values

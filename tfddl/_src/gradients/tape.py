@@ -10,6 +10,7 @@ from tfddl._src.gradients.loss_count import loss_count
 from tfddl._src.gradients.options import Compression, ReductionOptions, make_options
 from tfddl._src.gradients.reduction import reduce_gradients
 from tfddl._src.runtime import current
+from tfddl._src.step_context import current_step
 
 
 class DistributedGradientTape:
@@ -43,14 +44,14 @@ class DistributedGradientTape:
             sparse_as_dense: As for `DistributedOptimizer`.
         """
         self._tape = tape
-        self._averaging = make_options(op, compression, sparse_as_dense)
+        self._options = make_options(op, compression, sparse_as_dense)
         current()
 
     @classmethod
-    def of(cls, tape: tf.GradientTape, averaging: ReductionOptions) -> "DistributedGradientTape":
+    def of(cls, tape: tf.GradientTape, options: ReductionOptions) -> "DistributedGradientTape":
         """Wraps a tape, with all the options there are."""
         wrapped = cls(tape)
-        wrapped._averaging = averaging
+        wrapped._options = options
         return wrapped
 
     def gradient(
@@ -67,7 +68,7 @@ class DistributedGradientTape:
             sources: As for `tf.GradientTape.gradient`; of the same number, shapes and dtypes, in
                 the same order, on all ranks.
             output_gradients: As for `tf.GradientTape.gradient`.
-            count: What the rank's mean loss was divided by; without it, every rank weighs the
+            count: What the rank's mean loss was divided by; without it, every rank counts the
                 same.
 
         Returns:
@@ -77,12 +78,12 @@ class DistributedGradientTape:
             RanksDisagreeError: Ranks have other sources; or one traces a function again, alone,
                 with gradients that were None on all.
         """
-        weighs = count is not None and self._averaging.op is ReduceOp.AVERAGE
-        with loss_count(count) if weighs else contextlib.nullcontext():
+        is_weighted = count is not None and self._options.op is ReduceOp.AVERAGE
+        with loss_count(count) if is_weighted else contextlib.nullcontext():
             gradients = self._tape.gradient(target, sources, output_gradients)
             flat = tf.nest.flatten(gradients, expand_composites=False)
             variables = tf.nest.flatten(sources, expand_composites=False)
-            reduced = reduce_gradients(flat, self._averaging, variables)
+            reduced = reduce_gradients(flat, self._options, variables, current_step())
         return tf.nest.pack_sequence_as(gradients, reduced)
 
     def __enter__(self) -> "DistributedGradientTape":

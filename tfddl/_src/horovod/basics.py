@@ -7,8 +7,13 @@ from typing import Any
 import tensorflow as tf
 
 import tfddl
-from tfddl._src import commits
-from tfddl._src.horovod.process_sets import ProcessSet, global_process_set, process_set_by_id
+from tfddl._src.horovod.elastic_store import find_store
+from tfddl._src.horovod.process_sets import (
+    REGISTERED,
+    ProcessSet,
+    global_process_set,
+    process_set_by_id,
+)
 from tfddl._src.horovod.settings import Settings
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
@@ -51,11 +56,9 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
             stall_warning_s=settings.stall_warning_s,
         )
     _refuse_duplicates([global_process_set, *sets])
-    runtime = current()
-    is_first = not runtime.process_sets
-    runtime.process_sets = (global_process_set, *sets)
-    if runtime.commits is None and not runtime.is_child:
-        runtime.commits = commits.find_store(os.environ)
+    is_first = not REGISTERED.current().sets
+    REGISTERED.current().sets = (global_process_set, *sets)
+    find_store(os.environ)
     if settings.timeline is not None and is_first:
         tfddl.start_timeline(settings.timeline)
 

@@ -23,6 +23,7 @@ import keras
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.horovod.elastic_store import commit_store, count_run
 from tfddl._src.horovod.exceptions import HostsUpdatedInterrupt
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
@@ -69,7 +70,7 @@ class State:
         Only the first worker of each host writes.
         """
         self.save()
-        store = current().commits
+        store = commit_store()
         if store is not None and self._outlives and current().cluster.local_rank == 0:
             kept = {**self._saved, "run": self._run}
             store.write(pickle.dumps(kept, protocol=pickle.HIGHEST_PROTOCOL))
@@ -109,7 +110,7 @@ class State:
         Raises:
             UnsupportedError: It is of another model.
         """
-        store = current().commits
+        store = commit_store()
         mine = -1 if store is None or store.has_written else store.newest
         known = tfddl.allgather_object(mine, name="commits")
         self._run, self._outlives = run, True
@@ -228,9 +229,7 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(func)
     def elastic(state: State, *args: Any, **kwargs: Any) -> Any:
-        runtime = current()
-        number, runtime.elastic_runs = runtime.elastic_runs, runtime.elastic_runs + 1
-        if state.take_up(number):
+        if state.take_up(count_run()):
             state.on_reset()
         state.sync()
         while True:

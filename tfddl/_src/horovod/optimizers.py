@@ -109,8 +109,8 @@ class Tape(DistributedGradientTape):
         Args:
             source: The variable.
         """
-        kept = (*self._averaging.local, source)
-        self._averaging = dataclasses.replace(self._averaging, local=kept)
+        kept = (*self._options.local, source)
+        self._options = dataclasses.replace(self._options, local=kept)
 
     def gradient(
         self,
@@ -152,7 +152,7 @@ class Tape(DistributedGradientTape):
         """
         gradients = self.gradient(target, sources, output_gradients, use_generic_names)
         pairs = list(zip(sources, gradients, strict=True))
-        is_local = self._averaging.is_local
+        is_local = self._options.is_local
         return [p for p in pairs if is_local(p[0])], [p for p in pairs if not is_local(p[0])]
 
 

@@ -1,9 +1,10 @@
 """Process sets with ids, as Horovod gives them out."""
 
+import dataclasses
 from typing import Any
 
 from tfddl._src import collectives
-from tfddl._src.runtime import current, is_started
+from tfddl._src.runtime import PerRuntime, current, is_started
 from tfddl.errors import UnsupportedError
 
 
@@ -13,12 +14,22 @@ class ProcessSet(collectives.ProcessSet):
     @property
     def process_set_id(self) -> int | None:
         """Its place among those given to `init`, 0 for all ranks; None where it wasn't given."""
-        known = current().process_sets if is_started() else ()
+        known = REGISTERED.current().sets if is_started() else ()
         return known.index(self) if self in known else None
 
 
 global_process_set = ProcessSet()
 """All ranks."""
+
+
+@dataclasses.dataclass
+class _Registered:
+    """The process sets that `init` was told of, in the order of their ids; none before."""
+
+    sets: tuple[ProcessSet, ...] = ()
+
+
+REGISTERED = PerRuntime(lambda _: _Registered())
 
 
 def process_set_by_id(process_set_id: int) -> ProcessSet:
@@ -28,7 +39,7 @@ def process_set_by_id(process_set_id: int) -> ProcessSet:
         UnsupportedError: There is none with this id.
         NotInitializedError: `init` has not been called.
     """
-    known: tuple[ProcessSet, ...] = current().process_sets or (global_process_set,)
+    known = REGISTERED.current().sets or (global_process_set,)
     if not 0 <= process_set_id < len(known):
         raise UnsupportedError(
             f"There is no process set with the id {process_set_id}; init was given "

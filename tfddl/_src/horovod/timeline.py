@@ -3,7 +3,7 @@
 import os
 
 import tfddl
-from tfddl._src.runtime import current
+from tfddl._src.collectives import is_recording
 
 
 def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
@@ -13,5 +13,5 @@ def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False)
 
 def stop_timeline() -> None:
     """See `tfddl.stop_timeline`; where this rank has begun none, it does nothing."""
-    if current().tracer.path is not None:
+    if is_recording():
         tfddl.stop_timeline()

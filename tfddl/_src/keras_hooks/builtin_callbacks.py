@@ -9,8 +9,9 @@ from typing import Any
 
 import keras
 
+from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.patching import wrap_method
-from tfddl._src.runtime import current, is_started
+from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
 _WRITERS = (
@@ -117,7 +118,7 @@ def _stoppers(callbacks: Any) -> list[Any]:
 def _save_model(
     original: Callable[..., Any], self: Any, epoch: int, batch: int | None, logs: Any
 ) -> Any:
-    if not is_started() or current().fit is None:
+    if current_fit() is None:
         return original(self, epoch, batch, logs)
     with _whole_files(self.model):
         return original(self, epoch, batch, logs)

@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName, allgather
-from tfddl._src.data import clear_errors, find_shard
+from tfddl._src.data import EPOCH_STATE, clear_errors, find_shard
 from tfddl._src.heartbeat import Stage
 from tfddl._src.keras_hooks import replicated_data, scope, scope_data
 from tfddl._src.keras_hooks.compile import evaluates_together
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks, reraise_data_errors
-from tfddl._src.keras_hooks.fit_state import FitState
+from tfddl._src.keras_hooks.fit_state import FitState, begin_fit, current_fit, without_fit
 from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.runtime import calling_line, current, is_started
 from tfddl.errors import TfddlError, UnsupportedError
@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    fit: FitState | None = current().fit if is_started() else None
+    fit = current_fit()
     if fit is not None and fit.model is self:
         # What `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
         validates = bool(kwargs.get("_use_cached_eval_dataset"))
@@ -68,7 +68,7 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 
 
 def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    fit: FitState | None = current().fit if is_started() else None
+    fit = current_fit()
     if fit is not None and fit.model is self:
         with _in_fit(fit, Stage.PREDICTING, validates=False):
             return original(self, *args, **kwargs)
@@ -199,32 +199,28 @@ def _outside_of_fit(given: dict[str, Any], stage: Stage) -> Iterator[Callable[[F
     if not is_started():
         yield lambda _: None
         return
-    runtime = current()
-    before = runtime.fit, runtime.epoch, runtime.resume
     clear_errors(given.get("x"))
-    runtime.fit, runtime.epoch, runtime.resume = None, None, None
 
     def begin(fit: FitState) -> None:
-        runtime.fit = fit
-        runtime.epoch = (
-            0  # A share then has the order of the first epoch, whatever it was made for.
-        )
+        # A share then has the order of the first epoch, whatever it was made for.
+        begin_fit(fit, epoch=0)
 
-    try:
-        with reraise_data_errors((given.get("x"),)), runtime.board.during(stage):
-            yield begin
-    finally:
-        runtime.fit, runtime.epoch, runtime.resume = before
+    with (
+        without_fit(),
+        reraise_data_errors((given.get("x"),)),
+        current().progress_page.during(stage),
+    ):
+        yield begin
 
 
 @contextmanager
 def _in_fit(fit: FitState, stage: Stage, *, validates: bool) -> Iterator[None]:
     """While a fit that is running evaluates or predicts with its own model."""
-    runtime = current()
-    before = fit.training, fit.validating, runtime.resume
-    fit.training, fit.validating, runtime.resume = False, validates, None
+    state = EPOCH_STATE.current()
+    before = fit.training, fit.validating, state.resume
+    fit.training, fit.validating, state.resume = False, validates, None
     try:
-        with runtime.board.during(stage):
+        with current().progress_page.during(stage):
             yield
     finally:
-        fit.training, fit.validating, runtime.resume = before
+        fit.training, fit.validating, state.resume = before

@@ -21,7 +21,7 @@ from tfddl._src.collectives import (
     grouped_allreduce,
     on_all_ranks,
 )
-from tfddl._src.data import clear_errors, find_shard, repeats_shard
+from tfddl._src.data import EPOCH_STATE, clear_errors, find_shard, repeats_shard
 from tfddl._src.heartbeat import Stage
 from tfddl._src.keras_hooks import (
     builtin_callbacks,
@@ -38,8 +38,11 @@ from tfddl._src.keras_hooks.fit_state import (
     BroadcastCallback,
     FitState,
     JobCallback,
+    begin_fit,
+    current_fit,
     job_callbacks,
     running_fit,
+    without_fit,
 )
 from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.keras_hooks.patching import wrap_method
@@ -83,24 +86,24 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     if isinstance(call.arguments.get("x"), tf.data.Dataset):
         # Keras' default is True, and warns that a dataset isn't shuffled.
         call.arguments.setdefault("shuffle", False)
-    before = runtime.fit, runtime.epoch, runtime.resume
     fit: FitState | None = None
-    # The callbacks set the epoch that begins; outside of `fit` there is none.
-    runtime.epoch = call.arguments.get("initial_epoch", 0)
-    runtime.resume = None
     datasets = (call.arguments.get("x"), call.arguments.get("validation_data"))
     for dataset in datasets:
         clear_errors(dataset)
-    try:
-        with reraise_data_errors(datasets), runtime.board.during(Stage.TRAINING):
-            runtime.fit = fit = _session(self, call)
-            return original(*call.args, **call.kwargs)
-    finally:
-        if fit is not None and fit.callbacks is not None:
-            for callback in job_callbacks(fit.callbacks):
-                callback.after_fit()
-        runtime.fit, runtime.epoch, runtime.resume = before
-        self._initial_epoch = None  # A later `fit` begins where it is told to.
+    with without_fit():
+        try:
+            with reraise_data_errors(datasets), runtime.progress_page.during(Stage.TRAINING):
+                # The callbacks set the epoch that begins; outside of `fit` there is none.
+                epoch = call.arguments.get("initial_epoch", 0)
+                begin_fit(None, epoch=epoch)
+                fit = _session(self, call)
+                begin_fit(fit, epoch=epoch)
+                return original(*call.args, **call.kwargs)
+        finally:
+            if fit is not None and fit.callbacks is not None:
+                for callback in job_callbacks(fit.callbacks):
+                    callback.after_fit()
+            self._initial_epoch = None  # A later `fit` begins where it is told to.
 
 
 def _session(model: Any, call: inspect.BoundArguments) -> FitState | None:
@@ -338,8 +341,8 @@ def _give_ranks_their_own_randomness(model: Any) -> None:
 
 
 def _on_epoch_begin(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
-    if is_started() and current().epoch is not None:
-        current().epoch = epoch
+    if is_started() and EPOCH_STATE.current().epoch is not None:
+        EPOCH_STATE.current().epoch = epoch
     fit = running_fit(self)
     if fit is None:
         return original(self, epoch, logs)
@@ -365,7 +368,7 @@ def _on_train_batch_end(
         _beat_here()
         return original(self, batch, logs)
     done = batch + 1 if fit.steps is None else min(batch + 1, fit.steps)
-    current().board.count_step(epoch=fit.epoch, step=done)
+    current().progress_page.count_step(epoch=fit.epoch, step=done)
     result = original(self, batch, logs)
     fit.done = done
     if fit.together:
@@ -388,7 +391,7 @@ def _beat(original: Callable[..., Any], self: Any, batch: int, logs: Any = None)
 
 def _beat_here() -> None:
     if is_started():
-        current().board.beat()
+        current().progress_page.beat()
 
 
 def _on_epoch_end(original: Callable[..., Any], self: Any, epoch: int, logs: Any = None) -> Any:
@@ -430,7 +433,7 @@ def _recorded(fit: FitState, epoch: int) -> dict[str, Any]:
 
 
 def _results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
-    fit = current().fit if is_started() else None
+    fit = current_fit()
     if fit is None or fit.model is not self or not (fit.training or fit.validating):
         return original(self, logs)
     was_training, fit.training = fit.training, False
@@ -461,7 +464,7 @@ def _agree_on_early_end(fit: FitState) -> None:
     runtime = current()
     ran_out = f"ran out of data after {steps} of {fit.steps} steps of the epoch"
     try:
-        if runtime.transport.compares:
+        if runtime.process_group.compares:
             barrier(name=DisplayName(f"end of epoch {fit.epoch}, {ran_out}"))
         else:
             # Not by a collective: there, this one would meet the others' sum of gradients.

@@ -1,13 +1,14 @@
 """A `fit` that is running: where it stands, and who is told."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
-from tfddl._src.data import find_error
-from tfddl._src.runtime import current, is_started
+from tfddl._src.data import EPOCH_STATE, find_error
+from tfddl._src.runtime import PerRuntime, is_started
 from tfddl._src.sharding import Plan, Position
 from tfddl.errors import DataError
 
@@ -131,9 +132,42 @@ class BroadcastCallback(JobCallback):
         """What stays each rank's own."""
 
 
+@dataclasses.dataclass
+class _Running:
+    fit: FitState | None = None
+
+
+_RUNNING = PerRuntime(lambda _: _Running())
+
+
+def current_fit() -> FitState | None:
+    """The `fit` that is running in this process, if one is."""
+    return _RUNNING.current().fit if is_started() else None
+
+
+def begin_fit(fit: FitState | None, *, epoch: int) -> None:
+    """Makes a `fit` the one that is running; to be called within `without_fit`."""
+    _RUNNING.current().fit = fit
+    state = EPOCH_STATE.current()
+    state.epoch, state.reports_failures = epoch, fit is not None and fit.together
+
+
+@contextlib.contextmanager
+def without_fit() -> Iterator[None]:
+    """While no `fit` is running, until `begin_fit`; the one that ran before goes on afterwards."""
+    running_fit, state = _RUNNING.current(), EPOCH_STATE.current()
+    before = running_fit.fit, state.epoch, state.resume, state.reports_failures
+    running_fit.fit = state.epoch = state.resume = None
+    state.reports_failures = False
+    try:
+        yield
+    finally:
+        running_fit.fit, state.epoch, state.resume, state.reports_failures = before
+
+
 def running_fit(callbacks: Any) -> FitState | None:
     """The `fit` that a list of callbacks belongs to, if it does."""
-    fit: FitState | None = current().fit if is_started() else None
+    fit = current_fit()
     return fit if fit is not None and callbacks.model is fit.model else None
 
 

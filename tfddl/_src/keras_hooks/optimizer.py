@@ -19,6 +19,7 @@ from tfddl._src.gradients import (
     weight_gradients,
 )
 from tfddl._src.runtime import current
+from tfddl._src.step_context import current_step
 from tfddl.errors import UnsupportedError
 
 _OVERRIDDEN = ("_clip_gradients", "_all_reduce_sum_gradients")
@@ -80,7 +81,7 @@ def DistributedOptimizer(
 
 
 def distribute(
-    optimizer: keras.optimizers.Optimizer, averaging: ReductionOptions
+    optimizer: keras.optimizers.Optimizer, options: ReductionOptions
 ) -> keras.optimizers.Optimizer:
     """`DistributedOptimizer`, with all the options there are.
 
@@ -90,7 +91,7 @@ def distribute(
     """
     current()
     refuse_strategy_scope()
-    _distribute(optimizer, averaging)
+    _distribute(optimizer, options)
     return optimizer
 
 
@@ -117,12 +118,28 @@ def is_under_scope(optimizer: Any) -> bool:
     return is_distributed(optimizer) and innermost(optimizer).tfddl_under_scope
 
 
-def _distribute(optimizer: keras.optimizers.Optimizer, averaging: ReductionOptions) -> None:
+def _distribute(optimizer: keras.optimizers.Optimizer, options: ReductionOptions) -> None:
     _check_optimizer(optimizer)
     inner = innermost(optimizer)
     base: Any = type(inner)
     inner.__class__ = _distributed_class(base)
-    inner.tfddl_options = averaging
+    inner.tfddl_options = options
+
+
+def loss_divisor(optimizer: Any) -> int:
+    """By what a loss may be divided before gradients are computed, so that a mean is only a sum.
+
+    Args:
+        optimizer: That of a model. A loss-scale optimizer around ours doesn't ask ours to scale the
+            loss.
+
+    Returns:
+        What belongs into `StepContext.loss_divisor` of a step in which `scale_loss` is called once,
+        and all gradients come from what it returns.
+    """
+    if not isinstance(optimizer, _Distributed) or not optimizer.tfddl_options.divides_losses:
+        return 1
+    return optimizer.tfddl_options.size
 
 
 def is_distributed(optimizer: Any) -> bool:
@@ -151,16 +168,9 @@ class _Distributed:
     """Whether the model is one of ``strategy.scope()``."""
 
     def scale_loss(self, loss: Any) -> Any:
-        """Divides by the number of ranks what Keras' own `train_step` then differentiates.
-
-        Where all ranks have equally many examples, their gradients then only have to be added up;
-        where they don't, `tfddl._src.gradients` makes up for it.
-        """
-        step, averaging = current().step, self.tfddl_options
-        if step.is_plain and step.divided_by == 1 and averaging.divides_losses:
-            step.divided_by = averaging.size
-            loss = loss / averaging.size
-        return super().scale_loss(loss)  # type: ignore[misc]
+        """Divides what Keras' own `train_step` then differentiates, as the step says."""
+        divisor = current_step().loss_divisor
+        return super().scale_loss(loss if divisor == 1 else loss / divisor)  # type: ignore[misc]
 
     def apply(self, grads: Sequence[Gradient], trainable_variables: Any = None) -> None:
         """Averages the gradients over the workers, then applies them."""
@@ -188,7 +198,7 @@ class _Distributed:
         return [part for part in parts if isinstance(part, tf.Tensor)][:1]
 
     def _clip_gradients(self, grads: Sequence[Gradient]) -> Any:
-        """With accumulation: what was accumulated, already weighed, is added up just once."""
+        """With accumulation: what was accumulated, already weighted, is added up just once."""
         if accumulates(self):
             if self.tfddl_options.size > 1:
                 grads = sum_gradients(grads, self.tfddl_options, self.tfddl_applied)
@@ -211,18 +221,20 @@ def reduce_or_weight(
 ) -> list[Gradient]:
     """What an optimizer does with a step's gradients before anything else.
 
-    Without accumulation they are reduced. With it they are only weighed, by what all ranks' counts
+    Without accumulation they are reduced. With it they are only weighted, by what all ranks' counts
     are; should they not be finite on any rank (asked where a loss-scale optimizer is around), they
     become NaN on all.
     """
     gradients = list(gradients)
-    averaging = optimizer.tfddl_options
-    if averaging.size == 1:
+    options = optimizer.tfddl_options
+    if options.size == 1:
         return gradients
     variables = _variables(optimizer, variables)
     if accumulates(optimizer):
-        return weight_gradients(gradients, averaging, variables, check_finite=check_finite)
-    return reduce_gradients(gradients, averaging, variables)
+        return weight_gradients(
+            gradients, options, variables, current_step(), check_finite=check_finite
+        )
+    return reduce_gradients(gradients, options, variables, current_step())
 
 
 def _variables(optimizer: Any, given: Any) -> list[Any]:

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfddl._src.data import ResumePoint
-from tfddl._src.keras_hooks.fit_state import FitState, RestOfEpoch
+from tfddl._src.data import EPOCH_STATE, ResumePoint
+from tfddl._src.keras_hooks.fit_state import FitState, RestOfEpoch, current_fit
 from tfddl._src.keras_hooks.patching import changed, wrap_method
-from tfddl._src.runtime import current, is_started
 from tfddl._src.sharding import Position
 from tfddl.errors import UnsupportedError
 
@@ -44,7 +43,7 @@ def resume_from(fit: FitState, position: Position, *, size: int) -> None:
         )
     plan = fit.share.plan.after(position)
     fit.rest = RestOfEpoch(plan=plan, epoch=position.epoch, skipped=fit.share.steps_done(position))
-    current().resume = ResumePoint(fit.share, position)
+    EPOCH_STATE.current().resume = ResumePoint(fit.share, position)
 
 
 def start_at_epoch(fit: FitState, epoch: int) -> None:
@@ -56,7 +55,7 @@ def start_at_epoch(fit: FitState, epoch: int) -> None:
 def end_resumed_epoch(fit: FitState) -> None:
     """The epoch that was begun by an earlier run is at its end."""
     if fit.rest is not None:
-        current().resume = None
+        EPOCH_STATE.current().resume = None
 
 
 class _Epoch(int):
@@ -70,7 +69,7 @@ class _Epoch(int):
 
 
 def _enumerate_iterator(original: Callable[..., Any], self: Any) -> Any:
-    fit: FitState | None = current().fit if is_started() else None
+    fit = current_fit()
     if fit is None or not fit.training or fit.share is None:
         return original(self)
     # With steps_per_epoch Keras has made this epoch's iterator at the end of the last one, in the
@@ -84,7 +83,9 @@ def _rest(iterator: Any, skipped: int) -> Iterator[tuple[int, int, Any]]:
     """An epoch without its first steps, numbered as if they had been."""
     stride = iterator.steps_per_execution
     iterator.data_adapter.on_epoch_begin()
-    batches = iter(current().resume.rest_of(iterator._get_iterator()))
+    resume = EPOCH_STATE.current().resume
+    assert resume is not None
+    batches = iter(resume.rest_of(iterator._get_iterator()))
     for step in range(skipped, iterator.num_batches, stride):
         yield step, step + stride - 1, batches
     iterator.data_adapter.on_epoch_end()

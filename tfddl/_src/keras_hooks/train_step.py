@@ -18,11 +18,13 @@ from tfddl._src.collectives import ReduceOp
 from tfddl._src.gradients import ReductionOptions
 from tfddl._src.keras_hooks import scope
 from tfddl._src.keras_hooks.compile import NO_XLA, exchanges_gradients, trains_together
+from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.moving_statistics import MovingStatistics, synchronized
-from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks.optimizer import innermost, loss_divisor
 from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.moments import NEGLIGIBLE_COUNT
-from tfddl._src.runtime import StepContext, current, is_started
+from tfddl._src.runtime import current, is_started
+from tfddl._src.step_context import StepContext, current_step, in_step
 from tfddl.errors import UnsupportedError
 
 _WEIGHTED = "mean_with_sample_weight"
@@ -63,7 +65,7 @@ class StepState:
     @classmethod
     def new(cls) -> "StepState":
         """State for a model, where the gradients stay: on the CPU, or on the GPU with NCCL."""
-        with tf.init_scope(), tf.device(current().transport.device):
+        with tf.init_scope(), tf.device(current().process_group.device):
             return cls(
                 stop=tf.Variable(0.0, trainable=False, name="tfddl_stop"),
                 stop_agreed=tf.Variable(0.0, trainable=False, name="tfddl_stop_agreed"),
@@ -143,6 +145,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             count = tf.where(counts, count, tf.zeros_like(count))
             num_examples = tf.where(counts, num_examples, 0)
         pooled = MovingStatistics(model, averaging.local)
+        is_plain = getattr(original, "__func__", None) is keras.Model.train_step
         step = StepContext(
             count=count,
             averages=_averages(model),
@@ -151,12 +154,14 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             totals=state.totals,
             statistics=pooled,
             examples=num_examples,
-            is_plain=getattr(original, "__func__", None) is keras.Model.train_step,
+            # Keras' own step has one loss, from which all gradients come.
+            loss_divisor=loss_divisor(model.optimizer) if is_plain else 1,
+            reports_progress=current_fit() is not None,
         )
         is_weighted = by_count and _is_weighted(model, weight)
         logged = _logged_by_weight(model, step, state.totals) if is_weighted else nullcontext()
         with (
-            current().in_step(step),
+            in_step(step),
             logged,
             _unchanged_unless(counts, lambda: _own_state(model, pooled)),
         ):
@@ -223,7 +228,7 @@ def _values(variables: Sequence[Any]) -> dict[int, tf.Tensor]:
 
 
 def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    with tf.init_scope(), tf.device(current().transport.device):
+    with tf.init_scope(), tf.device(current().process_group.device):
         last = _new_last_examples()
 
     def test_step(data: Any) -> Any:
@@ -233,7 +238,7 @@ def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any],
         counts = _stand_in(weight)
         num_examples = _batch_size(data)
         with (
-            current().in_step(StepContext(examples=num_examples)),
+            in_step(StepContext(examples=num_examples)),
             _evaluated_by_weight(model, weight),
             _unchanged_unless(counts, lambda: _metric_variables(model)),
         ):
@@ -259,7 +264,7 @@ def _counting_step(
             return original(data)
         # A step of the user's own may get anything.
         weight = data[2] if testing and isinstance(data, tuple) and len(data) == 3 else None
-        with current().in_step(StepContext(examples=_batch_size(data))):
+        with in_step(StepContext(examples=_batch_size(data))):
             with _evaluated_by_weight(model, weight):
                 return original(data)
 
@@ -320,7 +325,7 @@ def _is_weighted(model: Any, weight: Any) -> bool:
 
 def _num_examples(x: Any) -> tf.Tensor:
     leaf = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
-    if not current().transport.stays_on_device:
+    if not current().process_group.stays_on_device:
         return tf.shape(leaf, tf.int64)[0]
     if leaf.shape[0] is not None:
         return tf.constant(leaf.shape[0], tf.int64)
@@ -347,7 +352,7 @@ def _update_mean(
     outputs (but where a batch's size is static), in metrics that return one number, in what a
     `train_step` of one's own gives to `keras.metrics.Mean`.
     """
-    examples = current().step.examples if is_started() else None
+    examples = current_step().examples if is_started() else None
     if examples is not None and sample_weight is None and _is_number(values):
         sample_weight = examples
     return original(self, values, sample_weight)

@@ -1,21 +1,22 @@
-"""What this process has started, and what its training step knows.
+"""What this process has started: the context that all layers above share.
 
 The one mutable module global of tfddl lives here.
 """
 
 import atexit
-import dataclasses
-import threading
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable
+from types import FrameType
 
 import tensorflow as tf
 
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm import ForkedProcessGroup, ProcessGroup, SingleProcessGroup, Tracer, counter
-from tfddl._src.commits import CommitStore
+from tfddl._src.comm import (
+    ForkedProcessGroup,
+    Instrumentation,
+    ProcessGroup,
+    SingleProcessGroup,
+    counter,
+)
 from tfddl._src.cpu import cores_of_worker
 from tfddl._src.heartbeat import ProgressPage, ProgressReporter
 from tfddl._src.runtime.devices import (
@@ -31,134 +32,63 @@ from tfddl._src.runtime.options import Options
 from tfddl._src.runtime.startup_checks import JoinedJob, join_job
 from tfddl.errors import NotInitializedError, StartError
 
-
-class Statistics(Protocol):
-    """What every rank's batch changes, and all ranks then take the mean of."""
-
-    def change(self, dtype: tf.DType) -> tf.Tensor:
-        """What this rank has changed: flat, of a length that is known and alike on all ranks."""
-
-    def take(self, changes: tf.Tensor) -> None:
-        """Takes in the mean over the ranks, by count."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AgreedGradients:
-    """Which gradients there are in the steps of a graph, as some ranks have agreed."""
-
-    function: str
-    """How Python calls the `tf.function` that was traced."""
-
-    variables: tuple[weakref.ref[Any] | None, ...]
-    """This rank's, in order; None for what isn't a variable but a tensor, another in each trace."""
-
-    described: tuple[str, ...]
-    """What they are, the same on all ranks."""
-
-    kinds: tuple[int, ...]
-    """Of each variable, what kind of gradient it has; `tfddl._src.gradients` numbers them."""
-
-    differed: bool
-    """Whether ranks came with different ones, so that each has zeros where only others have one."""
-
-
-@dataclasses.dataclass
-class StepContext:
-    """What the training step that is being traced or run knows of itself."""
-
-    count: tf.Tensor | None = None
-    """What the rank's mean loss was divided by; None where nobody said."""
-
-    averages: bool = True
-    """Whether gradients are averaged by these counts; otherwise they are added up."""
-
-    stop: tf.Variable | None = None
-    """Float scalar: above 0 where this rank wants training to end."""
-
-    stop_agreed: tf.Variable | None = None
-    """Float scalar that becomes above 0 once any rank wants training to end."""
-
-    totals: tf.Variable | None = None
-    """Float, (2,): becomes all ranks' count and number of examples once the step has heard them."""
-
-    statistics: Statistics | None = None
-    """What else is averaged along with the gradients, by the number of examples."""
-
-    examples: tf.Tensor | None = None
-    """How many examples the rank has in the step, 0 for a stand-in."""
-
-    is_plain: bool = False
-    """Whether it is Keras' own: one loss, from which all gradients come."""
-
-    divided_by: int = 1
-    """What the loss was divided by before its gradients were computed."""
+SignalHandler = Callable[[int, FrameType | None], None]
 
 
 class Runtime:
-    """The runtime of this process; `start` makes the only one."""
+    """The runtime of this process; `start` makes the only one.
+
+    It knows nothing of the layers above: what these keep for it, they keep in a `PerRuntime`.
+
+    Attributes:
+        asked: What `start` was told of the cluster; `cluster` is what came of it.
+        options: What `tfddl.init()` was asked for.
+        cluster: Who takes part, and which of them this worker is.
+        collective: Which of TensorFlow's collectives there would be.
+        num_cores: How many cores this worker may count on.
+        job: Where all ranks have joined; None for one worker.
+        process_group: All workers, and how tensors travel between them.
+        instrumentation: What the collectives of this process do.
+        progress_page: Where the launcher reads how far this worker has come.
+        started_strategy: What `strategy` has returned; None before.
+        sigterm_handler: What we ourselves have put in place for SIGTERM, if anything.
+        is_child: Whether this is a process that was forked from the worker.
+    """
 
     def __init__(
         self,
         cluster: Cluster | PartialCluster,
         options: Options,
-        board: ProgressPage,
+        progress_page: ProgressPage,
         secret: bytes,
     ) -> None:
         self.asked = cluster
-        """What `start` was told of the cluster; `cluster` is what came of it."""
         self.options = options
-        self.board = board
-        """Where the launcher reads how far this worker has come."""
-        self.agreed: dict[str, tf.Variable] = {}
-        """Signatures that all ranks have compared inside a graph, and whether they have yet."""
-        self.agreed_gradients: dict[tuple[int, ...], list[AgreedGradients]] = {}
-        """By the ranks that have agreed; the list is the same on all of these."""
-        self.eager_turn = threading.RLock()
-        """Held by the thread whose eager operation is under way, where they can't be told apart."""
-        self.epoch: int | None = None
-        """The epoch of the `fit` that is running, if one is."""
-        self.fit: Any = None
-        """The `fit` that is running on all ranks, if one is; `tfddl._src.keras_hooks` keeps it."""
-        self.resume: Any = None
-        """The `tfddl._src.data.ResumePoint` of the `fit` that is running, if it takes up an epoch."""
-        self.process_sets: tuple[Any, ...] = ()
-        """Those that Horovod's `init` was told of, in the order of their ids."""
-        self.commits: CommitStore | None = None
-        """What outlives this process, if the launcher has given it anything."""
-        self.sigterm_handler: Any = None
-        """What `tfddl.callbacks` has put in place for SIGTERM, if anything."""
-        self.is_child = False
-        """Whether this is a process that was forked from the worker."""
-        self.elastic_runs = 0
-        """How many times Horovod's `elastic.run` has been begun in this process."""
-        self._gathered = 0
-        self.step = StepContext()
+        self.progress_page = progress_page
         self.started_strategy: tf.distribute.Strategy | None = None
-        """What `strategy` has returned; None before."""
-        self.tracer = Tracer()
+        self.sigterm_handler: SignalHandler | None = None
+        self.is_child = False
+        self._gathered = 0
         self._rounds = counter("tfddl_rounds")
         self._counts_rounds = False
-        self.transport: ProcessGroup = SingleProcessGroup()
-        self.pieces = 1
-        """In how many pieces at once TensorFlow's collectives send what is large."""
-        self.met = join_job(cluster, options, secret) if cluster.size > 1 else None
-        """Where all ranks have met; None for one worker."""
-        if self.met is None:
+        self.instrumentation = Instrumentation(cluster.size)
+        self.process_group: ProcessGroup = SingleProcessGroup()
+        self.job = join_job(cluster, options, secret) if cluster.size > 1 else None
+        if self.job is None:
             assert isinstance(cluster, Cluster)
             self.cluster, self.collective = cluster, resolve_collective(cluster, options)
         else:
-            self.cluster = self.met.rendezvous.cluster
-            self.collective = self.met.choice.collective
+            self.cluster = self.job.rendezvous.cluster
+            self.collective = self.job.choice.collective
         self.num_cores = cores_of_worker(self.cluster.local_size, own=options.cores)
-        """How many cores this worker may count on."""
         set_up_threads(self.cluster, options, self.num_cores)
         try:
             set_up_gpus(self.cluster)
-            if self.met is not None:
-                self._connect(self.met)
+            if self.job is not None:
+                self.process_group = self._connect(self.job)
         except BaseException:
-            if self.met is not None:
-                self.met.close()
+            if self.job is not None:
+                self.job.close()
             raise
         self._report_progress()
 
@@ -177,12 +107,12 @@ class Runtime:
         """
         if self.started_strategy is not None:
             return self.started_strategy
-        if self.met is None:
+        if self.job is None:
             self.started_strategy = make_strategy(self.cluster, self.collective)
         else:
             self.started_strategy = start_servers(
-                self.met.rendezvous,
-                self.met.choice,
+                self.job.rendezvous,
+                self.job.choice,
                 why=f"{called} was called",
                 hint=f"move {calling_line()} to the top of the script, right after tfddl.init(), "
                 "before any model, tensor or dataset is made",
@@ -206,56 +136,49 @@ class Runtime:
             StalledError: Ranks, which are named, haven't called it in time.
             PeerLostError: Rank 0 has ended.
         """
-        assert self.met is not None
+        assert self.job is not None
         self._gathered += 1
         limits = [s for s in (timeout_s, self.options.timeout_s) if s > 0]
         unique = f"{key} ({self._gathered}. time)"
-        return self.met.rendezvous.gather(unique, text, timeout_s=min(limits, default=0.0))
-
-    @contextmanager
-    def in_step(self, step: StepContext) -> Iterator[None]:
-        """Makes `step` the one that optimizers see."""
-        before, self.step = self.step, step
-        try:
-            yield
-        finally:
-            self.step = before
+        return self.job.rendezvous.gather(unique, text, timeout_s=min(limits, default=0.0))
 
     def count_round(self) -> None:
-        """Lets the launcher see an exchange of gradients outside of `fit`, in graphs too."""
-        if self._counts_rounds and self.fit is None:
+        """Lets the launcher see an exchange of gradients, in graphs too."""
+        if self._counts_rounds:
             with tf.device("CPU:0"):
                 self._rounds.value.assign_add(1, read_value=False)
 
     def disown(self) -> None:
         """In a forked child: lets go of what is the worker's."""
         self.is_child = True
-        self.board.forget()
-        self.commits = None
+        self.progress_page.forget()
         if self.cluster.size > 1:
-            self.transport = ForkedProcessGroup(self.cluster.rank, self.cluster.size)
+            self.process_group = ForkedProcessGroup(self.cluster.rank, range(self.cluster.size))
 
     def _report_progress(self) -> None:
-        self.board.sign()
-        self.board.enable_stack_dumps()
-        if self.board.is_shared and self.cluster.size > 1:
+        self.progress_page.sign()
+        self.progress_page.enable_stack_dumps()
+        if self.progress_page.is_shared and self.cluster.size > 1:
             self._counts_rounds = True
-            teller = ProgressReporter(
-                self.board, self.transport.counts, lambda: self._rounds.number
-            )
+            counts = self.instrumentation.counts
+            teller = ProgressReporter(self.progress_page, counts, lambda: self._rounds.number)
             atexit.register(teller.end)
 
-    def _connect(self, met: JoinedJob) -> None:
+    def _connect(self, job: JoinedJob) -> ProcessGroup:
         def start_strategy(why: str) -> tf.distribute.Strategy:
             hint = "move tfddl.init() to the top of the script"
-            self.started_strategy = start_servers(met.rendezvous, met.choice, why=why, hint=hint)
+            self.started_strategy = start_servers(job.rendezvous, job.choice, why=why, hint=hint)
             return self.started_strategy
 
-        connected = GroupSetup(
-            met=met, num_cores=self.num_cores, start_strategy=start_strategy
-        ).connect(self.tracer)
-        self.transport, self.pieces = connected.transport, connected.pieces
-        met.rendezvous.on_conflict(self.transport.end)
+        setup = GroupSetup(
+            job=job,
+            num_cores=self.num_cores,
+            instrumentation=self.instrumentation,
+            start_strategy=start_strategy,
+        )
+        group = setup.connect()
+        job.rendezvous.on_conflict(group.abort)
+        return group
 
 
 class _Slot:
@@ -269,14 +192,18 @@ _SLOT = _Slot()
 
 
 def start(
-    cluster: Cluster | PartialCluster, options: Options, board: ProgressPage, *, secret: bytes = b""
+    cluster: Cluster | PartialCluster,
+    options: Options,
+    progress_page: ProgressPage,
+    *,
+    secret: bytes = b"",
 ) -> Runtime:
     """Starts the runtime, or takes up the one that is there.
 
     Args:
         cluster: Who takes part.
         options: What was asked for.
-        board: Where the launcher reads how far this worker has come.
+        progress_page: Where the launcher reads how far this worker has come.
         secret: What the launcher has told all workers, and nobody else; b"" if it hasn't.
 
     Raises:
@@ -285,7 +212,7 @@ def start(
         DisagreementError: The ranks were told of different clusters.
     """
     if _SLOT.runtime is None:
-        runtime = _SLOT.runtime = Runtime(cluster, options, board, secret)
+        runtime = _SLOT.runtime = Runtime(cluster, options, progress_page, secret)
         in_children(runtime.disown, own_handler=lambda: runtime.sigterm_handler)
     elif (_SLOT.runtime.asked, _SLOT.runtime.options) != (cluster, options):
         raise StartError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm import Collective, check_pieces
+from tfddl._src.comm import Collective
 from tfddl._src.runtime.gpu_discovery import gpu_identity
 from tfddl._src.runtime.options import Options
 from tfddl.errors import StartError
@@ -62,17 +62,14 @@ def resolve_collective(cluster: Cluster | PartialCluster, options: Options) -> C
     """Which of TensorFlow's collectives this worker would use.
 
     Raises:
-        StartError: Several pieces by NCCL; or see `choose_collective`.
+        StartError: See `choose_collective`.
     """
-    collective = choose_collective(
+    return choose_collective(
         options.collective,
         num_gpus=len(tf.config.list_physical_devices("GPU")),
         local_size=cluster.local_size or 1,
         visible=os.environ.get(_VISIBLE),
     )
-    if cluster.size > 1:
-        check_pieces(options.pieces, collective)
-    return collective
 
 
 def gpu_of(cluster: Cluster | PartialCluster, num_gpus: int) -> int | None:

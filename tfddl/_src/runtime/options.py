@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from tfddl._src.comm import MOST_PIECES, Between, Collective, check_pieces
+from tfddl._src.comm import Between, Collective
 from tfddl._src.comm.native import Timeouts
 from tfddl.errors import StartError
 
@@ -16,7 +16,6 @@ class Options:
     between_hosts: Between | None = None
     intra_op_threads: int | None = None
     inter_op_threads: int | None = None
-    pieces: int | None = None
     timeout_s: float = 600.0
 
     deadlock_timeout_s: float = 600.0
@@ -40,9 +39,6 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
-        if self.pieces is not None and not 1 <= self.pieces <= MOST_PIECES:
-            raise StartError(f"pieces is {self.pieces}; it must be 1..{MOST_PIECES}, or None.")
-        check_pieces(self.pieces, self.collective)
         if self.collective is not None and self.between_hosts is Between.TCP:
             raise StartError(
                 f"collective is {self.collective.value!r}, by which all workers speak to each "

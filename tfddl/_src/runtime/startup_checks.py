@@ -98,7 +98,6 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
     if not problem and choice.wants_tcp(cluster):
         lobby = listen_for_hosts(cluster.rank)
     facts = {
-        "pieces": options.pieces,
         "collective": str(options.collective or "auto"),
         "between_hosts": str(options.between_hosts or "auto"),
         "resolved": str(choice.collective),
@@ -142,7 +141,7 @@ def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
     for rank, fact in enumerate(facts):
         if fact["problem"]:
             raise StartError(f"rank {rank} can't start: {fact['problem']}")
-    for name in ("pieces", "collective", "between_hosts"):
+    for name in ("collective", "between_hosts"):
         values = [fact[name] for fact in facts]
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:

@@ -15,7 +15,7 @@ Usage::
         [total] = wire.all_reduce([array], Reduction.SUM, Call("loss", "allreduce float32 (3,)"))
 """
 
-from tfddl._src.comm.native.backend import Network
+from tfddl._src.comm.native.backend import ByteCounters, Network
 from tfddl._src.comm.native.communicator import Communicator
 from tfddl._src.comm.native.diagnostics import (
     describe_difference,
@@ -32,6 +32,7 @@ from tfddl._src.comm.native.unix_rendezvous import connect_local
 
 __all__ = [
     "OpSignature",
+    "ByteCounters",
     "Address",
     "TcpRendezvous",
     "Network",

@@ -13,8 +13,8 @@ UNKNOWN_THREAD = 0
 """A thread that isn't Python's, of which nothing else is known."""
 
 _OURS = (
-    *("tfddl-endpoint", "tfddl-progress", "tfddl-watch", "tfddl-roll", "tfddl-writer"),
-    "tfddl-lane",
+    *("tfddl-endpoint", "tfddl-progress", "tfddl-stall-inspector", "tfddl-writer"),
+    "tfddl-channel",
 )
 """Threads that begin no operation by themselves, by the beginnings of their names."""
 

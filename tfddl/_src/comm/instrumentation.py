@@ -1,0 +1,396 @@
+"""What the collectives of this process do: counted, timed, traced, and which of them is under way.
+
+One object records it all, and `InstrumentedGroup` feeds it with what a process group does whose
+operations are TensorFlow's. `NativeGroup` feeds it from the Python that its operations run anyway.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfddl._src.comm.lazy_variable import LazyVariable, counter
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.native.thread_stacks import is_in_pipeline
+from tfddl._src.comm.process_group import UNNAMED, Invocation, Lengths, ProcessGroup
+
+_MAX_EVENTS = 1_000_000
+
+Launch = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
+"""What comes of several tensors."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """A collective, as one rank saw it."""
+
+    name: str
+    ranks: tuple[int, ...]
+    """Who took part."""
+
+    num_bytes: int
+    """What this rank gave."""
+
+    begin_s: float
+    """When this rank was ready, in seconds since the epoch, by its own clock."""
+
+    end_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """A kind of operation that this rank comes to."""
+
+    name: str
+    """What a trace calls it: "allreduce sum <loss>"."""
+
+    text: str
+    """What messages call it, with the tensors."""
+
+    ranks: tuple[int, ...]
+    """Who takes part, as the job counts them."""
+
+    @classmethod
+    def of(cls, invocation: Invocation, ranks: tuple[int, ...]) -> "Operation":
+        """An invocation of some ranks."""
+        call = invocation.call
+        return cls(call.text.partition("\n")[0], str(call), ranks)
+
+
+class _Counts:
+    """Operations that have begun and ended: in Python, and in TensorFlow's graphs."""
+
+    def __init__(self) -> None:
+        self._begun = self._ended = 0
+        self._lock = threading.Lock()
+        self.keep_on("CPU:0")
+
+    def keep_on(self, device: str) -> None:
+        self.begun = counter("tfddl_begun", device)
+        self.ended = counter("tfddl_ended", device)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        with self._lock:
+            self._begun += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ended += 1
+
+    def read(self) -> tuple[int, int]:
+        return self._begun + self.begun.number, self._ended + self.ended.number
+
+
+class Instrumentation:
+    """Counts, times and traces the collectives of this process, and knows which is under way.
+
+    The clock runs from when a rank's tensors are ready until the results are there. So it counts
+    the waiting for ranks that come later; of operations that overlap, each moment counts once.
+    Whether time is measured, or events are collected, is asked when a graph runs, not when it is
+    made; a graph for which nobody wants to know pays next to nothing.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Begins at 0.
+
+        Args:
+            size: Of the job.
+        """
+        self._everyone = tuple(range(size))
+        self._of_everyone, self._of_some = _Counts(), _Counts()
+        self._device, self._stays_on_device = "CPU:0", False
+        self._measures = False
+        self.is_tracing = False
+        """Whether events are collected."""
+        self._is_wanted = LazyVariable(self._new_flag)
+        self._seconds = self._last_end_s = 0.0
+        self._events: collections.deque[Event] = collections.deque(maxlen=_MAX_EVENTS)
+        self._lock = threading.Lock()
+        self.has_subgroups = False
+        """Whether there are operations of some ranks only, which not all ranks count."""
+        self.is_in_pipelines = False
+        """Whether there are operations in `tf.data` pipelines, whose threads nobody sees."""
+        self._operations: list[Operation] = [Operation("", "the first operation", self._everyone)]
+        self._numbers: dict[Operation, int] = {}
+        self._current = counter("tfddl_current_operation")
+        self._eager: Operation | None = None
+
+    def keep_on(self, device: str, *, stays_there: bool) -> None:
+        """Says where counters of graphs are kept; to be called before anything is recorded.
+
+        Args:
+            device: Where the tensors are: an edge from a GPU to the CPU waits for all that the GPU
+                was given before.
+            stays_there: Whether nothing else may be used. Then there is no clock: the CPU tells the
+                time, and to ask it would keep the GPU waiting. Events are recorded only in graphs
+                that are made while events are collected.
+        """
+        self._device, self._stays_on_device = device, stays_there
+        self._current = counter("tfddl_current_operation", device)
+        for counts in (self._of_everyone, self._of_some):
+            counts.keep_on(device)
+
+    def counts(self) -> tuple[int, int]:
+        """How many operations of all ranks have begun and ended here; any thread may ask.
+
+        All ranks begin the same ones, in the same order: so the one that has begun fewest is the
+        one that others wait for.
+        """
+        return self._of_everyone.read()
+
+    def counts_of_all_groups(self) -> tuple[int, int]:
+        """Like `counts`, with the operations of some ranks only."""
+        (begun, ended), (more_begun, more_ended) = self.counts(), self._of_some.read()
+        return begun + more_begun, ended + more_ended
+
+    def measure(self, wanted: bool) -> bool:
+        """Starts or stops the clock that `seconds` reads; this rank's own affair.
+
+        Returns:
+            Whether collectives are measured now. They can't be where tensors stay on a GPU.
+        """
+        self._measures = wanted and not self._stays_on_device
+        self._update_flag()
+        return self._measures
+
+    def seconds(self) -> float:
+        """For how many seconds this rank has been in collectives while the clock ran."""
+        return self._seconds
+
+    def start_tracing(self) -> None:
+        """Forgets all events, and collects new ones: the last million of them."""
+        self._events.clear()
+        self.is_tracing = True
+        self._update_flag()
+
+    def stop_tracing(self) -> list[Event]:
+        """Collects no more; returns what there is, in the order in which it ended."""
+        self.is_tracing = False
+        self._update_flag()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def current_operation(self) -> Operation:
+        """The operation of TensorFlow's that this rank has come to last; any thread may ask."""
+        return self._eager or self._operations[self._current.number]
+
+    @contextlib.contextmanager
+    def record(self, operation: Operation, num_bytes: int) -> Iterator[None]:
+        """Around an operation that runs in Python.
+
+        Args:
+            operation: What it is.
+            num_bytes: What this rank gives.
+        """
+        begin_s = time.perf_counter()
+        try:
+            with self._counts_of(operation).counted():
+                yield
+        finally:
+            if self._measures or self.is_tracing:
+                self._add(operation, num_bytes, begin_s)
+
+    def around(
+        self, operation: Operation, tensors: Sequence[tf.Tensor], launch: Launch
+    ) -> list[tf.Tensor]:
+        """Launches an operation of TensorFlow's, eagerly or in a graph.
+
+        Args:
+            operation: What it is; it begins when the tensors are there.
+            tensors: What this rank gives.
+            launch: Launches it.
+
+        Returns:
+            What `launch` has returned, once the operation is recorded.
+        """
+        self.is_in_pipelines |= is_in_pipeline()
+        counts = self._counts_of(operation)
+        is_eager = tf.executing_eagerly()
+        is_timed = self.is_tracing or not self._stays_on_device
+        # Made within the dependencies below, they would wait instead of what takes them.
+        with tf.device(self._device):
+            one = tf.constant(1, tf.int64)
+            number = None if is_eager else tf.constant(self._number_of(operation), tf.int64)
+        before: list[Any] = []
+        with tf.control_dependencies(list(tensors)):
+            if is_timed:
+                with tf.device("CPU:0"):
+                    before.append(tf.cond(self._is_wanted.value, _now, _zero))
+            with tf.device(self._device):
+                before.append(counts.begun.value.assign_add(one, read_value=False))
+                if number is not None:
+                    before.append(self._current.value.assign(number, read_value=False))
+        if is_eager:
+            self._eager = operation
+        try:
+            with tf.control_dependencies([] if is_eager else before):
+                arrived = launch([tf.identity(tensor) for tensor in tensors])
+        finally:
+            if is_eager:
+                self._eager = None
+        with tf.control_dependencies(arrived):
+            if is_timed:
+                self._add_in_graph(operation, tensors, before[0])
+            with tf.device(self._device):
+                ended = counts.ended.value.assign_add(one, read_value=False)
+        with tf.control_dependencies([] if is_eager else [ended]):
+            return [tf.identity(tensor) for tensor in arrived]
+
+    def _counts_of(self, operation: Operation) -> _Counts:
+        return self._of_everyone if operation.ranks == self._everyone else self._of_some
+
+    def _number_of(self, operation: Operation) -> int:
+        with self._lock:
+            if operation not in self._numbers:
+                self._numbers[operation] = len(self._operations)
+                self._operations.append(operation)
+            return self._numbers[operation]
+
+    def _add_in_graph(
+        self, operation: Operation, tensors: Sequence[tf.Tensor], begin_s: tf.Tensor
+    ) -> None:
+        def add(begin_s: Any, num_bytes: Any) -> Any:
+            self._add(operation, int(num_bytes), float(begin_s))
+            return np.float64(0.0)
+
+        def added() -> tf.Tensor:
+            num_bytes = tf.add_n([tf.size(t, tf.int64) * t.dtype.size for t in tensors])
+            return _scalar(tf.numpy_function(add, [begin_s, num_bytes], tf.float64))
+
+        with tf.device("CPU:0"):
+            tf.cond(begin_s > 0, added, _zero)
+
+    def _add(self, operation: Operation, num_bytes: int, begin_s: float) -> None:
+        now_s = time.perf_counter()
+        with self._lock:
+            if self._measures:
+                self._seconds += now_s - max(begin_s, self._last_end_s)
+                self._last_end_s = now_s
+            if self.is_tracing:
+                end_s = time.time()
+                begin_s += end_s - now_s
+                event = Event(operation.name, operation.ranks, num_bytes, begin_s, end_s)
+                self._events.append(event)
+
+    def _new_flag(self) -> tf.Variable:
+        with tf.device("CPU:0"):
+            wanted = self._measures or self.is_tracing
+            return tf.Variable(wanted, trainable=False, name="tfddl_is_recording")
+
+    def _update_flag(self) -> None:
+        self._is_wanted.set(self._measures or self.is_tracing)
+
+
+def _now() -> tf.Tensor:
+    # Not tf.timestamp, which `enable_op_determinism` refuses.
+    return _scalar(tf.numpy_function(lambda: np.float64(time.perf_counter()), [], tf.float64))
+
+
+def _zero() -> tf.Tensor:
+    return tf.zeros([], tf.float64)
+
+
+def _scalar(value: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(value, [])
+
+
+class InstrumentedGroup(ProcessGroup):
+    """A process group of TensorFlow's operations, all of which are recorded."""
+
+    def __init__(self, group: ProcessGroup, instrumentation: Instrumentation) -> None:
+        """Puts a record around a group.
+
+        Args:
+            group: Moves the tensors.
+            instrumentation: Records it; of this process, whatever the group.
+        """
+        super().__init__(group.rank, group.ranks)
+        self.name, self.dtypes, self.counters = group.name, group.dtypes, group.counters
+        self.rounds_once, self.compares = group.rounds_once, group.compares
+        self.overlaps = group.overlaps
+        self.device, self.stays_on_device = group.device, group.stays_on_device
+        self._group, self._instrumentation = group, instrumentation
+
+    def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
+        self._instrumentation.has_subgroups = True
+        return InstrumentedGroup(self._group.subgroup(ranks), self._instrumentation)
+
+    def abort(self, text: str) -> None:
+        """See `ProcessGroup.abort`."""
+        self._group.abort(text)
+
+    def all_reduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        op: ReduceOp,
+        *,
+        scale: tf.Tensor | None = None,
+        invocation: Invocation = UNNAMED,
+    ) -> list[tf.Tensor]:
+        """See `ProcessGroup.all_reduce`."""
+        return self._recorded(
+            invocation,
+            tensors,
+            lambda given: self._group.all_reduce(given, op, scale=scale, invocation=invocation),
+        )
+
+    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+        """See `ProcessGroup.all_gather`."""
+        return self._recorded_one(
+            invocation, flat, lambda given: self._group.all_gather(given, invocation=invocation)
+        )
+
+    def broadcast(
+        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+    ) -> list[tf.Tensor]:
+        """See `ProcessGroup.broadcast`."""
+        return self._recorded(
+            invocation,
+            tensors,
+            lambda given: self._group.broadcast(given, root, invocation=invocation),
+        )
+
+    def reduce_scatter(
+        self,
+        flat: tf.Tensor,
+        lengths: Lengths,
+        op: ReduceOp,
+        *,
+        invocation: Invocation = UNNAMED,
+    ) -> tf.Tensor:
+        """See `ProcessGroup.reduce_scatter`."""
+        return self._recorded_one(
+            invocation,
+            flat,
+            lambda given: self._group.reduce_scatter(given, lengths, op, invocation=invocation),
+        )
+
+    def all_to_all(
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+    ) -> tf.Tensor:
+        """See `ProcessGroup.all_to_all`."""
+        return self._recorded_one(
+            invocation,
+            flat,
+            lambda given: self._group.all_to_all(given, lengths, invocation=invocation),
+        )
+
+    def _recorded_one(
+        self, invocation: Invocation, flat: tf.Tensor, launch: Callable[[tf.Tensor], tf.Tensor]
+    ) -> tf.Tensor:
+        return self._recorded(invocation, [flat], lambda given: [launch(given[0])])[0]
+
+    def _recorded(
+        self, invocation: Invocation, tensors: Sequence[tf.Tensor], launch: Launch
+    ) -> list[tf.Tensor]:
+        operation = Operation.of(invocation, self.ranks)
+        return self._instrumentation.around(operation, tensors, launch)
