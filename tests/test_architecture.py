@@ -128,3 +128,24 @@ def test_public_modules_are_few() -> None:
         "models",
         "segmentation",
     }
+
+
+def _attributes_typed_any(module: str) -> list[str]:
+    """Attributes of classes whose annotation says `Any`."""
+    tree = ast.parse(MODULES[module].read_text())
+    fields = [n for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for n in c.body]
+    found = [
+        node
+        for node in [*ast.walk(tree), *fields]
+        if isinstance(node, ast.AnnAssign)
+        and (isinstance(node.target, ast.Attribute) or node in fields)
+        and "Any" in {n.id for n in ast.walk(node.annotation) if isinstance(n, ast.Name)}
+    ]
+    return [f"{module}: {ast.unparse(node)}" for node in dict.fromkeys(found)]
+
+
+def test_lower_layers_hold_nothing_of_upper_ones() -> None:
+    """An attribute typed `Any` could: what the layers above keep, they keep in a `PerRuntime`."""
+    lower = ("tfddl._src.comm", "tfddl._src.comm.native", "tfddl._src.runtime")
+    modules = [module for module in PRIVATE if _home(module) in lower]
+    assert [found for module in modules for found in _attributes_typed_any(module)] == []

@@ -9,7 +9,7 @@ Only deviations are squared: far from zero, the difference of the mean of the sq
 of the mean would be nothing but rounding.
 
 **Backward.** The job's loss is L = sum w_r L_r / W, where L_r is what rank r differentiates, w_r
-what weighs its gradient (its count, see `gradients`), and W the sum of these. What rank r has
+the weight of its gradient (its count, see `gradients`), and W the sum of these. What rank r has
 to arrive at is therefore g_r = W / w_r times the derivative of L by its own tensors: then
 sum w_r g_r / W is the derivative of L by what all ranks share. Each rank s uses the moments itself,
 and hands back a gradient u_s that is already so scaled: u_s = W / w_s dL/d(moments as s uses them).
@@ -19,8 +19,8 @@ Through the moments, an element x of rank r acts on all of them::
         = (1 / w_r)  sum_s w_s u_s . d(moments)/dx
 
 with d(mean)/dx = 1 / n and d(variance)/dx = 2 (x - mean) / n. So the gradients of the moments are
-weighed by the own count, added up over the ranks, and divided by the own count. Where ranks weigh
-the same, it is their plain sum, as it is where TensorFlow's strategy adds the gradients up.
+weighted by the own count, added up over the ranks, and divided by the own count. Where ranks have
+equal weights, it is their plain sum, as it is where TensorFlow's strategy adds the gradients up.
 
 References:
     "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", Chan, Golub,

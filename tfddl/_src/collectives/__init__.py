@@ -23,12 +23,12 @@ Gradients are the derivatives of the sum of all ranks' losses, which Horovod's a
 
 What a rank refuses before it asks the others (an op that isn't there, a process set that it isn't
 in), the others don't hear of; called alike, all refuse alike. Ranks that name different process
-sets don't meet: they wait for each other, as for a rank that doesn't come. Whoever has waited for
+sets don't match: they wait for each other, as for a rank that is missing. Whoever has waited for
 `tfddl.init(stall_warning_s=60)` warns of those that haven't come, and says what these wait in
 themselves.
 
-Named calls of several threads meet by their names, in whatever order, where all ranks share memory.
-Elsewhere there is one order for all, and threads that come in another differ.
+Named calls of several threads are matched by their names, in whatever order, where all ranks share
+memory. Elsewhere there is one order for all, and threads that call in another differ.
 """
 
 from tfddl._src.collectives.allgather import allgather, allgather_in, grouped_allgather, stack

@@ -37,7 +37,7 @@ def alltoall(
         process_set: Between which ranks; without it, all.
 
     Returns:
-        The parts that have come from all ranks, joined on the first dimension, in rank order. With
+        The parts that all ranks have sent, joined on the first dimension, in rank order. With
         ``splits``, a pair: these, and how many rows came from each rank, shape (size,), int32. Its
         gradient goes the way back: it is the derivative of the sum of all ranks' losses.
 

@@ -93,7 +93,7 @@ def broadcast_in(
             places = differentiable(inputs)
             arrived = [upstream[i] for i in places]
             totals = reduce_dense(group, arrived, gradient_op(group), name=name)
-            # Not a plain zero elsewhere: whoever differentiates again has to meet the root there.
+            # Not a plain zero elsewhere: differentiated again, all have to call what the root does.
             mine = [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]
             return with_none(places, mine, len(inputs))
 

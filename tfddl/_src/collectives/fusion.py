@@ -42,7 +42,7 @@ def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
 
 
 def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
-    """`Transport.all_gather` for every dtype."""
+    """`ProcessGroup.all_gather` for every dtype."""
     rows = group.process_group.all_gather(carried(group, flat), invocation=group.invocation)
     return tf.cast(rows, flat.dtype)
 

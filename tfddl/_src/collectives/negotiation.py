@@ -1,8 +1,8 @@
 """Ranks compare what they are about to do, before TensorFlow's ops could get stuck on it.
 
-TensorFlow aborts every later collective of a process once two ranks met with different shapes or
-dtypes. So the ranks first exchange something whose shape never differs: a digest of what they are
-about to do.
+TensorFlow aborts every later collective of a process once two ranks launch one op with different
+shapes or dtypes. So the ranks first exchange something whose shape never differs: a digest of what
+they are about to do.
 """
 
 import contextlib
@@ -40,9 +40,9 @@ _R = TypeVar("_R")
 
 
 class DisplayName(str):
-    """A name for messages only: the call meets those of the other ranks in program order.
+    """A name for messages only: the call is matched with those of the other ranks in program order.
 
-    Calls that users have named meet by their names, in whatever order.
+    Calls that users have named are matched by their names, in whatever order.
     """
 
     __slots__ = ()
@@ -108,7 +108,7 @@ class Signature:
     """Dtype and shape of each tensor: "float32 (3, 4)"; then what else has to be alike."""
 
     key: str = ""
-    """Calls of one key meet in their order, whatever happens under other keys."""
+    """Calls of one key are matched in their order, whatever happens under other keys."""
 
     running: tuple[tf.Tensor, ...] = ()
     """The shapes that are known only when the graph runs; empty where all are known before."""
@@ -165,11 +165,11 @@ def negotiate(group: Group, signature: Signature) -> Group:
     """Makes sure that all ranks of a group are about to do the same.
 
     A process group that compares by itself does so with every operation. Otherwise, eagerly, this
-    compares at every call. In a graph it adds ops that compare when the graph first meets the
+    compares at every call. In a graph it adds ops that compare when the graph first has the
     signature, because each comparison costs a round trip; where shapes are known only when the
     graph runs, they compare these at every run.
 
-    Ranks that name different process sets wait for each other: they don't meet.
+    Ranks that name different process sets wait for each other: they don't match.
 
     Returns:
         The group, whose operations belong to this call.

@@ -22,7 +22,7 @@ class RankLostError(tf.errors.UnavailableError, PeerLostError):
 
 
 class RankStalledError(tf.errors.DeadlineExceededError, StalledError):
-    """Not all ranks have come to an operation in time."""
+    """Not all ranks have entered an operation in time."""
 
     def __init__(self, message: str) -> None:
         tf.errors.DeadlineExceededError.__init__(self, None, None, message)

@@ -23,7 +23,7 @@ from tfddl._src.comm.process_group import UNNAMED, Invocation, Lengths, ProcessG
 _MAX_EVENTS = 1_000_000
 
 Launch = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
-"""What comes of several tensors."""
+"""Starts an operation on tensors, and returns its results."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """A kind of operation that this rank comes to."""
+    """A kind of operation of some ranks."""
 
     name: str
     """What a trace calls it: "allreduce sum <loss>"."""
@@ -180,7 +180,7 @@ class Instrumentation:
         return events
 
     def current_operation(self) -> Operation:
-        """The operation of TensorFlow's that this rank has come to last; any thread may ask."""
+        """The operation of TensorFlow's that this rank has entered last; any thread may ask."""
         return self._eager or self._operations[self._current.number]
 
     @contextlib.contextmanager

@@ -233,7 +233,7 @@ class ProcessGroup(abc.ABC):
             invocation: What the operation belongs to.
 
         Returns:
-            Shape (sum of column `rank`,), the same dtype: what has come from each rank, in rank
+            Shape (sum of column `rank`,), the same dtype: what each rank has sent, in rank
             order.
         """
         longest = tf.reduce_max(tf.reduce_sum(lengths, axis=1))

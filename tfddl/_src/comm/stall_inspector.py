@@ -38,8 +38,8 @@ _OTHERWISE_S = 60.0
 """Instead of that time, where nothing is to be done but to find circles."""
 
 _TELL = 0.1
-"""The part of that time after which a rank writes down that it waits. Early: whoever comes later
-than others writes it later, and they would think that it hasn't come."""
+"""The part of that time after which a rank writes down that it waits. Early: whoever enters later
+than others writes it later, and they would take it for missing."""
 
 _LOG = logging.getLogger("tfddl")
 

@@ -114,7 +114,7 @@ class Launch(Protocol):
     """Launches an op."""
 
     def __call__(self, chunk: tf.Tensor, channel: int) -> tf.Tensor:
-        """What comes of a chunk, in its channel."""
+        """Returns the result for a chunk, sent through a channel."""
 
 
 class TensorFlowGroup(ProcessGroup):
@@ -321,7 +321,7 @@ class TensorFlowGroup(ProcessGroup):
 
         in_graphs = self.stays_on_device
         if channels > 1 and tf.executing_eagerly():
-            # TensorFlow comes back from an op when it is over: one thread is one op at a time.
+            # Eagerly, TensorFlow returns when an op is over: one thread is one op at a time.
             with ThreadPoolExecutor(channels, thread_name_prefix="tfddl-channel") as pool:
                 by_channel = list(pool.map(launched, range(channels)))
         else:

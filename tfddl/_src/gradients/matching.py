@@ -1,4 +1,4 @@
-"""Gradients of different ranks meet by the variables that they belong to.
+"""Gradients of different ranks are matched by the variables that they belong to.
 
 A rank may have no gradient of a variable that others have one of: each trains a head of its own,
 or a batch doesn't reach a part of the model. There it counts as zero, so that all ranks add up, and
@@ -90,7 +90,7 @@ class Kind(enum.IntEnum):
 
 
 def combined(ranks: Iterable[Sequence[int]]) -> Kinds:
-    """The kinds of gradients in which all ranks meet.
+    """The kinds of gradients that all ranks then have.
 
     Args:
         ranks: Of each rank, the kind of each variable's gradient.
@@ -168,7 +168,7 @@ class Matching:
             self.kinds = combined(kinds)
 
     def _agreed(self) -> tuple[Kinds, int]:
-        """In which kinds the ranks meet, as agreed now or before, and a number for these."""
+        """Which kinds all ranks have, as agreed now or before, and a number for these."""
         agreed = _AGREED.current().setdefault(group_of(self._process_set).ranks, [])
         function = _traced_function()
         known = [
@@ -258,7 +258,7 @@ def _name(kinds: Kinds) -> DisplayName:
 
 
 def _matched(gradient: Gradient, variable: Any, kind: int) -> Gradient:
-    """A gradient in the kind in which all ranks meet, its shape as well known as the variable's.
+    """A gradient in the kind that all ranks have, its shape as well known as the variable's.
 
     Ranks compare shapes as far as they are known, and that of a zero is.
     """

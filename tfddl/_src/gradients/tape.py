@@ -24,7 +24,7 @@ class DistributedGradientTape:
         gradients = tape.gradient(loss, model.trainable_variables, count=tf.shape(x)[0])
 
     Before the first step, `tfddl.broadcast_variables` gives all ranks the same weights. Gradients
-    of different ranks meet by their variables, see `gradient`.
+    of different ranks are matched by their variables, see `gradient`.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def choose_collective(
 
     A single GPU may be each worker's own: schedulers show each task no other (Slurm's
     ``--gpus-per-task=1``, Ray, Spark, device plugins). Whether it is the same one for two workers
-    is found when they meet: see `tfddl._src.runtime.gpu_discovery.check_gpu_sharing`.
+    is found when they join the job: see `tfddl._src.runtime.gpu_discovery.check_gpu_sharing`.
 
     Args:
         asked: What the user wants, if anything.

@@ -80,7 +80,7 @@ class GroupSetup:
         Raises:
             StartError: TensorFlow doesn't order the workers by rank, or its servers are needed and
                 can't be started any more; or TCP was asked for, and can't be had.
-            StalledError: Not all ranks have come as far as this one in time.
+            StalledError: Not all ranks have got as far as this one in time.
         """
         setup = NativeSetup(self.rendezvous, self.options)
         memory = self._share_memory(setup)

@@ -13,8 +13,9 @@ from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.runtime.options import Options
 from tfddl.errors import CommunicationError
 
-_AFTER_ROLL_S = 5.0
-"""How much longer than the roll the workers of one of several hosts wait for each other."""
+_AFTER_INSPECTOR_S = 5.0
+"""How much longer than the stall inspector the workers of one of several hosts wait for each
+other."""
 
 _REACH_S = 15.0
 """How long to try to reach other hosts; a firewall may swallow what is sent."""
@@ -111,12 +112,12 @@ class NativeSetup:
 
     @property
     def _patience(self) -> native.Timeouts:
-        """Of two levels, the roll gives up first: it knows who is missing elsewhere."""
+        """Of two levels, the stall inspector gives up first: it knows who is missing elsewhere."""
         patience = self.options.patience
         sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]
         if len(sizes) == 1 or max(sizes) == 1 or not patience.abort_s:
             return patience
-        return dataclasses.replace(patience, abort_s=patience.abort_s + _AFTER_ROLL_S)
+        return dataclasses.replace(patience, abort_s=patience.abort_s + _AFTER_INSPECTOR_S)
 
 
 def _taking_leave(network: native.Network) -> native.Network:

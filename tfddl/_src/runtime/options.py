@@ -20,13 +20,13 @@ class Options:
 
     deadlock_timeout_s: float = 600.0
     """After how long an operation fails where ranks wait for each other in different ones, and
-    another thread of theirs could still come to it; 0 is never."""
+    another thread of theirs could still enter it; 0 is never."""
 
     start_timeout_s: float | None = None
     """How long to wait for the other workers at the start; None for `timeout_s`."""
 
     stall_warning_s: float = 60.0
-    """After how long to warn of ranks that haven't come to an operation; 0 is never."""
+    """After how long to warn of ranks that haven't entered an operation; 0 is never."""
 
     trusts_network: bool = False
     """Whether nobody has to be warned that strangers can reach TensorFlow's servers."""

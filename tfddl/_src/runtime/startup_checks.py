@@ -1,4 +1,4 @@
-"""All workers meet, and compare what they are about to do, before TensorFlow starts anything."""
+"""All workers join the job, and compare what they were asked for, before TensorFlow starts."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
         secret: See `rendezvous.join`.
 
     Raises:
-        StartError: This worker, or another one, can't start; or not all have come in time.
+        StartError: This worker, or another one, can't start; or not all have joined in time.
         DisagreementError: They were told of different clusters, or were asked for different things.
         ClusterError: See `rendezvous.join`.
     """
