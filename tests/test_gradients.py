@@ -1,12 +1,13 @@
 """Gradients averaged outside of plain `fit`: the tape, loops by hand, sparse, float16."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.cases.gradients import X, Y
-from tests.group import Groups
+from tests.group import ROOT, Groups
 
 CASES = "tests.cases.gradients"
 KERNEL = np.array([[0.5], [0.5]])
@@ -49,6 +50,24 @@ def test_tape(
     for found in groups(size).run(f"{CASES}:tape", counted=counted, **options):
         for way, gradient in found.items():
             np.testing.assert_allclose(gradient, expected, rtol=rounding, err_msg=way)
+
+
+SMALL, LARGE = 200_000, 300_000
+"""Numbers of float32 that travel with the header of the step, and that don't."""
+
+
+@pytest.mark.parametrize(("length", "operations"), [(SMALL, 1), (LARGE, 2)])
+def test_the_way_of_a_gradient(groups: Groups, length: int, operations: int) -> None:
+    """It is short, the documentation has all of it, and small gradients go it once per step."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## The way of a gradient\n")[1].split("\n## ")[0]
+    documented = re.findall(r"^\d+\. `([^`]*)`", section, re.MULTILINE)
+    assert len(documented) <= 12
+    for found in groups(2).run(f"{CASES}:way", length=length):
+        assert found["operations"] == operations
+        # Three steps along the mean gradient, (1 * 1 + 2 * 2) / 3.
+        assert found["weight"] == pytest.approx(-5.0)
+        assert found["files"] == sorted(documented)
 
 
 @pytest.mark.parametrize("counted", [True, False])

@@ -1,7 +1,10 @@
 """Cases about gradients outside of plain `fit`, run by every worker."""
 
 import contextlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import keras
@@ -9,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.runtime import current
 
 X = np.arange(20, dtype="float32").reshape(10, 2) / 10
 Y = X @ np.array([[1.0], [-2.0]], "float32") + 0.3
@@ -45,6 +49,48 @@ def tape(counted: bool, dtype: str = "float32", **options: Any) -> dict[str, np.
         "after": after().numpy(),
         "around": around().numpy(),
         "graph": tf.function(after)().numpy(),
+    }
+
+
+def way(length: int) -> dict[str, Any]:
+    """Through which files a gradient of so many numbers goes, and how many operations it takes.
+
+    The files are those on the stack where numbers of several ranks become one, eagerly: a graph
+    enters the native group from TensorFlow's threads, with the files above it left behind.
+    """
+    variable = keras.Variable(tf.zeros([length]))
+    optimizer = tfddl.DistributedOptimizer(keras.optimizers.SGD(1.0))
+    optimizer.build([variable])
+
+    def step() -> None:
+        with tfddl.loss_count(1 + tfddl.rank()):
+            optimizer.apply([tf.fill([length], 1.0 + tfddl.rank())], [variable])
+
+    files: set[str] = set()
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith("/native/reductions.py"):
+            above: FrameType | None = frame
+            while above is not None:
+                files.add(above.f_code.co_filename)
+                above = above.f_back
+
+    graph = tf.function(step, autograph=False)
+    graph()  # Made, and its calls compared.
+    counts = current().instrumentation.counts
+    before = counts()[0]
+    graph()
+    operations = counts()[0] - before
+    sys.setprofile(look)
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    root = str(Path(tfddl.__file__).parent) + "/"
+    return {
+        "operations": operations,
+        "files": sorted(name.removeprefix(root) for name in files if name.startswith(root)),
+        "weight": float(variable[0]),
     }
 
 

@@ -1,13 +1,16 @@
 """Gradients averaged over the workers.
 
 The weight travels with the gradient. A rank's gradient is that of a mean over its own examples;
-their number is the *count*. At the beginning of a step's backward pass the ranks add up their
-counts; each then multiplies its gradients with its count's part of the sum, and what all of them
-add up to is the gradient of the mean over all examples, also where ranks have different numbers of
-them. Averaging the ranks' means would weight an example in a small batch more than one in a large
-batch.
+their number is the *count*. Each rank multiplies its gradients with its count, and the sum over the
+ranks, divided by the sum of the counts, is the gradient of the mean over all examples, also where
+ranks have different numbers of them. Averaging the ranks' means would weight an example in a small
+batch more than one in a large batch.
 
-Gradients meet by their variables, not by their places among those that a rank has: see `matching`.
+Small gradients travel with the counts, in one exchange. Where they are large, counts are exchanged
+first, while gradients are still being computed, and these are divided before they are added up.
+
+Gradients are matched by their variables, not by their places among those that a rank has: see
+`matching`.
 
 Usage::
 

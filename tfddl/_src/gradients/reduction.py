@@ -9,16 +9,22 @@ from tfddl._src.collectives import (
     DisplayName,
     ReduceOp,
     allgather,
+    described,
     grouped_allreduce,
     sum_narrow,
     sum_numbers,
     sum_scaled,
 )
 from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.comm import flatten, unflatten
 from tfddl._src.gradients.matching import Matching
 from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions
 from tfddl._src.runtime import current
 from tfddl._src.step_context import StepContext
+
+_SMALL_BYTES = 2**20
+"""Of all gradients of a step. The header is sent while gradients are computed, and is worth a trip
+of its own only where these are large."""
 
 
 @no_autograph
@@ -57,9 +63,18 @@ def reduce_gradients(
     shared = _shared(variables, options)
     own = [_prepared(gradients[i], options) for i in shared]
     matching = Matching(own, [variables[i] for i in shared], options)
-    weight = _Header(step, options, matching).weight(after=own)
-    matched = zip(shared, matching.matched(), strict=True)
-    values = {i: gradient for i, gradient in matched if gradient is not None}
+    header = _Header(step, options, matching)
+    if tf.executing_eagerly():  # Only the header tells which variables have a gradient.
+        weight = header.weight(after=own)
+        values = _present(shared, matching)
+    else:
+        values = _present(shared, matching)
+        if _are_small(list(values.values()), options, header.mine.dtype):
+            sums = header.sum_with(list(values.values()))
+            for i, total in zip(values, sums, strict=True):
+                result[i] = total
+            return result
+        weight = header.weight(after=own)
     last_first = list(reversed(values))  # The last layers' gradients are there first.
     for group in options.in_groups(last_first, variables):
         totals = _sum_of_scaled([values[i] for i in group], options, weight)
@@ -71,6 +86,28 @@ def reduce_gradients(
 def _shared(variables: Sequence[Any], options: ReductionOptions) -> list[int]:
     """Where the variables are whose gradients aren't the rank's own."""
     return [i for i, variable in enumerate(variables) if not options.is_local(variable)]
+
+
+def _present(positions: Sequence[int], matching: Matching) -> dict[int, Any]:
+    """By their positions, the gradients that there are on any rank."""
+    matched = zip(positions, matching.matched(), strict=True)
+    return {i: gradient for i, gradient in matched if gradient is not None}
+
+
+def _are_small(values: Sequence[Any], options: ReductionOptions, dtype: tf.DType) -> bool:
+    """Whether gradients travel in the header of the step: it takes less time than a second trip.
+
+    What is multiplied with counts and added up before it is divided must not overflow: 16 bits
+    would. Whoever has asked for some way of travelling gets that.
+    """
+    if options.compression is not Compression.NONE or options.predivide is not None:
+        return False
+    if options.groups != 1 or any(isinstance(value, tf.IndexedSlices) for value in values):
+        return False
+    lengths = [value.shape.num_elements() for value in values if value.dtype == dtype]
+    if len(lengths) < len(values) or None in lengths:
+        return False
+    return sum(lengths) * dtype.size <= _SMALL_BYTES
 
 
 def _own(gradient: Gradient, options: ReductionOptions) -> Gradient:
@@ -126,6 +163,26 @@ class _Header:
             changes = total[4 : self._own_length]
             self._step.statistics.take(tf.math.divide_no_nan(changes, total[3]))
         return total[0] if self._divides else tf.ones_like(total[0])
+
+    def sum_with(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Sends the header and gradients in one; returns these, averaged or added up.
+
+        Args:
+            gradients: This rank's, dense, of the header's dtype; the same shapes on all ranks.
+        """
+        if not gradients:
+            self.weight(after=[])
+            return []
+        weighted = tf.math.multiply_no_nan(flatten(gradients), self.weight_sent)
+        total = sum_numbers(
+            tf.concat([self.mine, weighted], axis=0),
+            about=[described(gradient.dtype, gradient.shape) for gradient in gradients],
+            name=self._matching.name,
+            process_set=self._process_set,
+        )
+        length = self.mine.shape[0]
+        sums = tf.math.divide_no_nan(total[length:], self.received(total[:length]))
+        return unflatten(sums, gradients)
 
     def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with.
