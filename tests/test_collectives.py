@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.group import Groups
-from tfddl._src.collectives.fusion import pack
+from tfddl._src.collectives.fusion import plan_buffers
 
 CASES = "tests.cases.collectives"
 
@@ -84,4 +84,4 @@ def test_threads_call_by_name_in_any_order(groups: Groups, size: int, collective
     ],
 )
 def test_pack(sizes: list[int], expected: list[list[int]]) -> None:
-    assert [list(run) for run in pack(sizes, limit=8)] == expected
+    assert [list(run) for run in plan_buffers(sizes, limit=8)] == expected

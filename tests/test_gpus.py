@@ -19,7 +19,7 @@ from tfddl._src.comm import (
     TensorFlowGroup,
     make_tensorflow_group,
 )
-from tfddl._src.comm.nccl_group import host_of
+from tfddl._src.comm.nccl_group import host_device
 from tfddl._src.runtime import Options, choose_collective, devices, startup_checks
 from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives, gpu_identity
 from tfddl.errors import DisagreementError, StartError
@@ -125,7 +125,7 @@ def test_no_gpu_is_called_idle(
 @pytest.mark.parametrize(("collective", "expected"), [(NCCL, NcclGroup), (RING, None)])
 def test_ring_runs_on_the_host(collective: Collective, expected: type | None) -> None:
     device = "/job:worker/replica:0/task:3/device:GPU:0"
-    assert host_of(device) == "/job:worker/replica:0/task:3/device:CPU:0"
+    assert host_device(device) == "/job:worker/replica:0/task:3/device:CPU:0"
     made = make_tensorflow_group(0, 2, "/device:GPU:0", collective)
     assert type(made) is (expected or TensorFlowGroup)
     assert made.device == ("/device:GPU:0" if collective is NCCL else "CPU:0")

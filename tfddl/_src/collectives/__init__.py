@@ -48,7 +48,7 @@ from tfddl._src.collectives.negotiation import (
     DisplayName,
     NoDimensionError,
     WrongArgumentError,
-    described,
+    describe_tensor,
 )
 from tfddl._src.collectives.objects import allgather_object, broadcast_object
 from tfddl._src.collectives.process_sets import (
@@ -89,7 +89,7 @@ __all__ = [
     "broadcast_in",
     "broadcast_object",
     "broadcast_variables",
-    "described",
+    "describe_tensor",
     "global_process_set",
     "group_of",
     "grouped_allgather",

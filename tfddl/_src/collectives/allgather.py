@@ -7,12 +7,12 @@ import tensorflow as tf
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import (
     Gradient,
-    differentiable,
+    differentiable_positions,
     gradient_op,
     reduce_dense,
     with_none,
 )
-from tfddl._src.collectives.fusion import all_gather, by_dtype
+from tfddl._src.collectives.fusion import all_gather, positions_by_dtype
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
@@ -119,7 +119,7 @@ def allgather_in(
         rows = all_gather(bound, tf.stack([tf.shape(t, tf.int64)[0] for t in inputs]))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             arrived = [upstream[i] for i in places]
             totals = reduce_dense(group, arrived, gradient_op(group), name=name)
             ends = tf.reduce_sum(rows[: group.rank + 1], axis=0)
@@ -137,7 +137,7 @@ def allgather_in(
 def _gathered(group: Group, tensors: Sequence[tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
     """Joins what differs in length: all of one dtype, padded to the longest, then cut."""
     outputs: list[tf.Tensor] = [None] * len(tensors)
-    for members in by_dtype(tensors):
+    for members in positions_by_dtype(tensors):
         mine = tf.concat([tf.reshape(tensors[i], [-1]) for i in members], axis=0)
         inner = tf.stack([tf.reduce_prod(tf.shape(tensors[i], tf.int64)[1:]) for i in members])
         lengths = tf.gather(rows, members, axis=1) * inner

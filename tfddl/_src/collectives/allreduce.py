@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfddl._src.collectives.allgather import allgather_in
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import ScaledOp, reduce_dense, times
-from tfddl._src.collectives.fusion import in_packs
+from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl._src.comm import ReduceOp
@@ -186,7 +186,7 @@ def sum_scaled(
     @serialized(group)
     def summed() -> list[tf.Tensor]:
         bound = negotiate(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
-        return in_packs(
+        return fuse(
             bound,
             # In 16 bits, what is scaled would be rounded before it is added up.
             [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.collectives.fusion import all_gather, carried
+from tfddl._src.collectives.fusion import all_gather, cast_for_transfer
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
@@ -82,7 +82,7 @@ def _exchange(
 
 def _travel(group: Group, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     inner = tf.shape(value, tf.int64)[1:]
-    flat = carried(group, tf.reshape(value, [-1]))
+    flat = cast_for_transfer(group, tf.reshape(value, [-1]))
     arrived = group.process_group.all_to_all(
         flat, rows * tf.reduce_prod(inner), invocation=group.invocation
     )

@@ -7,12 +7,12 @@ import tensorflow as tf
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import (
     Gradient,
-    differentiable,
+    differentiable_positions,
     gradient_op,
     reduce_dense,
     with_none,
 )
-from tfddl._src.collectives.fusion import in_packs
+from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import (
     Signature,
     WrongArgumentError,
@@ -83,14 +83,14 @@ def broadcast_in(
         )
         with failing_together(bound):
             root = _place(group, root_rank)
-        outputs = in_packs(
+        outputs = fuse(
             bound,
             inputs,
             lambda p: bound.process_group.broadcast(p, root, invocation=bound.invocation),
         )
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             arrived = [upstream[i] for i in places]
             totals = reduce_dense(group, arrived, gradient_op(group), name=name)
             # Not a plain zero elsewhere: differentiated again, all have to call what the root does.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfddl._src.collectives.fusion import CARRIERS, in_packs
+from tfddl._src.collectives.fusion import TRANSFER_DTYPES, fuse
 from tfddl._src.collectives.negotiation import (
     DisplayName,
     Signature,
@@ -92,7 +92,7 @@ class ScaledOp:
             raise UnsupportedError(f"{self.op} of bool has no meaning; use min or max.")
         wide = tensor.dtype
         if not (group.rounds_once and self._is_plain):
-            wide = CARRIERS.get(wide, wide)
+            wide = TRANSFER_DTYPES.get(wide, wide)
             if wide in (tf.float16, tf.bfloat16) and not self.narrow:
                 wide = tf.float32
         return times(tf.cast(tensor, wide), self.prescale_factor)
@@ -138,10 +138,10 @@ def reduce_dense(
         exchange = functools.partial(
             bound.process_group.all_reduce, op=scaled_op.summed_by, invocation=bound.invocation
         )
-        totals = in_packs(bound, sent, exchange)
+        totals = fuse(bound, sent, exchange)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             arrived = [tf.convert_to_tensor(upstream[i]) for i in places]
             if scaled_op.is_linear or group.gradients is GradientRule.HOROVOD:
                 found = reduce_dense(group, arrived, scaled_op, name=name)
@@ -159,7 +159,7 @@ def reduce_dense(
     return list(reduce(*[tf.convert_to_tensor(t) for t in tensors]))
 
 
-def differentiable(tensors: Sequence[tf.Tensor]) -> list[int]:
+def differentiable_positions(tensors: Sequence[tf.Tensor]) -> list[int]:
     """The places of those that have gradients: integers and bool have none, so none travels."""
     return [i for i, tensor in enumerate(tensors) if tensor.dtype.is_floating]
 

@@ -13,7 +13,7 @@ _PACK_BYTES = 16 * 2**20
 
 _EVERYTHING = 2**62
 
-CARRIERS = {
+TRANSFER_DTYPES = {
     tf.bool: tf.int32,
     tf.int8: tf.int32,
     tf.uint8: tf.int32,
@@ -24,7 +24,7 @@ CARRIERS = {
 """Dtypes that not every process group carries, and what holds all their values."""
 
 
-def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
+def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     """The tensor in a dtype that travels.
 
     Raises:
@@ -32,9 +32,9 @@ def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     """
     if tensor.dtype in group.process_group.dtypes:
         return tensor
-    carrier = CARRIERS.get(tensor.dtype, tensor.dtype)
+    carrier = TRANSFER_DTYPES.get(tensor.dtype, tensor.dtype)
     if carrier not in group.process_group.dtypes:
-        known = sorted(d.name for d in {*group.process_group.dtypes, *CARRIERS})
+        known = sorted(d.name for d in {*group.process_group.dtypes, *TRANSFER_DTYPES})
         raise UnsupportedError(
             f"{tensor.dtype.name} can't travel between workers; these can: {', '.join(known)}."
         )
@@ -43,23 +43,25 @@ def carried(group: Group, tensor: tf.Tensor) -> tf.Tensor:
 
 def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
     """`ProcessGroup.all_gather` for every dtype."""
-    rows = group.process_group.all_gather(carried(group, flat), invocation=group.invocation)
+    rows = group.process_group.all_gather(
+        cast_for_transfer(group, flat), invocation=group.invocation
+    )
     return tf.cast(rows, flat.dtype)
 
 
-def in_packs(
+def fuse(
     group: Group,
     tensors: Sequence[tf.Tensor],
     travel: Callable[[list[tf.Tensor]], list[tf.Tensor]],
 ) -> list[tf.Tensor]:
     """Lets tensors travel in packs, those of one dtype together, in order."""
     with failing_together(group):
-        sent = [carried(group, tensor) for tensor in tensors]
+        sent = [cast_for_transfer(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
-    for positions in by_dtype(tensors):
+    for positions in positions_by_dtype(tensors):
         most = _PACK_BYTES if group.process_group.overlaps else _EVERYTHING
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
-        for run in pack(sizes, most):
+        for run in plan_buffers(sizes, most):
             members = [positions[i] for i in run]
             arrived = travel([sent[i] for i in members])
             for i, part in zip(members, arrived, strict=True):
@@ -67,7 +69,7 @@ def in_packs(
     return outputs
 
 
-def pack(sizes: Sequence[int], limit: int) -> list[range]:
+def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:
     """Cuts a sequence of tensors into runs that travel together.
 
     Args:
@@ -89,7 +91,7 @@ def pack(sizes: Sequence[int], limit: int) -> list[range]:
     return packs
 
 
-def by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
+def positions_by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
     """The positions of the tensors of each dtype, in order."""
     positions: dict[tf.DType, list[int]] = {}
     for i, tensor in enumerate(tensors):

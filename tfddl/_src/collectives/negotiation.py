@@ -138,7 +138,7 @@ class Signature:
         return cls(
             kind=_call(operation, name) + among,
             key="" if name is None or isinstance(name, DisplayName) else name,
-            tensors=tuple(described(t.dtype, t.shape, free=first) for t in tensors),
+            tensors=tuple(describe_tensor(t.dtype, t.shape, free=first) for t in tensors),
             running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
         )
 
@@ -326,7 +326,7 @@ def _call(operation: str, name: str | None) -> str:
     return operation if name is None else f"{operation} <{name}>"
 
 
-def described(dtype: tf.DType, shape: tf.TensorShape, *, free: int = 0) -> str:
+def describe_tensor(dtype: tf.DType, shape: tf.TensorShape, *, free: int = 0) -> str:
     """Dtype and shape as messages tell them, the first dimensions left open: "float32 (*, 4)"."""
     if shape.rank is None:
         return f"{dtype.name} of any shape"

@@ -7,8 +7,14 @@ import tensorflow as tf
 
 from tfddl._src.collectives.allgather import allgather_in
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.collectives.dense import Gradient, ScaledOp, differentiable, times, with_none
-from tfddl._src.collectives.fusion import in_packs
+from tfddl._src.collectives.dense import (
+    Gradient,
+    ScaledOp,
+    differentiable_positions,
+    times,
+    with_none,
+)
+from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import (
     NoDimensionError,
     Signature,
@@ -99,14 +105,14 @@ def reducescatter_in(
         with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
             sent = [scaled_op.before(tensor, bound.process_group) for tensor in inputs]
-        totals = in_packs(bound, sent, functools.partial(_scattered, bound, scaled_op.summed_by))
+        totals = fuse(bound, sent, functools.partial(_scattered, bound, scaled_op.summed_by))
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
             if not scaled_op.is_linear:
                 raise UnsupportedError(
                     f"{operation} has no gradient; only those of sum and average have."
                 )
-            places = differentiable(inputs)
+            places = differentiable_positions(inputs)
             joined = allgather_in(group, [upstream[i] for i in places], name=name)
             factor = _gradient_factor(group, scaled_op)
             mine = [

@@ -68,12 +68,12 @@ class AbortGuard:
         with tf.device(self._device):
             with tf.control_dependencies([result]):
                 exists = tf.raw_ops.VarIsInitializedOp(resource=self._flag)
-                fine = assert_in_host_memory(exists, _ENDED)
+                fine = assert_on_host(exists, _ENDED)
             with tf.control_dependencies([fine]):
                 return tf.identity(result)
 
 
-def assert_in_host_memory(condition: tf.Tensor, text: str) -> tf.Operation:
+def assert_on_host(condition: tf.Tensor, text: str) -> tf.Operation:
     """Fails in a graph where a condition doesn't hold, and stays on the device.
 
     Args:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfddl._src.comm.abort_guard import assert_in_host_memory
+from tfddl._src.comm.abort_guard import assert_on_host
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import (
     UNNAMED,
@@ -72,10 +72,10 @@ def make_tensorflow_group(
         # It takes one collective after the other: several would wait for each other for ever.
         return NcclGroup(rank, range(size), Shared(device, collective, channels=1))
     # RING reduces with TensorFlow's kernels, of which those of a GPU want int32 in host memory.
-    return TensorFlowGroup(rank, range(size), Shared(host_of(device), collective, channels))
+    return TensorFlowGroup(rank, range(size), Shared(host_device(device), collective, channels))
 
 
-def host_of(device: str) -> str:
+def host_device(device: str) -> str:
     """The CPU of the task that a device belongs to."""
     spec = tf.DeviceSpec.from_string(device)
     return spec.replace(device_type="CPU", device_index=0).to_string()
@@ -166,7 +166,7 @@ class NcclGroup(TensorFlowGroup):
 
     def _check_length(self, length: tf.Tensor, most: int) -> list[tf.Operation]:
         """All of it in host memory, on the GPU: a number of elements is there anyway."""
-        return [assert_in_host_memory(length <= most, TOO_LONG)]
+        return [assert_on_host(length <= most, TOO_LONG)]
 
 
 def _as_int64(flat: tf.Tensor) -> tf.Tensor:

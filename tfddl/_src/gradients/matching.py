@@ -31,7 +31,7 @@ from tfddl._src.collectives import (
     DisplayName,
     ProcessSet,
     RanksDisagreeError,
-    described,
+    describe_tensor,
     group_of,
     stack,
 )
@@ -60,7 +60,7 @@ class _Agreed:
     variables: tuple[weakref.ref[Any] | None, ...]
     """This rank's, in order; None for what isn't a variable but a tensor, another in each trace."""
 
-    described: tuple[str, ...]
+    descriptions: tuple[str, ...]
     """What they are, the same on all ranks."""
 
     kinds: Kinds
@@ -131,7 +131,7 @@ class Matching:
         self.name = DisplayName("step")
         """How messages call the header."""
         self.about = tuple(
-            f"variable {i}: {described(tf.as_dtype(v.dtype), tf.TensorShape(v.shape))}"
+            f"variable {i}: {describe_tensor(tf.as_dtype(v.dtype), tf.TensorShape(v.shape))}"
             for i, v in enumerate(variables)
         )
         """What the header has to be about on all ranks."""
@@ -174,7 +174,7 @@ class Matching:
         known = [
             one
             for one in agreed
-            if (one.function, one.described) == (function, self.about)
+            if (one.function, one.descriptions) == (function, self.about)
             and all(
                 r is None or r() is v for r, v in zip(one.variables, self._variables, strict=True)
             )
@@ -185,7 +185,7 @@ class Matching:
                 _Agreed(
                     function=function,
                     variables=tuple(_reference(variable) for variable in self._variables),
-                    described=self.about,
+                    descriptions=self.about,
                     kinds=combined(rows),
                     differed=len(set(rows)) > 1,
                 )
@@ -193,7 +193,7 @@ class Matching:
             agreed.append(known[-1])
         # The first, so that a graph that is traced again gets what it got before.
         kinds = next(one.kinds for one in known if _covers(one, self._own))
-        number = [(one.described, one.kinds) for one in agreed].index((self.about, kinds))
+        number = [(one.descriptions, one.kinds) for one in agreed].index((self.about, kinds))
         return kinds, number
 
     def matched(self) -> list[Gradient]:

@@ -9,7 +9,7 @@ from tfddl._src.collectives import (
     DisplayName,
     ReduceOp,
     allgather,
-    described,
+    describe_tensor,
     grouped_allreduce,
     sum_narrow,
     sum_numbers,
@@ -176,7 +176,7 @@ class _Header:
         weighted = tf.math.multiply_no_nan(flatten(gradients), self.weight_sent)
         total = sum_numbers(
             tf.concat([self.mine, weighted], axis=0),
-            about=[described(gradient.dtype, gradient.shape) for gradient in gradients],
+            about=[describe_tensor(gradient.dtype, gradient.shape) for gradient in gradients],
             name=self._matching.name,
             process_set=self._process_set,
         )

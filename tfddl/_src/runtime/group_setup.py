@@ -167,16 +167,16 @@ class GroupSetup:
         """Connects to the other hosts, if all ranks want to, and all can."""
         if not self.job.choice.wants_tcp(self._cluster):
             return None
-        found, missing, lobby = None, _NOT_READY, self.job.lobby
+        found, missing, listener = None, _NOT_READY, self.job.listener
         ports = [fact["port"] for fact in self.rendezvous.facts]
-        if lobby is not None and shares_memory and all(ports):
-            found, missing = setup.reach_hosts(lobby, ports), _NOT_REACHED
+        if listener is not None and shares_memory and all(ports):
+            found, missing = setup.reach_hosts(listener, ports), _NOT_REACHED
         if self._all("tfddl.init, reaching hosts", found is not None):
             return found
         if found is not None:
             found.close()
-        elif lobby is not None:
-            lobby.close()
+        elif listener is not None:
+            listener.close()
         if self.options.between_hosts is Between.TCP:
             raise StartError(f"between_hosts is 'tcp', but {missing}")
         if self._cluster.rank == 0:

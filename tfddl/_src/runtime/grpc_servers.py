@@ -27,7 +27,7 @@ def start_servers(
     interpreter; so they are waited for before.
 
     Args:
-        met: Where the ranks have met.
+        met: Where the ranks have joined.
         choice: What was asked for.
         why: What needs the servers, for messages.
         hint: What to do where operations of TensorFlow have run already.

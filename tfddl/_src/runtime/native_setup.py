@@ -24,7 +24,7 @@ _LOG = logging.getLogger("tfddl")
 
 
 def listen_for_hosts(rank: int) -> native.TcpRendezvous | None:
-    """Listens for the other hosts.
+    """Listens for connections of the other hosts.
 
     Args:
         rank: This worker's.
@@ -41,7 +41,7 @@ def listen_for_hosts(rank: int) -> native.TcpRendezvous | None:
 
 @dataclasses.dataclass(frozen=True)
 class NativeSetup:
-    """Makes them, for one worker."""
+    """Connects one worker to the others by networks of our own."""
 
     rendezvous: Rendezvous
     options: Options
@@ -69,19 +69,19 @@ class NativeSetup:
             spins=self._spins,
         )
         try:
-            return _taking_leave(native.connect_local(seat))
+            return _announcing_exit(native.connect_local(seat))
         except CommunicationError as error:
             _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
             return None
 
     def reach_hosts(
-        self, lobby: native.TcpRendezvous, ports: Sequence[int]
+        self, listener: native.TcpRendezvous, ports: Sequence[int]
     ) -> native.Network | None:
         """Connects to all workers of other hosts. All ranks must call it together.
 
         Args:
-            lobby: This worker's.
-            ports: Of each rank's lobby.
+            listener: This worker's.
+            ports: Of each rank's listener.
 
         Returns:
             None if it can't be done; the log says why.
@@ -89,8 +89,8 @@ class NativeSetup:
         cluster = self.cluster
         host_of = {rank: h for h, ranks in enumerate(cluster.ranks_of_hosts) for rank in ranks}
         hosts = [cluster.hosts[host_of[rank]] for rank in range(cluster.size)]
-        doors = [native.Address(*at) for at in zip(hosts, ports, strict=True)]
-        lobby.learn(doors, self.rendezvous.secret)
+        addresses = [native.Address(*at) for at in zip(hosts, ports, strict=True)]
+        listener.learn(addresses, self.rendezvous.secret)
         seat = native.PeerConfig(
             job="",
             rank=cluster.rank,
@@ -101,7 +101,7 @@ class NativeSetup:
         )
         others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
         try:
-            return _taking_leave(native.connect_hosts(seat, lobby, others))
+            return _announcing_exit(native.connect_hosts(seat, listener, others))
         except CommunicationError as error:
             _LOG.warning("rank %d can't speak to other hosts by itself: %s", cluster.rank, error)
             return None
@@ -120,11 +120,11 @@ class NativeSetup:
         return dataclasses.replace(patience, abort_s=patience.abort_s + _AFTER_INSPECTOR_S)
 
 
-def _taking_leave(network: native.Network) -> native.Network:
+def _announcing_exit(network: native.Network) -> native.Network:
     """Lets a network tell the other workers, in the end, how the script of this one has ended."""
 
-    def leave() -> None:
+    def announce() -> None:
         network.mesh.announce_exit(native.describe_exit(getattr(sys, "last_value", None)))
 
-    atexit.register(leave)
+    atexit.register(announce)
     return network

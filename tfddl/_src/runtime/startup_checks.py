@@ -59,24 +59,24 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class JoinedJob:
-    """The workers, once they have met."""
+    """What a worker has once all workers have joined the job."""
 
     rendezvous: Rendezvous
     choice: Choice
-    lobby: TcpRendezvous | None
-    """Where the other hosts find this worker, if they may call it."""
+    listener: TcpRendezvous | None
+    """Where the other hosts connect to this worker, if they may."""
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes all connections."""
         self.rendezvous.close()
-        if self.lobby is not None:
-            self.lobby.close()
+        if self.listener is not None:
+            self.listener.close()
 
 
 def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes) -> JoinedJob:
-    """Meets all other workers. All ranks must call it together.
+    """Joins the job. All ranks must call it together.
 
-    What keeps this worker from starting is told to the others, too: none waits for it in vain.
+    What keeps this worker from starting is reported to the others, too: none waits for it.
 
     Args:
         cluster: Who takes part, at least two.
@@ -94,14 +94,14 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
         _require_descriptors(cluster)
     except StartError as error:
         choice, problem = Choice(options, Collective.RING), str(error)
-    lobby = None
+    listener = None
     if not problem and choice.wants_tcp(cluster):
-        lobby = listen_for_hosts(cluster.rank)
+        listener = listen_for_hosts(cluster.rank)
     facts = {
         "collective": str(options.collective or "auto"),
         "between_hosts": str(options.between_hosts or "auto"),
         "resolved": str(choice.collective),
-        "port": lobby.port if lobby is not None else 0,
+        "port": listener.port if listener is not None else 0,
         "num_gpus": len(tf.config.list_physical_devices("GPU")),
         "gpu": identity_of_gpu(cluster),
         "has_run": operations_have_run(),
@@ -112,19 +112,19 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
             cluster, secret=secret, facts=facts, timeout_s=options.rendezvous_timeout_s
         )
     except BaseException:
-        if lobby is not None:
-            lobby.close()
+        if listener is not None:
+            listener.close()
         raise
-    met = JoinedJob(found, choice, lobby)
+    job = JoinedJob(found, choice, listener)
     try:
         compare(found.cluster, found.facts)
         late = [rank for rank, fact in enumerate(found.facts) if fact["has_run"]]
         if late and choice.needs_strategy(found.cluster):
             raise StartError(f"{format_ranks(late)} can't start: {TOO_LATE}")
     except BaseException:
-        met.close()
+        job.close()
         raise
-    return met
+    return job
 
 
 def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
