@@ -2,7 +2,7 @@ r"""Measures what goes between hosts: ``tfddlrun -H hostA:1,hostB:1 python -m tf
 
 In every worker of a job on two hosts or more. How long sums take: as tfddl makes them, between all
 workers; by TensorFlow's strategy; and through RING between one worker of each host in so many
-pieces at once, which is what ``tfddl.init(pieces=…)`` takes. What one TCP stream carries, to
+pieces at once, of which tfddl takes 8. What one TCP stream carries, to
 compare with. And training steps, in a loop by hand: alone, with TensorFlow's strategy, and with
 tfddl. Timings are medians, in turns, of the slowest worker.
 """
