@@ -114,6 +114,7 @@ def test_no_moment_of_the_clock_counts_twice() -> None:
     def work() -> None:
         with recorded.record(Operation("sum", "sum", (0, 1)), 8):
             both_began.wait(timeout=60)
+            time.sleep(0.2)
 
     begin_s = time.perf_counter()
     threads = [threading.Thread(target=work) for _ in range(2)]
