@@ -54,7 +54,7 @@ def test_operations_leave_no_threads_behind(groups: Groups) -> None:
 
 def test_the_transport_is_what_was_asked_for(groups: Groups) -> None:
     """Where TensorFlow's collectives are forced, they run."""
-    case = "tests.cases.collectives:transport"
+    case = "tests.cases.collectives:group_name"
     assert groups(2, collective="auto").run(case) == ["shared memory"] * 2
     ring = groups(2, collective="ring")
     assert ring.run(case) == ["RING"] * 2

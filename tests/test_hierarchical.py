@@ -46,7 +46,7 @@ def test_every_operation_and_dtype(
     if max(hosts) == 1:
         names = {1: between}
     expected = [names[count] for count in hosts for _ in range(count)]
-    assert group.run("tests.cases.collectives:transport") == expected
+    assert group.run("tests.cases.collectives:group_name") == expected
     # All count alike, so that the one that others wait for can be found.
     launched = 1 if max(hosts) == 1 else 2  # One more compares the calls.
     assert group.run("tests.cases.collectives:launched") == [launched] * sum(hosts)

@@ -164,7 +164,7 @@ def threads() -> int:
     return count() - before
 
 
-def transport() -> str:
+def group_name() -> str:
     return current().process_group.name
 
 
