@@ -1,32 +1,30 @@
-"""The shares of several ranks, in one process."""
+"""The shards of several ranks, in one process."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.data import Shard
 from tfddl._src.data.examples import Examples
+from tfddl._src.data.shard import EpochContext, Shard
 from tfddl._src.data.sources import IndexedSource, Source
 from tfddl._src.data.transforms import Transforms
 from tfddl._src.sharding import Plan
 
 
-def shares(
-    plan: Plan, source: Source, recipe: Transforms | None = None
-) -> list[tuple[Any, tf.data.Dataset]]:
-    """The runtime and the dataset of each rank."""
+def shards(
+    plan: Plan, source: Source, transforms: Transforms | None = None
+) -> list[tuple[EpochContext, tf.data.Dataset]]:
+    """The context and the dataset of each rank."""
     found = []
     for rank in range(plan.size):
-        runtime: Any = SimpleNamespace(
-            cluster=SimpleNamespace(rank=rank), epoch=None, resume=None, fit=None
-        )
+        context = EpochContext()
         first = plan.batch(epoch=0, step=0, rank=rank).indices[:1]
         examples = Examples(
-            source, recipe or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
+            source, transforms or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
         )
-        found.append((runtime, Shard(runtime, examples, plan, epoch=0).dataset()))
+        shard = Shard(examples, plan, rank=rank, epoch=0, context=context)
+        found.append((context, shard.dataset()))
     return found
 
 
@@ -34,9 +32,9 @@ def table(*parts: Any, loaded: bool = False) -> IndexedSource:
     return IndexedSource([part for part in parts if part is not None], loaded=loaded)
 
 
-def in_epoch(runtime: Any, dataset: tf.data.Dataset, epoch: int) -> list[Any]:
+def in_epoch(context: EpochContext, dataset: tf.data.Dataset, epoch: int) -> list[Any]:
     """The batches that `fit` would get in an epoch."""
-    runtime.epoch = epoch
+    context.epoch = epoch
     return list(dataset.as_numpy_iterator())
 
 

@@ -64,7 +64,7 @@ def test_a_warm_up_arrives(groups: Groups) -> None:
     ("case", "kind", "text"),
     [
         ("unreadable_in_predict", "DataError", "example 33"),
-        ("repeated", "UnsupportedError", "Leave repeat() out"),
+        ("repeated", "UnsupportedError", "HINT: leave repeat() out"),
     ],
 )
 def test_refused_on_all_ranks(groups: Groups, case: str, kind: str, text: str) -> None:

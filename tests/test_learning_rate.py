@@ -305,13 +305,13 @@ def test_scaling_follows_the_number_of_workers(
     model = _model()
     callback: Any = _begun(LearningRateScaling(0.25, rule=rule), model)
     assert _rate(model) == pytest.approx(0.25 * at_start)
-    new = FitState(model=model, together=True, share=None)
+    new = FitState(model=model, together=True, shard=None)
     callback.after_epoch_begin(new)
     assert _rate(model) == pytest.approx(0.25 * at_start)
     # Another fit, of a run whose rate somebody has lowered meanwhile.
     callback.on_train_begin()
     model.optimizer.learning_rate = 0.01
-    resumed = FitState(model=model, together=True, share=None, restored_size=2)
+    resumed = FitState(model=model, together=True, shard=None, restored_size=2)
     callback.after_epoch_begin(resumed)
     assert _rate(model) == pytest.approx(0.01 * after_resume)
     callback.after_epoch_begin(resumed)  # Once, not in every epoch.

@@ -116,13 +116,13 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     ),
     "arrays": (
         "UnsupportedError",
-        ["stopped within epoch 1, after", "Give fit what tfddl.shard_dataset returned"],
+        ["stopped within epoch 1, after", "HINT: give fit what tfddl.shard_dataset returned"],
     ),
     "one rank": (
         "DisagreementError",
         ["tfddl's callbacks: rank 0: Checkpoint; rank 1: none", "on every rank"],
     ),
-    "BackupAndRestore": ("UnsupportedError", ["Write tfddl.callbacks.Checkpoint("]),
+    "BackupAndRestore": ("UnsupportedError", ["HINT: use tfddl.callbacks.Checkpoint("]),
 }
 
 

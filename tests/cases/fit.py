@@ -39,8 +39,8 @@ def raised(function: Callable[[], Any]) -> tuple[str, str, float]:
     return "no error", "", time.monotonic() - begin
 
 
-def plain_recipe(n: int, batch_size: int, fit: dict[str, Any], compare: bool) -> Any:
-    """The source's own: every rank slices the arrays and gives `fit` its share."""
+def shards_by_hand(n: int, batch_size: int, fit: dict[str, Any], compare: bool) -> Any:
+    """Every rank slices the arrays, and gives `fit` its shard."""
     spec = {**SPEC, "n": n}
     x, y = problem.data(spec)[0], problem.labels(spec)
     start, stop = shard_range(n, tfddl.rank(), tfddl.size())
@@ -342,7 +342,7 @@ def builds_late() -> dict[str, Any]:
 
     inputs: dict[str, Callable[[], dict[str, Any]]] = {
         "arrays": lambda: {"x": x[start:stop], "y": y[start:stop], "batch_size": 4},
-        "share": lambda: {"x": _dataset()},
+        "shard": lambda: {"x": _dataset()},
         "dataset": lambda: {"x": shuffled()},
         "sequence": lambda: {**_batches("sequence"), "shuffle": False},
         "generator": lambda: {**_batches("generator"), "steps_per_epoch": 5},

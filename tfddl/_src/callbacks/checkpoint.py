@@ -258,8 +258,8 @@ class Checkpoint(JobCallback):
             )
             return
         within = ""
-        if position.consumed:
-            within = f", {position.consumed} of {fit.share.plan.num_examples} examples of it done"
+        if position.consumed and fit.shard is not None:
+            within = f", {position.consumed} of {fit.shard.plan.num_examples} examples of it done"
         _say(f"tfddl: going on from {path}: epoch {position.epoch + 1} of {fit.epochs}{within}")
 
     def _save(self, fit: FitState, logs: Any, *, is_best: bool) -> bool:

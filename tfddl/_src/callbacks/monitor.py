@@ -26,7 +26,7 @@ from tfddl._src.collectives import DisplayName, allgather, allgather_object, on_
 from tfddl._src.comm.native import format_ranks
 from tfddl._src.keras_hooks import FitState, JobCallback
 from tfddl._src.keras_hooks.optimizer import innermost
-from tfddl._src.keras_hooks.train_step import step_state
+from tfddl._src.keras_hooks.step_state import step_state
 from tfddl._src.runtime import current
 from tfddl.errors import DataError, DisagreementError, UnsupportedError
 
@@ -117,8 +117,8 @@ class Monitor(JobCallback):
         self._has_begun = self._has_shards = self._has_results = False
         if self._writer is not None:
             self._writer.begin(self._hparams)
-            if fit.share is not None:
-                self._writer.text("shards", shard_table(fit.share.plan, self._hosts), 0)
+            if fit.shard is not None:
+                self._writer.text("shards", shard_table(fit.shard.plan, self._hosts), 0)
                 self._has_shards = True
             self._writer.flush()
 
@@ -238,9 +238,9 @@ def _examples_done(fit: FitState) -> float:
     """How many examples this rank has trained on; only differences within an epoch count."""
     if fit.together:
         return float(step_state(fit.model).examples.numpy())
-    if fit.share is not None:
+    if fit.shard is not None:
         position = fit.position()
-        return position.epoch * fit.share.plan.num_examples + position.consumed
+        return position.epoch * fit.shard.plan.num_examples + position.consumed
     tracker = _loss_tracker(fit.model)
     return math.nan if tracker is None else float(tf.convert_to_tensor(tracker.count))
 

@@ -165,7 +165,7 @@ class Restored:
 
 def _is_sound_everywhere(fit: FitState, logs: Any) -> bool:
     loss = (logs or {}).get("loss", 0.0)
-    broken = int(not math.isfinite(float(loss)) or fit.failure() is not None)
+    broken = int(not math.isfinite(float(loss)) or fit.data_error() is not None)
     if fit.together:
         broken = int(allreduce(tf.constant(broken), ReduceOp.MAX, name=DisplayName("loss")).numpy())
     return not broken
@@ -302,9 +302,9 @@ def _check_data(fit: FitState, meta: dict[str, Any]) -> None:
 
 def _data(fit: FitState) -> dict[str, Any] | None:
     """What an epoch's order depends on."""
-    if fit.share is None:
+    if fit.shard is None:
         return None
-    plan = fit.share.plan
+    plan = fit.shard.plan
     order = Order.BLOCK if isinstance(plan, BlockPlan) else Order.GLOBAL
     return {
         "examples": int(plan.num_examples),

@@ -1,4 +1,4 @@
-"""How the arrays of an example hang together: tuples, dictionaries, names for their leaves."""
+"""The structure of examples: nested tuples and dictionaries, and the names of their leaves."""
 
 import collections
 from collections.abc import Callable
@@ -10,10 +10,15 @@ PARTS = ("x", "y", "sample_weight")
 
 
 def map_leaves(function: Callable[[Any, str], Any], structure: Any, name: str) -> Any:
-    """Puts ``function(leaf, its name)`` in place of each leaf.
+    """The structure with ``function(leaf, its name)`` in place of each leaf.
 
     Tuples and mappings are structure. Lists are leaves: a list of numbers is data, although
     `tf.nest` would take it for structure.
+
+    Args:
+        function: Called with each leaf and its name, such as "x['image'][0]".
+        structure: Any nesting.
+        name: The name of the whole.
     """
     if isinstance(structure, collections.abc.Mapping):
         return {

@@ -1,8 +1,9 @@
 """Loss scaling decides alike on all ranks whether a step is skipped.
 
-`LossScaleOptimizer` looks at the gradients it is given, and applies them inside a branch. With the
-averaging inside that branch, a rank whose own gradients aren't finite would leave the others
-waiting for ever. So the averaging comes before: an infinity of one rank then reaches all.
+`LossScaleOptimizer.apply` looks at the gradients it is given, and applies them inside a `cond`
+(keras/src/optimizers/loss_scale_optimizer.py). With the averaging inside that branch, a rank whose
+own gradients aren't finite would leave the others waiting for ever. So the averaging comes before:
+an infinity of one rank then reaches all.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import keras
 from tfddl._src.keras_hooks.compile import exchanges_gradients
 from tfddl._src.keras_hooks.optimizer import (
     innermost,
-    reduce_or_weight,
+    reduce_or_weigh,
     reduced_before,
     refuse_strategy_scope,
 )
@@ -35,6 +36,6 @@ def _apply(
         return original(self, grads, trainable_variables)
     if not inner.tfddl_under_scope:
         refuse_strategy_scope()
-    grads = reduce_or_weight(inner, grads, trainable_variables, check_finite=self.check_finite)
+    grads = reduce_or_weigh(inner, grads, trainable_variables, check_finite=self.check_finite)
     with reduced_before(inner):
         return original(self, grads, trainable_variables)

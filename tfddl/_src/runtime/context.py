@@ -120,7 +120,7 @@ class Runtime:
         self.fit: Any = None
         """The `fit` that is running on all ranks, if one is; `tfddl._src.keras_hooks` keeps it."""
         self.resume: Any = None
-        """The `tfddl._src.data.ResumePoint` of the `fit` that is running, if it takes up an epoch."""
+        """The `tfddl._src.data.ResumePoint` of the running `fit`, if it takes up an epoch."""
         self.process_sets: tuple[Any, ...] = ()
         """Those that Horovod's `init` was told of, in the order of their ids."""
         self.commits: CommitStore | None = None
