@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.data.examples import Examples
-from tfddl._src.data.shard import EpochContext, Shard
+from tfddl._src.data.shard import EpochState, Shard
 from tfddl._src.data.sources import IndexedSource, Source
 from tfddl._src.data.transforms import Transforms
 from tfddl._src.sharding import Plan
@@ -14,17 +14,17 @@ from tfddl._src.sharding import Plan
 
 def shards(
     plan: Plan, source: Source, transforms: Transforms | None = None
-) -> list[tuple[EpochContext, tf.data.Dataset]]:
-    """The context and the dataset of each rank."""
+) -> list[tuple[EpochState, tf.data.Dataset]]:
+    """The state and the dataset of each rank."""
     found = []
     for rank in range(plan.size):
-        context = EpochContext()
+        state = EpochState()
         first = plan.batch(epoch=0, step=0, rank=rank).indices[:1]
         examples = Examples(
             source, transforms or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
         )
-        shard = Shard(examples, plan, rank=rank, epoch=0, context=context)
-        found.append((context, shard.dataset()))
+        shard = Shard(state, examples, plan, rank=rank, epoch=0)
+        found.append((state, shard.dataset()))
     return found
 
 
@@ -32,9 +32,9 @@ def table(*parts: Any, loaded: bool = False) -> IndexedSource:
     return IndexedSource([part for part in parts if part is not None], loaded=loaded)
 
 
-def in_epoch(context: EpochContext, dataset: tf.data.Dataset, epoch: int) -> list[Any]:
+def in_epoch(state: EpochState, dataset: tf.data.Dataset, epoch: int) -> list[Any]:
     """The batches that `fit` would get in an epoch."""
-    context.epoch = epoch
+    state.epoch = epoch
     return list(dataset.as_numpy_iterator())
 
 

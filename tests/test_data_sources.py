@@ -60,9 +60,9 @@ def test_files_are_loaded_by_the_rank_that_trains_on_them(
     for rank in range(size):
         loader = Loader()
         source = table(paths, np.arange(n) * 10.0, loaded=True)
-        context, dataset = shards(plan, source, Transforms(load=loader))[rank]
+        state, dataset = shards(plan, source, Transforms(load=loader))[rank]
         loader.loaded.clear()
-        batches = in_epoch(context, dataset, 2)
+        batches = in_epoch(state, dataset, 2)
         steps = [plan.batch(epoch=2, step=s, rank=rank).indices for s in range(plan.steps)]
         for (x, y), indices in zip(batches, steps, strict=True):
             assert x["image"].shape == (len(indices), 2, 3)
@@ -178,8 +178,8 @@ def test_a_rank_keeps_step_until_the_others_know_what_is_wrong(tmp_path: Path) -
     paths = [tmp_path / f"{i}.npy" for i in range(8)]
     plan = GlobalPlan(num_examples=8, size=1, batch_size=2)
     source = table(paths, loaded=True)
-    ((context, dataset),) = shards(plan, source, Transforms(load=_load_with(_boom)))
-    context.trains_together = True
+    ((state, dataset),) = shards(plan, source, Transforms(load=_load_with(_boom)))
+    state.reports_failures = True
     assert [len(x) for x, _ in dataset.as_numpy_iterator()] == [2, 2, 1, 1]
     assert "example 5" in str(find_error(dataset))
 
@@ -261,10 +261,10 @@ def test_a_dataset_is_taken_up_with_other_workers(kind: type[GlobalPlan]) -> Non
         left -= set(begun.batch(epoch=1, step=step, rank=rank).indices.tolist())
     seen = []
     source = DatasetSource(tf.data.Dataset.range(n))
-    for context, dataset in shards(kind(num_examples=n, size=2, batch_size=2), source):
-        context.resume = ResumePoint(dataset.tfddl_shard, position)
-        context.epoch = 1
-        seen += flat(list(context.resume.rest_of(dataset).as_numpy_iterator()))
+    for state, dataset in shards(kind(num_examples=n, size=2, batch_size=2), source):
+        state.resume = ResumePoint(dataset.tfddl_shard, position)
+        state.epoch = 1
+        seen += flat(list(state.resume.rest_of(dataset).as_numpy_iterator()))
     assert sorted(seen) == sorted(left)
 
 

@@ -35,7 +35,7 @@ def test_predictions_are_gathered_in_chunks(groups: Groups, lengths: list[int]) 
 
 
 def test_fewer_examples_than_workers(groups: Groups) -> None:
-    """Only arrays: a share needs an example for every worker."""
+    """Only arrays: a shard needs an example for every worker."""
     found = groups(3).run(f"{CASES}:few", n=2)
     assert all(logs == found[0] for logs in found)
 

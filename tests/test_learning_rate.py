@@ -269,12 +269,12 @@ def test_the_logs_of_a_warm_up_have_it_too(workers: list[int]) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "initial_lr is 0; it must be positive": lambda: LearningRateSchedule(0, 1.0),
-    "initial_lr is nan; it must be positive": lambda: LearningRateWarmup(math.nan),
-    "warmup_epochs is 0; it must be at least 1": lambda: LearningRateWarmup(1.0, warmup_epochs=0),
-    "base_lr is -1.0; it must be positive": lambda: LearningRateScaling(-1.0),
-    "base_lr is 0; it must be positive": lambda: LearningRateScaling(0),
-    "rule is 'cubic'; it must be one of linear, sqrt, none": lambda: LearningRateScaling(
+    "initial_lr is 0; expected a positive number": lambda: LearningRateSchedule(0, 1.0),
+    "initial_lr is nan; expected a positive number": lambda: LearningRateWarmup(math.nan),
+    "warmup_epochs is 0; expected at least 1": lambda: LearningRateWarmup(1.0, warmup_epochs=0),
+    "base_lr is -1.0; expected a positive number": lambda: LearningRateScaling(-1.0),
+    "base_lr is 0; expected a positive number": lambda: LearningRateScaling(0),
+    "rule is 'cubic'; expected one of linear, sqrt, none": lambda: LearningRateScaling(
         1.0, rule="cubic"
     ),
 }

@@ -104,11 +104,11 @@ def test_more_workers_have_a_higher_rate_and_dropout_of_their_own(
 REFUSED: dict[str, tuple[str, list[str]]] = {
     "model": (
         "CheckpointError",
-        ["of another model: its variable number", "Give the callback another folder"],
+        ["of another model: its variable number", "HINT: give the callback another directory"],
     ),
     "optimizer": (
         "CheckpointError",
-        ["a training with Adam, and the model is compiled with SGD"],
+        ["a training with Adam; the model is compiled with SGD"],
     ),
     "data": (
         "CheckpointError",

@@ -1,6 +1,6 @@
 """Models made under ``tfddl.strategy().scope()`` train with an ordinary `fit`.
 
-`tests/test_exact.py` compares this door with one process; here it is compared with Horovod's, which
+`tests/test_exact.py` compares this API with one process; here it is compared with Horovod's, which
 it has to equal bit for bit where two workers train.
 """
 
@@ -37,11 +37,11 @@ def _equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize(("size", "kind", "compiled"), DOORS)
-def test_both_doors_arrive_at_the_same(
+def test_both_apis_arrive_at_the_same(
     groups: Groups, size: int, kind: str, compiled: dict[str, Any]
 ) -> None:
     """With dropout, BatchNormalization, validation, stock callbacks, evaluate and predict."""
-    ranks = groups(size).run(f"{CASES}:doors", kind=kind, options=compiled)
+    ranks = groups(size).run(f"{CASES}:both_apis", kind=kind, options=compiled)
     # Keras divides the loss by the number of workers, which is exact for powers of two.
     tolerance = 0 if size == 2 else 1e-5
     for rank in ranks:

@@ -95,21 +95,21 @@ def test_where_tensorflow_does_not_tell_there_is_no_shard(monkeypatch: pytest.Mo
 def _take_up(ranks: list[tuple[Any, tf.data.Dataset]], position: Position) -> list[Batches]:
     """What each rank gets of the rest of an epoch, mapped by the user."""
     found = []
-    for context, dataset in ranks:
+    for state, dataset in ranks:
         shard = dataset.tfddl_shard
-        context.epoch, context.resume = position.epoch, ResumePoint(shard, position)
+        state.epoch, state.resume = position.epoch, ResumePoint(shard, position)
         mapped = dataset.map(lambda x, y, *w: (x, y + 1, *w), num_parallel_calls=2)
         assert find_shard(mapped) == shard
-        rest = context.resume.rest_of(mapped)
+        rest = state.resume.rest_of(mapped)
         expected = shard.plan.after(position).steps
         assert int(rest.cardinality()) == expected == shard.plan.steps - shard.steps_done(position)
         found.append(list(rest.as_numpy_iterator()))
         assert len(list(dataset.as_numpy_iterator())) == shard.plan.steps, "placeholders first"
-        context.epoch += 1
+        state.epoch += 1
         ids = [batch[0] for batch in dataset.as_numpy_iterator()]
         assert len(ids) == shard.plan.steps, "the epoch after it is a whole one"
         assert len(np.concatenate(ids)) == len(set(np.concatenate(ids)))
-        context.resume = None
+        state.resume = None
     return found
 
 
@@ -130,8 +130,8 @@ def test_an_epoch_is_taken_up_with_other_workers(kind: type[GlobalPlan], seed: i
     after = kind(num_examples=n, size=3, batch_size=2, seed=seed)
     for steps in (0, 2):
         begun = [
-            list(itertools.islice(_epoch(context, dataset, 4), steps))
-            for context, dataset in _shards(before, _ids(n), LABELS[:n])
+            list(itertools.islice(_epoch(state, dataset, 4), steps))
+            for state, dataset in _shards(before, _ids(n), LABELS[:n])
         ]
         done = [int(i) for batches in begun for x, _ in batches for i in x]
         position = before.position(epoch=4, steps=steps)
@@ -141,8 +141,8 @@ def test_an_epoch_is_taken_up_with_other_workers(kind: type[GlobalPlan], seed: i
         assert sorted(done + again) == list(range(n))
 
 
-def _epoch(context: Any, dataset: tf.data.Dataset, epoch: int) -> Any:
-    context.epoch = epoch
+def _epoch(state: Any, dataset: tf.data.Dataset, epoch: int) -> Any:
+    state.epoch = epoch
     return dataset.as_numpy_iterator()
 
 
@@ -163,8 +163,8 @@ def test_fewer_examples_left_than_workers(weights: np.ndarray | None) -> None:
 def test_padding_examples_need_weights_to_be_told_by() -> None:
     position = GlobalPlan(num_examples=7, size=1, batch_size=5).position(epoch=0, steps=1)
     plan = GlobalPlan(num_examples=7, size=5, batch_size=4)
-    context, dataset = _shards(plan, _ids(7))[0]
-    resume = context.resume = ResumePoint(dataset.tfddl_shard, position)
+    state, dataset = _shards(plan, _ids(7))[0]
+    resume = state.resume = ResumePoint(dataset.tfddl_shard, position)
     with pytest.raises(UnsupportedError, match="fewer examples than workers are left.*fewer work"):
         resume.rest_of(dataset)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"iterate over ResumePoint.rest_of\("):
@@ -180,9 +180,9 @@ def test_keras_reads_the_weights_of_the_rest() -> None:
     position = GlobalPlan(num_examples=3, size=1, batch_size=1).position(epoch=0, steps=1)
     plan = GlobalPlan(num_examples=3, size=3, batch_size=2)
     y = {"a": np.arange(3.0), "b": np.ones((3, 2))}
-    context, dataset = _shards(plan, {"x": _ids(3)}, y)[2]
-    context.resume = ResumePoint(dataset.tfddl_shard, position)
-    (batch,) = context.resume.rest_of(dataset)
+    state, dataset = _shards(plan, {"x": _ids(3)}, y)[2]
+    state.resume = ResumePoint(dataset.tfddl_shard, position)
+    (batch,) = state.resume.rest_of(dataset)
     _, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
     assert labels["b"].shape == (1, 2)
     assert np.signbit(weight.numpy()).all()

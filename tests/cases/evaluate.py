@@ -37,7 +37,7 @@ def _data(n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def everything(n: int) -> dict[str, Any]:
-    """Whole arrays, shares of them, and each rank's own part."""
+    """Replicated arrays, shards of them, and each rank's own part."""
     model = _model()
     tfddl.broadcast_variables(model.variables)
     x, y = _data(n)
@@ -52,7 +52,7 @@ def everything(n: int) -> dict[str, Any]:
     predicted = np.asarray(alone(x))
     ways = {
         "arrays": model.evaluate(x, y, batch_size=3, verbose=0, return_dict=True),
-        "share": model.evaluate(
+        "shard": model.evaluate(
             tfddl.shard_dataset(x, y, batch_size=2, seed=5), verbose=0, return_dict=True
         ),
     }

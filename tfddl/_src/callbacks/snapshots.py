@@ -1,4 +1,9 @@
-"""The state of a running `fit`: taken from all ranks, and given back to them."""
+"""The state of a running `fit`: taken from all ranks, and restored on them.
+
+Names of arrays: ``model/0000`` and ``optimizer/0000`` (variables by number, of rank 0),
+``rank-1/0003`` (what a rank has different from rank 0), ``metrics-1/0000``, ``best-weights-0/0000``
+(of each EarlyStopping).
+"""
 
 import copy
 import hashlib
@@ -36,14 +41,14 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
     states, other state that isn't trained, metrics) comes from every rank.
 
     Args:
-        fit: The fit.
-        logs: Its latest.
-        best: What the best checkpoint so far is told by; kept along.
+        fit: The running fit.
+        logs: Its latest logs.
+        best: By what the best checkpoint so far is known; saved with the rest.
 
     Returns:
         On rank 0 a copy of the state, which later steps don't change; elsewhere None. None on all
-        ranks where the loss of one of them isn't finite, or its data can't be read: such a state
-        is nothing to go on from.
+        ranks where the loss of one of them isn't finite, or its data can't be read: training
+        couldn't go on from such a state.
     """
     if not _is_sound_everywhere(fit, logs):
         return None
@@ -90,11 +95,11 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
 
 
 def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
-    """Puts all ranks where an earlier run was. All ranks must call it together.
+    """Gives all ranks the state of an earlier run. All ranks must call it together.
 
     Args:
         fit: A fit whose callbacks have begun; its model and optimizer are built.
-        snapshot: On rank 0 what was taken; elsewhere None.
+        snapshot: On rank 0 what `take` returned; elsewhere None.
 
     Raises:
         CheckpointError: On all ranks: it is of another model, optimizer or data set.
@@ -109,11 +114,12 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
     )
     if position.consumed:
         _check_data(fit, meta)
-    # First what can be refused; then what changes the training.
+    # First what may raise; then what changes the training.
     resume.resume_from(fit, position, size=meta["size"])
     if snapshot is not None:
         assign(model.variables, arrays, "model")
         assign(optimizer.variables, arrays, "optimizer")
+    # This run's own seeds, for ranks that the earlier one didn't have.
     fresh = [tf.identity(tf.convert_to_tensor(v)) for v in _seeds(model)]
     broadcast_variables([*model.variables, *optimizer.variables])
     own = {name: array for name, array in arrays.items() if name.startswith("rank-")}
@@ -132,7 +138,7 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
 
 
 class Restored:
-    """What a fit goes on from."""
+    """What a fit has been restored to."""
 
     def __init__(
         self, position: Position, *, finished: bool, best: Mapping[str, Any], metrics: Sequence[Any]
@@ -144,10 +150,12 @@ class Restored:
         self._metrics = list(metrics)
 
     def add_metrics(self, fit: FitState) -> None:
-        """Adds what the metrics had seen of the epoch before.
+        """Adds the metrics' state of the part of the epoch that the earlier run trained on.
 
-        After the epoch's first step, because Keras makes metrics in it.
+        To be called after the epoch's first step.
         """
+        # CompileMetrics makes the metrics in the first step, from the shapes of the outputs
+        # (keras/src/trainers/compile_utils.py); before it there are no variables to set.
         if not self._metrics:
             return
         variables = _metric_variables(fit.model)
@@ -156,7 +164,7 @@ class Restored:
                 variable.assign_add(array)
         else:
             _LOG.warning(
-                "the model's metrics aren't those of the checkpoint; those of epoch %d tell of the "
+                "the model's metrics aren't those of the checkpoint; those of epoch %d are of the "
                 "steps since it only",
                 fit.epoch,
             )
@@ -172,12 +180,13 @@ def _is_sound_everywhere(fit: FitState, logs: Any) -> bool:
 
 
 def _own_states(fit: FitState) -> list[dict[int, np.ndarray]]:
-    """What each rank has different from rank 0: variables of the model, by number."""
+    """The variables of the model that differ between ranks, by number: of each rank, its values."""
     if not fit.together:
         return []
     trained = {id(v) for v in fit.model.trainable_variables}
     states = {i: np.asarray(v) for i, v in enumerate(fit.model.variables) if id(v) not in trained}
-    # A frozen network isn't trained either: only what differs travels.
+    # A frozen network isn't trained either, and may be large: digests tell what differs, and only
+    # that is sent.
     digests = allgather_object(
         {
             i: hashlib.blake2b(array.tobytes(), digest_size=16).digest()
@@ -191,7 +200,7 @@ def _own_states(fit: FitState) -> list[dict[int, np.ndarray]]:
 def _give_own_states(
     model: Any, own: dict[str, np.ndarray], fresh: Sequence[tf.Tensor], *, size: int
 ) -> None:
-    """Gives a rank what it had; one that is new draws from seeds that nobody had."""
+    """Gives a rank the variables that it had; one that is new keeps its fresh seeds."""
     rank = current().cluster.rank
     if rank >= size:
         for seed, value in zip(_seeds(model), fresh, strict=True):
@@ -204,7 +213,7 @@ def _give_own_states(
 
 
 def _metrics(fit: FitState) -> list[list[np.ndarray]]:
-    """The state of the metrics, of each rank."""
+    """The state of each rank's metrics."""
     return allgather_object([np.asarray(v) for v in _metric_variables(fit.model)])
 
 
@@ -216,7 +225,10 @@ def _metrics_in(arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> list[
 
 
 def _metrics_of_rank(of_ranks: list[list[np.ndarray]], *, size: int) -> list[np.ndarray]:
-    """A rank's own again; with another number of workers, rank 0 has what all had."""
+    """The rank's own again; with another number of workers, rank 0 gets the sum of all.
+
+    States add up: at the end of the epoch the ranks' states are summed anyway.
+    """
     cluster = current().cluster
     if not of_ranks or cluster.size == size:
         return of_ranks[cluster.rank] if of_ranks else []
@@ -253,12 +265,11 @@ def _kind(optimizer: Any) -> str:
 
 
 def _check(fit: FitState, meta: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another model or optimizer."""
     kind = _kind(fit.model.optimizer)
     if meta["optimizer"] != kind:
         raise CheckpointError(
-            f"The checkpoint is of a training with {meta['optimizer']}, and the model is compiled "
-            f"with {kind}. {_OTHER}"
+            f"The checkpoint is of a training with {meta['optimizer']}; the model is compiled with "
+            f"{kind}. {_OTHER}"
         )
     check_model(fit.model, meta)
     _compare("optimizer", meta["slots"], fit.model.optimizer.variables, essence=_SHAPED)
@@ -268,7 +279,7 @@ def check_model(model: Any, meta: dict[str, Any]) -> None:
     """Refuses a checkpoint of another model.
 
     Raises:
-        CheckpointError: With the first variable that differs.
+        CheckpointError: The first variable that differs is in the text.
     """
     _compare("model", meta["model"], model.variables, essence=_NAMED)
 
@@ -285,23 +296,22 @@ def _compare(
     had, has = (texts[at] if at < len(texts) else "nothing" for texts in (known, found))
     raise CheckpointError(
         f"The checkpoint is of another {title}: its variable number {at} of {len(known)} is {had}; "
-        f"here it is {has}, of {len(found)}. {_OTHER}"
+        f"expected {has}, of {len(found)}. {_OTHER}"
     )
 
 
 def _check_data(fit: FitState, meta: dict[str, Any]) -> None:
-    """Refuses to go on within an epoch of other data."""
     found = _data(fit)
     if found is not None and meta["data"] is not None and found != meta["data"]:
         raise CheckpointError(
             f"The checkpoint is within epoch {meta['epoch']} of other data: "
-            f"{_say(meta['data'])}; now {_say(found)}. Which examples are left can't be told. "
-            "Go on with the same data, order and seed, or start anew in another folder."
+            f"{_format(meta['data'])}; now {_format(found)}. Which examples are left isn't known. "
+            "HINT: use the same data, order and seed, or start anew in another directory."
         )
 
 
 def _data(fit: FitState) -> dict[str, Any] | None:
-    """What an epoch's order depends on."""
+    """What the order of an epoch's examples depends on."""
     if fit.shard is None:
         return None
     plan = fit.shard.plan
@@ -313,13 +323,14 @@ def _data(fit: FitState) -> dict[str, Any] | None:
     }
 
 
-def _say(facts: dict[str, Any]) -> str:
+def _format(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-_OTHER = "Give the callback another folder, or make the model that the checkpoint is of."
+_OTHER = "HINT: give the callback another directory, or make the model that the checkpoint is of."
 
-# Of the description of a variable, what has to be alike. Names of layers may count on: the second
-# model of a notebook has a "dense_1" for a "dense". Slots are named after those.
+# What must be alike in the description of a variable: of a model's the last part of its path, dtype
+# and shape, of an optimizer's dtype and shape. Keras numbers layers throughout a process, so that
+# the second model of a notebook has a "dense_1" for a "dense"; slots are named after these.
 _NAMED = re.compile(r"[^/]*$")
 _SHAPED = re.compile(r"\S+ \([\d, ]*\)$")

@@ -18,7 +18,7 @@ Usage:
 
 from tfddl._src.data.batch_slices import slice_batches
 from tfddl._src.data.sample_weights import PADDING_WEIGHT
-from tfddl._src.data.shard import ResumePoint, Shard, epoch_context
+from tfddl._src.data.shard import ResumePoint, Shard, epoch_state
 from tfddl._src.data.shard_dataset import shard_dataset
 from tfddl._src.data.shard_lookup import (
     clear_errors,
@@ -33,7 +33,7 @@ __all__ = [
     "ResumePoint",
     "Shard",
     "clear_errors",
-    "epoch_context",
+    "epoch_state",
     "find_error",
     "find_shard",
     "has_shard",

@@ -50,7 +50,7 @@ class DatasetSource:
             yield [list(values) for values in zip(*rows, strict=True)]
 
     def describe(self, index: int) -> str:
-        """The example's number: what it was made of, nobody knows here."""
+        """The example's number."""
         return f"example {index} of the dataset"
 
     def _elements(self, indices: Indices) -> Iterator[list[np.ndarray]]:

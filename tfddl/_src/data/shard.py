@@ -18,7 +18,7 @@ from tfddl.errors import DataError, UnsupportedError
 class ResumePoint:
     """Where a `fit` takes up an epoch that an earlier run began.
 
-    While it is the `EpochContext`'s, each iteration of the shard in that epoch begins with
+    While it is the `EpochState`'s, each iteration of the shard in that epoch begins with
     placeholders, one for each step that was made before, so that its length stays that of a whole
     epoch. What `rest_of` returns is without them.
     """
@@ -42,7 +42,7 @@ class ResumePoint:
 
 
 @dataclasses.dataclass
-class EpochContext:
+class EpochState:
     """What a running `fit` tells the shards that are read in it.
 
     A dataset can't be told anything when Keras iterates over it, so shards look here.
@@ -52,13 +52,18 @@ class EpochContext:
     """The epoch that `fit` is in; None outside of `fit`."""
 
     resume: ResumePoint | None = None
+    """Where the epoch goes on, if an earlier run began it."""
 
-    trains_together: bool = False
-    """Whether the other ranks wait for this one in every step."""
+    reports_failures: bool = False
+    """Whether `fit` tells the other ranks of an error, so that this one has to keep step."""
 
 
-epoch_context = EpochContext()
-"""That of this process: of the `fit` that is running, if one is."""
+_STATE = EpochState()
+
+
+def epoch_state() -> EpochState:
+    """The state of this process: of the `fit` that is running, if one is."""
+    return _STATE
 
 
 class Shard:
@@ -72,22 +77,16 @@ class Shard:
     """
 
     def __init__(
-        self,
-        examples: Examples,
-        plan: Plan,
-        *,
-        rank: int,
-        epoch: int,
-        context: EpochContext = epoch_context,
+        self, state: EpochState, examples: Examples, plan: Plan, *, rank: int, epoch: int
     ) -> None:
         """A rank's shard of the examples.
 
         Args:
+            state: That of the `fit` that may read it.
             examples: What the plan deals out.
             plan: Of a whole epoch.
             rank: Whose shard.
             epoch: Whose order the dataset has outside of `fit`.
-            context: Which `fit` is asked for its epoch.
 
         Raises:
             UnsupportedError: Some worker needs a padding example, but there is no ``y``.
@@ -97,7 +96,7 @@ class Shard:
         self.error: DataError | None = None
         self._examples = examples
         self._epoch = epoch
-        self._context = context
+        self._state = state
         self._specs = examples.specs
         if plan.has_padding:
             self._specs = sample_weights.add_weight_specs(examples.specs)
@@ -146,7 +145,7 @@ class Shard:
 
     def _batches(self) -> Iterator[Any]:
         # Asked when iteration starts: `fit` makes an iterator for each of its epochs.
-        epoch = self._epoch if self._context.epoch is None else self._context.epoch
+        epoch = self._epoch if self._state.epoch is None else self._state.epoch
         plan = self._plan_of(epoch)
         self.error = None
         for _ in range(self.plan.steps - plan.steps):
@@ -158,7 +157,7 @@ class Shard:
                 done += 1
         except DataError as error:
             self.error = error
-            if not self._context.trains_together:
+            if not self._state.reports_failures:
                 # Without the chain of causes: TensorFlow puts all their tracebacks into its text.
                 raise DataError(str(error)) from None
             # The other ranks learn of it with the next step, which needs this rank's gradients.
@@ -167,7 +166,7 @@ class Shard:
 
     def _plan_of(self, epoch: int) -> Plan:
         """The plan of the epoch that begins, or of what is left of it."""
-        resume = self._context.resume
+        resume = self._state.resume
         if resume is None or resume.shard is not self or resume.position.epoch != epoch:
             return self.plan
         plan = self.plan.after(resume.position)

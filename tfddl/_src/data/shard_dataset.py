@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfddl._src.cpu import num_loader_threads
 from tfddl._src.data.dataset_source import DatasetSource
 from tfddl._src.data.examples import Examples
-from tfddl._src.data.shard import Shard
+from tfddl._src.data.shard import Shard, epoch_state
 from tfddl._src.data.sources import IndexedSource, Source
 from tfddl._src.data.transforms import Transforms
 from tfddl._src.runtime import current
@@ -120,7 +120,7 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
         num_threads=num_loader_threads(runtime.num_cores),
         first=plan.batch(epoch=epoch, step=0, rank=cluster.rank).indices[:1],
     )
-    return Shard(examples, plan, rank=cluster.rank, epoch=epoch).dataset()
+    return Shard(epoch_state(), examples, plan, rank=cluster.rank, epoch=epoch).dataset()
 
 
 def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> Source:

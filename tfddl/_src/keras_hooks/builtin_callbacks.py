@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfddl._src.keras_hooks.fit_state import any_running_fit
+from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.patching import private, wrap_method
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
@@ -128,7 +128,7 @@ def _stoppers(callbacks: Sequence[Any]) -> list[Any]:
 def _save_model(
     original: Callable[..., Any], self: Any, epoch: int, batch: int | None, logs: Any
 ) -> Any:
-    if any_running_fit() is None:
+    if current_fit() is None:
         return original(self, epoch, batch, logs)
     with _atomic_saves(self.model):
         return original(self, epoch, batch, logs)

@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 
-from tfddl._src.data import epoch_context
+from tfddl._src.data import epoch_state
 from tfddl._src.keras_hooks import consistency, initial_state, stopping
 from tfddl._src.keras_hooks.builtin_callbacks import flatten_callbacks
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks
@@ -51,7 +51,7 @@ class EpochCallback(Heartbeat):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before any callback that may iterate over the data."""
-        epoch_context.epoch = epoch
+        epoch_state().epoch = epoch
 
 
 class FirstCallback(EpochCallback):

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName
-from tfddl._src.data import clear_errors, epoch_context, find_shard
+from tfddl._src.data import clear_errors, epoch_state, find_shard
 from tfddl._src.heartbeat import Stage
 from tfddl._src.keras_hooks import replicated_data, scope, scope_data
 from tfddl._src.keras_hooks.callback_events import Heartbeat, installed
@@ -202,8 +202,8 @@ def _within_fit(
         given: The arguments of a callback's call; None for validation, which has fit's callbacks.
         validates: Whether all ranks do so together.
     """
-    before = fit.training, fit.validating, epoch_context.resume
-    fit.training, fit.validating, epoch_context.resume = False, validates, None
+    before = fit.training, fit.validating, epoch_state().resume
+    fit.training, fit.validating, epoch_state().resume = False, validates, None
     try:
         with current().board.during(stage):
             if given is None:
@@ -212,4 +212,4 @@ def _within_fit(
                 with installed(given, Heartbeat(), None):
                     yield
     finally:
-        fit.training, fit.validating, epoch_context.resume = before
+        fit.training, fit.validating, epoch_state().resume = before

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfddl._src.data import Shard, epoch_context, find_error
+from tfddl._src.data import Shard, epoch_state, find_error
 from tfddl._src.runtime import current
 from tfddl._src.sharding import Plan, Position
 from tfddl.errors import DataError
@@ -144,14 +144,15 @@ class _Process:
     fit: FitState | None = None
 
 
+def current_fit() -> FitState | None:
+    """The `fit` that is running in this process, if one is."""
+    return _Process.fit
+
+
 def running_fit(model: Any) -> FitState | None:
     """The `fit` that is running, if it trains this model."""
-    return _Process.fit if _Process.fit is not None and _Process.fit.model is model else None
-
-
-def any_running_fit() -> FitState | None:
-    """The `fit` that is running, whatever it trains."""
-    return _Process.fit
+    fit = current_fit()
+    return fit if fit is not None and fit.model is model else None
 
 
 @contextmanager
@@ -164,15 +165,16 @@ def entered(fit: FitState | None, *, epoch: int | None) -> Iterator[None]:
         fit: None while nothing is trained together.
         epoch: None outside of `fit`.
     """
-    before = _Process.fit, dataclasses.replace(epoch_context)
+    state, before = epoch_state(), _Process.fit
+    before_state = state.epoch, state.resume, state.reports_failures
     _enter(fit)
-    epoch_context.epoch, epoch_context.resume = epoch, None
-    epoch_context.trains_together = fit is not None and fit.together
+    state.epoch, state.resume = epoch, None
+    state.reports_failures = fit is not None and fit.together
     try:
         yield
     finally:
-        _enter(before[0])
-        vars(epoch_context).update(vars(before[1]))
+        _enter(before)
+        state.epoch, state.resume, state.reports_failures = before_state
 
 
 def _enter(fit: FitState | None) -> None:

@@ -218,9 +218,14 @@ def reduce_or_weigh(
 ) -> list[Gradient]:
     """What an optimizer does with a step's gradients before anything else.
 
-    Without accumulation they are reduced. With it they are only weighed, by what all ranks' counts
-    are; should they not be finite on any rank (asked where a loss-scale optimizer is around), they
-    become NaN on all.
+    Without accumulation they are reduced. With it they are only weighted, by all ranks' counts;
+    where they aren't finite on any rank, they become NaN on all.
+
+    Args:
+        optimizer: Distributed, without loss-scale optimizers around it.
+        gradients: The rank's own.
+        variables: Of the gradients; None is those that the optimizer was built with.
+        check_finite: That of the loss-scale optimizer around it, if there is one.
     """
     gradients = list(gradients)
     averaging = optimizer.tfddl_options

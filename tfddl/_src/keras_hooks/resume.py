@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfddl._src.data import ResumePoint, epoch_context
-from tfddl._src.keras_hooks.fit_state import FitState, RestOfEpoch, any_running_fit
+from tfddl._src.data import ResumePoint, epoch_state
+from tfddl._src.keras_hooks.fit_state import FitState, RestOfEpoch, current_fit
 from tfddl._src.keras_hooks.patching import private, private_module, wrap_method
 from tfddl._src.sharding import Position
 from tfddl.errors import UnsupportedError
@@ -43,7 +43,7 @@ def resume_from(fit: FitState, position: Position, *, size: int) -> None:
         )
     plan = fit.shard.plan.after(position)
     fit.rest = RestOfEpoch(plan=plan, epoch=position.epoch, skipped=fit.shard.steps_done(position))
-    epoch_context.resume = ResumePoint(fit.shard, position)
+    epoch_state().resume = ResumePoint(fit.shard, position)
 
 
 def start_at_epoch(fit: FitState, epoch: int) -> None:
@@ -64,7 +64,7 @@ def clear_initial_epoch(model: Any) -> None:
 def end_resumed_epoch(fit: FitState) -> None:
     """The epoch that an earlier run began has ended: the next one is whole."""
     if fit.rest is not None:
-        epoch_context.resume = None
+        epoch_state().resume = None
 
 
 class _Epoch(int):
@@ -75,7 +75,7 @@ class _Epoch(int):
 
 
 def _enumerate_iterator(original: Callable[..., Any], self: Any) -> Any:
-    fit = any_running_fit()
+    fit = current_fit()
     if fit is None or not fit.training or fit.shard is None:
         return original(self)
     # With steps_per_epoch Keras makes an epoch's iterator at the end of the one before, so that it
@@ -88,7 +88,7 @@ def _enumerate_iterator(original: Callable[..., Any], self: Any) -> Any:
 
 def _rest(iterator: Any, skipped: int) -> Iterator[tuple[int, int, Any]]:
     """An epoch without its first steps, numbered as if they had been made."""
-    resume = epoch_context.resume
+    resume = epoch_state().resume
     assert resume is not None  # As long as the epoch that was begun before isn't at its end.
     stride = iterator.steps_per_execution
     iterator.data_adapter.on_epoch_begin()

@@ -13,7 +13,7 @@ from tfddl._src.runtime import current
 
 UNEVEN = (
     "Workers had different numbers of examples in a step, and their mean gradients were averaged "
-    "as Horovod does: an example in a small batch weighs more than one in a large one. HINT: "
+    "as Horovod does: an example in a small batch counts more than one in a large one. HINT: "
     "tfddl.DistributedOptimizer(optimizer) weights them by their numbers, and "
     "tfddl.shard_dataset(x, y, batch_size=…) deals the examples out evenly: together they train as "
     "one process would."
