@@ -173,6 +173,10 @@ def test_stock_callbacks_decide_alike(groups: Groups) -> None:
     assert all(other == first for other in others)
 
 
+def test_a_callback_list_of_ones_own_is_followed_and_left_as_it_was(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:own_callback_list") == [([0, 1], True)] * 2
+
+
 def test_data_of_unknown_length_wants_steps(groups: Groups) -> None:
     for kind, message, _ in groups(2).run(f"{CASES}:unknown_length", everywhere=True):
         assert kind == "UnsupportedError"

@@ -153,6 +153,17 @@ def early_stopping() -> tuple[list[int], list[float]]:
     return history.epoch, [*seen, float(model.optimizer.learning_rate.numpy())]
 
 
+def own_callback_list() -> tuple[list[int], bool]:
+    """A CallbackList of the user's: the epochs it ran for, and whether it is as it was before."""
+    model, _ = _model()
+    callbacks = keras.callbacks.CallbackList(
+        [StopAt("on_epoch_end", 2, rank=1)], add_history=True, model=model, epochs=6, steps=3
+    )
+    before = list(callbacks.callbacks)
+    history = model.fit(_dataset(), epochs=6, verbose=0, callbacks=callbacks)
+    return history.epoch, callbacks.callbacks == before
+
+
 def unknown_length(everywhere: bool) -> tuple[str, str, float]:
     model, _ = _model()
     if not everywhere and tfddl.rank() == 0:

@@ -165,18 +165,14 @@ def entered(fit: FitState | None, *, epoch: int | None) -> Iterator[None]:
         fit: None while nothing is trained together.
         epoch: None outside of `fit`.
     """
-    state, before = epoch_state(), _Process.fit
+    state, runtime, before = epoch_state(), current(), _Process.fit
     before_state = state.epoch, state.resume, state.reports_failures
-    _enter(fit)
+    # The runtime counts exchanges of gradients outside of `fit` by itself.
+    _Process.fit = runtime.fit = fit
     state.epoch, state.resume = epoch, None
     state.reports_failures = fit is not None and fit.together
     try:
         yield
     finally:
-        _enter(before)
+        _Process.fit = runtime.fit = before
         state.epoch, state.resume, state.reports_failures = before_state
-
-
-def _enter(fit: FitState | None) -> None:
-    _Process.fit = fit
-    current().fit = fit  # The runtime counts exchanges of gradients outside of `fit` itself.
