@@ -21,7 +21,7 @@ from tfddl._src.runtime import current
 from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
 
 _LOG = logging.getLogger("tfddl")
-# Of names of metrics, in lower case.
+# Parts of names of metrics in lower case: "val_binary_accuracy" has an "acc" in it.
 _LARGER_IS_BETTER = (
     *("acc", "auc", "cosine", "dice", "f1", "fbeta", "io_u", "iou", "precision", "psnr"),
     *("r2", "recall", "sensitivity", "specificity", "ssim", "true_"),
@@ -132,6 +132,7 @@ class Checkpoint(JobCallback):
             UnsupportedError: It is within an epoch, where the data can't be entered.
         """
         optimizer = fit.model.optimizer
+        # Its slots are restored, too; by itself it would make them in the first step.
         if not optimizer.built:
             optimizer.build(fit.model.trainable_variables)
         self._best, self._saved_at, self._restored = None, 0, None
@@ -147,6 +148,8 @@ class Checkpoint(JobCallback):
                 self._every,
             )
         self._preemption.listen()
+
+    # These two come before the ranks agree on whether to stop, the methods after_… after it.
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Asks all ranks to stop, where SIGTERM has come to this one."""
@@ -182,12 +185,12 @@ class Checkpoint(JobCallback):
             self._restored.add_metrics(fit)
             self._restored = None
         if fit.steps is not None and fit.done >= fit.steps:
-            return
+            return  # `after_epoch` saves, once the epoch has been validated.
         is_due = self._every is not None and fit.done - self._saved_at >= self._every
         # Where training stops here, the next run takes up this epoch with its metrics.
         if fit.has_position and (is_due or fit.model.stop_training):
             self._saved_at = fit.done
-            self.wait()
+            self.wait()  # One write at a time; also, it may still take the best back.
             self._best_if_unwritten = self._best
             self._save(fit, logs, is_best=False)
         self._exit_if_preempted(fit)
@@ -303,10 +306,13 @@ class Checkpoint(JobCallback):
             )
             return None
         value = float(logs[name])
-        if not math.isfinite(value):
+        if not math.isfinite(
+            value
+        ):  # NaN is neither better nor worse, and infinity would stay the best.
             return None
         if self._best_of != name:  # An earlier run was given another `monitor`.
             self._best, self._best_of = None, name
+        # Of a "dice_loss", less is better.
         more_is_better = self._mode == "max" or (
             self._mode == "auto"
             and any(measure in name.lower() for measure in _LARGER_IS_BETTER)

@@ -57,7 +57,7 @@ def load_checkpoint(
 
     snapshot = on_all_ranks(find, error=CheckpointError)
     meta: dict[str, Any] = broadcast_object(None if snapshot is None else dict(snapshot.meta))
-    snapshots.check_model(model, meta)
+    snapshots.check_model(model, meta)  # On all ranks, so that all raise.
     if snapshot is not None:
         snapshots.assign(model.variables, snapshot.arrays, "model")
     broadcast_variables(model.variables)

@@ -116,7 +116,7 @@ class Monitor(JobCallback):
         self._has_begun = self._has_shards = self._has_results = False
         if self._writer is not None:
             self._writer.begin(self._hparams)
-            if fit.shard is not None:
+            if fit.shard is not None:  # Otherwise the first epoch tells.
                 self._writer.text("shards", shard_table(fit.shard.plan, self._hosts), 0)
                 self._has_shards = True
             self._writer.flush()
@@ -179,6 +179,7 @@ class Monitor(JobCallback):
     def _update(self, **loss: float) -> None:
         """Adds points to the charts, of what all ranks have done since the last ones."""
         mine = dataclasses.replace(self._meter.take(), **loss)
+        # float64 holds all fields exactly, counts included.
         rows = allgather(tf.constant([mine.row()], tf.float64), name=DisplayName("Monitor")).numpy()
         works = [StepStats.of_row(row) for row in rows]
         self._works.append(works)
@@ -290,6 +291,7 @@ def _results(logs: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The logs of an epoch as points of the charts: by run, by tag."""
     results: dict[str, dict[str, float]] = {TRAIN: {}, VALIDATION: {}}
     for name, value in logs.items():
+        # The learning rate has a chart over steps; a dictionary or array has none.
         if name == "learning_rate" or np.ndim(value):
             continue
         run = VALIDATION if name.startswith("val_") else TRAIN

@@ -81,6 +81,7 @@ def rank_values(works: Sequence[StepStats]) -> list[tuple[str, str, float]]:
     points = []
     for tag, values in by_tag.items():
         if len(values) <= MOST_RANKS_EACH:
+            # Leading zeros, because TensorBoard sorts runs by name.
             digits = len(str(len(values) - 1))
             runs = {f"rank_{rank:0{digits}}": value for rank, value in enumerate(values)}
         else:
@@ -95,6 +96,7 @@ def rank_values(works: Sequence[StepStats]) -> list[tuple[str, str, float]]:
 
 def slowest_rank(works: Sequence[StepStats]) -> int | None:
     """The rank that the others wait for; None where there is no other, or it isn't known."""
+    # All take the same time per step; the slowest waits least for the others (`StepStats.busy_s`).
     busy = [work.busy_s for work in works]
     return None if len(busy) < 2 or any(map(math.isnan, busy)) else int(np.argmax(busy))
 

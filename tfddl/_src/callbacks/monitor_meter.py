@@ -128,8 +128,10 @@ class StepMeter:
         before_s, self._last_s = self._last_s, self._clock()
         self._steps += steps
         if not self._is_first:
+            # Of steps that are executed together only the sum is known.
             self._step_s += [(self._last_s - before_s) / steps] * steps
             return
+        # Counted, but not timed: TensorFlow traces the step in it, for seconds.
         self._is_first = False
         before = self._last
         self.resume()

@@ -26,6 +26,7 @@ def draw_ranks(works: Sequence[StepStats]) -> NDArray[np.uint8] | None:
     last = slowest_rank(works)
     if last is None:
         return None
+    # Pixels; a thousand ranks fit into a picture of 4000.
     row = max(4, min(30, 900 // len(works)))
     picture = Image.new("RGB", (_LEFT + _BAR + _RIGHT, _HEAD + row * len(works) + 12), _PAPER)
     draw = ImageDraw.Draw(picture)

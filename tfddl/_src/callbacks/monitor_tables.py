@@ -118,6 +118,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    # Right-aligned where each cell is a number, bold or not.
     numeric = [
         all(row[column].strip("*").replace(".", "").isdigit() for row in rows)
         for column in range(len(header))

@@ -68,12 +68,14 @@ class EventWriter:
     def images(self, tag: str, images: np.ndarray, step: int) -> None:
         """Adds images: (n, height, width, channels), bytes or numbers in 0..1."""
         with self._run(JOB).as_default(step):
-            tf.summary.image(tag, images, max_outputs=len(images))
+            tf.summary.image(tag, images, max_outputs=len(images))  # By default it writes 3.
 
     def begin(self, hparams: Mapping[str, Any] | None) -> None:
         """Notes that training begins, with these flags."""
         if hparams is not None:
             plain = {name: _plain(value) for name, value in hparams.items()}
+            # Used for its two events alone: it is the plugin's public way to write when a training
+            # has begun, with which flags, and when it has ended.
             self._hparams = hp.KerasCallback(self._run(JOB), plain)
             self._hparams.on_train_begin()
 

@@ -59,6 +59,9 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
         return None
     model, optimizer = fit.model, fit.model.optimizer
     best_weights = builtin_callbacks.get_best_weights(fit.callbacks)
+    # np.asarray may share memory with what a read of a variable returned. While that lives,
+    # TensorFlow's updates write elsewhere (PrepareToUpdateVariable,
+    # tensorflow/core/kernels/training_op_helpers.h).
     arrays = {
         **_named("model", [np.asarray(v) for v in model.variables]),
         **_named("optimizer", [np.asarray(v) for v in optimizer.variables]),
@@ -69,9 +72,20 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
         arrays |= _named(f"metrics-{rank}", values)
     for i, weights in enumerate(best_weights):
         arrays |= _named(f"best-weights-{i}", weights)
-    position = fit.position()
-    history = getattr(fit.model, "history", None)
     meta = {
+        **_describe_fit(fit),
+        "best": dict(best),
+        "metrics": len(metrics[0]) if metrics else 0,
+        "best_weights": [len(weights) for weights in best_weights],
+    }
+    return Snapshot(copy.deepcopy(meta), arrays)  # Keras appends to the lists of the history.
+
+
+def _describe_fit(fit: FitState) -> dict[str, Any]:
+    """What a checkpoint says of a fit, beside arrays; fit for JSON."""
+    model, optimizer, position = fit.model, fit.model.optimizer, fit.position()
+    history = getattr(model, "history", None)
+    return {
         "size": current().cluster.size,
         "epoch": position.epoch,
         "consumed": position.consumed,
@@ -82,16 +96,12 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
         "optimizer": _kind(optimizer),
         "model": _describe(model.variables),
         "slots": _describe(optimizer.variables),
-        "best": dict(best),
-        "metrics": len(metrics[0]) if metrics else 0,
-        "best_weights": [len(weights) for weights in best_weights],
         "memory": builtin_callbacks.get_states(fit.callbacks),
         "history": {
             "epoch": [] if history is None else history.epoch,
             "logs": {} if history is None else history.history,
         },
     }
-    return Snapshot(copy.deepcopy(meta), arrays)
 
 
 def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":

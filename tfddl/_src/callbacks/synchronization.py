@@ -53,6 +53,7 @@ class BroadcastGlobalVariables(BroadcastCallback):
         """
         if self._is_due:
             self._is_due = False
+            # Models with several optimizers, such as GANs, keep them as attributes.
             held = [self.model.optimizer, *vars(self.model).values()]
             optimizers = {id(o): o for o in held if isinstance(o, keras.optimizers.Optimizer)}
             broadcast_model(
@@ -76,6 +77,7 @@ class MetricAverage(keras.callbacks.Callback):
         """
         if not logs or current().cluster.size == 1:
             return
+        # Sorted: dictionaries keep the order of insertion, which may differ between ranks.
         names = sorted(name for name, value in logs.items() if isinstance(value, numbers.Real))
         values = [tf.constant(float(logs[name]), tf.float64) for name in names]
         kind = f"logs {', '.join(names)}"

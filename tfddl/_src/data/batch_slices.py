@@ -44,10 +44,12 @@ def slice_batches(dataset: tf.data.Dataset, *, rank: int, size: int, pad: bool) 
         with tf.control_dependencies([enough]):
             start, stop = _range(tf.identity(n), rank, size)
         is_mine = stop > start
+        # Where the rank's part is empty, the batch's first example is its padding example.
         low, high = tf.where(is_mine, start, 0), tf.where(is_mine, stop, 1)
         mine = tf.nest.map_structure(lambda part: part[low:high], structure.element(parts))
         return sample_weights.weight_batch(mine, is_mine) if pad else mine
 
+    # deterministic=True: parallel calls must not change the order, by which ranks agree.
     sliced = dataset.map(cut, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
     sliced.tfddl_order = _order(dataset)
     return sliced
@@ -59,7 +61,7 @@ def _order(dataset: tf.data.Dataset) -> str:
         a for a in lineage.ancestors(dataset) if lineage.dataset_type(a) == "ShuffleDataset"
     ]
     seeds = ", ".join(str(lineage.seeds(shuffle)) for shuffle in shuffles)
-    length = int(dataset.cardinality())
+    length = int(dataset.cardinality())  # Negative where it is unknown or infinite.
     return f"a tf.data.Dataset of {length if length >= 0 else 'unknown or infinite'} batches, " + (
         f"shuffled with seeds {seeds}" if shuffles else "not shuffled"
     )

@@ -33,6 +33,8 @@ class DatasetSource:
         self.num_examples = _length(dataset)
         self.parts = structure.parts_of(_specs(dataset))
         _refuse_changing_order(dataset)
+        # Examples are numbered by their order. An option that is set later overrides one that the
+        # user has set before.
         options = tf.data.Options()
         options.deterministic = True
         self._dataset = dataset.with_options(options)
@@ -56,8 +58,10 @@ class DatasetSource:
     def _elements(self, indices: Indices) -> Iterator[list[np.ndarray]]:
         """The leaves of each of the examples."""
         first, count = int(indices[0]), int(indices[-1] - indices[0]) + 1
+        # TensorFlow drops the examples in between, without a call into Python for each.
         dataset = self._dataset.skip(first).take(count)
         if count > len(indices):
+            # Global order: other ranks' examples lie between.
             mine = np.zeros(count, bool)
             mine[indices - first] = True
             dataset = _only(dataset, tf.constant(mine))
@@ -65,6 +69,7 @@ class DatasetSource:
         for index in indices:
             try:
                 element = next(elements, None)
+            # tf.data raises an OpError of any kind for what fails in a map.
             except tf.errors.OpError as error:
                 raise DataError(
                     f"{self.describe(int(index))} can't be read: {error.message}"

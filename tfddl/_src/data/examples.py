@@ -75,6 +75,7 @@ class Examples:
 
     def _made(self, batches: Iterable[Indices], epoch: int) -> Generator[list[np.ndarray]]:
         """The batches, example by example."""
+        # Used twice: threads read examples ahead by one, batches get their sizes from the other.
         indices, again = itertools.tee(batches)
 
         def make(raw: Raw) -> list[np.ndarray]:

@@ -113,6 +113,8 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     plan: Plan = kind(
         num_examples=source.num_examples, size=cluster.size, batch_size=batch_size, seed=seed
     )
+    # The rank's own first example tells shapes and dtypes: with load=…, files of other ranks need
+    # not be on this host.
     examples = Examples(
         source,
         Transforms(load=load, augment=augment, seed=seed),

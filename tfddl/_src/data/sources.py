@@ -87,6 +87,7 @@ class IndexedSource:
 
     def describe(self, index: int) -> str:
         """The example's number, with those of its parts that are names of files."""
+        # Names of files alone: values of arrays would tell a reader nothing.
         columns = [getattr(column, "elements", column) for column in self._columns]
         said = [
             f"{name}: {str(column[index])[-_LONGEST_NAME:]}"
@@ -112,7 +113,7 @@ class _Elements:
     def _get(self, index: int) -> Any:
         try:
             return self.elements[index]
-        except Exception as error:
+        except Exception as error:  # Any of the user's own __getitem__.
             raise DataError(
                 f"{self._name}[{index}] of the {type(self.elements).__name__} can't be read: "
                 f"{type(error).__name__}: {error}."
@@ -124,7 +125,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _array(leaf: Any, name: str) -> np.ndarray:
-    if isinstance(leaf, list):
+    if isinstance(leaf, list):  # Data, not structure: see `structure.map_leaves`.
         leaf = np.asarray(leaf)
     if not hasattr(leaf, "shape"):
         raise DataError(
@@ -141,6 +142,7 @@ def _array(leaf: Any, name: str) -> np.ndarray:
 def _indexable(leaf: Any, name: str) -> Any:
     if hasattr(leaf, "__array__"):
         return _array(leaf, name)
+    # A string has a length and can be indexed, too, but its characters are hardly meant.
     is_text = isinstance(leaf, str | bytes | os.PathLike)
     if is_text or not hasattr(leaf, "__len__") or not hasattr(leaf, "__getitem__"):
         raise DataError(

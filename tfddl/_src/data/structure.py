@@ -26,6 +26,7 @@ def map_leaves(function: Callable[[Any, str], Any], structure: Any, name: str) -
         }
     if isinstance(structure, tuple):
         items = [map_leaves(function, value, f"{name}[{i}]") for i, value in enumerate(structure)]
+        # A namedtuple takes its fields one by one.
         return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)
     return function(structure, name)
 
@@ -48,6 +49,7 @@ def element(parts: tuple[Any, ...]) -> Any:
 
 def parts_of(given: Any) -> tuple[Any, ...]:
     """The parts of an example as Keras takes it."""
+    # A namedtuple is a single x with named parts.
     is_tuple = isinstance(given, tuple) and not hasattr(given, "_fields")
     return given if is_tuple else (given,)
 

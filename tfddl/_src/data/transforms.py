@@ -91,16 +91,17 @@ def check_example(example: Any, specs: Any) -> list[np.ndarray]:
 def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
-    except Exception as error:
+    except Exception as error:  # Any of the user's own function.
         raise DataError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def _array(leaf: Any, name: str) -> np.ndarray:
     try:
-        array = np.asarray(leaf)
+        array = np.asarray(leaf)  # Raises a ValueError for nested lists of different lengths.
         tf.as_dtype(array.dtype)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} can't be converted to an array: {error}.") from error
+    # Of objects, TensorFlow takes strings only.
     if array.dtype.kind == "O" and not all(isinstance(v, str | bytes) for v in array.flat):
         raise DataError(f"{name} is a {type(leaf).__name__}; expected an array of numbers.")
     return array

@@ -32,7 +32,7 @@ _SCALARS: dict[type, tuple[str, ...]] = {
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `ModelCheckpoint`."""
     # The one place where ModelCheckpoint calls model.save or model.save_weights.
     wrap_method(
         keras.callbacks.ModelCheckpoint, "_save_model", ("epoch", "batch", "logs"), _save_model

@@ -26,7 +26,7 @@ NO_XLA = (
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `keras.Model.compile`."""
     wrap_method(keras.Model, "compile", ("optimizer", "loss"), _compile)
 
 

@@ -37,7 +37,7 @@ _ALONE = (
 
 
 def install() -> None:
-    """Puts the hooks in place."""
+    """Hooks into `keras.Model.evaluate` and `predict`."""
     wrap_method(keras.Model, "evaluate", ("x", "y"), _evaluate)
     wrap_method(keras.Model, "predict", ("x", "batch_size"), _predict)
 

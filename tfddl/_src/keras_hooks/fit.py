@@ -44,7 +44,7 @@ from tfddl.errors import UnsupportedError
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `keras.Model.fit`."""
     wrap_method(keras.Model, "fit", ("x", "y", "batch_size", "epochs"), _fit)
 
 

@@ -17,7 +17,7 @@ from tfddl._src.keras_hooks.stopping import agree_on_early_end
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into the logs of `fit` and `evaluate`."""
     # Keras calls it once at the end of each epoch's training and of each evaluation, outside of the
     # steps, and logs what it returns (TensorFlowTrainer.fit and .evaluate,
     # keras/src/backend/tensorflow/trainer.py, Keras 3.11 to 3.15). Not by a callback: those get

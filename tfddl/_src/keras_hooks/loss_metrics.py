@@ -19,7 +19,7 @@ from tfddl._src.runtime import StepContext, current, is_started
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `keras.metrics.Mean`."""
     wrap_method(keras.metrics.Mean, "update_state", ("values", "sample_weight"), _update_mean)
 
 

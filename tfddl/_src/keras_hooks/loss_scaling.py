@@ -22,7 +22,7 @@ from tfddl._src.keras_hooks.patching import wrap_method
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `LossScaleOptimizer.apply`."""
     wrap_method(
         keras.optimizers.LossScaleOptimizer, "apply", ("grads", "trainable_variables"), _apply
     )

@@ -11,7 +11,7 @@ from tfddl.errors import UnsupportedError
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into the iterator of an epoch."""
     # The generator of an epoch's (first step, last step, iterator), which fit and evaluate loop
     # over. Keras before 3.11 yields (step, iterator) instead.
     module = private_module("keras.src.trainers.epoch_iterator")

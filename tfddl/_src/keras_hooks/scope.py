@@ -39,7 +39,7 @@ from tfddl.errors import UnsupportedError
 
 
 def install() -> None:
-    """Puts the hooks in place.
+    """Hooks into how Keras runs steps under a strategy.
 
     Raises:
         UnsupportedError: Keras has changed in something that a hook relies on.

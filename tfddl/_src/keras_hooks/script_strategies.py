@@ -17,7 +17,7 @@ from tfddl.errors import UnsupportedError
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `tf.distribute.MultiWorkerMirroredStrategy`."""
     wrap_method(
         tf.distribute.MultiWorkerMirroredStrategy,
         "__init__",

@@ -19,7 +19,7 @@ from tfddl._src.runtime import current, is_started
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `BatchNormalization._moments`."""
     # BatchNormalization.call (keras/src/layers/normalization/batch_normalization.py) takes mean and
     # variance of the batch from it, without the reduced dimensions.
     wrap_method(keras.layers.BatchNormalization, "_moments", ("inputs", "mask"), _moments)

@@ -32,7 +32,7 @@ from tfddl.errors import UnsupportedError
 
 
 def install() -> None:
-    """Puts the hooks in place."""
+    """Hooks into the making of training and test functions."""
     # fit, evaluate and the *_on_batch methods call them before each first step; where a function is
     # there already, Keras returns it unless `force` (keras/src/backend/tensorflow/trainer.py).
     wrap_method(keras.Model, "make_train_function", ("force",), _make_train_function)
