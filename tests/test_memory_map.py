@@ -125,7 +125,9 @@ def test_files_that_changed(path: Path, tmp_path: Path) -> None:
     os.truncate(path, length - 1)
     with pytest.raises(DataError, match=rf"x\['a'\] is mapped from {path}, which now ends before"):
         rows[np.array([ROWS - 1])]
-    with pytest.raises(DataError, match=rf"{path}, which has {length - 1} bytes but .* {length}"):
+    with pytest.raises(
+        DataError, match=rf"{path}, which has {length - 1} bytes; expected at least {length}"
+    ):
         MappedRows.of(array, "x")
     assert MappedRows.of(array[:-1], "x") is not None, "the rows that are asked for are there"
     np.save(tmp_path / "other.npy", np.zeros((ROWS, *SHAPE), "float32"))
