@@ -27,6 +27,7 @@ from tfddl._src.collectives import (
 )
 from tfddl._src.keras_hooks import FitState, builtin_callbacks, resume
 from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks.seeds import seed_states
 from tfddl._src.runtime import current
 from tfddl._src.sharding import BlockPlan, CompletedSpan, Order, Position
 from tfddl.errors import CheckpointError
@@ -130,7 +131,7 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
         assign(model.variables, arrays, "model")
         assign(optimizer.variables, arrays, "optimizer")
     # This run's own seeds, for ranks that the earlier one didn't have.
-    fresh = [tf.identity(tf.convert_to_tensor(v)) for v in _seeds(model)]
+    fresh = [tf.identity(tf.convert_to_tensor(v)) for v in seed_states(model)]
     broadcast_variables([*model.variables, *optimizer.variables])
     own = {name: array for name, array in arrays.items() if name.startswith("rank-")}
     _give_own_states(model, broadcast_object(own), fresh, size=meta["size"])
@@ -213,7 +214,7 @@ def _give_own_states(
     """Gives a rank the variables that it had; one that is new keeps its fresh seeds."""
     rank = current().cluster.rank
     if rank >= size:
-        for seed, value in zip(_seeds(model), fresh, strict=True):
+        for seed, value in zip(seed_states(model), fresh, strict=True):
             seed.assign(value)
         return
     for name, array in own.items():
@@ -248,10 +249,6 @@ def _metrics_of_rank(of_ranks: list[list[np.ndarray]], *, size: int) -> list[np.
 
 def _metric_variables(model: Any) -> list[Any]:
     return [variable for metric in model.metrics for variable in metric.variables]
-
-
-def _seeds(model: Any) -> list[Any]:
-    return [v for v in model.variables if v.name == "seed_generator_state"]
 
 
 def assign(variables: Sequence[Any], arrays: Mapping[str, np.ndarray], prefix: str) -> None:

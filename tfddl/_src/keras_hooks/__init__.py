@@ -8,7 +8,8 @@ a Keras that has changed raises an error that says in what.
 * `fit`: what is prepared before a `fit`. `callback_events`: its events, by two callbacks of ours
   around the user's. `fit_state`: how far it has come.
 * `consistency`: ranks compare their plans before the first step. `model_building`,
-  `initial_state`: they start from the same variables. `stopping`: they end at the same step.
+  `initial_state`, `seeds`: they start from the same variables. `stopping`: they end at the same
+  step.
 * `train_step`: a step gives the optimizer the count of its batch, and padding examples leave no
   trace. `step_state`, `batch_count`: the step's variables and numbers.
 * `logs`, `loss_metrics`: what is logged is the job's, a mean over examples.

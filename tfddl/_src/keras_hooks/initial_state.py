@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from tfddl._src.collectives import broadcast_variables
 from tfddl._src.keras_hooks import consistency
 from tfddl._src.keras_hooks.compile import evaluates_together
 from tfddl._src.keras_hooks.fit_state import BroadcastCallback, FitState, job_callbacks
 from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks.seeds import derive_seeds_per_rank
 from tfddl._src.keras_hooks.step_state import step_state
-from tfddl._src.runtime import current
 
 
 def compare_before_callbacks(fit: FitState) -> None:
@@ -46,7 +44,7 @@ def synchronize(fit: FitState) -> None:
         plan, validation_is_free=_validation_is_free(fit)
     )
     _broadcast_state(fit, plan.root_rank or 0)
-    _derive_seeds_per_rank(fit.model)
+    derive_seeds_per_rank(fit.model)
 
 
 def broadcast_model(
@@ -80,15 +78,3 @@ def _broadcast_state(fit: FitState, root_rank: int) -> None:
         if isinstance(callback, BroadcastCallback):
             own.extend(callback.local_variables)
     broadcast_model(fit.model, [fit.model.optimizer], root_rank, own=own)
-
-
-def _derive_seeds_per_rank(model: Any) -> None:
-    """Derives every rank's seeds from rank 0's: dropout differs, and is the same in each run."""
-    # A SeedGenerator's state is (seed, counter), under this name (keras/src/random/
-    # seed_generator.py). To the seed each rank adds its multiple of 2**32 / golden ratio: distinct
-    # for all ranks, since the factor is odd, and far apart for neighbours.
-    seeds = [v for v in model.variables if v.name == "seed_generator_state"]
-    broadcast_variables(seeds)
-    for seed in seeds:
-        mixed = (tf.cast(seed[0], tf.int64) + current().cluster.rank * 0x9E3779B1) % 2**32
-        seed.assign(tf.stack([tf.cast(mixed, seed.dtype), tf.convert_to_tensor(seed)[1]]))
