@@ -1,29 +1,30 @@
-"""The shares of several ranks, in one process."""
+"""The shards of several ranks, in one process."""
 
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.data import EpochState, Shard
 from tfddl._src.data.examples import Examples
+from tfddl._src.data.shard import EpochState, Shard
 from tfddl._src.data.sources import IndexedSource, Source
 from tfddl._src.data.transforms import Transforms
 from tfddl._src.sharding import Plan
 
 
-def shares(
-    plan: Plan, source: Source, recipe: Transforms | None = None
-) -> list[tuple[Any, tf.data.Dataset]]:
-    """What `fit` says to each rank's data, and its dataset."""
+def shards(
+    plan: Plan, source: Source, transforms: Transforms | None = None
+) -> list[tuple[EpochState, tf.data.Dataset]]:
+    """The state and the dataset of each rank."""
     found = []
     for rank in range(plan.size):
         state = EpochState()
         first = plan.batch(epoch=0, step=0, rank=rank).indices[:1]
         examples = Examples(
-            source, recipe or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
+            source, transforms or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
         )
-        found.append((state, Shard(state, examples, plan, rank=rank, epoch=0).dataset()))
+        shard = Shard(state, examples, plan, rank=rank, epoch=0)
+        found.append((state, shard.dataset()))
     return found
 
 

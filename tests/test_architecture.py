@@ -110,6 +110,30 @@ def test_only_keras_hooks_touches_keras_private_parts() -> None:
             assert private == [], module
 
 
+def _private_keras_names() -> set[str]:
+    """What `keras_hooks` looks up by `private`, or wraps."""
+    calls = [
+        node
+        for module in PRIVATE
+        if module.startswith("tfddl._src.keras_hooks")
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1
+        if node.func.id in ("private", "wrap_method", "wrap_function")
+    ]
+    names = {a.value for call in calls if isinstance(a := call.args[1], ast.Constant)}
+    return {name for name in names if isinstance(name, str) and name.startswith("_")} - {"__init__"}
+
+
+def test_keras_private_names_are_known_in_keras_hooks_only() -> None:
+    names = _private_keras_names()
+    assert {"_initial_epoch", "_get_metrics_result_or_logs"} <= names
+    for module in PRIVATE:
+        if not module.startswith("tfddl._src.keras_hooks"):
+            tree = ast.parse(MODULES[module].read_text())
+            used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            assert not used & names, module
+
+
 def test_nobody_writes_the_environment() -> None:
     pattern = re.compile(r"os\.environ\[.*\] = |os\.putenv|environ\.setdefault")
     assert [m for m, path in MODULES.items() if pattern.search(path.read_text())] == []

@@ -71,11 +71,11 @@ def test_memory_maps_and_tensors(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None,), DataError, "x is None; shard_dataset needs at least the inputs x."),
+        ((None,), DataError, "x is None; expected at least the inputs"),
         (
             (np.zeros(3), np.zeros(4)),
             DataError,
-            "All parts need the same number of examples, but x has 3, y has 4.",
+            "x has 3, y has 4; expected the same number of examples",
         ),
         (
             ({"a": np.zeros(3), "b": np.zeros(2)},),
@@ -83,10 +83,10 @@ def test_memory_maps_and_tensors(tmp_path: Any) -> None:
             r"x\['a'\] has 3, x\['b'\] has 2",
         ),
         ((np.zeros(3), None, np.zeros(3)), DataError, "sample_weight is given without y"),
-        ((np.float32(3),), DataError, "x is a scalar; its first dimension must count"),
-        (("images",), DataError, "x is a str; shard_dataset takes arrays"),
-        (({},), DataError, "x has no arrays in it"),
-        ((np.zeros(0),), DataError, r"x has no examples \(its length is 0\)"),
+        ((np.float32(3),), DataError, "x is a scalar; expected an array whose rows"),
+        (("images",), DataError, "x is a str; expected arrays"),
+        (({},), DataError, "x is {}; expected at least one array in it"),
+        ((np.zeros(0),), DataError, "x has no examples: its length is 0"),
     ],
 )
 def test_refusals(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
@@ -95,7 +95,7 @@ def test_refusals(arguments: tuple[Any, ...], error: type[Exception], message: s
 
 
 def test_an_unknown_order_is_refused() -> None:
-    with pytest.raises(DataError, match="order is 'random'; it must be global or block"):
+    with pytest.raises(DataError, match="order is 'random'; expected global or block"):
         tfddl.shard_dataset(np.zeros(3), batch_size=2, order="random")
 
 

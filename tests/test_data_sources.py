@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import tfddl
 from tests.group import Groups
-from tests.rank_shards import flat, in_epoch, shares, table
+from tests.rank_shards import flat, in_epoch, shards, table
 from tfddl._src.data import ResumePoint, find_error
 from tfddl._src.data.dataset_source import DatasetSource
 from tfddl._src.data.examples import Examples
@@ -60,7 +60,7 @@ def test_files_are_loaded_by_the_rank_that_trains_on_them(
     for rank in range(size):
         loader = Loader()
         source = table(paths, np.arange(n) * 10.0, loaded=True)
-        state, dataset = shares(plan, source, Transforms(load=loader))[rank]
+        state, dataset = shards(plan, source, Transforms(load=loader))[rank]
         loader.loaded.clear()
         batches = in_epoch(state, dataset, 2)
         steps = [plan.batch(epoch=2, step=s, rank=rank).indices for s in range(plan.steps)]
@@ -85,7 +85,7 @@ def test_whatever_can_be_indexed_can_be_loaded(tmp_path: Path) -> None:
 
     plan = BlockPlan(num_examples=6, size=1, batch_size=4)
     source = table(x, range(6), tf.ones(6), loaded=True)
-    ((_, dataset),) = shares(plan, source, Transforms(load=load))
+    ((_, dataset),) = shards(plan, source, Transforms(load=load))
     (x0, y0, weight), _ = dataset.as_numpy_iterator()
     assert x0[0].tolist() == [[0, 0], [1, 1], [2, 2]]
     assert x0[1].tolist() == [[0, 1], [2, 3], [4, 5]]
@@ -102,9 +102,11 @@ def test_augmentation_depends_on_seed_epoch_and_example_only() -> None:
 
     for kind, size, batch_size, seed in itertools.product(KINDS, (1, 2, 3), (2, 5), (3, 4)):
         plan = kind(num_examples=n, size=size, batch_size=batch_size, seed=seed)
-        recipe = Transforms(augment=augment, seed=seed)
+        transforms = Transforms(augment=augment, seed=seed)
         for rank, epoch in itertools.product(range(size), range(2)):
-            examples = Examples(source, recipe, rank=rank, num_threads=2, first=np.array([rank]))
+            examples = Examples(
+                source, transforms, rank=rank, num_threads=2, first=np.array([rank])
+            )
             steps = [plan.batch(epoch=epoch, step=s, rank=rank) for s in range(plan.steps)]
             wanted = [batch.indices for batch in steps if batch.count]
             for x, _ in examples.batches(wanted, epoch=epoch):
@@ -120,9 +122,9 @@ def test_augmentation_comes_after_loading_and_may_change_the_shape() -> None:
         start = rng.integers(3)
         return x[start : start + 2].astype("float32")
 
-    recipe = Transforms(load=lambda i: np.arange(i, i + 4, dtype="uint8"), augment=augment)
+    transforms = Transforms(load=lambda i: np.arange(i, i + 4, dtype="uint8"), augment=augment)
     plan = GlobalPlan(num_examples=5, size=1, batch_size=5)
-    ((_, dataset),) = shares(plan, table(list(range(5)), loaded=True), recipe)
+    ((_, dataset),) = shards(plan, table(list(range(5)), loaded=True), transforms)
     (batch,) = dataset.as_numpy_iterator()
     assert (batch.shape, batch.dtype) == ((5, 2), np.float32)
     assert set(np.diff(batch).ravel()) == {1.0}
@@ -145,13 +147,12 @@ def _boom() -> None:
         (_boom, "load raised ZeroDivisionError: so big"),
         (
             lambda: (np.zeros((3, 3), "float32"), 1.0),
-            r"x has shape \(3, 3\) and dtype float32, but that of the first example has \(2, 3\) "
-            "and float32; all examples need the same",
+            r"x has shape \(3, 3\) and dtype float32; expected \(2, 3\) and float32, as in the fir",
         ),
         (lambda: (np.zeros((2, 3)), 1.0), r"x has shape \(2, 3\) and dtype float64"),
-        (lambda: np.zeros((2, 3), "float32"), "it consists of x, but the first example of x, y"),
-        (lambda: (None, 1.0), "x is a NoneType; it has to be an array of numbers"),
-        (lambda: ([[1], [2, 3]], 1.0), "x can't be made an array"),
+        (lambda: np.zeros((2, 3), "float32"), "it consists of x; expected x, y, as in the first"),
+        (lambda: (None, 1.0), "x is a NoneType; expected an array of numbers"),
+        (lambda: ([[1], [2, 3]], 1.0), "x can't be converted to an array"),
     ],
 )
 def test_a_later_example_that_is_wrong_is_named(
@@ -160,7 +161,7 @@ def test_a_later_example_that_is_wrong_is_named(
     paths = [tmp_path / f"{i}.npy" for i in range(8)]
     plan = BlockPlan(num_examples=8, size=2, batch_size=2)
     source = table(paths, loaded=True)
-    _, (_, dataset) = shares(plan, source, Transforms(load=_load_with(problem)))
+    _, (_, dataset) = shards(plan, source, Transforms(load=_load_with(problem)))
     message = rf"rank 1: example 5 \(x: {tmp_path}/5.npy\): {message}"
     mapped = dataset.map(lambda *parts: parts).shuffle(2)
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
@@ -177,7 +178,7 @@ def test_a_rank_keeps_step_until_the_others_know_what_is_wrong(tmp_path: Path) -
     paths = [tmp_path / f"{i}.npy" for i in range(8)]
     plan = GlobalPlan(num_examples=8, size=1, batch_size=2)
     source = table(paths, loaded=True)
-    ((state, dataset),) = shares(plan, source, Transforms(load=_load_with(_boom)))
+    ((state, dataset),) = shards(plan, source, Transforms(load=_load_with(_boom)))
     state.reports_failures = True
     assert [len(x) for x, _ in dataset.as_numpy_iterator()] == [2, 2, 1, 1]
     assert "example 5" in str(find_error(dataset))
@@ -201,7 +202,7 @@ def test_a_map_that_is_cut_short_is_named_before_and_while_it_is_read(tmp_path: 
     dataset = tfddl.shard_dataset(x, batch_size=5)
     with (tmp_path / "x.npy").open("r+b") as file:
         file.truncate(10_000)
-    with pytest.raises(DataError, match="x is mapped from .*x.npy, which has 10000 bytes but"):
+    with pytest.raises(DataError, match="x is mapped from .*x.npy, which has 10000 bytes; exp"):
         tfddl.shard_dataset(x, batch_size=5)
     with pytest.raises(tf.errors.InvalidArgumentError, match="rank 0: x is mapped from .* cut sho"):
         list(dataset)
@@ -212,11 +213,11 @@ def test_a_map_that_is_cut_short_is_named_before_and_while_it_is_read(tmp_path: 
     ("x", "load", "message"),
     [
         (["a", "b"], None, "x has dtype <U1"),
-        ("ab", len, "x is a str; with load=…, shard_dataset takes arrays and whatever has"),
-        ({1, 2}, len, "x is a set; with load"),
+        ("ab", len, "x is a str; expected, with load=…, arrays or what has"),
+        ({1, 2}, len, "x is a set; expected, with load"),
         ({"a": [1], "b": [1, 2]}, len, r"x\['a'\] has 1, x\['b'\] has 2"),
         ([], len, "x has no examples"),
-        (range(3), None, "x is a range; shard_dataset takes arrays.*with load="),
+        (range(3), None, "x is a range; expected arrays.*with load="),
     ],
 )
 @pytest.mark.usefixtures("_initialized")
@@ -242,7 +243,7 @@ def test_a_dataset_is_shared_out_in_its_order(kind: type[GlobalPlan]) -> None:
     n = 11
     for size in (1, 3):
         plan = kind(num_examples=n, size=size, batch_size=2)
-        for rank, (_, dataset) in enumerate(shares(plan, DatasetSource(_squares(n)))):
+        for rank, (_, dataset) in enumerate(shards(plan, DatasetSource(_squares(n)))):
             assert dataset.element_spec[1]["square"].shape.as_list() == [None]
             for step, (x, y) in enumerate(dataset.as_numpy_iterator()):
                 batch = plan.batch(epoch=0, step=step, rank=rank)
@@ -260,7 +261,7 @@ def test_a_dataset_is_taken_up_with_other_workers(kind: type[GlobalPlan]) -> Non
         left -= set(begun.batch(epoch=1, step=step, rank=rank).indices.tolist())
     seen = []
     source = DatasetSource(tf.data.Dataset.range(n))
-    for state, dataset in shares(kind(num_examples=n, size=2, batch_size=2), source):
+    for state, dataset in shards(kind(num_examples=n, size=2, batch_size=2), source):
         state.resume = ResumePoint(dataset.tfddl_shard, position)
         state.epoch = 1
         seen += flat(list(state.resume.rest_of(dataset).as_numpy_iterator()))
@@ -278,19 +279,19 @@ def test_a_dataset_is_read_no_further_than_the_rank_s_part() -> None:
         lambda i: tf.ensure_shape(tf.numpy_function(note, [i], tf.int64), ())
     )
     plan = BlockPlan(num_examples=12, size=3, batch_size=2)
-    _, (_, mine), _ = shares(plan, DatasetSource(dataset))
+    _, (_, mine), _ = shards(plan, DatasetSource(dataset))
     made.clear()
     assert flat(list(mine)) == [4, 5, 6, 7]
     assert made == list(range(8))
 
 
 def test_a_dataset_can_be_loaded_and_augmented() -> None:
-    recipe = Transforms(
+    transforms = Transforms(
         load=lambda i, y: (np.full(2, i), y["square"] + 1),
         augment=lambda rng, x, y: (x + rng.integers(1, 2), y),
     )
     plan = GlobalPlan(num_examples=4, size=1, batch_size=4)
-    ((_, dataset),) = shares(plan, DatasetSource(_squares(4)), recipe)
+    ((_, dataset),) = shards(plan, DatasetSource(_squares(4)), transforms)
     ((x, y),) = dataset.as_numpy_iterator()
     assert (x[:, 0].tolist(), y.tolist()) == ([1, 2, 3, 4], [1, 2, 5, 10])
 
@@ -310,7 +311,7 @@ def test_a_dataset_that_fails_says_where() -> None:
         ),
     ):
         batches = itertools.chain.from_iterable(
-            mine for _, mine in shares(plan, DatasetSource(dataset))
+            mine for _, mine in shards(plan, DatasetSource(dataset))
         )
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             list(batches)
@@ -337,12 +338,12 @@ def test_a_dataset_that_fails_says_where() -> None:
             lambda d: d.shuffle(3, reshuffle_each_iteration=False),
             {},
             DataError,
-            "Shuffle it the same way",
+            "shuffle it the same way",
         ),
     ],
 )
 @pytest.mark.usefixtures("_initialized")
-def test_datasets_that_can_not_be_shared_out(
+def test_datasets_that_can_not_be_sharded(
     dataset: Any, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -358,14 +359,14 @@ def test_a_dataset_that_shuffles_alike_each_time_is_taken() -> None:
     assert flat(list(mine)) == flat(list(mine)) == expected
 
 
-def test_stand_ins_of_datasets_and_files() -> None:
+def test_padding_examples_of_datasets_and_files() -> None:
     plan = GlobalPlan(num_examples=4, size=3, batch_size=1)
     loaded = table(list(range(4)), loaded=True)
-    for source, recipe in (
+    for source, transforms in (
         (DatasetSource(_squares(4)), Transforms()),
         (loaded, Transforms(load=lambda i: (np.int64(i), {"square": i * i}))),
     ):
-        ranks = shares(plan, source, recipe)
+        ranks = shards(plan, source, transforms)
         weights = [[float(w[0]) for _, _, w in dataset] for _, dataset in ranks]
         assert weights == [[1, 1], [1, 1], [0, 0]]
 

@@ -48,7 +48,7 @@ def test_validation_counts_once(groups: Groups) -> None:
         in_fit, alone, (kind, message) = found
         assert in_fit == alone > 0
         assert kind == "UnsupportedError"
-        assert "There are 1 examples for 2 workers, and no y" in message
+        assert "There are 1 examples for 2 workers; those that have none need padding" in message
 
 
 def test_statistics_far_from_zero(groups: Groups) -> None:
@@ -64,7 +64,7 @@ def test_a_warm_up_arrives(groups: Groups) -> None:
     ("case", "kind", "text"),
     [
         ("unreadable_in_predict", "DataError", "example 33"),
-        ("repeated", "UnsupportedError", "Leave repeat() out"),
+        ("repeated", "UnsupportedError", "HINT: leave repeat() out"),
     ],
 )
 def test_refused_on_all_ranks(groups: Groups, case: str, kind: str, text: str) -> None:

@@ -22,20 +22,20 @@ def test_metrics_are_exact_and_predictions_in_order(groups: Groups, size: int, n
 
 
 @pytest.mark.parametrize("lengths", [[7, 6], [6, 3], [0, 7]])
-def test_predictions_travel_in_pieces(groups: Groups, lengths: list[int]) -> None:
-    """Of 3 rows, of one where a row is larger than a piece, and of 5."""
+def test_predictions_are_gathered_in_chunks(groups: Groups, lengths: list[int]) -> None:
+    """Of 3 rows, of one where a row is larger than a chunk, and of 5."""
     rows = [
         [100.0 * rank + 2 * i, 100.0 * rank + 2 * i + 1]
         for rank, count in enumerate(lengths)
         for i in range(count)
     ]
     expected = [(dtype, rows) for dtype in ("float64", "float32", "float32")]
-    for found in groups(2).run(f"{CASES}:in_pieces", lengths=lengths):
+    for found in groups(2).run(f"{CASES}:in_chunks", lengths=lengths):
         assert found == expected
 
 
 def test_fewer_examples_than_workers(groups: Groups) -> None:
-    """Only arrays: a share needs an example for every worker."""
+    """Only arrays: a shard needs an example for every worker."""
     found = groups(3).run(f"{CASES}:few", n=2)
     assert all(logs == found[0] for logs in found)
 
@@ -56,7 +56,7 @@ def test_what_only_one_rank_calls_is_named_with_its_line(groups: Groups, call: s
         assert f"rank 0: allgather <model.{call}, which all ranks call together>" in text
         assert "rank 1: barrier" in text
     assert f'On rank 0, model.{call} was called by \'"{call}": lambda: model.{call}(x' in message
-    assert "evaluating.py, line " in message
+    assert "evaluate.py, line " in message
     assert "all ranks must call it together. HINT: call it outside of what only some" in message
     assert seconds < 15
 
@@ -71,12 +71,12 @@ def test_validation_on_one_rank_is_named(groups: Groups) -> None:
 @pytest.mark.parametrize(
     "error", [RankLostError("rank 1 has ended"), tf.errors.UnavailableError(None, None, "closed")]
 )
-def test_a_call_whose_company_has_ended_is_named_with_its_line(error: Exception) -> None:
+def test_a_call_that_other_ranks_have_left_is_named_with_its_line(error: Exception) -> None:
     runtime = SimpleNamespace(cluster=SimpleNamespace(rank=0))
     with (
         mock.patch.object(evaluate, "current", return_value=runtime),
         pytest.raises(type(error)) as raised,
-        evaluate._company("model.predict", "L"),
+        evaluate._naming_absent_ranks("model.predict", "L"),
     ):
         raise error
     [note] = raised.value.__notes__

@@ -62,10 +62,10 @@ def test_ranks_with_other_plans_stop_before_the_first_step(
 
 
 @pytest.mark.long
-def test_the_source_s_recipe_with_shards_that_do_not_fit(groups: Groups) -> None:
+def test_shards_of_different_numbers_of_batches_on_eight_workers(groups: Groups) -> None:
     """103 examples, 8 workers, batches of 4: seven ranks would run 4 steps, and one 3."""
     found = groups(8).run(
-        f"{CASES}:plain_recipe", n=103, batch_size=4, fit={"epochs": 2}, compare=False
+        f"{CASES}:shards_by_hand", n=103, batch_size=4, fit={"epochs": 2}, compare=False
     )
     for kind, message, seconds, seen in found:
         assert kind == "DisagreementError"
@@ -75,10 +75,10 @@ def test_the_source_s_recipe_with_shards_that_do_not_fit(groups: Groups) -> None
         assert seen == []
 
 
-def test_shards_that_do_not_fit_on_three_workers(groups: Groups) -> None:
+def test_shards_of_different_numbers_of_batches_on_three_workers(groups: Groups) -> None:
     """13 examples, 3 workers, batches of 4: 5, 4, 4 examples are 2, 1 and 1 steps."""
     found = groups(3).run(
-        f"{CASES}:plain_recipe", n=13, batch_size=4, fit={"epochs": 2}, compare=False
+        f"{CASES}:shards_by_hand", n=13, batch_size=4, fit={"epochs": 2}, compare=False
     )
     for kind, message, _, seen in found:
         assert kind == "DisagreementError"
@@ -87,12 +87,12 @@ def test_shards_that_do_not_fit_on_three_workers(groups: Groups) -> None:
         assert seen == []
 
 
-def test_the_source_s_recipe_with_shards_that_fit(groups: Groups) -> None:
+def test_shards_by_hand_with_validation_split_and_initial_epoch(groups: Groups) -> None:
     """`fit` on slices, with validation_split and initial_epoch, against one process."""
     size, n, batch_size = 2, 21, 4
     fit = {"epochs": 12, "validation_split": 0.25, "initial_epoch": 2}
     ranks = groups(size).run(
-        f"{CASES}:plain_recipe", n=n, batch_size=batch_size, fit=fit, compare=True
+        f"{CASES}:shards_by_hand", n=n, batch_size=batch_size, fit=fit, compare=True
     )
     train, held_out = _split(n, size, 0.25)
     batches = _union([_batched(indices, batch_size) for indices in train])
@@ -124,7 +124,7 @@ def _batched(indices: list[int], size: int) -> list[list[int]]:
 
 
 def _union(per_rank: list[list[list[int]]]) -> list[list[int]]:
-    return [[i for share in step for i in share] for step in zip(*per_rank, strict=True)]
+    return [[i for part in step for i in part] for step in zip(*per_rank, strict=True)]
 
 
 def _one_process(n: int, epochs: list[list[list[int]]], held_out: list[int]) -> Any:
@@ -171,6 +171,10 @@ def test_stock_callbacks_decide_alike(groups: Groups) -> None:
     assert len(epochs) < 20, "EarlyStopping never stopped"
     assert values[-1] < 0.1, "ReduceLROnPlateau never reduced"
     assert all(other == first for other in others)
+
+
+def test_a_callback_list_of_ones_own_is_followed_and_left_as_it_was(groups: Groups) -> None:
+    assert groups(2).run(f"{CASES}:own_callback_list") == [([0, 1], True)] * 2
 
 
 def test_data_of_unknown_length_wants_steps(groups: Groups) -> None:
@@ -259,17 +263,17 @@ def test_under_a_strategy_scope_it_is_refused(groups: Groups) -> None:
     for messages in groups(2).run(f"{CASES}:under_scope"):
         assert len(messages) == 3
         for message in messages:
-            assert "they would be averaged twice. Leave the scope" in message
+            assert "they would be averaged twice. HINT: leave the scope" in message
 
 
 def test_refusals(groups: Groups) -> None:
     expected = [
-        "DistributedOptimizer takes a Keras 3 optimizer such as keras.optimizers.Adam(1e-3), not",
-        "This optimizer is distributed already; wrap it once.",
+        "optimizer is 'adam'; expected a Keras 3 optimizer such as keras.optimizers.Adam(1e-3).",
+        "This optimizer is distributed already. HINT: wrap it once.",
         "Gradients can't be combined by max; op must be average or sum.",
         "compression is 'fp8'; it must be one of none, fp16, bf16.",
         "A loss with reduction ['sum'] isn't a mean over the batch",
-        "rank 0: the generator that fit got has no batch.",
+        "rank 0: the generator that fit got has no batch; expected at least one.",
         "Parts has layers without variables, and no call() that would make them",
     ]
     for rank, messages in enumerate(groups(2).run(f"{CASES}:refusals")):

@@ -269,12 +269,12 @@ def test_the_logs_of_a_warm_up_have_it_too(workers: list[int]) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "initial_lr is 0; it must be positive": lambda: LearningRateSchedule(0, 1.0),
-    "initial_lr is nan; it must be positive": lambda: LearningRateWarmup(math.nan),
-    "warmup_epochs is 0; it must be at least 1": lambda: LearningRateWarmup(1.0, warmup_epochs=0),
-    "base_lr is -1.0; it must be positive": lambda: LearningRateScaling(-1.0),
-    "base_lr is 0; it must be positive": lambda: LearningRateScaling(0),
-    "rule is 'cubic'; it must be one of linear, sqrt, none": lambda: LearningRateScaling(
+    "initial_lr is 0; expected a positive number": lambda: LearningRateSchedule(0, 1.0),
+    "initial_lr is nan; expected a positive number": lambda: LearningRateWarmup(math.nan),
+    "warmup_epochs is 0; expected at least 1": lambda: LearningRateWarmup(1.0, warmup_epochs=0),
+    "base_lr is -1.0; expected a positive number": lambda: LearningRateScaling(-1.0),
+    "base_lr is 0; expected a positive number": lambda: LearningRateScaling(0),
+    "rule is 'cubic'; expected one of linear, sqrt, none": lambda: LearningRateScaling(
         1.0, rule="cubic"
     ),
 }
@@ -305,13 +305,13 @@ def test_scaling_follows_the_number_of_workers(
     model = _model()
     callback: Any = _begun(LearningRateScaling(0.25, rule=rule), model)
     assert _rate(model) == pytest.approx(0.25 * at_start)
-    new = FitState(model=model, together=True, share=None)
+    new = FitState(model=model, together=True, shard=None)
     callback.after_epoch_begin(new)
     assert _rate(model) == pytest.approx(0.25 * at_start)
     # Another fit, of a run whose rate somebody has lowered meanwhile.
     callback.on_train_begin()
     model.optimizer.learning_rate = 0.01
-    resumed = FitState(model=model, together=True, share=None, restored_size=2)
+    resumed = FitState(model=model, together=True, shard=None, restored_size=2)
     callback.after_epoch_begin(resumed)
     assert _rate(model) == pytest.approx(0.01 * after_resume)
     callback.after_epoch_begin(resumed)  # Once, not in every epoch.

@@ -8,7 +8,7 @@ from tests.group import Groups
 
 CASES = "tests.cases.logs"
 
-ALL = ("arrays", "share", "generator", "dataset")
+ALL = ("arrays", "shard", "generator", "dataset")
 ARRAYS = {"validation": ("arrays",)}
 
 # Structures of outputs, ways of training, kinds of validation data; a number that isn't a mean over
@@ -18,7 +18,7 @@ SETTINGS: list[Any] = [
     (2, {"structure": "dictionary", "weighted": True, "validation": ("generator", "dataset")}),
     (2, {"structure": "list", "under_scope": True, "steps_per_execution": 2, **ARRAYS}),
     # Up to 3 examples in a step: some steps have none for the last ranks.
-    (3, {"structure": "nested", "batch_size": 1, "weighted": True, "validation": ("share",)}),
+    (3, {"structure": "nested", "batch_size": 1, "weighted": True, "validation": ("shard",)}),
     *(
         pytest.param(size, setting, marks=pytest.mark.long)
         for size, setting in (
@@ -67,7 +67,7 @@ def test_early_stopping_by_the_loss_of_one_output(groups: Groups, size: int) -> 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_losses_divided_by_the_weights(groups: Groups, size: int) -> None:
-    """In evaluation means by weight; the last step of a share of 13 is one rank's."""
+    """In evaluation means by weight; the last step of a shard of 13 is one rank's."""
     for logged in groups(size).run(f"{CASES}:by_weight", n=13):
         for way, (found, true) in logged.items():
             assert found == pytest.approx(true, rel=1e-5), way

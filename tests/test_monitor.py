@@ -141,7 +141,7 @@ def test_what_goes_wrong_stops_all_ranks(groups: Groups, tmp_path: Path) -> None
         folder, settings, missing, plain, broken, flat = messages
         other = "Rank 0 has stopped: " if rank else ""
         assert folder.startswith(f"DataError: {other}Monitor can't write to log_dir '{file}/log': ")
-        assert "Give it a folder that rank 0 may write to" in folder
+        assert "HINT: give it a directory that rank 0 may write to" in folder
         assert settings.startswith(
             "DisagreementError: rank 1 made a Monitor with other arguments than rank 0: "
             "update_every_steps=4, predictions None; rank 0: update_every_steps=3"
@@ -200,7 +200,7 @@ def test_what_an_interrupted_training_leaves_can_be_read(tmp_path: Path, job_dir
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, None])
 def test_update_every_steps_is_checked_at_once(value: Any) -> None:
-    with pytest.raises(UnsupportedError, match=r"update_every_steps is .*; it must be an integer"):
+    with pytest.raises(UnsupportedError, match=r"update_every_steps is .*; expected an integer"):
         tfddl.callbacks.Monitor("log", update_every_steps=value)
 
 

@@ -246,7 +246,7 @@ def test_the_pace_cuts_epochs_evenly(num_steps: int | None, every: int, expected
 
 def test_tables_of_the_shards() -> None:
     table = shard_table(GlobalPlan(num_examples=4, size=3, batch_size=1), ["a", "b", "c"])
-    assert table.splitlines()[-1] == "| 2 | c | 0 | 2 | 2 stand-ins, which don't count |"
+    assert table.splitlines()[-1] == "| 2 | c | 0 | 2 | 2 padding examples, which don't count |"
     assert "in their own order" in table
     table = shard_table(BlockPlan(num_examples=7, size=2, batch_size=2, seed=5), ["a", "b"])
     assert table.splitlines()[-2:] == [

@@ -104,11 +104,11 @@ def test_more_workers_have_a_higher_rate_and_dropout_of_their_own(
 REFUSED: dict[str, tuple[str, list[str]]] = {
     "model": (
         "CheckpointError",
-        ["of another model: its variable number", "Give the callback another folder"],
+        ["of another model: its variable number", "HINT: give the callback another directory"],
     ),
     "optimizer": (
         "CheckpointError",
-        ["a training with Adam, and the model is compiled with SGD"],
+        ["a training with Adam; the model is compiled with SGD"],
     ),
     "data": (
         "CheckpointError",
@@ -116,13 +116,13 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     ),
     "arrays": (
         "UnsupportedError",
-        ["stopped within epoch 1, after", "Give fit what tfddl.shard_dataset returned"],
+        ["stopped within epoch 1, after", "HINT: give fit what tfddl.shard_dataset returned"],
     ),
     "one rank": (
         "DisagreementError",
         ["tfddl's callbacks: rank 0: Checkpoint; rank 1: none", "on every rank"],
     ),
-    "BackupAndRestore": ("UnsupportedError", ["Write tfddl.callbacks.Checkpoint("]),
+    "BackupAndRestore": ("UnsupportedError", ["HINT: use tfddl.callbacks.Checkpoint("]),
 }
 
 

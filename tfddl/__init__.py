@@ -143,7 +143,7 @@ _MODULES = {
     "data": ("shard_dataset",),
     "keras_hooks": ("pool_batch_normalization",),
     "gradients": ("Compression", "DistributedGradientTape", "loss_count"),
-    "gradients.optimizer": ("DistributedOptimizer",),
+    "keras_hooks.optimizer": ("DistributedOptimizer",),
     "sharding": ("Order", "shard_range"),
 }
 

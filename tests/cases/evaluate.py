@@ -11,7 +11,7 @@ import tfddl
 import tfddl.horovod.tensorflow.keras as hvd
 from tests import problem
 from tests.cases.fit import raised
-from tfddl._src.keras_hooks.evaluate import gather_rows
+from tfddl._src.keras_hooks.predictions import gather_rows
 
 SPEC: dict[str, Any] = {"n": 24, "loss": "bce", "optimizer": "sgd", "batch_size": 4, "seed": 1}
 
@@ -37,7 +37,7 @@ def _data(n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def everything(n: int) -> dict[str, Any]:
-    """Whole arrays, shares of them, and each rank's own part."""
+    """Replicated arrays, shards of them, and each rank's own part."""
     model = _model()
     tfddl.broadcast_variables(model.variables)
     x, y = _data(n)
@@ -52,7 +52,7 @@ def everything(n: int) -> dict[str, Any]:
     predicted = np.asarray(alone(x))
     ways = {
         "arrays": model.evaluate(x, y, batch_size=3, verbose=0, return_dict=True),
-        "share": model.evaluate(
+        "shard": model.evaluate(
             tfddl.shard_dataset(x, y, batch_size=2, seed=5), verbose=0, return_dict=True
         ),
     }
@@ -82,13 +82,13 @@ def everything(n: int) -> dict[str, Any]:
     return ways["arrays"]
 
 
-def in_pieces(lengths: list[int]) -> list[tuple[str, list[list[float]]]]:
-    """What all ranks get of rows that they have different numbers of, piece by piece."""
+def in_chunks(lengths: list[int]) -> list[tuple[str, list[list[float]]]]:
+    """What all ranks get of rows that they have different numbers of, chunk by chunk."""
     count, rank = lengths[tfddl.rank()], tfddl.rank()
     rows = 100 * rank + np.arange(2 * count, dtype="float64").reshape(count, 2)
     gathered = [
-        gather_rows(rows.astype(dtype), piece_bytes=piece_bytes)
-        for dtype, piece_bytes in (("float64", 3 * 16), ("float32", 1), ("float32", 5 * 8))
+        gather_rows(rows.astype(dtype), chunk_bytes=chunk_bytes)
+        for dtype, chunk_bytes in (("float64", 3 * 16), ("float32", 1), ("float32", 5 * 8))
     ]
     return [(array.dtype.name, array.tolist()) for array in gathered]
 

@@ -39,8 +39,8 @@ def raised(function: Callable[[], Any]) -> tuple[str, str, float]:
     return "no error", "", time.monotonic() - begin
 
 
-def plain_recipe(n: int, batch_size: int, fit: dict[str, Any], compare: bool) -> Any:
-    """The source's own: every rank slices the arrays and gives `fit` its share."""
+def shards_by_hand(n: int, batch_size: int, fit: dict[str, Any], compare: bool) -> Any:
+    """Every rank slices the arrays, and gives `fit` its shard."""
     spec = {**SPEC, "n": n}
     x, y = problem.data(spec)[0], problem.labels(spec)
     start, stop = shard_range(n, tfddl.rank(), tfddl.size())
@@ -151,6 +151,17 @@ def early_stopping() -> tuple[list[int], list[float]]:
         _dataset(), validation_data=_dataset(9), epochs=20, verbose=0, callbacks=callbacks
     )
     return history.epoch, [*seen, float(model.optimizer.learning_rate.numpy())]
+
+
+def own_callback_list() -> tuple[list[int], bool]:
+    """A CallbackList of the user's: the epochs it ran for, and whether it is as it was before."""
+    model, _ = _model()
+    callbacks = keras.callbacks.CallbackList(
+        [StopAt("on_epoch_end", 2, rank=1)], add_history=True, model=model, epochs=6, steps=3
+    )
+    before = list(callbacks.callbacks)
+    history = model.fit(_dataset(), epochs=6, verbose=0, callbacks=callbacks)
+    return history.epoch, callbacks.callbacks == before
 
 
 def unknown_length(everywhere: bool) -> tuple[str, str, float]:
@@ -342,7 +353,7 @@ def builds_late() -> dict[str, Any]:
 
     inputs: dict[str, Callable[[], dict[str, Any]]] = {
         "arrays": lambda: {"x": x[start:stop], "y": y[start:stop], "batch_size": 4},
-        "share": lambda: {"x": _dataset()},
+        "shard": lambda: {"x": _dataset()},
         "dataset": lambda: {"x": shuffled()},
         "sequence": lambda: {**_batches("sequence"), "shuffle": False},
         "generator": lambda: {**_batches("generator"), "steps_per_epoch": 5},

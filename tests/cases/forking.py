@@ -98,7 +98,7 @@ def children(folder: str) -> dict[str, Any]:
     preemption = Preemption()  # As `fit` has it with `Checkpoint`.
     preemption.listen()
     found["ends"].append(_end_of_terminated())
-    preemption.stop_listening(answered=True)
+    preemption.stop_listening(handled=True)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
     found["ends"].append(_end_of_terminated())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -107,7 +107,7 @@ def _everywhere(
     *,
     weighted: bool = False,
     batch_size: int = 4,
-    validation: tuple[str, ...] = ("arrays", "share"),
+    validation: tuple[str, ...] = ("arrays", "shard"),
     **made: Any,
 ) -> dict[str, list[dict[str, float]]]:
     model = _model(structure, **made)
@@ -125,7 +125,7 @@ def _everywhere(
 
     ways: dict[str, dict[str, Any]] = {
         "arrays": {"validation_data": parts(held_out), "validation_batch_size": 4},
-        "share": {"validation_data": tfddl.shard_dataset(*parts(held_out), batch_size=batch_size)},
+        "shard": {"validation_data": tfddl.shard_dataset(*parts(held_out), batch_size=batch_size)},
         "generator": {"validation_data": batches(), "validation_steps": len(in_batches)},
         # Under the scope it would be of global batches.
         "dataset": {"validation_data": in_batches},
@@ -142,8 +142,8 @@ def _everywhere(
     found["evaluate, arrays"] = model.evaluate(
         x, y, 4, sample_weight=weights[0] if weights else None, verbose=0, return_dict=True
     )
-    share = tfddl.shard_dataset(*parts(held_out), batch_size=batch_size)
-    found["evaluate, share"] = model.evaluate(share, verbose=0, return_dict=True)
+    shard = tfddl.shard_dataset(*parts(held_out), batch_size=batch_size)
+    found["evaluate, shard"] = model.evaluate(shard, verbose=0, return_dict=True)
     each = WEIGHTS if weighted else None
     true = {
         way: _true(model, structure, train if way.startswith("fit") else held_out, each)
@@ -193,11 +193,11 @@ def own_steps(batch_size: int) -> dict[str, list[float]]:
     model = Own()
     model(X[:1])
     model.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(0.0)))
-    share, held_out = (
+    shard, held_out = (
         tfddl.shard_dataset(X[:n], A[:n], batch_size=size)
         for n, size in ((7, batch_size), (10, batch_size + 1))
     )
-    history = model.fit(share, validation_data=held_out, verbose=0).history
+    history = model.fit(shard, validation_data=held_out, verbose=0).history
     true = []
     for n, size in ((7, batch_size), (10, batch_size + 1)):
         errors = (np.asarray(model(X[:n]), "float64") - A[:n]) ** 2
@@ -255,8 +255,8 @@ def by_weight(n: int) -> dict[str, list[dict[str, float]]]:
     # Weights and errors grow together; some batches hardly weigh anything.
     weights = np.where(np.arange(n) % 5 < 3, 0.0, np.arange(n)).astype("float32")
     y = {"a": np.arange(n, dtype="float32")[:, None], "b": B[:n, :1]}
-    share = tfddl.shard_dataset(X[:n], y, weights, batch_size=1)
-    history = model.fit(share, validation_data=share, verbose=0).history
+    shard = tfddl.shard_dataset(X[:n], y, weights, batch_size=1)
+    history = model.fit(shard, validation_data=shard, verbose=0).history
     one = keras.Model(inputs, outputs["a"])
     one.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(0.0)), loss)
     errors = {k: (np.asarray(v, "float64") - y[k])[:, 0] ** 2 for k, v in model(X[:n]).items()}

@@ -117,8 +117,8 @@ def _made(kind: str, *, under_scope: bool, policy: str = "float32", **compiled: 
     return model
 
 
-def doors(kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What a model arrives at through either door: [Horovod's, TensorFlow's]."""
+def both_apis(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a model arrives at through either API: [Horovod's, TensorFlow's]."""
     found: dict[str, list[Any]] = {"weights": [], "history": [], "predictions": [], "results": []}
     x, y = _data(kind)
     for under_scope in (False, True):

@@ -1,13 +1,14 @@
-"""Writes to the disk while training goes on."""
+"""A thread that writes to the disk while training goes on."""
 
 import threading
 from collections.abc import Callable
 
 
 class BackgroundWriter:
-    """A thread that does one thing at a time.
+    """Runs one action at a time in a thread.
 
-    The interpreter ends only when it is done.
+    The thread is no daemon: the interpreter ends only when the action is done, so that a script
+    that ends doesn't cut a checkpoint short.
     """
 
     def __init__(self) -> None:
@@ -15,30 +16,30 @@ class BackgroundWriter:
         self._error: BaseException | None = None
 
     def begin(self, action: Callable[[], object]) -> None:
-        """Has something done; what was begun before must have been waited for.
+        """Begins an action; the one before must have been waited for.
 
         Args:
-            action: Has no collective in it: the other ranks don't know of the thread.
+            action: Without a collective in it: the other ranks don't know of the thread.
         """
         assert self._thread is None
 
         def run() -> None:
             try:
                 action()
-            except BaseException as error:  # noqa: BLE001 - whoever waits is told of it
+            except BaseException as error:  # noqa: BLE001 - `wait` returns or raises it
                 self._error = error
 
         self._thread = threading.Thread(target=run, name="tfddl-writer")
         self._thread.start()
 
     def wait(self) -> OSError | None:
-        """Waits for what was begun, if anything was.
+        """Waits for the action that was begun, if one was.
 
         Returns:
-            Why it failed, if it did.
+            The `OSError` that it raised, if it did.
 
         Raises:
-            BaseException: It failed for any other reason than an `OSError`.
+            BaseException: Any other that it raised.
         """
         if self._thread is not None:
             self._thread.join()

@@ -1,7 +1,7 @@
 """Learning rates for several workers: scaled, warmed up, scheduled.
 
-All ranks compute the same from the epoch and the batch alone, also after a resume in the middle of
-an epoch. Ranks whose learning rates differ are stopped by `fit`.
+All ranks compute the same from the epoch and the batch alone, also after a resume within an epoch.
+`fit` stops ranks whose learning rates differ.
 """
 
 import math
@@ -29,8 +29,13 @@ class LearningRateSchedule(keras.callbacks.Callback):
 
     Several of them, for consecutive epochs, make a schedule; `LearningRateWarmup` may come first.
 
-    Where the learning rate jumps, the velocity of SGD with momentum is scaled along
-    (``momentum_correction``), because Keras' velocity has the learning rate in it.
+    Where the learning rate changes, the velocity of SGD with momentum is multiplied by the ratio of
+    the rates (``momentum_correction``), because Keras' velocity has the learning rate in it: the
+    momentum correction of section 3 of the reference.
+
+    References:
+        "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
+        https://arxiv.org/abs/1706.02677
     """
 
     def __init__(  # noqa: PLR0913 - as Horovod's users know it
@@ -44,24 +49,25 @@ class LearningRateSchedule(keras.callbacks.Callback):
         momentum_correction: bool = True,
         steps_per_epoch: int | None = None,
     ) -> None:
-        """Takes the schedule.
+        """Checks the schedule.
 
         Args:
-            initial_lr: What is multiplied, > 0.
+            initial_lr: The learning rate that is multiplied, > 0.
             multiplier: A constant, or a function of the epoch: a whole number with ``staircase``,
                 and otherwise a fraction that grows with every batch.
             start_epoch: The first epoch that it acts in, from 0.
-            end_epoch: The first that it doesn't act in any more; None is never.
-            staircase: Whether the learning rate changes at the beginnings of epochs only.
-            momentum_correction: Whether SGD's velocity is scaled along.
-            steps_per_epoch: Without ``staircase``, where `fit` doesn't know it.
+            end_epoch: The first epoch that it no longer acts in; None: it acts until the end.
+            staircase: Whether the learning rate changes at the beginning of epochs only.
+            momentum_correction: Whether SGD's velocity is multiplied, too.
+            steps_per_epoch: The number of steps; needed without ``staircase`` where `fit` doesn't
+                know it.
 
         Raises:
             UnsupportedError: ``initial_lr`` isn't positive.
         """
         super().__init__()
         if not initial_lr > 0:
-            raise UnsupportedError(f"initial_lr is {initial_lr}; it must be positive.")
+            raise UnsupportedError(f"initial_lr is {initial_lr}; expected a positive number.")
         self.initial_lr = initial_lr
         self._multiplier: Callable[[float], float] = (
             multiplier if callable(multiplier) else lambda _: multiplier
@@ -74,7 +80,7 @@ class LearningRateSchedule(keras.callbacks.Callback):
         self._is_first = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Looks for the number of steps.
+        """Checks the optimizer and the number of steps.
 
         Raises:
             UnsupportedError: The optimizer has a schedule of its own, or the number of steps is
@@ -84,16 +90,18 @@ class LearningRateSchedule(keras.callbacks.Callback):
         if not self._staircase and self._steps_per_epoch() is None:
             raise UnsupportedError(
                 f"{type(self).__name__} changes the learning rate with every batch, and fit "
-                "doesn't know how many an epoch has; give it steps_per_epoch."
+                "doesn't know how many an epoch has. HINT: give it steps_per_epoch."
             )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the epoch."""
+        """Notes which epoch begins."""
         self._epoch = epoch
         self._is_first = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Sets the learning rate."""
+        """Sets the learning rate: in every batch, or with ``staircase`` in an epoch's first."""
+        # Not in on_epoch_begin: after a resume the epoch's first batch needn't be number 0, and the
+        # checkpoint's learning rate is restored after on_train_begin.
         if self._epoch in self._epochs and (self._is_first or not self._staircase):
             at = float(self._epoch)
             if not self._staircase:
@@ -112,7 +120,7 @@ class LearningRateSchedule(keras.callbacks.Callback):
 
     def _epochs_of(self, steps: int) -> float:
         in_epoch = self._steps_per_epoch()
-        assert in_epoch is not None  # `on_train_begin` has looked.
+        assert in_epoch is not None  # `on_train_begin` has checked it.
         return steps / in_epoch
 
     def _set(self, rate: float) -> None:
@@ -120,6 +128,8 @@ class LearningRateSchedule(keras.callbacks.Callback):
         before = _rate(optimizer)
         optimizer.learning_rate = rate
         if self._momentum_correction and isinstance(optimizer, keras.optimizers.SGD):
+            # SGD.update_step: v = momentum * v - learning_rate * gradient (keras/src/optimizers/
+            # sgd.py). Those of Adam, RMSprop and others have no learning rate in them.
             if optimizer.momentum and before > 0 and optimizer.built:
                 for velocity in optimizer.momentums:
                     velocity.assign(tf.convert_to_tensor(velocity) * (rate / before))
@@ -128,7 +138,7 @@ class LearningRateSchedule(keras.callbacks.Callback):
 class LearningRateWarmup(LearningRateSchedule):
     """Lets the learning rate grow from ``initial_lr / size`` to ``initial_lr``, batch by batch.
 
-    Large global batches take a learning rate that is larger than the first steps bear.
+    A learning rate that suits a large global batch makes the first steps diverge.
 
     References:
         "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
@@ -144,25 +154,25 @@ class LearningRateWarmup(LearningRateSchedule):
         steps_per_epoch: int | None = None,
         verbose: int = 0,
     ) -> None:
-        """Takes the goal.
+        """Checks the schedule.
 
         Args:
-            initial_lr: Where it arrives, such as ``1e-3 * tfddl.size()``, > 0.
-            warmup_epochs: After how many epochs, at least 1.
+            initial_lr: The learning rate at the end, such as ``1e-3 * tfddl.size()``, > 0.
+            warmup_epochs: The number of epochs until then, at least 1.
             momentum_correction: As for `LearningRateSchedule`.
             steps_per_epoch: As for `LearningRateSchedule`.
-            verbose: Above 0, rank 0 says when it has arrived.
+            verbose: Above 0, rank 0 prints a line at the end.
 
         Raises:
             UnsupportedError: ``initial_lr`` isn't positive, ``warmup_epochs`` is less than 1.
         """
         if warmup_epochs < 1:
-            raise UnsupportedError(f"warmup_epochs is {warmup_epochs}; it must be at least 1.")
+            raise UnsupportedError(f"warmup_epochs is {warmup_epochs}; expected at least 1.")
         self._warmup_epochs = warmup_epochs
         self._verbose = verbose
         super().__init__(
             initial_lr,
-            self._share,
+            self._ramp,
             end_epoch=warmup_epochs,
             staircase=False,
             momentum_correction=momentum_correction,
@@ -170,7 +180,7 @@ class LearningRateWarmup(LearningRateSchedule):
         )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Adds the learning rate to the logs, and says when it has arrived."""
+        """Adds the learning rate to the logs; prints a line at the end of the warm-up."""
         super().on_epoch_end(epoch, logs)
         if self._verbose and epoch == self._warmup_epochs - 1 and current().cluster.rank == 0:
             sys.stdout.write(
@@ -178,10 +188,10 @@ class LearningRateWarmup(LearningRateSchedule):
                 f"{_rate(self.model.optimizer):.6g}\n"
             )
 
-    def _share(self, epoch: float) -> float:
+    def _ramp(self, epoch: float) -> float:
         size = current().cluster.size
-        # The last batch of the last epoch is the first with the whole learning rate; Keras tells
-        # of the first of several that it executes together.
+        # The last batch of the last epoch is the first with the whole learning rate. With
+        # steps_per_execution, Keras calls on_train_batch_begin for the first of several batches.
         stride = self.model.steps_per_execution
         done = (epoch + self._epochs_of(stride)) / self._warmup_epochs
         return (1 + (size - 1) * min(done, 1.0)) / size
@@ -190,16 +200,21 @@ class LearningRateWarmup(LearningRateSchedule):
 class LearningRateScaling(JobCallback):
     """Sets the learning rate to that of one worker times a function of their number.
 
-    The same as ``learning_rate=base_lr * tfddl.size()`` at the start; besides, a training that is
-    gone on with by another number of workers gets its learning rate, as it then is, scaled by the
+    At the start it is the same as ``learning_rate=base_lr * tfddl.size()``. Besides, where training
+    is resumed with another number of workers, the learning rate of the checkpoint is scaled by the
     change.
+
+    References:
+        The linear rule: "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
+        https://arxiv.org/abs/1706.02677. The square root: "One weird trick for parallelizing
+        convolutional neural networks", 2014, https://arxiv.org/abs/1404.5997
     """
 
     def __init__(self, base_lr: float, *, rule: str = "linear") -> None:
-        """Takes the rule.
+        """Checks the rule.
 
         Args:
-            base_lr: For one worker, > 0.
+            base_lr: The learning rate of one worker, > 0.
             rule: "linear" (times the workers), "sqrt" (times their square root), or "none".
 
         Raises:
@@ -207,9 +222,9 @@ class LearningRateScaling(JobCallback):
         """
         super().__init__()
         if not base_lr > 0:
-            raise UnsupportedError(f"base_lr is {base_lr}; it must be positive.")
+            raise UnsupportedError(f"base_lr is {base_lr}; expected a positive number.")
         if rule not in _RULES:
-            raise UnsupportedError(f"rule is {rule!r}; it must be one of {', '.join(_RULES)}.")
+            raise UnsupportedError(f"rule is {rule!r}; expected one of {', '.join(_RULES)}.")
         self._base_lr = base_lr
         self._factor = _RULES[rule]
         self._pending = False
@@ -226,7 +241,7 @@ class LearningRateScaling(JobCallback):
         self._pending = True
 
     def after_epoch_begin(self, fit: FitState) -> None:
-        """After a resume, scales what the checkpoint had."""
+        """After a resume, scales the learning rate of the checkpoint."""
         if self._pending and fit.restored_size is not None:
             change = self._factor(current().cluster.size) / self._factor(fit.restored_size)
             optimizer = innermost(fit.model.optimizer)
@@ -239,9 +254,11 @@ def _rate(optimizer: Any) -> float:
 
 
 def _refuse_other_schedules(optimizer: Any, name: str) -> None:
+    # Asked of the config: `optimizer.learning_rate` is the schedule's present value.
     given = innermost(optimizer).get_config()["learning_rate"]
-    if isinstance(given, dict):  # A schedule; `learning_rate` itself is a number by now.
+    if isinstance(given, dict):
         raise UnsupportedError(
             f"{name} can't set the learning rate of an optimizer that was given a schedule "
-            f"({given.get('class_name')}). Give the optimizer a number, or leave the callback out."
+            f"({given.get('class_name')}). HINT: give the optimizer a number, or leave the "
+            "callback out."
         )

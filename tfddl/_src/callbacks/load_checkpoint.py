@@ -1,4 +1,4 @@
-"""Weights from a checkpoint, without the training around them."""
+"""`load_checkpoint`: the weights of a checkpoint, for what comes after training."""
 
 import os
 from pathlib import Path
@@ -21,25 +21,25 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Gives a model the weights of a checkpoint. All ranks must call it together.
 
-    Rank 0 reads. What a `tfddl.callbacks.Checkpoint` is to go on from, it reads by itself; this is
-    for what comes after a training: predictions, a model to keep.
+    Rank 0 reads. A `tfddl.callbacks.Checkpoint` restores by itself; this is for what comes after
+    training: predictions, a model to keep.
 
     Args:
-        directory: The folder that `tfddl.callbacks.Checkpoint` was given.
+        directory: The directory that `tfddl.callbacks.Checkpoint` was given.
         model: The model that was trained, built; it need not be compiled.
         which: The newest valid checkpoint, or the best.
 
     Returns:
-        What is known of it: "epoch" and "consumed" (the position it was saved at), "iterations",
-        "best" (its "value", negated where more is better, "of" which entry of the logs), "history".
+        "epoch" and "consumed" (the position that it was saved at), "iterations", "best" (its
+        "value", negated where more is better, "of" which entry of the logs), "history".
 
     Raises:
         CheckpointError: On all ranks: there is none, it is damaged, or of another model.
-        UnsupportedError: ``which`` is something else.
+        UnsupportedError: ``which`` is neither.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     if which not in ("newest", "best"):
-        raise UnsupportedError(f"which is {which!r}; it must be newest or best.")
+        raise UnsupportedError(f"which is {which!r}; expected newest or best.")
     store = CheckpointStore(Path(directory))
 
     def find() -> Snapshot | None:
@@ -50,11 +50,14 @@ def load_checkpoint(
         for _, found in store.newest_first():
             if isinstance(found, Snapshot):
                 return found
-        raise CheckpointError(f"There is no valid checkpoint in {store.directory}.")
+        raise CheckpointError(
+            f"There is no valid checkpoint in {store.directory}. HINT: give the directory that "
+            "tfddl.callbacks.Checkpoint was given."
+        )
 
     snapshot = on_all_ranks(find, error=CheckpointError)
     meta: dict[str, Any] = broadcast_object(None if snapshot is None else dict(snapshot.meta))
-    snapshots.check_model(model, meta)
+    snapshots.check_model(model, meta)  # On all ranks, so that all raise.
     if snapshot is not None:
         snapshots.assign(model.variables, snapshot.arrays, "model")
     broadcast_variables(model.variables)

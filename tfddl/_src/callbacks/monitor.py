@@ -1,4 +1,4 @@
-"""TensorBoard for the whole job."""
+"""`Monitor`: TensorBoard for the whole job."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ from tfddl._src.collectives import DisplayName, allgather, allgather_object, on_
 from tfddl._src.comm.native import format_ranks
 from tfddl._src.keras_hooks import FitState, JobCallback
 from tfddl._src.keras_hooks.optimizer import innermost
-from tfddl._src.keras_hooks.train_step import step_state
+from tfddl._src.keras_hooks.step_state import step_state
 from tfddl._src.runtime import current
 from tfddl.errors import DataError, DisagreementError, UnsupportedError
 
@@ -37,7 +37,7 @@ class Monitor(JobCallback):
     """Shows a training in TensorBoard: ``tensorboard --logdir LOG_DIR``.
 
     Give it to `fit` on all ranks, with the same arguments: they measure their steps together, and
-    rank 0 writes. On pages and charts there are
+    rank 0 writes. There are
 
     * ``epoch/``: loss and metrics of training and validation, on one chart each,
     * ``step/``: learning rate, and the loss within epochs,
@@ -48,12 +48,12 @@ class Monitor(JobCallback):
     * the table of the shards, pictures of what the model predicts, the flags next to the results
       they led to (on the page HPARAMS).
 
-    Epochs count from 1, steps as ``optimizer.iterations`` does; so a training that goes on later
-    continues the curves, if it is given the same folder. The first execution of a `fit`, in which
-    TensorFlow makes the graph, isn't timed. The time in collectives is not known where
+    Epochs count from 1, steps as ``optimizer.iterations`` does; so a training that is resumed
+    continues the curves, if it is given the same directory. The first execution of a `fit`, in
+    which TensorFlow makes the graph, isn't timed. The time in collectives is not known where
     gradients stay on a GPU.
 
-    What it costs: one exchange of a few bytes every so many steps and at the end of each epoch.
+    It costs one exchange of a few bytes every so many steps and at the end of each epoch.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Monitor(JobCallback):
         hparams: Mapping[str, Any] | None = None,
         predictions: Predictions | None = None,
     ) -> None:
-        """Watches a `fit`.
+        """Checks the arguments.
 
         Args:
-            log_dir: A folder of this training's own, which rank 0 makes and writes. To compare
-                trainings, give each a folder, and TensorBoard the one that these are in.
+            log_dir: A directory of this training's own, which rank 0 makes and writes. To compare
+                trainings, give each a directory, and TensorBoard the one that these are in.
             update_every_steps: About how many steps there are between two points of ``step/`` and
                 ``speed/``, at least 1. An epoch is cut into about equal parts of about that length.
-            hparams: The flags of the training: numbers, booleans, texts; others are shown as text.
+            hparams: The flags of the training: numbers, booleans, strings; others become strings.
             predictions: Called at the end of each epoch, on rank 0 alone, with the model; returns
                 batches of images by name: (n, height, width, 1, 3 or 4), bytes or numbers in 0..1.
                 It may call ``model(x, training=False)``, ``model.predict`` and so on, and the
@@ -87,8 +87,7 @@ class Monitor(JobCallback):
         super().__init__()
         if not isinstance(update_every_steps, int) or update_every_steps < 1:
             raise UnsupportedError(
-                f"update_every_steps is {update_every_steps!r}; it must be an integer of at least "
-                "1."
+                f"update_every_steps is {update_every_steps!r}; expected an integer of at least 1."
             )
         self._log_dir = os.fspath(log_dir)
         self._update_every_steps = update_every_steps
@@ -101,7 +100,7 @@ class Monitor(JobCallback):
 
         Raises:
             DisagreementError: The ranks gave it different arguments.
-            DataError: On every rank: the folder can't be written.
+            DataError: On every rank: the directory can't be written.
         """
         self._hosts = _agree_on_settings(
             _Settings(
@@ -117,8 +116,8 @@ class Monitor(JobCallback):
         self._has_begun = self._has_shards = self._has_results = False
         if self._writer is not None:
             self._writer.begin(self._hparams)
-            if fit.share is not None:
-                self._writer.text("shards", shard_table(fit.share.plan, self._hosts), 0)
+            if fit.shard is not None:  # Otherwise the first epoch tells.
+                self._writer.text("shards", shard_table(fit.shard.plan, self._hosts), 0)
                 self._has_shards = True
             self._writer.flush()
 
@@ -126,7 +125,8 @@ class Monitor(JobCallback):
         """Starts to measure the epoch."""
         self._begin_s = time.perf_counter()
         self._works: list[list[StepStats]] = []
-        # What an earlier run did of the epoch comes into the sum later.
+        # A checkpoint adds what an earlier run did of the epoch after the first step: the first
+        # difference would be too large, and is left out.
         self._loss_before = (0.0, 0.0) if fit.rest_of_epoch is None else None
         self._done = fit.done
         if self._writer is not None and not self._has_begun:
@@ -142,7 +142,7 @@ class Monitor(JobCallback):
         is_last = fit.model.stop_training or (fit.steps is not None and fit.done >= fit.steps)
         is_due = is_last or self._meter.steps >= self._pace.steps
         if is_due or fit.steps is None:
-            self._meter.note()  # Now: validation may follow, and set counters to zero.
+            self._meter.note()  # Now: validation may follow, and Keras resets the metrics for it.
         if is_due:
             self._update(**self._loss_since())
             self._meter.resume()
@@ -153,7 +153,7 @@ class Monitor(JobCallback):
         Raises:
             DataError: On every rank: ``predictions`` failed, or returned something else.
         """
-        if self._meter.steps:  # The data has ended, and nobody knew when it would.
+        if self._meter.steps:  # The data has ended without its length being known before.
             self._update()
         if self._writer is not None:
             self._write_epoch(self._writer, fit.epoch + 1, dict(logs or {}))
@@ -177,8 +177,9 @@ class Monitor(JobCallback):
         return CounterValues(examples=_examples_done(fit), collective_s=seconds)
 
     def _update(self, **loss: float) -> None:
-        """Tells all ranks what each has done since the last time."""
+        """Adds points to the charts, of what all ranks have done since the last ones."""
         mine = dataclasses.replace(self._meter.take(), **loss)
+        # float64 holds all fields exactly, counts included.
         rows = allgather(tf.constant([mine.row()], tf.float64), name=DisplayName("Monitor")).numpy()
         works = [StepStats.of_row(row) for row in rows]
         self._works.append(works)
@@ -188,7 +189,7 @@ class Monitor(JobCallback):
             self._writer.flush()
 
     def _loss_since(self) -> dict[str, float]:
-        """The loss of this rank's examples since the last time, as a sum and their number."""
+        """The loss of this rank's examples since the last time: its sum, and their number."""
         tracker = _loss_tracker(self.model)
         if tracker is None:
             return {}
@@ -221,7 +222,7 @@ class Monitor(JobCallback):
             return
         try:
             named = dict(self._predictions(self.model))
-        except Exception as error:  # The user's: whatever it is, the others mustn't wait for ever.
+        except Exception as error:  # Any of the user's code: otherwise the others wait for ever.
             raise DataError(f"predictions failed: {type(error).__name__}: {error}") from error
         for name, images in named.items():
             self._writer.images(name, _checked(name, images), epoch)
@@ -235,18 +236,18 @@ class Monitor(JobCallback):
 
 
 def _examples_done(fit: FitState) -> float:
-    """How many examples this rank has trained on; only differences within an epoch count."""
+    """This rank's number of examples so far; only differences within an epoch mean anything."""
     if fit.together:
         return float(step_state(fit.model).examples.numpy())
-    if fit.share is not None:
+    if fit.shard is not None:
         position = fit.position()
-        return position.epoch * fit.share.plan.num_examples + position.consumed
+        return position.epoch * fit.shard.plan.num_examples + position.consumed
     tracker = _loss_tracker(fit.model)
     return math.nan if tracker is None else float(tf.convert_to_tensor(tracker.count))
 
 
 def _loss_tracker(model: Any) -> Any:
-    """Keras' sum of the losses of the epoch's examples so far; None where the model has its own."""
+    """The metric that sums the losses of the epoch; None where a user's own model has none."""
     tracker = next((metric for metric in model.metrics if metric.name == "loss"), None)
     return tracker if isinstance(tracker, keras.metrics.Mean) else None
 
@@ -261,7 +262,7 @@ class _Settings:
 
 
 def _agree_on_settings(mine: _Settings) -> list[str]:
-    """Makes sure that all ranks will do the same; returns their hosts."""
+    """Compares the ranks' arguments; returns their hosts, in rank order."""
     everyone = [
         _Settings(**s)
         for s in allgather_object(dataclasses.asdict(mine), name=DisplayName("Monitor"))
@@ -275,21 +276,22 @@ def _agree_on_settings(mine: _Settings) -> list[str]:
     if others:
         raise DisagreementError(
             f"{format_ranks(others)} made a Monitor with other arguments than rank 0: "
-            f"{_said(everyone[others[0]])}; rank 0: {_said(first)}. Give it the same "
+            f"{_describe(everyone[others[0]])}; rank 0: {_describe(first)}. HINT: give it the same "
             "update_every_steps and predictions on all ranks; rank 0 alone calls predictions."
         )
     return [settings.host for settings in everyone]
 
 
-def _said(settings: _Settings) -> str:
+def _describe(settings: _Settings) -> str:
     given = "given" if settings.predicts else "None"
     return f"update_every_steps={settings.update_every_steps}, predictions {given}"
 
 
 def _results(logs: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The logs of an epoch as points of the charts of training and of validation."""
+    """The logs of an epoch as points of the charts: by run, by tag."""
     results: dict[str, dict[str, float]] = {TRAIN: {}, VALIDATION: {}}
     for name, value in logs.items():
+        # The learning rate has a chart over steps; a dictionary or array has none.
         if name == "learning_rate" or np.ndim(value):
             continue
         run = VALIDATION if name.startswith("val_") else TRAIN
@@ -301,14 +303,14 @@ def _checked(name: str, images: Any) -> np.ndarray:
     array = np.asarray(images)
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or not array.size:
         raise DataError(
-            f"predictions returned {name!r} of shape {array.shape}; it must be images, (n, height, "
+            f"predictions returned {name!r} of shape {array.shape}; expected images, (n, height, "
             "width, channels) with 1, 3 or 4 channels."
         )
     if array.dtype.kind == "f":
         return np.clip(array.astype(np.float32), 0, 1)
     if array.dtype != np.uint8:
         raise DataError(
-            f"predictions returned {name!r} of {array.dtype}; it must be bytes (uint8), or "
-            "floating numbers in 0..1."
+            f"predictions returned {name!r} of {array.dtype}; expected uint8, or floating point "
+            "in 0..1."
         )
     return array

@@ -1,4 +1,4 @@
-"""What the ranks' measurements come to: the numbers of the charts, and what they mean."""
+"""The numbers of the charts, from the ranks' measurements; what each chart shows."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from tfddl._src.callbacks.monitor_meter import StepStats
 
 MOST_RANKS_EACH = 16
-"""Up to so many ranks have a line of their own; of more, three lines show how far they spread."""
+"""Up to so many ranks have a line each; of more, three lines show how far they spread."""
 
 DESCRIPTIONS = {
     "step/loss": "The mean over the examples that all ranks trained on since the point before.",
@@ -31,10 +31,10 @@ DESCRIPTIONS = {
 
 
 def sum_by_rank(works: Iterable[Sequence[StepStats]]) -> list[StepStats]:
-    """What each rank did, from what each did in several stretches of steps."""
+    """Each rank's sum over several intervals, of which there is a list of all ranks each."""
     sums: list[StepStats] = []
-    for stretch in works:
-        sums = [a + b for a, b in zip(sums, stretch, strict=True)] if sums else list(stretch)
+    for interval in works:
+        sums = [a + b for a, b in zip(sums, interval, strict=True)] if sums else list(interval)
     return sums
 
 
@@ -42,11 +42,12 @@ def step_values(works: Sequence[StepStats]) -> dict[str, float]:
     """The charts over the steps of training.
 
     Args:
-        works: What each rank did since the last point.
+        works: Each rank's since the last point.
 
     Returns:
         Values by tag; without those that aren't known.
     """
+    # In synchronous training a step takes as long as the slowest rank: hence the maximum.
     step_ms = 1e3 * max(work.step_s for work in works)
     collectives_ms = 1e3 * float(np.mean([work.collective_step_s for work in works]))
     seconds = max(work.seconds for work in works)
@@ -67,10 +68,10 @@ def rank_values(works: Sequence[StepStats]) -> list[tuple[str, str, float]]:
     """The charts that compare the ranks.
 
     Args:
-        works: What each rank did in an epoch.
+        works: Each rank's in an epoch.
 
     Returns:
-        (run, tag, value) of every point, without those that aren't known.
+        (run, tag, value) of each point, without those that aren't known.
     """
     by_tag = {
         "ranks/busy_ms": [1e3 * work.busy_s for work in works],
@@ -80,6 +81,7 @@ def rank_values(works: Sequence[StepStats]) -> list[tuple[str, str, float]]:
     points = []
     for tag, values in by_tag.items():
         if len(values) <= MOST_RANKS_EACH:
+            # Leading zeros, because TensorBoard sorts runs by name.
             digits = len(str(len(values) - 1))
             runs = {f"rank_{rank:0{digits}}": value for rank, value in enumerate(values)}
         else:
@@ -93,14 +95,15 @@ def rank_values(works: Sequence[StepStats]) -> list[tuple[str, str, float]]:
 
 
 def slowest_rank(works: Sequence[StepStats]) -> int | None:
-    """The rank that the others wait for; None where there is no other, or nobody knows."""
+    """The rank that the others wait for; None where there is no other, or it isn't known."""
+    # All take the same time per step; the slowest waits least for the others (`StepStats.busy_s`).
     busy = [work.busy_s for work in works]
     return None if len(busy) < 2 or any(map(math.isnan, busy)) else int(np.argmax(busy))
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateInterval:
-    """After how many steps the next point is due."""
+    """The number of steps between two points of a chart."""
 
     steps: int
 
@@ -109,7 +112,7 @@ class UpdateInterval:
         """Cuts an epoch into about equal parts.
 
         Args:
-            num_steps: Of the epoch; None where nobody knows.
+            num_steps: Of the epoch; None where it isn't known.
             every: About how many steps a part should have.
         """
         if num_steps is None:

@@ -1,4 +1,4 @@
-"""What a rank measures of its training steps."""
+"""What a rank measures of its training steps: examples, seconds, time in collectives."""
 
 import dataclasses
 import time
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What one rank did in some training steps; NaN is what isn't known.
+    """Measurements of one rank in some training steps; NaN is what isn't known.
 
-    All fields are numbers, so that it travels as a row of float64.
+    All fields are numbers, so that ranks can gather it as a row of float64.
     """
 
     steps: float
     examples: float
 
     timed_steps: float
-    """All but the first execution of a `fit`, which waits for TensorFlow to make the graph."""
+    """All but those of a fit's first execution, in which TensorFlow makes the graph."""
 
     timed_examples: float
     seconds: float
     """Of the timed steps, each from the end of the one before, callbacks included."""
 
     collective_s: float
-    """How many of the seconds this rank was in collectives."""
+    """Those of the seconds in which this rank was in collectives."""
 
     median_s: float
     """Of the timed steps."""
@@ -46,12 +46,12 @@ class StepStats:
 
     @property
     def collective_step_s(self) -> float:
-        """The seconds in collectives of a step, in the mean."""
+        """The mean seconds of a step in collectives."""
         return _ratio(self.collective_s, self.timed_steps)
 
     @property
     def busy_s(self) -> float:
-        """The seconds of a step outside collectives, in the mean.
+        """The mean seconds of a step outside collectives.
 
         In synchronous training all ranks take the same time for a step. The slowest is the one
         that waits least for the others, and so has the longest time outside collectives.
@@ -64,19 +64,19 @@ class StepStats:
 
     @classmethod
     def of_row(cls, row: NDArray[np.float64]) -> "StepStats":
-        """From what `row` returned."""
+        """The inverse of `row`."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**dict(zip(names, row.tolist(), strict=True)))
 
     def __add__(self, later: "StepStats") -> "StepStats":
-        """Both together; of two medians or percentiles there is none."""
+        """The sums of both; without median and percentile, which don't add up."""
         sums = self.row() + later.row()
         return dataclasses.replace(StepStats.of_row(sums), median_s=np.nan, p95_s=np.nan)
 
 
 @dataclasses.dataclass(frozen=True)
 class CounterValues:
-    """What the counters of this rank show; only differences between two readings mean anything."""
+    """This rank's counters; only differences between two of them mean anything."""
 
     examples: float
     collective_s: float
@@ -97,10 +97,10 @@ class StepMeter:
     def __init__(
         self, read: Callable[[], CounterValues], *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """Makes a meter for one `fit`.
+        """A meter for one `fit`.
 
         Args:
-            read: Reads the counters; takes some microseconds, unlike the clock.
+            read: Reads the counters; called less often than the clock, since it takes microseconds.
             clock: Seconds since any moment.
         """
         self._read = read
@@ -111,32 +111,34 @@ class StepMeter:
 
     @property
     def steps(self) -> int:
-        """How many steps ended since the last `take`."""
+        """The number of steps since the last `take`."""
         return self._steps
 
     def resume(self) -> None:
-        """The next step begins now."""
+        """Marks the beginning of the next step."""
         self._last = self._read()
         self._last_s = self._clock()
 
     def step_ended(self, steps: int) -> None:
-        """Steps that were executed together have ended.
+        """Marks the end of one step, or of several that were executed together.
 
         Args:
-            steps: How many, >= 1.
+            steps: Their number, >= 1.
         """
         before_s, self._last_s = self._last_s, self._clock()
         self._steps += steps
         if not self._is_first:
+            # Of steps that are executed together only the sum is known.
             self._step_s += [(self._last_s - before_s) / steps] * steps
             return
+        # Counted, but not timed: TensorFlow traces the step in it, for seconds.
         self._is_first = False
         before = self._last
         self.resume()
         self._examples += self._last.examples - before.examples
 
     def note(self) -> None:
-        """Takes in what the counters say of the steps so far."""
+        """Reads the counters at the end of a step."""
         before, self._last = self._last, self._read()
         examples = self._last.examples - before.examples
         self._examples += examples
@@ -144,7 +146,7 @@ class StepMeter:
         self._collective_s += self._last.collective_s - before.collective_s
 
     def take(self) -> StepStats:
-        """What was done up to the last `note`; counting starts anew."""
+        """The measurements up to the last `note`; starts anew."""
         timed = self._step_s
         work = StepStats(
             steps=self._steps,

@@ -1,4 +1,4 @@
-"""A picture of how the ranks spend their time."""
+"""A bar chart of how the ranks spend their time, drawn with Pillow."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,15 @@ def draw_ranks(works: Sequence[StepStats]) -> NDArray[np.uint8] | None:
     """Draws a bar for each rank: the part of a step outside of collectives, and that in them.
 
     Args:
-        works: What each rank did in an epoch.
+        works: Each rank's measurements in an epoch.
 
     Returns:
-        (height, width, 3), or None where there is only one rank, or nobody knows.
+        Shape (height, width, 3); None where there is only one rank, or times aren't known.
     """
     last = slowest_rank(works)
     if last is None:
         return None
+    # Pixels; a thousand ranks fit into a picture of 4000.
     row = max(4, min(30, 900 // len(works)))
     picture = Image.new("RGB", (_LEFT + _BAR + _RIGHT, _HEAD + row * len(works) + 12), _PAPER)
     draw = ImageDraw.Draw(picture)
@@ -38,7 +39,7 @@ def draw_ranks(works: Sequence[StepStats]) -> NDArray[np.uint8] | None:
         busy, step = (_LEFT + scale * seconds for seconds in (work.busy_s, work.step_s))
         draw.rectangle((_LEFT, top, step, bottom), fill=_WAITS)
         draw.rectangle((_LEFT, top, busy, bottom), fill=_SLOWEST if rank == last else _BUSY)
-        # Of many ranks, every so many have a name; the slowest always.
+        # Where rows are low, labels would overlap: only some ranks have one, and the slowest.
         if rank == last or (row >= 16 or rank % (20 // row) == 0) and abs(rank - last) * row >= 14:
             middle = (top + bottom) / 2
             ink = _SLOWEST if rank == last else _INK

@@ -1,4 +1,4 @@
-"""Tables as text for TensorBoard, which renders Markdown."""
+"""Tables in Markdown, which TensorBoard's page TEXT renders."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def shard_table(plan: Plan, hosts: Sequence[str]) -> str:
     order = (
         "each rank keeps to its own block of them"
         if is_block
-        else "every step takes the next of one order of all of them, and the ranks share it"
+        else "each step takes the next ones of a common order, and they are split over the ranks"
     )
     shuffled = "in their own order" if plan.seed is None else f"shuffled by seed {plan.seed}"
     examples = sum(int(row[2]) for row in rows)
@@ -46,10 +46,10 @@ def shard_table(plan: Plan, hosts: Sequence[str]) -> str:
 
 
 def counted_table(works: Sequence[StepStats], hosts: Sequence[str]) -> str:
-    """How many examples every rank trained on, where there is no plan to look at.
+    """How many examples each rank trained on, where there is no plan that says so before.
 
     Args:
-        works: What each rank did in an epoch.
+        works: Each rank's measurements in an epoch.
         hosts: The host of each rank.
     """
     rows = [
@@ -58,8 +58,7 @@ def counted_table(works: Sequence[StepStats], hosts: Sequence[str]) -> str:
     ]
     return "\n\n".join(
         [
-            "Counted in the first epoch that was watched; `tfddl.shard_dataset` would tell it "
-            "before.",
+            "Counted in the first epoch; with `tfddl.shard_dataset` it is known before.",
             _table(["rank", "host", "examples", "steps"], rows),
         ]
     )
@@ -69,7 +68,7 @@ def rank_table(works: Sequence[StepStats], hosts: Sequence[str], *, epoch: int) 
     """How long every rank's steps took; the slowest in bold.
 
     Args:
-        works: What each rank did in the epoch.
+        works: Each rank's measurements in the epoch.
         hosts: The host of each rank.
         epoch: Its number, from 1.
     """
@@ -95,8 +94,8 @@ def _headline(works: Sequence[StepStats], last: int | None, fastest_s: float, ep
         return f"Epoch {epoch}. A single step, in which TensorFlow made the graph, isn't timed."
     if last is None and len(works) > 1:
         return (
-            f"Epoch {epoch}. The time in collectives is unknown, because TensorFlow's "
-            "deterministic ops refuse to tell the time; so nobody knows which rank is the slowest."
+            f"Epoch {epoch}. The time in collectives is unknown, because gradients stay "
+            "on a GPU; so it isn't known which rank is the slowest."
         )
     if last is None:
         return f"Epoch {epoch}."
@@ -110,7 +109,7 @@ def _headline(works: Sequence[StepStats], last: int | None, fastest_s: float, ep
 def _sizes(sizes: dict[int, int]) -> str:
     texts = [f"{number} × {size}" for size, number in sorted(sizes.items(), reverse=True) if size]
     if sizes.get(0):
-        texts.append(f"{sizes[0]} stand-ins, which don't count")
+        texts.append(f"{sizes[0]} padding examples, which don't count")
     return ", ".join(texts)
 
 
@@ -119,6 +118,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    # Right-aligned where each cell is a number, bold or not.
     numeric = [
         all(row[column].strip("*").replace(".", "").isdigit() for row in rows)
         for column in range(len(header))

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard."""
+"""Event files for TensorBoard: scalars, texts, images, hyperparameters."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from tfddl._src.callbacks.monitor_charts import DESCRIPTIONS
 from tfddl.errors import DataError
 
 JOB = "."
-"""The run of what belongs to the whole job."""
+"""The run of charts that are of the whole job."""
 
 TRAIN, VALIDATION = "train", "validation"
 
 
 class EventWriter:
-    """Writes the event files of one training: in ``job``, and in a folder in that for each run.
+    """Writes the event files of one training: in ``job``, and in a directory in that for each run.
 
-    TensorBoard draws what has the same tag in several runs on one chart. It finds the results that
-    belong to flags in the runs below that of the flags, unless that is the top folder itself; hence
-    the ``job``.
+    TensorBoard draws what has the same tag in several runs on one chart. It looks for the results
+    that belong to flags in the runs below that of the flags, unless that is the log directory
+    itself; hence ``job``.
     """
 
     def __init__(self, log_dir: str) -> None:
-        """Makes the folders and an event file.
+        """Makes the directories and an event file.
 
         Args:
             log_dir: Any path that TensorFlow can write to.
 
         Raises:
-            DataError: The folder can't be written.
+            DataError: The directory can't be written.
         """
         self._folder = tf.io.gfile.join(log_dir, "job")
         self._writers: dict[str, Any] = {}
@@ -41,14 +41,15 @@ class EventWriter:
         try:
             tf.io.gfile.makedirs(self._folder)
             probe = tf.io.gfile.join(self._folder, ".tfddl_can_write")
+            # An empty file needs no space on the disk; a byte does.
             with tf.io.gfile.GFile(probe, "w") as file:
                 file.write("?")
             tf.io.gfile.remove(probe)
             self._run(JOB)
         except tf.errors.OpError as error:
             raise DataError(
-                f"Monitor can't write to log_dir {log_dir!r}: {error.message} Give it a folder "
-                "that rank 0 may write to, with room on its disk."
+                f"Monitor can't write to log_dir {log_dir!r}: {error.message} HINT: give it a "
+                "directory that rank 0 may write to, with space on its disk."
             ) from error
         self._bytes = self._bytes_on_disk()
         self._has_more = False
@@ -67,17 +68,19 @@ class EventWriter:
     def images(self, tag: str, images: np.ndarray, step: int) -> None:
         """Adds images: (n, height, width, channels), bytes or numbers in 0..1."""
         with self._run(JOB).as_default(step):
-            tf.summary.image(tag, images, max_outputs=len(images))
+            tf.summary.image(tag, images, max_outputs=len(images))  # By default it writes 3.
 
     def begin(self, hparams: Mapping[str, Any] | None) -> None:
-        """A training begins, with these flags."""
+        """Notes that training begins, with these flags."""
         if hparams is not None:
             plain = {name: _plain(value) for name, value in hparams.items()}
+            # Used for its two events alone: it is the plugin's public way to write when a training
+            # has begun, with which flags, and when it has ended.
             self._hparams = hp.KerasCallback(self._run(JOB), plain)
             self._hparams.on_train_begin()
 
     def end(self) -> None:
-        """The training ended as it should."""
+        """Notes that training has ended as it should, and closes the files."""
         if self._hparams is not None:
             self._hparams.on_train_end()
         self.flush()
@@ -85,7 +88,7 @@ class EventWriter:
             writer.close()
 
     def name_results(self, hparams: Mapping[str, Any], results: Mapping[str, list[str]]) -> None:
-        """Says what the page of hyperparameters shows: the flags, and these charts' last values.
+        """Sets what the page HPARAMS shows: the flags, and these charts' last values.
 
         Args:
             hparams: The flags.
@@ -104,9 +107,9 @@ class EventWriter:
     def flush(self) -> None:
         """Puts everything on disk, where a killed job leaves it.
 
-        TensorFlow says nothing where the disk is full: warns, once, if the job's file hasn't grown
-        although something was added to it.
+        Warns, once, if the job's file hasn't grown although something was added to it.
         """
+        # TensorFlow's summary writer says nothing where the disk is full.
         for writer in self._writers.values():
             writer.flush()
         before, self._bytes = self._bytes, self._bytes_on_disk()
@@ -133,5 +136,5 @@ class EventWriter:
 
 
 def _plain(value: Any) -> Any:
-    """What the page of hyperparameters can show: numbers, booleans, and texts of the rest."""
+    """What the page HPARAMS can show: numbers, booleans, and strings of the rest."""
     return value if isinstance(value, bool | int | float | str | np.generic) else str(value)

@@ -1,4 +1,4 @@
-"""SIGTERM as a question to be answered at the next step."""
+"""SIGTERM as a request to save and to end, which training answers after the next step."""
 
 import signal
 import threading
@@ -12,41 +12,40 @@ class Preemption:
     """Whether SIGTERM has asked this process to end.
 
     Attributes:
-        asked: Since `listen`.
+        requested: Whether it has come since `listen`.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._listens = False
 
     def listen(self) -> None:
-        """Takes SIGTERM as a question from here on.
-
-        Signals reach the main thread only. A script that has a handler of its own keeps it.
-        """
+        """Handles SIGTERM from here on, unless the script has a handler of its own."""
+        # Python runs handlers in the main thread only, and signal.signal raises in any other.
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self.asked, self._listens = False, True
-            signal.signal(signal.SIGTERM, self._ask)
-            current().sigterm_handler = self._ask
+            self.requested, self._listens = False, True
+            signal.signal(signal.SIGTERM, self._request)
+            current().sigterm_handler = self._request
             current().progress_page.set(WorkerFlags.SAVES_ON_SIGTERM)
 
-    def stop_listening(self, *, answered: bool) -> None:
-        """Gives SIGTERM back its meaning.
+    def stop_listening(self, *, handled: bool) -> None:
+        """Gives SIGTERM its usual meaning back.
 
         Args:
-            answered: Whether the question has been heard; one that hasn't is asked again, now with
-                its usual meaning.
+            handled: Whether training has ended because of it. Otherwise, if it has come, it is
+                raised again, now with its usual meaning.
         """
         if not self._listens:
             return
         self._listens = False
         current().progress_page.unset(WorkerFlags.SAVES_ON_SIGTERM)
         current().sigterm_handler = None
-        # TensorFlow's own handler, which Python doesn't know of, only takes a note of the signal.
+        # TensorFlow's coordination service, where it is used, has put a handler in place behind
+        # Python's back, which only takes a note of the signal (its preemption_notifier.cc).
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self.asked and not answered:
+        if self.requested and not handled:
             signal.raise_signal(signal.SIGTERM)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True

@@ -1,4 +1,9 @@
-"""The state of a running `fit`: taken from all ranks, and given back to them."""
+"""The state of a running `fit`: taken from all ranks, and restored on them.
+
+Names of arrays: ``model/0000`` and ``optimizer/0000`` (variables by number, of rank 0),
+``rank-1/0003`` (what a rank has different from rank 0), ``metrics-1/0000``, ``best-weights-0/0000``
+(of each EarlyStopping).
+"""
 
 import copy
 import hashlib
@@ -22,6 +27,7 @@ from tfddl._src.collectives import (
 )
 from tfddl._src.keras_hooks import FitState, builtin_callbacks, resume
 from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks.seeds import seed_states
 from tfddl._src.runtime import current
 from tfddl._src.sharding import BlockPlan, CompletedSpan, Order, Position
 from tfddl.errors import CheckpointError
@@ -36,14 +42,14 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
     states, other state that isn't trained, metrics) comes from every rank.
 
     Args:
-        fit: The fit.
-        logs: Its latest.
-        best: What the best checkpoint so far is told by; kept along.
+        fit: The running fit.
+        logs: Its latest logs.
+        best: By what the best checkpoint so far is known; saved with the rest.
 
     Returns:
         On rank 0 a copy of the state, which later steps don't change; elsewhere None. None on all
-        ranks where the loss of one of them isn't finite, or its data can't be read: such a state
-        is nothing to go on from.
+        ranks where the loss of one of them isn't finite, or its data can't be read: training
+        couldn't go on from such a state.
     """
     if not _is_sound_everywhere(fit, logs):
         return None
@@ -54,6 +60,9 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
         return None
     model, optimizer = fit.model, fit.model.optimizer
     best_weights = builtin_callbacks.get_best_weights(fit.callbacks)
+    # np.asarray may share memory with what a read of a variable returned. While that lives,
+    # TensorFlow's updates write elsewhere (PrepareToUpdateVariable,
+    # tensorflow/core/kernels/training_op_helpers.h).
     arrays = {
         **_named("model", [np.asarray(v) for v in model.variables]),
         **_named("optimizer", [np.asarray(v) for v in optimizer.variables]),
@@ -64,9 +73,20 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
         arrays |= _named(f"metrics-{rank}", values)
     for i, weights in enumerate(best_weights):
         arrays |= _named(f"best-weights-{i}", weights)
-    position = fit.position()
-    history = getattr(fit.model, "history", None)
     meta = {
+        **_describe_fit(fit),
+        "best": dict(best),
+        "metrics": len(metrics[0]) if metrics else 0,
+        "best_weights": [len(weights) for weights in best_weights],
+    }
+    return Snapshot(copy.deepcopy(meta), arrays)  # Keras appends to the lists of the history.
+
+
+def _describe_fit(fit: FitState) -> dict[str, Any]:
+    """What a checkpoint says of a fit, beside arrays; fit for JSON."""
+    model, optimizer, position = fit.model, fit.model.optimizer, fit.position()
+    history = getattr(model, "history", None)
+    return {
         "size": current().cluster.size,
         "epoch": position.epoch,
         "consumed": position.consumed,
@@ -77,24 +97,20 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
         "optimizer": _kind(optimizer),
         "model": _describe(model.variables),
         "slots": _describe(optimizer.variables),
-        "best": dict(best),
-        "metrics": len(metrics[0]) if metrics else 0,
-        "best_weights": [len(weights) for weights in best_weights],
         "memory": builtin_callbacks.get_states(fit.callbacks),
         "history": {
             "epoch": [] if history is None else history.epoch,
             "logs": {} if history is None else history.history,
         },
     }
-    return Snapshot(copy.deepcopy(meta), arrays)
 
 
 def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
-    """Puts all ranks where an earlier run was. All ranks must call it together.
+    """Gives all ranks the state of an earlier run. All ranks must call it together.
 
     Args:
         fit: A fit whose callbacks have begun; its model and optimizer are built.
-        snapshot: On rank 0 what was taken; elsewhere None.
+        snapshot: On rank 0 what `take` returned; elsewhere None.
 
     Raises:
         CheckpointError: On all ranks: it is of another model, optimizer or data set.
@@ -109,12 +125,13 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
     )
     if position.consumed:
         _check_data(fit, meta)
-    # First what can be refused; then what changes the training.
+    # First what may raise; then what changes the training.
     resume.resume_from(fit, position, size=meta["size"])
     if snapshot is not None:
         assign(model.variables, arrays, "model")
         assign(optimizer.variables, arrays, "optimizer")
-    fresh = [tf.identity(tf.convert_to_tensor(v)) for v in _seeds(model)]
+    # This run's own seeds, for ranks that the earlier one didn't have.
+    fresh = [tf.identity(tf.convert_to_tensor(v)) for v in seed_states(model)]
     broadcast_variables([*model.variables, *optimizer.variables])
     own = {name: array for name, array in arrays.items() if name.startswith("rank-")}
     _give_own_states(model, broadcast_object(own), fresh, size=meta["size"])
@@ -132,7 +149,7 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
 
 
 class Restored:
-    """What a fit goes on from."""
+    """What a fit has been restored to."""
 
     def __init__(
         self, position: Position, *, finished: bool, best: Mapping[str, Any], metrics: Sequence[Any]
@@ -144,10 +161,12 @@ class Restored:
         self._metrics = list(metrics)
 
     def add_metrics(self, fit: FitState) -> None:
-        """Adds what the metrics had seen of the epoch before.
+        """Adds the metrics' state of the part of the epoch that the earlier run trained on.
 
-        After the epoch's first step, because Keras makes metrics in it.
+        To be called after the epoch's first step.
         """
+        # CompileMetrics makes the metrics in the first step, from the shapes of the outputs
+        # (keras/src/trainers/compile_utils.py); before it there are no variables to set.
         if not self._metrics:
             return
         variables = _metric_variables(fit.model)
@@ -156,7 +175,7 @@ class Restored:
                 variable.assign_add(array)
         else:
             _LOG.warning(
-                "the model's metrics aren't those of the checkpoint; those of epoch %d tell of the "
+                "the model's metrics aren't those of the checkpoint; those of epoch %d are of the "
                 "steps since it only",
                 fit.epoch,
             )
@@ -165,19 +184,20 @@ class Restored:
 
 def _is_sound_everywhere(fit: FitState, logs: Any) -> bool:
     loss = (logs or {}).get("loss", 0.0)
-    broken = int(not math.isfinite(float(loss)) or fit.failure() is not None)
+    broken = int(not math.isfinite(float(loss)) or fit.data_error() is not None)
     if fit.together:
         broken = int(allreduce(tf.constant(broken), ReduceOp.MAX, name=DisplayName("loss")).numpy())
     return not broken
 
 
 def _own_states(fit: FitState) -> list[dict[int, np.ndarray]]:
-    """What each rank has different from rank 0: variables of the model, by number."""
+    """The variables of the model that differ between ranks, by number: of each rank, its values."""
     if not fit.together:
         return []
     trained = {id(v) for v in fit.model.trainable_variables}
     states = {i: np.asarray(v) for i, v in enumerate(fit.model.variables) if id(v) not in trained}
-    # A frozen network isn't trained either: only what differs travels.
+    # A frozen network isn't trained either, and may be large: digests tell what differs, and only
+    # that is sent.
     digests = allgather_object(
         {
             i: hashlib.blake2b(array.tobytes(), digest_size=16).digest()
@@ -191,10 +211,10 @@ def _own_states(fit: FitState) -> list[dict[int, np.ndarray]]:
 def _give_own_states(
     model: Any, own: dict[str, np.ndarray], fresh: Sequence[tf.Tensor], *, size: int
 ) -> None:
-    """Gives a rank what it had; one that is new draws from seeds that nobody had."""
+    """Gives a rank the variables that it had; one that is new keeps its fresh seeds."""
     rank = current().cluster.rank
     if rank >= size:
-        for seed, value in zip(_seeds(model), fresh, strict=True):
+        for seed, value in zip(seed_states(model), fresh, strict=True):
             seed.assign(value)
         return
     for name, array in own.items():
@@ -204,7 +224,7 @@ def _give_own_states(
 
 
 def _metrics(fit: FitState) -> list[list[np.ndarray]]:
-    """The state of the metrics, of each rank."""
+    """The state of each rank's metrics."""
     return allgather_object([np.asarray(v) for v in _metric_variables(fit.model)])
 
 
@@ -216,7 +236,10 @@ def _metrics_in(arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> list[
 
 
 def _metrics_of_rank(of_ranks: list[list[np.ndarray]], *, size: int) -> list[np.ndarray]:
-    """A rank's own again; with another number of workers, rank 0 has what all had."""
+    """The rank's own again; with another number of workers, rank 0 gets the sum of all.
+
+    States add up: at the end of the epoch the ranks' states are summed anyway.
+    """
     cluster = current().cluster
     if not of_ranks or cluster.size == size:
         return of_ranks[cluster.rank] if of_ranks else []
@@ -226,10 +249,6 @@ def _metrics_of_rank(of_ranks: list[list[np.ndarray]], *, size: int) -> list[np.
 
 def _metric_variables(model: Any) -> list[Any]:
     return [variable for metric in model.metrics for variable in metric.variables]
-
-
-def _seeds(model: Any) -> list[Any]:
-    return [v for v in model.variables if v.name == "seed_generator_state"]
 
 
 def assign(variables: Sequence[Any], arrays: Mapping[str, np.ndarray], prefix: str) -> None:
@@ -253,12 +272,11 @@ def _kind(optimizer: Any) -> str:
 
 
 def _check(fit: FitState, meta: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another model or optimizer."""
     kind = _kind(fit.model.optimizer)
     if meta["optimizer"] != kind:
         raise CheckpointError(
-            f"The checkpoint is of a training with {meta['optimizer']}, and the model is compiled "
-            f"with {kind}. {_OTHER}"
+            f"The checkpoint is of a training with {meta['optimizer']}; the model is compiled with "
+            f"{kind}. {_OTHER}"
         )
     check_model(fit.model, meta)
     _compare("optimizer", meta["slots"], fit.model.optimizer.variables, essence=_SHAPED)
@@ -268,7 +286,7 @@ def check_model(model: Any, meta: dict[str, Any]) -> None:
     """Refuses a checkpoint of another model.
 
     Raises:
-        CheckpointError: With the first variable that differs.
+        CheckpointError: The first variable that differs is in the text.
     """
     _compare("model", meta["model"], model.variables, essence=_NAMED)
 
@@ -285,26 +303,25 @@ def _compare(
     had, has = (texts[at] if at < len(texts) else "nothing" for texts in (known, found))
     raise CheckpointError(
         f"The checkpoint is of another {title}: its variable number {at} of {len(known)} is {had}; "
-        f"here it is {has}, of {len(found)}. {_OTHER}"
+        f"expected {has}, of {len(found)}. {_OTHER}"
     )
 
 
 def _check_data(fit: FitState, meta: dict[str, Any]) -> None:
-    """Refuses to go on within an epoch of other data."""
     found = _data(fit)
     if found is not None and meta["data"] is not None and found != meta["data"]:
         raise CheckpointError(
             f"The checkpoint is within epoch {meta['epoch']} of other data: "
-            f"{_say(meta['data'])}; now {_say(found)}. Which examples are left can't be told. "
-            "Go on with the same data, order and seed, or start anew in another folder."
+            f"{_format(meta['data'])}; now {_format(found)}. Which examples are left isn't known. "
+            "HINT: use the same data, order and seed, or start anew in another directory."
         )
 
 
 def _data(fit: FitState) -> dict[str, Any] | None:
-    """What an epoch's order depends on."""
-    if fit.share is None:
+    """What the order of an epoch's examples depends on."""
+    if fit.shard is None:
         return None
-    plan = fit.share.plan
+    plan = fit.shard.plan
     order = Order.BLOCK if isinstance(plan, BlockPlan) else Order.GLOBAL
     return {
         "examples": int(plan.num_examples),
@@ -313,13 +330,14 @@ def _data(fit: FitState) -> dict[str, Any] | None:
     }
 
 
-def _say(facts: dict[str, Any]) -> str:
+def _format(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-_OTHER = "Give the callback another folder, or make the model that the checkpoint is of."
+_OTHER = "HINT: give the callback another directory, or make the model that the checkpoint is of."
 
-# Of the description of a variable, what has to be alike. Names of layers may count on: the second
-# model of a notebook has a "dense_1" for a "dense". Slots are named after those.
+# What must be alike in the description of a variable: of a model's the last part of its path, dtype
+# and shape, of an optimizer's dtype and shape. Keras numbers layers throughout a process, so that
+# the second model of a notebook has a "dense_1" for a "dense"; slots are named after these.
 _NAMED = re.compile(r"[^/]*$")
 _SHAPED = re.compile(r"\S+ \([\d, ]*\)$")

@@ -12,59 +12,56 @@ from tfddl.errors import DataError
 
 
 class DatasetSource:
-    """The examples of a dataset of known length, numbered in its order.
+    """A `Source` of the examples of a dataset of known length, numbered in its order.
 
-    What comes before the first example that is wanted, and between those that are, is made by the
-    dataset and dropped at once.
+    What comes before the first example that is asked for, and between those that are, is made by
+    the dataset and dropped at once.
     """
 
     seeks = False
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
-        """For a dataset that gives the same elements in the same order each time.
+        """Looks at the dataset; reads nothing.
+
+        Args:
+            dataset: Of single examples, with the same elements in the same order in each iteration.
 
         Raises:
             DataError: Its length isn't known, or 0; its elements aren't dense tensors; or its
                 order changes.
         """
-        self._length = _length(dataset)
-        self._parts = structure.parts_of(_specs(dataset))
+        self.num_examples = _length(dataset)
+        self.parts = structure.parts_of(_specs(dataset))
         _refuse_changing_order(dataset)
+        # Examples are numbered by their order. An option that is set later overrides one that the
+        # user has set before.
         options = tf.data.Options()
         options.deterministic = True
         self._dataset = dataset.with_options(options)
 
-    @property
-    def num_examples(self) -> int:
-        """See `Source`."""
-        return self._length
-
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        """See `Source`."""
-        return self._parts
-
     def read(self, batches: Iterable[Indices]) -> Iterator[list[Any]]:
-        """See `Source`."""
+        """Reads batches whose numbers only ever grow, in one pass over the dataset."""
         wanted = list(batches)
         if not wanted:
             return
         indices = np.concatenate(wanted)
-        assert (np.diff(indices) > 0).all(), "a stream is read in its own order"
+        assert (np.diff(indices) > 0).all(), "a dataset is read in its own order"
         elements = self._elements(indices)
         for batch in wanted:
             rows = [next(elements) for _ in batch]
             yield [list(values) for values in zip(*rows, strict=True)]
 
     def describe(self, index: int) -> str:
-        """See `Source`."""
+        """The example's number."""
         return f"example {index} of the dataset"
 
     def _elements(self, indices: Indices) -> Iterator[list[np.ndarray]]:
         """The leaves of each of the examples."""
         first, count = int(indices[0]), int(indices[-1] - indices[0]) + 1
+        # TensorFlow drops the examples in between, without a call into Python for each.
         dataset = self._dataset.skip(first).take(count)
         if count > len(indices):
+            # Global order: other ranks' examples lie between.
             mine = np.zeros(count, bool)
             mine[indices - first] = True
             dataset = _only(dataset, tf.constant(mine))
@@ -72,14 +69,15 @@ class DatasetSource:
         for index in indices:
             try:
                 element = next(elements, None)
+            # tf.data raises an OpError of any kind for what fails in a map.
             except tf.errors.OpError as error:
                 raise DataError(
                     f"{self.describe(int(index))} can't be read: {error.message}"
                 ) from error
             if element is None:
                 raise DataError(
-                    f"the dataset ended before {self.describe(int(index))}, but its cardinality "
-                    f"says that it has {self._length}."
+                    f"the dataset ended before {self.describe(int(index))}, but its cardinality is "
+                    f"{self.num_examples}. HINT: give assert_cardinality the true number."
                 )
             yield [leaf.numpy() for leaf in tf.nest.flatten(element)]
 
@@ -95,16 +93,16 @@ def _length(dataset: tf.data.Dataset) -> int:
     length = int(dataset.cardinality())
     if length == tf.data.INFINITE_CARDINALITY:
         raise DataError(
-            "x is a dataset without an end; shard_dataset needs one of the examples of one epoch. "
-            "Leave repeat() out, or say how many they are: dataset.take(n)."
+            "x is a dataset without an end; expected the examples of one epoch. HINT: leave "
+            "repeat() out, or cut it, dataset.take(n)."
         )
     if length == tf.data.UNKNOWN_CARDINALITY:
         raise DataError(
-            "x is a dataset whose length isn't known; without it, the steps can't be planned. Say "
-            "it: dataset.apply(tf.data.experimental.assert_cardinality(n))."
+            "x is a dataset of unknown length; without it the steps can't be planned. HINT: tell "
+            "it, dataset.apply(tf.data.experimental.assert_cardinality(n))."
         )
     if length == 0:
-        raise DataError("x has no examples (its length is 0).")
+        raise DataError("x has no examples: its length is 0; expected at least one.")
     return length
 
 
@@ -113,8 +111,8 @@ def _specs(dataset: tf.data.Dataset) -> Any:
     other = [spec for spec in tf.nest.flatten(specs) if not isinstance(spec, tf.TensorSpec)]
     if other:
         raise DataError(
-            f"x is a dataset with {type(other[0]).__name__} in its elements; batches are made of "
-            "tensors of one shape. Make them dense with dataset.map."
+            f"x is a dataset with {type(other[0]).__name__} in its elements; expected dense "
+            "tensors of one shape. HINT: make them dense with dataset.map."
         )
     return specs
 
@@ -123,15 +121,17 @@ def _refuse_changing_order(dataset: tf.data.Dataset) -> None:
     for ancestor in lineage.ancestors(dataset):
         if not lineage.keeps_order(ancestor) or not _shuffles_alike(ancestor):
             raise DataError(
-                f"x is a dataset whose order changes ({lineage.kind(ancestor)}), so that workers "
-                "would take some examples twice and others not at all. Shuffle it the same way "
-                "each time, dataset.shuffle(n, seed=…, reshuffle_each_iteration=False), leave out "
-                "deterministic=False, and give list_files shuffle=False."
+                f"x is a dataset whose order changes ({lineage.dataset_type(ancestor)}), so that "
+                "workers would read some examples twice and others not at all. HINT: shuffle it "
+                "the same way each time, "
+                "dataset.shuffle(n, seed=…, reshuffle_each_iteration=False); leave "
+                "deterministic=False out, and give list_files shuffle=False."
             )
 
 
 def _shuffles_alike(dataset: Any) -> bool:
     """Whether the dataset, if it shuffles, does so in the same way on each rank, each time."""
+    # list_files(shuffle=True) is a shuffle too, of the names.
     if lineage.dataset_type(dataset) != "ShuffleDataset":
         return True
     return (

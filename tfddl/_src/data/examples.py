@@ -1,4 +1,4 @@
-"""Examples as they are trained on: read, made, put into batches."""
+"""Examples as they are trained on: read, transformed, put into batches."""
 
 import contextlib
 import itertools
@@ -15,35 +15,35 @@ from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
 
 Raw = tuple[int, tuple[Any, ...]]
-"""The number and the parts of an example."""
+"""The number and the parts of an example, before its transforms."""
 
 
 class Examples:
-    """What one rank makes of a source by a recipe.
+    """The transformed examples of a source, in batches.
 
     Attributes:
-        specs: Of one example, as Keras takes it.
-        sample: One example that is always at hand: an array of shape (1, …) for each leaf.
+        specs: The specs of one example, as Keras takes it.
+        sample: One example that is in memory, for padding: an array of shape (1, …) for each leaf.
     """
 
     def __init__(
-        self, source: Source, recipe: Transforms, *, rank: int, num_threads: int, first: Indices
+        self, source: Source, transforms: Transforms, *, rank: int, num_threads: int, first: Indices
     ) -> None:
-        """Makes the first example, to know shapes and dtypes.
+        """Reads and transforms the first example, for its shapes and dtypes.
 
         Args:
-            source: Where from.
-            recipe: How.
-            rank: Whose, for messages.
-            num_threads: How many examples to make at the same time.
-            first: The number of the rank's first example, int64 of shape (1,). What can't seek
-                takes its own first.
+            source: What examples are read from.
+            transforms: What is done to each.
+            rank: For messages.
+            num_threads: How many examples are transformed at the same time.
+            first: The number of the rank's first example, int64 of shape (1,). A source that can't
+                seek starts with example 0 instead.
 
         Raises:
-            DataError: It can't be read or made.
+            DataError: The example can't be read or transformed.
         """
         self._source = source
-        self._recipe = recipe
+        self._transforms = transforms
         self._rank = rank
         self._num_threads = num_threads
         with self._naming_rank():
@@ -53,20 +53,29 @@ class Examples:
         self.sample: list[np.ndarray] = [leaf[np.newaxis] for leaf in tf.nest.flatten(example)]
 
     def batches(self, batches: Iterable[Indices], *, epoch: int) -> Generator[list[np.ndarray]]:
-        """For each batch an array per leaf.
+        """Reads and transforms batch after batch.
+
+        Args:
+            batches: The numbers of each batch's examples, int64 of shape (at least 1,).
+            epoch: On which augmentation depends.
+
+        Returns:
+            For each batch an array per leaf, the batch's length first.
 
         Raises:
-            DataError: An example can't be read or made, or isn't like the first; named, with the
-                rank.
+            DataError: While iterated over: an example can't be read or transformed, or has other
+                specs than the first. The text names rank and example.
         """
         with self._naming_rank():
-            if self._recipe.is_empty and isinstance(self._source, IndexedSource):
+            # Whole rows of a batch at once, instead of one example after the other.
+            if self._transforms.is_empty and isinstance(self._source, IndexedSource):
                 yield from self._source.read(batches)
             else:
                 yield from self._made(batches, epoch)
 
     def _made(self, batches: Iterable[Indices], epoch: int) -> Generator[list[np.ndarray]]:
         """The batches, example by example."""
+        # Used twice: threads read examples ahead by one, batches get their sizes from the other.
         indices, again = itertools.tee(batches)
 
         def make(raw: Raw) -> list[np.ndarray]:
@@ -78,8 +87,8 @@ class Examples:
         examples = map_in_order(
             make,
             self._raw(indices),
-            # What is taken as it is isn't worth the threads.
-            num_threads=0 if self._recipe.is_empty else self._num_threads,
+            # Without transforms there is nothing to do in parallel.
+            num_threads=0 if self._transforms.is_empty else self._num_threads,
         )
         with contextlib.closing(examples):
             for batch in again:
@@ -94,26 +103,28 @@ class Examples:
 
     def _make(self, number: int, parts: tuple[Any, ...], *, epoch: int) -> Any:
         with self._naming(number):
-            return self._recipe.make(parts, epoch=epoch, index=number)
+            return self._transforms.make(parts, epoch=epoch, index=number)
 
     def _stacked(self, examples: Iterator[list[np.ndarray]], count: int) -> list[np.ndarray]:
         specs = tf.nest.flatten(self.specs)
         rows = [np.empty((count, *s.shape), s.dtype.as_numpy_dtype) for s in specs]
         for i, example in enumerate(examples):
             for row, leaf in zip(rows, example, strict=True):
-                row[i] = leaf[()]  # A string of shape () would stay an array.
+                row[i] = leaf[
+                    ()
+                ]  # The string itself, where the leaf is an object array of shape ().
         return rows
 
     def _naming(self, number: int) -> contextlib.AbstractContextManager[None]:
-        return _in_front(lambda: self._source.describe(number))
+        return _prefixed(lambda: self._source.describe(number))
 
     def _naming_rank(self) -> contextlib.AbstractContextManager[None]:
-        return _in_front(lambda: f"rank {self._rank}")
+        return _prefixed(lambda: f"rank {self._rank}")
 
 
 @contextlib.contextmanager
-def _in_front(name: Callable[[], str]) -> Iterator[None]:
-    """Puts a name in front of the message of an error of ours."""
+def _prefixed(name: Callable[[], str]) -> Iterator[None]:
+    """Puts a name in front of the message of a `DataError`."""
     try:
         yield
     except DataError as error:

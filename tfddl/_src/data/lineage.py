@@ -1,7 +1,10 @@
 """What a `tf.data.Dataset` was made from.
 
-TensorFlow has no public way to ask. Where its private one changes, a dataset looks as if it were
-made from nothing.
+TensorFlow has no public way to ask, so this reads what the Python classes of tf.data (in 2.18 to
+2.21: tensorflow/python/data/ops/) keep for themselves. Where one of these names is gone, a dataset
+looks as if it were made from nothing: no shard is found then, so that training within an epoch
+can't be resumed, and a dataset whose order differs between ranks isn't noticed. `tests` look at
+each of them with the TensorFlow that is installed.
 """
 
 from collections.abc import Iterator
@@ -9,8 +12,8 @@ from typing import Any
 
 
 def inputs_of(dataset: Any) -> list[Any]:
-    """The datasets that a transformation was applied to."""
-    inputs = getattr(dataset, "_inputs", None)
+    """The datasets that a transformation was applied to; none for a source of data."""
+    inputs = getattr(dataset, "_inputs", None)  # dataset_ops.py: DatasetV2._inputs()
     return list(inputs()) if callable(inputs) else []
 
 
@@ -22,16 +25,17 @@ def ancestors(dataset: Any) -> Iterator[Any]:
 
 
 def dataset_type(dataset: Any) -> str:
-    """What made it: "MapDataset"."""
+    """The transformation or source that made it, such as "MapDataset"."""
     return type(dataset).__name__.removeprefix("_")
 
 
 def keeps_order(dataset: Any) -> bool:
     """Whether the transformation itself wasn't told that it need not."""
-    # What map(…, deterministic=…) leaves: "true", "false" or "default".
+    # map_op.py and others: map(…, deterministic=…) leaves "true", "false" or "default".
     return getattr(dataset, "_deterministic", "default") != "false"
 
 
 def seeds(dataset: Any) -> tuple[int, int]:
-    """What a shuffle was seeded with; zeros where it draws another seed in every process."""
+    """What a shuffle was seeded with; zeros where each process draws a seed of its own."""
+    # shuffle_op.py: _ShuffleDataset, from random_seed.get_seed.
     return int(getattr(dataset, "_seed", 0)), int(getattr(dataset, "_seed2", 0))

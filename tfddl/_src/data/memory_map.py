@@ -1,8 +1,8 @@
-"""Rows of a memory-mapped file, read into a buffer of one's own.
+"""Rows of a memory-mapped file, read into buffers without touching the mapping.
 
-Reading through the mapping would leave every page that was touched in the resident memory of the
-process, up to the whole file. Rows that are read with `os.preadv`, or `os.pread` where that is
-missing, stay in the page cache, which belongs to nobody.
+A read through the mapping leaves each page that was touched in the resident memory of the process
+(RSS, which containers' limits count), up to the whole file. What `preadv(2)` reads, or `pread(2)`
+where that is missing, stays in the page cache, which the kernel reclaims.
 """
 
 import mmap
@@ -14,7 +14,7 @@ import numpy as np
 from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
 
-# Of buffers that one system call fills; Linux takes 1024.
+# IOV_MAX: preadv(2) fills up to 1024 buffers on Linux, and so on macOS.
 _MAX_BUFFERS = 1024
 
 
@@ -22,10 +22,16 @@ class MappedRows:
     """The rows of an array that is mapped from a file."""
 
     def __init__(self, array: np.ndarray, name: str, path: str, position: int) -> None:
-        """For an array whose row 0 is at a position in the file, in bytes.
+        """Opens the file, and compares its first row with the array's.
+
+        Args:
+            array: A view of the mapping whose rows are contiguous.
+            name: What messages call the array.
+            path: The mapped file.
+            position: Where row 0 is in the file, in bytes.
 
         Raises:
-            DataError: The file is gone, shorter than the array, or another than was mapped.
+            DataError: The file is gone, shorter than the array, or not the one that was mapped.
         """
         self.shape = array.shape
         self.dtype = array.dtype
@@ -39,17 +45,17 @@ class MappedRows:
         except OSError as error:
             raise DataError(
                 f"{name} is mapped from {path}, which can't be opened any more: {error.strerror}. "
-                "Leave the file where it is until training has ended."
+                "HINT: leave the file where it is until training has ended."
             ) from error
         weakref.finalize(self, os.close, self._file)
         self._check(array)
 
     @classmethod
     def of(cls, array: np.ndarray, name: str) -> "MappedRows | None":
-        """The rows of an array, or None where it has to be indexed.
+        """The rows of an array; None where they have to be read through the array itself.
 
         That is where it isn't mapped from a file; where the mapping may differ from the file
-        (``mmap_mode="c"``); and where rows aren't contiguous in the file, such as those of
+        (``mmap_mode="c"``); and where its rows aren't contiguous in the file, such as those of
         ``x[:, ::2]`` or of an array in Fortran order.
         """
         memmap, mapping = _mapping(array)
@@ -57,6 +63,8 @@ class MappedRows:
             return None
         if not len(array) or not array[:1].nbytes or not array[:1].flags.c_contiguous:
             return None
+        # A view such as x[100:] keeps the offset of the map that it was made from, so the position
+        # comes from addresses. np.memmap maps from a multiple of ALLOCATIONGRANULARITY on.
         start = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
         into_mapping = array.__array_interface__["data"][0] - start
         position = memmap.offset - memmap.offset % mmap.ALLOCATIONGRANULARITY + into_mapping
@@ -73,7 +81,7 @@ class MappedRows:
         positions = self._position + indices * self._stride
         order = np.argsort(positions, kind="stable")
         positions = positions[order]
-        # Where the next row doesn't follow in the file, another read begins.
+        # One read per run of rows that follow each other in the file.
         cuts = np.flatnonzero(np.diff(positions) != size) + 1
         for run in np.split(np.arange(len(indices)), cuts):
             for part in np.split(run, range(_MAX_BUFFERS, len(run), _MAX_BUFFERS)):
@@ -89,8 +97,9 @@ class MappedRows:
                 raise DataError(
                     f"{self._name} is mapped from {self._path}, which now ends before byte "
                     f"{position + sum(map(len, buffers))}: it was cut short while it was read. "
-                    "Leave the file as it is until training has ended."
+                    "HINT: leave the file as it is until training has ended."
                 )
+            # A read may return less than it was asked for: the rest is read again.
             position += count
             while buffers and count >= len(buffers[0]):
                 count -= len(buffers.pop(0))
@@ -103,13 +112,13 @@ class MappedRows:
         length = os.fstat(self._file).st_size
         if length < needed:
             raise DataError(
-                f"{self._name} is mapped from {self._path}, which has {length} bytes but should "
-                f"have at least {needed}: it was cut short. Write it anew."
+                f"{self._name} is mapped from {self._path}, which has {length} bytes; expected at "
+                f"least {needed}: it was cut short. HINT: write it anew."
             )
         if self[np.zeros(1, np.int64)].tobytes() != array[:1].tobytes():
             raise DataError(
                 f"{self._name} is mapped from {self._path}, which was replaced by another file "
-                "since. Map it anew with np.load."
+                "since. HINT: map it anew with np.load."
             )
 
 
@@ -124,7 +133,7 @@ def _mapping(array: np.ndarray) -> tuple[np.memmap | None, mmap.mmap | None]:
 
 
 def _read(file: int, buffers: list[memoryview], position: int) -> int:
-    """Reads from a place of a file into buffers, one after the other; returns how many bytes."""
+    """The number of bytes read into the buffers, one after the other; 0 at the end of the file."""
     if hasattr(os, "preadv"):
         return os.preadv(file, buffers, position)
     data = os.pread(file, len(buffers[0]), position)  # macOS before 11 has only this.

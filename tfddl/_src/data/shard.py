@@ -17,46 +17,58 @@ from tfddl.errors import DataError, UnsupportedError
 
 @dataclasses.dataclass(frozen=True)
 class ResumePoint:
-    """A `fit` takes up an epoch where it was left; kept in `EpochState` while it does.
+    """Where a `fit` takes up an epoch that an earlier run began.
 
-    From then on every iteration of the share in that epoch begins with placeholders, one for each
-    step that was made, so that its length stays that of an epoch. What `rest_of` returns is
-    without them.
+    While it is the `EpochState`'s, each iteration of the shard in that epoch begins with
+    placeholders, one for each step that was made before, so that its length stays that of a whole
+    epoch. What `rest_of` returns is without them.
     """
 
-    share: "Shard"
+    shard: "Shard"
     position: Position
 
     def rest_of(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """What is left of the epoch.
 
-        Where fewer examples than workers are left, some worker has to run one that doesn't count;
-        the elements then have sample weights, also where `dataset` has none.
+        Where fewer examples than workers are left, some worker gets a padding example; the
+        elements then have sample weights, also where `dataset` has none.
 
         Args:
-            dataset: The share's dataset, or one that `find_share` finds the share of.
+            dataset: The shard's dataset, or one in which `find_shard` finds the shard.
 
         Raises:
             UnsupportedError: Sample weights are needed, but there is no ``y``.
         """
-        return self.share.rest_of(dataset, self.position)
+        return self.shard.rest_of(dataset, self.position)
 
 
 @dataclasses.dataclass
 class EpochState:
-    """What a `fit` that is running says to those that read its data."""
+    """What a running `fit` tells the shards that are read in it.
+
+    A dataset can't be told anything when Keras iterates over it, so shards look here.
+    """
 
     epoch: int | None = None
-    """The epoch that is running; None outside of `fit`."""
+    """The epoch that `fit` is in; None outside of `fit`."""
 
     resume: ResumePoint | None = None
     """Where the epoch goes on, if an earlier run began it."""
 
     reports_failures: bool = False
-    """Whether `fit` tells the other ranks of a failure, so that this one has to keep step."""
+    """Whether `fit` tells the other ranks of an error, so that this one has to keep step."""
 
 
-EPOCH_STATE = PerRuntime(lambda _: EpochState())
+_STATES = PerRuntime(lambda _: EpochState())
+
+
+def epoch_state() -> EpochState:
+    """The state of this process: of the `fit` that is running, if one is.
+
+    Raises:
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    return _STATES.current()
 
 
 class Shard:
@@ -64,58 +76,58 @@ class Shard:
 
     Attributes:
         plan: Of a whole epoch.
-        rank: Whose share.
-        failure: What went wrong when it was read, if anything has. TensorFlow turns exceptions
-            into its own; this is the one that there was.
+        rank: Whose shard.
+        error: Why reading it last failed, if it did. TensorFlow replaces exceptions of generators
+            by its own, with the traceback in the text; this is the original.
     """
 
     def __init__(
         self, state: EpochState, examples: Examples, plan: Plan, *, rank: int, epoch: int
     ) -> None:
-        """For examples that the plan shares out.
+        """A rank's shard of the examples.
 
         Args:
-            state: Which epoch is read.
-            examples: All there are.
-            plan: Which of them each rank reads.
-            rank: This one.
-            epoch: The epoch that is read outside of `fit`.
+            state: That of the `fit` that may read it.
+            examples: What the plan deals out.
+            plan: Of a whole epoch.
+            rank: Whose shard.
+            epoch: Whose order the dataset has outside of `fit`.
 
         Raises:
-            UnsupportedError: Some worker has to run an example that doesn't count, but there is no
-                y.
+            UnsupportedError: Some worker needs a padding example, but there is no ``y``.
         """
         self.plan = plan
         self.rank = rank
-        self.failure: DataError | None = None
-        self._state = state
+        self.error: DataError | None = None
         self._examples = examples
         self._epoch = epoch
-        self._specs = (
-            sample_weights.add_weight_specs(examples.specs) if plan.has_padding else examples.specs
-        )
-        self._weighed_after: Position | None = None
+        self._state = state
+        self._specs = examples.specs
+        if plan.has_padding:
+            self._specs = sample_weights.add_weight_specs(examples.specs)
+        self._weighted_after: Position | None = None
 
     def dataset(self) -> tf.data.Dataset:
-        """The dataset, tagged as this share's."""
+        """The dataset, in which `find_shard` finds this shard."""
         dataset = tf.data.Dataset.from_generator(
             self._batches, output_signature=structure.batched(self._specs)
         )
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        # There is nothing to tune, and the end of an epoch would have to wait for the thread that
-        # tunes: it sleeps longer and longer, soon for seconds.
+        # There is nothing to tune, and the end of an epoch would wait for the tuning thread, whose
+        # sleeps grow to seconds (tensorflow/core/framework/model.cc, Model::OptimizeLoop).
         options.autotune.enabled = False
+        # from_generator doesn't know its length, and Keras takes the steps of an epoch from it.
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.plan.steps))
         dataset = dataset.with_options(options).prefetch(2)
         dataset.tfddl_shard = self
         return dataset
 
     def steps_done(self, position: Position) -> int:
-        """By how many steps the rest of an epoch is shorter than the whole.
+        """By how many steps the rest of an epoch is shorter than a whole one.
 
-        These are steps of this share's workers and batch size: with others than before, not as
-        many as were made.
+        In steps of this shard's workers and batch size: with others than before, it isn't the
+        number of steps that were made.
 
         Raises:
             ShardingError: The position isn't one of this data and order, or nothing is left after it.
@@ -128,9 +140,10 @@ class Shard:
         plan = self.plan.after(position)
         if not plan.has_padding or sample_weights.has_float_weights(self._specs):
             return rest
+        # Raises where there is no y: here, because an error within map would be TensorFlow's own.
         sample_weights.add_weight_specs(structure.unbatched(dataset.element_spec))
         counts = [batch.count > 0 for batch in self._steps(plan, position.epoch)]
-        self._weighed_after = position
+        self._weighted_after = position
         return tf.data.Dataset.zip((rest, tf.data.Dataset.from_tensor_slices(counts))).map(
             tf.autograph.experimental.do_not_convert(sample_weights.weight_batch)
         )
@@ -139,7 +152,7 @@ class Shard:
         # Asked when iteration starts: `fit` makes an iterator for each of its epochs.
         epoch = self._epoch if self._state.epoch is None else self._state.epoch
         plan = self._plan_of(epoch)
-        self.failure = None
+        self.error = None
         for _ in range(self.plan.steps - plan.steps):
             yield self._element(self._examples.sample, count=1)
         done = 0
@@ -148,27 +161,25 @@ class Shard:
                 yield element
                 done += 1
         except DataError as error:
-            self.failure = error
+            self.error = error
             if not self._state.reports_failures:
-                # TensorFlow makes a message of it, with all tracebacks in it.
+                # Without the chain of causes: TensorFlow puts all their tracebacks into its text.
                 raise DataError(str(error)) from None
-            # `fit` tells the other ranks of it; until they know, this one has to keep step.
+            # The other ranks learn of it with the next step, which needs this rank's gradients.
             for _ in range(plan.steps - done):
                 yield self._element(self._examples.sample, count=1)
 
     def _plan_of(self, epoch: int) -> Plan:
         """The plan of the epoch that begins, or of what is left of it."""
         resume = self._state.resume
-        if resume is None or resume.share is not self or resume.position.epoch != epoch:
+        if resume is None or resume.shard is not self or resume.position.epoch != epoch:
             return self.plan
         plan = self.plan.after(resume.position)
-        marks = (
-            sample_weights.has_float_weights(self._specs) or self._weighed_after == resume.position
-        )
-        if plan.has_padding and not marks:
+        has_weights = sample_weights.has_float_weights(self._specs)
+        if plan.has_padding and not has_weights and self._weighted_after != resume.position:
             raise UnsupportedError(
-                "The rest of the epoch needs examples that don't count, but the dataset has no "
-                "sample weights to tell them by; iterate over Resume.rest_of(dataset)."
+                "The rest of the epoch needs padding examples, but the dataset has no sample "
+                "weights to mark them with. HINT: iterate over ResumePoint.rest_of(dataset)."
             )
         return plan
 

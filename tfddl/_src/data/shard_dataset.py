@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfddl._src.cpu import num_loader_threads
 from tfddl._src.data.dataset_source import DatasetSource
 from tfddl._src.data.examples import Examples
-from tfddl._src.data.shard import EPOCH_STATE, Shard
+from tfddl._src.data.shard import Shard, epoch_state
 from tfddl._src.data.sources import IndexedSource, Source
 from tfddl._src.data.transforms import Transforms
 from tfddl._src.runtime import current
@@ -28,16 +28,16 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     load: Callable[..., Any] | None = None,
     augment: Callable[..., Any] | None = None,
 ) -> tf.data.Dataset:
-    """This worker's share of a data set, in batches.
+    """This worker's shard of a data set, in batches.
 
-    Every rank gives the whole data, as every worker can reach it, and gets the batches that are
-    its own: each example of an epoch goes to exactly one rank, all ranks run the same number of
-    steps, and no batch is empty, whatever the number of examples and workers. Auto-sharding is
-    off.
+    Every rank passes the whole data, which every worker must be able to read, and gets its own
+    batches: each example of an epoch goes to exactly one rank, all ranks run the same number of
+    steps, and no batch is empty, whatever the number of examples and workers. TensorFlow's
+    auto-sharding is off. Nothing is sent between workers.
 
-    Within `fit` every epoch has an order of its own; leave ``repeat()`` out, `fit` begins the
-    dataset anew by itself, in the right epoch. In a loop written by hand, make the dataset anew in
-    every epoch, with ``epoch=…``: a dataset that is iterated again repeats itself.
+    Within `fit` each epoch has an order of its own. Leave ``repeat()`` out: `fit` iterates over the
+    dataset once per epoch by itself. In a loop written by hand, make the dataset anew in each
+    epoch, with ``epoch=…``: a dataset that is iterated again repeats itself.
 
     What a worker reads, and what it keeps in memory besides what it was given:
 
@@ -60,13 +60,14 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     In any of these, an order takes 8 bytes per example (with "block", per example of the worker's
     part), and those of up to four epochs are kept.
 
-    With a batch size of 1 and a number of examples that the workers don't divide, some steps have
-    fewer examples than workers. The ranks left over then run a real example with sample weight
-    -0.0, which `fit` ignores altogether (a stand-in); such a dataset always has sample weights, so
-    that `fit` takes no ``class_weight`` with it.
+    With a batch size of 1 and a number of examples that the number of workers doesn't divide, some
+    steps have fewer examples than workers. The ranks that are left over then get a *padding
+    example*: a real one, with the sample weight -0.0, which `fit` ignores altogether. Such a
+    dataset always has sample weights, so that `fit` takes no ``class_weight`` with it.
 
-    One example is read and made at once, to know the shapes; all others need the same. What goes
-    wrong with an example later is raised where the dataset is iterated, naming rank and example.
+    One example is read and made at once, for its shapes and dtypes; all others must have the same.
+    An error in an example that is read later is raised where the dataset is iterated, with the rank
+    and the example in its text.
 
     Args:
         x: An array, a memory-mapped ``.npy``, a tensor, or a tuple or dictionary of these; all
@@ -99,12 +100,11 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
 
     Raises:
         NotInitializedError: `tfddl.init()` has not been called.
-        DataError: Nothing given, no examples, lengths that differ, something of unknown length or
+        DataError: x is None; no examples; lengths that differ; a dataset of unknown length or
             whose order changes; an unknown order; a mapped file that was cut short or is gone; a
             first example that can't be read or made.
         ShardingError: Fewer examples than workers, or a number out of range.
-        UnsupportedError: A seed for a dataset; stand-ins are needed, but there is no ``y`` to
-            weigh.
+        UnsupportedError: A seed for a dataset; padding examples are needed, but there is no ``y``.
     """
     runtime = current()
     cluster = runtime.cluster
@@ -113,6 +113,8 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     plan: Plan = kind(
         num_examples=source.num_examples, size=cluster.size, batch_size=batch_size, seed=seed
     )
+    # The rank's own first example tells shapes and dtypes: with load=…, files of other ranks need
+    # not be on this host.
     examples = Examples(
         source,
         Transforms(load=load, augment=augment, seed=seed),
@@ -120,28 +122,29 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
         num_threads=num_loader_threads(runtime.num_cores),
         first=plan.batch(epoch=epoch, step=0, rank=cluster.rank).indices[:1],
     )
-    state = EPOCH_STATE.of(runtime)
-    return Shard(state, examples, plan, rank=cluster.rank, epoch=epoch).dataset()
+    return Shard(epoch_state(), examples, plan, rank=cluster.rank, epoch=epoch).dataset()
 
 
 def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> Source:
     x, y, sample_weight = parts
     if x is None:
-        raise DataError("x is None; shard_dataset needs at least the inputs x.")
+        raise DataError("x is None; expected at least the inputs. HINT: pass x to shard_dataset.")
     if not isinstance(x, tf.data.Dataset):
         if y is None and sample_weight is not None:
-            raise DataError("sample_weight is given without y; there is no loss to weigh.")
+            raise DataError(
+                "sample_weight is given without y, so there is no loss to weight. HINT: pass y too."
+            )
         return IndexedSource([part for part in parts if part is not None], loaded=loaded)
     if y is not None or sample_weight is not None:
         raise DataError(
-            "x is a dataset, but y or sample_weight is given too. Let the elements of the dataset "
-            "be (x, y) or (x, y, sample_weight): tf.data.Dataset.zip((x, y))."
+            "x is a tf.data.Dataset, but y or sample_weight is given too. HINT: let the elements "
+            "of the dataset be (x, y) or (x, y, sample_weight): tf.data.Dataset.zip((x, y))."
         )
     if seed is not None:
         raise UnsupportedError(
-            "seed shuffles, but a dataset can only be read from its beginning. Give arrays, or a "
-            "list of files with load=…, which can be read in any order; or shuffle the dataset "
-            "itself, the same way each time: "
+            f"seed is {seed} and x a tf.data.Dataset, which can only be read from its beginning, "
+            "and not in a shuffled order. HINT: pass arrays, or a list of files with load=…; or "
+            "shuffle the dataset itself, the same way each time: "
             "dataset.shuffle(n, seed=…, reshuffle_each_iteration=False)."
         )
     return DatasetSource(x)
@@ -151,4 +154,4 @@ def _order(order: str) -> Order:
     try:
         return Order(order)
     except ValueError:
-        raise DataError(f"order is {order!r}; it must be {' or '.join(Order)}.") from None
+        raise DataError(f"order is {order!r}; expected {' or '.join(Order)}.") from None

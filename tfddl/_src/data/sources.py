@@ -1,4 +1,4 @@
-"""What examples are read from, by their number."""
+"""Where examples are read from: by their number, in arrays, memory maps and lists."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,15 +13,15 @@ from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
 
 _LONGEST_NAME = 200
-"""Of a file, in messages; longer ones keep their end."""
+"""Characters of a file's name in messages; longer names keep their end."""
 
 
 class Source(Protocol):
-    """The examples of a data set."""
+    """The examples of a data set, numbered from 0."""
 
     @property
     def num_examples(self) -> int:
-        """How many there are, at least 1."""
+        """The number of examples, at least 1."""
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -35,14 +35,24 @@ class Source(Protocol):
         """Whether examples can be read in any order; if not, only in that of their numbers."""
 
     def read(self, batches: Iterable[Indices]) -> Iterator[list[Any]]:
-        """The examples of each batch: for each leaf, its values in the order of the batch."""
+        """Reads batch after batch.
+
+        Args:
+            batches: The numbers of each batch's examples, int64 of shape (at least 1,).
+
+        Returns:
+            For each batch, for each leaf of `parts`, the values in the order of the batch.
+
+        Raises:
+            DataError: An example can't be read; while it is iterated over.
+        """
 
     def describe(self, index: int) -> str:
-        """What an example is called, for messages: "example 3 (x: 'c.png')"."""
+        """The name of an example in messages: "example 3 (x: c.png)"."""
 
 
 class IndexedSource:
-    """Parts that can be indexed: arrays, memory maps, and, where they are to be loaded, lists.
+    """A `Source` of parts that can be indexed: arrays, memory maps, lists of what `load` loads.
 
     Rows of memory maps are read into the batch's own buffer, see `MappedRows`.
     """
@@ -50,10 +60,10 @@ class IndexedSource:
     seeks = True
 
     def __init__(self, parts: Sequence[Any], *, loaded: bool) -> None:
-        """For the parts as `shard_dataset` got them, without those that are None.
+        """Looks at the parts; reads nothing.
 
         Args:
-            parts: x, (x, y) or (x, y, sample_weight).
+            parts: x, (x, y) or (x, y, sample_weight), as the user passed them.
             loaded: Whether a function of the user's makes the examples from the parts.
 
         Raises:
@@ -62,30 +72,22 @@ class IndexedSource:
         columns = structure.map_parts(_indexable if loaded else _array, tuple(parts))
         names = structure.names(columns)
         if not names:
-            raise DataError(f"x has no arrays in it: {parts[0]!r}.")
+            raise DataError(f"x is {parts[0]!r}; expected at least one array in it.")
         flat = tf.nest.flatten(columns)
         _check_lengths(names, flat)
         self._names = names
         self._columns = [_column(leaf, name) for leaf, name in zip(flat, names, strict=True)]
-        self._parts = tf.nest.map_structure(_spec, columns)
-
-    @property
-    def num_examples(self) -> int:
-        """See `Source`."""
-        return len(self._columns[0])
-
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        """See `Source`."""
-        return self._parts
+        self.num_examples = len(flat[0])
+        self.parts: tuple[Any, ...] = tf.nest.map_structure(_spec, columns)
 
     def read(self, batches: Iterable[Indices]) -> Iterator[list[Any]]:
-        """See `Source`."""
+        """Takes the rows of each batch out of every column, in any order."""
         for indices in batches:
             yield [column[indices] for column in self._columns]
 
     def describe(self, index: int) -> str:
-        """See `Source`."""
+        """The example's number, with those of its parts that are names of files."""
+        # Names of files alone: values of arrays would tell a reader nothing.
         columns = [getattr(column, "elements", column) for column in self._columns]
         said = [
             f"{name}: {str(column[index])[-_LONGEST_NAME:]}"
@@ -96,7 +98,7 @@ class IndexedSource:
 
 
 class _Elements:
-    """Anything with a length that gives its elements one by one."""
+    """Indexes by an array what itself can only be indexed by one number."""
 
     def __init__(self, elements: Any, name: str) -> None:
         self.elements = elements
@@ -111,9 +113,9 @@ class _Elements:
     def _get(self, index: int) -> Any:
         try:
             return self.elements[index]
-        except Exception as error:
+        except Exception as error:  # Any of the user's own __getitem__.
             raise DataError(
-                f"{self._name}[{index}] can't be had from the {type(self.elements).__name__}: "
+                f"{self._name}[{index}] of the {type(self.elements).__name__} can't be read: "
                 f"{type(error).__name__}: {error}."
             ) from error
 
@@ -123,29 +125,30 @@ def _is_name(value: Any) -> bool:
 
 
 def _array(leaf: Any, name: str) -> np.ndarray:
-    if isinstance(leaf, list):
+    if isinstance(leaf, list):  # Data, not structure: see `structure.map_leaves`.
         leaf = np.asarray(leaf)
     if not hasattr(leaf, "shape"):
         raise DataError(
-            f"{name} is a {type(leaf).__name__}; shard_dataset takes arrays, memory-mapped arrays "
-            "and tensors (or tuples and dictionaries of them); anything that can be indexed, such "
+            f"{name} is a {type(leaf).__name__}; expected arrays, memory-mapped arrays or tensors "
+            "(or tuples and dictionaries of them). HINT: pass anything that can be indexed, such "
             "as a list of files, with load=…; or a tf.data.Dataset alone."
         )
     array = leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf)
     if array.ndim == 0:
-        raise DataError(f"{name} is a scalar; its first dimension must count the examples.")
+        raise DataError(f"{name} is a scalar; expected an array whose rows are the examples.")
     return array
 
 
 def _indexable(leaf: Any, name: str) -> Any:
     if hasattr(leaf, "__array__"):
         return _array(leaf, name)
+    # A string has a length and can be indexed, too, but its characters are hardly meant.
     is_text = isinstance(leaf, str | bytes | os.PathLike)
     if is_text or not hasattr(leaf, "__len__") or not hasattr(leaf, "__getitem__"):
         raise DataError(
-            f"{name} is a {type(leaf).__name__}; with load=…, shard_dataset takes arrays and "
-            "whatever has a length and can be indexed by number, such as a list of files (or "
-            "tuples and dictionaries of them)."
+            f"{name} is a {type(leaf).__name__}; expected, with load=…, arrays or what has a "
+            "length and can be indexed by number, such as a list of files (or tuples and "
+            "dictionaries of them)."
         )
     return _Elements(leaf, name)
 
@@ -163,6 +166,6 @@ def _check_lengths(names: list[str], columns: list[Any]) -> None:
     lengths = {name: len(column) for name, column in zip(names, columns, strict=True)}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise DataError(f"All parts need the same number of examples, but {said}.")
+        raise DataError(f"{said}; expected the same number of examples in all of them.")
     if 0 in lengths.values():
-        raise DataError(f"{names[0]} has no examples (its length is 0).")
+        raise DataError(f"{names[0]} has no examples: its length is 0; expected at least one.")

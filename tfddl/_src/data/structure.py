@@ -1,4 +1,4 @@
-"""How the arrays of an example hang together: tuples, dictionaries, names for their leaves."""
+"""The structure of examples: nested tuples and dictionaries, and the names of their leaves."""
 
 import collections
 from collections.abc import Callable
@@ -10,10 +10,15 @@ PARTS = ("x", "y", "sample_weight")
 
 
 def map_leaves(function: Callable[[Any, str], Any], structure: Any, name: str) -> Any:
-    """Puts ``function(leaf, its name)`` in place of each leaf.
+    """The structure with ``function(leaf, its name)`` in place of each leaf.
 
     Tuples and mappings are structure. Lists are leaves: a list of numbers is data, although
     `tf.nest` would take it for structure.
+
+    Args:
+        function: Called with each leaf and its name, such as "x['image'][0]".
+        structure: Any nesting.
+        name: The name of the whole.
     """
     if isinstance(structure, collections.abc.Mapping):
         return {
@@ -21,6 +26,7 @@ def map_leaves(function: Callable[[Any, str], Any], structure: Any, name: str) -
         }
     if isinstance(structure, tuple):
         items = [map_leaves(function, value, f"{name}[{i}]") for i, value in enumerate(structure)]
+        # A namedtuple takes its fields one by one.
         return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)
     return function(structure, name)
 
@@ -43,6 +49,7 @@ def element(parts: tuple[Any, ...]) -> Any:
 
 def parts_of(given: Any) -> tuple[Any, ...]:
     """The parts of an example as Keras takes it."""
+    # A namedtuple is a single x with named parts.
     is_tuple = isinstance(given, tuple) and not hasattr(given, "_fields")
     return given if is_tuple else (given,)
 

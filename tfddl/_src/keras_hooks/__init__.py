@@ -1,31 +1,34 @@
 """The one package that touches Keras' private parts.
 
-What each part of it does, and on what in Keras it relies:
+What a module relies on in Keras (3.11 to 3.15) is said where it does so, and checked by `patching`:
+a Keras that has changed raises an error that says in what.
 
-* `patching`: puts a function of ours around one of Keras', after checking that it is the one we
-  know. A Keras that has changed beyond that fails here, with a message.
-* `script_strategies`: a `MultiWorkerMirroredStrategy` of a script is the job's; others aren't.
-* `scope`: models made under ``tfddl.strategy().scope()`` train as with Horovod's API.
-* `compile`: `compile` refuses what can't work, and keeps XLA out of steps with collectives.
-* `train_step`: tells the optimizer the count of its batch; padding examples leave no trace; what is
-  logged is a mean over examples.
-* `fit`: ranks compare their plans before the first step, start from the same state, end at the
-  same step, and log what the job did.
-* `evaluate`: `evaluate` and `predict` are the job's: `replicated_data` deals arrays out. Those of
-  models that Horovod's names have compiled are each rank's own.
+* `optimizer`: `DistributedOptimizer`.
+* `compile`: refuses what can't work, and keeps XLA out of steps with collectives.
+* `fit`: what is prepared before a `fit`. `callback_events`: its events, by two callbacks of ours
+  around the user's. `fit_state`: how far it has come.
+* `consistency`: ranks compare their plans before the first step. `model_building`,
+  `initial_state`, `seeds`: they start from the same variables. `stopping`: they end at the same
+  step.
+* `train_step`: a step gives the optimizer the count of its batch, and padding examples leave no
+  trace. `step_state`, `batch_count`: the step's variables and numbers.
+* `logs`, `loss_metrics`: what is logged is the job's, a mean over examples.
+* `evaluate`, `predictions`: these are the job's, except for models that Horovod's names compiled.
+* `replicated_data`, `scope_data`: arrays that all ranks have got are sharded. `data_errors`: an
+  error in reading data ends all ranks.
 * `resume`: an epoch goes on where an earlier run left it.
-* `builtin_callbacks`: Keras' own callbacks write files on rank 0 only, and whole; their state.
-* `data_errors`: data that can't be read ends all ranks, with the error that there was.
-* `fit_state`: what the others know of the `fit` that is running.
+* `builtin_callbacks`: Keras' own callbacks write files on rank 0 only, atomically; their state.
 * `moving_statistics`: BatchNormalization's moving statistics are those of all ranks' examples.
-* `sync_batch_norm`: BatchNormalization(synchronized=True) normalizes by the batch of all ranks.
+  `sync_batch_norm`: with synchronized=True it normalizes by the batch of all ranks.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
+* `scope`: models made under ``tfddl.strategy().scope()``. `script_strategies`: a
+  `MultiWorkerMirroredStrategy` of a script is the job's; others aren't.
 * `legacy`: warns where `tf.keras` is Keras 2.
 
 The hooks act only on models compiled with `tfddl.DistributedOptimizer`, in a job of several
-workers; other models only get to know the epoch they are in, for `tfddl.shard_dataset`, and in a
-job of one worker log means over examples as well. `sync_batch_norm` acts on every layer that asks
-for it by ``synchronized=True``.
+workers; others only learn which epoch they are in, for `tfddl.shard_dataset`, and in a job of one
+worker log means over examples as well. `sync_batch_norm` acts on every layer that asks for it by
+``synchronized=True``.
 """
 
 from tfddl._src.keras_hooks import (
@@ -33,6 +36,8 @@ from tfddl._src.keras_hooks import (
     compile,
     evaluate,
     fit,
+    logs,
+    loss_metrics,
     loss_scaling,
     resume,
     scope,
@@ -41,13 +46,19 @@ from tfddl._src.keras_hooks import (
     train_step,
 )
 from tfddl._src.keras_hooks.compile import trains_together as trains_together
-from tfddl._src.keras_hooks.fit import broadcast_model as broadcast_model
 from tfddl._src.keras_hooks.fit_state import BroadcastCallback as BroadcastCallback
 from tfddl._src.keras_hooks.fit_state import FitState as FitState
 from tfddl._src.keras_hooks.fit_state import JobCallback as JobCallback
+from tfddl._src.keras_hooks.initial_state import broadcast_model as broadcast_model
 from tfddl._src.keras_hooks.legacy import warn_of_keras_2 as warn_of_keras_2
 from tfddl._src.keras_hooks.moving_statistics import (
     pool_batch_normalization as pool_batch_normalization,
+)
+from tfddl._src.keras_hooks.step_state import step_state as step_state
+
+_PARTS = (
+    *(script_strategies, scope, compile, train_step, loss_metrics, fit, logs, evaluate, resume),
+    *(builtin_callbacks, loss_scaling, sync_batch_norm),
 )
 
 
@@ -57,13 +68,5 @@ def install() -> None:
     Raises:
         UnsupportedError: Keras has changed in something that a hook relies on.
     """
-    script_strategies.install()
-    scope.install()
-    compile.install()
-    train_step.install()
-    fit.install()
-    evaluate.install()
-    resume.install()
-    builtin_callbacks.install()
-    loss_scaling.install()
-    sync_batch_norm.install()
+    for part in _PARTS:
+        part.install()

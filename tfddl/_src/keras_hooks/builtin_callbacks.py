@@ -1,16 +1,16 @@
-"""Keras' own callbacks in a job: files are written by rank 0, and whole."""
+"""Keras' own callbacks in a job: files written by rank 0, and atomically; what they remember."""
 
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from tfddl._src.keras_hooks.fit_state import current_fit
-from tfddl._src.keras_hooks.patching import wrap_method
+from tfddl._src.keras_hooks.patching import private, wrap_method
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -21,26 +21,29 @@ _WRITERS = (
     keras.callbacks.TensorBoard,
 )
 
+# Undocumented attributes, set in __init__ or on_train_begin (keras/src/callbacks/early_stopping.py,
+# reduce_lr_on_plateau.py, model_checkpoint.py, monitor_callback.py; Keras 3.11 to 3.15).
 _SCALARS: dict[type, tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
     keras.callbacks.ModelCheckpoint: ("best",),
 }
-"""What the decisions of Keras' callbacks rest on, and `on_train_begin` forgets."""
+"""What Keras' callbacks decide by, and forget in `on_train_begin`."""
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `ModelCheckpoint`."""
+    # The one place where ModelCheckpoint calls model.save or model.save_weights.
     wrap_method(
         keras.callbacks.ModelCheckpoint, "_save_model", ("epoch", "batch", "logs"), _save_model
     )
 
 
 def select_for_rank(callbacks: Any) -> Any:
-    """The callbacks that run on this rank: those that write files run on rank 0 only.
+    """The callbacks that run on this rank: those that write files only on rank 0.
 
     Args:
-        callbacks: As `fit` takes them.
+        callbacks: As `fit` takes them. A CallbackList is changed and returned.
 
     Raises:
         UnsupportedError: There is a BackupAndRestore.
@@ -52,10 +55,11 @@ def select_for_rank(callbacks: Any) -> Any:
     for callback in listed:
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             raise UnsupportedError(
-                "BackupAndRestore can't be used by several workers: it saves in place, its folder "
-                "ends in weights of zero where ranks share it, and it trains batches twice. Write "
-                f"tfddl.callbacks.Checkpoint({callback.backup_dir!r}) instead, on every rank; it "
-                "goes on in the middle of an epoch too."
+                "BackupAndRestore can't be used by several workers: it saves in place, its "
+                "directory ends in weights of zero where ranks share it, and it trains batches "
+                "twice. HINT: "
+                f"use tfddl.callbacks.Checkpoint({callback.backup_dir!r}) on every rank, which "
+                "resumes within an epoch too."
             )
     if current().cluster.rank == 0:
         return listed
@@ -63,33 +67,39 @@ def select_for_rank(callbacks: Any) -> Any:
 
 
 def flatten_callbacks(callbacks: Any) -> list[Any]:
-    """The callbacks in what `fit` takes: none, one, a list of lists, a CallbackList."""
+    """The callbacks in what `fit` takes: None, one, nested lists, a CallbackList."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     return [callback for callback in keras.tree.flatten(callbacks) if callback is not None]
 
 
-def get_states(callbacks: Any) -> list[dict[str, Any]]:
-    """What Keras' callbacks remember of the epochs so far, in their order; JSON can hold it."""
+def get_states(callbacks: Sequence[Any]) -> list[dict[str, Any]]:
+    """What Keras' callbacks remember of the epochs so far, in their order; fit for JSON."""
     found = []
-    for kind, names, callback in _remembering(callbacks):
-        values = {name: getattr(callback, name) for name in names}
+    for kind, names, callback in _stateful(callbacks):
+        values = {name: private(callback, name) for name in names}
         plain = {n: v if v is None or isinstance(v, int) else float(v) for n, v in values.items()}
         found.append({"class": kind.__name__, **plain})
     return found
 
 
-def get_best_weights(callbacks: Any) -> list[list[Any]]:
+def get_best_weights(callbacks: Sequence[Any]) -> list[list[Any]]:
     """The weights that each EarlyStopping keeps; empty where it keeps none."""
-    return [callback.best_weights or [] for callback in _stoppers(callbacks)]
+    return [private(callback, "best_weights") or [] for callback in _stoppers(callbacks)]
 
 
 def restore_states(
-    callbacks: Any, memory: list[dict[str, Any]], best_weights: list[list[Any]]
+    callbacks: Sequence[Any], states: list[dict[str, Any]], best_weights: list[list[Any]]
 ) -> None:
-    """Gives the callbacks what an earlier run's remembered, kind by kind in their order."""
-    left = list(memory)
-    for kind, names, callback in _remembering(callbacks):
+    """Gives the callbacks what those of an earlier run remembered, class by class in order.
+
+    Args:
+        callbacks: Of this run; there may be others than before, or in another order.
+        states: What `get_states` returned.
+        best_weights: What `get_best_weights` returned.
+    """
+    left = list(states)
+    for kind, names, callback in _stateful(callbacks):
         known = next((entry for entry in left if entry["class"] == kind.__name__), None)
         if known is not None:
             left.remove(known)
@@ -99,20 +109,20 @@ def restore_states(
         callback.best_weights = weights or None
 
 
-def stopped_early(callbacks: Any) -> bool:
+def stopped_early(callbacks: Sequence[Any]) -> bool:
     """Whether an EarlyStopping ended the training."""
     return any(callback.stopped_epoch for callback in _stoppers(callbacks))
 
 
-def _remembering(callbacks: Any) -> Iterator[tuple[type, tuple[str, ...], Any]]:
-    for callback in callbacks.callbacks:
+def _stateful(callbacks: Sequence[Any]) -> Iterator[tuple[type, tuple[str, ...], Any]]:
+    for callback in callbacks:
         for kind, names in _SCALARS.items():
             if isinstance(callback, kind):
                 yield kind, names, callback
 
 
-def _stoppers(callbacks: Any) -> list[Any]:
-    return [c for c in callbacks.callbacks if isinstance(c, keras.callbacks.EarlyStopping)]
+def _stoppers(callbacks: Sequence[Any]) -> list[Any]:
+    return [c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping)]
 
 
 def _save_model(
@@ -120,13 +130,13 @@ def _save_model(
 ) -> Any:
     if current_fit() is None:
         return original(self, epoch, batch, logs)
-    with _whole_files(self.model):
+    with _atomic_saves(self.model):
         return original(self, epoch, batch, logs)
 
 
 @contextlib.contextmanager
-def _whole_files(model: Any) -> Iterator[None]:
-    """What the model saves gets its name when it is complete."""
+def _atomic_saves(model: Any) -> Iterator[None]:
+    """Files that the model saves get their names when they are complete."""
     names = ("save", "save_weights")
     for name in names:
         setattr(model, name, functools.partial(_save, getattr(model, name)))
@@ -138,11 +148,12 @@ def _whole_files(model: Any) -> Iterator[None]:
 
 
 def _save(original: Callable[..., Any], filepath: Any, overwrite: bool = True) -> None:
-    if "://" in str(filepath):  # An object store takes files whole anyway.
+    if "://" in str(filepath):  # Object stores show an upload when it is complete.
         original(filepath, overwrite=overwrite)
         return
     path = Path(filepath)
-    # Keras tells the format from the ending.
+    # The same ending, by which Keras tells the format. In the same directory: os.replace is atomic
+    # only within a file system (rename(2)).
     temporary = path.with_name(f".writing-{path.name}")
     try:
         original(str(temporary), overwrite=overwrite)

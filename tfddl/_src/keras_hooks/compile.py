@@ -1,4 +1,4 @@
-"""`compile` with a distributed optimizer: what can't work is refused, XLA is kept out."""
+"""`compile` with a distributed optimizer: refuses what can't work, and turns XLA off."""
 
 import inspect
 from collections.abc import Callable
@@ -20,18 +20,18 @@ from tfddl.errors import UnsupportedError
 
 NO_XLA = (
     "jit_compile=True can't work on several workers: XLA can't compile the exchange of gradients, "
-    'neither by RING nor by NCCL. Leave jit_compile at "auto" (it then means False), or set it to '
-    "False."
+    'neither by RING nor by NCCL. HINT: leave jit_compile at "auto" (it then means False), or set '
+    "it to False."
 )
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `keras.Model.compile`."""
     wrap_method(keras.Model, "compile", ("optimizer", "loss"), _compile)
 
 
 def exchanges_gradients(optimizer: Any) -> bool:
-    """Whether this optimizer exchanges gradients with other workers."""
+    """Whether an optimizer exchanges gradients with other workers."""
     if not is_started() or current().cluster.size == 1 or not is_distributed(optimizer):
         return False
     averaging: ReductionOptions = innermost(optimizer).tfddl_options
@@ -39,7 +39,10 @@ def exchanges_gradients(optimizer: Any) -> bool:
 
 
 def trains_together(optimizer: Any) -> bool:
-    """Whether a model with this optimizer trains together with all other workers."""
+    """Whether a model with this optimizer trains together with those of all other workers.
+
+    With a process set of Horovod's it exchanges gradients, but not with all.
+    """
     return exchanges_gradients(optimizer) and innermost(optimizer).tfddl_options.process_set is None
 
 
@@ -47,7 +50,7 @@ def evaluates_together(optimizer: Any) -> bool:
     """Whether `evaluate` and `predict` of a model with this optimizer are the job's.
 
     Where Horovod's names wrapped the optimizer, they are each rank's own, as its scripts expect.
-    It is told by the optimizer, not by who called `init`: both may be in one script.
+    The optimizer decides, not who called `init`: both may be in one script.
     """
     return trains_together(optimizer) and not innermost(optimizer).tfddl_options.evaluates_alone
 
@@ -66,11 +69,9 @@ def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
 
 
 def _may_exchange(model: Any) -> bool:
-    """Whether its steps, with an optimizer like any other, may speak to other workers.
-
-    On GPUs "auto" means True, which a step of the user's own with a `DistributedGradientTape` in it
-    couldn't be compiled with.
-    """
+    """Whether a model's steps may use collectives although its optimizer doesn't."""
+    # On GPUs Keras takes "auto" for True (model_supports_jit, keras/src/trainers/trainer.py), with
+    # which a user's own step that has a DistributedGradientTape in it couldn't be compiled.
     is_keras_own = type(model).train_step is keras.Model.train_step
     return is_started() and current().cluster.size > 1 and not is_keras_own
 

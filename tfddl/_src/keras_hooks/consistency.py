@@ -1,4 +1,8 @@
-"""Ranks compare what they are about to train, before the first step."""
+"""Ranks compare what they are about to train, before the first step.
+
+A difference would otherwise show as a hang (other numbers of steps: the ranks with more wait in
+their next collective), or not at all (other data, other learning rates).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -51,7 +55,7 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What has to be alike on all ranks."""
+    """What must be alike on all ranks when `fit` begins."""
 
     steps: int | None
     """None where the data has no known length."""
@@ -65,7 +69,7 @@ class TrainingPlan:
     optimizer: str
     learning_rate: str
     callbacks: tuple[str, ...]
-    """Those of tfddl, which the ranks run together."""
+    """The names of tfddl's own, which the ranks run together."""
 
     root_rank: int | None
     """Whose state all ranks start from; None where no callback says so."""
@@ -74,7 +78,7 @@ class TrainingPlan:
 
     @classmethod
     def of(cls, model: Any, fit: FitState) -> "TrainingPlan":
-        """Of a `fit` that is about to begin; builds the optimizer."""
+        """The plan of a `fit` that is about to begin; builds the optimizer."""
         optimizer = innermost(model.optimizer)
         if not model.optimizer.built:
             with scope.of(model):
@@ -89,11 +93,11 @@ class TrainingPlan:
             data=fit.data,
             optimizer=type(optimizer).__name__,
             learning_rate=f"{float(tf.convert_to_tensor(optimizer.learning_rate)):.9g}",
-            callbacks=tuple(type(callback).__name__ for callback in job_callbacks(fit.callbacks)),
+            callbacks=tuple(type(callback).__name__ for callback in job_callbacks(fit)),
             root_rank=next(
                 (
                     callback.root_rank
-                    for callback in job_callbacks(fit.callbacks)
+                    for callback in job_callbacks(fit)
                     if isinstance(callback, BroadcastCallback)
                 ),
                 None,
@@ -105,7 +109,7 @@ class TrainingPlan:
 
 
 def iterations(model: Any) -> int:
-    """How many steps the model's optimizer has made."""
+    """The number of steps that the model's optimizer has made."""
     return int(tf.convert_to_tensor(innermost(model.optimizer).iterations))
 
 
@@ -115,11 +119,12 @@ def compare_learning_rates(model: Any, epoch: int) -> None:
     All ranks must call it together.
 
     Raises:
-        DisagreementError: On every rank, naming the ranks and what each has.
+        DisagreementError: On every rank, with what each has.
     """
     optimizer = innermost(model.optimizer)
     rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), tf.float64)
-    # The largest of the negatives is the smallest: one round tells whether all are alike.
+    # The maximum of the negatives is minus the minimum: one small sum per epoch tells whether all
+    # ranks are alike; who has what is asked only where they aren't.
     extremes = allreduce(
         tf.stack([rate, -rate]), ReduceOp.MAX, name=DisplayName("learning rate")
     ).numpy()
@@ -131,21 +136,21 @@ def compare_learning_rates(model: Any, epoch: int) -> None:
         )
 
 
-def compare_plans(facts: TrainingPlan, *, validation_is_free: bool) -> bool:
+def compare_plans(plan: TrainingPlan, *, validation_is_free: bool) -> bool:
     """Stops all ranks where they differ. All ranks must call it together.
 
     Args:
-        facts: This rank's.
+        plan: This rank's.
         validation_is_free: Whether some ranks may validate where others don't.
 
     Returns:
-        Whether validation is alike on all ranks.
+        Whether all ranks validate together.
 
     Raises:
-        DisagreementError: On every rank, naming the ranks and what each has.
+        DisagreementError: On every rank, with what each has.
         UnsupportedError: On every rank, where none knows the number of steps.
     """
-    everyone = [TrainingPlan(**known) for known in allgather_object(dataclasses.asdict(facts))]
+    everyone = [TrainingPlan(**known) for known in allgather_object(dataclasses.asdict(plan))]
     differing = [
         field.name
         for field in dataclasses.fields(TrainingPlan)
@@ -162,10 +167,10 @@ def compare_plans(facts: TrainingPlan, *, validation_is_free: bool) -> bool:
             "The ranks are about to train differently; stopped before the first step.\n"
             + "\n".join(paragraphs)
         )
-    if facts.steps is None:
+    if plan.steps is None:
         raise UnsupportedError(
-            "fit got data of unknown length. The ranks have to know that they will run the same "
-            "number of steps: pass steps_per_epoch=… to fit on every rank, or use "
+            "fit got data of unknown length; the ranks must know that all of them will run the "
+            "same number of steps. HINT: pass steps_per_epoch=… to fit on every rank, or use "
             "tfddl.shard_dataset."
         )
     return not some_validate
@@ -183,8 +188,8 @@ def _difference(name: str, values: Sequence[Any], *, hint: str | None = None) ->
     by_value: dict[Any, list[int]] = {}
     for rank, value in enumerate(values):
         by_value.setdefault(value, []).append(rank)
-    said = "; ".join(f"{format_ranks(ranks)}: {value}" for value, ranks in by_value.items())
-    return f"  {_TITLES.get(name, name)}: {said}\n  HINT: {hint}"
+    text = "; ".join(f"{format_ranks(ranks)}: {value}" for value, ranks in by_value.items())
+    return f"  {_TITLES.get(name, name)}: {text}\n  HINT: {hint}"
 
 
 def _first_difference(lists: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Data that can't be read: the error there was, on all ranks."""
+"""Errors in reading data: the original one, and on all ranks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,23 +14,33 @@ from tfddl.errors import DataError
 
 @contextmanager
 def reraise_data_errors(datasets: Sequence[Any]) -> Iterator[None]:
-    """Raises what went wrong with a data set, where TensorFlow made an error of its own of it."""
+    """Raises the `DataError` that there was, where TensorFlow raises an error of its own for it.
+
+    Args:
+        datasets: What may be read within; what isn't a dataset of shards is ignored.
+    """
     try:
         yield
     except tf.errors.OpError:
         found = (find_error(dataset) for dataset in datasets)
-        failure = next((failure for failure in found if failure is not None), None)
-        if failure is None:
+        error = next((error for error in found if error is not None), None)
+        if error is None:
             raise
-        raise failure from None
+        raise error from None
 
 
 def raise_on_all_ranks(fit: FitState) -> None:
-    """Raises on all ranks what went wrong on any of them with its data."""
+    """Raises on all ranks what failed in any of them when its data was read.
+
+    All ranks must call it together.
+
+    Raises:
+        DataError: The rank's own, or one that names the rank that it comes from.
+    """
 
     def check() -> None:
-        failure = fit.failure()
-        if failure is not None:
-            raise failure
+        error = fit.data_error()
+        if error is not None:
+            raise error
 
     on_all_ranks(check, error=DataError)

@@ -1,4 +1,4 @@
-"""`evaluate` and `predict` of a job: the data dealt out, metrics exact, predictions in order."""
+"""`evaluate` and `predict` of a job: data sharded, metrics exact, predictions in order."""
 
 import inspect
 import logging
@@ -8,180 +8,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfddl._src.collectives import DisplayName, allgather
-from tfddl._src.data import EPOCH_STATE, clear_errors, find_shard
+from tfddl._src.collectives import DisplayName
+from tfddl._src.data import clear_errors, epoch_state, find_shard
 from tfddl._src.heartbeat import Stage
 from tfddl._src.keras_hooks import replicated_data, scope, scope_data
+from tfddl._src.keras_hooks.callback_events import Heartbeat, installed
 from tfddl._src.keras_hooks.compile import evaluates_together
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks, reraise_data_errors
-from tfddl._src.keras_hooks.fit_state import FitState, begin_fit, current_fit, without_fit
+from tfddl._src.keras_hooks.fit_state import FitState, entered, running_fit
 from tfddl._src.keras_hooks.patching import wrap_method
+from tfddl._src.keras_hooks.predictions import gather_rows, in_order
 from tfddl._src.runtime import calling_line, current, is_started
-from tfddl.errors import TfddlError, UnsupportedError
+from tfddl.errors import TfddlError
 
 _LOG = logging.getLogger("tfddl")
-_PATIENCE_S = 5.0
-PIECE_BYTES = 16 << 20
-"""How much each rank sends at once of the predictions that all ranks get."""
-
-
-def install() -> None:
-    """Puts the hooks in place."""
-    wrap_method(keras.Model, "evaluate", ("x", "y"), _evaluate)
-    wrap_method(keras.Model, "predict", ("x", "batch_size"), _predict)
-
-
-def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    fit = current_fit()
-    if fit is not None and fit.model is self:
-        # What `fit` itself evaluates is evaluated by all ranks; a callback may do so on one.
-        validates = bool(kwargs.get("_use_cached_eval_dataset"))
-        with _in_fit(fit, Stage.EVALUATING, validates=validates and fit.validates_together):
-            results = original(self, *args, **kwargs)
-        if validates and not fit.validates_together and (failure := fit.failure()) is not None:
-            raise failure  # Where all validate, all raise it.
-        return results
-    call = inspect.signature(original).bind(self, *args, **kwargs)
-    given = call.arguments
-    with _outside_of_fit(given, Stage.EVALUATING) as session:
-        if not evaluates_together(getattr(self, "optimizer", None)):
-            return original(*call.args, **call.kwargs)
-        parts = [given.get(name) for name in ("x", "y", "sample_weight")]
-        with _company("model.evaluate", calling_line()):
-            is_whole = replicated_data.is_replicated(
-                parts, name=DisplayName(_CALL.format("model.evaluate"))
-            )
-        if is_whole:
-            steps, batch_size = given.pop("steps", None), given.get("batch_size")
-            parts = replicated_data.take_steps(parts, steps=steps, batch_size=batch_size)
-            given["x"], given["y"], given["sample_weight"] = replicated_data.shard_arrays(*parts)
-        elif scope.contains(self) and isinstance(given.get("x"), tf.data.Dataset):
-            given["x"] = scope_data.shard_batches(given["x"], weigh=True)
-        _one_progress_bar(given)
-        session(
-            FitState(model=self, together=True, share=None, validating=True, datasets=(parts[0],))
-        )
-        return original(*call.args, **call.kwargs)
-
-
-def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    fit = current_fit()
-    if fit is not None and fit.model is self:
-        with _in_fit(fit, Stage.PREDICTING, validates=False):
-            return original(self, *args, **kwargs)
-    call = inspect.signature(original).bind(self, *args, **kwargs)
-    given = call.arguments
-    share = find_shard(given["x"])
-    with _outside_of_fit(given, Stage.PREDICTING) as session:
-        together = evaluates_together(getattr(self, "optimizer", None))
-        if together:
-            with _company("model.predict", calling_line()):
-                # Asked for every kind of data, because ranks may have got different ones.
-                label = DisplayName(_CALL.format("model.predict"))
-                is_whole = replicated_data.is_replicated(given["x"], name=label)
-            if is_whole:
-                return _predict_whole(original, call)
-            _one_progress_bar(given)
-        if share is None or not (together or current().cluster.size == 1):
-            return original(*call.args, **call.kwargs)
-        session(job := FitState(model=self, together=together, share=None, datasets=(given["x"],)))
-        mine = original(*call.args, **call.kwargs)
-        if together:
-            raise_on_all_ranks(job)
-        return _in_order(mine, share.plan, steps=given.get("steps"))
-
-
-def _predict_whole(original: Callable[..., Any], call: inspect.BoundArguments) -> Any:
-    given = call.arguments
-    steps, batch_size = given.pop("steps", None), given.get("batch_size")
-    (x,) = replicated_data.take_steps([given["x"]], steps=steps, batch_size=batch_size)
-    start, stop = replicated_data.own_range(replicated_data.num_examples(x))
-    # A rank without an example runs the first, so that it knows what a prediction looks like.
-    low, high = (start, stop) if start < stop else (0, 1)
-    given["x"] = replicated_data.take_rows(x, low, high)
-    _one_progress_bar(given)
-    mine = original(*call.args, **call.kwargs)
-    return tf.nest.map_structure(lambda rows: gather_rows(rows[: stop - start]), mine)
-
-
-def _in_order(mine: Any, plan: Any, *, steps: int | None) -> Any:
-    """All ranks' predictions of a plan's first steps, in the order of the data."""
-    rank = current().cluster.rank
-    # Keras runs whole executions of steps, maybe a few more than it was asked for.
-    batches = [plan.batch(epoch=0, step=step, rank=rank) for step in range(plan.steps)]
-    counts = np.concatenate([np.full(len(b.indices), b.count > 0) for b in batches])
-    indices = np.concatenate([b.indices for b in batches])
-    if steps is not None:
-        done = len(tf.nest.flatten(mine)[0])
-        counts, indices = counts[:done], indices[:done]
-    order = np.argsort(gather_rows(indices[counts]), kind="stable")
-    return tf.nest.map_structure(lambda rows: gather_rows(rows[counts])[order], mine)
-
-
-def gather_rows(rows: Any, *, piece_bytes: int = PIECE_BYTES) -> np.ndarray:
-    """The rows of all ranks, in rank order, in pieces that don't take much memory twice.
-
-    All ranks must call it together.
-
-    Args:
-        rows: Numbers of any shape; the first dimension may differ between ranks, and be 0.
-        piece_bytes: What a rank sends at once, at least one row; the same on all ranks.
-
-    Raises:
-        UnsupportedError: What a model predicted isn't an array of numbers.
-    """
-    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biufV":
-        raise UnsupportedError(
-            f"predict returned {type(rows).__name__} of {getattr(rows, 'dtype', 'no dtype')}, "
-            "which can't be gathered from the ranks; numbers can. Predict with a model that isn't "
-            "compiled with the DistributedOptimizer, on a share of tfddl.shard_range."
-        )
-    if current().cluster.size == 1:
-        return rows
-    row_bytes = max(1, rows.itemsize * int(np.prod(rows.shape[1:])))
-    size = max(1, piece_bytes // row_bytes)
-    lengths = allgather(tf.constant([len(rows)], tf.int64), name=DisplayName("predictions")).numpy()
-    pieces: list[list[np.ndarray]] = [[] for _ in lengths]
-    for start in range(0, int(lengths.max()), size):
-        arrived = allgather(
-            tf.constant(rows[start : start + size]), name=DisplayName("predictions")
-        ).numpy()
-        ends = np.cumsum(np.clip(lengths - start, 0, size))
-        for rank, piece in enumerate(np.split(arrived, ends[:-1])):
-            pieces[rank].append(piece)
-    return np.concatenate([piece for of_rank in pieces for piece in of_rank])
-
-
-def _one_progress_bar(given: dict[str, Any]) -> None:
-    if current().cluster.rank:
-        given.setdefault("verbose", 0)
-
-
-@contextmanager
-def _company(name: str, line: str) -> Iterator[None]:
-    """Says which call waits where the other ranks don't come: soon in the log, then in the error.
-
-    Args:
-        name: What was called.
-        line: From where; see `tfddl._src.runtime.calling_line`.
-    """
-    rank = current().cluster.rank
-    hint = _ALONE.format(name=name, rank=rank, line=line)
-    said = f"rank {rank} has waited for the other ranks in {name} for {_PATIENCE_S:g} s. {hint}"
-    timer = threading.Timer(_PATIENCE_S, _LOG.warning, args=("%s", said))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (TfddlError, tf.errors.OpError) as error:
-        error.add_note(hint)
-        raise
-    finally:
-        timer.cancel()
-
+_WARN_AFTER_S = 5.0
 
 _CALL = "{}, which all ranks call together"
 
@@ -193,34 +36,180 @@ _ALONE = (
 )
 
 
-@contextmanager
-def _outside_of_fit(given: dict[str, Any], stage: Stage) -> Iterator[Callable[[FitState], None]]:
-    """While no fit is running, as far as this model and its data are concerned."""
+def install() -> None:
+    """Hooks into `keras.Model.evaluate` and `predict`."""
+    wrap_method(keras.Model, "evaluate", ("x", "y"), _evaluate)
+    wrap_method(keras.Model, "predict", ("x", "batch_size"), _predict)
+
+
+def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     if not is_started():
-        yield lambda _: None
-        return
-    clear_errors(given.get("x"))
+        return original(self, *args, **kwargs)
+    call = inspect.signature(original).bind(self, *args, **kwargs)
+    fit = running_fit(self)
+    if fit is not None:
+        # fit's own validation says so, in a keyword of which `evaluate` tells nobody else
+        # (keras/src/backend/tensorflow/trainer.py). Callbacks may evaluate on one rank.
+        if kwargs.get("_use_cached_eval_dataset"):
+            return _validate(original, call, fit)
+        with _within_fit(fit, Stage.EVALUATING, call.arguments, validates=False):
+            return original(*call.args, **call.kwargs)
+    with _outside_of_fit(Stage.EVALUATING, call.arguments):
+        if not evaluates_together(getattr(self, "optimizer", None)):
+            return original(*call.args, **call.kwargs)
+        return _evaluate_together(original, call, self)
 
-    def begin(fit: FitState) -> None:
-        # A share then has the order of the first epoch, whatever it was made for.
-        begin_fit(fit, epoch=0)
 
-    with (
-        without_fit(),
-        reraise_data_errors((given.get("x"),)),
-        current().progress_page.during(stage),
-    ):
-        yield begin
+def _validate(original: Callable[..., Any], call: inspect.BoundArguments, fit: FitState) -> Any:
+    with _within_fit(fit, Stage.EVALUATING, None, validates=fit.validates_together):
+        results = original(*call.args, **call.kwargs)
+    if not fit.validates_together and (error := fit.data_error()) is not None:
+        raise error  # Where all validate, all raise it.
+    return results
+
+
+def _evaluate_together(
+    original: Callable[..., Any], call: inspect.BoundArguments, model: Any
+) -> Any:
+    given = call.arguments
+    parts = [given.get(name) for name in ("x", "y", "sample_weight")]
+    with _naming_absent_ranks("model.evaluate", calling_line()):
+        # Asked for every kind of data, because ranks may have got different ones.
+        name = DisplayName(_CALL.format("model.evaluate"))
+        is_replicated = replicated_data.is_replicated(parts, name=name)
+    if is_replicated:
+        steps, batch_size = given.pop("steps", None), given.get("batch_size")
+        parts = replicated_data.take_steps(parts, steps=steps, batch_size=batch_size)
+        given["x"], given["y"], given["sample_weight"] = replicated_data.shard_arrays(*parts)
+    elif scope.contains(model) and isinstance(given.get("x"), tf.data.Dataset):
+        given["x"] = scope_data.shard_batches(given["x"], pad=True)
+    _one_progress_bar(given)
+    job = FitState(model=model, together=True, shard=None, validating=True, datasets=(parts[0],))
+    with entered(job, epoch=0):  # A shard then has the order of the first epoch.
+        return original(*call.args, **call.kwargs)
+
+
+def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    if not is_started():
+        return original(self, *args, **kwargs)
+    call = inspect.signature(original).bind(self, *args, **kwargs)
+    fit = running_fit(self)
+    if fit is not None:
+        with _within_fit(fit, Stage.PREDICTING, call.arguments, validates=False):
+            return original(*call.args, **call.kwargs)
+    with _outside_of_fit(Stage.PREDICTING, call.arguments):
+        if evaluates_together(getattr(self, "optimizer", None)):
+            return _predict_together(original, call, self)
+        if find_shard(call.arguments["x"]) is not None and current().cluster.size == 1:
+            return _predict_shard(original, call, self, together=False)
+        return original(*call.args, **call.kwargs)
+
+
+def _predict_together(
+    original: Callable[..., Any], call: inspect.BoundArguments, model: Any
+) -> Any:
+    given = call.arguments
+    with _naming_absent_ranks("model.predict", calling_line()):
+        # Asked for every kind of data, because ranks may have got different ones.
+        name = DisplayName(_CALL.format("model.predict"))
+        is_replicated = replicated_data.is_replicated(given["x"], name=name)
+    if is_replicated:
+        return _predict_replicated(original, call)
+    _one_progress_bar(given)
+    if find_shard(given["x"]) is None:
+        return original(*call.args, **call.kwargs)
+    return _predict_shard(original, call, model, together=True)
+
+
+def _predict_shard(
+    original: Callable[..., Any], call: inspect.BoundArguments, model: Any, *, together: bool
+) -> Any:
+    given = call.arguments
+    shard = find_shard(given["x"])
+    assert shard is not None
+    job = FitState(model=model, together=together, shard=None, datasets=(given["x"],))
+    with entered(job, epoch=0):  # The order that `in_order` puts right again.
+        mine = original(*call.args, **call.kwargs)
+        if together:
+            raise_on_all_ranks(job)
+        return in_order(mine, shard.plan, steps=given.get("steps"))
+
+
+def _predict_replicated(original: Callable[..., Any], call: inspect.BoundArguments) -> Any:
+    given = call.arguments
+    steps, batch_size = given.pop("steps", None), given.get("batch_size")
+    (x,) = replicated_data.take_steps([given["x"]], steps=steps, batch_size=batch_size)
+    start, stop = replicated_data.own_range(replicated_data.num_examples(x))
+    # A rank without an example runs the first, to know the shape and dtype of a prediction.
+    low, high = (start, stop) if start < stop else (0, 1)
+    given["x"] = replicated_data.take_rows(x, low, high)
+    _one_progress_bar(given)
+    mine = original(*call.args, **call.kwargs)
+    return tf.nest.map_structure(lambda rows: gather_rows(rows[: stop - start]), mine)
+
+
+def _one_progress_bar(given: dict[str, Any]) -> None:
+    if current().cluster.rank:
+        given.setdefault("verbose", 0)
 
 
 @contextmanager
-def _in_fit(fit: FitState, stage: Stage, *, validates: bool) -> Iterator[None]:
-    """While a fit that is running evaluates or predicts with its own model."""
-    state = EPOCH_STATE.current()
-    before = fit.training, fit.validating, state.resume
-    fit.training, fit.validating, state.resume = False, validates, None
+def _naming_absent_ranks(name: str, line: str) -> Iterator[None]:
+    """Says what this rank waits in where the others don't call it: in the log, then in the error.
+
+    Args:
+        name: What was called.
+        line: From where; see `tfddl._src.runtime.calling_line`.
+    """
+    rank = current().cluster.rank
+    hint = _ALONE.format(name=name, rank=rank, line=line)
+    text = f"rank {rank} has waited for the other ranks in {name} for {_WARN_AFTER_S:g} s. {hint}"
+    timer = threading.Timer(_WARN_AFTER_S, _LOG.warning, args=("%s", text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (TfddlError, tf.errors.OpError) as error:
+        error.add_note(hint)
+        raise
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _outside_of_fit(stage: Stage, given: dict[str, Any]) -> Iterator[None]:
+    """While no fit is running, as far as this model and its data are concerned."""
+    datasets = (given.get("x"),)
+    clear_errors(given.get("x"))
+    with (
+        entered(None, epoch=None),
+        reraise_data_errors(datasets),
+        current().progress_page.during(stage),
+        installed(given, Heartbeat(), None),
+    ):
+        yield
+
+
+@contextmanager
+def _within_fit(
+    fit: FitState, stage: Stage, given: dict[str, Any] | None, *, validates: bool
+) -> Iterator[None]:
+    """While a fit that is running evaluates or predicts with its own model.
+
+    Args:
+        fit: The running one.
+        stage: What the launcher is shown.
+        given: The arguments of a callback's call; None for validation, which has fit's callbacks.
+        validates: Whether all ranks do so together.
+    """
+    before = fit.training, fit.validating, epoch_state().resume
+    fit.training, fit.validating, epoch_state().resume = False, validates, None
     try:
         with current().progress_page.during(stage):
-            yield
+            if given is None:
+                yield
+            else:
+                with installed(given, Heartbeat(), None):
+                    yield
     finally:
-        fit.training, fit.validating, state.resume = before
+        fit.training, fit.validating, epoch_state().resume = before

@@ -1,16 +1,26 @@
-"""A `fit` that is running: where it stands, and who is told."""
+"""A `fit` that is running: its settings, how far it has come, and the callbacks that follow it."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 
-from tfddl._src.data import EPOCH_STATE, find_error
+from tfddl._src.data import Shard, epoch_state, find_error
 from tfddl._src.runtime import PerRuntime, is_started
 from tfddl._src.sharding import Plan, Position
 from tfddl.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RestOfEpoch:
+    """What is left of an epoch that an earlier run began."""
+
+    plan: Plan
+    epoch: int
+    skipped: int
+    """The number of steps that an uninterrupted epoch of this run would have had before."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,17 +31,17 @@ class FitState:
     together: bool
     """Whether the ranks train one model: several of them, and a distributed optimizer."""
 
-    callbacks: Any = None
-    """The `keras.callbacks.CallbackList`, once training has begun."""
+    callbacks: Sequence[Any] = ()
+    """The user's `keras.callbacks.Callback` objects that run on this rank, in order."""
 
-    share: Any
-    """The `tfddl._src.data.Shard` that is trained on; None where the data is of another kind."""
+    shard: Shard | None
+    """What is trained on; None where the data is of another kind."""
 
     data: str = "not from tfddl.shard_dataset"
-    """What the data is, as far as the ranks must have it alike."""
+    """A description of the data, as far as the ranks must have it alike."""
 
     datasets: tuple[Any, ...] = ()
-    """What is trained on and validated with, as it was given."""
+    """The data for training and for validation, as it was passed."""
 
     initial_epoch: int = 0
     validates: bool = False
@@ -50,11 +60,11 @@ class FitState:
     is_complete: bool = False
     """Whether the epoch was trained to its end."""
 
-    rest: "Rest | None" = None
+    rest: RestOfEpoch | None = None
     """What was left of the first epoch, where an earlier run began it; see `rest_of_epoch`."""
 
     restored_size: int | None = None
-    """The number of workers of the run that is being gone on with."""
+    """The number of workers of the run that is resumed."""
 
     warned_of_uneven: bool = False
     training: bool = False
@@ -64,72 +74,68 @@ class FitState:
     """While `fit` itself evaluates the model."""
 
     @property
-    def rest_of_epoch(self) -> "Rest | None":
-        """What was left of the epoch, where that was begun by an earlier run."""
+    def rest_of_epoch(self) -> RestOfEpoch | None:
+        """What was left of the current epoch, where an earlier run began it."""
         return self.rest if self.rest is not None and self.rest.epoch == self.epoch else None
 
     def position(self) -> Position:
         """The place in the data after the steps that are done."""
         if self.is_complete:
             return Position(self.epoch + 1, 0)
-        if not self.done or self.share is None:
+        if not self.done or self.shard is None:
             return Position(self.epoch, 0)
         rest = self.rest_of_epoch
         if rest is not None:
             return rest.plan.position(epoch=self.epoch, steps=self.done - rest.skipped)
-        return self.share.plan.position(epoch=self.epoch, steps=self.done)
+        return self.shard.plan.position(epoch=self.epoch, steps=self.done)
 
-    def failure(self) -> DataError | None:
-        """What went wrong on this rank when its data was read, if anything has."""
+    def data_error(self) -> DataError | None:
+        """The error of this rank's data, if reading it has failed."""
         found = (find_error(dataset) for dataset in self.datasets)
-        return next((failure for failure in found if failure is not None), None)
+        return next((error for error in found if error is not None), None)
 
     @property
     def has_position(self) -> bool:
-        """Whether a place within an epoch can be returned to."""
-        return self.share is not None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RestOfEpoch:
-    """What is left of an epoch that was begun by an earlier run."""
-
-    plan: Plan
-    """Of the rest."""
-
-    epoch: int
-
-    skipped: int
-    """How many steps an undisturbed epoch of this run would have had before."""
+        """Whether training can be resumed within an epoch."""
+        return self.shard is not None
 
 
 class JobCallback(keras.callbacks.Callback):
-    """A callback that is called after all others, and after what the ranks then agree on."""
+    """A callback with methods that are called after all other callbacks of the same event.
+
+    By then the ranks have agreed on what the event changes, so that these methods may use
+    collectives. They are called on all ranks that train together, in the order of the callbacks.
+    """
 
     def after_train_begin(self, fit: FitState) -> None:
-        """All callbacks have begun, and the variables are there."""
+        """Training is about to begin; the variables have been made."""
 
     def after_epoch_begin(self, fit: FitState) -> None:
         """An epoch is about to begin; the metrics have been reset."""
 
     def after_train_batch(self, fit: FitState, logs: Any) -> None:
-        """Steps have been done."""
+        """One step, or those that Keras executes together, are done."""
 
     def after_epoch(self, fit: FitState, logs: Any) -> None:
         """An epoch has ended, with validation; the logs are the job's, and what callbacks added."""
 
     def after_fit(self) -> None:
-        """`fit` has ended, with an error or without, if it had begun to train."""
+        """`fit` has ended, with an error or without."""
 
 
 class BroadcastCallback(JobCallback):
-    """A callback that says whose state all ranks start from."""
+    """A callback that says which rank's state all ranks start from."""
 
     def __init__(self, root_rank: int, local_variables: Sequence[Any] = ()) -> None:
         super().__init__()
         self.root_rank = root_rank
         self.local_variables = tuple(local_variables)
         """What stays each rank's own."""
+
+
+def job_callbacks(fit: FitState) -> Iterator[JobCallback]:
+    """The `JobCallback` objects among a fit's callbacks."""
+    return (callback for callback in fit.callbacks if isinstance(callback, JobCallback))
 
 
 @dataclasses.dataclass
@@ -145,32 +151,28 @@ def current_fit() -> FitState | None:
     return _RUNNING.current().fit if is_started() else None
 
 
-def begin_fit(fit: FitState | None, *, epoch: int) -> None:
-    """Makes a `fit` the one that is running; to be called within `without_fit`."""
-    _RUNNING.current().fit = fit
-    state = EPOCH_STATE.current()
-    state.epoch, state.reports_failures = epoch, fit is not None and fit.together
+def running_fit(model: Any) -> FitState | None:
+    """The `fit` that is running, if it trains this model."""
+    fit = current_fit()
+    return fit if fit is not None and fit.model is model else None
 
 
-@contextlib.contextmanager
-def without_fit() -> Iterator[None]:
-    """While no `fit` is running, until `begin_fit`; the one that ran before goes on afterwards."""
-    running_fit, state = _RUNNING.current(), EPOCH_STATE.current()
-    before = running_fit.fit, state.epoch, state.resume, state.reports_failures
-    running_fit.fit = state.epoch = state.resume = None
-    state.reports_failures = False
+@contextmanager
+def entered(fit: FitState | None, *, epoch: int | None) -> Iterator[None]:
+    """Makes a `fit` the running one, and an epoch that which shards are read in.
+
+    Fits nest: a callback may fit another model.
+
+    Args:
+        fit: None while nothing is trained together.
+        epoch: None outside of `fit`.
+    """
+    running, state = _RUNNING.current(), epoch_state()
+    before = running.fit, state.epoch, state.resume, state.reports_failures
+    running.fit = fit
+    state.epoch, state.resume = epoch, None
+    state.reports_failures = fit is not None and fit.together
     try:
         yield
     finally:
-        running_fit.fit, state.epoch, state.resume, state.reports_failures = before
-
-
-def running_fit(callbacks: Any) -> FitState | None:
-    """The `fit` that a list of callbacks belongs to, if it does."""
-    fit = current_fit()
-    return fit if fit is not None and callbacks.model is fit.model else None
-
-
-def job_callbacks(callbacks: Any) -> Iterator[JobCallback]:
-    """Those of a list of callbacks that come last."""
-    return (callback for callback in callbacks.callbacks if isinstance(callback, JobCallback))
+        running.fit, state.epoch, state.resume, state.reports_failures = before

@@ -1,4 +1,4 @@
-"""`tf.keras` may be Keras 2, of which tfddl knows nothing: then it says so."""
+"""A warning where `tf.keras` is Keras 2, whose models tfddl can't train."""
 
 import functools
 import warnings
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 VARIABLE = "TF_USE_LEGACY_KERAS"
 
-# The only ones that TensorFlow takes for yes.
+# The only values that TensorFlow takes for yes (tensorflow/python/util/lazy_loader.py).
 _YES = ("true", "True", "1")
 
 
 def warn_of_keras_2(environ: Mapping[str, str]) -> None:
-    """Warns, once in a process, where TensorFlow has been told to take Keras 2.
+    """Warns, once in a process, where TensorFlow has been told that `tf.keras` is Keras 2.
 
-    Some set this for all their users: Ray Train does. Models of Keras 3 train all the same, since
-    tfddl itself takes nothing from `tf.keras`.
+    Some engines set it for all their users: Ray Train does. Models of Keras 3 train all the same,
+    since tfddl itself uses nothing of `tf.keras`.
 
     Args:
         environ: The environment.

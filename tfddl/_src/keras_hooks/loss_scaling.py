@@ -1,8 +1,9 @@
 """Loss scaling decides alike on all ranks whether a step is skipped.
 
-`LossScaleOptimizer` looks at the gradients it is given, and applies them inside a branch. With the
-averaging inside that branch, a rank whose own gradients aren't finite would leave the others
-waiting for ever. So the averaging comes before: an infinity of one rank then reaches all.
+`LossScaleOptimizer.apply` looks at the gradients it is given, and applies them inside a `cond`
+(keras/src/optimizers/loss_scale_optimizer.py). With the averaging inside that branch, a rank whose
+own gradients aren't finite would leave the others waiting for ever. So the averaging comes before:
+an infinity of one rank then reaches all.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from tfddl._src.keras_hooks.patching import wrap_method
 
 
 def install() -> None:
-    """Puts the hook in place."""
+    """Hooks into `LossScaleOptimizer.apply`."""
     wrap_method(
         keras.optimizers.LossScaleOptimizer, "apply", ("grads", "trainable_variables"), _apply
     )

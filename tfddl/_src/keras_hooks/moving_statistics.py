@@ -6,7 +6,7 @@ others' data. The pooled mean is the mean of the means, by the number of example
 variance is the mean of the variances plus the variance of the means, since the mean of the
 variances alone leaves out how far the ranks lie apart.
 
-With ``synchronized=True`` (see `normalizing`) there is nothing to pool.
+With ``synchronized=True`` (see `sync_batch_norm`) there is nothing to pool.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,14 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName, ReduceOp, allreduce
+from tfddl._src.keras_hooks.patching import private
 from tfddl._src.runtime import current
 
 _ROUNDING = 1e-6
+"""Relative: about ten times float32's (1.2e-7), which squares of means are rounded by."""
 
 _AVERAGED = ("moving_stddev", "renorm_mean", "renorm_stddev")
-"""Further state of a BatchNormalization with renorm=True."""
+"""Further state of a BatchNormalization with renorm=True, in Keras that has it."""
 
 
 def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
@@ -34,7 +36,7 @@ def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
     Args:
         model: With any number of BatchNormalization layers, also in models within it.
         count: Scalar, >= 0: how many examples this rank has trained on since. Without it, every
-            rank weighs the same.
+            rank has the same weight.
 
     Raises:
         DisagreementError: Ranks have different models.
@@ -52,7 +54,7 @@ def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
         tf.concat([[weight], weight * means], axis=0), ReduceOp.SUM, name=DisplayName("means")
     )
     pooled = first[1:] / first[0]
-    # Around the pooled mean, because the difference of two large squares would cancel.
+    # Around the pooled mean, because E[x²] - E[x]² would cancel where means are large.
     spread = allreduce(
         weight * (variances + (means - pooled) ** 2), ReduceOp.SUM, name=DisplayName("spread")
     )
@@ -70,13 +72,18 @@ class MovingStatistics:
     """The moving statistics of a model's BatchNormalization during one step of all ranks.
 
     Made when the step begins, when they are alike on all ranks. What the rank's own batch has
-    changed then travels with the gradients, and all ranks arrive at what one process that had
-    normalized every rank's examples by themselves would have: the step's mean is that of all
-    examples, its variance that of all examples around it.
+    changed then travels with the gradients, and all ranks get what one process would have that
+    normalized each rank's examples by themselves: the step's mean is that of all examples, its
+    variance that of all examples around it.
     """
 
     def __init__(self, model: keras.Model, local: Sequence[Any] = ()) -> None:
-        """Notes where the statistics stand; those among the local variables aren't touched."""
+        """Notes the statistics' present values.
+
+        Args:
+            model: With any number of BatchNormalization layers, also in models within it.
+            local: Variables that stay each rank's own.
+        """
         own = {id(variable) for variable in local}
         layers = [
             layer
@@ -91,7 +98,7 @@ class MovingStatistics:
             *(layer.moving_variance for layer in layers),
             *(getattr(layer, n) for layer in layers for n in _AVERAGED if hasattr(layer, n)),
         ]
-        """What `take` makes alike on all ranks."""
+        """Those that `take` makes alike on all ranks."""
         self._lengths = [variable.shape[0] for variable in self.variables]
         self._num_means = sum(self._lengths[: len(layers)])
         self._rates = [
@@ -100,16 +107,17 @@ class MovingStatistics:
         self._before = _joined(self.variables)
 
     def change(self, dtype: tf.DType) -> tf.Tensor:
-        """What this rank's own batch has changed: of all variables, and the means' squares.
+        """What this rank's own batch has changed of the variables, and the means' changes squared.
 
         Returns:
-            Flat; one tensor, since many small ones cost more time than what is computed with them.
+            Shape (n,), where n is known and the same on all ranks.
         """
+        # One tensor: many small ones cost more time than what is computed with them.
         changes = tf.cast(_joined(self.variables), dtype) - tf.cast(self._before, dtype)
         return tf.concat([changes, changes[: self._num_means] ** 2], axis=0)
 
     def take(self, changes: tf.Tensor) -> None:
-        """Takes in the mean over the ranks, by examples, of what `change` gave."""
+        """Sets the variables, given the mean over the ranks, by examples, of `change`."""
         if not self.variables:
             return
         num_means = self._num_means
@@ -117,12 +125,13 @@ class MovingStatistics:
         means, variances, averaged, squares = tf.split(
             changes, [num_means, num_means, num_averaged, num_means]
         )
-        # How far apart the ranks' batches lie, at the rate of the moving variance. Where it is no
-        # more than the rounding of the squares, it is none.
+        # E[x²] - E[x]² of the ranks' means: how far apart their batches lie, at the rate of the
+        # moving variance. Where it is no more than the rounding of the squares, it is 0.
         spread = squares - means**2
         spread = tf.where(spread > _ROUNDING * squares, spread, tf.zeros_like(spread))
-        # Not variances + spread / rate: TensorFlow would add that up with what was before in one go
-        # or two, in a process' first step otherwise than later, and round otherwise.
+        # Not variances + spread / rate: TensorFlow adds that to what was before in one operation or
+        # two, in a process' first step otherwise than later, and so rounds otherwise: a resumed run
+        # wouldn't end in the same bits.
         rates = tf.constant(self._rates, changes.dtype)
         pooled = tf.concat([means, (rates * variances + spread) / rates, averaged], axis=0)
         after = tf.split(tf.cast(self._before, pooled.dtype) + pooled, self._lengths)
@@ -131,13 +140,13 @@ class MovingStatistics:
 
 
 def synchronized(model: Any) -> list[Any]:
-    """The moving statistics that are alike without any pooling: of the moments of all ranks."""
+    """The moving statistics that need no pooling: they are made of the moments of all ranks."""
     layers = [layer for layer in _layers(model) if layer.synchronized]
     return [variable for layer in layers for variable in layer.non_trainable_variables]
 
 
 def _joined(variables: Sequence[Any]) -> tf.Tensor:
-    """What flat variables hold, one behind the other, in the widest of their dtypes."""
+    """The values of variables of one dimension, concatenated, in the widest of their dtypes."""
     values = [tf.convert_to_tensor(variable) for variable in variables]
     wide = tf.float64 if any(value.dtype == tf.float64 for value in values) else tf.float32
     return tf.concat([tf.zeros(0, wide), *(tf.cast(value, wide) for value in values)], axis=0)
@@ -145,8 +154,9 @@ def _joined(variables: Sequence[Any]) -> tf.Tensor:
 
 def _layers(model: Any) -> list[Any]:
     """The BatchNormalization layers that have state, wherever in the model."""
+    # Layer._flatten_layers (keras/src/layers/layer.py): `model.layers` has those of the top only.
     return [
         layer
-        for layer in model._flatten_layers()
+        for layer in private(model, "_flatten_layers")()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.built
     ]

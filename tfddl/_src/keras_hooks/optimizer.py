@@ -18,13 +18,15 @@ from tfddl._src.gradients import (
     sum_gradients,
     weight_gradients,
 )
+from tfddl._src.keras_hooks.patching import private
 from tfddl._src.runtime import current
 from tfddl._src.step_context import current_step
 from tfddl.errors import UnsupportedError
 
 _OVERRIDDEN = ("_clip_gradients", "_all_reduce_sum_gradients")
-"""Private methods of Keras' optimizers: where accumulated gradients are clipped, and where
-TensorFlow's strategy adds gradients up."""
+"""Private methods of Keras' optimizers: where accumulated gradients are clipped
+(`_backend_apply_gradients`, keras/src/optimizers/base_optimizer.py), and where TensorFlow's
+strategy adds gradients up (keras/src/backend/tensorflow/optimizer.py); Keras 3.11 to 3.15."""
 
 
 def DistributedOptimizer(
@@ -98,7 +100,7 @@ def distribute(
 def distribute_under_scope(optimizer: keras.optimizers.Optimizer, *, op: ReduceOp) -> None:
     """Makes an optimizer of a model under ``strategy.scope()`` average by count.
 
-    It is changed as `DistributedOptimizer` changes one, and TensorFlow's own sum of the workers'
+    It is changed as `DistributedOptimizer` changes one; TensorFlow's own sum of the workers'
     gradients is left out.
 
     Args:
@@ -155,11 +157,15 @@ def innermost(optimizer: Any) -> Any:
 
 
 class _Distributed:
-    """What is put before the class of a Keras optimizer."""
+    """The base class that is put before a Keras optimizer's own.
+
+    The optimizer stays the same object, with its settings, slots and step count. Names that begin
+    with ``tfddl_`` are ours.
+    """
 
     tfddl_options: ReductionOptions
     tfddl_reduced: bool = False
-    """Set while gradients arrive that were dealt with before."""
+    """Set while gradients arrive that have been reduced before, by loss scaling."""
 
     tfddl_applied: Sequence[Any] = ()
     """The variables of the gradients that are being applied."""
@@ -181,17 +187,17 @@ class _Distributed:
         if not self.tfddl_reduced:
             grads = reduce_or_weight(self, grads, variables)
         applied = [v for g, v in zip(grads, variables, strict=True) if g is not None]
-        # Past Keras, which would take the model's variables for the optimizer's.
+        # Past KerasAutoTrackable.__setattr__, which would take a list of the model's variables for
+        # the optimizer's own, and save them with it.
         object.__setattr__(self, "tfddl_applied", applied)
         with tf.control_dependencies(self._tfddl_first_of(grads)):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def _tfddl_first_of(self, grads: Sequence[Gradient]) -> list[tf.Tensor]:
-        """What Keras' count of steps has to wait for: one of the gradients.
-
-        By itself it waits for nothing. Where data ends without notice, the step that finds none
-        would count, on some ranks and not on others.
-        """
+        """What Keras' count of steps has to wait for: one of the gradients."""
+        # By itself, `self._iterations.assign_add(1)` at the end of Optimizer.apply waits for
+        # nothing. Where data ends without notice, the step that finds none would count, on some
+        # ranks and not on others.
         if self.tfddl_options.size == 1:
             return []
         parts = tf.nest.flatten(list(grads), expand_composites=True)
@@ -199,6 +205,7 @@ class _Distributed:
 
     def _clip_gradients(self, grads: Sequence[Gradient]) -> Any:
         """With accumulation: what was accumulated, already weighted, is added up just once."""
+        # Keras calls it with the mean over the accumulated steps, only in the step that applies it.
         if accumulates(self):
             if self.tfddl_options.size > 1:
                 grads = sum_gradients(grads, self.tfddl_options, self.tfddl_applied)
@@ -208,7 +215,7 @@ class _Distributed:
         return super()._clip_gradients(grads)  # type: ignore[misc]
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        """Under ``strategy.scope()`` TensorFlow would add up what is averaged already."""
+        """Under ``strategy.scope()``: TensorFlow would add up what has been averaged already."""
         return list(grads_and_vars)
 
 
@@ -221,9 +228,14 @@ def reduce_or_weight(
 ) -> list[Gradient]:
     """What an optimizer does with a step's gradients before anything else.
 
-    Without accumulation they are reduced. With it they are only weighted, by what all ranks' counts
-    are; should they not be finite on any rank (asked where a loss-scale optimizer is around), they
-    become NaN on all.
+    Without accumulation they are reduced. With it they are only weighted, by all ranks' counts;
+    where they aren't finite on any rank, they become NaN on all.
+
+    Args:
+        optimizer: Distributed, without loss-scale optimizers around it.
+        gradients: The rank's own.
+        variables: Of the gradients; None is those that the optimizer was built with.
+        check_finite: That of the loss-scale optimizer around it, if there is one.
     """
     gradients = list(gradients)
     options = optimizer.tfddl_options
@@ -238,8 +250,8 @@ def reduce_or_weight(
 
 
 def _variables(optimizer: Any, given: Any) -> list[Any]:
-    """What gradients given to `apply` are those of; Keras lets them be left out."""
-    return list(optimizer._trainable_variables if given is None else given)
+    """The variables of the gradients that `apply` has got; Keras lets them be left out."""
+    return list(private(optimizer, "_trainable_variables") if given is None else given)
 
 
 @contextlib.contextmanager
@@ -266,30 +278,28 @@ def refuse_strategy_scope() -> None:
     if tf.distribute.has_strategy():
         raise UnsupportedError(
             "DistributedOptimizer is used under strategy.scope(), where TensorFlow adds up the "
-            "gradients of the workers by itself: they would be averaged twice. Leave the scope, "
-            "or compile with the plain Keras optimizer there."
+            "gradients of the workers by itself: they would be averaged twice. HINT: leave the "
+            "scope, or compile with the plain Keras optimizer there."
         )
 
 
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise UnsupportedError(
-            f"DistributedOptimizer takes a Keras 3 optimizer such as keras.optimizers.Adam(1e-3), "
-            f"not {optimizer!r}."
+            f"optimizer is {optimizer!r}; expected a Keras 3 optimizer such as "
+            "keras.optimizers.Adam(1e-3)."
         )
     if is_distributed(optimizer):
-        raise UnsupportedError("This optimizer is distributed already; wrap it once.")
+        raise UnsupportedError("This optimizer is distributed already. HINT: wrap it once.")
     for name in _OVERRIDDEN:
-        if not callable(getattr(keras.optimizers.Optimizer, name, None)):
-            raise UnsupportedError(
-                f"Keras {keras.__version__} has no Optimizer.{name}, which tfddl replaces. Use a "
-                "Keras that tfddl's README names, or a newer tfddl."
-            )
+        private(keras.optimizers.Optimizer, name)
 
 
 @functools.cache
 def _distributed_class(base: type) -> type:
-    """One subclass per optimizer class; its name is the base's, so that Keras saves that."""
+    """One subclass per optimizer class."""
+    # Saving writes __module__ and __name__ of the class (serialize_keras_object,
+    # keras/src/saving/serialization_lib.py): the base's, so that a file loads without tfddl.
     return type(
         base.__name__,
         (_Distributed, base),

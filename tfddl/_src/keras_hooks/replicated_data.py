@@ -1,73 +1,100 @@
-"""Arrays that all ranks have got alike are the whole data, and are dealt out.
+"""Data that is replicated, the same arrays on all ranks, is sharded.
 
-A script may give every rank the whole validation set, or each rank a part of it. Which of both is
-told by looking: ranks compare digests of what they have.
+A script may give every rank the whole validation set, or each rank a part of it. Ranks find out
+which by comparing digests of what they have.
 """
 
 import hashlib
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from tfddl._src.collectives import allgather_object
+from tfddl._src.collectives import DisplayName, allgather_object
 from tfddl._src.data import PADDING_WEIGHT
 from tfddl._src.runtime import current
 from tfddl._src.sharding import shard_range
 from tfddl.errors import UnsupportedError
 
-_BATCH_SIZE = 32  # Keras' default.
-_BYTES = 64 << 20
-"""Of each array that go into its digest, in rows from all over it."""
+DEFAULT_BATCH_SIZE = 32
+"""Keras', where neither the data nor the call has one (ArrayDataAdapter)."""
+
+_MAX_DIGEST_BYTES = 64 << 20
+"""How much of an array goes into its digest: rows from all over it. A digest of all of a large one
+would take seconds in each call."""
 
 
 def is_replicated(data: Any, *, name: str) -> bool:
     """Whether all ranks have the same arrays. All ranks must call it together.
 
     Args:
-        data: A structure of arrays or tensors with the same first dimension; anything else is
-            the rank's own.
-        name: How messages call it.
+        data: A structure of arrays or tensors with the same first dimension; anything else counts
+            as the rank's own.
+        name: What messages call it.
     """
     known = allgather_object(_digest(data), name=name)
     return known[0] is not None and known.count(known[0]) == len(known)
 
 
 def num_examples(data: Any) -> int:
-    """How many examples arrays have."""
+    """The first dimension of a structure of arrays."""
     return int(_leaves(data)[0].shape[0])
 
 
 def shard_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-    """This rank's share of whole arrays.
+    """This rank's shard of replicated arrays.
 
-    A rank for which there is none gets the first example, with a weight that doesn't count.
+    A rank for which there is no example gets the first one as a padding example.
 
     Returns:
-        ``x``, ``y``, ``sample_weight`` of the share.
+        ``x``, ``y``, ``sample_weight`` of the shard.
 
     Raises:
-        UnsupportedError: There are fewer examples than ranks, and no ``y`` to weigh.
+        UnsupportedError: There are fewer examples than ranks, and no ``y``.
     """
     if y is None and num_examples(x) < current().cluster.size:
         raise UnsupportedError(
-            f"There are {length(x)} examples for {current().cluster.size} workers, and no y whose "
-            "loss could be weighed for those that have none. Evaluate on fewer workers."
+            f"There are {num_examples(x)} examples for {current().cluster.size} workers; those "
+            "that have none need padding examples, whose loss is weighted by 0, but there is no y. "
+            "HINT: evaluate on fewer workers."
         )
     start, stop = own_range(num_examples(x))
     if start < stop:
         x, y, sample_weight = (take_rows(part, start, stop) for part in (x, y, sample_weight))
         return x, y, sample_weight
     weights = np.zeros(1, np.float32) if sample_weight is None else sample_weight
-    absent = tf.nest.map_structure(lambda _: np.full(1, PADDING_WEIGHT), weights)
-    return take_rows(x, 0, 1), take_rows(y, 0, 1), absent
+    padding = tf.nest.map_structure(lambda _: np.full(1, PADDING_WEIGHT), weights)
+    return take_rows(x, 0, 1), take_rows(y, 0, 1), padding
+
+
+def shard_validation_data(given: dict[str, Any]) -> None:
+    """Shards the validation arrays of `fit`, if they are replicated.
+
+    All ranks must call it together, also those that have got none.
+
+    Args:
+        given: The arguments of `fit`; changed.
+    """
+    data = given.get("validation_data")
+    if not isinstance(data, tuple | list):
+        data = ()
+    if not is_replicated(data, name=DisplayName("validation data")):
+        return  # Where only some ranks validate, the comparison of plans says so.
+    batch_size = given.get("validation_batch_size") or given.get("batch_size")
+    parts = take_steps(
+        list(keras.utils.unpack_x_y_sample_weight(tuple(data))),
+        steps=given.pop("validation_steps", None),
+        batch_size=batch_size,
+    )
+    given["validation_data"] = shard_arrays(*parts)
 
 
 def take_steps(parts: list[Any], *, steps: int | None, batch_size: int | None) -> list[Any]:
-    """Where only some steps are asked for, the examples of those."""
+    """The examples of the first steps; all of them where no number of steps is given."""
     if steps is None:
         return parts
-    end = steps * (batch_size or _BATCH_SIZE)
+    end = steps * (batch_size or DEFAULT_BATCH_SIZE)
     return [take_rows(part, 0, end) for part in parts]
 
 
@@ -78,7 +105,7 @@ def own_range(num_examples: int) -> tuple[int, int]:
 
 
 def take_rows(data: Any, start: int, stop: int) -> Any:
-    """Some of the examples of arrays."""
+    """The examples ``start`` to ``stop`` (half-open) of a structure of arrays, or of None."""
     return tf.nest.map_structure(lambda leaf: None if leaf is None else leaf[start:stop], data)
 
 
@@ -96,16 +123,17 @@ def _digest(data: Any) -> str | None:
         return None
     digest = hashlib.blake2b(digest_size=16)
     for leaf in leaves:
-        some = _sample(leaf)
+        sample = _sample(leaf)
         digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-        digest.update(some.tobytes() if some.dtype != object else repr(some.tolist()).encode())
+        # The bytes of an object array are addresses, another in each process.
+        is_object = sample.dtype == object
+        digest.update(repr(sample.tolist()).encode() if is_object else sample.tobytes())
     return digest.hexdigest()
 
 
 def _sample(array: Any) -> np.ndarray:
-    """Rows from all over an array, not more than a digest can take in quickly."""
+    """Rows from all over an array: the first, the last, and evenly spaced ones between."""
     array = np.asarray(array)
     row_bytes = max(1, array.itemsize * int(np.prod(array.shape[1:])))
-    wanted = min(len(array), max(2, _BYTES // row_bytes))
-    some: np.ndarray = array[np.linspace(0, len(array) - 1, wanted).astype(np.int64)]
-    return some
+    wanted = min(len(array), max(2, _MAX_DIGEST_BYTES // row_bytes))
+    return array[np.linspace(0, len(array) - 1, wanted).astype(np.int64)]

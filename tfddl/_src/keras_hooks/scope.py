@@ -1,20 +1,21 @@
-"""TensorFlow's door: models made under ``tfddl.strategy().scope()``.
+"""TensorFlow's API: models made under ``tfddl.strategy().scope()``.
 
-Keras runs their steps by ``strategy.run``, one replica in each worker. Three of Keras' ways to do
-so don't work with several workers:
+Keras runs their steps by ``strategy.run``, one replica in each worker. Four of Keras' ways to do so
+don't work with several workers (Keras 3.11 to 3.15, TensorFlow 2.18 to 2.21):
 
-* it hands datasets to TensorFlow's auto-sharding, or cuts their batches again and loses examples;
-* it reduces scalar logs over an axis that they don't have;
-* it hands a structure of per-replica values to ``strategy.reduce``, to know a batch's shapes.
+* `TFEpochIterator` hands datasets to ``experimental_distribute_dataset``, which auto-shards them,
+  or cuts their batches again and loses examples;
+* `reduce_per_replica` reduces scalar logs over an axis that they don't have;
+* `_maybe_symbolic_build` hands a structure of per-replica values to ``strategy.reduce``, which
+  takes single values only;
+* `reduce_values` divides losses by the number of workers, but not those that are a number by
+  themselves, such as a Dice: their gradients would be that many times too large.
 
-And a loss that is a number by itself, such as a Dice, isn't divided by the number of workers as all
-others are, so that its gradient is that many times too large.
-
-Here a worker's data is what this package has made its share; the logs of a step are the worker's
+Here a worker's data is the shard that this package has made; the logs of a step are the worker's
 own until the end of the epoch; and the optimizer given to `compile` becomes one that averages by
-count, so that all that holds in Horovod's door holds here. A worker has one replica only: so
-variables can be updated where they are, also inside of branches, without gathering in the
-*cross-replica context*, which TensorFlow allows in no branch.
+count, so that all that holds for Horovod's API holds here. A worker has one replica only: so
+variables can be updated where they are, also inside of branches, without the *cross-replica
+context*, which TensorFlow allows in no branch.
 """
 
 import contextlib
@@ -26,43 +27,47 @@ import tensorflow as tf
 
 from tfddl._src.collectives import ReduceOp
 from tfddl._src.keras_hooks.optimizer import distribute_under_scope, is_distributed, is_under_scope
-from tfddl._src.keras_hooks.patching import changed, wrap_function, wrap_method
+from tfddl._src.keras_hooks.patching import (
+    changed,
+    private,
+    private_module,
+    wrap_function,
+    wrap_method,
+)
 from tfddl._src.runtime import current, is_started
 from tfddl.errors import UnsupportedError
 
 
 def install() -> None:
-    """Puts the hooks in place.
+    """Hooks into how Keras runs steps under a strategy.
 
     Raises:
         UnsupportedError: Keras has changed in something that a hook relies on.
     """
-    try:
-        from keras.src.backend.tensorflow import trainer
-        from keras.src.losses import loss
-    except ImportError as error:
-        raise UnsupportedError(changed("a module of keras.src is gone")) from error
+    trainer = private_module("keras.src.backend.tensorflow.trainer")
+    loss = private_module("keras.src.losses.loss")
     parameters = ("values", "strategy", "reduction")
     wrap_function(trainer, "reduce_per_replica", parameters, _reduce_per_replica)
     wrap_function(loss, "reduce_values", ("values", "sample_weight", "reduction"), _reduce_values)
-    wrap_method(trainer.TFEpochIterator, "__init__", ("distribute_strategy",), _epoch_iterator)
+    iterator = private(trainer, "TFEpochIterator")
+    wrap_method(iterator, "__init__", ("distribute_strategy",), _epoch_iterator)
     wrap_method(keras.Model, "_maybe_symbolic_build", ("iterator", "data_batch"), _symbolic_build)
 
 
 def is_job_strategy(strategy: Any) -> bool:
-    """Whether a strategy is the one of the workers that train together."""
+    """Whether a strategy is that of the job, as `tfddl.strategy()` returns it."""
     if not is_started() or current().cluster.size == 1:
         return False
     return strategy is not None and strategy is current().started_strategy
 
 
 def contains(model: Any) -> bool:
-    """Whether a model was made under the scope of the workers' strategy."""
-    return is_job_strategy(getattr(model, "_distribute_strategy", None))
+    """Whether a model was made under the scope of the job's strategy."""
+    return is_job_strategy(private(model, "_distribute_strategy"))  # Of TensorFlowTrainer.__init__.
 
 
 def of(model: Any) -> contextlib.AbstractContextManager[Any]:
-    """The scope a model was made under; where variables have to be made that belong to it."""
+    """The scope that a model was made under, in which variables that belong to it are made."""
     if not contains(model) or tf.distribute.has_strategy():
         return contextlib.nullcontext()
     scope: contextlib.AbstractContextManager[Any] = current().strategy().scope()
@@ -88,8 +93,8 @@ def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
         if tf.distribute.has_strategy() and is_job_strategy(tf.distribute.get_strategy()):
             raise UnsupportedError(
                 "compile was called under tfddl.strategy().scope(), but the model was made outside "
-                "of it: its variables aren't the strategy's. Make the model under the scope too; "
-                "or leave the scope, and compile with tfddl.DistributedOptimizer(…)."
+                "of it: its variables aren't the strategy's. HINT: make the model under the scope "
+                "too; or leave the scope, and compile with tfddl.DistributedOptimizer(…)."
             )
         return optimizer
     if optimizer is None or is_under_scope(optimizer):
@@ -98,13 +103,14 @@ def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
     if is_distributed(optimizer):
         raise UnsupportedError(
             "A model made under tfddl.strategy().scope() got a DistributedOptimizer: its gradients "
-            "would be averaged twice. Compile it with the plain Keras optimizer, which tfddl makes "
-            "exact; or make the model outside of the scope."
+            "would be averaged twice. HINT: compile it with the plain Keras optimizer, which tfddl "
+            "makes exact; or make the model outside of the scope."
         )
-    if not is_job_strategy(getattr(optimizer, "_distribution_strategy", None)):
+    # Of TFOptimizer.__init__ (keras/src/backend/tensorflow/optimizer.py).
+    if not is_job_strategy(private(optimizer, "_distribution_strategy")):
         raise UnsupportedError(
             f"The model was made under tfddl.strategy().scope(), its {type(optimizer).__name__} "
-            "was not. Make the optimizer under the scope too."
+            "was not. HINT: make the optimizer under the scope too."
         )
     update_in_place(current().strategy())
     sums = {getattr(part, "reduction", None) for part in tf.nest.flatten(loss)} == {"sum"}
@@ -115,24 +121,21 @@ def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
 def update_in_place(strategy: tf.distribute.Strategy) -> None:
     """Lets variables be updated where a worker's only replica runs.
 
-    TensorFlow does so by itself where XLA compiles the step for GPUs. Otherwise Keras' optimizers
-    would ask for the cross-replica context inside of branches: for accumulated gradients, moving
-    averages of the weights, and loss scaling.
-
     Raises:
         UnsupportedError: TensorFlow has changed, or the worker has several replicas.
     """
+    # tensorflow/python/distribute/mirrored_strategy.py: MirroredExtended._use_merge_call, which
+    # TensorFlow itself makes False where XLA compiles the step for GPUs. Where it is True, Keras'
+    # optimizers ask for the cross-replica context inside of branches: for accumulated gradients,
+    # moving averages of the weights, and loss scaling.
     extended = strategy.extended
     if not isinstance(getattr(extended, "_use_merge_call", lambda: None)(), bool):
-        raise UnsupportedError(
-            f"TensorFlow {tf.__version__} has changed in a way that tfddl doesn't know: its "
-            "strategies have no _use_merge_call. Use a TensorFlow that tfddl's README names, or a "
-            "newer tfddl."
-        )
+        text = changed("a strategy's extended._use_merge_call is gone", library=tf)
+        raise UnsupportedError(text)
     if len(extended.worker_devices) != 1:
         raise UnsupportedError(
-            f"The strategy has {len(extended.worker_devices)} devices in this worker; tfddl needs "
-            "one worker for each GPU. Start more workers, one for each."
+            f"The strategy has {len(extended.worker_devices)} devices in this worker; expected "
+            "one. HINT: start one worker for each GPU."
         )
     extended._use_merge_call = lambda: False
 
@@ -142,7 +145,7 @@ def write_in_place(model: Any) -> None:
 
     Keras asks for some, such as `iterations`, to be written by the first replica for all, or with
     the mean of all. TensorFlow does that in the cross-replica context, or by collectives of its
-    own; here each worker writes its own, and what has to be alike is agreed upon before.
+    own; here each worker writes its own, and what must be alike has been agreed on before.
 
     Raises:
         UnsupportedError: TensorFlow has changed.
@@ -153,17 +156,18 @@ def write_in_place(model: Any) -> None:
             continue  # Written in place anyway.
         mirrored = getattr(variable, "value", variable)
         if getattr(mirrored, "aggregation", none) is not none:
+            # tensorflow/python/distribute/values.py: what DistributedVariable.aggregation returns.
             mirrored._aggregation = none
         if getattr(mirrored, "aggregation", none) is not none:
-            raise UnsupportedError(
-                f"TensorFlow {tf.__version__} has changed in a way that tfddl doesn't know: how a "
-                "mirrored variable is written can't be set. Use a TensorFlow that tfddl's README "
-                "names, or a newer tfddl."
-            )
+            text = changed("the aggregation of a mirrored variable can't be set", library=tf)
+            raise UnsupportedError(text)
 
 
 def is_summed_on_read(variable: Any) -> bool:
-    """Whether TensorFlow adds up the workers' values of a variable wherever it is read."""
+    """Whether TensorFlow adds up the workers' values of a variable wherever it is read.
+
+    Under a strategy, metrics' variables are such.
+    """
     mirrored = getattr(variable, "value", variable)
     if not isinstance(mirrored, tf.distribute.DistributedValues):
         return False  # Keras asks for it everywhere; without a strategy it has no effect.
@@ -201,12 +205,11 @@ def _local(strategy: Any, value: Any) -> Any:
     return strategy.experimental_local_results(value)[0]
 
 
-class _AsItIs:
-    """Takes the place of a strategy that would cut a dataset again."""
+class _Undistributed:
+    """Takes the place of a strategy that would cut a dataset again: it is the worker's shard."""
 
     @staticmethod
     def experimental_distribute_dataset(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The dataset: it is this worker's share."""
         return dataset
 
 
@@ -214,7 +217,7 @@ def _epoch_iterator(
     original: Callable[..., Any], self: Any, distribute_strategy: Any = None, **kwargs: Any
 ) -> None:
     if is_job_strategy(distribute_strategy):
-        distribute_strategy = _AsItIs()
+        distribute_strategy = _Undistributed()
     original(self, distribute_strategy, **kwargs)
 
 

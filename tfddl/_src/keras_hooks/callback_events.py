@@ -1,0 +1,177 @@
+"""The events of `fit`, as callbacks of ours get them from Keras.
+
+Two of them are put around the user's callbacks: `FirstCallback` before all, so that ranks that are
+about to train differently are stopped before any callback waits for the others; `LastCallback`
+after all, because what the ranks agree on (the end of training, the learning rate) is known only
+when every callback has had its say.
+
+Keras appends its `History` and progress bar to the list it gets, unless they are in it
+(`CallbackList._add_default_callbacks`, keras/src/callbacks/callback_list.py). They are put in
+front of `LastCallback`: a checkpoint holds the history with the epoch that has just ended, and a
+resumed history must not be emptied again by `History.on_train_begin`.
+
+On TensorFlow Keras calls all of them in the thread of `fit`, whatever they override: its
+asynchronous dispatch needs a backend that is thread-safe, and TensorFlow's says that it isn't
+(`IS_THREAD_SAFE`, keras/src/backend/tensorflow/core.py, Keras 3.11 to 3.15).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from tfddl._src.data import epoch_state
+from tfddl._src.keras_hooks import consistency, initial_state, stopping
+from tfddl._src.keras_hooks.builtin_callbacks import flatten_callbacks
+from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks
+from tfddl._src.keras_hooks.fit_state import FitState, job_callbacks
+from tfddl._src.keras_hooks.step_state import step_state, warn_of_uneven_steps
+from tfddl._src.runtime import current
+
+
+class Heartbeat(keras.callbacks.Callback):
+    """Shows the launcher that batches are being done, in `fit`, `evaluate` and `predict`."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Reports one batch."""
+        current().progress_page.beat()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Reports one batch."""
+        current().progress_page.beat()
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Reports one batch."""
+        current().progress_page.beat()
+
+
+class EpochCallback(Heartbeat):
+    """Also tells `shard_dataset` which epoch begins: each has an order of its own."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Before any callback that may iterate over the data."""
+        epoch_state().epoch = epoch
+
+
+class FirstCallback(EpochCallback):
+    """What comes before all other callbacks in a `fit` that the job follows."""
+
+    def __init__(self, fit: FitState) -> None:
+        super().__init__()
+        self._fit = fit
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Compares the ranks' plans, before a callback can wait for the others in vain."""
+        fit = self._fit
+        params = self.params or {}  # Of a CallbackList of the user's that was made without any.
+        plan = None if fit.shard is None else fit.shard.plan
+        fit.steps = params.get("steps") or (None if plan is None else plan.steps)
+        fit.epochs = int(params.get("epochs", fit.epochs))
+        if plan is not None and plan.steps != fit.steps:
+            fit.shard = None  # With steps_per_epoch an epoch isn't a pass over the shard.
+        if fit.together:
+            initial_state.compare_before_callbacks(fit)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Notes which epoch begins, and how much of it an earlier run has done."""
+        super().on_epoch_begin(epoch, logs)
+        fit = self._fit
+        fit.epoch, fit.is_complete = epoch, False
+        fit.done = 0 if fit.rest_of_epoch is None else fit.rest_of_epoch.skipped
+        if fit.together:
+            step_state(fit.model).steps.assign(fit.done)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Reports the step, before a callback can end the process."""
+        current().progress_page.count_step(
+            epoch=self._fit.epoch, step=_steps_done(self._fit, batch)
+        )
+
+
+class LastCallback(keras.callbacks.Callback):
+    """What comes after all other callbacks in a `fit` that the job follows."""
+
+    def __init__(self, fit: FitState) -> None:
+        super().__init__()
+        self._fit = fit
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Compares the ranks once more, and gives all of them the same state."""
+        if self._fit.together:
+            initial_state.synchronize(self._fit)
+        for callback in job_callbacks(self._fit):
+            callback.after_train_begin(self._fit)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Compares the learning rates that callbacks have set."""
+        if self._fit.together:
+            consistency.compare_learning_rates(self._fit.model, epoch)
+        for callback in job_callbacks(self._fit):
+            callback.after_epoch_begin(self._fit)
+        self._fit.training = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Ends training on all ranks after the same step, where any of them wants it to end."""
+        fit = self._fit
+        fit.done = _steps_done(fit, batch)
+        if fit.together and stopping.stop_within_epoch(fit):
+            raise_on_all_ranks(fit)
+        for callback in job_callbacks(fit):
+            callback.after_train_batch(fit, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Ends training on all ranks after this epoch, where any of them wants it to end."""
+        fit = self._fit
+        if fit.together:
+            stopping.stop_after_epoch(fit)
+            warn_of_uneven_steps(fit)
+        # All callbacks of a list get the same dictionary: these are the logs with what those before
+        # have added.
+        for callback in job_callbacks(fit):
+            callback.after_epoch(fit, logs or {})
+
+
+def _steps_done(fit: FitState, batch: int) -> int:
+    # Keras counts whole executions of several steps; the last of an epoch may have fewer.
+    return batch + 1 if fit.steps is None else min(batch + 1, fit.steps)
+
+
+@contextmanager
+def installed(
+    given: dict[str, Any], first: keras.callbacks.Callback, last: keras.callbacks.Callback | None
+) -> Iterator[None]:
+    """Puts callbacks of ours around those that `fit`, `evaluate` or `predict` has got.
+
+    Args:
+        given: The arguments of the call; its callbacks are replaced.
+        first: Before all others.
+        last: After all others, Keras' history and progress bar included; only for `fit`.
+    """
+    callbacks = given.get("callbacks")
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        around: Sequence[Any] = [] if last is None else [*_defaults(given), last]
+        given["callbacks"] = [first, *flatten_callbacks(callbacks), *around]
+        yield
+        return
+    # A list of the user's has its history and progress bar, if any, and has been told model and
+    # parameters. It may be used again: it must not keep what belongs to this call.
+    before = list(callbacks.callbacks)
+    ours = [first] if last is None else [first, last]
+    for callback in ours:
+        callback.set_params(callbacks.params)
+        callback.set_model(callbacks.model)
+    callbacks.callbacks = [first, *before, *ours[1:]]
+    try:
+        yield
+    finally:
+        callbacks.callbacks = before
+
+
+def _defaults(given: dict[str, Any]) -> list[Any]:
+    """Keras' own callbacks that aren't among the user's."""
+    callbacks = flatten_callbacks(given.get("callbacks"))
+    kinds = [keras.callbacks.History]
+    if given.get("verbose", "auto") != 0:
+        kinds.append(keras.callbacks.ProgbarLogger)
+    return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
