@@ -29,6 +29,7 @@ from tfddl._src.comm import (
     ReduceOp,
     SingleProcessGroup,
 )
+from tfddl._src.comm.errors import RankStalledError
 from tfddl._src.comm.instrumentation import Operation
 from tfddl._src.comm.native import OpSignature
 from tfddl._src.sharding import BlockPlan, GlobalPlan
@@ -159,6 +160,23 @@ def test_what_is_traced_and_what_is_under_way() -> None:
     # Of two ranks, these were operations of one only.
     assert recorded.counts() == (0, 0)
     assert recorded.counts_of_all_groups() == (5, 5)
+
+
+def test_an_operation_that_fails_is_over() -> None:
+    """Otherwise it would look as if this rank waited in it."""
+
+    class _Failing(SingleProcessGroup):
+        def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+            raise RankStalledError("it took too long")
+
+    recorded = Instrumentation(1)
+    group = InstrumentedGroup(_Failing(), recorded)
+    with pytest.raises(RankStalledError):
+        group.all_gather(tf.ones([3]))
+    with pytest.raises(RankStalledError), recorded.record(Operation("sum", "sum", (0,)), 8):
+        raise RankStalledError("it took too long")
+    assert recorded.counts() == (2, 2)
+    assert recorded.current_operation().text == "the first operation"
 
 
 def test_the_meter() -> None:

@@ -1,12 +1,12 @@
-"""What TensorFlow's runtime does, and has no public API for."""
+"""What TensorFlow's runtime does, and has no public API for: the only private parts used here."""
 
 import tensorflow as tf
 from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
 
 
-def end_collectives(text: str) -> None:
-    """Ends all collectives of this process that wait, and all that follow.
+def abort_collectives(text: str) -> None:
+    """Aborts all collectives of this process that wait, and all that follow.
 
     Args:
         text: What the `tf.errors.DeadlineExceededError` of each of them says.

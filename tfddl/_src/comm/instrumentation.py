@@ -234,6 +234,10 @@ class Instrumentation:
         try:
             with tf.control_dependencies([] if is_eager else before):
                 arrived = launch([tf.identity(tensor) for tensor in tensors])
+        except BaseException:
+            if is_eager:  # It is no longer under way: others may follow.
+                counts.ended.value.assign_add(one, read_value=False)
+            raise
         finally:
             if is_eager:
                 self._eager = None

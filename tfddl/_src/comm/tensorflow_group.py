@@ -212,7 +212,7 @@ class TensorFlowGroup(ProcessGroup):
     def abort(self, text: str) -> None:
         """See `ProcessGroup.abort`; of all TensorFlow's collectives of this process."""
         self._shared.guard.abort(text)
-        coordination_service.end_collectives(text)
+        coordination_service.abort_collectives(text)
 
     def reduce_scatter(
         self,
