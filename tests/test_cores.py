@@ -55,6 +55,7 @@ def test_threads_keep_to_a_quota(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: quota)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert cores_of_worker(local_size) == threads
     assert has_own_core(local_size) == has_own
@@ -69,6 +70,7 @@ def test_where_processes_are_not_bound(
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: told)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
     monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
     assert cpu.num_affinity_cores() == cpu.num_usable_cores() == cores_found
     assert has_own_core(cores_found)

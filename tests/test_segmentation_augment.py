@@ -24,7 +24,7 @@ def _rng(*numbers: int) -> np.random.Generator:
     return np.random.default_rng(list(numbers))
 
 
-def test_result_depends_on_the_generator_only() -> None:
+def test_it_is_a_function_of_the_generator_and_nothing_else() -> None:
     image, mask = _example()
     before = image.copy(), mask.copy()
     augment = Augmentation(TRANSFORMS)
@@ -37,7 +37,7 @@ def test_result_depends_on_the_generator_only() -> None:
     np.testing.assert_array_equal(mask, before[1])
 
 
-def test_draws_do_not_depend_on_the_image() -> None:
+def test_what_is_drawn_does_not_depend_on_the_image() -> None:
     ends = []
     for shape in ((40, 56), (8, 8)):
         rng = _rng(5)
@@ -46,13 +46,13 @@ def test_draws_do_not_depend_on_the_image() -> None:
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("changes", [(name,) for name in MOVES] + [TRANSFORMS])
+@pytest.mark.parametrize("transforms", [(name,) for name in MOVES] + [TRANSFORMS])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_masks_are_transformed_like_their_images(changes: tuple[str, ...], channels: int) -> None:
+def test_masks_go_with_their_images(transforms: tuple[str, ...], channels: int) -> None:
     image, mask = _example(channels=channels)
     moved = 0
     for n in range(12):
-        new_image, new_mask = Augmentation(changes)(_rng(n), image, mask)
+        new_image, new_mask = Augmentation(transforms)(_rng(n), image, mask)
         assert new_image.shape == image.shape
         assert new_mask.shape == mask.shape
         assert new_image.dtype == new_mask.dtype == np.uint8
@@ -95,7 +95,7 @@ def test_shift_scale_and_rotation_stay_within_their_limits() -> None:
     assert 1.1 < max(sizes) < 1.22
 
 
-def test_pixels_from_outside_are_mirrored() -> None:
+def test_what_comes_in_from_outside_is_the_mirror_image() -> None:
     image, mask = _example()
     image[:], mask[:] = 200, 1
     for n in range(5):
@@ -118,11 +118,11 @@ def test_brightness_leaves_mask_and_opacity_alone() -> None:
     assert 1.15 < max(factors) < 1.26
 
 
-def test_tiny_images() -> None:
+def test_tiny_images_are_moved_too() -> None:
     Augmentation(TRANSFORMS)(_rng(0), np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2, 1), np.uint8))
 
 
-@pytest.mark.parametrize("changes", [("flip", "twirl"), ("flip", "flip")])
-def test_refuses(changes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("transforms", [("flip", "twirl"), ("flip", "flip")])
+def test_refuses(transforms: tuple[str, ...]) -> None:
     with pytest.raises(UnsupportedError, match=r"--augment is flip,\w+; it must be some of flip,"):
-        Augmentation(changes)
+        Augmentation(transforms)

@@ -1,4 +1,4 @@
-"""What `tfddl-train` is told: its flags, presets, and what they may be."""
+"""The flags of `tfddl-train`, its presets, and which values are valid."""
 
 import dataclasses
 import sys
@@ -48,10 +48,10 @@ FLAGS = [
 
 
 def _own_flags() -> list[Any]:
-    return list(flags.FLAGS.get_flags_for_module(train.__name__))
+    return flags.FLAGS.get_key_flags_for_module(train.__name__)
 
 
-def test_flags_and_config_fields_are_these() -> None:
+def test_flags_are_these_and_the_config_has_them_all() -> None:
     assert sorted(flag.name for flag in _own_flags()) == FLAGS
     assert sorted(field.name for field in dataclasses.fields(TrainConfig)) == FLAGS
 
@@ -139,7 +139,7 @@ def test_source_is_the_systems_network_and_training() -> None:
     assert config.augment == ()
 
 
-def test_a_flag_overrides_the_preset() -> None:
+def test_a_flag_that_is_given_wins_over_the_preset() -> None:
     default = default_config()
     with flagsaver.flagsaver(preset="source", epochs=default.epochs, filters=["4", "8"]):
         config = train.config_from_flags()
@@ -149,7 +149,7 @@ def test_a_flag_overrides_the_preset() -> None:
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_presets_are_told_as_one_would_write_them(preset: str) -> None:
+def test_help_shows_presets_as_flags(preset: str) -> None:
     """What --help says of a preset, given as flags, is what it sets."""
     default_config()
     written = describe(preset).split()
@@ -164,7 +164,7 @@ def test_presets_are_told_as_one_would_write_them(preset: str) -> None:
     assert set(names) <= {field.name for field in dataclasses.fields(TrainConfig)}
 
 
-def test_folders_lie_in_the_output_folder_unless_given() -> None:
+def test_directories_are_in_the_output_directory_unless_given() -> None:
     config = default_config()
     assert config.checkpoint_dir == config.output_dir / "checkpoints"
     assert config.tensorboard_dir == config.output_dir / "tensorboard"

@@ -57,7 +57,7 @@ def test_an_unreadable_pair_is_named(tmp_path: Path, how: str, message: str) -> 
 
 
 @pytest.mark.parametrize("kind", EXTENSIONS)
-def test_truncated_files_are_found_by_their_trailer(tmp_path: Path, kind: str) -> None:
+def test_files_that_are_cut_short_are_found_by_their_end(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
     for name in ("images/1", "masks/1_mask"):
         path = tmp_path / f"{name}{kind}"
@@ -70,7 +70,7 @@ def test_truncated_files_are_found_by_their_trailer(tmp_path: Path, kind: str) -
     assert found.startswith(f"1: masks/1_mask{kind} can't be read: ")
 
 
-def test_damage_inside_is_found_by_decoding(tmp_path: Path) -> None:
+def test_damage_inside_is_found_by_reading(tmp_path: Path) -> None:
     make_pairs(tmp_path, "1")
     path = tmp_path / "images" / "1.png"
     content = bytearray(path.read_bytes())
@@ -90,7 +90,7 @@ def test_image_and_mask_of_different_sizes(tmp_path: Path) -> None:
         _open(tmp_path).load(0)
 
 
-def test_photographs_are_rotated_by_exif(tmp_path: Path) -> None:
+def test_photographs_are_turned_as_their_camera_says(tmp_path: Path) -> None:
     make_pairs(tmp_path, "1")
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
@@ -103,7 +103,7 @@ def test_photographs_are_rotated_by_exif(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("channels", "pixel"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])]
 )
-def test_loads_uint8_of_the_requested_size_and_channels(
+def test_loads_bytes_of_the_asked_size_and_channels(
     tmp_path: Path, channels: int, pixel: list[int]
 ) -> None:
     save(tmp_path / "images" / "1.png", size=(20, 10), value=(255, 0, 0))
@@ -159,7 +159,7 @@ def test_problems_are_named_or_left_out(tmp_path: Path) -> None:
         f"13 of the pairs in {tmp_path} can't be used:",
         *(f"  {i}: bad" for i in range(10)),
         "  … and 3 more",
-        "HINT: mend them, or leave them out with --skip_bad.",
+        "HINT: repair them, or leave them out with --skip_bad.",
     ]
     with pytest.raises(
         DataError, match=r"no usable pair in .*: all 1 have been left out\.\n  1: b"
@@ -176,11 +176,10 @@ def _write_arrays(directory: Path, *, num_examples: int = 3) -> tuple[np.ndarray
     return images, masks
 
 
-def test_arrays_are_mapped_and_read_row_by_row(tmp_path: Path) -> None:
+def test_arrays_are_read_row_by_row(tmp_path: Path) -> None:
     images, masks = _write_arrays(tmp_path)
     examples = _open(tmp_path)
     assert isinstance(examples, ArrayExamples)
-    assert isinstance(examples.images, np.memmap)
     assert examples.names == ("000000", "000001", "000002")
     (tmp_path / "names.json").write_text(json.dumps(["a", "b", "c"]))
     examples = _open(tmp_path).without({1})
@@ -189,6 +188,18 @@ def test_arrays_are_mapped_and_read_row_by_row(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image, images[2])
     np.testing.assert_array_equal(mask, masks[2])
     assert type(image) is type(mask) is np.ndarray  # nothing that holds on to the file
+    path = tmp_path / "images.npy"
+    path.write_bytes(path.read_bytes()[:-1])  # Through a mapping, a large file would be a SIGBUS.
+    with pytest.raises(DataError, match=r"images\.npy, which now ends before byte .*: it was cut"):
+        examples.load(1)
+
+
+def test_arrays_in_fortran_order_are_read_too(tmp_path: Path) -> None:
+    images, masks = _write_arrays(tmp_path)
+    np.save(tmp_path / "images.npy", np.asfortranarray(images))
+    image, mask = _open(tmp_path).load(2)
+    np.testing.assert_array_equal(image, images[2])
+    np.testing.assert_array_equal(mask, masks[2])
 
 
 @pytest.mark.parametrize("foreground", [True, 1, 255])
@@ -234,7 +245,7 @@ def test_arrays_that_do_not_fit(
         (slice(0), r"masks\.npy can't be read, or is cut short: "),
     ],
 )
-def test_truncated_arrays(tmp_path: Path, content: slice | None, said: str) -> None:
+def test_arrays_that_are_cut_short(tmp_path: Path, content: slice | None, said: str) -> None:
     _write_arrays(tmp_path)
     path = tmp_path / "masks.npy"
     if content is None:
