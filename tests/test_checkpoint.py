@@ -344,7 +344,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from tfddl._src.directory_lock import DirectoryLock
-lock = FolderLock(Path(sys.argv[1]))
+lock = DirectoryLock(Path(sys.argv[1]))
 child = os.fork()
 if child:
     print(os.getpid(), child, flush=True)
@@ -410,8 +410,9 @@ def test_a_process_may_have_its_folder_several_times(
     first, second = CheckpointStore(tmp_path).prepare(), CheckpointStore(tmp_path).prepare()
     first.release()
     first.release()
-    taking = [sys.executable, "-c", "import sys; from pathlib import Path; from tfddl import "]
-    taking[-1] += "folder_lock as f; f._SAME_HOST_S = 0.0; f.FolderLock(Path(sys.argv[1]))"
+    taking = [sys.executable, "-c", "import sys; from pathlib import Path"]
+    taking[-1] += "; from tfddl._src import directory_lock as d; d._SAME_HOST_S = 0.0"
+    taking[-1] += "; d.DirectoryLock(Path(sys.argv[1]))"
     line = [*taking, str(tmp_path)]
     assert b"in use by" in subprocess.run(line, cwd=ROOT, capture_output=True, timeout=60).stderr
     second.release()

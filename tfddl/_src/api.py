@@ -101,7 +101,10 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         cores=read_cores(os.environ),
     )
     runtime.start(
-        detect(os.environ), options, ProgressPage.given(os.environ), secret=read_secret(os.environ)
+        detect(os.environ),
+        options,
+        ProgressPage.from_environment(os.environ),
+        secret=read_secret(os.environ),
     )
     keras_hooks.install()
     if rank() == 0:

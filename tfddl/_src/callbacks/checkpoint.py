@@ -209,7 +209,7 @@ class Checkpoint(JobCallback):
             return
         on_all_ranks(self.wait, error=CheckpointError)  # Nobody leaves before it is written.
         self._preemption.stop_listening(answered=True)
-        current().board.set(WorkerFlags.PREEMPTED)
+        current().board.set_flags(WorkerFlags.PREEMPTED)
         _say(
             f"tfddl: SIGTERM has come: saved to {self.store.directory}; ending with status "
             f"{SAVED_STATUS}, and the same command goes on from there"

@@ -29,7 +29,7 @@ class Preemption:
             self.asked, self._listens = False, True
             signal.signal(signal.SIGTERM, self._ask)
             current().sigterm_handler = self._ask
-            current().board.set(WorkerFlags.SAVES_ON_SIGTERM)
+            current().board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 
     def stop_listening(self, *, answered: bool) -> None:
         """Gives SIGTERM back its meaning.
@@ -41,7 +41,7 @@ class Preemption:
         if not self._listens:
             return
         self._listens = False
-        current().board.unset(WorkerFlags.SAVES_ON_SIGTERM)
+        current().board.clear_flags(WorkerFlags.SAVES_ON_SIGTERM)
         current().sigterm_handler = None
         # TensorFlow's own handler, which Python doesn't know of, only takes a note of the signal.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -70,7 +70,7 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
         "size": current().cluster.size,
         "epoch": position.epoch,
         "consumed": position.consumed,
-        "stretches": [[s.size, s.batch_size, s.steps] for s in position.stretches],
+        "stretches": [[s.size, s.batch_size, s.steps] for s in position.spans],
         "data": _data(fit),
         "finished": builtin_callbacks.stopped_early(fit.callbacks),
         "iterations": int(innermost(optimizer).iterations.numpy()),

@@ -211,7 +211,7 @@ def _outside_of_fit(given: dict[str, Any], stage: Stage) -> Iterator[Callable[[F
         )
 
     try:
-        with reraise_data_errors((given.get("x"),)), runtime.board.during(stage):
+        with reraise_data_errors((given.get("x"),)), runtime.board.in_stage(stage):
             yield begin
     finally:
         runtime.fit, runtime.epoch, runtime.resume = before
@@ -224,7 +224,7 @@ def _in_fit(fit: FitState, stage: Stage, *, validates: bool) -> Iterator[None]:
     before = fit.training, fit.validating, runtime.resume
     fit.training, fit.validating, runtime.resume = False, validates, None
     try:
-        with runtime.board.during(stage):
+        with runtime.board.in_stage(stage):
             yield
     finally:
         fit.training, fit.validating, runtime.resume = before

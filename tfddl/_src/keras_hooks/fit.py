@@ -92,7 +92,7 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     for dataset in datasets:
         clear_errors(dataset)
     try:
-        with reraise_data_errors(datasets), runtime.board.during(Stage.TRAINING):
+        with reraise_data_errors(datasets), runtime.board.in_stage(Stage.TRAINING):
             runtime.fit = fit = _session(self, call)
             return original(*call.args, **call.kwargs)
     finally:

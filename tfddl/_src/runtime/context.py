@@ -230,20 +230,20 @@ class Runtime:
     def disown(self) -> None:
         """In a forked child: lets go of what is the worker's."""
         self.is_child = True
-        self.board.forget()
+        self.board.detach()
         self.commits = None
         if self.cluster.size > 1:
             self.transport = ForkedProcessGroup(self.cluster.rank, self.cluster.size)
 
     def _report_progress(self) -> None:
-        self.board.sign()
+        self.board.record_pid()
         self.board.enable_stack_dumps()
         if self.board.is_shared and self.cluster.size > 1:
             self._counts_rounds = True
-            teller = ProgressReporter(
+            reporter = ProgressReporter(
                 self.board, self.transport.counts, lambda: self._rounds.number
             )
-            atexit.register(teller.end)
+            atexit.register(reporter.stop)
 
     def _connect(self, met: JoinedJob) -> None:
         def start_strategy(why: str) -> tf.distribute.Strategy:
