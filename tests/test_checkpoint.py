@@ -220,7 +220,7 @@ def test_three_are_kept_where_nothing_is_said(tmp_path: Path) -> None:
     assert [path.name for path in store.files()] == [f"step-000000000{n}.npz" for n in (4, 3, 2)]
 
 
-def test_a_folder_that_is_not_there_has_none(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_there_has_none(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "none")
     assert store.files() == []
     assert list(store.newest_first()) == []
@@ -255,7 +255,7 @@ def test_a_full_disk_is_told_before_the_training(tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
-        with pytest.raises(CheckpointError, match="can't be written to .* Choose another folder"):
+        with pytest.raises(CheckpointError, match="can't be written to .* HINT: choose another d"):
             CheckpointStore(tmp_path).prepare()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -311,18 +311,18 @@ def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tfddl._src.checkpoint.FORMAT", 2)
         write(newer, SNAPSHOT)
-    with pytest.raises(CheckpointError, match="has format 2, and this tfddl reads 1"):
+    with pytest.raises(CheckpointError, match="has format 2; expected 1\\. HINT: update tfddl"):
         read(newer)
 
 
-@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "link to a device"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "link to a device"])
 def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.write(_step(1), step=1)
     path = tmp_path / "step-0000000007.npz"
     if kind == "fifo":
         os.mkfifo(path)
-    elif kind == "folder":
+    elif kind == "directory":
         path.mkdir()
     elif kind == "device" and os.geteuid() == 0:
         os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero, which never ends
@@ -330,16 +330,16 @@ def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
         path.symlink_to("/dev/zero")
     (_, error), (_, found) = store.newest_first()
     assert isinstance(error, CheckpointError)
-    assert re.search(r"is damaged: (it is no plain file|.*Is a directory)", str(error))
+    assert re.search(r"is damaged: (it is no regular file|.*Is a directory)", str(error))
     assert isinstance(found, Snapshot)
     store.set_aside(path)
     assert [file.name for file in store.files()] == ["step-0000000001.npz"]
     os.mkfifo(tmp_path / BEST)
-    with pytest.raises(CheckpointError, match="it is no plain file"):
+    with pytest.raises(CheckpointError, match="it is no regular file"):
         store.best()
 
 
-# Takes the folder, then waits to be killed; a child that it has forked lives on.
+# Takes the directory, then waits to be killed; a child that it has forked lives on.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -354,7 +354,7 @@ time.sleep(60)
 
 @contextlib.contextmanager
 def _holding(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the folder, and has said so."""
+    """Another process that has the directory, and has said so."""
     line = [sys.executable, "-c", HOLDER, str(directory)]
     with subprocess.Popen(
         line, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -367,7 +367,7 @@ def _holding(directory: Path) -> Iterator[subprocess.Popen[str]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_folder_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path)
     store.write(_step(1), step=1)
     (tmp_path / ".writing-checkpoint-abc").write_bytes(b"half")
@@ -403,7 +403,7 @@ def test_a_lock_of_another_host_is_waited_for(
     assert [waiting in record.getMessage() for record in caplog.records] == [True, True]
 
 
-def test_a_process_may_have_its_folder_several_times(
+def test_a_process_may_have_its_directory_several_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory_lock, "_SAME_HOST_S", 0.3)
@@ -450,6 +450,6 @@ def test_a_file_system_without_locks_is_told(
     (tmp_path / ".writing-checkpoint-abc").write_bytes(b"maybe another job's")
     lock = CheckpointStore(tmp_path).prepare()
     assert not lock.is_held
-    assert "has no locks (No locks available): it isn't noticed" in caplog.text
+    assert "has no locks (No locks available): another job" in caplog.text
     lock.release()
     assert [path.name for path in tmp_path.iterdir()] == [".writing-checkpoint-abc"]
