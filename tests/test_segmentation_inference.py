@@ -154,7 +154,7 @@ def test_an_image_that_can_not_be_read_stops_all_or_is_left_out(job: Path, group
     damage(job / "images" / "car 3.png", "truncated")
     first, second = groups(2).run(CASE, config=_config(job))
     problem = "images/car 3.png can't be read: image file is truncated"
-    hint = "\nHINT: mend it, or leave such images out with --skip_bad."
+    hint = "\nHINT: repair it, or leave such images out with --skip_bad."
     assert first["error"].startswith(f"DataError: Rank 1 has stopped: {problem}")
     assert second["error"].startswith(f"DataError: {problem}")
     assert first["error"].endswith(hint)

@@ -1,4 +1,4 @@
-"""What scripts ask of variables, which were TensorFlow's own in Keras 2."""
+"""Variables: `ref()` and `device`, since Keras 2's variables were TensorFlow's."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
 
 
 class Reference:
-    """Stands for a variable in sets and dictionaries, as ``tf.Variable.ref()`` does."""
+    """A hashable reference to a variable, like that of ``tf.Variable.ref()``."""
 
     def __init__(self, variable: Any) -> None:
         self._variable = variable
@@ -24,15 +24,17 @@ class Reference:
         return id(self._variable)
 
 
-def install(telling: DeprecationWarnings) -> None:
-    """Puts the compatibility in place."""
+def install(deprecations: DeprecationWarnings) -> None:
+    """Patches Keras."""
 
     def ref(self: Any) -> Reference:
-        telling.once("variable.ref()", "id(variable), or variable.path, for Keras' variables.")
+        deprecations.warn_once(
+            "variable.ref()", "id(variable), or variable.path, for Keras' variables."
+        )
         return Reference(self)
 
     def device(self: Any) -> str:
-        telling.once("variable.device", "variable.value.device.")
+        deprecations.warn_once("variable.device", "variable.value.device.")
         name: str = self.value.device
         return name
 
