@@ -18,7 +18,7 @@ class ProcessSet(collectives.ProcessSet):
 
 
 global_process_set = ProcessSet()
-"""All ranks."""
+"""The set of all ranks, whose id is 0."""
 
 
 def process_set_by_id(process_set_id: int) -> ProcessSet:

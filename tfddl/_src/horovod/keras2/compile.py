@@ -19,7 +19,7 @@ _READERS = ("workers", "use_multiprocessing", "max_queue_size")
 
 
 def install(deprecations: DeprecationWarnings) -> None:
-    """Patches Keras."""
+    """Patches Keras. It is idempotent."""
     _wrap_compile(deprecations)
     for name in _GENERATORS.values():
         _wrap_reader(deprecations, name)

@@ -15,7 +15,7 @@ _LEGACY_NAMES = ("Adagrad", "Adam", "Ftrl", "Optimizer", "RMSprop", "SGD")
 
 
 def install(deprecations: DeprecationWarnings) -> None:
-    """Patches Keras."""
+    """Patches Keras. It is idempotent."""
     for kind in _kinds():
         _make_variables_callable(kind, deprecations)
         _accept_lr(kind, deprecations)

@@ -14,7 +14,7 @@ class Reference:
         self._variable = variable
 
     def deref(self) -> Any:
-        """The variable."""
+        """The variable that was referred to."""
         return self._variable
 
     def __eq__(self, other: object) -> bool:
@@ -25,7 +25,7 @@ class Reference:
 
 
 def install(deprecations: DeprecationWarnings) -> None:
-    """Patches Keras."""
+    """Patches Keras. It is idempotent."""
 
     def ref(self: Any) -> Reference:
         deprecations.warn_once(
