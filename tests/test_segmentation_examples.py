@@ -273,10 +273,10 @@ def test_names_that_do_not_fit(tmp_path: Path, text: str, said: str) -> None:
 
 def test_split_is_complete_and_not_the_tail() -> None:
     for num_examples in range(2, 40):
-        for share in (0.01, 0.1, 0.5, 0.99):
-            training, validation = split_examples(num_examples, validation_split=share, seed=1)
+        for split in (0.01, 0.1, 0.5, 0.99):
+            training, validation = split_examples(num_examples, validation_split=split, seed=1)
             assert sorted([*training, *validation]) == list(range(num_examples))
-            assert len(validation) == min(max(round(num_examples * share), 1), num_examples - 1)
+            assert len(validation) == min(max(round(num_examples * split), 1), num_examples - 1)
     training, validation = split_examples(100, validation_split=0.2, seed=1)
     again = split_examples(100, validation_split=0.2, seed=1)
     np.testing.assert_array_equal(validation, again[1])

@@ -112,7 +112,7 @@ def test_every_image_gets_its_mask_from_one_worker(job: Path, groups: Groups) ->
     assert first["error"] == second["error"] == ""
     assert first["result"] == second["result"]
     assert (first["result"].num_masks, first["result"].num_skipped) == (7, 0)
-    # Shares in order, none missing, none twice, and nothing else is left there.
+    # Shards in order, none missing, none twice, and nothing else is left there.
     assert first["written"] == [f"car {i}_mask.png" for i in range(4)]
     assert second["written"] == [f"car {i}_mask.png" for i in range(4, 7)]
     assert sorted(path.name for path in (job / "masks").iterdir()) == sorted(truth)
