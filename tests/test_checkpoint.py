@@ -43,7 +43,7 @@ def _step(step: int) -> Snapshot:
     return Snapshot({"step": step}, {"x": np.full(3, step)})
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_written(tmp_path: Path) -> None:
     write(tmp_path / "a.npz", SNAPSHOT)
     found = read(tmp_path / "a.npz")
     assert found.meta["epoch"] == 2
@@ -65,7 +65,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
 
 
 @given(st.data())
-def test_no_change_goes_unnoticed(written: tuple[bytes, Path], data: st.DataObject) -> None:
+def test_any_changed_byte_is_noticed(written: tuple[bytes, Path], data: st.DataObject) -> None:
     """Any bit flipped, or any end cut off: an error, or (in unused fields) the same content."""
     whole, path = written
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -89,7 +89,7 @@ def _npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_a_member_with_more_than_its_array_is_damaged(tmp_path: Path) -> None:
+def test_a_member_longer_than_its_array_is_damaged(tmp_path: Path) -> None:
     """The checksums are right: something else has been written there."""
     path = tmp_path / "a.npz"
     write(path, Snapshot({}, {"x": np.arange(4)}))
@@ -129,7 +129,7 @@ class Disk:
         return call
 
 
-def test_a_file_gets_its_name_once_it_is_on_the_disk(
+def test_a_file_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a power failure a name has to lead to the whole file, or to the one before."""
@@ -141,7 +141,7 @@ def test_a_file_gets_its_name_once_it_is_on_the_disk(
     assert disk.synced == [(tmp_path / "a.npz").read_bytes()]  # Nothing was in a buffer any more.
 
 
-def test_what_is_too_many_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_checkpoints_are_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     store.write(_step(1), step=1)
     disk = Disk(monkeypatch)
@@ -168,7 +168,7 @@ def test_without_hard_links_the_best_is_a_copy(
     assert (tmp_path / BEST).stat().st_nlink == 1
 
 
-def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "a" / "b", keep=2)
     store.prepare().release()
     for step in (5, 10, 100, 1000):
@@ -182,7 +182,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     }
 
 
-def test_a_damaged_one_is_passed_over_and_does_not_count(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_does_not_count(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     store.write(_step(1), step=1)
     damaged = tmp_path / "step-0000000007.npz"
@@ -196,9 +196,7 @@ def test_a_damaged_one_is_passed_over_and_does_not_count(tmp_path: Path) -> None
     assert [file.name for file in store.files()] == ["step-0000000002.npz"]
 
 
-def test_a_failed_write_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path)
     path = store.write(_step(1), step=1)
 
@@ -213,20 +211,20 @@ def test_a_failed_write_leaves_what_was_there(
     assert read(path).meta["step"] == 1
 
 
-def test_three_are_kept_where_nothing_is_said(tmp_path: Path) -> None:
+def test_three_are_kept_by_default(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for step in range(5):
         store.write(_step(step), step=step)
     assert [path.name for path in store.files()] == [f"step-000000000{n}.npz" for n in (4, 3, 2)]
 
 
-def test_a_directory_that_is_not_there_has_none(tmp_path: Path) -> None:
+def test_a_missing_directory_has_no_checkpoints(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "none")
     assert store.files() == []
     assert list(store.newest_first()) == []
 
 
-def test_clearing_leaves_what_is_not_ours(tmp_path: Path) -> None:
+def test_clearing_leaves_other_files(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for step in (1, 2, 3):
         store.write(_step(step), step=step, is_best=step == 1)
@@ -237,7 +235,7 @@ def test_clearing_leaves_what_is_not_ours(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_what_somebody_else_has_removed_meanwhile_is_no_error(
+def test_files_that_others_have_removed_are_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CheckpointStore(tmp_path, keep=1)
@@ -251,7 +249,7 @@ def test_what_somebody_else_has_removed_meanwhile_is_no_error(
     store.write(_step(2), step=2)
 
 
-def test_a_full_disk_is_told_before_the_training(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_an_error_before_the_training(tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
@@ -262,7 +260,7 @@ def test_a_full_disk_is_told_before_the_training(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logs_may_have_numbers_of_others(tmp_path: Path) -> None:
+def test_logs_may_have_numpy_values(tmp_path: Path) -> None:
     odd = {"one": np.float32(0.5), "many": np.arange(3), "other": Path("x"), "flag": np.bool_(True)}
     write(tmp_path / "a.npz", Snapshot(odd, {}))
     meta = dict(read(tmp_path / "a.npz").meta)
@@ -290,7 +288,7 @@ def test_reading_runs_no_code(tmp_path: Path) -> None:
         read(path)
 
 
-def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_a_crash_are_removed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     (tmp_path / ".writing-checkpoint-abc").write_bytes(b"half")
     (tmp_path / ".writing-trace.json").write_bytes(b"another's")
@@ -316,7 +314,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "directory", "link to a device"])
-def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.write(_step(1), step=1)
     path = tmp_path / "step-0000000007.npz"
@@ -403,7 +401,7 @@ def test_a_lock_of_another_host_is_waited_for(
     assert [waiting in record.getMessage() for record in caplog.records] == [True, True]
 
 
-def test_a_process_may_have_its_directory_several_times(
+def test_the_lock_is_reentrant_within_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory_lock, "_SAME_HOST_S", 0.3)
@@ -420,7 +418,7 @@ def test_a_process_may_have_its_directory_several_times(
     CheckpointStore(tmp_path).prepare().release()
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+def test_a_lock_on_a_removed_file_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one before lets go between our opening the file and our locking it."""
@@ -440,7 +438,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
     lock.release()
 
 
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(descriptor: int, operation: int) -> None:

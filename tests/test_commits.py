@@ -24,7 +24,7 @@ def _contents(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
-def test_the_newest_is_read(fd: int) -> None:
+def test_the_newest_commit_is_read(fd: int) -> None:
     store = CommitStore(fd)
     assert store.newest == -1
     with pytest.raises(LookupError):
@@ -38,7 +38,7 @@ def test_the_newest_is_read(fd: int) -> None:
     assert not CommitStore(fd).has_written
 
 
-def test_it_takes_no_more_than_what_two_commits_need(fd: int) -> None:
+def test_the_store_is_as_large_as_two_commits(fd: int) -> None:
     store = CommitStore(fd)
     for number in range(20):
         store.write(bytes([number]) * 10_000)
@@ -48,7 +48,7 @@ def test_it_takes_no_more_than_what_two_commits_need(fd: int) -> None:
     assert os.fstat(fd).st_size <= 4096 + 2
 
 
-def test_what_the_system_does_in_parts_is_whole(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_reads_and_writes_are_completed(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pread, os.pwrite
     monkeypatch.setattr(os, "pread", lambda fd, count, at: read(fd, min(count, 1000), at))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:1000], at))
@@ -59,7 +59,7 @@ def test_what_the_system_does_in_parts_is_whole(fd: int, monkeypatch: pytest.Mon
         assert store.read() == data
 
 
-def test_a_slot_that_cannot_be_right_is_passed_over(fd: int) -> None:
+def test_an_invalid_slot_is_skipped(fd: int) -> None:
     """Half written, it may say anything; what it speaks of isn't even looked for."""
     store = CommitStore(fd)
     store.write(b"first")
@@ -73,7 +73,7 @@ def test_a_slot_that_cannot_be_right_is_passed_over(fd: int) -> None:
         store.write(b"first")
 
 
-def test_a_file_that_is_cut_meanwhile_ends(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_truncated_while_it_is_read(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CommitStore(fd)
     store.write(b"x" * 3000)
     read = os.pread
@@ -84,7 +84,7 @@ def test_a_file_that_is_cut_meanwhile_ends(fd: int, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("sizes", [(3000, 3000), (3000, 90), (90, 3000), (3000, 6000)])
-def test_a_write_that_is_broken_off_leaves_what_was_there(
+def test_an_interrupted_write_keeps_the_commit_before(
     fd: int, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CommitStore(fd)
@@ -124,7 +124,7 @@ def test_a_flipped_bit_is_found(fd: int) -> None:
     assert CommitStore(fd).newest == -1
 
 
-def test_the_one_before_stays_whole_wherever_it_lies(fd: int) -> None:
+def test_the_commit_before_is_never_overwritten(fd: int) -> None:
     store = CommitStore(fd)
     for data in (b"a" * 100, b"b" * 9000, b"c" * 50):
         store.write(data)
@@ -132,7 +132,7 @@ def test_the_one_before_stays_whole_wherever_it_lies(fd: int) -> None:
     assert store.read() == b"b" * 9000
 
 
-def test_only_a_store_is_one(fd: int) -> None:
+def test_only_memfds_of_the_launcher_are_stores(fd: int) -> None:
     found = commits.find_store({commits.VARIABLE: str(fd)})
     assert found is not None
     found.write(b"x")
@@ -146,7 +146,7 @@ def test_only_a_store_is_one(fd: int) -> None:
 
 
 @pytest.mark.parametrize("keeps_commits", [True, False])
-def test_the_first_worker_of_a_host_is_given_one(keeps_commits: bool) -> None:
+def test_the_first_worker_of_a_host_gets_the_store(keeps_commits: bool) -> None:
     plans = plan_processes(["true"], places=[this_machine((10000, 10001))], environment={})
     with closing(Memory(keeps_commits=keeps_commits)) as memory:
         for _ in range(2):  # The same at each start, but with new boards.

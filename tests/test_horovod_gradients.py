@@ -30,7 +30,7 @@ def test_every_operation(
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_of_some_rows_of_a_result(groups: Groups, size: int) -> None:
+def test_gradients_of_some_rows_of_a_result(groups: Groups, size: int) -> None:
     """Ranks 0 and 1 use the first row of what they get twice, and weigh it by 1 and 2."""
     nothing, total = [0.0] * 2, [2.0 + 4.0] * 2
     mean = [6.0 / size] * 2
@@ -61,7 +61,7 @@ def _repeated(weights: list[float], size: int) -> list[list[float]]:
     return [[sum(joined[row * size : (row + 1) * size])] * 2 for row in range(2)]
 
 
-def test_what_has_no_gradient(groups: Groups) -> None:
+def test_operations_without_a_gradient(groups: Groups) -> None:
     """Every upstream gradient is 1: on the 2 ranks, tfddl's own gradients are their sums."""
     message = "reducescatter max has no gradient; only those of sum and average have."
     for rank, found in enumerate(groups(2).run(f"{CASES}:beside_integers")):

@@ -71,7 +71,7 @@ def test_results_and_failures(tmp_path: Path) -> None:
     assert out.endswith("KeyError: 'no such key'\n\n")
 
 
-def test_an_answer_of_the_start_before_counts_no_more() -> None:
+def test_results_of_an_earlier_start_are_ignored() -> None:
     """As of a worker that was killed when it began again."""
     answers = [(0, 1.0, True, "the old one"), (1, 2.0, True, "the new one")]
     files = [io.BytesIO(pickle.dumps(answer)) for answer in answers]

@@ -80,7 +80,7 @@ def test_synthetic_benchmarks(script: str, flags: tuple[str, ...]) -> None:
 
 @LONG
 @pytest.mark.parametrize("workers", [2, 3])
-def test_unet_goes_on_from_rank_0_s_file(tmp_path: Path, workers: int) -> None:
+def test_unet_resumes_from_rank_0_s_file(tmp_path: Path, workers: int) -> None:
     first = _run("unet", str(tmp_path), "--epochs=2", workers=workers)
     line = _alike(first, "dice", workers)
     steps = _number(line, "steps") / 2

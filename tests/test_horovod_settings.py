@@ -30,7 +30,7 @@ from tfddl.errors import StartError
         ({"HOROVOD_CYCLE_TIME": "nonsense"}, Settings()),
     ],
 )
-def test_what_has_an_effect_is_read(environ: dict[str, str], expected: Settings) -> None:
+def test_variables_with_an_effect_are_read(environ: dict[str, str], expected: Settings) -> None:
     assert Settings.of(environ) == expected
 
 
@@ -38,13 +38,13 @@ def test_what_has_an_effect_is_read(environ: dict[str, str], expected: Settings)
 @pytest.mark.parametrize(
     "name", ["HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"]
 )
-def test_no_seconds_are_refused(name: str, text: str) -> None:
+def test_values_that_are_no_seconds_are_refused(name: str, text: str) -> None:
     with pytest.raises(StartError, match=f"{name} is '{text}'; expected seconds"):
         Settings.of({name: text})
 
 
 @pytest.mark.long
-def test_ranks_that_do_not_come_are_named_and_given_up() -> None:
+def test_missing_ranks_are_named_and_time_out() -> None:
     stalls = ["--stall-check-warning-time-seconds=3", "--stall-check-shutdown-time-seconds=9"]
     command = [sys.executable, "tests/scripts/stalling.py"]
     done = launch("-np", "3", *stalls, "--", *command, cwd=ROOT, timeout_s=150)

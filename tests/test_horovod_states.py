@@ -3,7 +3,7 @@
 from tests.group import Groups
 
 
-def test_each_run_takes_up_its_own_commit(groups: Groups) -> None:
+def test_each_run_resumes_from_its_own_commit(groups: Groups) -> None:
     killed_at = [("first", 2), ("second", 2), ("first", 1), ("nowhere", 0)]
     (starts,) = groups(1).run("tests.cases.horovod_states:starts", killed_at=killed_at)
     assert starts == [

@@ -74,7 +74,7 @@ def test_optimizer_by_hand(
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_broadcast_callback_where_fit_does_not_know_of_the_ranks(
+def test_broadcast_callback_where_train_step_averages_by_itself(
     groups: Groups, hidden: bool
 ) -> None:
     first, *others = groups(3).run(f"{CASES}:own_step", hidden=hidden, root_rank=1)
@@ -86,13 +86,13 @@ def test_broadcast_callback_where_fit_does_not_know_of_the_ranks(
             assert np.array_equal(mine, there) is not is_own, place
 
 
-def test_gradients_are_parted_into_local_and_global_ones(groups: Groups) -> None:
+def test_gradients_are_divided_into_local_and_global_ones(groups: Groups) -> None:
     for rank, (local, others) in enumerate(groups(3).run(f"{CASES}:local_and_global")):
         assert local == [("mine:0", pytest.approx(rank / 3))]
         assert others == [("ours:0", pytest.approx(1.0))]
 
 
-def test_a_process_set_is_given_to_init_once(groups: Groups) -> None:
+def test_a_process_set_is_registered_once(groups: Groups) -> None:
     for messages in groups(2).run(f"{CASES}:twice_the_same_set"):
         assert "process_sets has ProcessSet([0]) twice" in messages[0]
         assert (

@@ -42,18 +42,20 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
         (100, 400, 300, 400),
     ],
 )
-def test_as_many_as_the_system_allows(soft: int, hard: int, count: int, soft_then: int) -> None:
+def test_the_soft_limit_is_raised_to_the_hard_limit(
+    soft: int, hard: int, count: int, soft_then: int
+) -> None:
     assert _ask(soft, hard, count) == f"{soft_then} {hard}\n"
 
 
-def test_no_more_than_is_useful() -> None:
+def test_the_soft_limit_is_raised_to_2_20_at_most() -> None:
     """Of a hard limit of a thousand million nobody needs all, and some programs count up to it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft_then = int(_ask(100, hard, 200).split()[0])
     assert 300 <= soft_then <= 2**20
 
 
-def test_fewer_than_needed() -> None:
+def test_a_hard_limit_that_is_too_low() -> None:
     said, limits = _ask(100, 400, 500).splitlines()
     assert limits == "400 400"  # What could be had isn't given back.
     found = re.fullmatch(
@@ -71,7 +73,7 @@ def test_fewer_than_needed() -> None:
     assert _ask(100, int(found[2]), 500) == f"{found[2]} {found[2]}\n"
 
 
-def test_where_nobody_tells_how_many_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dev_fd(monkeypatch: pytest.MonkeyPatch) -> None:
     from tfddl._src import rlimits
 
     monkeypatch.setattr(rlimits, "_OPEN", "/no/such/folder")
@@ -79,7 +81,7 @@ def test_where_nobody_tells_how_many_are_open(monkeypatch: pytest.MonkeyPatch) -
         rlimits.require_descriptors(2**40, "much", kind=LaunchError)
 
 
-def test_a_limit_that_can_not_be_set_is_set_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_limit_is_set_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS: the hard limit says that there is none, but not all numbers are taken."""
     from tfddl._src import rlimits
 

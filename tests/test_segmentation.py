@@ -28,7 +28,7 @@ from tfddl.segmentation.visualization import draw_predictions
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_picture_shows_every_example(channels: int) -> None:
+def test_draw_predictions_shows_every_example(channels: int) -> None:
     images = np.full((3, 16, 32, channels), 90, np.uint8)
     masks = np.zeros((3, 16, 32), bool)
     masks[:, :8] = True
@@ -187,7 +187,7 @@ def test_several_workers_make_their_data_train_and_resume(tmp_path: Path, groups
     _check_charts(charts, config)
 
 
-def test_files_and_arrays_are_the_same_data_however_many_read_them(
+def test_files_and_arrays_give_the_same_examples_on_any_number_of_workers(
     tmp_path: Path, groups: Groups
 ) -> None:
     """With augmentation: what an example looks like depends on seed and epoch, not on the rank."""
@@ -226,7 +226,7 @@ def test_files_and_arrays_are_the_same_data_however_many_read_them(
     assert not set(found["training"]) & set(found["next epoch"])
 
 
-def test_a_file_that_can_not_be_read_stops_all_before_the_first_step(
+def test_an_unreadable_file_stops_all_ranks_before_the_first_step(
     tmp_path: Path, groups: Groups
 ) -> None:
     for name in ("good", "bad"):

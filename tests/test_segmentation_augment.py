@@ -24,7 +24,7 @@ def _rng(*numbers: int) -> np.random.Generator:
     return np.random.default_rng(list(numbers))
 
 
-def test_it_is_a_function_of_the_generator_and_nothing_else() -> None:
+def test_result_depends_on_the_generator_only() -> None:
     image, mask = _example()
     before = image.copy(), mask.copy()
     augment = Augmentation(TRANSFORMS)
@@ -37,7 +37,7 @@ def test_it_is_a_function_of_the_generator_and_nothing_else() -> None:
     np.testing.assert_array_equal(mask, before[1])
 
 
-def test_what_is_drawn_does_not_depend_on_the_image() -> None:
+def test_draws_do_not_depend_on_the_image() -> None:
     ends = []
     for shape in ((40, 56), (8, 8)):
         rng = _rng(5)
@@ -48,7 +48,9 @@ def test_what_is_drawn_does_not_depend_on_the_image() -> None:
 
 @pytest.mark.parametrize("transforms", [(name,) for name in MOVES] + [TRANSFORMS])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_masks_go_with_their_images(transforms: tuple[str, ...], channels: int) -> None:
+def test_masks_are_transformed_like_their_images(
+    transforms: tuple[str, ...], channels: int
+) -> None:
     image, mask = _example(channels=channels)
     moved = 0
     for n in range(12):
@@ -95,7 +97,7 @@ def test_shift_scale_and_rotation_stay_within_their_limits() -> None:
     assert 1.1 < max(sizes) < 1.22
 
 
-def test_what_comes_in_from_outside_is_the_mirror_image() -> None:
+def test_pixels_from_outside_are_mirrored() -> None:
     image, mask = _example()
     image[:], mask[:] = 200, 1
     for n in range(5):
@@ -118,7 +120,7 @@ def test_brightness_leaves_mask_and_opacity_alone() -> None:
     assert 1.15 < max(factors) < 1.26
 
 
-def test_tiny_images_are_moved_too() -> None:
+def test_tiny_images() -> None:
     Augmentation(TRANSFORMS)(_rng(0), np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2, 1), np.uint8))
 
 

@@ -51,7 +51,7 @@ def _own_flags() -> list[Any]:
     return flags.FLAGS.get_key_flags_for_module(train.__name__)
 
 
-def test_flags_are_these_and_the_config_has_them_all() -> None:
+def test_flags_and_config_fields_are_these() -> None:
     assert sorted(flag.name for flag in _own_flags()) == FLAGS
     assert sorted(field.name for field in dataclasses.fields(TrainConfig)) == FLAGS
 
@@ -139,7 +139,7 @@ def test_source_is_the_systems_network_and_training() -> None:
     assert config.augment == ()
 
 
-def test_a_flag_that_is_given_wins_over_the_preset() -> None:
+def test_a_flag_overrides_the_preset() -> None:
     default = default_config()
     with flagsaver.flagsaver(preset="source", epochs=default.epochs, filters=["4", "8"]):
         config = train.config_from_flags()

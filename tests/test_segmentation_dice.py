@@ -69,7 +69,7 @@ def test_dice_crossentropy_is_one_loss_per_image() -> None:
     assert np.asarray(dice_crossentropy(true, predicted)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_loss_decomposes_over_shares_and_the_batch_dice_does_not() -> None:
+def test_the_loss_decomposes_over_shards_and_the_batch_dice_does_not() -> None:
     rng = np.random.default_rng(0)
     true = (rng.random((6, 4, 4, 1)) < rng.random((6, 1, 1, 1))).astype(np.float32)
     predicted = rng.random((6, 4, 4, 1)).astype(np.float32)

@@ -57,7 +57,7 @@ def test_an_unreadable_pair_is_named(tmp_path: Path, how: str, message: str) -> 
 
 
 @pytest.mark.parametrize("kind", EXTENSIONS)
-def test_files_that_are_cut_short_are_found_by_their_end(tmp_path: Path, kind: str) -> None:
+def test_truncated_files_are_found_by_their_trailer(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
     for name in ("images/1", "masks/1_mask"):
         path = tmp_path / f"{name}{kind}"
@@ -70,7 +70,7 @@ def test_files_that_are_cut_short_are_found_by_their_end(tmp_path: Path, kind: s
     assert found.startswith(f"1: masks/1_mask{kind} can't be read: ")
 
 
-def test_damage_inside_is_found_by_reading(tmp_path: Path) -> None:
+def test_damage_inside_is_found_by_decoding(tmp_path: Path) -> None:
     make_pairs(tmp_path, "1")
     path = tmp_path / "images" / "1.png"
     content = bytearray(path.read_bytes())
@@ -90,7 +90,7 @@ def test_image_and_mask_of_different_sizes(tmp_path: Path) -> None:
         _open(tmp_path).load(0)
 
 
-def test_photographs_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+def test_photographs_are_rotated_by_exif(tmp_path: Path) -> None:
     make_pairs(tmp_path, "1")
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
@@ -103,7 +103,7 @@ def test_photographs_are_turned_as_their_camera_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("channels", "pixel"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])]
 )
-def test_loads_bytes_of_the_asked_size_and_channels(
+def test_loads_uint8_of_the_requested_size_and_channels(
     tmp_path: Path, channels: int, pixel: list[int]
 ) -> None:
     save(tmp_path / "images" / "1.png", size=(20, 10), value=(255, 0, 0))
@@ -245,7 +245,7 @@ def test_arrays_that_do_not_fit(
         (slice(0), r"masks\.npy can't be read, or is cut short: "),
     ],
 )
-def test_arrays_that_are_cut_short(tmp_path: Path, content: slice | None, said: str) -> None:
+def test_truncated_arrays(tmp_path: Path, content: slice | None, said: str) -> None:
     _write_arrays(tmp_path)
     path = tmp_path / "masks.npy"
     if content is None:

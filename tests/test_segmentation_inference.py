@@ -103,7 +103,7 @@ def job(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_image_gets_its_mask_from_one_worker(job: Path, groups: Groups) -> None:
+def test_every_image_is_predicted_by_one_worker(job: Path, groups: Groups) -> None:
     truth = _save_images(job / "images", 7)
     # No images: a mask that lies beside its image, and something else.
     save(job / "images" / "car 0_mask.png", mode="L")
@@ -149,7 +149,7 @@ def test_every_image_gets_its_mask_from_one_worker(job: Path, groups: Groups) ->
         assert len(np.unique(probability)) > 2
 
 
-def test_an_image_that_can_not_be_read_stops_all_or_is_left_out(job: Path, groups: Groups) -> None:
+def test_an_unreadable_image_stops_all_ranks_or_is_left_out(job: Path, groups: Groups) -> None:
     _save_images(job / "images", 5)
     damage(job / "images" / "car 3.png", "truncated")
     first, second = groups(2).run(CASE, config=_config(job))
@@ -177,7 +177,7 @@ def test_more_workers_than_images(job: Path, groups: Groups) -> None:
     assert _dice(_read(job / "masks" / "car 0_mask.png") > 0, truth["car 0_mask.png"]) > 0.93
 
 
-def test_what_can_not_be_done_is_said_on_all_ranks(job: Path, groups: Groups) -> None:
+def test_wrong_inputs_are_errors_on_all_ranks(job: Path, groups: Groups) -> None:
     _save_images(job / "images", 2)
     (job / "empty" / "images").mkdir(parents=True)
     (job / "file").write_text("not a model")
@@ -248,7 +248,7 @@ def test_the_command_in_one_process(job: Path) -> None:
     assert len(list((job / "masks").iterdir())) == 2
 
 
-def test_help_lists_its_flags_and_a_mistake_is_said(tmp_path: Path) -> None:
+def test_help_lists_the_flags_and_a_wrong_value_is_an_error(tmp_path: Path) -> None:
     done = _run("--help", cwd=tmp_path)
     assert done.returncode == 0
     shown = done.stdout.replace("--[no]", "--")

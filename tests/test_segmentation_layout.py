@@ -23,7 +23,7 @@ def _files(directory: Path) -> list[tuple[str, str, str]]:
     ]
 
 
-def test_finds_pairs_of_all_kinds_sorted(tmp_path: Path) -> None:
+def test_finds_pairs_of_all_file_types_sorted(tmp_path: Path) -> None:
     for image, mask in (
         ("c.png", "c_mask.png"),
         ("a.JPG", "a_mask.gif"),
@@ -47,7 +47,7 @@ def test_finds_pairs_of_all_kinds_sorted(tmp_path: Path) -> None:
     assert _pairs(tmp_path).problems == ()
 
 
-def test_carvana_as_it_is_unpacked(tmp_path: Path) -> None:
+def test_carvana_as_unpacked(tmp_path: Path) -> None:
     for name in ("0cdf5b5d0ce1_02", "0cdf5b5d0ce1_01"):
         save(tmp_path / "train" / f"{name}.jpg")
         save(tmp_path / "train_masks" / f"{name}_mask.gif", mode="P")
@@ -78,7 +78,7 @@ def test_arrays(tmp_path: Path) -> None:
     assert find_dataset(tmp_path) == Arrays(tmp_path)
 
 
-def test_names_everything_that_has_no_partner(tmp_path: Path) -> None:
+def test_lists_everything_without_a_partner(tmp_path: Path) -> None:
     make_pairs(tmp_path, "1", "2", "3", "4", "5")
     (tmp_path / "masks" / "1_mask.png").unlink()
     (tmp_path / "images" / "2.png").unlink()

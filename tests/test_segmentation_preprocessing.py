@@ -55,7 +55,7 @@ ALL = ["images.npy", "masks.npy", "names.json"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_arrays_hold_what_the_files_do(tmp_path: Path, channels: int) -> None:
+def test_arrays_equal_the_decoded_files(tmp_path: Path, channels: int) -> None:
     write_dataset(tmp_path / "files", num_examples=11, image_size=(12, 16), seed=0)
     prepared = prepare(_config(tmp_path, in_channels=channels))
     assert prepared.num_examples == 11
@@ -94,7 +94,7 @@ def test_bad_files_are_all_named_and_nothing_is_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "arrays" / "names.json").read_text()) == ["1", "3", "4"]
 
 
-def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
+def test_overwrite_is_needed_to_replace_arrays(tmp_path: Path) -> None:
     make_pairs(tmp_path / "files", "1", "2")
     prepare(_config(tmp_path))
     with pytest.raises(
@@ -120,14 +120,14 @@ def test_arrays_are_not_prepared_again(tmp_path: Path) -> None:
         prepare(again)
 
 
-def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_directory(tmp_path: Path) -> None:
     make_pairs(tmp_path / "files", "1")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file/arrays can't be written: .*Not a directory"):
         prepare(_config(tmp_path, output_dir=tmp_path / "file" / "arrays"))
 
 
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     """Stands for it: no file of the process may grow beyond 100 KB."""
     write_dataset(tmp_path / "files", num_examples=6, image_size=(96, 96), seed=0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -161,7 +161,7 @@ def _run(*arguments: str, cwd: Path) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_the_command_says_what_it_did_and_what_to_do_next(tmp_path: Path) -> None:
+def test_the_command_prints_a_summary_and_the_next_command(tmp_path: Path) -> None:
     make_pairs(tmp_path / "files", *(f"{i:02}" for i in range(20)))
     (tmp_path / "files" / "masks" / "07_mask.png").unlink()
     status, out, err = _run(
@@ -185,7 +185,7 @@ def test_the_command_says_what_it_did_and_what_to_do_next(tmp_path: Path) -> Non
     assert "Traceback" not in err
 
 
-def test_a_killed_one_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_usable_data_set(tmp_path: Path) -> None:
     write_dataset(tmp_path / "files", num_examples=40, image_size=(24, 24), seed=0)
     arrays = tmp_path / "arrays"
     arguments = ("--input_dir=files", "--output_dir=arrays", "--image_size=1024", "--threads=1")

@@ -43,7 +43,7 @@ def test_a_bar_is_rewritten_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -
     assert all(len(new) >= len(old.rstrip()) for old, new in pairwise(parts))
 
 
-def test_a_bar_that_is_broken_off_ends_its_line() -> None:
+def test_an_interrupted_bar_ends_its_line() -> None:
     stream = io.StringIO()
 
     def break_off() -> None:

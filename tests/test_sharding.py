@@ -188,7 +188,7 @@ def test_an_epoch_with_interruptions_has_every_example_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_workers_go_on_as_if_nothing_had_happened(kind: type[GlobalPlan]) -> None:
+def test_the_same_workers_resume_as_if_uninterrupted(kind: type[GlobalPlan]) -> None:
     """Also where others had worked on the epoch before; stopped twice, after every step."""
     for n, size, batch_size in itertools.product((6, 13, 40), (1, 2, 3, 5), (1, 2, 3)):
         whole = kind(num_examples=n, size=size, batch_size=batch_size, seed=1)
@@ -214,7 +214,7 @@ def test_global_batches_of_the_rest_are_the_same_for_the_same_product() -> None:
             assert found == undisturbed[steps:]
 
 
-def test_block_order_goes_on_with_what_the_ranks_left() -> None:
+def test_block_order_resumes_with_the_rest_of_each_shard() -> None:
     before = BlockPlan(num_examples=12, size=2, batch_size=2)
     position = before.position(epoch=0, steps=2)
     assert position == Position(0, 8, (CompletedSpan(size=2, batch_size=2, steps=2),))
@@ -262,7 +262,7 @@ def test_epochs_and_seeds_change_the_order() -> None:
     assert permutation(5, None, 3).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_orders_that_are_kept_for_the_next_batch_can_not_be_written_to() -> None:
+def test_cached_orders_are_read_only() -> None:
     blocks = BlockPlan(num_examples=12, size=2, batch_size=2, seed=1)
     rest = dataclasses.replace(blocks, size=3).after(blocks.position(epoch=0, steps=1))
     for order in (
@@ -288,7 +288,7 @@ def test_orders_that_are_kept_for_the_next_batch_can_not_be_written_to() -> None
         ({"seed": -1}, "seed is -1; it must be at least 0."),
     ],
 )
-def test_plans_refuse_at_birth(
+def test_plans_refuse_wrong_values_at_construction(
     kind: type[GlobalPlan], numbers: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ShardingError, match=message):

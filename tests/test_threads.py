@@ -26,7 +26,7 @@ def test_results_are_in_order(num_threads: int) -> None:
     assert _threads() == 0
 
 
-def test_threads_work_together_and_not_far_ahead() -> None:
+def test_threads_work_ahead_by_two_items_each() -> None:
     taken: list[int] = []
     together = threading.Barrier(3)
 
@@ -50,7 +50,7 @@ def test_threads_work_together_and_not_far_ahead() -> None:
     assert len(taken) < 30
 
 
-def test_an_exception_comes_in_its_place() -> None:
+def test_an_exception_is_raised_in_order() -> None:
     def fail(i: int) -> int:
         if i == 5:
             raise KeyError("five")
