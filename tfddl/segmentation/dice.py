@@ -64,7 +64,7 @@ def dice_loss(y_true: Any, y_pred: Any) -> Any:
 def exact_dice_loss(y_true: Any, y_pred: Any) -> Any:
     """The negative `dice_coefficient` of the global batch, over the images of all workers.
 
-    In training (in `fit`, or within `tfddl.loss_count` in a loop by hand, around the loss *and*
+    In training (in `fit`, or within `tfddl.loss_count` in a custom loop, around the loss *and*
     `apply_gradients`) both sums are summed over the workers: all have the same value, and train as
     one process with the global batch would. All ranks must compute it together there.
 
