@@ -242,6 +242,7 @@ def _write(file: Any, snapshot: Snapshot) -> None:
     # Uncompressed: weights hardly compress.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in members.items():
+            # A stream's length isn't known before, and without ZIP64 it ends at 2 GiB.
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, _plain(np.asarray(array)), allow_pickle=False)
 
@@ -269,6 +270,7 @@ def _open_regular(path: Path) -> IO[bytes]:
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as member:
+        # Unpickling would run code from the file.
         array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):  # zipfile compares the checksum when it reads the end.
             raise ValueError(f"{name} is longer than its array")

@@ -210,6 +210,7 @@ class ProgressPage:
         """Lets `STACKS_SIGNAL` write the stacks of all threads, unless the signal is in use."""
         if not self.is_shared or signal.getsignal(STACKS_SIGNAL) is not signal.SIG_DFL:
             return
+        # faulthandler writes from C, in the signal handler: also while the GIL is held forever.
         faulthandler.register(STACKS_SIGNAL, file=_STDERR, all_threads=True)
         self.set_flags(WorkerFlags.DUMPS_STACKS)
 

@@ -30,7 +30,7 @@ def map_in_order(
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > 2 * num_threads:
+            if len(pending) > 2 * num_threads:  # Bounds the memory of results that wait.
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

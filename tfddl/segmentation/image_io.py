@@ -130,6 +130,7 @@ def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     Raises:
         OSError: It can't be written; no partial file is left.
     """
+    # The pid: several processes of a host may write the same synthetic image.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         Image.fromarray(pixels).save(partial, format="PNG", compress_level=3)

@@ -48,6 +48,7 @@ def train(config: TrainConfig) -> None:
         DisagreementError: The ranks read different examples, or have different checkpoints.
         CheckpointError: The checkpoints are those of another model, or can't be written.
     """
+    # The same initial weights on all ranks; `fit` broadcasts rank 0's in any case.
     keras.utils.set_random_seed(config.seed)
     model = unet(
         (*config.image_size, config.in_channels),
@@ -138,9 +139,11 @@ def _callbacks(data: TrainingData, config: TrainConfig) -> list[keras.callbacks.
 
 
 def _learning_rate(config: TrainConfig, *, num_steps: int) -> Any:
+    # Linear scaling: Accurate, Large Minibatch SGD, Goyal et al., 2017, arXiv:1706.02677.
     rate = config.learning_rate * tfddl.size()
     if config.learning_rate_decay == "none":
         return rate
+    # The first cycle of SGDR, Loshchilov and Hutter, 2017, arXiv:1608.03983.
     return keras.optimizers.schedules.CosineDecay(rate, num_steps)
 
 

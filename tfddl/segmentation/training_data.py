@@ -124,6 +124,7 @@ def _find_bad(examples: Examples, *, thorough: bool) -> dict[int, str]:
     shard = tfddl.shard_range(len(examples), tfddl.local_rank(), tfddl.local_size())
     mine = {i: examples.find_problem(i, thorough=thorough) for i in range(*shard)}
     found = {i: problem for i, problem in mine.items() if problem is not None}
+    # Hosts may have different copies: what is bad on one is left out on all.
     merged = {i: problem for bad in tfddl.allgather_object(found) for i, problem in bad.items()}
     return dict(sorted(merged.items()))
 

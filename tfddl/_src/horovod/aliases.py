@@ -38,6 +38,7 @@ def install(*, keras2: bool = False) -> None:
             "or leave out the import of Horovod."
         )
     if not any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
+        # First, so that an installed Horovod isn't found before.
         sys.meta_path.insert(0, _AliasFinder())
     if keras2 and not any(isinstance(finder, _KerasImportHook) for finder in sys.meta_path):
         if "keras" in sys.modules:
@@ -59,6 +60,7 @@ class _AliasFinder(MetaPathFinder):
             found = importlib.util.find_spec(target_name)
         except ModuleNotFoundError:
             found = None
+        # Not None, which would leave the name to the next finder, and so to an installed Horovod.
         if found is None:
             raise ModuleNotFoundError(
                 f"No module named {fullname!r}. HINT: `import horovod` is tfddl's here, which has "
@@ -104,7 +106,7 @@ class _KerasImportHook(MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in self._pending:
             return None
-        self._pending.remove(fullname)
+        self._pending.remove(fullname)  # Before find_spec, which asks all finders, this one too.
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _ContextLoader(spec.loader, self._while_executing)
@@ -136,6 +138,7 @@ class _ContextLoader(Loader):
         return created
 
     def exec_module(self, module: ModuleType) -> None:
+        # Restored first: a module may read its own data files through its loader.
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._loader
         with self._context():

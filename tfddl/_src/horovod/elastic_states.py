@@ -79,6 +79,7 @@ class State:
     def save(self) -> None:
         """Copies the state, in this process."""
         values = {name: getattr(self, name) for name in self._names}
+        # Deep: a script may change a list in place between commits.
         self._saved = {"values": copy.deepcopy(values), "arrays": self._arrays()}
 
     def restore(self) -> None:

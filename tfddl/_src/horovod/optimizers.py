@@ -55,7 +55,7 @@ class WrapperOptions:
             op=op,
             compression=resolve_compression(self.compression),
             sparse_as_dense=self.sparse_as_dense,
-            by_count=False,
+            by_count=False,  # Horovod averages ranks, tfddl's own wrappers examples.
             evaluates_alone=True,
             predivide=None if factor == 1.0 else factor,
             groups=_groups(self.num_groups, self.groups),

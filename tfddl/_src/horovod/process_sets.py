@@ -45,6 +45,7 @@ def resolve_process_set(process_set: Any) -> Any:
     """
     if not isinstance(process_set, collectives.ProcessSet):
         raise UnsupportedError(f"process_set is {process_set!r}; it must be a hvd.ProcessSet.")
+    # A set of all ranks needs no subgroup.
     if process_set.given is None or len(process_set.ranks) == current().cluster.size:
         return None
     return process_set

@@ -161,7 +161,7 @@ def _run_launcher(command: Sequence[str], descriptors: Sequence[int]) -> int:
     """Runs the launcher and returns its status; output goes to sys.stdout, which notebooks show."""
     process = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,  # Of a notebook, it is the kernel's.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -178,7 +178,7 @@ def _run_launcher(command: Sequence[str], descriptors: Sequence[int]) -> int:
         for thread in copiers:
             thread.join()
         return process.wait()
-    finally:
+    finally:  # After a KeyboardInterrupt, say; SIGTERM makes the launcher end its workers.
         if process.poll() is None:
             process.terminate()
             process.wait()

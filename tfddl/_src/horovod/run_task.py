@@ -20,6 +20,7 @@ def main(descriptors: Sequence[int], environ: Mapping[str, str]) -> None:
             pickled result or the traceback's text.
         environ: The worker's environment.
     """
+    # Children of the function must not keep the files alive.
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     call, *results = descriptors

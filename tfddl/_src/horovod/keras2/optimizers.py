@@ -45,6 +45,7 @@ class _Variables(list[Any]):
 
 
 def _make_variables_callable(kind: Any, deprecations: DeprecationWarnings) -> None:
+    # Where it is defined: what is set on `kind` would miss its siblings.
     home = next(base for base in kind.__mro__ if "variables" in vars(base))
     original = vars(home)["variables"]
     if not isinstance(original, property) or hasattr(original.fget, PATCH_MARK):

@@ -21,6 +21,7 @@ class Reference:
         return isinstance(other, Reference) and other._variable is self._variable
 
     def __hash__(self) -> int:
+        # Unique as long as this reference keeps the variable alive.
         return id(self._variable)
 
 
