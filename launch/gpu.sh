@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Certifies tfddl on the GPUs of this machine: run it before you rely on them.
+# Acceptance test of tfddl on the GPUs of this machine: run it before you rely on them.
 #
-#   ./launch/gpu.sh                  a worker for each GPU, by NCCL
-#   ./launch/gpu.sh --workers 2      of two of them
+#   ./launch/gpu.sh                  one worker per GPU, through NCCL
+#   ./launch/gpu.sh --workers 2      two of the GPUs
 #
 # It lists the devices, runs the doctor, checks every collective in every dtype against NumPy, trains
 # the same on one process and on all GPUs, has a rank sleep and one killed, and measures bandwidth,
-# step time and overlap. With one GPU it shows what one GPU can, and says what it couldn't.
+# step time and overlap. With one GPU it runs what one GPU can, and lists what was left out.
 #
-# exit status: 0 all is well; 1 something isn't; 3 there is no GPU, and what can be checked without
-# one is well; 2 a mistake in the arguments
+# exit status: 0 passed; 1 failed; 2 wrong arguments; 3 there is no GPU, and what can be checked
+# without one has passed
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -21,7 +21,7 @@ while (($#)); do
     -h | --help) usage; exit ;;
     --workers) workers="${2:-}"; shift $(($# > 1 ? 2 : 1)) ;;
     --workers=*) workers="${1#*=}"; shift ;;
-    # For tfddl's own tests: the code of this command on CPUs. It says nothing about GPUs.
+    # For tfddl's own tests: runs this command on CPUs, which proves nothing for GPUs.
     --rehearse) arguments+=(--rehearse); shift ;;
     *) fail "unknown argument '$1'" ;;
   esac
@@ -31,13 +31,13 @@ if [[ -v workers ]]; then
   arguments+=(--workers "$workers")
 fi
 
-# TensorFlow's CUDA libraries are large: only where there is something to use them for.
+# TensorFlow's CUDA libraries are large: installed only where there is a GPU.
 extra=""
 if compgen -G '/dev/nvidia[0-9]*' >/dev/null || command -v nvidia-smi >/dev/null; then
   extra="gpu"
 fi
 set_up "$extra"
 cd -- "$root"
-# Floats aren't rounded to TF32: not by the workers, and not by the process they are compared with.
+# No rounding to TF32, neither in the workers nor in the process that they are compared with.
 export NVIDIA_TF32_OVERRIDE=0 TF_CPP_MIN_LOG_LEVEL=2
 exec "$python" -m tests.gpu_acceptance ${arguments[@]+"${arguments[@]}"}

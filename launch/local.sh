@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Trains a U-Net on this machine, on several workers at once.
 #
-#   ./launch/local.sh                                  2 workers, on images that it makes
+#   ./launch/local.sh                                  2 workers, on synthetic data
 #   ./launch/local.sh --workers 3 -- --data_dir DIR --epochs 20
 #
 # --workers N   number of processes (2)
-# What follows -- goes to the training command; ./launch/local.sh -- --help lists its flags.
+# What follows -- is passed to the training command; ./launch/local.sh -- --help lists its flags.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR

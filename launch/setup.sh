@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the scripts next to it: set_up gives them $python, with tfddl installed.
 #
-# The environment is made in .venv at the top of the repository, or in $TFDDL_VENV, by the first
-# start; pip runs again only when pyproject.toml or the Python has changed.
+# The environment is created in .venv at the top of the repository, or in $TFDDL_VENV, by the first
+# run; pip runs again only when pyproject.toml or the Python has changed.
 # TFDDL_PYTHON=/path/to/python uses that Python as it is, and installs nothing.
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -27,7 +27,7 @@ set_up() {
     mkdir -p -- "$venv"
     venv="$(cd -- "$venv" && pwd)"
     python="$venv/bin/python"
-    # Of two starts at once, one installs and the other waits.
+    # Of two concurrent runs, one installs and the other waits.
     exec 9<"$venv"
     flock 9
     _install "$venv" "$1"
@@ -51,9 +51,9 @@ _install() {
     options=(--clear)
   fi
   echo "Setting up $venv (TensorFlow, ~600 MB, once) …" >&2
-  # Written last, so that an interrupted installation is taken up again.
+  # Written last, so that an interrupted installation is repeated.
   rm -f -- "$stamp"
-  # Debian's Python comes without ensurepip; the pip outside then installs.
+  # Debian's Python has no ensurepip; the pip of the base Python then installs.
   local pip=("$python" -m pip)
   if ! "$base" -m venv "${options[@]}" "$venv" >/dev/null 2>&1; then
     "$base" -m venv --without-pip "${options[@]}" "$venv"

@@ -4,11 +4,11 @@
 #   ./launch/ssh.sh --hosts hostA:2,hostB:2 -- python train.py --lr=0.1
 #
 # The repository has to be at the same path on every host (a shared file system, git clone, rsync);
-# its environment is set up on each where it is missing. ssh must not ask anything.
+# its environment is created on each where it is missing. ssh must not prompt.
 #
 # --hosts HOST:N,…      the hosts, and how many workers each runs
-# --ssh-command LINE    what is run instead of ssh, for instance "ssh -p 2222 -i KEY"
-# What else stands before -- goes to tfddlrun; ./launch/ssh.sh -- --help lists its flags.
+# --ssh-command LINE    the command to run instead of ssh, for instance "ssh -p 2222 -i KEY"
+# Other flags before -- are passed to tfddlrun; ./launch/ssh.sh -- --help lists its flags.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -46,7 +46,7 @@ except LaunchError as error:
 if [[ -z "${TFDDL_PYTHON:-}" ]]; then
   read -ra line <<<"$ssh"
   while read -r name; do
-    # The path goes through bash's input, not over the command line.
+    # The path is sent through bash's stdin, so that no shell expands it.
     printf 'set -euo pipefail; cd -- %q; . launch/setup.sh; set_up ""\n' "$root" |
       "${line[@]}" -T -oBatchMode=yes -- "$name" bash -s || fail "can't set up tfddl on $name"
   done <<<"$names"

@@ -5,7 +5,7 @@
 #   ./launch/test.sh --all                  the long tests too, at most 90 minutes
 #   ./launch/test.sh --ring                 several workers over TensorFlow's collectives instead of
 #                                           shared memory, wherever a test leaves the choice
-#   ./launch/test.sh -- -k cluster -x       what follows -- goes to pytest
+#   ./launch/test.sh -- -k cluster -x       what follows -- is passed to pytest
 #   ./launch/test.sh -- -n 0 --pdb          one file after the other instead of two at once
 
 set -euo pipefail

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Starts one worker of a job on several hosts: the same line on every host but for the index.
+# Starts one worker of a job on several hosts: the same command on every host but for the index.
 #
 #   ./launch/worker.sh --hosts hostA:12345,hostB:12345 --index 0 -- python train.py     on hostA
 #   ./launch/worker.sh --hosts hostA:12345,hostB:12345 --index 1 -- python train.py     on hostB
 #
-# --hosts HOST:PORT,…   the address of every worker, in rank order; a host that runs several
-#                       workers is named as often, each time with another port
-# --index N             which of them this one is, from 0
+# --hosts HOST:PORT,…   the address of every worker, in rank order; a host with several
+#                       workers is listed as often, each time with another port
+# --index N             the rank of this worker, from 0
 #
-# TensorFlow's servers obey whoever reaches these ports: open them to the other hosts only.
+# TensorFlow's servers run what any client sends: open these ports to the other hosts only.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR

@@ -146,8 +146,8 @@ def pids(folder: Path, *names: str) -> set[int]:
 BOARD = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage, Stage
 start = int(os.environ["TFDDL_RESTARTS"])
-board = ProgressPage.given(os.environ)
-board.sign()
+board = ProgressPage.from_environment(os.environ)
+board.record_pid()
 board.enable_stack_dumps()
 """
 

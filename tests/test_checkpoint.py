@@ -218,7 +218,7 @@ def test_three_are_kept_by_default(tmp_path: Path) -> None:
     assert [path.name for path in store.files()] == [f"step-000000000{n}.npz" for n in (4, 3, 2)]
 
 
-def test_a_folder_that_is_not_there_has_none(tmp_path: Path) -> None:
+def test_a_missing_directory_has_no_checkpoints(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "none")
     assert store.files() == []
     assert list(store.newest_first()) == []
@@ -253,7 +253,7 @@ def test_an_unwritable_directory_is_an_error_before_the_training(tmp_path: Path)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
-        with pytest.raises(CheckpointError, match="can't be written to .* Choose another folder"):
+        with pytest.raises(CheckpointError, match="can't be written to .* HINT: choose another d"):
             CheckpointStore(tmp_path).prepare()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -309,18 +309,18 @@ def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tfddl._src.checkpoint.FORMAT", 2)
         write(newer, SNAPSHOT)
-    with pytest.raises(CheckpointError, match="has format 2, and this tfddl reads 1"):
+    with pytest.raises(CheckpointError, match="has format 2; expected 1\\. HINT: update tfddl"):
         read(newer)
 
 
-@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "link to a device"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "link to a device"])
 def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.write(_step(1), step=1)
     path = tmp_path / "step-0000000007.npz"
     if kind == "fifo":
         os.mkfifo(path)
-    elif kind == "folder":
+    elif kind == "directory":
         path.mkdir()
     elif kind == "device" and os.geteuid() == 0:
         os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero, which never ends
@@ -328,16 +328,16 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
         path.symlink_to("/dev/zero")
     (_, error), (_, found) = store.newest_first()
     assert isinstance(error, CheckpointError)
-    assert re.search(r"is damaged: (it is no plain file|.*Is a directory)", str(error))
+    assert re.search(r"is damaged: (it is no regular file|.*Is a directory)", str(error))
     assert isinstance(found, Snapshot)
     store.set_aside(path)
     assert [file.name for file in store.files()] == ["step-0000000001.npz"]
     os.mkfifo(tmp_path / BEST)
-    with pytest.raises(CheckpointError, match="it is no plain file"):
+    with pytest.raises(CheckpointError, match="it is no regular file"):
         store.best()
 
 
-# Takes the folder, then waits to be killed; a child that it has forked lives on.
+# Takes the directory, then waits to be killed; a child that it has forked lives on.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -352,7 +352,7 @@ time.sleep(60)
 
 @contextlib.contextmanager
 def _holding(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the folder, and has said so."""
+    """Another process that has the directory, and has said so."""
     line = [sys.executable, "-c", HOLDER, str(directory)]
     with subprocess.Popen(
         line, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -365,7 +365,7 @@ def _holding(directory: Path) -> Iterator[subprocess.Popen[str]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_folder_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_belongs_to_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path)
     store.write(_step(1), step=1)
     (tmp_path / ".writing-checkpoint-abc").write_bytes(b"half")
@@ -401,15 +401,16 @@ def test_a_lock_of_another_host_is_waited_for(
     assert [waiting in record.getMessage() for record in caplog.records] == [True, True]
 
 
-def test_a_process_may_have_its_folder_several_times(
+def test_the_lock_is_reentrant_within_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory_lock, "_SAME_HOST_S", 0.3)
     first, second = CheckpointStore(tmp_path).prepare(), CheckpointStore(tmp_path).prepare()
     first.release()
     first.release()
-    taking = [sys.executable, "-c", "import sys; from pathlib import Path; from tfddl import "]
-    taking[-1] += "folder_lock as f; f._SAME_HOST_S = 0.0; f.FolderLock(Path(sys.argv[1]))"
+    taking = [sys.executable, "-c", "import sys; from pathlib import Path"]
+    taking[-1] += "; from tfddl._src import directory_lock as d; d._SAME_HOST_S = 0.0"
+    taking[-1] += "; d.DirectoryLock(Path(sys.argv[1]))"
     line = [*taking, str(tmp_path)]
     assert b"in use by" in subprocess.run(line, cwd=ROOT, capture_output=True, timeout=60).stderr
     second.release()
@@ -447,6 +448,6 @@ def test_a_file_system_without_locks_is_logged(
     (tmp_path / ".writing-checkpoint-abc").write_bytes(b"maybe another job's")
     lock = CheckpointStore(tmp_path).prepare()
     assert not lock.is_held
-    assert "has no locks (No locks available): it isn't noticed" in caplog.text
+    assert "has no locks (No locks available): another job" in caplog.text
     lock.release()
     assert [path.name for path in tmp_path.iterdir()] == [".writing-checkpoint-abc"]

@@ -1,4 +1,4 @@
-"""What scripts of the age of Keras 2 say, in one process that asked for it."""
+"""Idioms of Keras 2, in a process that asks for them."""
 
 import os
 import subprocess
@@ -26,9 +26,9 @@ from tensorflow.keras import backend as K
 from tfddl._src.horovod.keras2.deprecations import Keras2Warning
 
 warnings.simplefilter("always")
-told = []
+found = []
 warnings.showwarning = lambda message, kind, file, line, *_: (
-    told.append((str(message), file)) if kind is Keras2Warning else None
+    found.append((str(message), file)) if kind is Keras2Warning else None
 )
 
 from tensorflow.keras.optimizers.legacy import Adam
@@ -64,7 +64,7 @@ model.fit(x, x[:, :1], epochs=1, verbose=0)
 
 class Batches(keras.utils.PyDataset):
     def __init__(self):
-        pass  # As `Sequence`s of that age.
+        pass  # As a `Sequence` of Keras 2 might.
 
     def __len__(self):
         return 3
@@ -92,14 +92,14 @@ assert type(keras.models.load_model(FILE).optimizer) is keras.optimizers.SGD
 try:
     K.set_session(None)
 except ValueError as error:
-    assert "Leave it out" in str(error)
+    assert "leave it out" in str(error)
 
-for message, file in told:
+for message, file in found:
     assert file == __file__, (message, file)
     print(message)
 """
 
-TOLD = {
+WARNINGS = {
     "keras.optimizers.legacy.Adam is of Keras 2; write keras.optimizers.Adam.",
     "keras.optimizers.legacy.SGD is of Keras 2; write keras.optimizers.SGD.",
     "optimizer(lr=…) is of Keras 2; write optimizer(learning_rate=…).",
@@ -128,7 +128,7 @@ TOLD = {
         pytest.param("import horovod.tensorflow.keras", marks=pytest.mark.long),
     ],
 )
-def test_each_is_borne_with_and_told_once(tmp_path: Path, imports: str) -> None:
+def test_each_idiom_works_with_one_warning(tmp_path: Path, imports: str) -> None:
     script = tmp_path / "script.py"
     file = str(tmp_path / "model.keras")
     script.write_text(SCRIPT.replace("IMPORTS", imports).replace("FILE", repr(file)))
@@ -140,6 +140,6 @@ def test_each_is_borne_with_and_told_once(tmp_path: Path, imports: str) -> None:
         timeout=150,
     )
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
-    assert len(told) == len(set(told))
-    assert set(told) == TOLD
+    found = done.stdout.splitlines()
+    assert len(found) == len(set(found))
+    assert set(found) == WARNINGS

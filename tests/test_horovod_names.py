@@ -124,6 +124,16 @@ MODULES = {
     "tensorflow.util": {"_executing_eagerly": ""},
     "common.exceptions": {"HostsUpdatedInterrupt": "skip_sync=False"},
 }
+_SETS = {"ProcessSet", "global_process_set"}
+WITHOUT_SIGNATURE = {
+    **dict.fromkeys(
+        ("tensorflow", "keras", "tensorflow.keras"),
+        {"Average", "Sum", "Min", "Max", "Product", "Compression", *_SETS},
+    ),
+    "runner": {"run"},
+    "common.exceptions": {"HorovodInternalError"},
+}
+"""Names besides those of `MODULES`: constants, and what other tests compare."""
 
 
 def _module(name: str) -> Any:
@@ -152,6 +162,14 @@ def test_signatures_and_defaults_are_horovod_s(name: str) -> None:
     module = _module(name)
     found = {known: _signature(getattr(module, known)) for known in MODULES[name]}
     assert found == MODULES[name]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_have_horovod_s_names_only(name: str) -> None:
+    module = _module(name)
+    public = {n for n in dir(module) if not n.startswith("_") or n in MODULES[name]}
+    found = {n for n in public if not inspect.ismodule(getattr(module, n))}
+    assert found == set(MODULES[name]) | WITHOUT_SIGNATURE.get(name, set())
 
 
 def test_one_home() -> None:
@@ -184,13 +202,13 @@ def test_the_tape_s_methods_are_horovod_s() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda h: h.Adasum, "Adasum isn't there. Use op=hvd.Average"),
-        (lambda h: h.join(), "join isn't there. tfddl.shard_dataset"),
+        (lambda h: h.Adasum, "Adasum isn't supported. HINT: op=hvd.Average"),
+        (lambda h: h.join(), "join isn't supported. HINT: tfddl.shard_dataset"),
         (lambda h: h.add_process_set(h.ProcessSet([0])), "hvd.init\\(process_sets="),
-        (lambda h: h.broadcast_global_variables(0), "Use hvd.broadcast_variables"),
+        (lambda h: h.broadcast_global_variables(0), "HINT: hvd.broadcast_variables"),
         (lambda h: h.init(comm=[0, 1]), "needs MPI"),
         (lambda h: h.init(process_sets=[3]), "must be a list of hvd.ProcessSet"),
-        (lambda h: h.allreduce(1.0, average=True, op=h.Sum), "either op or average"),
+        (lambda h: h.allreduce(1.0, average=True, op=h.Sum), "op and average are both given"),
         (lambda h: h.allreduce(1.0, op="nonsense"), "op is 'nonsense'"),
         (lambda h: h.allreduce(1.0, compression=object), "compress before hvd.allreduce"),
         (lambda h: h.allreduce(1.0, process_set=[0]), "must be a hvd.ProcessSet"),
@@ -199,7 +217,7 @@ def test_the_tape_s_methods_are_horovod_s() -> None:
         (lambda h: h.DistributedGradientTape(3), "must be a tf.GradientTape"),
     ],
 )
-def test_what_is_not_there_says_what_to_use(call: Any, message: str) -> None:
+def test_what_is_not_supported_says_what_to_use(call: Any, message: str) -> None:
     with pytest.raises((UnsupportedError, AttributeError), match=message):
         call(_module("tensorflow"))
 
@@ -207,7 +225,7 @@ def test_what_is_not_there_says_what_to_use(call: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hosts": "a:2,b:2"}, "on this machine only"),
+        ({"hosts": "a:2,b:2"}, "on this host only"),
         ({"hosts": "localhost:1"}, "'localhost:2'"),
         ({"use_mpi": True}, "run\\(…, use_mpi=True\\)"),
         ({"hostfile": "hosts"}, "start it with tfddlrun"),

@@ -119,5 +119,5 @@ print(run(work, num_proc=1), file=sys.stderr)
 def test_a_full_disk_under_the_caller_s_output_does_not_stop_the_workers(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full, _caller(CHATTERS, tmp_path, stdout=full) as process:
         _, err = process.communicate(timeout=60)
-    assert err.count("output of the workers can't be shown and is dropped: [Errno 28]") == 1
+    assert err.count("output of the workers can't be written and is dropped: [Errno 28]") == 1
     assert "[None]\n" in err

@@ -39,7 +39,7 @@ def test_variables_with_an_effect_are_read(environ: dict[str, str], expected: Se
     "name", ["HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"]
 )
 def test_values_that_are_no_seconds_are_refused(name: str, text: str) -> None:
-    with pytest.raises(StartError, match=f"{name} is '{text}'; seconds are expected"):
+    with pytest.raises(StartError, match=f"{name} is '{text}'; expected seconds"):
         Settings.of({name: text})
 
 

@@ -280,9 +280,9 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     script = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage
-board = ProgressPage.given(os.environ)
-board.sign()
-board.set(WorkerFlags.SAVES_ON_SIGTERM)
+board = ProgressPage.from_environment(os.environ)
+board.record_pid()
+board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 signal.signal(signal.SIGTERM, lambda *_: say(f"rank {rank} was asked"))
 say(f"rank {rank} is ready")
 while True:
@@ -375,15 +375,15 @@ def test_a_signal_to_all_processes_counts_once(is_twice: bool, tmp_path: Path) -
     """As Slurm and systemd send it: a worker that can save gets the time for it all the same."""
     script = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage
-board = ProgressPage.given(os.environ)
-board.sign()
-board.set(WorkerFlags.SAVES_ON_SIGTERM)
+board = ProgressPage.from_environment(os.environ)
+board.record_pid()
+board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 def save(*_):
     say("asked")
     if Path("never").exists():
         time.sleep(60)
     wait_for("all were asked")
-    board.set(WorkerFlags.PREEMPTED)
+    board.set_flags(WorkerFlags.PREEMPTED)
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 say("ready")
@@ -465,9 +465,9 @@ def test_only_sigterm_waits_for_a_save(number: signal.Signals, tmp_path: Path) -
     """Who is asked to save gets a minute; who presses Ctrl-C, or hangs up, doesn't wait for it."""
     script = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage
-board = ProgressPage.given(os.environ)
-board.sign()
-board.set(WorkerFlags.SAVES_ON_SIGTERM)
+board = ProgressPage.from_environment(os.environ)
+board.record_pid()
+board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 signal.signal(signal.SIGTERM, lambda *_: None)
 say("ready")
 while True:

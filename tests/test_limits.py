@@ -24,7 +24,7 @@ from tfddl._src.rlimits import require_descriptors
 soft, hard, count = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 try:
-    require_descriptors(count, "links to 9 other workers")
+    require_descriptors(count, "connections to 9 other workers")
 except StartError as error:
     print(error)
 else:
@@ -59,7 +59,8 @@ def test_a_hard_limit_that_is_too_low() -> None:
     said, limits = _ask(100, 400, 500).splitlines()
     assert limits == "400 400"  # What could be had isn't given back.
     found = re.fullmatch(
-        r"too few open files are allowed: links to 9 other workers need 500, besides (\d+) that "
+        r"too few open files are allowed: connections to 9 other workers need 500, besides (\d+) "
+        r"that "
         r"are open and 32 to spare, but this process may have 400 \(the hard limit is 400\)\. "
         r"HINT: ulimit -n (\d+) before the start; where that is refused, the system's limit must "
         r"rise first: nofile in /etc/security/limits\.conf, LimitNOFILE= of a systemd service, "

@@ -104,19 +104,19 @@ def test_the_report_says_which_limit(
 def _limited(name: str, limit: int) -> Iterator[tuple[str, ...]]:
     """What a command begins with that runs in a cgroup of its own, with so many processes."""
     for group in cgroups_with("pids"):
-        folder = group.folder / name
+        directory = group.directory / name
         with contextlib.suppress(OSError):
-            folder.mkdir()
+            directory.mkdir()
             try:
-                (folder / "pids.max").write_text(str(limit))
+                (directory / "pids.max").write_text(str(limit))
             except OSError:
-                folder.rmdir()
+                directory.rmdir()
                 continue
             try:
-                join = f'echo $$ >"{folder}/cgroup.procs" && exec "$0" "$@"'
+                join = f'echo $$ >"{directory}/cgroup.procs" && exec "$0" "$@"'
                 yield ("sh", "-c", join)
             finally:
-                folder.rmdir()
+                directory.rmdir()
             return
     pytest.skip("needs the right to make a cgroup with a limit of processes")
 

@@ -263,9 +263,9 @@ time.sleep(60)
 def test_a_host_that_was_lost_before_is_the_cause(stalls: bool, tmp_path: Path) -> None:
     """Behind a cable that is cut, and silent; meanwhile the worker on this side of it fails."""
     script = f"""{BOARD}
-with board.during(Stage.TRAINING):
+with board.in_stage(Stage.TRAINING):
     board.count_step(epoch=0, step=1)
-    board.tell((2, 1))
+    board.record_operations((2, 1))
     if rank == 1:
         print("ready")
         wait_for("its agent has told of the step")
@@ -299,12 +299,12 @@ def _saver(then: str) -> str:
 def ask(*_):
     Path("somebody was asked").touch()
 signal.signal(signal.SIGTERM, ask)
-board.set(WorkerFlags.SAVES_ON_SIGTERM)
+board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 board.count_step(epoch=0, step=9)
 say(f"rank {{rank}} is ready")
 print("ready")
 wait_for("somebody was asked")
-board.set(WorkerFlags.PREEMPTED)
+board.set_flags(WorkerFlags.PREEMPTED)
 {then}
 """
 

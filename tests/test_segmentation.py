@@ -1,4 +1,4 @@
-"""The application: its picture, the command, training on several workers."""
+"""The application: pictures of predictions, the command, training on several workers."""
 
 import dataclasses
 import os
@@ -70,7 +70,7 @@ def test_trains_from_a_flagfile_and_leaves_models_and_picture(tmp_path: Path) ->
     done = _run("--flagfile=flags", "--validation_split=0.25", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
-        "tfddl: no --data_dir; 12 made pictures are in out/data/cars_16x32_12_seed0\n"
+        "tfddl: no --data_dir; 12 synthetic examples are in out/data/synthetic_16x32_12_seed0\n"
         "tfddl: 9 examples to train on, 3 to validate with, 16 x 32 pixels; 1 worker, 4 examples "
         "each in a step\n"
         "tfddl: preset default: filters 2,4, loss dice_crossentropy, learning rate 0.01 x 1 "
@@ -140,7 +140,7 @@ def _check_charts(directory: Path, config: TrainConfig) -> None:
     assert start.hparams["loss"].string_value == config.loss
 
 
-def test_several_workers_make_their_data_train_and_go_on(tmp_path: Path, groups: Groups) -> None:
+def test_several_workers_make_their_data_train_and_resume(tmp_path: Path, groups: Groups) -> None:
     first, second = groups(2).run(CASE, config=_tiny(tmp_path))
     assert first["error"] == second["error"] == ""
     assert (
@@ -151,7 +151,7 @@ def test_several_workers_make_their_data_train_and_go_on(tmp_path: Path, groups:
     assert "tfddl: validation Dice 0." in first["output"]
     assert "end of a training" not in first["output"]
     assert second["output"] == ""
-    assert len(list((tmp_path / "data" / "cars_16x16_13_seed0" / "images").iterdir())) == 13
+    assert len(list((tmp_path / "data" / "synthetic_16x16_13_seed0" / "images").iterdir())) == 13
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best.keras",
         "checkpoints",
@@ -171,9 +171,9 @@ def test_several_workers_make_their_data_train_and_go_on(tmp_path: Path, groups:
     assert (tmp_path / "model.keras").stat().st_mtime_ns > made
 
     charts = tmp_path / "charts"
-    for folder in (charts / "job", charts / "job" / "train", charts / "mine"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "events.out.tfevents.1").touch()
+    for directory in (charts / "job", charts / "job" / "train", charts / "mine"):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "events.out.tfevents.1").touch()
     config = _tiny(tmp_path, resume=False, loss="dice", tensorboard_dir=charts)
     first, _ = groups(2).run(CASE, config=config)
     assert first["error"] == ""
@@ -231,7 +231,7 @@ def test_an_unreadable_file_stops_all_ranks_before_the_first_step(
 ) -> None:
     for name in ("good", "bad"):
         write_dataset(tmp_path / name, num_examples=6, image_size=(16, 16), seed=0)
-    # In the half that rank 1 looks at, in its own folder.
+    # In the half that rank 1 checks, in its own directory.
     damage(tmp_path / "bad" / "masks" / "0005_mask.png", "no image")
     results = groups(2).run(
         CASE, config=_tiny(tmp_path / "out"), data_dirs=(tmp_path / "good", tmp_path / "bad")
@@ -243,7 +243,7 @@ def test_an_unreadable_file_stops_all_ranks_before_the_first_step(
         assert result["output"] == ""
 
 
-def test_files_that_are_cut_short_are_all_named_or_left_out(tmp_path: Path, groups: Groups) -> None:
+def test_truncated_files_are_all_named_or_left_out(tmp_path: Path, groups: Groups) -> None:
     write_dataset(tmp_path / "cut", num_examples=13, image_size=(16, 16), seed=0)
     for path in (tmp_path / "cut" / "images").iterdir():
         if path.name < "0010.png":
@@ -261,9 +261,7 @@ def test_files_that_are_cut_short_are_all_named_or_left_out(tmp_path: Path, grou
     assert first["result"] == second["result"] == ("0010", "0011", "0012", "0013")
 
 
-def test_a_file_that_vanishes_after_all_were_looked_at_stops_all(
-    tmp_path: Path, groups: Groups
-) -> None:
+def test_a_file_that_vanishes_after_the_check_stops_all(tmp_path: Path, groups: Groups) -> None:
     write_dataset(tmp_path / "data", num_examples=13, image_size=(16, 16), seed=0)
     results = groups(2).run(
         "tests.cases.segmentation:run_while_files_vanish",
@@ -274,7 +272,7 @@ def test_a_file_that_vanishes_after_all_were_looked_at_stops_all(
         assert "png can't be read: [Errno 2] No such file or directory" in result["error"]
 
 
-def test_what_can_not_be_trained_on_is_said_on_all_ranks(tmp_path: Path, groups: Groups) -> None:
+def test_unusable_data_is_an_error_on_all_ranks(tmp_path: Path, groups: Groups) -> None:
     write_dataset(tmp_path / "two", num_examples=2, image_size=(16, 16), seed=0)
     write_dataset(tmp_path / "one", num_examples=1, image_size=(16, 16), seed=0)
     write_dataset(tmp_path / "other", num_examples=3, image_size=(16, 16), seed=0)
@@ -282,7 +280,11 @@ def test_what_can_not_be_trained_on_is_said_on_all_ranks(tmp_path: Path, groups:
     (tmp_path / "file").touch()
     out = tmp_path / "out"
     for names, changes, message in (
-        (["none"], {}, f"DataError: There is no folder {tmp_path / 'none'}; expected one with ima"),
+        (
+            ["none"],
+            {},
+            f"DataError: There is no directory {tmp_path / 'none'}; expected one with ima",
+        ),
         (["empty"], {}, f"DataError: {tmp_path / 'empty'} has no images with masks: found nothing"),
         (["one"], {}, "DataError: There is 1 example; training needs at least 2"),
         (
@@ -294,7 +296,7 @@ def test_what_can_not_be_trained_on_is_said_on_all_ranks(tmp_path: Path, groups:
             ["two", "other"],
             {},
             "DisagreementError: Rank 0 reads 2 examples and rank 1 3; only one of them has 0003. "
-            "All hosts need the same --data_dir.",
+            "HINT: give all hosts the same --data_dir.",
         ),
         (
             ["two"],
@@ -314,7 +316,7 @@ def test_what_can_not_be_trained_on_is_said_on_all_ranks(tmp_path: Path, groups:
             assert result["error"].startswith(message), result["error"]
 
 
-def test_slow_reading_is_hinted_at(tmp_path: Path, groups: Groups) -> None:
+def test_slow_reading_gets_a_hint(tmp_path: Path, groups: Groups) -> None:
     write_dataset(tmp_path / "data", num_examples=8, image_size=(16, 16), seed=0)
     config = _tiny(tmp_path / "out", data_dir=tmp_path / "data")
     first, second = groups(2).run(
@@ -322,7 +324,7 @@ def test_slow_reading_is_hinted_at(tmp_path: Path, groups: Groups) -> None:
     )
     assert first["error"] == second["error"] == second["output"] == ""
     assert re.fullmatch(
-        r"tfddl: to read the files will take each worker \d+ s in every epoch\. HINT: "
-        rf"tfddl-prepare --input_dir={tmp_path / 'data'} --output_dir=… does so once\.\n",
+        r"tfddl: reading the files will take each worker \d+ s in every epoch\. HINT: "
+        rf"tfddl-prepare --input_dir={tmp_path / 'data'} --output_dir=… decodes them once\.\n",
         first["output"],
     )

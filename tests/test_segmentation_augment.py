@@ -46,13 +46,15 @@ def test_draws_do_not_depend_on_the_image() -> None:
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("changes", [(name,) for name in MOVES] + [TRANSFORMS])
+@pytest.mark.parametrize("transforms", [(name,) for name in MOVES] + [TRANSFORMS])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_masks_are_transformed_like_their_images(changes: tuple[str, ...], channels: int) -> None:
+def test_masks_are_transformed_like_their_images(
+    transforms: tuple[str, ...], channels: int
+) -> None:
     image, mask = _example(channels=channels)
     moved = 0
     for n in range(12):
-        new_image, new_mask = Augmentation(changes)(_rng(n), image, mask)
+        new_image, new_mask = Augmentation(transforms)(_rng(n), image, mask)
         assert new_image.shape == image.shape
         assert new_mask.shape == mask.shape
         assert new_image.dtype == new_mask.dtype == np.uint8
@@ -122,7 +124,7 @@ def test_tiny_images() -> None:
     Augmentation(TRANSFORMS)(_rng(0), np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2, 1), np.uint8))
 
 
-@pytest.mark.parametrize("changes", [("flip", "twirl"), ("flip", "flip")])
-def test_refuses(changes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("transforms", [("flip", "twirl"), ("flip", "flip")])
+def test_refuses(transforms: tuple[str, ...]) -> None:
     with pytest.raises(UnsupportedError, match=r"--augment is flip,\w+; it must be some of flip,"):
-        Augmentation(changes)
+        Augmentation(transforms)

@@ -1,4 +1,4 @@
-"""What `tfddl-train` is told: its flags, presets, and what they may be."""
+"""The flags of `tfddl-train`, its presets, and which values are valid."""
 
 import dataclasses
 import sys
@@ -47,7 +47,7 @@ FLAGS = [
 
 
 def _own_flags() -> list[Any]:
-    return list(flags.FLAGS.get_flags_for_module(train.__name__))
+    return flags.FLAGS.get_key_flags_for_module(train.__name__)
 
 
 def test_flags_and_config_fields_are_these() -> None:
@@ -148,7 +148,7 @@ def test_a_flag_overrides_the_preset() -> None:
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_presets_are_told_as_one_would_write_them(preset: str) -> None:
+def test_help_shows_presets_as_flags(preset: str) -> None:
     """What --help says of a preset, given as flags, is what it sets."""
     default_config()
     written = describe(preset).split()
@@ -163,7 +163,7 @@ def test_presets_are_told_as_one_would_write_them(preset: str) -> None:
     assert set(names) <= {field.name for field in dataclasses.fields(TrainConfig)}
 
 
-def test_folders_lie_in_the_output_folder_unless_given() -> None:
+def test_directories_are_in_the_output_directory_unless_given() -> None:
     config = default_config()
     assert config.checkpoint_dir == config.output_dir / "checkpoints"
     assert config.tensorboard_dir == config.output_dir / "tensorboard"

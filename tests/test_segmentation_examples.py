@@ -159,7 +159,7 @@ def test_problems_are_named_or_left_out(tmp_path: Path) -> None:
         f"13 of the pairs in {tmp_path} can't be used:",
         *(f"  {i}: bad" for i in range(10)),
         "  … and 3 more",
-        "HINT: mend them, or leave them out with --skip_bad.",
+        "HINT: repair them, or leave them out with --skip_bad.",
     ]
     with pytest.raises(
         DataError, match=r"no usable pair in .*: all 1 have been left out\.\n  1: b"
@@ -176,11 +176,10 @@ def _write_arrays(directory: Path, *, num_examples: int = 3) -> tuple[np.ndarray
     return images, masks
 
 
-def test_arrays_are_mapped_and_read_row_by_row(tmp_path: Path) -> None:
+def test_arrays_are_read_row_by_row(tmp_path: Path) -> None:
     images, masks = _write_arrays(tmp_path)
     examples = _open(tmp_path)
     assert isinstance(examples, ArrayExamples)
-    assert isinstance(examples.images, np.memmap)
     assert examples.names == ("000000", "000001", "000002")
     (tmp_path / "names.json").write_text(json.dumps(["a", "b", "c"]))
     examples = _open(tmp_path).without({1})
@@ -189,6 +188,18 @@ def test_arrays_are_mapped_and_read_row_by_row(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image, images[2])
     np.testing.assert_array_equal(mask, masks[2])
     assert type(image) is type(mask) is np.ndarray  # nothing that holds on to the file
+    path = tmp_path / "images.npy"
+    path.write_bytes(path.read_bytes()[:-1])  # Through a mapping, a large file would be a SIGBUS.
+    with pytest.raises(DataError, match=r"images\.npy, which now ends before byte .*: it was cut"):
+        examples.load(1)
+
+
+def test_arrays_in_fortran_order_are_read_too(tmp_path: Path) -> None:
+    images, masks = _write_arrays(tmp_path)
+    np.save(tmp_path / "images.npy", np.asfortranarray(images))
+    image, mask = _open(tmp_path).load(2)
+    np.testing.assert_array_equal(image, images[2])
+    np.testing.assert_array_equal(mask, masks[2])
 
 
 @pytest.mark.parametrize("foreground", [True, 1, 255])
@@ -262,10 +273,10 @@ def test_names_that_do_not_fit(tmp_path: Path, text: str, said: str) -> None:
 
 def test_split_is_complete_and_not_the_tail() -> None:
     for num_examples in range(2, 40):
-        for share in (0.01, 0.1, 0.5, 0.99):
-            training, validation = split_examples(num_examples, validation_split=share, seed=1)
+        for split in (0.01, 0.1, 0.5, 0.99):
+            training, validation = split_examples(num_examples, validation_split=split, seed=1)
             assert sorted([*training, *validation]) == list(range(num_examples))
-            assert len(validation) == min(max(round(num_examples * share), 1), num_examples - 1)
+            assert len(validation) == min(max(round(num_examples * split), 1), num_examples - 1)
     training, validation = split_examples(100, validation_split=0.2, seed=1)
     again = split_examples(100, validation_split=0.2, seed=1)
     np.testing.assert_array_equal(validation, again[1])

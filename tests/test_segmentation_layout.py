@@ -108,7 +108,7 @@ def _refusal(directory: Path) -> str:
 
 def test_no_layout_fits(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "none") == (
-        f"There is no folder {tmp_path / 'none'}; expected one with {EXPECTED}."
+        f"There is no directory {tmp_path / 'none'}; expected one with {EXPECTED}."
     )
     assert _refusal(tmp_path) == (
         f"{tmp_path} has no images with masks: found nothing; expected {EXPECTED}."
@@ -124,7 +124,7 @@ def test_no_layout_fits(tmp_path: Path) -> None:
 
 def test_a_layout_of_which_half_is_missing(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    assert _refusal(tmp_path) == f"There is no folder {tmp_path}/masks."
+    assert _refusal(tmp_path) == f"There is no directory {tmp_path}/masks."
     (tmp_path / "masks").mkdir()
     assert _refusal(tmp_path) == f"There is no image in {tmp_path}; expected {EXPECTED}."
 
@@ -137,5 +137,5 @@ def test_several_layouts_fit(tmp_path: Path) -> None:
     assert _refusal(tmp_path) == (
         f"{tmp_path} can be read in several ways: it has masks.npy; images/ and masks/; train/; "
         f"x_mask.png beside images. Expected one of {EXPECTED}. HINT: move what doesn't belong to "
-        "the data set to another folder."
+        "the data set to another directory."
     )

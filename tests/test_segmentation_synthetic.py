@@ -1,4 +1,4 @@
-"""The made pictures: the same everywhere, and not easy."""
+"""The synthetic data set: the same everywhere, and not trivial to segment."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ Images = NDArray[np.uint8]
 Masks = NDArray[np.bool_]
 
 
-def _read_folder(directory: Path) -> dict[str, bytes]:
+def _read_directory(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -25,13 +25,13 @@ def _read_folder(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_made_set_is_the_same_for_the_same_seed_however_it_is_shared_out(tmp_path: Path) -> None:
+def test_the_set_depends_on_the_seed_and_not_on_its_shards(tmp_path: Path) -> None:
     size = (32, 48)
     write_dataset(tmp_path / "a", num_examples=5, image_size=size, seed=3)
-    for share in (range(0, 3), range(3, 3), range(3, 5)):
-        write_dataset(tmp_path / "b", num_examples=5, image_size=size, seed=3, only=share)
+    for shard in (range(0, 3), range(3, 3), range(3, 5)):
+        write_dataset(tmp_path / "b", num_examples=5, image_size=size, seed=3, only=shard)
     write_dataset(tmp_path / "c", num_examples=5, image_size=size, seed=4)
-    a, b, c = (_read_folder(tmp_path / name) for name in "abc")
+    a, b, c = (_read_directory(tmp_path / name) for name in "abc")
     assert list(a) == [f"images/000{i}.png" for i in range(1, 6)] + [
         f"masks/000{i}_mask.png" for i in range(1, 6)
     ]
@@ -39,7 +39,7 @@ def test_made_set_is_the_same_for_the_same_seed_however_it_is_shared_out(tmp_pat
     assert not set(a.values()) & set(c.values())
 
 
-def test_made_example_has_a_car_and_all_else() -> None:
+def test_an_example_has_foreground_and_background() -> None:
     for index in range(8):
         image, mask = make_example(index, image_size=(32, 48), seed=0)
         assert image.shape == (32, 48, 3)
@@ -50,8 +50,8 @@ def test_made_example_has_a_car_and_all_else() -> None:
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[Images, Masks, Images, Masks]:
-    """Some of the pictures that are made by default to train on, and all those to validate with."""
+def examples() -> tuple[Images, Masks, Images, Masks]:
+    """Some training examples of the default set, and all of its validation examples."""
     config = default_config()
     training, validation = split_examples(
         config.num_examples, validation_split=config.validation_split, seed=config.seed
@@ -71,19 +71,19 @@ def _mean_dice(masks: Masks, predicted: Masks) -> float:
     )
 
 
-def test_all_foreground_is_no_answer(
-    made: tuple[Images, Masks, Images, Masks],
+def test_predicting_all_foreground_scores_low(
+    examples: tuple[Images, Masks, Images, Masks],
 ) -> None:
-    *_, masks = made
+    *_, masks = examples
     assert 0.2 < masks.mean() < 0.36
     assert _mean_dice(masks, np.ones_like(masks)) <= 0.7
 
 
-def test_no_threshold_of_brightness_finds_the_cars(
-    made: tuple[Images, Masks, Images, Masks],
+def test_no_threshold_of_brightness_scores_high(
+    examples: tuple[Images, Masks, Images, Masks],
 ) -> None:
-    """Even the best of all thresholds, chosen on the validation set itself."""
-    _, _, images, masks = made
+    """Not even the best threshold, chosen on the validation set itself."""
+    _, _, images, masks = examples
     grey = images @ np.array([0.299, 0.587, 0.114])
     scores = [
         _mean_dice(masks, sign * grey >= sign * level)
@@ -93,11 +93,11 @@ def test_no_threshold_of_brightness_finds_the_cars(
     assert max(scores) <= 0.7
 
 
-def test_the_colour_of_a_pixel_does_not_tell(
-    made: tuple[Images, Masks, Images, Masks],
+def test_no_classifier_of_single_pixels_scores_high(
+    examples: tuple[Images, Masks, Images, Masks],
 ) -> None:
     """Logistic regression, at every level of its probability."""
-    training, training_masks, images, masks = made
+    training, training_masks, images, masks = examples
     colours = training[:, ::3, ::3].reshape(-1, 3) / 255
     model = LogisticRegression(C=100).fit(colours, training_masks[:, ::3, ::3].ravel())
     probability = model.predict_proba(images.reshape(-1, 3) / 255)[:, 1].reshape(masks.shape)

@@ -76,16 +76,16 @@ def _small_plans() -> list[GlobalPlan | BlockPlan]:
 def test_every_example_counts_exactly_once_in_equal_steps() -> None:
     for plan in _small_plans():
         counted = []
-        stand_ins = False
+        padded = False
         for step, rank in itertools.product(range(plan.steps), range(plan.size)):
             batch = plan.batch(epoch=1, step=step, rank=rank)
             assert 1 <= len(batch.indices) <= plan.batch_size
             assert batch.count in (0, len(batch.indices))
             assert len(batch.indices) == 1 or batch.count
             counted += batch.indices[: batch.count].tolist()
-            stand_ins = stand_ins or not batch.count
+            padded = padded or not batch.count
         assert sorted(counted) == list(range(plan.num_examples)), plan
-        assert stand_ins == plan.has_padding, plan
+        assert padded == plan.has_padding, plan
 
 
 @settings(max_examples=150)
@@ -107,7 +107,7 @@ def test_batch_sizes_are_those_of_the_batches(
         assert plan.batch_sizes(rank) == Counter(batch.count for batch in batches)
 
 
-def test_only_a_batch_of_one_needs_stand_ins() -> None:
+def test_only_a_batch_of_one_needs_padding() -> None:
     assert not [p for p in _small_plans() if p.has_padding and p.batch_size > 1]
     assert GlobalPlan(num_examples=4, size=3, batch_size=1).has_padding
 
@@ -118,8 +118,8 @@ def test_global_batches_do_not_depend_on_the_number_of_workers() -> None:
         one = GlobalPlan(num_examples=n, size=1, batch_size=workers * batch_size, seed=7)
         assert many.steps == one.steps
         for step in range(one.steps):
-            shares = [many.batch(epoch=2, step=step, rank=rank) for rank in range(workers)]
-            together = [i for share in shares for i in share.indices[: share.count]]
+            batches = [many.batch(epoch=2, step=step, rank=rank) for rank in range(workers)]
+            together = [i for batch in batches for i in batch.indices[: batch.count]]
             assert together == one.batch(epoch=2, step=step, rank=0).indices.tolist()
 
 
@@ -236,9 +236,12 @@ def test_positions_are_refused_where_they_do_not_belong() -> None:
     batches = GlobalPlan(num_examples=12, size=2, batch_size=2)
     in_blocks = blocks.position(epoch=0, steps=1)
     for refused, message in (
-        (lambda: batches.after(in_blocks), "reached in block order.*Go on with order=.block."),
+        (
+            lambda: batches.after(in_blocks),
+            "reached in block order.*HINT: resume with order=.block.",
+        ),
         (lambda: blocks.after(batches.position(epoch=0, steps=1)), "says that 4 .* would be 0"),
-        (lambda: blocks.after(Position(0, 5, in_blocks.stretches)), "says that 5 .* would be 4"),
+        (lambda: blocks.after(Position(0, 5, in_blocks.spans)), "says that 5 .* would be 4"),
         (lambda: blocks.after(blocks.position(epoch=0, steps=3)), "nothing is left"),
         (lambda: batches.after(batches.position(epoch=0, steps=3)), "nothing is left"),
         (

@@ -104,24 +104,24 @@ def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
 
 def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
     with ProgressPage.create() as board:
-        copy = ProgressPage.given({VARIABLE: str(os.dup(board.fileno()))})
+        copy = ProgressPage.from_environment({VARIABLE: str(os.dup(board.fileno()))})
         copy.count_step(epoch=2, step=7)
-        with copy.during(Stage.EVALUATING):
+        with copy.in_stage(Stage.EVALUATING):
             assert board.read().stage is Stage.EVALUATING
-        copy.tell((4, 3))
-        copy.set(WorkerFlags.SAVES_ON_SIGTERM)
+        copy.record_operations((4, 3))
+        copy.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
         expected = WorkerProgress(
             beats=3, epoch=2, step=7, steps=1, flags=WorkerFlags.SAVES_ON_SIGTERM
         )
         expected = WorkerProgress(**{**vars(expected), "begun": 4, "ended": 3})
         assert board.read() == expected
-        assert board.read().waits
+        assert board.read().is_waiting
         copy.close()
     other = tmp_path / "file"
     other.write_bytes(b"mine" * 2000)
     with other.open("r+b") as file:
         for number in (str(file.fileno()), "999", "-1", "", "x"):
-            with ProgressPage.given({VARIABLE: number}) as nobodys:
+            with ProgressPage.from_environment({VARIABLE: number}) as nobodys:
                 assert not nobodys.is_shared
                 nobodys.beat()
     assert other.read_bytes() == b"mine" * 2000
@@ -148,14 +148,14 @@ def stick():
     {action.replace(chr(10), chr(10) + "    ")}
 say(f"rank {{rank}} is ready")
 wait_for(f"rank {{1 - rank}} is ready")
-with board.during(Stage.TRAINING):
-    board.tell((1, 1))
+with board.in_stage(Stage.TRAINING):
+    board.record_operations((1, 1))
     board.count_step(epoch=1, step=3)
     if start:
         sys.exit()
     if rank == 1:
         stick()
-    board.tell((2, 1))
+    board.record_operations((2, 1))
     while True:
         time.sleep(60)
 """

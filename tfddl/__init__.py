@@ -1,6 +1,6 @@
 """Horovod's way of distributed deep learning on TensorFlow's own runtime.
 
-Every process runs the same script on its own share of the data, and N workers compute what one
+Every process runs the same script on its own shard of the data, and N workers compute what one
 process would.
 
 Usage::

@@ -25,7 +25,7 @@ from tfddl.segmentation.training import train
 
 
 def run(config: TrainConfig, data_dirs: tuple[Path | None, ...] = (None,)) -> dict[str, Any]:
-    """Trains, each rank on its own of the folders; what it wrote, or the error it raised."""
+    """Trains, each rank on its own of the directories; what it wrote, or the error it raised."""
     directory = data_dirs[tfddl.rank() % len(data_dirs)]
     return _outcome(lambda: train(dataclasses.replace(config, data_dir=directory)))
 

@@ -1,4 +1,4 @@
-"""The life of a job in this process: `init`, who am I, `shutdown`."""
+"""`init`, `shutdown`, ranks and sizes of this process, and the strategy."""
 
 import os
 from enum import StrEnum
@@ -15,7 +15,7 @@ from tfddl.errors import StartError
 
 T = TypeVar("T", bound=StrEnum)
 
-_CIRCLE_TIMEOUT_S = 600.0
+_DEADLOCK_TIMEOUT_S = 600.0
 
 
 def init(  # noqa: PLR0913 - the settings of a job, all by name
@@ -30,53 +30,55 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
 ) -> None:
     """Starts tfddl. All ranks must call it.
 
-    Reads who takes part from what started the process (see `cluster.detection`: TF_CONFIG,
+    Reads the cluster from the environment that the launcher or engine has made (TF_CONFIG,
     torchrun, MPI, SageMaker, Slurm, Kubeflow); a script that was started by itself is a job of one
-    worker. Meets the other workers, compares with them, sets the numbers of threads, lets GPU
-    memory grow, and gives each local rank a GPU of its own. Called again with the same settings it
-    does nothing.
+    worker. Connects to the other workers, compares options with them, sets the numbers of threads,
+    lets GPU memory grow, and gives each local rank a GPU of its own. Called again with the same
+    options it does nothing.
 
-    Call it first in a script. After operations of TensorFlow numbers of threads can't be set any
-    more, which is logged once; and its collectives, RING and NCCL, can't start.
+    Call it first in a script. After TensorFlow operations, numbers of threads can't be set any
+    more, which is logged once, and TensorFlow's collectives (RING and NCCL) can't start.
 
-    Only these start TensorFlow's server, and `strategy`: it listens on all network interfaces and
-    obeys whoever reaches it. Let only the hosts of the job reach the ports of TF_CONFIG then.
+    TensorFlow's server starts only for these and for `strategy`. It listens on all network
+    interfaces and runs what any client sends: let only the hosts of the job reach the ports of
+    TF_CONFIG.
 
     Args:
-        collective: By what all workers speak to each other: "ring" (TensorFlow's for CPUs), "nccl"
+        collective: What tensors travel through: "ring" (TensorFlow's for CPUs), "nccl"
             (TensorFlow's for GPUs), or "auto": NCCL where there are GPUs, otherwise shared memory
             within a host, and `between_hosts`.
-        between_hosts: By what CPU hosts speak to each other: "tcp", streams of tfddl's own, on
-            ports that the system chooses; "ring", TensorFlow's collectives, on the ports of
-            TF_CONFIG; or "auto": TCP where all workers can reach those of the other hosts,
-            otherwise RING, and a warning.
-        intra_op_threads: Threads within an operation; None is this worker's share of the cores:
-            TFDDL_CORES, which `tfddlrun` sets, or its part of those that the process may use.
-        inter_op_threads: Operations at the same time; None leaves it to TensorFlow for one
-            worker on a host, and is as many as within an operation for several. Graphs with
-            collectives that run at once, in threads, need one for each of them.
-        timeout_s: After how many seconds an operation fails for which not all ranks have come; 0
-            waits for ever. None waits for ever for a rank that is busy, and 600 s where ranks wait
-            for each other in different operations. Where nothing but the operations that they
-            wait in could ever come to them, which is a deadlock, these fail within seconds, with
-            any timeout.
-        start_timeout_s: After how many seconds this gives up waiting for the other workers; None is
-            ``timeout_s``. TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`) comes
-            first.
-        stall_warning_s: After how many seconds, and again each time, a rank that waits in an
-            operation warns of those that haven't come to it; 0 is never.
+        between_hosts: What tensors travel through between CPU hosts: "tcp", tfddl's own
+            connections, on ports that the system chooses; "ring", TensorFlow's collectives, on the
+            ports of TF_CONFIG; or "auto": TCP where all workers can connect to those of the other
+            hosts, otherwise RING, with a warning.
+        intra_op_threads: Threads within an operation. None is this worker's number of cores:
+            TFDDL_CORES, which `tfddlrun` sets, or the usable cores divided by the local size.
+        inter_op_threads: Operations that run at the same time. None leaves it to TensorFlow for
+            one worker on a host, and equals ``intra_op_threads`` for several. Graphs with
+            collectives that run concurrently, in threads, need one each.
+        timeout_s: Seconds after which an operation fails that not all ranks have called; 0 is
+            never. None is never for a rank that is busy, and 600 s where ranks wait for each other
+            in different operations. A certain deadlock, where no other thread could call what is
+            missing, fails within seconds, whatever the timeout.
+        start_timeout_s: Seconds after which this stops waiting for the other workers; None is
+            ``timeout_s``. TFDDL_START_TIMEOUT in the environment (`tfddlrun --start-timeout`)
+            takes precedence.
+        stall_warning_s: Seconds after which, and again each time, a rank that waits in an
+            operation logs which ranks haven't called it; 0 is never.
 
     Raises:
-        ClusterError: TF_CONFIG, or what else tells who takes part, is wrong, or speaks of others
-            without saying where they are; or TFDDL_CORES, TFDDL_START_TIMEOUT, TFDDL_SECRET.
-        StartError: A TensorFlow operation ran before, and its collectives are needed; a word that
-            isn't one of those above; ``between_hosts="tcp"`` where workers can't be reached; NCCL
+        ClusterError: TF_CONFIG, or the variables of another engine, are invalid, or name other
+            workers without their addresses; or TFDDL_CORES, TFDDL_START_TIMEOUT or TFDDL_SECRET is
+            invalid.
+        StartError: TensorFlow's collectives are needed after a TensorFlow operation; an option has
+            none of the values above; ``between_hosts="tcp"`` where workers can't connect; NCCL
             without a GPU, or on a GPU that another rank has; more workers on a host than GPUs; a
-            port taken; too few file descriptors; workers that don't come in time; a number out of
-            range; other settings than in an earlier call; or any of these on another rank.
-        DisagreementError: The ranks were told of different clusters, or of different `collective`,
+            port is taken; too few file descriptors; workers that don't connect in time; a number
+            is out of range; other options than in an earlier call; or any of these on another
+            rank.
+        DisagreementError: The ranks have different clusters, or different `collective` or
             `between_hosts`; two processes claim one rank; or only some hosts have GPUs.
-        StalledError: Ranks that have come don't get as far as this one in time.
+        StalledError: Connected ranks don't get as far as this one in time.
         PeerLostError: One of them has ended meanwhile.
     """
     from tfddl._src import keras_hooks
@@ -87,46 +89,49 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
         timeout_s=timeout_s or 0.0,
-        deadlock_timeout_s=_CIRCLE_TIMEOUT_S if timeout_s is None else timeout_s,
+        deadlock_timeout_s=_DEADLOCK_TIMEOUT_S if timeout_s is None else timeout_s,
         start_timeout_s=read_start_timeout(os.environ) or start_timeout_s,
         stall_warning_s=stall_warning_s,
         trusts_network=bool(os.environ.get(TRUSTED_NETWORK)),
         cores=read_cores(os.environ),
     )
     runtime.start(
-        detect(os.environ), options, ProgressPage.given(os.environ), secret=read_secret(os.environ)
+        detect(os.environ),
+        options,
+        ProgressPage.from_environment(os.environ),
+        secret=read_secret(os.environ),
     )
     keras_hooks.install()
     if rank() == 0:
         keras_hooks.warn_of_keras_2(os.environ)
 
 
-def _choice(name: str, word: str, kind: type[T]) -> T | None:
-    """What a word stands for; None for "auto"."""
+def _choice(name: str, value: str, kind: type[T]) -> T | None:
+    """The member of an enum with a value; None for "auto"."""
     choices: dict[str, T | None] = {"auto": None, **{choice.value: choice for choice in kind}}
-    if word not in choices:
-        raise StartError(f"{name} is {word!r}; it must be one of {', '.join(choices)}.")
-    return choices[word]
+    if value not in choices:
+        raise StartError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+    return choices[value]
 
 
 def shutdown() -> None:
-    """Ends the use of tfddl in this process; `init` with the same settings takes it up again.
+    """Stops tfddl in this process; `init` with the same options starts it again.
 
-    Connections, and TensorFlow's server if it was started, live until the process ends.
+    Connections, and TensorFlow's server if it was started, stay until the process ends.
     """
     runtime.stop()
 
 
 def is_initialized() -> bool:
-    """Whether `init` has been called, and `shutdown` not since."""
+    """Whether `init` has been called, without `shutdown` since."""
     return runtime.is_started()
 
 
 def rank() -> int:
-    """The number of this worker, 0 <= rank < size.
+    """The rank of this worker, 0 <= rank < size.
 
     Raises:
-        NotInitializedError: `init` has not been called. (So do all of the functions below.)
+        NotInitializedError: `init` has not been called; so do the functions below.
     """
     return runtime.current().cluster.rank
 
@@ -137,17 +142,17 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """The number of this worker among those of its host."""
+    """The rank of this worker among the workers of its host."""
     return runtime.current().cluster.local_rank
 
 
 def local_size() -> int:
-    """The number of workers of this host."""
+    """The number of workers on this host."""
     return runtime.current().cluster.local_size
 
 
 def cross_rank() -> int:
-    """The number of this host among those that have a worker of this local rank."""
+    """The rank of this host among the hosts that have a worker of this local rank."""
     return runtime.current().cluster.cross_rank
 
 
@@ -159,13 +164,13 @@ def cross_size() -> int:
 def strategy() -> tf.distribute.Strategy:
     """The `tf.distribute.MultiWorkerMirroredStrategy` of the job; for one worker, the default one.
 
-    A Keras model made and compiled under its ``scope()``, with a plain Keras optimizer, trains with
-    an ordinary `fit`, as one compiled with `tfddl.DistributedOptimizer` does outside of it.
+    A Keras model built and compiled under its ``scope()``, with a plain Keras optimizer, trains
+    with an ordinary `fit`, as one compiled with `tfddl.DistributedOptimizer` does without it.
 
-    The first call starts TensorFlow's server: all ranks must make it together, right after `init`.
+    The first call starts TensorFlow's server: all ranks must call it together, right after `init`.
 
     Raises:
-        StartError: Operations of TensorFlow have run before, on some rank; or a port is taken.
+        StartError: TensorFlow operations have run before, on some rank; or a port is taken.
         StalledError: Other ranks don't call it in time.
     """
     return runtime.current().strategy()

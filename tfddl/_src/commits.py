@@ -1,8 +1,12 @@
-"""What outlives a worker: a store in memory that the launcher owns.
+"""State that outlives a worker: a store in memory that the launcher owns.
 
-The launcher makes one per host (a `memfd`, nameless, gone with the last process that has it), and
-gives its number to the first worker there, in the environment. A worker may be killed while it
-writes: so there are two slots, and what is read is the newest that is whole.
+The launcher creates one per host (a memfd: anonymous, freed with the last process that has it
+open) and passes its descriptor to the first worker there. A worker may be killed while it writes.
+So there are two slots: data are written where the newest commit isn't, and a slot counts only if
+the digest of its header and data is right.
+
+References:
+    memfd_create(2), https://man7.org/linux/man-pages/man2/memfd_create.2.html.
 
 Usage:
     store = find(os.environ)
@@ -20,7 +24,7 @@ VARIABLE = "TFDDL_STORE_FD"
 
 _NAME = "tfddl-store"
 
-# number, offset and length of the data, and a digest of the data and of these three.
+# Number of the commit (0: none), offset and length of its data, digest of all these and the data.
 _SLOT = struct.Struct("<QQQ32s")
 _SLOTS = 2
 _HEADER_BYTES = 4096
@@ -28,41 +32,41 @@ _HEADER_BYTES = 4096
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """What a slot says of the data it has."""
+    """A slot: where the data of a commit are."""
 
     number: int
     offset: int
     length: int
     digest: bytes
 
-    def of(self, data: bytes | memoryview) -> bytes:
-        """What the digest has to be for this data."""
+    def digest_of(self, data: bytes | memoryview) -> bytes:
+        """The digest of this record with some data."""
         digest = hashlib.blake2b(struct.pack("<QQQ", self.number, self.offset, self.length))
         digest.update(data)
         return digest.digest()[:32]
 
 
 class CommitStore:
-    """Keeps the newest of what it is given."""
+    """Keeps the newest commit."""
 
     def __init__(self, fd: int) -> None:
-        """Opens a store.
+        """Uses an open store.
 
         Args:
-            fd: A file descriptor that can be read, written, and made longer.
+            fd: A file descriptor that can be read, written and truncated; of `create_store`.
         """
         self._fd = fd
         self.has_written = False
-        """Whether what it has is of this process, not of an earlier start."""
+        """Whether this process has written a commit, rather than an earlier start."""
 
     @property
     def newest(self) -> int:
-        """The number of the newest that is whole, counted from 0; -1 where there is none."""
+        """The number of the newest whole commit, from 0; -1 where there is none."""
         found = self._find()
         return -1 if found is None else found[0].number - 1
 
     def read(self) -> bytes:
-        """The newest that is whole.
+        """The newest whole commit.
 
         Raises:
             LookupError: There is none.
@@ -73,19 +77,19 @@ class CommitStore:
         return found[1]
 
     def write(self, data: bytes) -> None:
-        """Keeps this instead of what was kept before.
+        """Replaces the commit.
 
         Raises:
-            OSError: There is no memory left; what was kept before still is.
+            OSError: There is no memory left; the commit before is unchanged.
         """
         found = self._find()
         last = _Record(0, _HEADER_BYTES, 0, b"") if found is None else found[0]
         offset = _HEADER_BYTES
-        if last.offset < offset + len(data):  # Not over what is still needed.
+        if last.offset < offset + len(data):  # It would overwrite the newest commit.
             offset = max(offset, last.offset + last.length)
         record = _Record(last.number + 1, offset, len(data), b"")
         write_all(self._fd, data, offset)
-        digest = record.of(data)
+        digest = record.digest_of(data)
         slot = _SLOT.pack(record.number, record.offset, record.length, digest)
         write_all(self._fd, slot, record.number % _SLOTS * _SLOT.size)
         self.has_written = True
@@ -98,7 +102,7 @@ class CommitStore:
             if record.number == 0 or record.offset + record.length > os.fstat(self._fd).st_size:
                 continue
             data = self._read_all(record.length, record.offset)
-            if record.of(data) == record.digest:
+            if record.digest_of(data) == record.digest:
                 return record, data
         return None
 
@@ -114,16 +118,16 @@ class CommitStore:
 
 
 def create_store() -> int:
-    """An empty store: its descriptor, for whoever is to keep it.
+    """The descriptor of a new, empty store, which the caller closes.
 
     Raises:
-        OSError: Descriptors or memory are used up.
+        OSError: No descriptors or no memory are left.
     """
     return os.memfd_create(_NAME)
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
-    """Writes all of it to a file, at this place.
+    """Writes all of some data to a file, at an offset: pwrite(2) may write less.
 
     Raises:
         OSError: There is no memory left.
@@ -135,14 +139,14 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 def find_store(environ: Mapping[str, str]) -> CommitStore | None:
-    """The store that the launcher has given this process.
+    """The store that the launcher has passed to this process.
 
     Args:
         environ: The environment.
 
     Returns:
-        None where there is none; also in a process that has inherited the environment of a worker,
-        but not its store.
+        None where there is none; also in a child that has inherited the environment of a worker but
+        not the descriptor, whose number may then be of another file.
     """
     try:
         link = os.readlink(f"/proc/self/fd/{int(environ[VARIABLE])}")

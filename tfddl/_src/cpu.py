@@ -1,8 +1,8 @@
-"""How many cores this process may use: those it is bound to, as far as its cgroup lets it.
+"""How many cores this process may use: its CPU affinity, limited by the quota of its cgroups.
 
-A container that is given half a core (`docker run --cpus 0.5`, a limit of Kubernetes) still sees,
-and may run on, all cores of the machine; it is only stopped for the rest of each tenth of a second.
-As many threads as there are cores would then mostly stand still.
+A container with half a core (`docker run --cpus 0.5`, a limit of Kubernetes) sees all cores of the
+machine and may run on all. When it has used its quota, it is throttled for the rest of the period
+(100 ms by default): with a thread per core of the machine, all would be throttled most of the time.
 """
 
 from __future__ import annotations
@@ -24,34 +24,33 @@ def num_usable_cores() -> int:
 
 
 def num_affinity_cores() -> int:
-    """How many cores this process is bound to, at least 1; all where it can't be bound (macOS)."""
+    """Cores of this process' CPU affinity, at least 1; all where there is none (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def num_quota_cores(*, among: int = 1) -> int:
-    """Whole cores whose time is granted to each of so many processes, at least 1.
+    """Whole cores of the cgroups' quota for each of so many processes, at least 1.
 
-    Where nothing is limited it is more than any machine has.
+    Without a quota, more than any machine has.
     """
     quota = cpu_quota()
     return 1 << 20 if quota is None else max(1, math.floor(quota / among))
 
 
 def cores_of_worker(local_size: int, *, own: int | None = None) -> int:
-    """How many cores a worker may count on, at least 1.
+    """How many cores a worker can use, at least 1.
 
     Args:
-        local_size: Among how many workers of the host the cores that this process may use are
-            divided.
-        own: How many are this worker's alone, if whoever started it has divided them already.
+        local_size: The number of workers on the host, among whom the usable cores are divided.
+        own: The number of cores that are this worker's alone, if its launcher has bound it.
     """
     return own or max(1, num_usable_cores() // local_size)
 
 
 def has_own_core(local_size: int, *, own: int | None = None) -> bool:
-    """Whether each worker of this host can have a core for itself; arguments as above."""
+    """Whether each worker of this host has a core for itself; arguments as of `cores_of_worker`."""
     quota = cpu_quota()
     if quota is not None and local_size > quota:
         return False
@@ -59,7 +58,7 @@ def has_own_core(local_size: int, *, own: int | None = None) -> bool:
 
 
 def num_loader_threads(num_cores: int) -> int:
-    """How many threads make examples in a worker that has so many cores.
+    """How many threads of a worker with so many cores load examples.
 
     At least 2: while one waits for a file, another decodes.
     """
@@ -67,11 +66,11 @@ def num_loader_threads(num_cores: int) -> int:
 
 
 def cpu_quota(*, own: Path = SELF_CGROUP, root: Path = CGROUP_ROOT) -> float | None:
-    """Cores whose time this process' cgroup, and those around it, may use; None for all.
+    """The least quota, in cores, of this process' cgroup and its ancestors; None without one.
 
     Args:
-        own: which cgroups the process is in, as the kernel tells.
-        root: where they are mounted.
+        own: the kernel's list of the cgroups of the process.
+        root: where cgroups are mounted.
 
     References:
         Linux, Control Group v2, "CPU Interface Files" (cpu.max),
@@ -86,16 +85,16 @@ def cpu_quota(*, own: Path = SELF_CGROUP, root: Path = CGROUP_ROOT) -> float | N
 
 def _quota_of(group: Cgroup) -> Iterator[float]:
     with contextlib.suppress(OSError, ValueError):
-        yield from _read_v1(group.folder) if group.is_v1 else _read_v2(group.folder)
+        yield from _read_v1(group.directory) if group.is_v1 else _read_v2(group.directory)
 
 
-def _read_v2(folder: Path) -> Iterator[float]:
-    quota, period = (folder / "cpu.max").read_text().split()
+def _read_v2(directory: Path) -> Iterator[float]:
+    quota, period = (directory / "cpu.max").read_text().split()
     if quota != "max":
         yield int(quota) / int(period)
 
 
-def _read_v1(folder: Path) -> Iterator[float]:
-    quota = int((folder / "cpu.cfs_quota_us").read_text())
+def _read_v1(directory: Path) -> Iterator[float]:
+    quota = int((directory / "cpu.cfs_quota_us").read_text())
     if quota > 0:
-        yield quota / int((folder / "cpu.cfs_period_us").read_text())
+        yield quota / int((directory / "cpu.cfs_period_us").read_text())

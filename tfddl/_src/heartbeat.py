@@ -1,20 +1,27 @@
-"""How far a worker has come, where its launcher can read it.
+"""Heartbeat and progress of a worker, in a page of memory shared with its launcher.
 
-`tfddlrun` gives every worker a page of shared memory without a name (a memfd) as an inherited
-descriptor. The worker writes a few numbers on it, which costs nothing that could be measured; the
-launcher reads them whenever it likes, also of a worker that is stopped or dead. So it knows who is
-stuck, at which step one died, and whether a worker can save when it is asked to end.
+`tfddlrun` passes every worker an anonymous page (a memfd) as an inherited descriptor. The worker
+stores a few counters in it; the launcher reads them at any time, also of a worker that is stopped
+or dead. So it knows who is stuck, at which step one died, and whether a worker saves at SIGTERM.
+
+Memory ordering: one process writes. Each counter is an aligned word of 8 bytes, whose loads and
+stores are single-copy atomic on x86-64 and arm64: a reader never sees half of a number. There is no
+seqlock: words that are read together may be of different moments, and need not fit, since the
+launcher compares reads that are seconds apart and acts on what has stayed the same.
+
+References:
+    memfd_create(2), https://man7.org/linux/man-pages/man2/memfd_create.2.html.
 
 Usage::
 
-    with ProgressPage.create() as board:                                # the launcher
-        environment[VARIABLE] = str(board.fileno())
+    with ProgressPage.create() as page:                                 # the launcher
+        environment[VARIABLE] = str(page.fileno())
         ...
-        board.read().step
+        page.read().step
 
-    board = ProgressPage.given(os.environ)                              # the worker
-    board.enter(Stage.TRAINING)
-    board.count_step(epoch=0, step=1)
+    page = ProgressPage.from_environment(os.environ)                    # the worker
+    with page.in_stage(Stage.TRAINING):
+        page.count_step(epoch=0, step=1)
 """
 
 from __future__ import annotations
@@ -33,19 +40,19 @@ from types import TracebackType
 VARIABLE = "TFDDL_PROGRESS_FD"
 STACKS_SIGNAL = signal.SIGUSR1
 SAVED_STATUS = os.EX_TEMPFAIL
-"""The exit status of a worker that SIGTERM has asked to end, and that has saved: 75."""
+"""The exit status of a worker that saved after SIGTERM and then ended: 75."""
 
 _NAME = "tfddl-progress"
 _SIZE = mmap.PAGESIZE
-_TELL_S = 0.5
+_REPORT_INTERVAL_S = 0.5
 _STDERR = 2
 
 
 class Stage(enum.IntEnum):
-    """What a worker is about."""
+    """Which of Keras' methods a worker is in."""
 
     OUTSIDE = 0
-    """Anything but the following."""
+    """None of the following."""
 
     TRAINING = 1
     EVALUATING = 2
@@ -53,27 +60,27 @@ class Stage(enum.IntEnum):
 
 
 class WorkerFlags(enum.IntFlag):
-    """What can be done with a worker, and what it has done."""
+    """What the launcher may ask of a worker, and why it ends."""
 
     SAVES_ON_SIGTERM = 1
-    """At SIGTERM it saves, and then ends."""
+    """At SIGTERM it saves a checkpoint and ends with `SAVED_STATUS`."""
 
     DUMPS_STACKS = 2
-    """At `STACKS_SIGNAL` it writes the stacks of its threads to stderr."""
+    """At `STACKS_SIGNAL` it writes the Python stacks of its threads to stderr."""
 
     PREEMPTED = 4
-    """It ends because SIGTERM has asked some worker of the job to."""
+    """It ends because some worker of the job got SIGTERM."""
 
 
 class _Word(enum.IntEnum):
-    """The place of each number, in words of 8 bytes. A word is written by one store."""
+    """The index of each 8-byte word in the page."""
 
     PID = 0
     BEATS = 1
-    POSITION = 2
+    POSITION = 2  # epoch << 32 | step: one store for both, so that they fit each other
     STEPS = 3
     STAGE = 4
-    ABILITIES = 5
+    FLAGS = 5
     BEGUN = 6
     ENDED = 7
     ROUNDS = 8
@@ -84,16 +91,16 @@ class WorkerProgress:
     """What a worker has written last; zeros where it has written nothing.
 
     Attributes:
-        pid: the process that writes; a worker's command may have started it.
+        pid: the process that writes: the worker, or a child that its command has started.
         beats: grows with each step, batch and change of stage.
         epoch: of the step, from 0.
-        step: steps of the epoch that are done, those before a restart included.
-        steps: training steps that this process has done.
-        stage: what it is about.
-        flags: what can be done with it.
-        begun: operations with the other workers that it has begun.
-        ended: and ended.
-        rounds: how often gradients were exchanged outside of `fit`, in a loop by hand.
+        step: completed steps of the epoch, those before a restart included.
+        steps: training steps that this process has completed.
+        stage: where it is.
+        flags: what may be asked of it.
+        begun: collective operations that it has begun.
+        ended: collective operations that it has ended.
+        rounds: gradient exchanges outside of `fit`, in custom training loops.
     """
 
     pid: int = 0
@@ -108,23 +115,23 @@ class WorkerProgress:
     rounds: int = 0
 
     @property
-    def waits(self) -> bool:
-        """Whether it waits for the other workers."""
+    def is_waiting(self) -> bool:
+        """Whether it is in a collective operation."""
         return self.begun > self.ended
 
 
 class ProgressPage:
-    """The page: one worker writes, its launcher reads."""
+    """A page that one worker writes and its launcher reads."""
 
     def __init__(self, descriptor: int | None) -> None:
-        """Takes a memfd of `create`; None is a page that nobody else sees."""
+        """Maps a memfd of `create`; None maps a private page."""
         self._descriptor = descriptor
         self._memory = mmap.mmap(-1 if descriptor is None else descriptor, _SIZE)
         self._words = memoryview(self._memory).cast("Q")
 
     @classmethod
     def create(cls) -> ProgressPage:
-        """A new one, which children get only if its descriptor is passed on.
+        """A new page; its descriptor is close-on-exec until it is passed on.
 
         Raises:
             OSError: no descriptors or no memory are left.
@@ -134,11 +141,11 @@ class ProgressPage:
         return cls(descriptor)
 
     @classmethod
-    def given(cls, environment: Mapping[str, str]) -> ProgressPage:
-        """The one that the launcher has passed on; otherwise one that nobody else sees.
+    def from_environment(cls, environment: Mapping[str, str]) -> ProgressPage:
+        """The page that the launcher has passed on; without a launcher, a private page.
 
-        A child of a worker may inherit the variable, and not the descriptor: then the number is
-        that of nothing, or of another file, which isn't touched.
+        A child of a worker may inherit the variable without the descriptor: the number may then be
+        that of another file. So the name of the memfd is checked.
         """
         number = environment.get(VARIABLE, "")
         link = ""
@@ -148,16 +155,16 @@ class ProgressPage:
 
     @property
     def is_shared(self) -> bool:
-        """Whether a launcher reads it."""
+        """Whether a launcher can read it."""
         return self._descriptor is not None
 
     def fileno(self) -> int:
-        """The descriptor to pass on."""
+        """The descriptor of a page of `create`, to pass on to a child."""
         assert self._descriptor is not None
         return self._descriptor
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Unmaps the page and closes its descriptor."""
         self._words.release()
         self._memory.close()
         if self._descriptor is not None:
@@ -174,14 +181,13 @@ class ProgressPage:
     ) -> None:
         self.close()
 
-    def forget(self) -> None:
-        """For a forked child: goes on with a page that nobody else sees."""
+    def detach(self) -> None:
+        """Switches to a private page, in a forked child. The descriptor stays open."""
         self._descriptor = None
         self._memory = mmap.mmap(-1, _SIZE)
         self._words = memoryview(self._memory).cast("Q")
 
     def read(self) -> WorkerProgress:
-        """What is written now."""
         words = {word: self._words[word] for word in _Word}
         return WorkerProgress(
             pid=words[_Word.PID],
@@ -190,49 +196,48 @@ class ProgressPage:
             step=words[_Word.POSITION] & 0xFFFFFFFF,
             steps=words[_Word.STEPS],
             stage=Stage(words[_Word.STAGE]),
-            flags=WorkerFlags(words[_Word.ABILITIES]),
+            flags=WorkerFlags(words[_Word.FLAGS]),
             begun=words[_Word.BEGUN],
             ended=words[_Word.ENDED],
             rounds=words[_Word.ROUNDS],
         )
 
-    def sign(self) -> None:
-        """Says which process writes here."""
+    def record_pid(self) -> None:
+        """Names this process as the writer."""
         self._words[_Word.PID] = os.getpid()
 
     def enable_stack_dumps(self) -> None:
-        """Lets the launcher ask for the stacks of all threads, unless the signal is in use."""
+        """Lets `STACKS_SIGNAL` write the stacks of all threads, unless the signal is in use."""
         if not self.is_shared or signal.getsignal(STACKS_SIGNAL) is not signal.SIG_DFL:
             return
+        # faulthandler writes from C, in the signal handler: also while the GIL is held forever.
         faulthandler.register(STACKS_SIGNAL, file=_STDERR, all_threads=True)
-        self.set(WorkerFlags.DUMPS_STACKS)
+        self.set_flags(WorkerFlags.DUMPS_STACKS)
 
-    def set(self, ability: WorkerFlags) -> None:
-        """Adds an ability."""
-        self._words[_Word.ABILITIES] |= ability
+    def set_flags(self, flags: WorkerFlags) -> None:
+        self._words[_Word.FLAGS] |= flags
 
-    def unset(self, ability: WorkerFlags) -> None:
-        """Takes an ability away."""
-        self._words[_Word.ABILITIES] &= ~ability
+    def clear_flags(self, flags: WorkerFlags) -> None:
+        self._words[_Word.FLAGS] &= ~flags
 
     def beat(self) -> None:
-        """Says that something was done."""
+        """Records that a step, a batch or a stage was completed."""
         self._words[_Word.BEATS] += 1
 
     def count_step(self, *, epoch: int, step: int) -> None:
-        """Says that a training step was done.
+        """Records a completed training step.
 
         Args:
             epoch: from 0.
-            step: how many of the epoch are done with it.
+            step: completed steps of the epoch, this one included.
         """
         self._words[_Word.POSITION] = (epoch << 32) + step
         self._words[_Word.STEPS] += 1
         self.beat()
 
     @contextlib.contextmanager
-    def during(self, stage: Stage) -> Iterator[None]:
-        """Says what the worker is about, and in the end what it was about before."""
+    def in_stage(self, stage: Stage) -> Iterator[None]:
+        """A context in which the worker is in a stage; the one before comes back at its end."""
         before = self._words[_Word.STAGE]
         self._words[_Word.STAGE] = stage
         self.beat()
@@ -242,40 +247,44 @@ class ProgressPage:
             self._words[_Word.STAGE] = before
             self.beat()
 
-    def tell(self, counts: tuple[int, int], rounds: int = 0) -> None:
-        """Says how many operations with the other workers have begun and ended.
+    def record_operations(self, counts: tuple[int, int], rounds: int = 0) -> None:
+        """Records how many collective operations have begun and ended.
 
         Args:
             counts: begun, ended.
-            rounds: how often gradients were exchanged outside of `fit`.
+            rounds: gradient exchanges outside of `fit`.
         """
+        # Begun first: a reader in between sees an operation too many under way, never too few.
         self._words[_Word.BEGUN], self._words[_Word.ENDED] = counts
         self._words[_Word.ROUNDS] = rounds
 
 
 class ProgressReporter:
-    """A thread that looks how many operations have begun and ended, and writes it on a board."""
+    """A daemon thread that copies the counts of operations to a page, twice a second.
+
+    The counts are kept in native code and in graphs, which don't write the page themselves.
+    """
 
     def __init__(
-        self, board: ProgressPage, counts: Callable[[], tuple[int, int]], rounds: Callable[[], int]
+        self, page: ProgressPage, counts: Callable[[], tuple[int, int]], rounds: Callable[[], int]
     ) -> None:
-        """Begins.
+        """Starts the thread.
 
         Args:
-            board: where it is written.
-            counts: what is written: begun, ended.
-            rounds: and how often gradients were exchanged outside of `fit`.
+            page: where the counts are written.
+            counts: returns begun, ended.
+            rounds: returns the gradient exchanges outside of `fit`.
         """
-        self._board, self._counts, self._rounds = board, counts, rounds
+        self._page, self._counts, self._rounds = page, counts, rounds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tfddl-progress", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(_TELL_S):
-            self._board.tell(self._counts(), self._rounds())
+        while not self._stop.wait(_REPORT_INTERVAL_S):
+            self._page.record_operations(self._counts(), self._rounds())
 
-    def end(self) -> None:
-        """Ends, before the interpreter does."""
+    def stop(self) -> None:
+        """Stops the thread. At exit it must, before the interpreter frees what it calls."""
         self._stop.set()
         self._thread.join(timeout=5)

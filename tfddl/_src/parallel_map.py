@@ -1,4 +1,4 @@
-"""A function applied by several threads, with results in order."""
+"""A function applied by several threads, results in order."""
 
 import collections
 from collections.abc import Callable, Generator, Iterable
@@ -12,15 +12,15 @@ R = TypeVar("R")
 def map_in_order(
     function: Callable[[T], R], items: Iterable[T], *, num_threads: int
 ) -> Generator[R]:
-    """Like `map`, by threads that work ahead of what is wanted, by two items each.
+    """Like `map`, by threads that work ahead of the consumer, by two items each.
 
-    What the function raises is raised in its place in the order. Closing the iterator ends the
-    threads.
+    An exception of the function is raised when its item's turn comes. Closing the generator stops
+    the threads.
 
     Args:
-        function: What to apply.
-        items: Iterated in the caller's thread.
-        num_threads: How many; 0 for none but the caller's.
+        function: Called by several threads at once.
+        items: Iterated in the consumer's thread.
+        num_threads: 0 calls the function in the consumer's thread.
     """
     if num_threads == 0:
         yield from map(function, items)
@@ -30,7 +30,7 @@ def map_in_order(
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > 2 * num_threads:
+            if len(pending) > 2 * num_threads:  # Bounds the memory of results that wait.
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

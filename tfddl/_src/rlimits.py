@@ -1,8 +1,8 @@
-"""Makes sure of what the system grants a process, before a thousand workers need it.
+"""Raises the limit of open files where a large job needs it.
 
-A worker holds a socket to every other one, so that a job of 1024 workers needs more open files than
-the 1024 that most systems grant at first (the *soft* limit). A process may raise that itself, up to
-the *hard* limit, which only root raises.
+A worker has a socket to every other one: a job of 1024 workers needs more open files than the 1024
+that most systems allow at first (the *soft* limit). A process may raise that itself, up to the
+*hard* limit, which only root can raise.
 
 References:
     getrlimit(2), RLIMIT_NOFILE, https://man7.org/linux/man-pages/man2/getrlimit.2.html.
@@ -19,32 +19,31 @@ import resource
 from tfddl.errors import StartError, TfddlError
 
 _OPEN = "/dev/fd"
-"""A folder with an entry for each open descriptor, on Linux and on macOS."""
+"""A directory with an entry per open descriptor, on Linux and macOS."""
 
 _UNKNOWN_OPEN = 64
 _SPARE = 32
-"""For what the standard library and TensorFlow open meanwhile."""
+"""For files that the standard library and TensorFlow open later."""
 
 _MOST = 2**20
-"""As far as the soft limit is raised where the hard one is higher, or there is none: some programs
-go through all numbers up to it."""
+"""The soft limit is raised to this at most: some programs loop over all numbers up to it, to close
+descriptors."""
 
 
 def require_descriptors(count: int, what: str, *, kind: type[TfddlError] = StartError) -> None:
-    """Makes sure that this process can open so many more files and sockets.
+    """Ensures that this process can open so many more files and sockets.
 
-    Where the soft limit is too low for them, it is raised to the hard limit. It stays raised, and
-    processes that are started later inherit it. Nothing in tfddl calls select(2), which descriptors
-    beyond 1023 break; a program that does should ask for the limit that it wants after
-    `tfddl.init()`.
+    Where the soft limit is too low, it is raised to the hard limit, and stays so; child processes
+    inherit it. Nothing in tfddl calls select(2), whose fd_set ends at descriptor 1023; a program
+    that does should set the limit that it wants after `tfddl.init()`.
 
     Args:
         count: how many more.
-        what: who needs them, for the message: "links to 1023 other workers".
-        kind: the error to raise.
+        what: what needs them, for the message: "connections to 1023 other workers".
+        kind: the class of the error.
 
     Raises:
-        StartError: not even the hard limit is enough; or `kind`.
+        StartError: the hard limit is too low; or `kind`.
     """
     num_open = _count_open()
     needed = num_open + count + _SPARE
@@ -62,7 +61,7 @@ def require_descriptors(count: int, what: str, *, kind: type[TfddlError] = Start
 
 
 def _raise_limit(needed: int, *, soft: int, hard: int) -> int:
-    """Raises the soft limit as far as it can be useful; returns what it is now."""
+    """Raises the soft limit as far as it is of use; returns the limit now."""
     _, kept = resource.getrlimit(resource.RLIMIT_NOFILE)
     # macOS refuses more than kern.maxfilesperproc, whatever the hard limit says.
     for wanted in (min(hard, _MOST), min(hard, needed)):

@@ -1,43 +1,72 @@
-"""What the commands of the application have in common: their flags in --help, and how they end."""
+"""What the application's commands share: --help, the configuration from flags, how they exit."""
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from absl import app, flags
 
 from tfddl.errors import TfddlError
+
+Config = TypeVar("Config")
 
 
 def run(main: Callable[[Sequence[str]], None], *, module: str) -> None:
     """Parses the flags and calls `main`.
 
     Args:
-        main: Takes what is left of the arguments.
-        module: Where the flags are defined, by its ``__name__``.
+        main: Takes the arguments that are left after the flags.
+        module: The ``__name__`` of the module that defines or adopts the flags.
     """
-    # absl shows with --help the flags of the module that is run as a script, which for an installed
-    # command is a file without flags.
-    for flag in flags.FLAGS.get_flags_for_module(module):
+    # absl lists in --help the flags of the module that runs as a script. That of an installed
+    # command is a generated file without flags.
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    if "--help" in sys.argv[1:]:  # With absl's own exit status a launcher would report a failure.
+    # absl exits with 1 after --help, which a launcher would report as a failure.
+    if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     app.run(main)
 
 
-def execute(name: str, argv: Sequence[str], act: Callable[[], None]) -> None:
-    """Does what a command does; an error of ours ends it with its message.
+def execute(name: str, argv: Sequence[str], action: Callable[[], None]) -> None:
+    """Runs a command; one of tfddl's errors ends it with its message and exit status 1.
 
     Args:
-        name: Of the command.
-        argv: What is left of the arguments.
-        act: All that the command does.
+        name: Of the command, for the message.
+        argv: The arguments that are left after the flags: the program's name and nothing else.
+        action: All that the command does.
+
+    Raises:
+        absl.app.UsageError: There are other arguments.
     """
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}; all values are flags.")
-    # What TensorFlow tells of its start; absl would print it a second time.
+    # TensorFlow logs its start to stderr itself; absl's handler would print it a second time.
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     try:
-        act()
+        action()
     except TfddlError as error:
         sys.exit(f"{name}: {type(error).__name__}: {error}")
+
+
+def config_from_flags(kind: type[Config], **parsers: Callable[[Any], Any]) -> Config:
+    """A configuration whose fields are the parsed flags of the same names.
+
+    Args:
+        kind: A dataclass.
+        **parsers: By field, what turns the flag's value (text, or None) into the field's.
+
+    Raises:
+        UnsupportedError: A value is out of its range.
+    """
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    parsed = {name: parse(values[name]) for name, parse in parsers.items()}
+    return kind(**{**values, **parsed})
+
+
+def optional_path(text: str | None) -> Path | None:
+    """The path of a flag that may be missing."""
+    return None if text is None else Path(text)

@@ -1,4 +1,4 @@
-"""What the commands of the application are asked to do, checked at birth."""
+"""The configurations of the application's commands, checked at construction."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,35 @@ SIZES = ("original", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class _CommandConfig:
+    """The flags that all commands have."""
+
+    skip_bad: bool
+    progress: str
+
+    def __post_init__(self) -> None:
+        _require_one_of("progress", self.progress, PROGRESS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(_CommandConfig):
+    """The flags of a command that several workers run as one job."""
+
+    batch_size: int
+    collective: str
+    between_hosts: str
+    intra_op_threads: int | None
+    inter_op_threads: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive("batch_size", self.batch_size)
+        _require_one_of("collective", self.collective, COLLECTIVES)
+        _require_one_of("between_hosts", self.between_hosts, BETWEEN_HOSTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JobConfig):
     """The flags of `tfddl-train`, under the same names; their help texts say what they mean.
 
     Raises:
@@ -29,7 +57,6 @@ class TrainConfig:
     image_size: tuple[int, int]
     validation_split: float
     num_examples: int
-    skip_bad: bool
     augment: tuple[str, ...]
     seed: int
     filters: tuple[int, ...]
@@ -37,23 +64,19 @@ class TrainConfig:
     batchnorm_momentum: float
     loss: str
     epochs: int
-    batch_size: int
     learning_rate: float
     learning_rate_decay: str
     checkpoint_dir: Path
     resume: bool
     save_every_steps: int | None
     keep: int
-    collective: str
-    between_hosts: str
-    intra_op_threads: int | None
-    inter_op_threads: int | None
+    pieces: int | None
     output_dir: Path
     tensorboard_dir: Path | None
-    progress: str
 
     def __post_init__(self) -> None:
         """Checks each value by itself; what depends on the data is checked where they are read."""
+        super().__post_init__()
         _require_one_of("preset", self.preset, tuple(PRESETS))
         _require_image_size(self.image_size)
         _require(
@@ -69,27 +92,19 @@ class TrainConfig:
         )
         Augmentation(self.augment)
         _require_one_of("in_channels", self.in_channels, CHANNELS)
-        _require(
-            "batchnorm_momentum",
-            self.batchnorm_momentum,
-            0 <= self.batchnorm_momentum < 1,
-            "in [0, 1)",
-        )
+        momentum = self.batchnorm_momentum
+        _require("batchnorm_momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         _require_one_of("loss", self.loss, LOSSES)
         _require_positive("epochs", self.epochs)
-        _require_positive("batch_size", self.batch_size)
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         _require_one_of("learning_rate_decay", self.learning_rate_decay, DECAYS)
         if self.save_every_steps is not None:
             _require_positive("save_every_steps", self.save_every_steps)
         _require_positive("keep", self.keep)
-        _require_one_of("collective", self.collective, COLLECTIVES)
-        _require_one_of("between_hosts", self.between_hosts, BETWEEN_HOSTS)
-        _require_one_of("progress", self.progress, PROGRESS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(JobConfig):
     """The flags of `tfddl-predict`, under the same names; their help texts say what they mean.
 
     Raises:
@@ -103,31 +118,20 @@ class PredictConfig:
     threshold: float
     probabilities: bool
     skip_existing: bool
-    skip_bad: bool
-    batch_size: int
-    collective: str
-    between_hosts: str
-    intra_op_threads: int | None
-    inter_op_threads: int | None
-    progress: str
 
     def __post_init__(self) -> None:
-        """Checks each value by itself."""
+        super().__post_init__()
         _require_one_of("size", self.size, SIZES)
         _require("threshold", self.threshold, 0 < self.threshold <= 1, "in (0, 1]")
-        _require_positive("batch_size", self.batch_size)
-        _require_one_of("collective", self.collective, COLLECTIVES)
-        _require_one_of("between_hosts", self.between_hosts, BETWEEN_HOSTS)
-        _require_one_of("progress", self.progress, PROGRESS)
         if self.input_dir.resolve() == self.output_dir.resolve():
             raise UnsupportedError(
-                f"--output_dir is --input_dir, {self.input_dir}: masks would lie among the images, "
-                "and over masks that may be there. Choose another folder."
+                f"--output_dir is --input_dir, {self.input_dir}: masks would lie among the images "
+                "and overwrite masks that are there. HINT: choose another directory."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(_CommandConfig):
     """The flags of `tfddl-prepare`, under the same names; their help texts say what they mean.
 
     Raises:
@@ -138,21 +142,18 @@ class PrepareConfig:
     output_dir: Path
     image_size: tuple[int, int]
     in_channels: int
-    skip_bad: bool
     overwrite: bool
     threads: int
-    progress: str
 
     def __post_init__(self) -> None:
-        """Checks each value by itself."""
+        super().__post_init__()
         _require_image_size(self.image_size)
         _require_one_of("in_channels", self.in_channels, CHANNELS)
         _require_positive("threads", self.threads)
-        _require_one_of("progress", self.progress, PROGRESS)
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """Reads "96" (square) or "96x128" (height x width).
+    """(height, width) of "96" (square) or "96x128" (height x width).
 
     Raises:
         UnsupportedError: The text is neither.
@@ -166,7 +167,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 
 def parse_filters(texts: list[str]) -> tuple[int, ...]:
-    """Reads the numbers of a comma-separated list.
+    """The numbers of a comma-separated list.
 
     Raises:
         UnsupportedError: One of them isn't a number.
@@ -180,7 +181,7 @@ def parse_filters(texts: list[str]) -> tuple[int, ...]:
 
 
 def parse_names(texts: list[str]) -> tuple[str, ...]:
-    """Reads a comma-separated list of words; an empty text is an empty list."""
+    """The words of a comma-separated list; an empty text is an empty list."""
     return tuple(text.strip() for text in texts if text.strip())
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of the application do together: read alike, speak with one voice."""
+"""What the application's ranks coordinate: the same examples, one voice, writable directories."""
 
 import hashlib
 import sys
@@ -11,16 +11,16 @@ from tfddl.errors import DataError, DisagreementError
 
 
 def compare_names(names: Sequence[str], *, flag: str) -> None:
-    """Checks that all ranks have the same list of examples: they take shares of one whole.
+    """Checks that all ranks list the same examples, of which each takes a shard.
 
     All ranks must call it together.
 
     Args:
-        names: Of this rank's list.
-        flag: Which flag the list comes from.
+        names: Of this rank's examples, in order.
+        flag: The flag that the list comes from, for the message.
 
     Raises:
-        DisagreementError: They differ.
+        DisagreementError: On all ranks: two ranks' lists differ.
     """
     digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     if len(set(tfddl.allgather_object(digest))) == 1:
@@ -31,15 +31,16 @@ def compare_names(names: Sequence[str], *, flag: str) -> None:
             different = sorted(set(others) ^ set(of_ranks[0]))
             raise DisagreementError(
                 f"Rank 0 reads {len(of_ranks[0])} examples and rank {rank} {len(others)}; only one "
-                f"of them has {', '.join(different[:10])}. All hosts need the same --{flag}."
+                f"of them has {', '.join(different[:10])}. "
+                f"HINT: give all hosts the same --{flag}."
             )
 
 
 def make_writable_directory(directory: Path) -> None:
-    """Makes a folder if it isn't there, and finds out whether it can be written to.
+    """Creates a directory unless it exists, and checks that files can be written to it.
 
     Raises:
-        DataError: It can't.
+        DataError: They can't.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def make_writable_directory(directory: Path) -> None:
 
 
 def print_on_chief(text: str) -> None:
-    """Rank 0 speaks."""
+    """Prints a line on rank 0."""
     if tfddl.rank() == 0:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()

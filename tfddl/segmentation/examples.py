@@ -1,4 +1,6 @@
-"""The examples of a data set: each is read when it is asked for, and none is kept."""
+"""The examples of a data set: read one at a time, none is kept in memory."""
+
+from __future__ import annotations
 
 import abc
 import dataclasses
@@ -7,6 +9,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +24,13 @@ from tfddl.segmentation.image_io import (
 )
 from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, Pair, find_dataset
 
+if TYPE_CHECKING:
+    from tfddl._src.data.memory_map import MappedRows
+
 Example = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """An image (height, width, channels), 0..255, and its mask (height, width, 1), 0 or 1."""
 
-# How many problems a message names before it only counts them.
+# How many problems an error lists; the rest is only counted.
 _NAMED = 10
 
 
@@ -43,7 +49,7 @@ class Examples(abc.ABC):
     @property
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Of the examples, in order."""
+        """Names of the examples, in order; unique within a data set of files."""
 
     @abc.abstractmethod
     def load(self, index: int) -> Example:
@@ -55,25 +61,25 @@ class Examples(abc.ABC):
 
     @abc.abstractmethod
     def find_problem(self, index: int, *, thorough: bool) -> str | None:
-        """What is wrong with an example, in words, if anything is.
+        """What is wrong with an example; None if nothing is.
 
         Args:
             index: Which example.
-            thorough: Read all of it. Otherwise only the beginning and the end of its files are
-                read, and all where these look wrong: it doesn't show damage inside.
+            thorough: Decode its files. Otherwise only headers and trailers are read, and files
+                decoded where these look wrong: damage in between isn't found.
         """
 
     @abc.abstractmethod
-    def without(self, indices: Collection[int]) -> "Examples":
-        """The others, in order."""
+    def without(self, indices: Collection[int]) -> Examples:
+        """The examples but for some, in order."""
 
 
 @dataclass(frozen=True)
 class FileExamples(Examples):
-    """Files, decoded and scaled each time that they are asked for.
+    """Image files, decoded and scaled at each `load`.
 
     Attributes:
-        pairs: Of files.
+        pairs: An image and a mask each.
         image_size: (height, width) in pixels.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
     """
@@ -102,14 +108,14 @@ class FileExamples(Examples):
         pair = self.pairs[index]
         try:
             image, mask = read_header(pair.image), read_header(pair.mask)
-            are_alike = image.size == mask.size  # If not, a camera may have turned the image.
+            are_alike = image.size == mask.size  # If not, EXIF may say that one is rotated.
             if thorough or not (are_alike and image.is_complete and mask.is_complete):
                 read_pair(pair.image, pair.mask, channels=self.channels)
         except DataError as error:
             return f"{pair.name}: {error}"
         return None
 
-    def without(self, indices: Collection[int]) -> "FileExamples":
+    def without(self, indices: Collection[int]) -> FileExamples:
         """The others, in order."""
         left = tuple(pair for i, pair in enumerate(self.pairs) if i not in indices)
         return dataclasses.replace(self, pairs=left)
@@ -117,18 +123,21 @@ class FileExamples(Examples):
 
 @dataclass(frozen=True)
 class ArrayExamples(Examples):
-    """Rows of two memory-mapped arrays.
+    """Rows of images.npy and masks.npy.
+
+    Rows are read as `shard_dataset` does it (`MappedRows`): pages of the file don't stay in the
+    process, and a file that is cut short is an error instead of a SIGBUS.
 
     Attributes:
         images: (n, height, width, channels), uint8, 0..255.
         masks: (n, height, width, 1), uint8 or bool, background and foreground.
-        row_names: Of all n.
-        rows: Which row each example is.
+        row_names: Of all n rows.
+        rows: The row of each example.
     """
 
     directory: Path
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
+    images: MappedRows | NDArray[np.uint8]
+    masks: MappedRows | NDArray[np.uint8]
     row_names: tuple[str, ...]
     rows: tuple[int, ...]
 
@@ -138,15 +147,16 @@ class ArrayExamples(Examples):
         return tuple(self.row_names[row] for row in self.rows)
 
     @classmethod
-    def open(
-        cls, directory: Path, *, image_size: tuple[int, int], channels: int
-    ) -> "ArrayExamples":
-        """Maps images.npy and masks.npy into memory; names.json may be there too.
+    def open(cls, directory: Path, *, image_size: tuple[int, int], channels: int) -> ArrayExamples:
+        """Opens images.npy and masks.npy; names.json is optional.
 
         Raises:
-            DataError: One of them is missing or cut short, or they don't fit one another or what
-                is asked for.
+            DataError: One of them is missing or cut short, or they don't fit each other or the
+                size and channels.
         """
+        # Imported here: it loads TensorFlow, which tfddl-prepare does without.
+        from tfddl._src.data.memory_map import MappedRows
+
         images, masks = _map(directory / IMAGES_NPY), _map(directory / MASKS_NPY)
         _check_arrays(images, masks, directory)
         height, width, found = images.shape[1:]
@@ -158,18 +168,25 @@ class ArrayExamples(Examples):
                 "of the other size with tfddl-prepare."
             )
         names = _names(directory / NAMES_JSON, len(images))
-        return cls(directory, images, masks, names, tuple(range(len(images))))
+        # Rows that aren't contiguous in the file (Fortran order) are read through the mapping.
+        return cls(
+            directory,
+            MappedRows.of(images, IMAGES_NPY) or images,
+            MappedRows.of(masks, MASKS_NPY) or masks,
+            names,
+            tuple(range(len(images))),
+        )
 
     def load(self, index: int) -> Example:
         """Reads one example."""
-        row = self.rows[index]
-        return np.array(self.images[row]), foreground_of(np.array(self.masks[row], np.uint8))
+        row = np.array([self.rows[index]])
+        return self.images[row][0], foreground_of(self.masks[row][0].astype(np.uint8))
 
     def find_problem(self, index: int, *, thorough: bool) -> str | None:
-        """Nothing: `open` has checked what can be wrong."""
+        """None: `open` has checked all that can be wrong."""
         return None
 
-    def without(self, indices: Collection[int]) -> "ArrayExamples":
+    def without(self, indices: Collection[int]) -> ArrayExamples:
         """The others, in order."""
         left = tuple(row for i, row in enumerate(self.rows) if i not in indices)
         return dataclasses.replace(self, rows=left)
@@ -178,15 +195,15 @@ class ArrayExamples(Examples):
 def open_examples(
     directory: str | os.PathLike[str], *, image_size: tuple[int, int], channels: int
 ) -> tuple[Examples, tuple[str, ...]]:
-    """Opens a data set of any layout; no image is read yet.
+    """Opens a data set of any layout; no image is decoded yet.
 
     Args:
-        directory: Of one of the layouts of `tfddl.segmentation.layout`.
-        image_size: (height, width) in pixels: what files are scaled to, and arrays must have.
+        directory: In one of the layouts of `tfddl.segmentation.layout`.
+        image_size: (height, width) in pixels: files are scaled to it, arrays must have it.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
 
     Returns:
-        The examples, sorted by name, and in words what is there but can't be used.
+        The examples, sorted by name, and a line for each file that can't be used.
 
     Raises:
         DataError: There is no data set, or arrays that don't fit.
@@ -200,15 +217,15 @@ def open_examples(
 def require_usable(
     examples: Examples, problems: Sequence[str], *, skip_bad: bool, hint: str = "--skip_bad"
 ) -> None:
-    """Checks that there are examples, and nothing wrong with any unless that may be left out.
+    """Checks that there are examples, and no problems unless these may be left out.
 
     Raises:
-        DataError: There are problems, which the message names, or there is no example.
+        DataError: There are problems, which the message lists, or there is no example.
     """
     if problems and not skip_bad:
         raise DataError(
             f"{len(problems)} of the pairs in {examples.directory} can't be used:"
-            f"{_listed(problems)}\nHINT: mend them, or leave them out with {hint}."
+            f"{_listed(problems)}\nHINT: repair them, or leave them out with {hint}."
         )
     if not len(examples):
         raise DataError(
@@ -220,16 +237,16 @@ def require_usable(
 def split_examples(
     num_examples: int, *, validation_split: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divides examples at random into those to train on and those to validate with.
+    """Splits examples at random into training and validation examples.
 
     Args:
         num_examples: At least 2.
-        validation_split: The share for validation, in (0, 1); it is rounded to whole examples,
-            but at least one remains on either side.
-        seed: The same seed divides alike, on every worker.
+        validation_split: The fraction for validation, in (0, 1), rounded to whole examples; at
+            least one remains on either side.
+        seed: The same seed gives the same split, on every worker.
 
     Returns:
-        The indices to train on and the indices to validate with, each sorted.
+        Indices of the training examples and of the validation examples, int64, each sorted.
 
     Raises:
         DataError: There are fewer than 2 examples.
@@ -286,7 +303,7 @@ def _check_arrays(images: NDArray[np.uint8], masks: NDArray[np.uint8], directory
 
 
 def _names(path: Path, num_examples: int) -> tuple[str, ...]:
-    """The names in a file next to arrays; numbers if there is no such file."""
+    """The names in names.json; numbers without it."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Image files: their pixels as bytes, masks as zeros and ones, one size for all."""
+"""Image files: decoded to uint8, masks to 0 and 1, scaled to one size."""
 
 import os
 import struct
@@ -13,11 +13,12 @@ from tfddl.errors import DataError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""How Pillow calls images of so many channels."""
+"""Pillow's mode for a number of channels."""
 
-_ENDS = {"GIF": b"\x00;", "JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_END_LENGTH = 16
-# What Pillow raises on damaged files; most often an OSError.
+# The last bytes of a whole file. Some cameras and tools append more: such files are read whole.
+_TRAILERS = {"GIF": b"\x00;", "JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_TRAILER_BYTES = 16
+# What Pillow's decoders raise on damaged files: most often OSError, but not always.
 _READ_ERRORS = (
     OSError,
     EOFError,
@@ -30,13 +31,12 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the beginning and the end of an image file tell.
+    """What the first and last bytes of an image file say.
 
     Attributes:
-        size: (height, width) as stored: a camera's note that the image has to be turned is not
-            followed.
-        is_complete: Whether the file ends as a whole one does; False also where that can't be told
-            without reading all of it.
+        size: (height, width) as stored, before the rotation that EXIF may ask for.
+        is_complete: Whether the file ends as a whole one does. False also where the format has no
+            trailer, so that only decoding can tell.
     """
 
     size: tuple[int, int]
@@ -44,7 +44,7 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Reads the first and the last few bytes of an image.
+    """Reads the header and the trailer of an image; its pixels aren't decoded.
 
     Raises:
         DataError: It is no image, or has more than 8 bits per channel.
@@ -52,8 +52,8 @@ def read_header(path: Path) -> ImageHeader:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             _require_bytes(image, path)
-            file.seek(-min(_END_LENGTH, path.stat().st_size), os.SEEK_END)
-            end = _ENDS.get(image.format or "")
+            file.seek(-min(_TRAILER_BYTES, path.stat().st_size), os.SEEK_END)
+            end = _TRAILERS.get(image.format or "")
             is_complete = end is not None and file.read().endswith(end)
             return ImageHeader((image.height, image.width), is_complete)
     except DataError:
@@ -63,10 +63,10 @@ def read_header(path: Path) -> ImageHeader:
 
 
 def read_image(path: Path, *, channels: int) -> Image.Image:
-    """Reads an image, turned as its camera says.
+    """Decodes an image, rotated as its EXIF orientation says.
 
     Args:
-        path: Of the file; of several frames, the first is read.
+        path: Of the file. Of an animation the first frame is read.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
 
     Raises:
@@ -83,10 +83,10 @@ def read_image(path: Path, *, channels: int) -> Image.Image:
 
 
 def read_pair(image_path: Path, mask_path: Path, *, channels: int) -> tuple[Image.Image, ...]:
-    """Reads an image and its mask, which is as large.
+    """Decodes an image and its mask, which must have the same size.
 
     Returns:
-        The image, and the mask in grey (what is foreground, `scale_mask` decides).
+        The image, and the mask as grey values (`scale_mask` decides what is foreground).
 
     Raises:
         DataError: One of them can't be read, or their sizes differ.
@@ -101,31 +101,36 @@ def read_pair(image_path: Path, mask_path: Path, *, channels: int) -> tuple[Imag
 
 
 def scale_image(image: Image.Image, image_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scales an image to (height, width): (height, width, channels), uint8."""
+    """An image scaled to (height, width), as uint8 of (height, width, channels)."""
     pixels = np.asarray(_scaled(image, image_size))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def scale_mask(mask: Image.Image, image_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scales the foreground of a mask to (height, width): (height, width, 1), uint8, 0 or 1."""
+    """The foreground of a mask scaled to (height, width), as uint8 0 or 1 of (height, width, 1)."""
     foreground = Image.fromarray(foreground_of(np.asarray(mask)) * np.uint8(255))
     return (np.asarray(_scaled(foreground, image_size)) > 127).astype(np.uint8)[..., None]
 
 
 def foreground_of(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One where a mask is brighter than half of its brightest, else zero.
+    """1 where a mask is brighter than half of its maximum, else 0; uint8 of the same shape.
 
-    So masks of 0 and 1, of 0 and 255 and smooth-edged ones all read well.
+    So masks of 0 and 1, of 0 and 255, and with smooth edges are all read correctly.
     """
     return (values > values.max() // 2).astype(np.uint8)
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Writes (height, width) or (height, width, channels) to a file that appears whole or not.
+    """Writes a PNG file, which appears under its name whole or not at all.
+
+    Args:
+        path: Of the file, which is replaced if it exists.
+        pixels: uint8 of (height, width) or (height, width, channels).
 
     Raises:
-        OSError: It can't be written; nothing is left behind.
+        OSError: It can't be written; no partial file is left.
     """
+    # The pid: several processes of a host may write the same synthetic image.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         Image.fromarray(pixels).save(partial, format="PNG", compress_level=3)

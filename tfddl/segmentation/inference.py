@@ -1,4 +1,4 @@
-"""Predicts the masks of a folder of images, each worker those of its share."""
+"""Predicts the masks of a directory of images, each worker those of its shard."""
 
 import contextlib
 import functools
@@ -32,33 +32,32 @@ class Predicted:
     """What a job predicted; the same on every rank.
 
     Attributes:
-        num_masks: How many images got their mask now.
-        num_there: How many were passed over, because theirs was there.
-        left_out: The images that can't be read, in words.
+        num_masks: Masks that were written.
+        num_skipped: Images that were skipped, because their masks existed.
+        left_out: A line for each image that can't be read.
     """
 
     num_masks: int
-    num_there: int
+    num_skipped: int
     left_out: tuple[str, ...]
 
 
 def predict(config: PredictConfig) -> Predicted:
-    """Writes `X_mask.png` for every image `X`, and says how far the job has come.
+    """Writes `X_mask.png` for every image `X`, and prints the progress on rank 0.
 
-    All ranks must call it together, after `tfddl.init()`. Each predicts its share of the images;
-    a rank without any waits for the others. A file appears whole or not at all.
+    All ranks must call it together, after `tfddl.init()`. Each predicts its shard of the images; a
+    rank whose shard is empty waits for the others. A file appears whole or not at all.
 
     Args:
         config: The same on every rank.
 
     Returns:
-        What all ranks together did.
+        What all ranks together predicted.
 
     Raises:
-        DataError: On this rank or another one: the model can't be read or makes no masks, the
-            folder can't be read, or an image can't and `skip_bad` is not set, or a mask can't be
-            written. All stop.
-        DisagreementError: The ranks see different images.
+        DataError: On all ranks: one of them can't read the model or the directory, or an image
+            without `skip_bad`; the model makes no masks; or a mask can't be written.
+        DisagreementError: The ranks have different images.
     """
     started_s = time.monotonic()
     model = on_all_ranks(lambda: _load_model(config.model), error=DataError)
@@ -72,17 +71,17 @@ def predict(config: PredictConfig) -> Predicted:
         f"tfddl: {len(todo)} images for a model of {height} x {width} x {channels}; "
         f"{num_workers} worker{'s' if num_workers > 1 else ''}"
     )
-    share = _Share(model, todo[slice(*tfddl.shard_range(len(todo), tfddl.rank(), num_workers))])
-    _predict_together(share, num_images=len(todo), config=config)
-    left_out = tuple(text for texts in tfddl.allgather_object(share.problems) for text in texts)
+    shard = _Shard(model, todo[slice(*tfddl.shard_range(len(todo), tfddl.rank(), num_workers))])
+    _predict_together(shard, num_images=len(todo), config=config)
+    left_out = tuple(text for texts in tfddl.allgather_object(shard.problems) for text in texts)
     predicted = Predicted(len(todo) - len(left_out), len(images) - len(todo), left_out)
-    _sum_up(predicted, config, took_s=time.monotonic() - started_s)
+    _print_summary(predicted, config, took_s=time.monotonic() - started_s)
     return predicted
 
 
 @dataclass
-class _Share:
-    """The images of this rank, and what has become of them."""
+class _Shard:
+    """The images of this rank, and how many are done."""
 
     model: keras.Model
     images: Sequence[Path]
@@ -92,7 +91,7 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image as the model takes it, and its own (height, width)."""
+    """An image scaled for the model, and its original (height, width)."""
 
     path: Path
     pixels: NDArray[np.uint8]
@@ -102,26 +101,29 @@ class _Image:
 _Read = _Image | DataError
 
 
-def _predict_together(share: _Share, *, num_images: int, config: PredictConfig) -> None:
-    """Predicts batch by batch, as many on every rank; after each, all know how the others do."""
-    of_largest_share = -(-num_images // tfddl.size())
-    rounds = -(-of_largest_share // config.batch_size)
+def _predict_together(shard: _Shard, *, num_images: int, config: PredictConfig) -> None:
+    """Predicts batch by batch; after each, the ranks exchange progress and errors.
+
+    Every rank makes as many rounds as the one with the largest shard: the exchange is collective.
+    """
+    largest_shard = -(-num_images // tfddl.size())
+    rounds = -(-largest_shard // config.batch_size)
     kind = config.progress if tfddl.rank() == 0 else "none"
     with (
-        contextlib.closing(_batches(share, config.batch_size)) as batches,
+        contextlib.closing(_batches(shard, config.batch_size)) as batches,
         ProgressBar(num_images, kind=kind) as progress,
     ):
         for _ in range(rounds):
-            on_all_ranks(lambda: _predict_batch(share, next(batches, []), config), error=DataError)
-            progress.show(sum(tfddl.allgather_object(share.num_done)))
+            on_all_ranks(lambda: _predict_batch(shard, next(batches, []), config), error=DataError)
+            progress.show(sum(tfddl.allgather_object(shard.num_done)))
 
 
-def _batches(share: _Share, batch_size: int) -> Generator[list[_Read]]:
-    """Reads images ahead of the model, into batches."""
-    image_size, channels = share.model.input_shape[1:3], share.model.input_shape[3]
+def _batches(shard: _Shard, batch_size: int) -> Generator[list[_Read]]:
+    """Batches of images, decoded by threads while the model predicts those before."""
+    image_size, channels = shard.model.input_shape[1:3], shard.model.input_shape[3]
     read = functools.partial(_read, image_size=image_size, channels=channels)
     num_threads = num_loader_threads(current().num_cores)
-    with contextlib.closing(map_in_order(read, share.images, num_threads=num_threads)) as images:
+    with contextlib.closing(map_in_order(read, shard.images, num_threads=num_threads)) as images:
         while batch := list(itertools.islice(images, batch_size)):
             yield batch
 
@@ -134,25 +136,27 @@ def _read(path: Path, *, image_size: tuple[int, int], channels: int) -> _Read:
     return _Image(path, scale_image(image, image_size), (image.height, image.width))
 
 
-def _predict_batch(share: _Share, batch: Sequence[_Read], config: PredictConfig) -> None:
+def _predict_batch(shard: _Shard, batch: Sequence[_Read], config: PredictConfig) -> None:
     problems = [str(one) for one in batch if isinstance(one, DataError)]
     if problems and not config.skip_bad:
-        raise DataError(f"{problems[0]}\nHINT: mend it, or leave such images out with --skip_bad.")
-    share.problems += problems
+        raise DataError(
+            f"{problems[0]}\nHINT: repair it, or leave such images out with --skip_bad."
+        )
+    shard.problems += problems
     good = [one for one in batch if isinstance(one, _Image)]
     if good:  # A model must never see an empty batch.
-        # Not `predict`, which is for all ranks together.
-        probabilities = share.model.predict_on_batch(np.stack([one.pixels for one in good]))
+        # Not `predict`, which all ranks must call together.
+        probabilities = shard.model.predict_on_batch(np.stack([one.pixels for one in good]))
         for one, of_image in zip(good, probabilities, strict=True):
             _write(one, of_image, config=config)
-    share.num_done += len(batch)
+    shard.num_done += len(batch)
 
 
 def _write(one: _Image, probabilities: NDArray[np.float32], *, config: PredictConfig) -> None:
-    """Writes the mask of one image, as large as the image itself or as the model made it."""
+    """Writes the mask of one image, in the size of the image or of the model's output."""
     picture = Image.fromarray(np.asarray(probabilities[..., 0], np.float32))
     if config.size == "original":
-        # Scaled while they are probabilities: an edge stays smooth.
+        # Scaled before the threshold is applied, which keeps edges smooth.
         picture = picture.resize(one.size[::-1], Image.Resampling.BILINEAR)
     values = np.asarray(picture)
     mask_path, probability_path = _targets(one.path, config.output_dir)
@@ -162,14 +166,16 @@ def _write(one: _Image, probabilities: NDArray[np.float32], *, config: PredictCo
 
 
 def _targets(image: Path, directory: Path) -> tuple[Path, Path]:
-    """Where the mask of an image is written, and where its probabilities."""
+    """The files of an image's mask and probabilities."""
     return directory / f"{image.stem}_mask.png", directory / f"{image.stem}_probability.png"
 
 
 def _load_model(path: Path) -> keras.Model:
-    """The model, if it makes one mask of one image."""
+    """The model, if it maps an image to a mask of the same size."""
     if not path.is_file():
-        raise DataError(f"There is no model {path}; tfddl-train writes one, model.keras.")
+        raise DataError(
+            f"There is no model {path}. HINT: tfddl-train writes model.keras and best.keras."
+        )
     try:
         model = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -179,7 +185,7 @@ def _load_model(path: Path) -> keras.Model:
 
 
 def _check_shapes(inputs: Any, outputs: Any, path: Path) -> None:
-    """A model with several inputs has a list of shapes; one that was never built has none."""
+    """Refuses other models: several inputs have a list of shapes, unbuilt models have none."""
     is_right = (
         isinstance(inputs, tuple)
         and len(inputs) == 4
@@ -188,8 +194,8 @@ def _check_shapes(inputs: Any, outputs: Any, path: Path) -> None:
     )
     if not is_right:
         raise DataError(
-            f"{path} makes {outputs} of {inputs}; expected a model that makes (None, height, "
-            "width, 1) of (None, height, width, channels)."
+            f"{path} maps {inputs} to {outputs}; expected a model that maps (None, height, width, "
+            "channels) to (None, height, width, 1)."
         )
     if inputs[3] not in MODES:
         raise DataError(
@@ -199,18 +205,18 @@ def _check_shapes(inputs: Any, outputs: Any, path: Path) -> None:
 
 
 def _images(directory: Path) -> list[Path]:
-    """The images of a folder, sorted; masks that lie beside them are no images."""
+    """The images of a directory, sorted; masks beside their images are left out."""
     files = image_files(directory)
     names = [
         name
         for name in files
         if not (name.endswith("_mask") and name.removesuffix("_mask") in files)
     ]
-    twice = [name for name in names if len(files[name]) > 1]
-    if twice:
+    ambiguous = [name for name in names if len(files[name]) > 1]
+    if ambiguous:
         raise DataError(
-            f"Several images would have the mask {twice[0]}_mask.png: "
-            f"{', '.join(path.name for path in files[twice[0]])}. Rename all but one."
+            f"Several images would have the mask {ambiguous[0]}_mask.png: "
+            f"{', '.join(path.name for path in files[ambiguous[0]])}. HINT: rename all but one."
         )
     if not names:
         has_inner = any((directory / name).is_dir() for name in ("images", "train"))
@@ -223,26 +229,26 @@ def _images(directory: Path) -> list[Path]:
 
 
 def _todo(images: Sequence[Path], config: PredictConfig) -> list[Path]:
-    """The images whose masks are to be made, the same on every rank."""
+    """The images to predict, the same on every rank."""
     if not config.skip_existing:
         return list(images)
-    mine = {path.name for path in images if _is_there(path, config)}
-    # Hosts that don't share a disk each see their own.
-    there = set().union(*tfddl.allgather_object(mine))
-    return [path for path in images if path.name not in there]
+    mine = {path.name for path in images if _has_outputs(path, config)}
+    # Hosts without a shared file system each see their own masks only.
+    existing = set().union(*tfddl.allgather_object(mine))
+    return [path for path in images if path.name not in existing]
 
 
-def _is_there(image: Path, config: PredictConfig) -> bool:
+def _has_outputs(image: Path, config: PredictConfig) -> bool:
     mask, probability = _targets(image, config.output_dir)
     return mask.exists() and (probability.exists() or not config.probabilities)
 
 
-def _sum_up(predicted: Predicted, config: PredictConfig, *, took_s: float) -> None:
+def _print_summary(predicted: Predicted, config: PredictConfig, *, took_s: float) -> None:
     for problem in predicted.left_out:
         print_on_chief(f"tfddl: left out {problem}")
-    there = f", {predicted.num_there} were there" if predicted.num_there else ""
+    skipped = f", {predicted.num_skipped} were there" if predicted.num_skipped else ""
     left_out = f", {len(predicted.left_out)} left out" if predicted.left_out else ""
     print_on_chief(
-        f"tfddl: {predicted.num_masks} masks in {config.output_dir}{there}{left_out}, "
+        f"tfddl: {predicted.num_masks} masks in {config.output_dir}{skipped}{left_out}, "
         f"{took_s:.0f} s"
     )

@@ -1,13 +1,13 @@
-"""Which files of a folder belong together: how a data set lies on the disk.
+"""Finds the data set in a directory: which image has which mask.
 
-One of these, found by looking:
+One of these layouts, recognized by the names that are there:
 
 * ``images/X.png`` and ``masks/X_mask.png`` (or ``masks/X.png``);
-* ``train/X.jpg`` and ``train_masks/X_mask.gif``: Carvana's, as it is unpacked;
+* ``train/X.jpg`` and ``train_masks/X_mask.gif``: Kaggle's Carvana data, as unpacked;
 * ``X.jpg`` and ``X_mask.gif`` side by side;
 * ``images.npy`` and ``masks.npy``, as `tfddl-prepare` writes them.
 
-Images and masks may be .bmp, .gif, .jpeg, .jpg, .png, .tif or .tiff; other files are passed over.
+Images and masks may be .bmp, .gif, .jpeg, .jpg, .png, .tif or .tiff; other files are ignored.
 """
 
 import os
@@ -21,12 +21,12 @@ from tfddl.segmentation.image_io import EXTENSIONS
 
 IMAGES_NPY, MASKS_NPY, NAMES_JSON = "images.npy", "masks.npy", "names.json"
 
-_FOLDERS = (("images", "masks"), ("train", "train_masks"))
+_DIRECTORIES = (("images", "masks"), ("train", "train_masks"))
 _EXPECTED = (
     "images/X.png and masks/X_mask.png, or train/X.jpg and train_masks/X_mask.gif, or X.jpg and "
     f"X_mask.gif side by side, or {IMAGES_NPY} and {MASKS_NPY} (what tfddl-prepare writes)"
 )
-# How many entries of a folder a message names.
+# How many entries of a directory an error names.
 _NAMED = 5
 
 
@@ -41,12 +41,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Files that belong together.
+    """A data set of files.
 
     Attributes:
         directory: Where they were found.
         pairs: Sorted by name.
-        problems: What has no partner, or several, in words.
+        problems: A line for each image or mask without a partner, or with several.
     """
 
     directory: Path
@@ -56,42 +56,41 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Arrays:
-    """A folder with images.npy and masks.npy."""
+    """A directory with images.npy and masks.npy."""
 
     directory: Path
 
 
 def find_dataset(directory: str | os.PathLike[str]) -> Pairs | Arrays:
-    """Finds out how a data set lies in a folder, and what belongs together there.
+    """Recognizes the layout of a directory and pairs its files.
 
     Args:
-        directory: Of one of the layouts at the top of this file.
+        directory: In one of the layouts at the top of this file.
 
     Returns:
-        The pairs of files, or the folder of arrays; neither is read yet.
+        The pairs of files, or the directory of arrays; no file is opened.
 
     Raises:
-        DataError: There is no such folder, none or several of the layouts are there, or no image
-            has a mask.
+        DataError: There is no such directory, it has none or several of the layouts, or no image.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise DataError(f"There is no folder {directory}; expected one with {_EXPECTED}.")
+        raise DataError(f"There is no directory {directory}; expected one with {_EXPECTED}.")
     found = _layouts(directory)
     if len(found) != 1:
-        raise DataError(_what_is_wrong(directory, found))
+        raise DataError(_describe_layouts(directory, found))
     (layout,) = found.values()
     return layout if isinstance(layout, Arrays) else _pairs(layout)
 
 
 def image_files(directory: Path) -> dict[str, list[Path]]:
-    """The image files of a folder by their name without the extension, sorted.
+    """The image files of a directory by their name without the extension, sorted.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such directory.
     """
     if not directory.is_dir():
-        raise DataError(f"There is no folder {directory}.")
+        raise DataError(f"There is no directory {directory}.")
     files = defaultdict(list)
     for path in sorted(directory.iterdir()):
         if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
@@ -100,8 +99,8 @@ def image_files(directory: Path) -> dict[str, list[Path]]:
 
 
 @dataclass(frozen=True)
-class _Folders:
-    """Where images and masks lie: two folders, or one."""
+class _Directories:
+    """Where images and masks are: in two subdirectories, or side by side."""
 
     directory: Path
     images: str = ""
@@ -122,28 +121,28 @@ class _Folders:
         return f"{self.masks}/{name}_mask.png or {self.masks}/{name}.png"
 
 
-def _layouts(directory: Path) -> dict[str, _Folders | Arrays]:
-    """The layouts that are there, at least in part, by what shows them."""
-    found: dict[str, _Folders | Arrays] = {}
+def _layouts(directory: Path) -> dict[str, _Directories | Arrays]:
+    """The layouts that are there, at least in part, by the names that indicate them."""
+    found: dict[str, _Directories | Arrays] = {}
     arrays = [name for name in (IMAGES_NPY, MASKS_NPY) if (directory / name).exists()]
     if arrays:
         found[" and ".join(arrays)] = Arrays(directory)
-    for pair in _FOLDERS:
-        folders = [f"{name}/" for name in pair if (directory / name).is_dir()]
-        if folders:
-            found[" and ".join(folders)] = _Folders(directory, *pair)
-    beside = _Folders(directory)
+    for pair in _DIRECTORIES:
+        directories = [f"{name}/" for name in pair if (directory / name).is_dir()]
+        if directories:
+            found[" and ".join(directories)] = _Directories(directory, *pair)
+    beside = _Directories(directory)
     _, masks = beside.files()
     if masks:
         found[f"{min(masks.values())[0].name} beside images"] = beside
     return found
 
 
-def _what_is_wrong(directory: Path, found: dict[str, _Folders | Arrays]) -> str:
+def _describe_layouts(directory: Path, found: dict[str, _Directories | Arrays]) -> str:
     if found:
         return (
             f"{directory} can be read in several ways: it has {'; '.join(found)}. Expected one of "
-            f"{_EXPECTED}. HINT: move what doesn't belong to the data set to another folder."
+            f"{_EXPECTED}. HINT: move what doesn't belong to the data set to another directory."
         )
     entries = sorted(path.name + "/" * path.is_dir() for path in directory.iterdir())
     shown = ", ".join(entries[:_NAMED]) + (", …" if len(entries) > _NAMED else "")
@@ -151,30 +150,30 @@ def _what_is_wrong(directory: Path, found: dict[str, _Folders | Arrays]) -> str:
     return f"{directory} has no images with masks: found {what}; expected {_EXPECTED}."
 
 
-def _pairs(folders: _Folders) -> Pairs:
-    images, masks = folders.files()
+def _pairs(directories: _Directories) -> Pairs:
+    images, masks = directories.files()
     pairs, problems, used = [], [], set()
     for name, files in sorted(images.items()):
-        # An image "1_mask" would have the name of another one's mask: its own comes first.
+        # X_mask before X: among equal names, an image "1_mask" may have a mask "1_mask_mask".
         found = masks.get(f"{name}_mask") or masks.get(name) or []
         used.update(found)
         if len(files) > 1:
             problems.append(f"{name}: several images, {_names(files)}")
         elif not found:
-            problems.append(f"{name}: no mask; expected {folders.expected(name)}")
+            problems.append(f"{name}: no mask; expected {directories.expected(name)}")
         elif len(found) > 1:
             problems.append(f"{name}: several masks, {_names(found)}")
         else:
             pairs.append(Pair(name, files[0], found[0]))
-    lonely = sorted(path for paths in masks.values() for path in paths if path not in used)
+    unpaired = sorted(path for paths in masks.values() for path in paths if path not in used)
     problems += [
-        f"{path.relative_to(folders.directory)}: no image of that name in "
-        f"{folders.images or folders.directory.name}/"
-        for path in lonely
+        f"{path.relative_to(directories.directory)}: no image of that name in "
+        f"{directories.images or directories.directory.name}/"
+        for path in unpaired
     ]
     if not pairs and not problems:
-        raise DataError(f"There is no image in {folders.directory}; expected {_EXPECTED}.")
-    return Pairs(folders.directory, tuple(pairs), tuple(problems))
+        raise DataError(f"There is no image in {directories.directory}; expected {_EXPECTED}.")
+    return Pairs(directories.directory, tuple(pairs), tuple(problems))
 
 
 def _names(paths: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Decodes and scales a data set once, into arrays that training maps into memory."""
+"""Decodes and scales a data set once, into .npy files that training reads rows of."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ from tfddl.segmentation.examples import Example, Examples, FileExamples, require
 from tfddl.segmentation.layout import IMAGES_NPY, MASKS_NPY, NAMES_JSON, Arrays, find_dataset
 from tfddl.segmentation.progress_bar import ProgressBar
 
-# In the order in which they appear; an earlier set's vanish in the opposite order. So whatever
-# breaks it off, what is there is one whole set, or misses a file without which nothing is read.
+# New files appear in this order, after the old ones were removed in the opposite order. A crash in
+# between leaves a set without images.npy or masks.npy, which readers refuse; never a mixture.
 _FILES = (MASKS_NPY, IMAGES_NPY, NAMES_JSON)
 
 
@@ -28,10 +28,10 @@ class Prepared:
     """What `prepare` wrote.
 
     Attributes:
-        directory: Where images.npy, masks.npy and names.json are.
-        num_examples: How many.
+        directory: Of images.npy, masks.npy and names.json.
+        num_examples: Rows of both arrays.
         num_bytes: Of both arrays.
-        left_out: What could not be used, in words.
+        left_out: A line for each pair that could not be used.
     """
 
     directory: Path
@@ -43,8 +43,8 @@ class Prepared:
 def prepare(config: PrepareConfig) -> Prepared:
     """Writes `images.npy`, `masks.npy` and `names.json`.
 
-    Rows are written one after the other as they are decoded, by several threads; memory holds a
-    few of them. The files appear under their names when all is written.
+    Several threads decode; rows are written in order, so that memory holds a few of them. The files
+    appear under their names when all is written.
 
     Args:
         config: What to read, and where to write.
@@ -53,9 +53,8 @@ def prepare(config: PrepareConfig) -> Prepared:
         What was written.
 
     Raises:
-        DataError: The images can't be used; all of them are read before it says which. Or there
-            are arrays already, or they can't be written (a full disk): nothing new is then left
-            behind.
+        DataError: Some images can't be used (all are read first, and all bad ones listed), there
+            are arrays already, or they can't be written (a full disk). Nothing new is left.
     """
     directory = config.output_dir
     there = [name for name in _FILES if (directory / name).exists()]
@@ -66,14 +65,14 @@ def prepare(config: PrepareConfig) -> Prepared:
         )
     found = find_dataset(config.input_dir)
     if isinstance(found, Arrays):
-        raise DataError(f"{config.input_dir} has arrays already; there is nothing to prepare.")
+        raise DataError(f"{config.input_dir} has arrays already: there is nothing to prepare.")
     examples = FileExamples(found.directory, found.pairs, config.image_size, config.in_channels)
     require_usable(examples, found.problems, skip_bad=config.skip_bad)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _partial_files(directory) as partial:
             prepared = _write(examples, partial, found.problems, config=config)
-            _settle(partial, directory)
+            _publish(partial, directory)
     except OSError as error:
         raise DataError(f"{directory} can't be written: {error}") from error
     return prepared
@@ -82,12 +81,12 @@ def prepare(config: PrepareConfig) -> Prepared:
 def _write(
     examples: Examples, partial: dict[str, Path], problems: Sequence[str], *, config: PrepareConfig
 ) -> Prepared:
-    """Writes all examples to the partial files, in order."""
+    """Writes the usable examples to the partial files, in order."""
     bad = list(problems)
-    lost: set[int] = set()
+    unusable: set[int] = set()
     with (
-        _Rows(partial[IMAGES_NPY], (*config.image_size, config.in_channels)) as images,
-        _Rows(partial[MASKS_NPY], (*config.image_size, 1)) as masks,
+        _NpyWriter(partial[IMAGES_NPY], (*config.image_size, config.in_channels)) as images,
+        _NpyWriter(partial[MASKS_NPY], (*config.image_size, 1)) as masks,
         contextlib.closing(
             map_in_order(_try_to_load(examples), range(len(examples)), num_threads=config.threads)
         ) as read,
@@ -96,13 +95,13 @@ def _write(
         for index, example in enumerate(read):
             if isinstance(example, DataError):
                 bad.append(str(example))
-                lost.add(index)
+                unusable.add(index)
             elif config.skip_bad or not bad:
                 images.append(example[0])
                 masks.append(example[1])
             progress.show(index + 1)
         num_bytes = images.finish() + masks.finish()
-    written = examples.without(lost)
+    written = examples.without(unusable)
     require_usable(written, bad, skip_bad=config.skip_bad)
     names = json.dumps(written.names, indent=0, ensure_ascii=False)
     partial[NAMES_JSON].write_text(f"{names}\n", encoding="utf-8")
@@ -119,10 +118,11 @@ def _try_to_load(examples: Examples) -> Callable[[int], Example | DataError]:
     return load
 
 
-class _Rows:
-    """A `.npy` file that grows row by row.
+class _NpyWriter:
+    """Writes a uint8 `.npy` file row by row.
 
-    Written as a file and not through a memory map: there a full disk kills the process.
+    By write(2), not through a memory map: on a full disk that raises OSError, where a store to a
+    mapping gets SIGBUS.
     """
 
     def __init__(self, path: Path, row_shape: tuple[int, ...]) -> None:
@@ -130,7 +130,7 @@ class _Rows:
         self._row_shape = row_shape
         self._num_rows = 0
 
-    def __enter__(self) -> "_Rows":
+    def __enter__(self) -> "_NpyWriter":
         self._file: BinaryIO = self._path.open("wb")
         self._write_header()
         return self
@@ -139,12 +139,12 @@ class _Rows:
         self._file.close()
 
     def append(self, row: NDArray[np.uint8]) -> None:
-        """Writes a row after the others."""
+        """Writes the next row."""
         self._file.write(np.ascontiguousarray(row).data)
         self._num_rows += 1
 
     def finish(self) -> int:
-        """Writes how many rows there are, and all of it to the disk; the bytes of the rows."""
+        """Writes the final header and syncs the file to disk; returns the bytes of the rows."""
         end = self._file.tell()
         self._file.seek(0)
         self._write_header()
@@ -153,7 +153,7 @@ class _Rows:
         return end - self._start
 
     def _write_header(self) -> None:
-        # NumPy leaves room in it for a first dimension that grows.
+        # The length stays the same: NumPy pads headers so that the first dimension may grow.
         description: dict[str, Any] = {
             "descr": "|u1",
             "fortran_order": False,
@@ -165,7 +165,10 @@ class _Rows:
 
 @contextlib.contextmanager
 def _partial_files(directory: Path) -> Iterator[dict[str, Path]]:
-    """Hidden files to write to, gone at the end in any case."""
+    """Hidden files to write to, which are gone at the end in any case.
+
+    O_EXCL makes them a lock, too: a second process doesn't write to them.
+    """
     partial = {name: directory / f".{name}.partial" for name in _FILES}
     with contextlib.ExitStack() as stack:
         for path in partial.values():
@@ -173,14 +176,14 @@ def _partial_files(directory: Path) -> Iterator[dict[str, Path]]:
                 path.touch(exist_ok=False)
             except FileExistsError:
                 raise DataError(
-                    f"{path} is there: another tfddl-prepare writes to {directory}, or one was "
+                    f"{path} exists: another tfddl-prepare writes to {directory}, or one was "
                     "killed. HINT: if none is running, remove that file."
                 ) from None
             stack.callback(path.unlink, missing_ok=True)
         yield partial
 
 
-def _settle(partial: dict[str, Path], directory: Path) -> None:
+def _publish(partial: dict[str, Path], directory: Path) -> None:
     for name in reversed(_FILES):
         (directory / name).unlink(missing_ok=True)
     for name in _FILES:

@@ -6,7 +6,7 @@ from typing import Any
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The flags' own defaults: minutes on a small machine.
     "default": {},
-    # The system that tfddl took over from: its network, and how it was trained.
+    # The network and the training of the system that tfddl replaced.
     "source": {
         "image_size": (512, 512),
         "in_channels": 3,
@@ -24,12 +24,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def describe(preset: str) -> str:
-    """What a preset sets, as one would write it on the command line."""
+    """What a preset sets, as flags on the command line."""
     return " ".join(f"--{name}={as_text(name, value)}" for name, value in PRESETS[preset].items())
 
 
 def as_text(name: str, value: Any) -> str:
-    """The value of a flag as one would write it: 8,16,32 or, of image_size, 96x128."""
+    """The value of a flag as text: 8,16,32 or, of image_size, 96x128."""
     if isinstance(value, tuple):
         return ("x" if name == "image_size" else ",").join(map(str, value))
     return "" if value is None else str(value)

@@ -1,12 +1,12 @@
-"""How far a long piece of work has come: a bar, or lines now and then."""
+"""The progress of a long piece of work: a bar, or about ten lines."""
 
 import sys
 import time
 from typing import TextIO
 
 _WIDTH = 30
-# How often a bar is drawn again, and a line written.
-_BAR_S, _SHARE = 0.2, 0.1
+# A bar is redrawn at most every 0.2 s; a line is written after each tenth of the work.
+_REDRAW_S, _LINE_FRACTION = 0.2, 0.1
 
 
 class ProgressBar:
@@ -23,13 +23,13 @@ class ProgressBar:
     def __init__(
         self, total: int, *, kind: str, unit: str = "images", stream: TextIO | None = None
     ) -> None:
-        """Begins at nothing.
+        """Starts the clock; nothing is shown yet.
 
         Args:
-            total: How many there are.
+            total: How many things there are.
             kind: "bar" (one line, rewritten), "lines" (about ten in all) or "none".
             unit: What is counted, in the plural.
-            stream: Where it is shown; standard output.
+            stream: Where it is written; None is standard output.
         """
         self._total = total
         self._kind = kind if total else "none"
@@ -44,31 +44,33 @@ class ProgressBar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Ends the line of a bar, also of one that was broken off."""
+        """Ends the line of a bar, also of one that an error interrupted."""
         if self._kind == "bar" and self._width:
             self._write("\n")
 
     def show(self, done: int) -> None:
-        """Says that so many are done."""
+        """Shows that so many are done."""
         now_s = time.monotonic()
         is_last = done >= self._total
-        if self._kind == "bar" and (is_last or now_s - self._shown_s >= _BAR_S):
+        if self._kind == "bar" and (is_last or now_s - self._shown_s >= _REDRAW_S):
             line = self._bar(done, now_s)
             self._write("\r" + line.ljust(self._width))
             self._shown_s, self._width = now_s, len(line)
-        elif self._kind == "lines" and (is_last or done - self._shown >= _SHARE * self._total):
-            self._write(f"{done}/{self._total} {self._unit}, {self._pace(done, now_s)}\n")
+        elif self._kind == "lines" and (
+            is_last or done - self._shown >= _LINE_FRACTION * self._total
+        ):
+            self._write(f"{done}/{self._total} {self._unit}, {self._time_left(done, now_s)}\n")
             self._shown = done
 
     def _bar(self, done: int, now_s: float) -> str:
         filled = _WIDTH * done // self._total
         bar = "━" * filled + " " * (_WIDTH - filled)
-        return f"{done}/{self._total} {self._unit} {bar} {self._pace(done, now_s)}"
+        return f"{done}/{self._total} {self._unit} {bar} {self._time_left(done, now_s)}"
 
-    def _pace(self, done: int, now_s: float) -> str:
+    def _time_left(self, done: int, now_s: float) -> str:
         took_s = now_s - self._started_s
         if done >= self._total:
-            return f"{_duration(took_s)}"
+            return _duration(took_s)
         return f"{_duration(took_s / max(done, 1) * (self._total - done))} left"
 
     def _write(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Trains the application's network, as a configuration says."""
+"""Trains a U-Net as a configuration says, and writes the results."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ from tfddl.segmentation.dice import dice, dice_crossentropy, dice_loss, exact_di
 from tfddl.segmentation.training_data import TrainingData, open_data
 from tfddl.segmentation.visualization import draw_predictions
 
-# How many validation examples the picture shows.
-_NUM_PICTURED = 6
+# Validation examples in predictions.png.
+_NUM_SHOWN = 6
 _MODEL, _BEST, _PICTURE = "model.keras", "best.keras", "predictions.png"
 _LOSSES = {
     "dice_crossentropy": dice_crossentropy,
@@ -34,7 +34,7 @@ _VERBOSE = {"none": 0, "bar": 1, "lines": 2}
 
 
 def train(config: TrainConfig) -> None:
-    """Trains as the configuration says, and writes and tells what came of it.
+    """Trains, writes models and picture, and prints a summary on rank 0.
 
     All ranks must call it together, after `tfddl.init()`.
 
@@ -42,13 +42,13 @@ def train(config: TrainConfig) -> None:
         config: The same on every rank.
 
     Raises:
-        ShardingError: The image size doesn't suit the network, or there are fewer examples to train
-            on, or to validate with, than workers.
-        DataError: The data can't be read, or the results not written, on this rank or on another
-            one.
+        ShardingError: The network can't halve the image size so often, or there are fewer examples to
+            train on, or to validate with, than workers.
+        DataError: On all ranks: one of them can't read the data or write the results.
         DisagreementError: The ranks read different examples, or have different checkpoints.
         CheckpointError: The checkpoints are those of another model, or can't be written.
     """
+    # The same initial weights on all ranks; `fit` broadcasts rank 0's in any case.
     keras.utils.set_random_seed(config.seed)
     model = unet(
         (*config.image_size, config.in_channels),
@@ -56,9 +56,9 @@ def train(config: TrainConfig) -> None:
         scale=1 / 255,
         momentum=config.batchnorm_momentum,
     )
-    on_all_ranks(functools.partial(_make_folders, config), error=DataError)
+    on_all_ranks(functools.partial(_make_directories, config), error=DataError)
     data = open_data(config)
-    _tell(data, config)
+    _print_plan(data, config)
     started_s = time.monotonic()
     logs = _fit(model, data, config=config)
     took_s = time.monotonic() - started_s
@@ -75,8 +75,7 @@ def train(config: TrainConfig) -> None:
     print_on_chief("\n".join(f"tfddl: {line}" for line in lines))
 
 
-def _tell(data: TrainingData, config: TrainConfig) -> None:
-    """Rank 0 says what will be done."""
+def _print_plan(data: TrainingData, config: TrainConfig) -> None:
     num_workers = tfddl.size()
     height, width = config.image_size
     decay = "" if config.learning_rate_decay == "none" else f" ({config.learning_rate_decay} decay)"
@@ -91,7 +90,7 @@ def _tell(data: TrainingData, config: TrainConfig) -> None:
 
 
 def _fit(model: keras.Model, data: TrainingData, *, config: TrainConfig) -> dict[str, list[float]]:
-    """Trains, from the newest checkpoint on; the logs of all epochs, also of those before it."""
+    """Trains from the newest checkpoint on; the logs of all epochs, those before it included."""
     dataset = data.shard(
         data.training,
         batch_size=config.batch_size,
@@ -140,16 +139,18 @@ def _callbacks(data: TrainingData, config: TrainConfig) -> list[keras.callbacks.
 
 
 def _learning_rate(config: TrainConfig, *, num_steps: int) -> Any:
+    # Linear scaling: Accurate, Large Minibatch SGD, Goyal et al., 2017, arXiv:1706.02677.
     rate = config.learning_rate * tfddl.size()
     if config.learning_rate_decay == "none":
         return rate
+    # The first cycle of SGDR, Loshchilov and Hutter, 2017, arXiv:1608.03983.
     return keras.optimizers.schedules.CosineDecay(rate, num_steps)
 
 
 def _write_results(
     model: keras.Model, data: TrainingData, *, config: TrainConfig
 ) -> dict[str, Any]:
-    """Writes both models and the picture; what is known of the best checkpoint."""
+    """Writes both models and the picture; returns the metadata of the best checkpoint."""
 
     def write_final() -> None:
         if tfddl.rank() == 0:
@@ -167,9 +168,9 @@ def _write_results(
 
 
 def _draw(model: keras.Model, data: TrainingData) -> Image.Image:
-    """A picture of what the model predicts; for one rank alone."""
-    images, masks = data.load(data.validation[:_NUM_PICTURED])
-    # Called: `predict` is for all ranks together.
+    """A picture of the model's predictions. Any rank may call it alone."""
+    images, masks = data.load(data.validation[:_NUM_SHOWN])
+    # Not `predict`, which all ranks must call together.
     probabilities = keras.ops.convert_to_numpy(model(images, training=False))
     return draw_predictions(
         images,
@@ -180,24 +181,24 @@ def _draw(model: keras.Model, data: TrainingData) -> Image.Image:
 
 
 def _save(model: keras.Model, path: Path) -> None:
-    """Saves a model in a file that appears whole or not at all."""
+    """Saves a model to a file that appears under its name whole or not at all."""
     partial = path.with_name(f".partial-{path.name}")
-    # A model around the same layers that was never compiled: to load the file needs Keras, and
-    # neither tfddl nor the loss.
+    # A model of the same layers that was never compiled: then loading it needs neither tfddl nor
+    # the loss.
     keras.Model(model.inputs, model.outputs, name=model.name).save(partial)
     partial.replace(path)
 
 
-def _make_folders(config: TrainConfig) -> None:
-    """Now, and not after the training, is the time to find out that one can't be written."""
+def _make_directories(config: TrainConfig) -> None:
+    """Fails before the training rather than after it where results can't be written."""
     make_writable_directory(config.output_dir)
     if tfddl.rank() == 0 and not config.resume:
         CheckpointStore(config.checkpoint_dir).clear()
         if config.tensorboard_dir is not None:
-            _remove_charts(config.tensorboard_dir)
+            _remove_event_files(config.tensorboard_dir)
 
 
-def _remove_charts(directory: Path) -> None:
-    """Removes what a Monitor wrote; other event files in the folder stay."""
+def _remove_event_files(directory: Path) -> None:
+    """Removes what `callbacks.Monitor` wrote (under job/); other event files stay."""
     for path in (directory / "job").rglob("events.out.tfevents.*"):
         path.unlink(missing_ok=True)

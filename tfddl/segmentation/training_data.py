@@ -1,4 +1,4 @@
-"""The data of a training: the same on every rank, looked at before the first step."""
+"""The data of a training: the same on every rank, checked before the first step."""
 
 import time
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ from tfddl.segmentation.examples import (
 )
 from tfddl.segmentation.synthetic import write_dataset
 
-# Reading that takes longer, per epoch and worker, is worth a hint.
+# Reading that takes longer than this, per epoch and worker, gets a hint.
 _SLOW_READING_S = 30.0
 _NUM_TIMED = 3
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The examples, and what they are for.
+    """The examples and their split.
 
     Attributes:
-        examples: All that can be used.
-        training: Which to train on.
-        validation: Which to validate with.
+        examples: All usable ones.
+        training: Indices of those to train on.
+        validation: Indices of those to validate with.
     """
 
     examples: Examples
@@ -44,12 +44,12 @@ class TrainingData:
     validation: NDArray[np.int64]
 
     def shard(self, indices: NDArray[np.int64], **options: Any) -> Any:
-        """This worker's share of some of the examples, each read when its turn comes.
+        """This worker's shard of some of the examples, as a dataset that reads them one by one.
 
         All ranks must call it together.
 
         Args:
-            indices: Which.
+            indices: Of the examples.
             **options: Of `tfddl.shard_dataset`.
 
         Raises:
@@ -60,7 +60,7 @@ class TrainingData:
         )
 
     def load(self, indices: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """Reads some examples: images (n, height, width, channels), masks (n, height, width, 1)."""
+        """Images (n, height, width, channels) and masks (n, height, width, 1), both uint8."""
         loaded = [self.examples.load(int(i)) for i in indices]
         return [np.stack(part) for part in zip(*loaded, strict=True)]
 
@@ -72,7 +72,7 @@ class TrainingData:
 
 
 def open_data(config: TrainConfig) -> TrainingData:
-    """Opens the data set (or makes it), leaves out what may be, and divides the rest.
+    """Opens the data set (or makes a synthetic one), leaves out bad examples, splits the rest.
 
     All ranks must call it together.
 
@@ -80,12 +80,12 @@ def open_data(config: TrainConfig) -> TrainingData:
         config: The same on every rank.
 
     Raises:
-        DataError: On all ranks: one of them can't read the data, or there are fewer than two
+        DataError: On all ranks: one of them can't read the data, or there are fewer than 2
             examples.
         DisagreementError: The ranks see different examples.
         ShardingError: There are fewer examples to train on, or to validate with, than workers.
     """
-    examples = _open(config.data_dir or _make_pictures(config), config)
+    examples = _open(config.data_dir or _make_synthetic(config), config)
     training, validation = split_examples(
         len(examples), validation_split=config.validation_split, seed=config.seed
     )
@@ -102,7 +102,7 @@ def open_data(config: TrainConfig) -> TrainingData:
 
 
 def _open(directory: Path, config: TrainConfig) -> Examples:
-    """The same examples on every rank, or an error on every rank."""
+    """The same usable examples on every rank, or an error on every rank."""
     examples, problems = on_all_ranks(
         lambda: open_examples(directory, image_size=config.image_size, channels=config.in_channels),
         error=DataError,
@@ -120,31 +120,34 @@ def _open(directory: Path, config: TrainConfig) -> Examples:
 
 
 def _find_bad(examples: Examples, *, thorough: bool) -> dict[int, str]:
-    """What can't be used, by number: the workers of each host look at the files together."""
-    share = tfddl.shard_range(len(examples), tfddl.local_rank(), tfddl.local_size())
-    mine = {i: examples.find_problem(i, thorough=thorough) for i in range(*share)}
+    """What is wrong with which example: the workers of each host divide its files."""
+    shard = tfddl.shard_range(len(examples), tfddl.local_rank(), tfddl.local_size())
+    mine = {i: examples.find_problem(i, thorough=thorough) for i in range(*shard)}
     found = {i: problem for i, problem in mine.items() if problem is not None}
+    # Hosts may have different copies: what is bad on one is left out on all.
     merged = {i: problem for bad in tfddl.allgather_object(found) for i, problem in bad.items()}
     return dict(sorted(merged.items()))
 
 
-def _make_pictures(config: TrainConfig) -> Path:
-    """Writes pictures of cars where they aren't there yet; every host makes its own set."""
+def _make_synthetic(config: TrainConfig) -> Path:
+    """Writes a synthetic data set unless it is there; the workers of each host divide the work."""
     height, width = config.image_size
-    kind = f"cars_{height}x{width}_{config.num_examples}_seed{config.seed}"
-    directory = config.output_dir / "data" / kind
-    share = tfddl.shard_range(config.num_examples, tfddl.local_rank(), tfddl.local_size())
+    name = f"synthetic_{height}x{width}_{config.num_examples}_seed{config.seed}"
+    directory = config.output_dir / "data" / name
+    shard = tfddl.shard_range(config.num_examples, tfddl.local_rank(), tfddl.local_size())
     on_all_ranks(
         lambda: write_dataset(
             directory,
             num_examples=config.num_examples,
             image_size=config.image_size,
             seed=config.seed,
-            only=range(*share),
+            only=range(*shard),
         ),
         error=DataError,
     )
-    print_on_chief(f"tfddl: no --data_dir; {config.num_examples} made pictures are in {directory}")
+    print_on_chief(
+        f"tfddl: no --data_dir; {config.num_examples} synthetic examples are in {directory}"
+    )
     return directory
 
 
@@ -156,7 +159,7 @@ def _hint_at_slow_reading(data: TrainingData) -> None:
     epoch_s = one_s * len(data.training) / tfddl.size()
     if epoch_s > _SLOW_READING_S and isinstance(data.examples, FileExamples):
         print_on_chief(
-            f"tfddl: to read the files will take each worker {epoch_s:.0f} s in every epoch. "
-            f"HINT: tfddl-prepare --input_dir={data.examples.directory} --output_dir=… does so "
-            "once."
+            f"tfddl: reading the files will take each worker {epoch_s:.0f} s in every epoch. "
+            f"HINT: tfddl-prepare --input_dir={data.examples.directory} --output_dir=… decodes "
+            "them once."
         )

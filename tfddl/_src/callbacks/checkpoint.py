@@ -220,7 +220,7 @@ class Checkpoint(JobCallback):
             return
         on_all_ranks(self.wait, error=CheckpointError)  # No rank ends before it is written.
         self._preemption.stop_listening(handled=True)
-        current().progress_page.set(WorkerFlags.PREEMPTED)
+        current().progress_page.set_flags(WorkerFlags.PREEMPTED)
         _print(
             f"tfddl: received SIGTERM: saved to {self.store.directory}; ending with status "
             f"{SAVED_STATUS}. The same command resumes from there"

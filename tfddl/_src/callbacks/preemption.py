@@ -27,7 +27,7 @@ class Preemption:
             self.requested, self._listens = False, True
             signal.signal(signal.SIGTERM, self._request)
             current().sigterm_handler = self._request
-            current().progress_page.set(WorkerFlags.SAVES_ON_SIGTERM)
+            current().progress_page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 
     def stop_listening(self, *, handled: bool) -> None:
         """Gives SIGTERM its usual meaning back.
@@ -39,7 +39,7 @@ class Preemption:
         if not self._listens:
             return
         self._listens = False
-        current().progress_page.unset(WorkerFlags.SAVES_ON_SIGTERM)
+        current().progress_page.clear_flags(WorkerFlags.SAVES_ON_SIGTERM)
         current().sigterm_handler = None
         # TensorFlow's coordination service, where it is used, has put a handler in place behind
         # Python's back, which only takes a note of the signal (its preemption_notifier.cc).

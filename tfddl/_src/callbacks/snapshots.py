@@ -90,7 +90,7 @@ def _describe_fit(fit: FitState) -> dict[str, Any]:
         "size": current().cluster.size,
         "epoch": position.epoch,
         "consumed": position.consumed,
-        "stretches": [[s.size, s.batch_size, s.steps] for s in position.stretches],
+        "stretches": [[s.size, s.batch_size, s.steps] for s in position.spans],
         "data": _data(fit),
         "finished": builtin_callbacks.stopped_early(fit.callbacks),
         "iterations": int(innermost(optimizer).iterations.numpy()),

@@ -1,4 +1,4 @@
-"""The life of a job and who is who in it, by Horovod's names."""
+"""`init`, `shutdown`, ranks and sizes, by Horovod's names (horovod/common/basics.py)."""
 
 import os
 from collections.abc import Sequence
@@ -19,32 +19,32 @@ from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
 _START_TIMEOUT_S = 600.0
-"""How long `init` waits for the other workers, as `tfddl.init` does."""
+"""How long `init` waits for the other workers; the default of `tfddl.init`."""
 
 
 def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = None) -> None:
     """Starts tfddl; see `tfddl.init`. All ranks must call it, before other TensorFlow operations.
 
-    The environment says, as in Horovod, after how long ranks that don't come are warned of, and
-    whether the operation fails then (HOROVOD_STALL_CHECK_TIME_SECONDS, 60, and
-    HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, 0 for never; where it isn't set, a rank that is busy is
-    waited for without end, and ranks that wait for each other fail after 600 s), and where a
-    timeline is written from the start on (HOROVOD_TIMELINE); where `tfddl.init` was called before,
-    its settings hold.
+    As in Horovod, the environment has options: HOROVOD_STALL_CHECK_TIME_SECONDS (60), after which
+    missing ranks are logged; HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, after which the operation fails
+    (0 is never; unset, never for a rank that is busy, and after 600 s where ranks wait for each
+    other); HOROVOD_TIMELINE, the file of a timeline from the start on. Where `tfddl.init` was
+    called before, its options hold.
 
     Args:
-        comm: An MPI communicator, or ranks, in Horovod; only None here.
-        process_sets: Those that have ids from now on, the same on all ranks; or "dynamic".
+        comm: In Horovod an MPI communicator, or ranks; must be None.
+        process_sets: Process sets that get ids, in this order, the same on all ranks; or "dynamic",
+            which has no effect: sets need not be registered.
 
     Raises:
-        UnsupportedError: There is a ``comm``; something that isn't a list of process sets; or one
-            of them is there twice; the set of all ranks always is.
+        UnsupportedError: There is a ``comm``; ``process_sets`` is something else; or two sets have
+            the same ranks (the set of all ranks is always there).
         StartError: A variable of the environment is no number of seconds.
         TfddlError: As `tfddl.init`.
     """
     if comm is not None:
         raise UnsupportedError(
-            "init(comm=…) needs MPI, which tfddl has none of. Start the ranks that are to take "
+            "init(comm=…) needs MPI, which tfddl doesn't use. HINT: start only the ranks that take "
             "part with tfddlrun, or use init(process_sets=[hvd.ProcessSet(ranks)])."
         )
     sets = _checked(process_sets)
@@ -80,29 +80,29 @@ def _refuse_duplicates(sets: Sequence[ProcessSet]) -> None:
     for one in sets:
         if one.ranks in known:
             raise UnsupportedError(
-                f"process_sets has {one} twice, or it is that of all ranks, which has the id 0 "
-                "anyway. Leave it out; sets of the same ranks are the same set."
+                f"process_sets has {one} twice, or it is the set of all ranks, which always has id "
+                "0. HINT: leave it out; sets of the same ranks are the same set."
             )
         known.add(one.ranks)
 
 
 def shutdown() -> None:
-    """Ends the use of tfddl in this process; see `tfddl.shutdown`."""
+    """Stops tfddl in this process; see `tfddl.shutdown`."""
     tfddl.shutdown()
 
 
 def is_initialized() -> bool:
-    """Whether `init` has been called, and `shutdown` not since."""
+    """Whether `init` has been called, without `shutdown` since."""
     return tfddl.is_initialized()
 
 
 def size() -> int:
-    """The number of workers. `ValueError` before `init`, as all that follow."""
+    """The number of workers. Before `init` this, and what follows, raises a `ValueError`."""
     return tfddl.size()
 
 
 def local_size() -> int:
-    """The number of workers of this host."""
+    """The number of workers on this host."""
     return tfddl.local_size()
 
 
@@ -112,17 +112,17 @@ def cross_size() -> int:
 
 
 def rank() -> int:
-    """The number of this worker."""
+    """The rank of this worker."""
     return tfddl.rank()
 
 
 def local_rank() -> int:
-    """The number of this worker among those of its host."""
+    """The rank of this worker among the workers of its host."""
     return tfddl.local_rank()
 
 
 def cross_rank() -> int:
-    """The number of this host among those that have a worker of this local rank."""
+    """The rank of this host among the hosts that have a worker of this local rank."""
     return tfddl.cross_rank()
 
 
@@ -135,27 +135,27 @@ def is_homogeneous() -> bool:
 
 
 def rank_op(name: str | None = None) -> tf.Tensor:
-    """`rank` as a tensor, int32."""
+    """`rank` as an int32 scalar tensor."""
     return tf.constant(rank(), tf.int32, name=name or "rank")
 
 
 def local_rank_op(name: str | None = None) -> tf.Tensor:
-    """`local_rank` as a tensor, int32."""
+    """`local_rank` as an int32 scalar tensor."""
     return tf.constant(local_rank(), tf.int32, name=name or "local_rank")
 
 
 def size_op(process_set_id: int = 0, name: str | None = None) -> tf.Tensor:
-    """The number of workers of a process set as a tensor, int32."""
+    """The size of a process set as an int32 scalar tensor."""
     return tf.constant(process_set_by_id(process_set_id).size(), tf.int32, name=name or "size")
 
 
 def local_size_op(name: str | None = None) -> tf.Tensor:
-    """`local_size` as a tensor, int32."""
+    """`local_size` as an int32 scalar tensor."""
     return tf.constant(local_size(), tf.int32, name=name or "local_size")
 
 
 def process_set_included_op(process_set_id: int = 0, name: str | None = None) -> tf.Tensor:
-    """1 where this worker is in the process set, otherwise 0; int32."""
+    """1 where this worker is in the process set, otherwise 0, as an int32 scalar tensor."""
     included = process_set_by_id(process_set_id).included()
     return tf.constant(int(included), tf.int32, name=name or "process_set_included")
 
@@ -176,27 +176,27 @@ def mpi_built() -> bool:
 
 
 def gloo_enabled() -> bool:
-    """Whether ranks meet without MPI: True, through TensorFlow's own runtime instead of Gloo."""
+    """Whether collectives work without MPI: True, though they aren't Gloo's."""
     return True
 
 
 def gloo_built() -> bool:
-    """Whether ranks can meet without MPI: True, through TensorFlow's own runtime."""
+    """Whether collectives can work without MPI: True, though they aren't Gloo's."""
     return True
 
 
 def nccl_built() -> int:
-    """Whether gradients can travel by NCCL: where TensorFlow was built for GPUs."""
+    """1 where TensorFlow was built for NVIDIA's GPUs, with which tfddl uses NCCL; else 0."""
     return int(cuda_built())
 
 
 def ddl_built() -> bool:
-    """False: IBM's DDL isn't used."""
+    """False: there is no IBM DDL."""
     return False
 
 
 def ccl_built() -> bool:
-    """False: Intel's oneCCL isn't used."""
+    """False: there is no Intel oneCCL."""
     return False
 
 

@@ -1,16 +1,17 @@
-"""What elastic training keeps: states, and `run`, which goes on from their last commit.
+"""Elastic training: states, and `run`, which resumes from their last commit.
 
-`commit` keeps the state in a store that `tfddlrun` owns, one per host, in memory. When a worker
-fails, `tfddlrun --max-restarts N` starts **all** processes of the job again, and `run` takes up the
-newest commit there is, on all ranks. So the script runs again from its top: what Python knows
-besides the state (lists, open files, the place in a dataset) is lost. Without such a store, a
-commit is kept in the process, and `restore` goes back to it.
+`commit` keeps the state in a store that `tfddlrun` owns, one per host, in memory (`commits`). When
+a worker fails, `tfddlrun --max-restarts N` restarts **all** processes of the job, and `run`
+restores the newest commit on all ranks. Horovod (horovod/common/elastic.py) keeps the surviving
+processes instead: here the script runs again from its top, and Python's other state (lists, open
+files, the position in a dataset) is lost. Without a store, a commit is kept in the process, for
+`restore`.
 
-What outlives the process is the state that `run` was given; a commit of any other state is kept in
-the process only. Where a script calls `run` several times, one after the other, each takes up its
-own newest commit; one that had ended before the failure is done again from its beginning.
+Only the state that `run` was given outlives the process. Where a script calls `run` several times
+in sequence, each call restores its own newest commit; a call that had ended before the failure
+starts again from its beginning.
 
-States are pickled, between the processes of one job.
+States are pickled; they are only exchanged between the processes of one job.
 """
 
 import copy
@@ -30,21 +31,21 @@ from tfddl.errors import UnsupportedError
 
 
 class State:
-    """Values by name, as attributes: ``State(batch=0).batch``. Horovod's `ObjectState`."""
+    """Values by name, as attributes: ``State(batch=0).batch``. It is Horovod's `ObjectState`."""
 
     def __init__(self, **kwargs: Any) -> None:
-        """Takes the values."""
+        """Makes an attribute of each value, and saves them."""
         self._names = tuple(kwargs)
         self._reset_callbacks: list[Callable[[], Any]] = []
         self._saved: dict[str, Any] = {}
         self._run: int | None = None
-        self._outlives = False
+        self._is_persistent = False
         for name, value in kwargs.items():
             setattr(self, name, value)
         self.save()
 
     def register_reset_callbacks(self, callbacks: Iterable[Callable[[], Any]]) -> None:
-        """Says what is called after a restart, when the state has been taken up.
+        """Registers what `on_reset` calls, after a restart that has restored the state.
 
         Args:
             callbacks: Functions without arguments, such as one that sets the learning rate for the
@@ -53,56 +54,57 @@ class State:
         self._reset_callbacks.extend(callbacks)
 
     def on_reset(self) -> None:
-        """Calls what `register_reset_callbacks` was given."""
+        """Calls `reset`, then the callbacks of `register_reset_callbacks`."""
         self.reset()
         for callback in self._reset_callbacks:
             callback()
 
     def reset(self) -> None:
-        """For subclasses: called before the callbacks after a restart."""
+        """For subclasses to override: called after a restart, before the callbacks."""
 
     def check_host_updates(self) -> None:
-        """Does nothing: hosts that come or go make the launcher start the job again."""
+        """Does nothing: where the set of hosts changes, the launcher restarts the job."""
 
     def commit(self) -> None:
-        """Saves; within `run` the save outlives this process. All ranks commit at the same step.
+        """Saves; for the state of `run`, so that it outlives this process.
 
-        Only the first worker of each host writes.
+        All ranks must commit at the same step. Local rank 0 of each host writes.
         """
         self.save()
         store = commit_store()
-        if store is not None and self._outlives and current().cluster.local_rank == 0:
+        if store is not None and self._is_persistent and current().cluster.local_rank == 0:
             kept = {**self._saved, "run": self._run}
             store.write(pickle.dumps(kept, protocol=pickle.HIGHEST_PROTOCOL))
         self.check_host_updates()
 
     def save(self) -> None:
-        """Keeps the state as it is, in this process."""
+        """Copies the state, in this process."""
         values = {name: getattr(self, name) for name in self._names}
+        # Deep: a script may change a list in place between commits.
         self._saved = {"values": copy.deepcopy(values), "arrays": self._arrays()}
 
     def restore(self) -> None:
-        """Goes back to what was saved last."""
+        """Restores the last save."""
         for name, value in copy.deepcopy(self._saved["values"]).items():
             setattr(self, name, value)
         for variable, array in zip(self._variables(), self._saved["arrays"], strict=True):
             variable.assign(array)
 
     def sync(self) -> None:
-        """Makes the state that of rank 0 on all ranks, and saves it. All ranks call it together."""
+        """Broadcasts rank 0's state and saves it. All ranks must call it together."""
         values = {name: getattr(self, name) for name in self._names}
         for name, value in tfddl.broadcast_object(values, name="state").items():
             setattr(self, name, value)
         tfddl.broadcast_variables(self._variables())
         self.save()
 
-    def take_up(self, run: int) -> bool:
-        """Takes up the newest commit of an earlier start, and lets commits outlive this one.
+    def resume(self, run: int) -> bool:
+        """Restores the newest commit of an earlier start, and makes commits outlive this one.
 
         All ranks must call it together.
 
         Args:
-            run: Which call of `run` this is, counted from 0: commits of others aren't taken up.
+            run: The number of this call of `run`, from 0: only its own commits are restored.
 
         Returns:
             Whether there was one.
@@ -113,15 +115,15 @@ class State:
         store = commit_store()
         mine = -1 if store is None or store.has_written else store.newest
         known = tfddl.allgather_object(mine, name="commits")
-        self._run, self._outlives = run, True
+        self._run, self._is_persistent = run, True
         if max(known) < 0:
             return False
         root = known.index(max(known))
         data = None if store is None or tfddl.rank() != root else store.read()
         saved = pickle.loads(tfddl.broadcast_object(data, root, name="commit"))
         if saved["run"] != run:
-            # A later run's has to be there when that is come to again.
-            self._outlives = saved["run"] < run
+            # The commit of a later call of `run` must stay until that call is reached again.
+            self._is_persistent = saved["run"] < run
             return False
         self._check(saved)
         self._saved = saved
@@ -136,7 +138,7 @@ class State:
         if names or here != there:
             raise UnsupportedError(
                 "The commit of an earlier start has other values or variables than this state "
-                f"({', '.join(sorted(names)) or counted}). Build "
+                f"({', '.join(sorted(names)) or counted}). HINT: build "
                 "the same model, and give the state the same names, in every start."
             )
 
@@ -153,15 +155,20 @@ class TensorFlowState(State):
     def __init__(
         self, variables: Iterable[Any] | None = None, session: Any = None, **kwargs: Any
     ) -> None:
-        """Takes the variables.
+        """Makes a state.
+
+        Args:
+            variables: `tf.Variable` or `keras.Variable`.
+            session: Must be None.
+            **kwargs: Values by name.
 
         Raises:
-            UnsupportedError: There is a session, or there are no variables.
+            UnsupportedError: There is a session, or ``variables`` is None.
         """
         if session is not None or variables is None:
             raise UnsupportedError(
-                "TensorFlowState needs variables=[…] here: global variables and sessions are of "
-                "TensorFlow 1."
+                "TensorFlowState needs variables; global variables and sessions are of TensorFlow "
+                "1. HINT: TensorFlowState(variables=[…])."
             )
         self._own = list(variables)
         super().__init__(**kwargs)
@@ -176,20 +183,20 @@ class TensorFlowKerasState(State):
     def __init__(
         self, model: keras.Model, optimizer: Any = None, backend: Any = None, **kwargs: Any
     ) -> None:
-        """Takes the model.
+        """Makes a state.
 
         Args:
             model: A built model.
-            optimizer: Its optimizer, where the model isn't compiled with it.
+            optimizer: Its optimizer; None is that which the model is compiled with.
             backend: Has no effect.
             **kwargs: Values by name, such as ``batch=0, epoch=0``.
 
         Raises:
-            UnsupportedError: The model isn't built; it is a `ValueError`.
+            UnsupportedError: The model isn't built. It is a `ValueError`.
         """
         if not model.built:
             raise UnsupportedError(
-                "The model has no variables yet, and the state couldn't keep any. Build it first: "
+                "The model has no variables yet, which the state could keep. HINT: build it first: "
                 "give it an Input, call it on a batch, or train one step."
             )
         self.model = model
@@ -203,8 +210,15 @@ class TensorFlowKerasState(State):
         return [*self.model.variables, *state]
 
 
+class KerasState(TensorFlowKerasState):
+    """A `TensorFlowKerasState` with the signature of `horovod.keras.elastic`."""
+
+    def __init__(self, model: keras.Model, optimizer: Any = None, **kwargs: Any) -> None:
+        super().__init__(model, optimizer, **kwargs)
+
+
 def run(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function go on from its state's last commit when the job is started again.
+    """Makes a function resume from its state's last commit when the job is restarted.
 
     Usage::
 
@@ -216,9 +230,9 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
 
         train(state)
 
-    Where there is a commit of an earlier start, the state takes it up and the reset callbacks are
-    called; then all ranks take over rank 0's state. A worker that fails ends all processes with its
-    own error; ``tfddlrun --max-restarts N`` starts them again.
+    Where there is a commit of an earlier start, the state restores it and calls the reset
+    callbacks; then rank 0's state is broadcast. A worker that fails ends all processes with its own
+    error; ``tfddlrun --max-restarts N`` restarts them.
 
     Args:
         func: Gets the state as its first argument.
@@ -229,7 +243,7 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(func)
     def elastic(state: State, *args: Any, **kwargs: Any) -> Any:
-        if state.take_up(count_run()):
+        if state.resume(count_run()):
             state.on_reset()
         state.sync()
         while True:

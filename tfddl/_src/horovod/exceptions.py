@@ -1,18 +1,18 @@
-"""The exceptions that `elastic.run` knows."""
+"""The exceptions of elastic training (horovod/common/exceptions.py)."""
 
 
 class HorovodInternalError(RuntimeError):
-    """A collective failed, and the process can't go on; the launcher starts the job again."""
+    """A collective failed. Never raised: here the launcher restarts all processes instead."""
 
 
 class HostsUpdatedInterrupt(RuntimeError):
-    """Hosts have come or gone; nothing is lost."""
+    """The set of hosts has changed. Never raised by tfddl; `elastic.run` handles a script's own."""
 
     def __init__(self, skip_sync: bool = False) -> None:
-        """Takes whether the ranks are alike anyway.
+        """Makes the exception.
 
         Args:
-            skip_sync: Whether `elastic.run` need not make the states alike.
+            skip_sync: Whether `elastic.run` continues without `State.sync`.
         """
-        super().__init__("hosts have come or gone")
+        super().__init__("the set of hosts has changed")
         self.skip_sync = skip_sync

@@ -1,4 +1,4 @@
-"""Models loaded so that they go on training together."""
+"""`load_model`: a saved model whose optimizer is distributed again (horovod/_keras/__init__.py)."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tfddl.errors import UnsupportedError
 
 _HDF5 = (".h5", ".hdf5")
 _SHORT_NAMES = ("mse", "mae", "mape", "msle")
-"""Keras 3 writes these into HDF5 files, and doesn't know them when it reads them."""
+"""Names of losses that Keras 3 writes to HDF5 files but can't deserialize from them."""
 
 
 def load_model(
@@ -25,20 +25,20 @@ def load_model(
 ) -> keras.Model:
     """Loads a Keras model and makes its optimizer a `DistributedOptimizer` again.
 
-    Any rank may load by itself; nothing travels.
+    Nothing is communicated: any rank may call it alone.
 
     Args:
         filepath: A ``.keras`` or ``.h5`` file.
-        custom_optimizers: Classes of optimizers of one's own.
+        custom_optimizers: Classes of custom optimizers.
         custom_objects: As for `keras.models.load_model`.
         compression: As for `DistributedOptimizer`.
         legacy_opts: Has no effect: Keras 3 has one kind of optimizers.
 
     Returns:
-        The model; its optimizer keeps its state.
+        The model; its optimizer has the saved state.
 
     Raises:
-        UnsupportedError: The file has no optimizer, or one that can't be wrapped.
+        UnsupportedError: The file has no optimizer, or it can't be wrapped.
     """
     is_hdf5 = str(filepath).endswith(_HDF5)
     known: dict[str, Any] = {kind.__name__: kind for kind in custom_optimizers or ()}
@@ -47,18 +47,20 @@ def load_model(
     model = keras.models.load_model(filepath, custom_objects={**known, **(custom_objects or {})})
     if getattr(model, "optimizer", None) is None:
         raise UnsupportedError(
-            f"The model in {filepath} was saved without its optimizer. Load it with "
+            f"The model in {filepath} was saved without its optimizer. HINT: load it with "
             "keras.models.load_model and compile it with hvd.DistributedOptimizer(…)."
         )
     if is_hdf5:
         model.optimizer = _optimizer_of_hdf5(model, filepath)
     wrap_optimizer(model.optimizer, WrapperOptions(compression=compression))
-    model.jit_compile = False  # Compiled as a model of one process: XLA can't exchange gradients.
+    model.jit_compile = (
+        False  # Loaded with "auto", which may be XLA; that can't compile collectives.
+    )
     return model
 
 
 def _optimizer_of_hdf5(model: keras.Model, filepath: Any) -> keras.optimizers.Optimizer:
-    """The optimizer of a file, with its slots: Keras 3 builds it for no variables at all."""
+    """The optimizer of an HDF5 file with its slots, which Keras 3 builds for no variables."""
     loaded = model.optimizer
     optimizer = type(loaded).from_config(loaded.get_config())
     optimizer.build(model.trainable_variables)
@@ -70,7 +72,7 @@ def _optimizer_of_hdf5(model: keras.Model, filepath: Any) -> keras.optimizers.Op
     if [value.shape for value in values] != shapes:
         warnings.warn(
             f"The optimizer's state in {filepath} isn't that of {type(optimizer).__name__} for "
-            f"this model ({len(values)} variables for {len(shapes)}); it starts anew.",
+            f"this model ({len(values)} variables; expected {len(shapes)}); it is reset.",
             stacklevel=3,
         )
         return optimizer

@@ -1,6 +1,8 @@
-"""Horovod's collectives for tensors: its signatures and its gradients, tfddl's doing.
+"""The collectives of `horovod.tensorflow`: Horovod's signatures and gradients, for tfddl's own.
 
-The gradients are not all those of `tfddl`'s own collectives: see `collectives.GradientRule`.
+Gradients are those that horovod/tensorflow/mpi_ops.py registers. For allgather, broadcast and
+reducescatter they differ from tfddl's own by a factor of the number of ranks, for min and max in
+which ranks get them; see `collectives.GradientRule` and tests/test_horovod_gradients.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,14 +38,14 @@ def allreduce(  # noqa: PLR0913 - Horovod's signature
     process_set: ProcessSet = global_process_set,
     ignore_name_scope: bool = False,
 ) -> Any:
-    """See `tfddl.allreduce`. ``op`` is `Average` unless said otherwise.
+    """`tfddl.allreduce`, where ``op`` defaults to `Average`.
 
     Its gradient is an allreduce of the gradients with the same op and factors, whatever the op.
-    With ``compression``, floating-point tensors travel in 16 bits.
+    With `Compression.fp16`, floating-point tensors are sent in 16 bits.
     """
     warn_no_device(device_dense, device_sparse)
     scaled_op = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
-    return _reduced([tensor], scaled_op, compression, process_set, name)[0]
+    return _allreduce([tensor], scaled_op, compression, process_set, name)[0]
 
 
 def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
@@ -59,10 +61,10 @@ def grouped_allreduce(  # noqa: PLR0913 - Horovod's signature
     ignore_name_scope: bool = False,
     name: str | None = None,
 ) -> list[Any]:
-    """See `tfddl.grouped_allreduce`, and `allreduce`."""
+    """`tfddl.grouped_allreduce`, otherwise as `allreduce`."""
     warn_no_device(device_dense, device_sparse)
     scaled_op = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
-    return _reduced(tensors, scaled_op, compression, process_set, name)
+    return _allreduce(tensors, scaled_op, compression, process_set, name)
 
 
 def _group(process_set: Any) -> Group:
@@ -73,18 +75,14 @@ def _reducing(op: tfddl.ReduceOp, prescale_factor: float, postscale_factor: floa
     return ScaledOp.of(op, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
 
 
-def _reduced(
-    tensors: Sequence[Any],
-    scaled_op: ScaledOp,
-    compression: Any,
-    process_set: Any,
-    name: str | None,
+def _allreduce(
+    tensors: Sequence[Any], scaled_op: ScaledOp, compression: Any, process_set: Any, name: str | None
 ) -> list[Any]:
     options = ReductionOptions(compression=resolve_compression(compression))
     given = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
-    carried = [_compressed(tensor, options) for tensor in given]
-    arrived = collectives.allreduce_in(_group(process_set), carried, scaled_op, name=name)
-    return [_as(tensor.dtype, total) for tensor, total in zip(given, arrived, strict=True)]
+    compressed = [_compressed(tensor, options) for tensor in given]
+    reduced = collectives.allreduce_in(_group(process_set), compressed, scaled_op, name=name)
+    return [_as(tensor.dtype, total) for tensor, total in zip(given, reduced, strict=True)]
 
 
 def _compressed(tensor: Any, options: ReductionOptions) -> Any:
@@ -106,7 +104,7 @@ def allgather(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> tf.Tensor:
-    """See `tfddl.allgather`. Its gradient is the rank's own rows of the averaged gradients."""
+    """`tfddl.allgather`. Its gradient is the rank's own rows of the averaged gradients."""
     return collectives.allgather_in(_group(process_set), [tensor], name=name)[0]
 
 
@@ -116,7 +114,7 @@ def grouped_allgather(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> list[tf.Tensor]:
-    """See `tfddl.grouped_allgather`, and `allgather`."""
+    """`tfddl.grouped_allgather`, with the gradients of `allgather`."""
     return collectives.allgather_in(_group(process_set), list(tensors), name=name)
 
 
@@ -127,7 +125,7 @@ def broadcast(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> tf.Tensor:
-    """See `tfddl.broadcast`. Its gradient is their average on the root, zeros elsewhere."""
+    """`tfddl.broadcast`. Its gradient is the ranks' average on the root, zeros elsewhere."""
     return collectives.broadcast_in(_group(process_set), [tensor], root_rank, name=name)[0]
 
 
@@ -137,7 +135,7 @@ def broadcast_(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> list[Any]:
-    """See `tfddl.broadcast_variables`; returns the variables."""
+    """`tfddl.broadcast_variables`, which here returns the variables in a list."""
     variables = list(variables)
     tfddl.broadcast_variables(variables, root_rank, process_set=resolve_process_set(process_set))
     return variables
@@ -149,7 +147,7 @@ def broadcast_variables(
     process_set: ProcessSet = global_process_set,
     inplace: bool = False,
 ) -> None:
-    """See `tfddl.broadcast_variables`; with ``inplace`` or without, it is the same."""
+    """`tfddl.broadcast_variables`; ``inplace`` has no effect: it always is."""
     tfddl.broadcast_variables(variables, root_rank, process_set=resolve_process_set(process_set))
 
 
@@ -160,7 +158,7 @@ def broadcast_object(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Any:
-    """See `tfddl.broadcast_object`."""
+    """`tfddl.broadcast_object`; ``session`` must be None."""
     _refuse_session(session)
     return tfddl.broadcast_object(
         obj, root_rank, name=name, process_set=resolve_process_set(process_set)
@@ -173,7 +171,7 @@ def allgather_object(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> list[Any]:
-    """See `tfddl.allgather_object`."""
+    """`tfddl.allgather_object`; ``session`` must be None."""
     _refuse_session(session)
     return tfddl.allgather_object(obj, name=name, process_set=resolve_process_set(process_set))
 
@@ -185,7 +183,7 @@ def alltoall(
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
 ) -> Any:
-    """See `tfddl.alltoall`; so is its gradient, which goes back by the received splits."""
+    """`tfddl.alltoall`, also in its gradient: an alltoall by the received splits."""
     return tfddl.alltoall(tensor, splits, name=name, process_set=resolve_process_set(process_set))
 
 
@@ -200,10 +198,10 @@ def reducescatter(  # noqa: PLR0913 - Horovod's signature
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> tf.Tensor:
-    """See `tfddl.reducescatter`.
+    """`tfddl.reducescatter`.
 
-    Its gradient is that of all ranks, joined, times both factors, and, where ``op`` is `Sum`, times
-    the number of ranks. Only `Sum` and `Average` have one.
+    Its gradient is the allgather of the ranks' gradients, times both factors and, for `Sum`, times
+    the number of ranks. Other ops have no gradient.
     """
     return grouped_reducescatter(
         [tensor],
@@ -227,7 +225,7 @@ def grouped_reducescatter(  # noqa: PLR0913 - Horovod's signature
     postscale_factor: float = 1.0,
     name: str | None = None,
 ) -> list[tf.Tensor]:
-    """See `tfddl.grouped_reducescatter`, and `reducescatter`."""
+    """`tfddl.grouped_reducescatter`, with the gradients of `reducescatter`."""
     warn_no_device(device_dense)
     options = ReductionOptions(compression=resolve_compression(compression))
     given = [tf.convert_to_tensor(tensor) for tensor in tensors]
@@ -241,25 +239,25 @@ def grouped_reducescatter(  # noqa: PLR0913 - Horovod's signature
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:
-    """See `tfddl.barrier`."""
+    """`tfddl.barrier`: returns when all ranks of the set have called it."""
     tfddl.barrier(process_set=resolve_process_set(process_set))
 
 
 def join() -> int:
-    """Not there.
+    """Not supported: equal numbers of steps replace it.
 
     Raises:
         UnsupportedError: Always.
     """
     raise UnsupportedError(
-        "join isn't there. tfddl.shard_dataset(x, y, batch_size=…) gives all ranks the same number "
-        "of steps, so that none has to wait; in a loop by hand, a rank without data can take part "
-        "with any example and DistributedGradientTape(tape).gradient(…, count=0) of tfddl."
+        "join isn't supported. HINT: tfddl.shard_dataset(x, y, batch_size=…) gives all ranks the "
+        "same number of steps; in a custom training loop, a rank without data can take part with "
+        "any example and DistributedGradientTape(tape).gradient(…, count=0) of tfddl."
     )
 
 
 def broadcast_global_variables(root_rank: int) -> None:
-    """Not there: TensorFlow 1 had global variables.
+    """Not supported: global variables are of TensorFlow 1.
 
     Raises:
         UnsupportedError: Always.
@@ -268,7 +266,7 @@ def broadcast_global_variables(root_rank: int) -> None:
 
 
 def BroadcastGlobalVariablesHook(root_rank: int, device: str = "") -> None:
-    """Not there: TensorFlow 1 had sessions and hooks.
+    """Not supported: hooks of sessions are of TensorFlow 1.
 
     Raises:
         UnsupportedError: Always.
@@ -282,7 +280,7 @@ def broadcast_object_fn(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> None:
-    """Not there: TensorFlow 1 had sessions.
+    """Not supported: sessions are of TensorFlow 1.
 
     Raises:
         UnsupportedError: Always.
@@ -291,11 +289,11 @@ def broadcast_object_fn(
 
 
 _TF1 = (
-    "{} is of TensorFlow 1. Use hvd.broadcast_variables(model.variables, root_rank=0), or "
+    "{} is of TensorFlow 1. HINT: hvd.broadcast_variables(model.variables, root_rank=0), or "
     "hvd.callbacks.BroadcastGlobalVariablesCallback(0) in fit."
 )
 
 
 def _refuse_session(session: Any) -> None:
     if session is not None:
-        raise UnsupportedError("session is of TensorFlow 1; leave it out.")
+        raise UnsupportedError("session is of TensorFlow 1. HINT: leave it out.")

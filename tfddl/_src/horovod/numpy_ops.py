@@ -1,4 +1,4 @@
-"""Horovod's collectives for Keras: arrays and numbers in, NumPy out."""
+"""The collectives of `horovod.keras`: arrays and numbers in, NumPy out; eager only."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def allreduce(  # noqa: PLR0913 - Horovod's signature
     op: Any = None,
     compression: Any = Compression.none,
 ) -> Any:
-    """See `tfddl.allreduce`."""
+    """`mpi_ops.allreduce` of a value; returns a NumPy array or number of its shape."""
     reduced = mpi_ops.allreduce(
         tf.convert_to_tensor(value),
         average=average,
@@ -31,15 +31,15 @@ def allreduce(  # noqa: PLR0913 - Horovod's signature
 
 
 def allgather(value: Any, name: str | None = None) -> Any:
-    """See `tfddl.allgather`."""
+    """`mpi_ops.allgather` of an array; the ranks' rows, one behind the other."""
     return mpi_ops.allgather(tf.convert_to_tensor(value), name=name).numpy()
 
 
 def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
-    """See `tfddl.broadcast`."""
+    """`mpi_ops.broadcast` of a value; that of the root rank."""
     return mpi_ops.broadcast(tf.convert_to_tensor(value), root_rank, name=name).numpy()
 
 
 def reducescatter(value: Any, name: str | None = None, op: Any = Average) -> Any:
-    """See `tfddl.reducescatter`."""
+    """`mpi_ops.reducescatter` of an array; this rank's rows of the reduction."""
     return mpi_ops.reducescatter(tf.convert_to_tensor(value), op=op, name=name).numpy()

@@ -1,4 +1,4 @@
-"""Horovod's training wrappers: its options, turned into tfddl's."""
+"""Horovod's wrappers of optimizers and tapes: its options, converted to tfddl's."""
 
 import dataclasses
 import warnings
@@ -23,7 +23,7 @@ from tfddl.errors import UnsupportedError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrapperOptions:
-    """What Horovod's wrappers have in common, as scripts give it."""
+    """The arguments that Horovod's wrappers share, as scripts give them."""
 
     compression: Any = Compression.none
     sparse_as_dense: bool = False
@@ -38,24 +38,24 @@ class WrapperOptions:
     local_layers: Any = None
 
     def averaging(self, **more: Any) -> ReductionOptions:
-        """As tfddl knows them.
+        """The options of tfddl's own reduction.
 
         Raises:
-            UnsupportedError: One can't be honoured.
+            UnsupportedError: An argument isn't supported.
         """
         warn_no_device(self.device_dense, self.device_sparse)
         factor = self.gradient_predivide_factor
         op = resolve_op(self.op, None)
         if factor != 1.0 and op is not Average:
             raise UnsupportedError(
-                "gradient_predivide_factor splits the division of an average in two: it needs "
-                f"op=hvd.Average, not {op}."
+                "gradient_predivide_factor divides an average in two steps, but op is "
+                f"{op}; it must be hvd.Average."
             )
         return ReductionOptions(
             op=op,
             compression=resolve_compression(self.compression),
             sparse_as_dense=self.sparse_as_dense,
-            by_count=False,
+            by_count=False,  # Horovod averages ranks, tfddl's own wrappers examples.
             evaluates_alone=True,
             predivide=None if factor == 1.0 else factor,
             groups=_groups(self.num_groups, self.groups),
@@ -68,7 +68,9 @@ class WrapperOptions:
 
 def _groups(num_groups: int, groups: Any) -> int | tuple[tuple[Any, ...], ...]:
     if num_groups:
-        warnings.warn("num_groups is groups by its older name.", DeprecationWarning, stacklevel=5)
+        warnings.warn(
+            "num_groups is the deprecated name of groups.", DeprecationWarning, stacklevel=5
+        )
         groups = num_groups if groups is None else groups
     if groups is None:
         return 1
@@ -82,7 +84,7 @@ def _groups(num_groups: int, groups: Any) -> int | tuple[tuple[Any, ...], ...]:
 
 
 def _variables_of(layers: Any) -> tuple[Any, ...]:
-    """All variables of some layers, those that aren't trained as well."""
+    """All variables of some layers, non-trainable ones included."""
     if layers is None:
         return ()
     if isinstance(layers, keras.layers.Layer):
@@ -92,17 +94,17 @@ def _variables_of(layers: Any) -> tuple[Any, ...]:
     for layer in layers:
         if not layer.built:
             raise UnsupportedError(
-                f"The local layer {layer.name} has no variables yet. Build the model before: give "
-                "it an Input, or call it on one batch."
+                f"The local layer {layer.name} has no variables yet. HINT: build the model first: "
+                "give it an Input, or call it on a batch."
             )
     return tuple(variable for layer in layers for variable in layer.weights)
 
 
 class Tape(DistributedGradientTape):
-    """What `hvd.DistributedGradientTape` returns."""
+    """The tape of `hvd.DistributedGradientTape`, with Horovod's methods."""
 
     def register_local_source(self, source: Any) -> None:
-        """Keeps the gradient of a variable this rank's own.
+        """Excludes a variable: its gradient stays this rank's own.
 
         It is divided by the number of ranks, unless ``scale_local_gradients`` is False.
 
@@ -121,14 +123,14 @@ class Tape(DistributedGradientTape):
         *,
         count: Any = None,
     ) -> Any:
-        """See `tfddl.DistributedGradientTape.gradient`.
+        """`tfddl.DistributedGradientTape.gradient`, with the arguments of that method.
 
         Args:
-            target: As there, as what follows.
-            sources: Likewise.
-            output_gradients: Likewise.
+            target: As there.
+            sources: As there.
+            output_gradients: As there.
             use_generic_names: Has no effect: gradients have no names that graphs could disagree on.
-            count: Likewise as there.
+            count: As there.
         """
         return super().gradient(target, sources, output_gradients, count=count)
 
@@ -139,16 +141,16 @@ class Tape(DistributedGradientTape):
         output_gradients: Any = None,
         use_generic_names: bool = False,
     ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-        """`gradient`, parted into what stays this rank's own and what is averaged.
+        """`gradient`, divided into what stays this rank's own and what is averaged.
 
         Args:
-            target: As for `gradient`, as what follows.
+            target: As for `gradient`.
             sources: The variables, in a list.
             output_gradients: As for `gradient`.
             use_generic_names: As for `gradient`.
 
         Returns:
-            Two lists of (variable, gradient): local ones, and the others.
+            Two lists of (variable, gradient): local ones, and averaged ones.
         """
         gradients = self.gradient(target, sources, output_gradients, use_generic_names)
         pairs = list(zip(sources, gradients, strict=True))
@@ -160,7 +162,7 @@ def wrap_tape(tape: Any, options: WrapperOptions) -> DistributedGradientTape:
     """A tape whose gradients are averaged.
 
     Raises:
-        UnsupportedError: Not a tape, or an option that can't be honoured.
+        UnsupportedError: It is no tape, or an option isn't supported.
         NotInitializedError: `init` has not been called.
     """
     if not isinstance(tape, tf.GradientTape):
@@ -178,7 +180,7 @@ def wrap_optimizer(
     """A Keras optimizer whose gradients are averaged: the same object.
 
     Raises:
-        UnsupportedError: Not a Keras 3 optimizer, or an option that can't be honoured.
+        UnsupportedError: It is no Keras 3 optimizer, or an option isn't supported.
         NotInitializedError: `init` has not been called.
     """
     accumulates = backward_passes_per_step > 1
@@ -190,14 +192,14 @@ def wrap_optimizer(
         )
     if accumulates and getattr(inner, "gradient_accumulation_steps", None):
         raise UnsupportedError(
-            "Both backward_passes_per_step and the optimizer's gradient_accumulation_steps are "
-            "given; they are the same. Leave one out."
+            "backward_passes_per_step and the optimizer's gradient_accumulation_steps are both "
+            "given; they are the same. HINT: leave one out."
         )
     if accumulates and getattr(inner, "built", False):
         raise UnsupportedError(
-            "backward_passes_per_step needs room to add gradients up, which an optimizer that has "
-            "variables already can't make. Wrap it before the model is compiled or trained, or "
-            f"make it with gradient_accumulation_steps={backward_passes_per_step}."
+            "backward_passes_per_step needs variables for accumulated gradients, which a built "
+            "optimizer can't create. HINT: wrap it before the model is compiled or trained, or "
+            f"create it with gradient_accumulation_steps={backward_passes_per_step}."
         )
     distributed = distribute(optimizer, averaging)
     if accumulates:

@@ -1,4 +1,4 @@
-"""Horovod's names for how tensors are reduced and compressed."""
+"""Horovod's reductions and compression, and arguments of both resolved to tfddl's."""
 
 import warnings
 from typing import Any
@@ -13,27 +13,29 @@ Max = tfddl.ReduceOp.MAX
 Product = tfddl.ReduceOp.PRODUCT
 
 ADASUM_HINT = (
-    "Adasum isn't there. Use op=hvd.Average with a learning rate scaled by the number of workers "
-    "and hvd.callbacks.LearningRateWarmupCallback."
+    "Adasum isn't supported. HINT: op=hvd.Average, with a learning rate scaled by the number of "
+    "workers and hvd.callbacks.LearningRateWarmupCallback."
 )
 
 
 class Compression:
-    """In which precision tensors travel."""
+    """The precision in which tensors are sent."""
 
     none = tfddl.Compression.NONE
     fp16 = tfddl.Compression.FP16
 
 
 def resolve_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
-    """The reduction of Horovod's ``op`` and of ``average``, which is older.
+    """The reduction that ``op``, or the older ``average``, asks for; by default `Average`.
 
     Raises:
         UnsupportedError: Both are given, or there is no such op.
     """
     if average is not None:
         if op is not None:
-            raise UnsupportedError("Give either op or average (which is the older way), not both.")
+            raise UnsupportedError(
+                "op and average are both given. HINT: leave out average, the older of both."
+            )
         return Average if average else Sum
     if op is None:
         return Average
@@ -43,28 +45,40 @@ def resolve_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
 
 
 def resolve_compression(compression: Any) -> tfddl.Compression:
-    """The compression as tfddl knows it.
+    """The compression as tfddl's own enum.
 
     Raises:
-        UnsupportedError: It is something else, such as a compressor of the user's own.
+        UnsupportedError: It is something else, such as a custom compressor.
     """
     if compression not in list(tfddl.Compression):
         raise UnsupportedError(
             f"compression is {compression!r}; it must be hvd.Compression.none or "
-            "hvd.Compression.fp16. For another one compress before hvd.allreduce, and "
+            "hvd.Compression.fp16. HINT: for another one, compress before hvd.allreduce and "
             "decompress after it."
         )
     return tfddl.Compression(compression)
 
 
 def warn_no_effect(name: str, value: Any, why: str) -> None:
-    """Warns where an argument is given that changes nothing here."""
+    """Warns where an argument is given that has no effect here."""
     if value:
         warnings.warn(f"{name}={value!r} has no effect: {why}", stacklevel=4)
 
 
 def warn_no_device(device_dense: str = "", device_sparse: str = "") -> None:
-    """Warns where a device is named."""
-    why = "tensors travel from the worker's device, its GPU where it has one."
+    """Warns where a device is given."""
+    why = "tensors are sent from the worker's device, its GPU where it has one."
     warn_no_effect("device_dense", device_dense, why)
     warn_no_effect("device_sparse", device_sparse, why)
+
+
+def refuse_adasum(name: str) -> Any:
+    """The ``__getattr__`` of `horovod.tensorflow` and `horovod.keras`: says what replaces Adasum.
+
+    Raises:
+        UnsupportedError: The name is Adasum.
+        AttributeError: It is any other.
+    """
+    if name == "Adasum":
+        raise UnsupportedError(ADASUM_HINT)
+    raise AttributeError(f"Horovod has no attribute {name!r} here")

@@ -1,4 +1,4 @@
-"""`run`: a function on several workers, and what each returned."""
+"""`run`: calls a function on several workers and returns their results (horovod/runner)."""
 
 import contextlib
 import logging
@@ -48,12 +48,12 @@ def run(  # noqa: PLR0913 - Horovod's signature
     min_np: int | None = None,
     max_np: int | None = None,
 ) -> list[Any]:
-    """Runs a function on several workers of this machine, and returns what each returned.
+    """Runs a function on several workers of this host, and returns their results.
 
     The workers are new processes, started as by ``tfddlrun --horovod``; their output appears here.
-    The function, its arguments and its results are pickled, also where they are defined in a
-    script or a notebook; this goes through files without a name, which nobody else can open. If
-    this process ends, however it does, the workers end with it, and nothing is left.
+    The function, its arguments and its results are pickled by cloudpickle, so that they may be
+    defined in a script or a notebook, and passed through unlinked temporary files, which no other
+    user can open. However this process ends, the workers end with it, and no file is left.
 
     Args:
         func: The function; it imports what it needs, and calls `init`.
@@ -71,7 +71,7 @@ def run(  # noqa: PLR0913 - Horovod's signature
         start_timeout: As for `tfddlrun`.
         ssh_port: Must not be given.
         ssh_identity_file: Must not be given.
-        disable_cache: Has no effect: nothing is cached.
+        disable_cache: Has no effect: there is no cache.
         output_filename: As for `tfddlrun`.
         verbose: As for `tfddlrun`.
         use_gloo: Has no effect.
@@ -79,16 +79,16 @@ def run(  # noqa: PLR0913 - Horovod's signature
         mpi_args: Must not be given.
         network_interface: Must not be given.
         network_interfaces: Must not be given.
-        executable: The Python; without it, the one that runs this.
-        np: ``num_proc``, by its older name.
-        min_np: ``min_num_proc``, by its older name.
-        max_np: ``max_num_proc``, by its older name.
+        executable: The Python of the workers; None is that of this process.
+        np: The deprecated name of ``num_proc``.
+        min_np: The deprecated name of ``min_num_proc``.
+        max_np: The deprecated name of ``max_num_proc``.
 
     Returns:
         The results, in rank order.
 
     Raises:
-        UnsupportedError: An argument that can't be honoured.
+        UnsupportedError: An argument isn't supported.
         LaunchError: A worker failed, with its traceback; it is a `RuntimeError`.
     """
     _refuse(
@@ -115,22 +115,22 @@ def run(  # noqa: PLR0913 - Horovod's signature
     for flag, value in options.items():
         flags += [] if value is None else [flag, str(value)]
     flags += ["--verbose"] if verbose else []
-    with _nameless_files(1 + num_workers) as (call, *answers):
-        pickle.dump(sys.path, call)  # first: what follows may have to be imported
+    with _unlinked_files(1 + num_workers) as (call, *files):
+        pickle.dump(sys.path, call)  # First: unpickling the rest may need it.
         cloudpickle.dump((func, tuple(args), dict(kwargs or {})), call)
         call.flush()
-        descriptors = [file.fileno() for file in (call, *answers)]
+        descriptors = [file.fileno() for file in (call, *files)]
         flags += ["--caller", str(os.getpid()), "--pass-fds", ",".join(map(str, descriptors))]
         launcher = [sys.executable, "-m", "tfddl.launcher", *flags]
         worker = [executable or sys.executable, "-m", "tfddl._src.horovod.run_task"]
         command = [*launcher, "--", *worker, *map(str, descriptors)]
-        status = _pass_on(command, descriptors)
-        return _results(answers, status)
+        status = _run_launcher(command, descriptors)
+        return _results(files, status)
 
 
 @contextlib.contextmanager
-def _nameless_files(count: int) -> Iterator[list[IO[bytes]]]:
-    """Files on the disk that are gone with the last process that has them open."""
+def _unlinked_files(count: int) -> Iterator[list[IO[bytes]]]:
+    """Temporary files without a name, freed with the last process that has them open."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
 
@@ -139,8 +139,8 @@ def _refuse(**given: Any) -> None:
     for name, value in given.items():
         if value:
             raise UnsupportedError(
-                f"run(…, {name}={value!r}) can't be honoured: run starts workers on this machine "
-                "only. For several hosts, write the function into a script of its own and start it "
+                f"run(…, {name}={value!r}) isn't supported: run starts workers on this host only. "
+                "HINT: for several hosts, write the function into a script of its own and start it "
                 "with tfddlrun."
             )
 
@@ -151,73 +151,73 @@ def _check_hosts(hosts: str | None, num_workers: int) -> None:
     host, _, number = hosts.partition(":")
     if host not in _LOCAL or not (number or "1").isdigit() or int(number or "1") < num_workers:
         raise UnsupportedError(
-            f"run(…, hosts={hosts!r}) can't be honoured: run starts workers on this machine only; "
-            f"hosts=None, or 'localhost:{num_workers}'. For several hosts, start a script with "
-            "tfddlrun."
+            f"run(…, hosts={hosts!r}) isn't supported: run starts workers on this host only; "
+            f"hosts must be None or 'localhost:{num_workers}'. HINT: for several hosts, start a "
+            "script with tfddlrun."
         )
 
 
-def _pass_on(command: Sequence[str], descriptors: Sequence[int]) -> int:
-    """Runs a command; what it writes goes to Python's own outputs, which notebooks show."""
+def _run_launcher(command: Sequence[str], descriptors: Sequence[int]) -> int:
+    """Runs the launcher and returns its status; output goes to sys.stdout, which notebooks show."""
     process = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,  # Of a notebook, it is the kernel's.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         pass_fds=descriptors,
     )
-    copying = [
+    copiers = [
         threading.Thread(target=_copy, args=(process.stdout, sys.stdout), daemon=True),
         threading.Thread(target=_copy, args=(process.stderr, sys.stderr), daemon=True),
     ]
     try:
-        for thread in copying:
+        for thread in copiers:
             thread.start()
-        for thread in copying:
+        for thread in copiers:
             thread.join()
         return process.wait()
-    finally:
+    finally:  # After a KeyboardInterrupt, say; SIGTERM makes the launcher end its workers.
         if process.poll() is None:
             process.terminate()
             process.wait()
 
 
 def _copy(source: IO[str], target: Any) -> None:
-    """Reads all there is, also where it can't be written any more: the workers must not wait."""
-    is_lost = False
+    """Copies all lines; reads on where they can't be written: a full pipe would block workers."""
+    is_dropped = False
     for line in source:
         try:
             target.write(line)
             target.flush()
         except (OSError, ValueError) as error:  # a full disk; a file that was closed
-            if not is_lost:
-                _LOG.error("output of the workers can't be shown and is dropped: %s", error)
-            is_lost = True
+            if not is_dropped:
+                _LOG.error("output of the workers can't be written and is dropped: %s", error)
+            is_dropped = True
 
 
-def _results(answers: Sequence[IO[bytes]], status: int) -> list[Any]:
-    """What each worker has returned.
+def _results(files: Sequence[IO[bytes]], status: int) -> list[Any]:
+    """The result of each worker.
 
     Raises:
-        LaunchError: one has failed.
+        LaunchError: One has failed.
     """
     given = []
-    for rank, file in enumerate(answers):
+    for rank, file in enumerate(files):
         file.seek(0)
-        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it has not come to answer
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # It has written none.
             given.append((rank, *pickle.load(file)))
-    # A worker that was killed as it began has left its answer of the start before.
+    # A worker that was killed before its start may have left the result of an earlier one.
     last = max((start for _, start, *_ in given), default=0)
     found = [(rank, *answer) for rank, start, *answer in given if start == last]
     failures = [(when_s, rank, text) for rank, when_s, is_failure, text in found if is_failure]
     if status and failures:
         _, failed, text = min(failures)
         raise LaunchError(f"rank {failed} failed:\n{text}")
-    if status or len(found) < len(answers):
+    if status or len(found) < len(files):
         raise LaunchError(
-            f"the workers ended with status {status}, and no traceback; what they said last is in "
-            "the output above"
+            f"the workers ended with status {status} and without a traceback. HINT: see their last "
+            "output above"
         )
     return [cloudpickle.loads(result) for _, _, _, result in found]

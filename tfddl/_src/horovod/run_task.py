@@ -1,4 +1,4 @@
-"""A worker of `run`: ``python -m tfddl._src.horovod.run_task CALL_FD ANSWER_FD…``."""
+"""A worker of `run`: ``python -m tfddl._src.horovod.run_task CALL_FD RESULT_FD…``."""
 
 import os
 import pickle
@@ -12,38 +12,39 @@ import cloudpickle
 
 
 def main(descriptors: Sequence[int], environ: Mapping[str, str]) -> None:
-    """Calls the function that the first file has, and leaves what it returned, or raised.
+    """Calls the function in the first file, and writes what it returned or raised to the rank's.
 
     Args:
-        descriptors: Of the file with the function, and of one per rank for its answer: at which
-            start of the job and when it was given (`time.monotonic`), whether it is a failure, and
-            the pickled result or the text of the traceback.
-        environ: The worker's.
+        descriptors: Of the file with the pickled call, and of a file per rank for a pickled tuple:
+            the number of the restart, `time.monotonic()`, whether the function raised, and the
+            pickled result or the traceback's text.
+        environ: The worker's environment.
     """
+    # Children of the function must not keep the files alive.
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
-    call, *answers = descriptors
-    answer = answers[int(environ["HOROVOD_RANK"])]
+    call, *results = descriptors
+    own = results[int(environ["HOROVOD_RANK"])]
     start = int(environ.get("TFDDL_RESTARTS", "0"))
-    _opened(answer, "wb").close()  # an earlier start may have left something
+    _reopen(own, "wb").close()  # Truncates what an earlier start has written.
     try:
-        # Not by the descriptor, whose offset all workers share.
-        with _opened(call, "rb") as file:
+        # The descriptor's own offset is shared by all workers.
+        with _reopen(call, "rb") as file:
             sys.path[:] = pickle.load(file)
             func, args, kwargs = cloudpickle.load(file)
         result = cloudpickle.dumps(func(*args, **kwargs))
     except BaseException:
-        _leave(answer, (start, time.monotonic(), True, traceback.format_exc()))
+        _write(own, (start, time.monotonic(), True, traceback.format_exc()))
         raise
-    _leave(answer, (start, time.monotonic(), False, result))
+    _write(own, (start, time.monotonic(), False, result))
 
 
-def _leave(descriptor: int, answer: tuple[int, float, bool, Any]) -> None:
-    with _opened(descriptor, "wb") as file:
-        pickle.dump(answer, file)
+def _write(descriptor: int, result: tuple[int, float, bool, Any]) -> None:
+    with _reopen(descriptor, "wb") as file:
+        pickle.dump(result, file)
 
 
-def _opened(descriptor: int, mode: str) -> Any:
+def _reopen(descriptor: int, mode: str) -> Any:
     return open(f"/proc/self/fd/{descriptor}", mode)
 
 

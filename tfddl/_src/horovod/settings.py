@@ -1,4 +1,4 @@
-"""What Horovod's users set in the environment, and `horovodrun` for them."""
+"""Horovod's environment variables, which `horovodrun` sets from its flags, too."""
 
 import dataclasses
 import math
@@ -10,30 +10,30 @@ from tfddl.errors import StartError
 _Default = TypeVar("_Default", float, None)
 
 _DYNAMIC = "DYNAMIC"
-"""What HOROVOD_TIMELINE is where `start_timeline` will be called."""
+"""The value of HOROVOD_TIMELINE where the script will call `start_timeline`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings that have an effect here; all others are left alone."""
+    """The variables that have an effect here; all others are ignored."""
 
     stall_warning_s: float = 60.0
-    """After how long to name ranks that haven't come to an operation; 0 is never."""
+    """Seconds after which ranks that are missing in an operation are logged; 0 is never."""
 
     stall_shutdown_s: float | None = None
-    """After how long such an operation fails; 0 is never. None is never for a rank that is busy,
-    and after a while where ranks wait for each other: see `tfddl.init`."""
+    """Seconds after which such an operation fails; 0 is never; None as in `tfddl.init`: never for a
+    rank that is busy."""
 
     timeline: str | None = None
-    """The file of a timeline that begins with the job."""
+    """The file of a timeline from the start of the job on."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "Settings":
-        """Reads them.
+        """The settings of an environment.
 
         Args:
-            environ: The environment: HOROVOD_STALL_CHECK_DISABLE, HOROVOD_STALL_CHECK_TIME_SECONDS,
-                HOROVOD_STALL_SHUTDOWN_TIME_SECONDS and HOROVOD_TIMELINE count.
+            environ: HOROVOD_STALL_CHECK_DISABLE, HOROVOD_STALL_CHECK_TIME_SECONDS,
+                HOROVOD_STALL_SHUTDOWN_TIME_SECONDS and HOROVOD_TIMELINE are read.
 
         Raises:
             StartError: One of them is no number of seconds.
@@ -58,5 +58,5 @@ def _seconds(environ: Mapping[str, str], name: str, default: _Default) -> float 
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise StartError(f"{name} is {text!r}; seconds are expected, 0 for never.")
+        raise StartError(f"{name} is {text!r}; expected seconds, 0 for never.")
     return value

@@ -8,7 +8,7 @@ import keras
 def SyncBatchNormalization(fused: bool = False, **kwargs: Any) -> keras.layers.BatchNormalization:
     """A ``keras.layers.BatchNormalization(synchronized=True)``.
 
-    It is Keras' own layer: what is saved with it loads anywhere. All ranks train it together.
+    It is Keras' own layer: models with it load anywhere. All ranks must train it together.
 
     Args:
         fused: Must be False, as in Horovod.
@@ -18,5 +18,7 @@ def SyncBatchNormalization(fused: bool = False, **kwargs: Any) -> keras.layers.B
         ValueError: ``fused`` is True.
     """
     if fused:
-        raise ValueError("SyncBatchNormalization has no fused=True; leave it out.")
+        raise ValueError(
+            "fused is True; SyncBatchNormalization must not be fused. HINT: leave it out."
+        )
     return keras.layers.BatchNormalization(synchronized=True, **kwargs)

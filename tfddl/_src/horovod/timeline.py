@@ -1,4 +1,4 @@
-"""Horovod's timeline; see `tfddl.start_timeline`."""
+"""`start_timeline` and `stop_timeline` with Horovod's signatures."""
 
 import os
 
@@ -7,11 +7,11 @@ from tfddl._src.collectives import is_recording
 
 
 def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
-    """See `tfddl.start_timeline`. There are no cycles to mark: tensors travel when they are due."""
+    """`tfddl.start_timeline`; ``mark_cycles`` has no effect: there is no cycle time here."""
     tfddl.start_timeline(file_path)
 
 
 def stop_timeline() -> None:
-    """See `tfddl.stop_timeline`; where this rank has begun none, it does nothing."""
+    """`tfddl.stop_timeline`; does nothing where this rank has started none."""
     if is_recording():
         tfddl.stop_timeline()

@@ -184,7 +184,7 @@ def _outside_of_fit(stage: Stage, given: dict[str, Any]) -> Iterator[None]:
     with (
         entered(None, epoch=None),
         reraise_data_errors(datasets),
-        current().progress_page.during(stage),
+        current().progress_page.in_stage(stage),
         installed(given, Heartbeat(), None),
     ):
         yield
@@ -205,7 +205,7 @@ def _within_fit(
     before = fit.training, fit.validating, epoch_state().resume
     fit.training, fit.validating, epoch_state().resume = False, validates, None
     try:
-        with current().progress_page.during(stage):
+        with current().progress_page.in_stage(stage):
             if given is None:
                 yield
             else:

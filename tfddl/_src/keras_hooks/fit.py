@@ -62,7 +62,7 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
         clear_errors(dataset)
     fit: FitState | None = None
     try:
-        with reraise_data_errors(datasets), current().progress_page.during(Stage.TRAINING):
+        with reraise_data_errors(datasets), current().progress_page.in_stage(Stage.TRAINING):
             with entered(None, epoch=epoch):  # Preparing may read a first batch, of this epoch.
                 fit = _prepare(self, given)
             first = EpochCallback() if fit is None else FirstCallback(fit)

@@ -49,7 +49,7 @@ def find_suspects(
         return tuple(sorted(stopped & set(readings)))
     fewest = min((reading.begun for reading in readings.values()), default=0)
     behind = [rank for rank, reading in readings.items() if reading.begun == fewest]
-    busy = [rank for rank in behind if not readings[rank].waits]
+    busy = [rank for rank in behind if not readings[rank].is_waiting]
     return tuple(sorted(busy or behind))
 
 
@@ -126,8 +126,8 @@ class StallWatch:
             return {}
         suspects = find_suspects(readings, stopped)
         if not self._has_all_workers:
-            suspects = tuple(r for r in suspects if r in stopped or not readings[r].waits)
-        waiting = tuple(sorted(r for r in readings if readings[r].waits and r not in suspects))
+            suspects = tuple(r for r in suspects if r in stopped or not readings[r].is_waiting)
+        waiting = tuple(sorted(r for r in readings if readings[r].is_waiting and r not in suspects))
         # Whoever waits has begun to when it got on for the last time.
         waited_since_s = min((self._last[rank][1] for rank in waiting), default=-math.inf)
         return {
@@ -154,7 +154,7 @@ def _in_keras(readings: Mapping[int, WorkerProgress]) -> bool:
 def _in_loop_by_hand(readings: Mapping[int, WorkerProgress]) -> bool:
     """Whether all have exchanged gradients, and some wait for others."""
     all_have = all(reading.rounds for reading in readings.values())
-    return all_have and any(reading.waits for reading in readings.values())
+    return all_have and any(reading.is_waiting for reading in readings.values())
 
 
 def _has_begun(reading: WorkerProgress) -> bool:

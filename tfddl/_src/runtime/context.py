@@ -151,18 +151,18 @@ class Runtime:
     def disown(self) -> None:
         """In a forked child: lets go of what is the worker's."""
         self.is_child = True
-        self.progress_page.forget()
+        self.progress_page.detach()
         if self.cluster.size > 1:
             self.process_group = ForkedProcessGroup(self.cluster.rank, range(self.cluster.size))
 
     def _report_progress(self) -> None:
-        self.progress_page.sign()
+        self.progress_page.record_pid()
         self.progress_page.enable_stack_dumps()
         if self.progress_page.is_shared and self.cluster.size > 1:
             self._counts_rounds = True
             counts = self.instrumentation.counts
-            teller = ProgressReporter(self.progress_page, counts, lambda: self._rounds.number)
-            atexit.register(teller.end)
+            reporter = ProgressReporter(self.progress_page, counts, lambda: self._rounds.number)
+            atexit.register(reporter.stop)
 
     def _connect(self, job: JoinedJob) -> ProcessGroup:
         def start_strategy(why: str) -> tf.distribute.Strategy:

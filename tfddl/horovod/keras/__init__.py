@@ -9,8 +9,6 @@ Usage::
     model.fit(x, y, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
 """
 
-from typing import Any
-
 from tfddl._src.horovod.basics import ccl_built as ccl_built
 from tfddl._src.horovod.basics import cross_rank as cross_rank
 from tfddl._src.horovod.basics import cross_size as cross_size
@@ -31,6 +29,10 @@ from tfddl._src.horovod.basics import rank as rank
 from tfddl._src.horovod.basics import rocm_built as rocm_built
 from tfddl._src.horovod.basics import shutdown as shutdown
 from tfddl._src.horovod.basics import size as size
+from tfddl._src.horovod.keras_wrappers import DistributedOptimizer as DistributedOptimizer
+from tfddl._src.horovod.keras_wrappers import (
+    PartialDistributedOptimizer as PartialDistributedOptimizer,
+)
 from tfddl._src.horovod.load_model import load_model as load_model
 from tfddl._src.horovod.mpi_ops import allgather_object as allgather_object
 from tfddl._src.horovod.mpi_ops import barrier as barrier
@@ -41,106 +43,19 @@ from tfddl._src.horovod.numpy_ops import allgather as allgather
 from tfddl._src.horovod.numpy_ops import allreduce as allreduce
 from tfddl._src.horovod.numpy_ops import broadcast as broadcast
 from tfddl._src.horovod.numpy_ops import reducescatter as reducescatter
-from tfddl._src.horovod.optimizers import WrapperOptions, wrap_optimizer
 from tfddl._src.horovod.process_sets import ProcessSet as ProcessSet
 from tfddl._src.horovod.process_sets import add_process_set as add_process_set
 from tfddl._src.horovod.process_sets import global_process_set as global_process_set
 from tfddl._src.horovod.process_sets import remove_process_set as remove_process_set
-from tfddl._src.horovod.reductions import ADASUM_HINT
 from tfddl._src.horovod.reductions import Average as Average
 from tfddl._src.horovod.reductions import Compression as Compression
 from tfddl._src.horovod.reductions import Max as Max
 from tfddl._src.horovod.reductions import Min as Min
 from tfddl._src.horovod.reductions import Product as Product
 from tfddl._src.horovod.reductions import Sum as Sum
+from tfddl._src.horovod.reductions import refuse_adasum as __getattr__  # noqa: F401 - for Python
 from tfddl._src.horovod.timeline import start_timeline as start_timeline
 from tfddl._src.horovod.timeline import stop_timeline as stop_timeline
-from tfddl.errors import UnsupportedError
 from tfddl.horovod import __version__ as __version__
 from tfddl.horovod.keras import callbacks as callbacks
 from tfddl.horovod.keras import elastic as elastic
-
-
-def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
-    optimizer: Any,
-    name: str | None = None,
-    device_dense: str = "",
-    device_sparse: str = "",
-    compression: Any = Compression.none,
-    sparse_as_dense: bool = False,
-    gradient_predivide_factor: float = 1.0,
-    op: Any = Average,
-    num_groups: int = 0,
-    groups: Any = None,
-    backward_passes_per_step: int = 1,
-    average_aggregated_gradients: bool = False,
-    process_set: Any = global_process_set,
-    scale_local_gradients: bool = True,
-) -> Any:
-    """See `tfddl.horovod.tensorflow.DistributedOptimizer`."""
-    return PartialDistributedOptimizer(
-        optimizer,
-        name,
-        device_dense,
-        device_sparse,
-        compression,
-        sparse_as_dense,
-        gradient_predivide_factor,
-        op,
-        num_groups,
-        groups,
-        backward_passes_per_step,
-        average_aggregated_gradients,
-        process_set,
-        scale_local_gradients=scale_local_gradients,
-    )
-
-
-def PartialDistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
-    optimizer: Any,
-    name: str | None = None,
-    device_dense: str = "",
-    device_sparse: str = "",
-    compression: Any = Compression.none,
-    sparse_as_dense: bool = False,
-    gradient_predivide_factor: float = 1.0,
-    op: Any = Average,
-    num_groups: int = 0,
-    groups: Any = None,
-    backward_passes_per_step: int = 1,
-    average_aggregated_gradients: bool = False,
-    process_set: Any = global_process_set,
-    local_layers: Any = None,
-    scale_local_gradients: bool = True,
-) -> Any:
-    """A `DistributedOptimizer` that leaves some layers each rank's own.
-
-    Their gradients aren't averaged, and `fit` doesn't give all ranks the same weights of them.
-    ``local_layers`` are one or several layers, built; the other arguments are those of
-    `tfddl.horovod.tensorflow.DistributedOptimizer`.
-    """
-    options = WrapperOptions(
-        compression=compression,
-        sparse_as_dense=sparse_as_dense,
-        op=op,
-        gradient_predivide_factor=gradient_predivide_factor,
-        num_groups=num_groups,
-        groups=groups,
-        process_set=process_set,
-        scale_local_gradients=scale_local_gradients,
-        device_dense=device_dense,
-        device_sparse=device_sparse,
-        local_layers=local_layers,
-    )
-    return wrap_optimizer(
-        optimizer,
-        options,
-        backward_passes_per_step=backward_passes_per_step,
-        average_aggregated_gradients=average_aggregated_gradients,
-    )
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Adasum":
-        raise UnsupportedError(ADASUM_HINT)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

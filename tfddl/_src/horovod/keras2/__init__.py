@@ -1,6 +1,6 @@
-"""Bears with what scripts of the age of Keras 2 say: each once with a warning and the modern line.
+"""Keras 2 idioms that Keras 3 has dropped work again, with one deprecation warning each.
 
-Only public parts of Keras are touched, and only in a process that asked for it, by
+Only public API of Keras is patched, and only in a process that asks for it by
 ``tfddl.horovod.install(keras2=True)`` or `tfddlrun --horovod`:
 
 * `compile`: ``compile(experimental_run_tf_function=…)``; `fit_generator` and its like
@@ -14,7 +14,7 @@ from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
 
 
 def install() -> None:
-    """Puts everything in place; what was put there before stays."""
-    telling = DeprecationWarnings()
+    """Patches Keras. It is idempotent."""
+    deprecations = DeprecationWarnings()
     for part in (compile, optimizers, variables, backend):
-        part.install(telling)
+        part.install(deprecations)

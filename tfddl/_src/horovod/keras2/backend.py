@@ -14,25 +14,25 @@ from tfddl.errors import UnsupportedError
 _MODULES = ("keras.backend", "tensorflow.keras.backend")
 
 
-def install(telling: DeprecationWarnings) -> None:
-    """Puts the compatibility in place, in Keras' backend and in the one that `tf.keras` has."""
+def install(deprecations: DeprecationWarnings) -> None:
+    """Patches `keras.backend` and `tf.keras.backend`, which are different modules."""
     for name in _MODULES:
         module: Any = importlib.import_module(name)
         original_get = getattr(module, "get_value", None)
         original_set = getattr(module, "set_value", None)
         if not hasattr(original_get, PATCH_MARK):
-            module.get_value = _get_value(telling, original_get)
-            module.set_value = _set_value(telling, original_set)
+            module.get_value = _get_value(deprecations, original_get)
+            module.set_value = _set_value(deprecations, original_set)
         if not hasattr(module, "set_session"):
             module.set_session = _set_session
 
 
 def _get_value(
-    telling: DeprecationWarnings, original: Callable[..., Any] | None
+    deprecations: DeprecationWarnings, original: Callable[..., Any] | None
 ) -> Callable[..., Any]:
     def get_value(x: Any) -> Any:
-        """The value of a variable, as NumPy has it."""
-        telling.once("K.get_value(variable)", "variable.numpy(), or float(variable).")
+        """The value of a variable, as a NumPy array or number."""
+        deprecations.warn_once("K.get_value(variable)", "variable.numpy(), or float(variable).")
         if original is not None and not isinstance(x, keras.Variable):
             return original(x)
         return np.asarray(x)[()] if hasattr(x, "shape") else x
@@ -42,11 +42,11 @@ def _get_value(
 
 
 def _set_value(
-    telling: DeprecationWarnings, original: Callable[..., Any] | None
+    deprecations: DeprecationWarnings, original: Callable[..., Any] | None
 ) -> Callable[..., Any]:
     def set_value(x: Any, value: Any) -> None:
-        """Gives a variable a value."""
-        telling.once("K.set_value(variable, value)", "variable.assign(value).")
+        """Assigns a value to a variable."""
+        deprecations.warn_once("K.set_value(variable, value)", "variable.assign(value).")
         if original is not None and not isinstance(x, keras.Variable):
             original(x, value)
         else:
@@ -56,12 +56,12 @@ def _set_value(
 
 
 def _set_session(session: Any) -> None:
-    """Not there: TensorFlow 2 has no sessions.
+    """Not supported: TensorFlow 2 has no sessions.
 
     Raises:
         UnsupportedError: Always.
     """
     raise UnsupportedError(
-        "K.set_session is of TensorFlow 1. Leave it out: hvd.init() lets GPU memory grow and gives "
-        "each local rank a GPU of its own."
+        "K.set_session is of TensorFlow 1. HINT: leave it out; hvd.init() lets GPU memory grow and "
+        "gives each local rank a GPU of its own."
     )

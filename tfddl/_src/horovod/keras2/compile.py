@@ -1,4 +1,4 @@
-"""`compile`, the methods for generators that Keras 3 has dropped, and what they were told."""
+"""`compile`, the methods for generators that Keras 3 has dropped, and their arguments."""
 
 import functools
 import inspect
@@ -15,22 +15,22 @@ _GENERATORS = {
     "predict_generator": "predict",
 }
 _READERS = ("workers", "use_multiprocessing", "max_queue_size")
-"""How `fit` was told to read a generator or a `Sequence`; now the data itself is told."""
+"""How `fit` reads a generator or a `Sequence`: in Keras 3 attributes of the `PyDataset`."""
 
 
-def install(telling: DeprecationWarnings) -> None:
-    """Puts the compatibility in place."""
-    _wrap_compile(telling)
+def install(deprecations: DeprecationWarnings) -> None:
+    """Patches Keras. It is idempotent."""
+    _wrap_compile(deprecations)
     for name in _GENERATORS.values():
-        _wrap_reader(telling, name)
+        _wrap_reader(deprecations, name)
     for old, modern in _GENERATORS.items():
         if not hasattr(keras.Model, old):
-            setattr(keras.Model, old, _forwarding(telling, old, modern))
+            setattr(keras.Model, old, _forwarding(deprecations, old, modern))
 
 
-def _wrap_compile(telling: DeprecationWarnings) -> None:
-    # Where it is defined: a `compile` of `keras.Model` itself would pass for one of the user's own,
-    # which Keras doesn't call when it loads a model.
+def _wrap_compile(deprecations: DeprecationWarnings) -> None:
+    # Patched where it is defined (`Trainer`): a `compile` of `keras.Model` itself would look like a
+    # user's override, which Keras doesn't call when it loads a model.
     home: Any = next(base for base in keras.Model.__mro__ if "compile" in vars(base))
     original = home.compile
     if hasattr(original, PATCH_MARK):
@@ -40,13 +40,13 @@ def _wrap_compile(telling: DeprecationWarnings) -> None:
     def compile(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _DROPPED in kwargs:
             kwargs.pop(_DROPPED)
-            telling.once(f"compile({_DROPPED}=…)", "compile(…) without it.")
+            deprecations.warn_once(f"compile({_DROPPED}=…)", "compile(…) without it.")
         return original(self, *args, **kwargs)
 
-    _put_in_place(home, original, compile)
+    _replace_method(home, original, compile)
 
 
-def _wrap_reader(telling: DeprecationWarnings, name: str) -> None:
+def _wrap_reader(deprecations: DeprecationWarnings, name: str) -> None:
     home: Any = next(base for base in keras.Model.__mro__ if name in vars(base))
     original = getattr(home, name)
     if hasattr(original, PATCH_MARK):
@@ -54,21 +54,21 @@ def _wrap_reader(telling: DeprecationWarnings, name: str) -> None:
 
     @functools.wraps(original)
     def method(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        told = {reader: kwargs.pop(reader) for reader in _READERS if reader in kwargs}
-        if told:
+        given = {reader: kwargs.pop(reader) for reader in _READERS if reader in kwargs}
+        if given:
             modern = "PyDataset(workers=…), as the data's own arguments; generators need none."
-            telling.once(f"model.{name}(…, {next(iter(told))}=…)", modern)
+            deprecations.warn_once(f"model.{name}(…, {next(iter(given))}=…)", modern)
         if isinstance(x, keras.utils.PyDataset):
-            for reader, value in told.items():
+            for reader, value in given.items():
                 setattr(x, reader, value)
         return original(self, x, *args, **kwargs)
 
-    _put_in_place(home, original, method)
+    _replace_method(home, original, method)
 
 
-def _put_in_place(home: Any, original: Any, method: Any) -> None:
-    """Replaces a method by one that takes any keywords besides."""
-    # `tfddl._src.keras_hooks` binds arguments by the signature.
+def _replace_method(home: Any, original: Any, method: Any) -> None:
+    """Replaces a method by one that accepts further keywords."""
+    # `keras_hooks` binds arguments by the signature, which must accept these keywords, too.
     signature = inspect.signature(original)
     parameters = list(signature.parameters.values())
     if parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
@@ -78,9 +78,9 @@ def _put_in_place(home: Any, original: Any, method: Any) -> None:
     setattr(home, original.__name__, method)
 
 
-def _forwarding(telling: DeprecationWarnings, old: str, modern: str) -> Any:
+def _forwarding(deprecations: DeprecationWarnings, old: str, modern: str) -> Any:
     def method(self: Any, generator: Any, *args: Any, **kwargs: Any) -> Any:
-        telling.once(f"model.{old}(generator, …)", f"model.{modern}(generator, …).")
+        deprecations.warn_once(f"model.{old}(generator, …)", f"model.{modern}(generator, …).")
         return getattr(self, modern)(generator, *args, **kwargs)
 
     method.__name__ = old

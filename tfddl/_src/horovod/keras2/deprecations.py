@@ -1,4 +1,4 @@
-"""Warnings that show the modern line, each once."""
+"""Deprecation warnings that show the modern line, once each."""
 
 import sys
 import warnings
@@ -9,32 +9,32 @@ _LIBRARIES = ("tfddl.", "keras.", "tensorflow.", "contextlib", "functools")
 
 
 class Keras2Warning(UserWarning):
-    """A script says something that Keras 3 doesn't know."""
+    """A script uses an idiom of Keras 2."""
 
 
 class DeprecationWarnings:
-    """Tells a user of each old line once."""
+    """Warns of each idiom once."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
-    def once(self, old: str, modern: str) -> None:
-        """Warns of an old line, the first time; rank 0 is enough, where ranks are known.
+    def warn_once(self, old: str, modern: str) -> None:
+        """Warns of an idiom the first time; after `tfddl.init` on rank 0 only.
 
         Args:
-            old: What the script says.
-            modern: What it should say for Keras 3.
+            old: The idiom, as in the script.
+            modern: What replaces it in Keras 3.
         """
-        if old in self._told:
+        if old in self._warned:
             return
-        self._told.add(old)
+        self._warned.add(old)
         if not tfddl.is_initialized() or tfddl.rank() == 0:
             message = f"{old} is of Keras 2; write {modern}"
             warnings.warn(message, Keras2Warning, stacklevel=_level_of_script())
 
 
 def _level_of_script() -> int:
-    """How far up the script's own line is, seen from the caller of this."""
+    """The stacklevel of the script's own line, for a caller of this."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_LIBRARIES):
         level, frame = level + 1, frame.f_back
@@ -42,4 +42,4 @@ def _level_of_script() -> int:
 
 
 PATCH_MARK = "_tfddl_keras2"
-"""Set on what has been put in place."""
+"""An attribute of what has been patched."""

@@ -1,4 +1,4 @@
-"""What scripts ask of variables, which were TensorFlow's own in Keras 2."""
+"""Variables: `ref()` and `device`, since Keras 2's variables were TensorFlow's."""
 
 from typing import Any
 
@@ -8,31 +8,34 @@ from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
 
 
 class Reference:
-    """Stands for a variable in sets and dictionaries, as ``tf.Variable.ref()`` does."""
+    """A hashable reference to a variable, like that of ``tf.Variable.ref()``."""
 
     def __init__(self, variable: Any) -> None:
         self._variable = variable
 
     def deref(self) -> Any:
-        """The variable."""
+        """The variable that was referred to."""
         return self._variable
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Reference) and other._variable is self._variable
 
     def __hash__(self) -> int:
+        # Unique as long as this reference keeps the variable alive.
         return id(self._variable)
 
 
-def install(telling: DeprecationWarnings) -> None:
-    """Puts the compatibility in place."""
+def install(deprecations: DeprecationWarnings) -> None:
+    """Patches Keras. It is idempotent."""
 
     def ref(self: Any) -> Reference:
-        telling.once("variable.ref()", "id(variable), or variable.path, for Keras' variables.")
+        deprecations.warn_once(
+            "variable.ref()", "id(variable), or variable.path, for Keras' variables."
+        )
         return Reference(self)
 
     def device(self: Any) -> str:
-        telling.once("variable.device", "variable.value.device.")
+        deprecations.warn_once("variable.device", "variable.value.device.")
         name: str = self.value.device
         return name
 

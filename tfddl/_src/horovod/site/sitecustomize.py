@@ -1,7 +1,7 @@
-"""Python runs this at its start when `tfddlrun --horovod` has put this folder before all others.
+"""Python's `site` imports this at startup: `tfddlrun --horovod` puts its directory on PYTHONPATH.
 
-It arranges that the first import of horovod, keras or tensorflow calls `tfddl.horovod.install`;
-until then it loads nothing. Then it runs the `sitecustomize` that this one hides, if there is one.
+The first import of horovod, keras or tensorflow then calls `tfddl.horovod.install`; until then
+nothing is loaded. A `sitecustomize` that this one shadows is run, too.
 """
 
 import importlib.machinery
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-_FOLDER = str(Path(__file__).resolve().parent)
+_DIRECTORY = str(Path(__file__).resolve().parent)
 
 
 class _Installer:
-    """Stands in for the finders that `tfddl.horovod.install` makes, until they are needed."""
+    """Installs the finders of `tfddl.horovod.install` when they are first needed."""
 
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
@@ -38,12 +38,12 @@ class _Installer:
         return importlib.util.find_spec(fullname)
 
 
-def _run_hidden() -> None:
-    folders = [folder for folder in sys.path if str(Path(folder).resolve()) != _FOLDER]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", folders)
+def _run_shadowed() -> None:
+    paths = [path for path in sys.path if str(Path(path).resolve()) != _DIRECTORY]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", paths)
     if spec is not None and spec.loader is not None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 sys.meta_path.insert(0, _Installer())
-_run_hidden()
+_run_shadowed()

@@ -197,7 +197,7 @@ def test_a_killed_process_leaves_no_usable_data_set(tmp_path: Path) -> None:
     assert not set(_left(arrays)) & set(ALL)
     status, _, err = _run(*arguments, cwd=tmp_path)
     assert status == 1
-    assert "masks.npy.partial is there: another tfddl-prepare writes to arrays, or one was" in err
+    assert "masks.npy.partial exists: another tfddl-prepare writes to arrays, or one was" in err
 
 
 def test_help_lists_its_flags(tmp_path: Path) -> None:

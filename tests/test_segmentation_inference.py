@@ -111,8 +111,8 @@ def test_every_image_is_predicted_by_one_worker(job: Path, groups: Groups) -> No
     first, second = groups(2).run(CASE, config=_config(job))
     assert first["error"] == second["error"] == ""
     assert first["result"] == second["result"]
-    assert (first["result"].num_masks, first["result"].num_there) == (7, 0)
-    # Shares in order, none missing, none twice, and nothing else is left there.
+    assert (first["result"].num_masks, first["result"].num_skipped) == (7, 0)
+    # Shards in order, none missing, none twice, and nothing else is left there.
     assert first["written"] == [f"car {i}_mask.png" for i in range(4)]
     assert second["written"] == [f"car {i}_mask.png" for i in range(4, 7)]
     assert sorted(path.name for path in (job / "masks").iterdir()) == sorted(truth)
@@ -154,7 +154,7 @@ def test_an_unreadable_image_stops_all_ranks_or_is_left_out(job: Path, groups: G
     damage(job / "images" / "car 3.png", "truncated")
     first, second = groups(2).run(CASE, config=_config(job))
     problem = "images/car 3.png can't be read: image file is truncated"
-    hint = "\nHINT: mend it, or leave such images out with --skip_bad."
+    hint = "\nHINT: repair it, or leave such images out with --skip_bad."
     assert first["error"].startswith(f"DataError: Rank 1 has stopped: {problem}")
     assert second["error"].startswith(f"DataError: {problem}")
     assert first["error"].endswith(hint)
@@ -189,14 +189,17 @@ def test_wrong_inputs_are_errors_on_all_ranks(job: Path, groups: Groups) -> None
     save(job / "twice" / "a.png")
     save(job / "twice" / "a.jpg")
     for change, message in (
-        ({"model": job / "none"}, f"There is no model {job / 'none'}; tfddl-train writes one"),
+        ({"model": job / "none"}, f"There is no model {job / 'none'}. HINT: tfddl-train writes"),
         ({"model": job / "file"}, f"{job / 'file'} can't be read as a Keras model: "),
         ({"model": job / "file.keras"}, f"{job / 'file.keras'} can't be read as a Keras model: "),
         ({"model": job / "five.keras"}, "takes images of 5 channels; image files have 1, 3, 4."),
-        ({"model": job / "flat.keras"}, "makes (None, 1) of (None, 8); expected a model that make"),
-        ({"input_dir": job / "none"}, f"There is no folder {job / 'none'}."),
+        ({"model": job / "flat.keras"}, "maps (None, 8) to (None, 1); expected a model that maps"),
+        ({"input_dir": job / "none"}, f"There is no directory {job / 'none'}."),
         ({"input_dir": job / "empty"}, f"HINT: --input_dir={job / 'empty'}/images"),
-        ({"input_dir": job / "twice"}, "have the mask a_mask.png: a.jpg, a.png. Rename all but"),
+        (
+            {"input_dir": job / "twice"},
+            "have the mask a_mask.png: a.jpg, a.png. HINT: rename all but",
+        ),
         ({"output_dir": job / "file" / "out"}, f"{job / 'file' / 'out'} can't be written to: "),
     ):
         for result in groups(2).run(CASE, config=_config(job, **change)):

@@ -1,0 +1,96 @@
+"""Horovod's callbacks (horovod/_keras/callbacks.py): its signatures for tfddl's callbacks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from tfddl._src import callbacks
+from tfddl._src.horovod.reductions import warn_no_effect
+
+_NO_DEVICE = "variables and metrics are sent from the worker's device."
+
+
+class BroadcastGlobalVariablesCallback(callbacks.BroadcastGlobalVariables):
+    """`tfddl.callbacks.BroadcastGlobalVariables`: acts before the first step."""
+
+    def __init__(
+        self, root_rank: int, device: str = "", local_variables: Sequence[Any] | None = None
+    ) -> None:
+        """Broadcasts the state of ``root_rank``, but for ``local_variables``."""
+        warn_no_effect("device", device, _NO_DEVICE)
+        super().__init__(root_rank, local_variables=local_variables or ())
+
+
+class MetricAverageCallback(callbacks.MetricAverage):
+    """`tfddl.callbacks.MetricAverage`, which `fit` doesn't need: its logs are the job's."""
+
+    def __init__(self, device: str = "") -> None:
+        warn_no_effect("device", device, _NO_DEVICE)
+        super().__init__()
+
+
+class LearningRateScheduleCallback(callbacks.LearningRateSchedule):
+    """`tfddl.callbacks.LearningRateSchedule`, with Horovod's positional arguments."""
+
+    def __init__(  # noqa: PLR0913 - Horovod's signature
+        self,
+        initial_lr: float,
+        multiplier: float | Callable[[float], float],
+        start_epoch: int = 0,
+        end_epoch: int | None = None,
+        staircase: bool = True,
+        momentum_correction: bool = True,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        super().__init__(
+            initial_lr,
+            multiplier,
+            start_epoch=start_epoch,
+            end_epoch=end_epoch,
+            staircase=staircase,
+            momentum_correction=momentum_correction,
+            steps_per_epoch=steps_per_epoch,
+        )
+
+
+class LearningRateWarmupCallback(callbacks.LearningRateWarmup):
+    """`tfddl.callbacks.LearningRateWarmup`, with Horovod's positional arguments."""
+
+    def __init__(
+        self,
+        initial_lr: float,
+        warmup_epochs: int = 5,
+        momentum_correction: bool = True,
+        steps_per_epoch: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            initial_lr,
+            warmup_epochs=warmup_epochs,
+            momentum_correction=momentum_correction,
+            steps_per_epoch=steps_per_epoch,
+            verbose=verbose,
+        )
+
+
+class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Keras' `ModelCheckpoint` with ``save_best_only``; set its ``filepath`` before `fit`."""
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: str | int = "epoch",
+    ) -> None:
+        super().__init__(
+            "best.weights.h5" if save_weights_only else "best.keras",
+            monitor=monitor,
+            verbose=verbose,
+            save_best_only=True,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            save_freq=save_freq,
+        )

@@ -1,0 +1,56 @@
+"""Flags of the commands that several workers run as one job, and the life of such a job."""
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+import tfddl
+from tfddl.segmentation.config import BETWEEN_HOSTS, COLLECTIVES, JobConfig
+
+flags.DEFINE_enum(
+    "collective",
+    "auto",
+    COLLECTIVES,
+    "[runtime] What tensors travel through: ring (TensorFlow's, CPUs), nccl (TensorFlow's, GPUs), "
+    "or auto: NCCL where there are GPUs, otherwise shared memory and --between_hosts.",
+)
+flags.DEFINE_enum(
+    "between_hosts",
+    "auto",
+    BETWEEN_HOSTS,
+    "[runtime] What tensors travel through between CPU hosts: tcp (on ports that the system "
+    "chooses), ring (TensorFlow's, on the ports of TF_CONFIG), or auto: TCP where all workers can "
+    "connect.",
+)
+flags.DEFINE_integer(
+    "intra_op_threads",
+    None,
+    "[runtime] Threads within an operation. [default: the worker's number of cores]",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "inter_op_threads",
+    None,
+    "[runtime] Operations that run at the same time. [default: TensorFlow's]",
+    lower_bound=1,
+)
+
+
+def run_job(config: JobConfig, work: Callable[[], Any], **options: Any) -> None:
+    """Calls `tfddl.init` as a configuration says, then `work`, then `tfddl.shutdown`.
+
+    Args:
+        config: The same on every rank.
+        work: What the workers do together.
+        **options: More of `tfddl.init`.
+    """
+    tfddl.init(
+        collective=config.collective,
+        between_hosts=config.between_hosts,
+        intra_op_threads=config.intra_op_threads,
+        inter_op_threads=config.inter_op_threads,
+        **options,
+    )
+    work()
+    tfddl.shutdown()
