@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfddl.bench import namespaces
+from tests import namespaces
 
 HERE = ("127.0.0.2", "127.0.0.3")
 """This machine by names that don't mean "here", so that it is reached as another host is."""
@@ -49,7 +49,7 @@ def stand_in(folder: Path, *, before: str = "", down: str = "nobody") -> str:
 def sshd(
     folder: Path, *, address: str = "127.0.0.1", inside: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """See `tfddl.bench.namespaces.sshd`; skips the test where there is none."""
+    """See `tests.namespaces.sshd`; skips the test where there is none."""
     if missing := namespaces.missing_for_sshd():
         pytest.skip(missing)
     with namespaces.sshd(folder, address=address, inside=inside) as command:
@@ -58,7 +58,7 @@ def sshd(
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[str, str]]:
-    """See `tfddl.bench.namespaces.two_hosts`; skips the test where they can't be made."""
+    """See `tests.namespaces.two_hosts`; skips the test where they can't be made."""
     if missing := namespaces.missing_for_hosts():
         pytest.skip(missing)
     with namespaces.two_hosts() as names:

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from tests import environments as env
+from tests import namespaces
 from tests.hosts import sshd, two_hosts
 from tfddl._src.cluster import PartialCluster, detect
 from tfddl._src.cluster.environments import mpi_address
-from tfddl.bench import namespaces
 from tfddl.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -281,7 +281,7 @@ def test_mpirun_between_two_hosts(tmp_path: Path) -> None:
     ):
         words = ["-np", "4", "-H", f"{first}:2,{second}:2", "--mca", "plm_rsh_agent", ssh]
         for kind in ("btl", "oob"):
-            words += ["--mca", f"{kind}_tcp_if_include", namespaces.CABLE]
+            words += ["--mca", f"{kind}_tcp_if_include", namespaces.LINK]
         numbers, master = mpirun(found, *words, before=own(names[0], "hostA"))
     assert numbers == [f"{rank} 4 {rank % 2} 2" for rank in range(4)]
     assert master.startswith(f"{first}:")

@@ -1,4 +1,4 @@
-"""Trainings are struck, go on, and lose nothing: `python -m tfddl.bench.faults`."""
+"""Trainings with injected faults resume and lose nothing: `python -m tests.faults`."""
 
 import os
 import re
@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.group import ROOT
-from tfddl.bench import blows, namespaces, ordeal, ordeals
-from tfddl.bench.blows import BLOWS
-from tfddl.bench.evidence import Exposure, Start, exposure
+from tests import namespaces
+from tests.faults import cases, injection, sweep
+from tests.faults.audit import Exposure, Start, exposure
+from tests.faults.cases import FAULTS
 from tfddl.errors import LaunchError
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 EVERYDAY = {"SIGKILL of another rank"}
 
 
@@ -28,18 +27,18 @@ A, B, C = [0, 1], [2, 3], [4]
     [
         ([start(0, 0, (0, 0, A), (0, 1, B), (0, 2, C))], 0, 0, 0),
         ([start(0, 0, (0, 0, A), (0, 1, B))], 1, 0, 0),
-        # What wasn't saved is trained on again.
+        # What wasn't saved is done again.
         ([start(0, 0, (0, 0, A), (0, 1, B)), start(0, 2, (0, 1, B), (0, 2, C))], 0, 0, 1),
         # By fewer workers, in other steps.
         ([start(0, 0, (0, 0, A), (0, 1, B)), start(0, 2, (0, 1, [2]), (0, 2, [3, 4]))], 0, 0, 1),
-        # It goes on too late, and too early.
+        # It resumes too late, and too early.
         ([start(0, 0, (0, 0, A)), start(0, 4, (0, 2, C))], 2, 0, 0),
         ([start(0, 0, (0, 0, A), (0, 1, B)), start(0, 4, (0, 1, B), (0, 2, C))], 0, 2, 0),
-        # Struck at once.
+        # It fails before the first step.
         ([start(0, 0), start(0, 0, (0, 0, A), (0, 1, B), (0, 2, C))], 0, 0, 0),
     ],
 )
-def test_the_evidence_counts(starts: list[Start], lost: int, twice: int, repeated: int) -> None:
+def test_the_audit_counts(starts: list[Start], lost: int, twice: int, repeated: int) -> None:
     assert exposure(starts, num_examples=5, epochs=1) == Exposure(lost, twice, repeated)
 
 
@@ -52,7 +51,7 @@ def test_an_epoch_that_was_saved_is_not_counted_again() -> None:
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Undisturbed trainings, as they are needed."""
+    """Trainings without a fault, as they are needed."""
     return {}
 
 
@@ -60,60 +59,60 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     "name",
     [
         pytest.param(name, marks=[] if name in EVERYDAY else pytest.mark.long, id=name)
-        for name in BLOWS
+        for name in FAULTS
     ],
 )
-def test_a_training_that_is_struck_loses_nothing(
+def test_a_training_with_a_fault_loses_nothing(
     name: str,
     references: dict[bool, Path],
     tmp_path_factory: pytest.TempPathFactory,
     tmp_path: Path,
 ) -> None:
-    blow = BLOWS[name]
-    if missing := ordeal.missing_for(blow):
+    fault = FAULTS[name]
+    if missing := injection.missing_for(fault):
         pytest.skip(missing)
-    if blow.is_repeated not in references:
-        reference = tmp_path_factory.mktemp("undisturbed")
-        ordeal.undisturbed(reference, blow, environment=ENVIRONMENT)
-        references[blow.is_repeated] = reference
-    found = ordeal.undergo(
+    if fault.is_repeated not in references:
+        reference = tmp_path_factory.mktemp("reference")
+        injection.run_reference(reference, fault, environment=os.environ)
+        references[fault.is_repeated] = reference
+    found = injection.run_fault(
         name,
-        blow,
-        tmp_path / "struck",
-        reference=references[blow.is_repeated],
-        environment=ENVIRONMENT,
+        fault,
+        tmp_path / "faulty",
+        reference=references[fault.is_repeated],
+        environment=os.environ,
     )
-    ordeals.check(name, blow, found)
-    if blow.saves:
+    sweep.check(name, fault, found)
+    if fault.saves:
         assert found.exposure.repeated == 0
         # Asked for within a step, it is saved after the next that begins; meanwhile some may run.
         told = re.search(r"ended by SIGTERM, after the training was saved at (.*);", found.log)
         assert told is not None, found.log
-        assert re.fullmatch(rf"step \d+ of epoch {blows.EPOCH + 1}", told.group(1))
-    elif blow.place is blows.Place.STEP and not blow.is_repeated and not blow.ends_job:
+        assert re.fullmatch(rf"step \d+ of epoch {cases.EPOCH + 1}", told.group(1))
+    elif fault.point is cases.Point.STEP and not fault.is_repeated and not fault.ends_job:
         # Within its 21st step, so that 20 were done.
-        assert found.last_step == f"step {blows.STEP} of epoch {blows.EPOCH + 1}"
-        saved = blows.STEP // blows.SAVE_EVERY * blows.SAVE_EVERY
-        if blow.trouble is not blows.Trouble.NONE:
-            saved -= blows.SAVE_EVERY
-        assert found.exposure.repeated == blows.STEP + 1 - saved
+        assert found.last_step == f"step {cases.STEP} of epoch {cases.EPOCH + 1}"
+        saved = cases.STEP // cases.SAVE_EVERY * cases.SAVE_EVERY
+        if fault.precondition is not cases.Precondition.NONE:
+            saved -= cases.SAVE_EVERY
+        assert found.exposure.repeated == cases.STEP + 1 - saved
 
 
-def test_what_cant_be_tried_here_is_told(
+def test_what_this_machine_lacks_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = "a host cut off by the network, then back"
-    monkeypatch.setattr(namespaces, "missing_for_hosts", lambda: "needs a pair of tongs")
-    with pytest.raises(LaunchError, match=f"{name}: needs a pair of tongs"):
-        ordeals.in_a_row(tmp_path, [name], environment=ENVIRONMENT)
-    monkeypatch.setattr(ordeals, "BLOWS", {name: BLOWS[name]})
-    *_, row = ordeals.in_a_row(tmp_path, [], environment=ENVIRONMENT).splitlines()
-    assert row.startswith(f"| {name} | not run: needs a pair of tongs |")
+    name = "a host disconnected, then back"
+    monkeypatch.setattr(namespaces, "missing_for_hosts", lambda: "needs root")
+    with pytest.raises(LaunchError, match=f"{name}: needs root"):
+        sweep.run_all(tmp_path, [name], environment=os.environ)
+    monkeypatch.setattr(sweep, "FAULTS", {name: FAULTS[name]})
+    *_, row = sweep.run_all(tmp_path, [], environment=os.environ).splitlines()
+    assert row.startswith(f"| {name} | not run: needs root |")
     assert not any(tmp_path.iterdir())
     assert "1 of 1" in capsys.readouterr().err
 
 
 @pytest.mark.long
 def test_random_kills_in_a_row(tmp_path: Path) -> None:
-    text = ordeals.at_random(tmp_path, 4, seed=1, environment=ENVIRONMENT)
+    text = sweep.at_random(tmp_path, 4, seed=1, environment=os.environ)
     assert "examples lost: 0, twice: 0; weights: bit for bit; left: nothing" in text

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import namespaces
 from tests.hosts import two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions
@@ -31,7 +32,6 @@ from tfddl._src.launcher.plan import Place
 from tfddl._src.launcher.restarts import RestartOptions
 from tfddl._src.launcher.signals import Signals
 from tfddl._src.launcher.stalls import StallWatch
-from tfddl.bench import namespaces
 from tfddl.errors import ClusterError, LaunchError, StartError
 
 ROOT = Path(__file__).resolve().parent.parent

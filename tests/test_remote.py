@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 import tfddl
+from tests import namespaces
 from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
@@ -23,7 +24,6 @@ from tfddl._src.cpu import num_quota_cores
 from tfddl._src.launcher import link
 from tfddl._src.launcher.exposure import firewall_line
 from tfddl._src.launcher.ssh import SshOptions
-from tfddl.bench import namespaces
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = [
@@ -564,7 +564,7 @@ def test_hosts_of_their_own(tmp_path: Path) -> None:
             text=True,
         ) as process:
             left = pids(tmp_path, *READY)
-            namespaces.cut_off(there)
+            namespaces.disconnect(there)
             wait_until(lambda: not in_sessions(left), timeout_s=30.0)
             _, err = process.communicate(timeout=60)
         assert process.returncode == 255

@@ -16,15 +16,6 @@ Between hosts, in every worker of a job:
 * `streams`: what one TCP stream carries. `turns`: takes times in turns.
 * `crossing`: what is measured. `between`: the command ``python -m tfddl.bench.between``.
 
-Faults, ``python -m tfddl.bench.faults``:
-
-* `blows`: the ways in which a training is struck.
-* `victim`: the training, which strikes itself when it is time, and writes down what it trains on.
-* `evidence`: what that proves.
-* `namespaces`: two hosts on one machine, and a cable between them that can be cut.
-* `ordeal`, `ordeals`: a training that is struck, from beginning to end; one after the other.
-* `faults`: the command.
-
 Speed, ``python -m tfddl.bench`` or ``tfddl-bench``. A *crew* is a job of workers that stay, and do
 what they are told when it is their turn. Of the workers, with TensorFlow:
 

@@ -1,7 +1,7 @@
-"""Two hosts on one machine: network namespaces, a cable between them that can be cut, an sshd.
+"""Two hosts on one machine: network namespaces joined by a veth pair, and an sshd.
 
 A network namespace (Linux) has interfaces, addresses and ports of its own, and shares everything
-else with the machine: files, processes, memory. It takes root to make one.
+else with the machine: files, processes, memory. Making one takes root.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from tfddl.errors import LaunchError
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 """Of the two hosts."""
 
-CABLE = "cable"
-"""The name of either end, within its host."""
+LINK = "veth0"
+"""The name of the veth interface in either namespace."""
 
 _SSHD = "/usr/sbin/sshd"
 _RUN = Path("/run/sshd")
@@ -32,7 +32,7 @@ _COMMAND_S, _START_S = 10.0, 20.0
 
 
 def missing_for_hosts() -> str:
-    """What this machine lacks to make hosts of their own; nothing where it lacks nothing."""
+    """What this machine lacks to make network namespaces; empty if nothing."""
     if shutil.which("ip") is None:
         return "needs the command ip (Debian: iproute2)"
     if os.geteuid() != 0:
@@ -45,7 +45,7 @@ def missing_for_hosts() -> str:
 
 
 def missing_for_sshd() -> str:
-    """What this machine lacks to reach them by ssh; nothing where it lacks nothing."""
+    """What this machine lacks to run an sshd; empty if nothing."""
     for program in (_SSHD, "ssh", "ssh-keygen"):
         if shutil.which(program) is None:
             return f"needs {program} (Debian: openssh-server, openssh-client)"
@@ -53,54 +53,54 @@ def missing_for_sshd() -> str:
 
 
 def inside(name: str) -> tuple[str, ...]:
-    """What a command begins with that is to run on a host."""
+    """The prefix of a command that is to run in a namespace."""
     return ("ip", "netns", "exec", name)
 
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces, at `ADDRESSES`, joined by a cable.
+    """Two network namespaces at `ADDRESSES`, joined by a veth pair; yields their names.
 
     Raises:
-        LaunchError: They can't be made; `missing_for_hosts` says why before.
+        LaunchError: They can't be made; `missing_for_hosts` says why beforehand.
     """
     tag = uuid.uuid4().hex[:6]
     names = (f"tfddl-{tag}-1", f"tfddl-{tag}-2")
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(_namespace(name))
-        plugs = (f"tf{tag}1", f"tf{tag}2")
-        _ip("link", "add", plugs[0], "type", "veth", "peer", "name", plugs[1])
-        for name, plug, address in zip(names, plugs, ADDRESSES, strict=True):
-            _ip("link", "set", plug, "netns", name)
-            _ip("-n", name, "link", "set", plug, "name", CABLE)
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", CABLE)
+        ends = (f"tf{tag}1", f"tf{tag}2")
+        _ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for name, end, address in zip(names, ends, ADDRESSES, strict=True):
+            _ip("link", "set", end, "netns", name)
+            _ip("-n", name, "link", "set", end, "name", LINK)
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", LINK)
             _ip("-n", name, "link", "set", "lo", "up")
-            plug_in(name)
+            connect(name)
         yield names
 
 
-def cut_off(name: str | None) -> None:
-    """Takes the cable from a host; None is the one that this process runs on."""
-    _ip(*_of(name), "link", "set", CABLE, "down")
+def disconnect(name: str | None) -> None:
+    """Sets the link of a namespace down; None is the namespace of this process."""
+    _ip(*_of(name), "link", "set", LINK, "down")
 
 
-def plug_in(name: str | None) -> None:
-    """Gives it back."""
-    _ip(*_of(name), "link", "set", CABLE, "up")
+def connect(name: str | None) -> None:
+    """Sets the link of a namespace up; None is the namespace of this process."""
+    _ip(*_of(name), "link", "set", LINK, "up")
 
 
 @contextmanager
 def sshd(folder: Path, *, address: str, inside: tuple[str, ...] = ()) -> Iterator[str]:
-    """A real sshd of this user's.
+    """A real sshd that runs as this user.
 
     Args:
-        folder: Where its keys and files are made.
-        address: Where it listens; ssh goes to the addresses that it is told.
-        inside: What its command begins with, to run it on another host.
+        folder: Where its keys and configuration are written.
+        address: Where it listens.
+        inside: The prefix of its command, to run it in a namespace.
 
     Yields:
-        The ssh command that finds it for every host name.
+        The ssh command with its port, user and keys, for any host name.
 
     Raises:
         LaunchError: It doesn't start.
@@ -109,7 +109,8 @@ def sshd(folder: Path, *, address: str, inside: tuple[str, ...] = ()) -> Iterato
     _write_files(folder, address, *free_ports(1))
     log = folder / "log"
     with ExitStack() as stack:
-        if os.geteuid() == 0 and not _RUN.exists():  # root's sshd wants it, and no other's
+        # sshd needs it when root runs it (privilege separation).
+        if os.geteuid() == 0 and not _RUN.exists():
             _RUN.mkdir(mode=0o755)
             stack.callback(shutil.rmtree, _RUN)
         line = [*inside, _SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
@@ -143,7 +144,7 @@ def _write_files(folder: Path, address: str, port: int) -> None:
 
 
 def _kill_tree(pid: int) -> None:
-    """Also the sessions of sshd whose client vanished behind a cable that was cut."""
+    """Kills a process and its descendants: sshd leaves sessions of clients that were cut off."""
     with contextlib.suppress(FileNotFoundError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             _kill_tree(int(child))

@@ -1,4 +1,4 @@
-"""A training that is struck: a worker's side. It writes down what it trains on."""
+"""The training that faults are injected into: it records what it trains on, and fails by itself."""
 
 import contextlib
 import dataclasses
@@ -18,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
+from tests import namespaces
+from tests.faults import cases
+from tests.faults.cases import Action, Fault, Point, Precondition
 from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.keras_hooks.fit_state import current_fit
-from tfddl.bench import blows, namespaces
-from tfddl.bench.blows import Act, Blow, Place, Trouble
 
 _FEATURES = 5
 _PIECE = b"\0" * 4096
@@ -30,102 +31,100 @@ _SMALL_DISK_BYTES = 64 << 20
 
 def train(  # noqa: PLR0913
     directory: Path,
-    blow: Blow | None,
+    fault: Fault | None,
     *,
-    like_sizes: bool,
+    resizable: bool,
     epochs: int,
     pause_s: float,
     start: str,
 ) -> None:
-    """Trains, and is struck as the case says. All ranks must call it together.
+    """Trains with the fault of a case. All ranks must call it together.
 
     Args:
-        directory: Where checkpoints, notes and the final weights are written.
-        blow: The case; None is an undisturbed training.
-        like_sizes: Whether to train as where the number of workers changes: without randomness.
-        epochs: How long.
-        pause_s: Seconds that each step takes longer.
-        start: The name of this start of the job.
+        directory: Where checkpoints, records and the final weights are written.
+        fault: The case; None for the reference training.
+        resizable: Train as where the number of workers changes: without randomness.
+        epochs: Number of epochs.
+        pause_s: Seconds that are added to each step.
+        start: Identifies this start of the job in the records.
     """
     keras.utils.set_random_seed(3)
     tf.config.experimental.enable_op_determinism()
-    notes = Notes(directory, blow, pause_s=pause_s, start=start)
-    changes_size = like_sizes or (blow is not None and blow.is_repeated)
-    model = _model(notes, is_random=not changes_size)
+    recorder = Recorder(directory, fault, pause_s=pause_s, start=start)
+    changes_size = resizable or (fault is not None and fault.is_repeated)
+    model = _model(recorder, is_random=not changes_size)
     optimizer = tfddl.DistributedOptimizer(keras.optimizers.Adam(0.01))
     model.compile(optimizer, loss="binary_crossentropy", metrics=["accuracy"])
-    x, y = _examples(blows.EXAMPLES)
+    x, y = _examples(cases.EXAMPLES)
     size = tfddl.size()
     data = tfddl.shard_dataset(x, y, batch_size=_batch_size(size, changes_size), seed=1)
     checkpoint = tfddl.callbacks.Checkpoint(
-        directory / "checkpoints", save_every_steps=blows.SAVE_EVERY
+        directory / "checkpoints", save_every_steps=cases.SAVE_EVERY
     )
-    checkpoint.store = _store(checkpoint.store, notes)
-    notes.checkpoint = checkpoint
+    checkpoint.store = _store(checkpoint.store, recorder)
+    recorder.checkpoint = checkpoint
     validation = _examples(40)
     model.fit(
-        data, epochs=epochs, validation_data=validation, callbacks=[checkpoint, notes], verbose=0
+        data, epochs=epochs, validation_data=validation, callbacks=[checkpoint, recorder], verbose=0
     )
     if tfddl.rank() == 0:
         np.savez(directory / "weights.npz", *[np.asarray(w) for w in model.weights])
 
 
 def _batch_size(size: int, changes_size: bool) -> int:
-    """As many examples in a step, whatever the number of workers, where that changes."""
-    return 24 // size if changes_size else blows.GLOBAL_BATCH // size
+    """Where the number of workers changes, the global batch stays the same."""
+    return 24 // size if changes_size else cases.GLOBAL_BATCH // size
 
 
 def _examples(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Examples, shape (count, 1 + features), whose first column is their number, and labels."""
+    """x of shape (count, 1 + features), first the example's number; y of shape (count, 1)."""
     rng = np.random.default_rng(count)
     x = rng.normal(size=(count, _FEATURES)).astype("float32")
     y = (x.sum(axis=1, keepdims=True) > 0).astype("float32")
     return np.concatenate([np.arange(count, dtype="float32")[:, None], x], axis=1), y
 
 
-def _model(notes: "Notes", *, is_random: bool) -> keras.Model:
+def _model(recorder: "Recorder", *, is_random: bool) -> keras.Model:
     inputs = keras.Input((1 + _FEATURES,))
-    hidden = keras.layers.Dense(16, activation="tanh")(_Recorder(notes)(inputs))
+    hidden = keras.layers.Dense(16, activation="tanh")(_RecordingLayer(recorder)(inputs))
     if is_random:
         hidden = keras.layers.BatchNormalization()(hidden)
         hidden = keras.layers.Dropout(0.3)(hidden)
     return keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(hidden))
 
 
-class Notes(keras.callbacks.Callback):
-    """What a worker writes down, and the hand that strikes it."""
+class Recorder(keras.callbacks.Callback):
+    """Records what a worker trains on, and injects the fault."""
 
-    def __init__(self, directory: Path, blow: Blow | None, *, pause_s: float, start: str) -> None:
+    def __init__(self, directory: Path, fault: Fault | None, *, pause_s: float, start: str) -> None:
         super().__init__()
         self.checkpoint: Any = None
-        self._directory, self._blow, self._pause_s = directory, blow, pause_s
+        self._directory, self._fault, self._pause_s = directory, fault, pause_s
         self._rank, self._epoch, self._step = tfddl.rank(), 0, 0
         self._validating = False
         self._filler: _Filler | None = None
         self._start = start
-        self._marker = directory / f"struck.{self._rank}"
+        self._marker = directory / f"injected.{self._rank}"
         self._has_stepped = False
-        # Its line is written by one call, so that none is cut by the death of the process.
+        # Each line is one write(), so that the death of the process cuts none.
         self._seen = (directory / f"seen.{self._rank}").open("a", buffering=1)
-        self._note(
+        self._append(
             "starts", {"pid": os.getpid(), "sessions": [os.getsid(0), os.getsid(os.getppid())]}
         )
 
-    def _note(self, name: str, what: Mapping[str, Any]) -> None:
+    def _append(self, name: str, what: Mapping[str, Any]) -> None:
         with (self._directory / f"{name}.{self._rank}").open("a") as file:
             file.write(json.dumps({**what, "start": self._start}) + "\n")
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the epoch, and where the start goes on."""
         self._epoch = epoch
         if not self._has_stepped:
             fit = current_fit()
             assert fit is not None
             position = fit.position()
-            self._note("from", {"epoch": position.epoch, "consumed": position.consumed})
+            self._append("from", {"epoch": position.epoch, "consumed": position.consumed})
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Notes the step; makes room on the disk again."""
         self._step = batch
         if self._filler is not None:
             self.checkpoint.wait()
@@ -133,120 +132,112 @@ class Notes(keras.callbacks.Callback):
             self._filler = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Notes the first step of a start; fills the disk when it is time."""
         if not self._has_stepped:
             self._has_stepped = True
-            self._note("first", {"time": time.time()})
-        if self._is_time(blows.FILL_STEP) and self._has_trouble(Trouble.FULL_DISK):
+            self._append("first", {"time": time.time()})
+        if self._is_time(cases.FILL_STEP) and self._has_precondition(Precondition.FULL_DISK):
             self.checkpoint.wait()
             self._filler = _Filler(self._directory / "checkpoints" / "filler")
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Notes that validation has begun."""
         self._validating = True
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Notes that it has ended."""
         self._validating = False
 
     def record(self, ids: np.ndarray, training: bool) -> np.ndarray:
-        """Notes a batch, from within the step; and strikes, when it is time."""
+        """Records a batch, from within the step, and injects the fault when it is due."""
         if training:
             line = {"epoch": self._epoch, "step": self._step}
             known = {**line, "start": self._start, "ids": ids.astype(int).tolist()}
             self._seen.write(json.dumps(known) + "\n")
             time.sleep(self._pause_s)
-            if self._blow is not None and self._blow.place is Place.STEP:
-                self._strike_if(self._is_time(self._blow.step))
-        elif self._validating and self._blow is not None:
-            in_it = self._blow.place is Place.VALIDATION and self._epoch == blows.EPOCH
-            self._strike_if(in_it)
+            if self._fault is not None and self._fault.point is Point.STEP:
+                self._inject_if(self._is_time(self._fault.step))
+        elif self._validating and self._fault is not None:
+            in_it = self._fault.point is Point.VALIDATION and self._epoch == cases.EPOCH
+            self._inject_if(in_it)
         return np.zeros((), np.int32)
 
-    def strike_while_writing(self) -> bool:
-        """Whether the file that is about to be written is to be the last."""
-        blow = self._blow
-        in_it = blow is not None and blow.place is Place.WRITING and self._rank in blow.ranks
-        return in_it and self._epoch == blows.EPOCH and not self._marker.exists()
+    def fails_while_writing(self) -> bool:
+        """Whether the fault comes while the next file is written."""
+        fault = self._fault
+        in_it = fault is not None and fault.point is Point.CHECKPOINT and self._rank in fault.ranks
+        return in_it and self._epoch == cases.EPOCH and not self._marker.exists()
 
-    def strike(self) -> None:
-        """Strikes now."""
-        assert self._blow is not None
+    def inject(self) -> None:
+        assert self._fault is not None
         self._marker.write_text(repr(time.time()))
-        _ACTS[self._blow.act]()
+        _ACTIONS[self._fault.action]()
 
-    def _strike_if(self, is_time: bool) -> None:
-        blow = self._blow
-        if not is_time or blow is None or self._rank not in blow.ranks:
+    def _inject_if(self, is_time: bool) -> None:
+        fault = self._fault
+        if not is_time or fault is None or self._rank not in fault.ranks:
             return
-        if blow.is_repeated and tfddl.size() < blow.num_workers:
+        if fault.is_repeated and tfddl.size() < fault.num_workers:
             return
-        if self._marker.exists() and not blow.is_repeated:
+        if self._marker.exists() and not fault.is_repeated:
             return
-        if blow.trouble is Trouble.DAMAGED:
+        if fault.precondition is Precondition.DAMAGED:
             self.checkpoint.wait()
             _damage(self.checkpoint.store.files()[0])
-        self.strike()
+        self.inject()
 
     def _is_time(self, step: int) -> bool:
-        return (self._epoch, self._step) == (blows.EPOCH, step)
+        return (self._epoch, self._step) == (cases.EPOCH, step)
 
-    def _has_trouble(self, trouble: Trouble) -> bool:
-        here = self._rank == 0 and not (self._directory / "struck.1").exists()
-        return here and self._blow is not None and self._blow.trouble is trouble
+    def _has_precondition(self, precondition: Precondition) -> bool:
+        here = self._rank == 0 and not (self._directory / "injected.1").exists()
+        return here and self._fault is not None and self._fault.precondition is precondition
 
 
-class _Recorder(keras.layers.Layer):
-    """Takes the example's number off the input, and has it written down."""
+class _RecordingLayer(keras.layers.Layer):
+    """Takes the example's number off the input, and has it recorded."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self._notes = notes
+        self._recorder = recorder
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Writes down within the step, before anything else of it is done."""
+        """Records within the step, before anything else of it is done."""
         arguments = [inputs[:, 0], tf.constant(bool(training))]
-        done = tf.numpy_function(self._notes.record, arguments, tf.int32)
+        done = tf.numpy_function(self._recorder.record, arguments, tf.int32)
         with tf.control_dependencies([done]):
             return tf.identity(inputs[:, 1:])
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """One column less."""
         return (input_shape[0], _FEATURES)
 
 
-def _store(store: CheckpointStore, notes: Notes) -> CheckpointStore:
-    """The same store, whose files may be the last that are written."""
+def _store(store: CheckpointStore, recorder: Recorder) -> CheckpointStore:
+    """The same store; the fault may come while it writes."""
 
     @dataclasses.dataclass(frozen=True)
-    class Struck(CheckpointStore):
+    class FailingStore(CheckpointStore):
         def write(self, snapshot: Snapshot, *, step: int, is_best: bool = False) -> Path:
-            if notes.strike_while_writing():
-                bomb: Any = _Bomb(notes)
-                snapshot = Snapshot(snapshot.meta, {**snapshot.arrays, "last": bomb})
+            if recorder.fails_while_writing():
+                array: Any = _FailingArray(recorder)
+                snapshot = Snapshot(snapshot.meta, {**snapshot.arrays, "last": array})
             return super().write(snapshot, step=step, is_best=is_best)
 
-    return Struck(store.directory, store.keep)
+    return FailingStore(store.directory, store.keep)
 
 
-class _Bomb:
-    """Looks like an array, and strikes when its turn to be written has come."""
+class _FailingArray:
+    """Looks like an array, and injects the fault when it is written."""
 
     dtype = np.dtype("float32")
 
-    def __init__(self, notes: Notes) -> None:
-        self._notes = notes
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        self._notes.strike()
+        self._recorder.inject()
         return np.zeros(1, np.float32)
 
 
 class _Filler:
-    """A disk that is full for a while.
-
-    A small one is filled; where there is none, files that are written may not grow.
-    """
+    """A full disk, until `empty`: a small one is filled, otherwise RLIMIT_FSIZE is set."""
 
     def __init__(self, path: Path) -> None:
         room = os.statvfs(path.parent)
@@ -260,7 +251,6 @@ class _Filler:
                 file.write(_PIECE)
 
     def empty(self) -> None:
-        """There is room again."""
         if self._path is not None:
             self._path.unlink()
         else:
@@ -284,22 +274,22 @@ def _hang() -> None:
 
 
 def _crash() -> None:
-    raise RuntimeError("struck")
+    raise RuntimeError("injected")
 
 
 def _tfddlrun() -> int:
-    """The process that the user has started: its child is what has started this one."""
+    """The pid of the process that the user started: the parent of the one that started this one."""
     text = Path(f"/proc/{os.getppid()}/stat").read_text()
     return int(text.rpartition(")")[2].split()[1])
 
 
-_ACTS: Mapping[Act, Callable[[], None]] = {
-    Act.KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
-    Act.STOP: _stop,
-    Act.TERM: lambda: os.kill(os.getpid(), signal.SIGTERM),
-    Act.HANG: _hang,
-    Act.CRASH: _crash,
-    Act.KILL_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGKILL),
-    Act.TERM_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGTERM),
-    Act.CUT_OFF: lambda: namespaces.cut_off(None),
+_ACTIONS: Mapping[Action, Callable[[], None]] = {
+    Action.KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
+    Action.STOP: _stop,
+    Action.TERM: lambda: os.kill(os.getpid(), signal.SIGTERM),
+    Action.HANG: _hang,
+    Action.CRASH: _crash,
+    Action.KILL_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGKILL),
+    Action.TERM_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGTERM),
+    Action.DISCONNECT: lambda: namespaces.disconnect(None),
 }

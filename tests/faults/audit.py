@@ -1,4 +1,4 @@
-"""What a training that was struck has left, and what that proves. Without TensorFlow."""
+"""Which examples came into the weights how often, from the records of a training."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ Batches = dict[tuple[int, int], list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """One start of the job: from where it went on, and what it trained on."""
+    """One start of the job: the position it resumed from, and what it trained on."""
 
     epoch: int
     consumed: int
@@ -24,18 +24,18 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Exposure:
-    """How often the examples were trained on, as far as it has come into the weights."""
+    """How often examples came into the final weights."""
 
     lost: int
-    """Examples that some epoch misses, over all epochs."""
+    """Examples missing from an epoch, over all epochs."""
 
     twice: int
     repeated: int
-    """Steps that were trained on, and then again because they hadn't been saved."""
+    """Steps that were done again because they hadn't been saved."""
 
 
 def read_starts(directory: Path) -> list[Start]:
-    """The starts that came to train, in their order."""
+    """The starts that trained, in order."""
     begun = {line["start"]: line for line in _lines(directory.glob("from.0"))}
     batches: dict[str, Batches] = {start: {} for start in begun}
     for line in _lines(sorted(directory.glob("seen.*"))):
@@ -45,7 +45,7 @@ def read_starts(directory: Path) -> list[Start]:
 
 
 def exposure(starts: list[Start], *, num_examples: int, epochs: int) -> Exposure:
-    """Counts what has come into the weights: of each start, what the next one went on from."""
+    """Counts, of each start, the steps up to the position that the next one resumed from."""
     seen: list[Counter[int]] = [Counter() for _ in range(epochs)]
     repeated = 0
     ends = [(start.epoch, start.consumed) for start in starts[1:]] + [(epochs, 0)]
@@ -59,7 +59,7 @@ def exposure(starts: list[Start], *, num_examples: int, epochs: int) -> Exposure
 
 
 def _kept(start: Start, end: tuple[int, int]) -> Iterator[tuple[int, list[int]]]:
-    """The epoch and the examples of each step that was saved."""
+    """(epoch, examples) of each step that was saved."""
     consumed, epoch_before = start.consumed, start.epoch
     for (epoch, _), ids in sorted(start.batches.items()):
         if epoch != epoch_before:
@@ -69,16 +69,16 @@ def _kept(start: Start, end: tuple[int, int]) -> Iterator[tuple[int, list[int]]]
             yield epoch, ids
 
 
-def read_notes(directory: Path, name: str) -> list[dict[str, Any]]:
-    """What all ranks have noted under a name."""
+def read_records(directory: Path, name: str) -> list[dict[str, Any]]:
+    """The records of all ranks under a name."""
     return list(_lines(sorted(directory.glob(f"{name}.*"))))
 
 
 def weights_differ(directory: Path, other: Path) -> float:
-    """The largest difference of a weight, by the largest weight of its variable; 0 is bit for bit.
+    """The largest difference of a weight, relative to its variable's largest; 0 is bit for bit.
 
     Raises:
-        OSError: One of the trainings has left no weights.
+        OSError: One of the trainings left no weights.
     """
     with (
         np.load(directory / "weights.npz") as mine,
