@@ -7,6 +7,18 @@ from tests import problem
 from tfddl.segmentation.dice import exact_dice_loss
 
 
+def dataset(spec: dict[str, Any]) -> Any:
+    """What `train` trains on."""
+    return tfddl.shard_dataset(
+        problem.data(spec)[0],
+        problem.labels(spec),
+        problem.sample_weights(spec),
+        batch_size=spec["batch_size"],
+        seed=spec.get("seed"),
+        order=spec.get("order", "global"),
+    )
+
+
 def train(spec: dict[str, Any]) -> dict[str, Any]:
     """`fit` on what `shard_dataset` gives, through either door."""
     init_seed = 100 + tfddl.rank() * (not spec.get("same_init"))
@@ -37,14 +49,7 @@ def _train(spec: dict[str, Any]) -> dict[str, Any]:
             problem.data(spec, "val")[0], problem.labels(spec, "val"), batch_size=spec["batch_size"]
         )
     history = model.fit(
-        tfddl.shard_dataset(
-            problem.data(spec)[0],
-            problem.labels(spec),
-            problem.sample_weights(spec),
-            batch_size=spec["batch_size"],
-            seed=spec.get("seed"),
-            order=spec.get("order", "global"),
-        ),
+        dataset(spec),
         epochs=spec["epochs"],
         validation_data=validation,
         class_weight=problem.class_weight(spec),
