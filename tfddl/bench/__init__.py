@@ -1,35 +1,23 @@
-"""Commands that measure tfddl on the machines at hand.
+"""`tfddl-bench`: what tfddl costs and gains on the machines at hand.
 
-Memory:
+The command starts jobs by `tfddlrun`, one after the other. Within a job, all that is compared takes
+turns in the same processes, and each measurement has its baseline there (plain Keras, a sum in
+memory), so that whatever slows the machine for a while slows both. Workers report by JSON lines on
+their stdout.
 
-* `usage`: what a process keeps in memory.
-* `reading`: a file of examples, and what it costs a worker to read its share.
-* `table`: what was measured, as text.
-* `jobs`: runs the workers that measure.
-* `memory`: the command ``python -m tfddl.bench.memory``.
+The command, without TensorFlow:
 
-Between hosts, in every worker of a job:
+* `main`: flags; `config`: what they ask for; `workloads`: the models by name.
+* `targets`: this machine, or hosts; `jobs`: runs a job there, and reads its reports.
+* `experiment`: which jobs, in which order.
+* `results`, `stats`, `codec`: what came out, and its JSON.
+* `report`, `table`, `plots`, `tensorboard`: tables, pictures, events.
+* `progress`: what is going on.
 
-* `streams`: what one TCP stream carries. `turns`: takes times in turns.
-* `crossing`: what is measured. `between`: the command ``python -m tfddl.bench.between``.
+In a worker:
 
-Speed, ``python -m tfddl.bench`` or ``tfddl-bench``. A *crew* is a job of workers that stay, and do
-what they are told when it is their turn. Of the workers, with TensorFlow:
-
-* `orders`: what they are told, and what they answer; `workloads`: what there is to train.
-* `channel`: how that travels; `entrance`: where they come in for it, both ends; `line`: how they
-  take orders.
-* `models`, `calls`: what is timed; `pacer` holds a training between its steps; `devices`.
-* `contestants`: the ways that are compared; `worker`: the process.
-
-Of the command, without TensorFlow:
-
-* `settings`, `progress`, `results`: what is asked for, is going on, and came out.
-* `ground`: this machine, or hosts: where crews run, and what starts them there.
-* `machines`: what that is; `load`: what others do on its cores.
-* `spread`: what timings come to.
-* `crew`, `field`: starts workers and gives orders; all that compete.
-* `training`, `calling`, `starting`: the measurements, which `speed` makes one after the other.
-* `report`, `charts`, `plots`, `board`: tables, pictures, TensorBoard.
-* `main`: the door.
+* `worker`: the process. `interleave`: takes times in turns.
+* `collectives`, `training`, `inter_host`: what is measured in one long job.
+* `startup`: a job that only starts. `reading`: memory of a worker that reads a large file.
+* `models`, `devices`, `rss`, `machines`: what these need.
 """

@@ -1,126 +1,198 @@
-"""Jobs that measure, one after the other, and the table of what they found."""
+"""Runs one job, and reads what its workers report.
 
+A worker reports by lines on its stdout, ``@tfddl-bench {…}``, which `tfddlrun` passes on with the
+rank in front. Nothing is sent to workers: all that they need is on their command line.
+"""
+
+import contextlib
 import dataclasses
-import json
-import shutil
+import enum
+import queue
+import re
+import signal
+import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from tfddl._src.launcher.job import JobOptions, run_job
-from tfddl.bench.reading import EXAMPLE_BYTES, Reading, Way, check_all_were_read, write_examples
-from tfddl.bench.table import span, table
-from tfddl.errors import DataError, LaunchError
+from tfddl.bench.codec import from_json, to_json
+from tfddl.bench.config import Config, InitOptions, Style
+from tfddl.bench.results import Results
+from tfddl.bench.workloads import Workload
+from tfddl.errors import LaunchError
 
-_MB = 1e6
-_COMMAND = (sys.executable, "-m", "tfddl.bench.memory")
-_HEADINGS = ("way", "workers", "share", "kept", "at most", "mapped")
+PLAIN = "plain Keras"
+"""The label of workers without tfddl."""
+
+_MARK = "@tfddl-bench "
+_REPORT = re.compile(rf"(?:\[\d+\] )?{_MARK}(\{{.*\}})")
+_SILENCE_S = 900.0
+"""A job that says nothing for so long hangs."""
+
+_END_S = 20.0
+_TAIL_LINES = 40
+
+
+class Kind(enum.StrEnum):
+    """What a job does: collectives and training in turns; a start; reading a file."""
+
+    MEASURE = "measure"
+    START = "start"
+    READ = "read"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
-    """What to measure."""
+class Task:
+    """What every worker of a job is told, on its command line."""
 
-    size_gb: float
-    """Of the file, in 10 ** 9 bytes."""
-
-    workers: tuple[int, ...]
-    """Jobs of how many workers."""
-
-    ways: tuple[Way, ...]
-    batch_size: int
-    """Examples per worker and step."""
-
-    directory: Path
-    """Where the file is written for a while."""
-
-    def __post_init__(self) -> None:
-        if not self.workers or min(self.workers) < 1:
-            raise DataError(f"workers is {self.workers}; each must be at least 1.")
-        if self.batch_size < 1:
-            raise DataError(f"batch_size is {self.batch_size}; it must be at least 1.")
-        if self.num_examples < max(self.workers):
-            raise DataError(f"{self.size_gb} GB are less than an example for each worker.")
-        free = shutil.disk_usage(self.directory).free
-        if free < self.num_examples * EXAMPLE_BYTES:
-            raise DataError(
-                f"{self.directory} has {free / _MB:.0f} MB left, too little for a file of "
-                f"{self.size_gb} GB. Ask for a smaller one, or for another folder."
-            )
-
-    @property
-    def num_examples(self) -> int:
-        """As many as fit into the size."""
-        return int(self.size_gb * 1e9) // EXAMPLE_BYTES
+    kind: Kind
+    config: Config
+    options: InitOptions = InitOptions()
+    style: Style = Style.OPTIMIZER  # of a START, as is:
+    workload: Workload | None = None
+    directory: str = ""  # where a READ finds the file
 
 
-def measure(config: MemoryConfig, *, environment: Mapping[str, str]) -> str:
-    """Runs all jobs, and returns what they found, as text.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What each worker of a START reports at its end; see `tfddl.bench.results.Start`."""
+
+    label: str
+    import_s: float
+    init_s: float
+    first_step_s: float
+    started_bytes: int
+    kept_bytes: int
+    gradient_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """One line of a worker."""
+
+    progress: str | None = None
+    results: Results | None = None
+    sample: Sample | None = None
+    others: tuple[str, ...] = ()
+    """Other values of ``tfddl.init(collective=…)`` that would make a difference in this job."""
+
+    has_stepped: bool = False
+    """The first training step is done."""
+
+    is_done: bool = False
+    """The worker ends."""
+
+    def write(self) -> None:
+        """To stdout, at once."""
+        sys.stdout.write(f"{_MARK}{to_json(self)}\n")
+        sys.stdout.flush()
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What the workers of a job reported."""
+
+    results: Results = dataclasses.field(default_factory=Results)
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    others: tuple[str, ...] = ()
+    step_s: float = 0.0
+    """From launch until the last worker had done its first step."""
+
+
+def run_job(
+    command: Sequence[str],
+    task: Task,
+    *,
+    num_workers: int,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Outcome:
+    """Runs a job to its end.
 
     Args:
-        config: What to measure.
-        environment: What the workers inherit.
+        command: Starts a Python in each worker.
+        task: What they do.
+        num_workers: How many they are.
+        environment: What they inherit.
+        say: Takes what they say of their progress.
 
     Raises:
-        OSError: The file can't be written.
-        LaunchError: A job failed; it has said why.
-        DataError: The workers didn't read every example once.
+        LaunchError: The job failed, or was silent for 15 minutes; the text has its last output.
     """
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="tfddl-bench-", dir=config.directory) as name:
-        directory = Path(name)
-        write_examples(directory, config.num_examples)
-        for way in config.ways:
-            for num_workers in config.workers:
-                command = (
-                    *_COMMAND,
-                    f"--read={directory}",
-                    f"--way={way.name}",
-                    f"--batch_size={config.batch_size}",
-                )
-                options = JobOptions(num_workers=num_workers, command=command)
-                if run_job(options, environment=environment):
-                    raise LaunchError(f"the job of {num_workers} workers that read {way} failed.")
-                readings = _take_readings(directory, num_workers)
-                check_all_were_read(readings, config.num_examples)
-                rows.append(row(way, readings))
-    return f"{_caption(config)}\n\n{table(_HEADINGS, rows)}"
+    outcome, num_done = Outcome(), 0
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    launched_s = time.monotonic()
+    with _started([*command, "-m", "tfddl.bench.worker", to_json(task)], environment) as process:
+        for at_s, line in _lines(process):
+            found = _REPORT.fullmatch(line)
+            if found is None:
+                tail.append(f"    {line}\n")
+                continue
+            report = from_json(Report, found[1])
+            if report.progress is not None:
+                say(report.progress)
+            if report.results is not None:
+                outcome.results.add(report.results)
+            if report.sample is not None:
+                outcome.samples.append(report.sample)
+            if report.has_stepped:
+                outcome.step_s = at_s - launched_s
+            outcome.others = outcome.others or report.others
+            num_done += report.is_done
+    # With TensorFlow's servers, who is done may yet be aborted as another ends before it.
+    if num_done < num_workers:
+        raise LaunchError(
+            f"a job of {num_workers} workers failed. It said, and at the end who failed first:\n"
+            + ("".join(tail) or "    nothing")
+        )
+    return outcome
 
 
-def row(way: Way, readings: Sequence[Reading]) -> list[str]:
-    """Of the table: what the workers of one job read and kept, least..most, in MB."""
-    columns = [
-        [reading.examples * EXAMPLE_BYTES for reading in readings],
-        [reading.kept for reading in readings],
-        [reading.peak for reading in readings],
-        [reading.mapped for reading in readings],
-    ]
-    return [way, str(len(readings)), *(span([v / _MB for v in values]) for values in columns)]
+@contextlib.contextmanager
+def _started(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator["subprocess.Popen[str]"]:
+    """A running job; it is ended on exit, should it still run."""
+    with subprocess.Popen(
+        command,
+        env={"TF_CPP_MIN_LOG_LEVEL": "2", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # A Ctrl-C is ours, and we end it.
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            process.send_signal(signal.SIGTERM)  # tfddlrun then ends its workers.
+            raise
+        finally:
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def write_reading(directory: Path, rank: int, reading: Reading) -> None:
-    """Leaves what a worker measured where `measure` finds it."""
-    text = json.dumps(dataclasses.asdict(reading))
-    (directory / f"rank.{rank}.json").write_text(text)
+def _lines(process: "subprocess.Popen[str]") -> Iterator[tuple[float, str]]:
+    """Each line of the output, and when it came, by `time.monotonic`."""
+    lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
 
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put((time.monotonic(), line.rstrip("\n")))
+        lines.put(None)
 
-def _take_readings(directory: Path, num_workers: int) -> list[Reading]:
-    """What each worker of a job measured, in rank order."""
-    paths = [directory / f"rank.{rank}.json" for rank in range(num_workers)]
-    readings = [Reading(**json.loads(path.read_text())) for path in paths]
-    for path in paths:
-        path.unlink()  # None is taken for another job's.
-    return readings
-
-
-def _caption(config: MemoryConfig) -> str:
-    batch = config.batch_size * EXAMPLE_BYTES / _MB
-    return (
-        f"{config.num_examples} examples of {EXAMPLE_BYTES} bytes in a .npy file, batches of "
-        f"{batch:.1f} MB.\n"
-        "MB per worker, least..most: its share of the file; what it kept after an epoch, and at\n"
-        "most meanwhile, of anonymous memory and its part of what is shared, above what it had\n"
-        "after init(); and what it had mapped of files then, which is page cache. global, block:\n"
-        "shard_dataset of a memory map, in this order; held: the worker's block as an array."
-    )
+    threading.Thread(target=read, name="tfddl-bench-output", daemon=True).start()
+    while True:
+        try:
+            item = lines.get(timeout=_SILENCE_S)
+        except queue.Empty:
+            raise LaunchError(f"a job has said nothing for {_SILENCE_S:.0f} s") from None
+        if item is None:
+            return
+        yield item

@@ -1,42 +1,25 @@
-"""Tells what is measured now, and how long it takes."""
+"""Says what is measured now, and how long it takes."""
 
 import contextlib
-import sys
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
 
 
 class Progress:
-    """Writes lines such as ``tfddl-bench: [ 12 s] U-Net, round 2 of 5: 3.1 s``."""
+    """Says things such as ``2 workers, U-Net, round 2 of 5 done after 3.1 s; about 5 s left``."""
 
-    def __init__(
-        self, out: TextIO = sys.stderr, *, name: str = "tfddl-bench", quiet: bool = False
-    ) -> None:
-        """Begins to count the time.
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """Begins without a prefix.
 
         Args:
-            out: Where to write.
-            name: Of the command.
-            quiet: Whether to write nothing.
+            say: Takes each text.
         """
-        self._out = out
-        self._name, self._quiet = name, quiet
-        self._began_s = time.monotonic()
+        self._say = say
         self._parts: list[str] = []
 
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.monotonic() - self._began_s
-
     def say(self, text: str) -> None:
-        """Writes a line."""
-        if self._quiet:
-            return
-        prefix = "".join(f"{part}, " for part in self._parts)
-        self._out.write(f"{self._name}: [{self.seconds:3.0f} s] {prefix}{text}\n")
-        self._out.flush()
+        """Says a text, after the parts that it belongs to."""
+        self._say(", ".join([*self._parts, text]))
 
     @contextlib.contextmanager
     def within(self, part: str) -> Iterator[None]:
@@ -48,7 +31,7 @@ class Progress:
             self._parts.pop()
 
     def rounds(self, number: int) -> Iterator[int]:
-        """Counts rounds, and tells after each how much is left."""
+        """Counts rounds from 0, and says after each how much is left."""
         began_s = time.monotonic()
         for done in range(1, number + 1):
             yield done - 1

@@ -1,7 +1,7 @@
-"""A file of examples, and what it costs a worker to read its share of them."""
+"""A file of examples, and what a worker keeps in memory that reads its shard of them."""
 
 import dataclasses
-import enum
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,33 +10,20 @@ from typing import Any
 import numpy as np
 
 import tfddl
-from tfddl.bench.usage import Usage
+from tfddl.bench.config import EXAMPLE_BYTES, Order
+from tfddl.bench.results import Reading
+from tfddl.bench.rss import Rss
 from tfddl.errors import DataError
-
-EXAMPLE_BYTES = 96 * 96 * 3
-"""Of one example, uint8 of shape (96, 96, 3)."""
 
 _SHAPE = (96, 96, 3)
 _FILE = "examples.npy"
 _ID_BYTES = 8
 _CHUNK = 2048
-
-
-class Way(enum.StrEnum):
-    """How a worker comes by its examples."""
-
-    GLOBAL = "global"
-    """`shard_dataset` of a memory map, one permutation of all examples."""
-
-    BLOCK = "block"
-    """`shard_dataset` of a memory map, each worker within its contiguous part."""
-
-    HELD = "held"
-    """The worker's contiguous part as an array in memory."""
+_WARM_UP_STEPS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
+class Read:
     """What one worker read in an epoch, and what it kept, in bytes above what it began with."""
 
     examples: int
@@ -57,7 +44,7 @@ def write_examples(directory: Path, num_examples: int) -> None:
     """Writes a file of random examples, of which each begins with its number.
 
     Raises:
-        OSError: The disk is full, or the folder can't be written to.
+        OSError: The disk is full, or the directory can't be written to.
     """
     rng = np.random.default_rng(0)
     with (directory / _FILE).open("wb") as file:
@@ -73,25 +60,52 @@ def write_examples(directory: Path, num_examples: int) -> None:
         os.fsync(file.fileno())
 
 
-def read_share(directory: Path, way: Way, *, batch_size: int) -> Reading:
-    """Reads an epoch of this worker's share.
+def measure_reading(
+    directory: Path, orders: tuple[Order, ...], *, num_examples: int, batch_size: int
+) -> list[Reading]:
+    """Reads an epoch in each order. All ranks must call it together.
 
     Args:
         directory: Where `write_examples` wrote.
-        way: How.
-        batch_size: Examples per step.
+        orders: How.
+        num_examples: What all workers together have to read.
+        batch_size: Examples per worker and step.
+
+    Raises:
+        DataError: They didn't read each example once.
     """
-    before = Usage.now()
+    # What TensorFlow allocates once for an input pipeline isn't what reading costs.
+    for _ in itertools.islice(_batches(directory, Order.GLOBAL, batch_size), _WARM_UP_STEPS):
+        pass
+    found = []
+    for order in orders:
+        reads = tfddl.allgather_object(read_shard(directory, order, batch_size=batch_size))
+        check_all_were_read(reads, num_examples)
+        found.append(
+            Reading(
+                workers=tfddl.size(),
+                order=order,
+                shard_bytes=tuple(read.examples * EXAMPLE_BYTES for read in reads),
+                kept_bytes=tuple(read.kept for read in reads),
+                peak_bytes=tuple(read.peak for read in reads),
+                mapped_bytes=tuple(read.mapped for read in reads),
+            )
+        )
+    return found
+
+
+def read_shard(directory: Path, order: Order, *, batch_size: int) -> Read:
+    """Reads an epoch of this worker's shard."""
+    before = Rss.now()
     peak = examples = ids = 0
-    data = _held(directory) if way is Way.HELD else _shared_out(directory, way, batch_size)
-    for batch in _steps(data, batch_size):
+    batches = _batches(directory, order, batch_size)
+    for batch in batches:
         numbers = np.ascontiguousarray(batch.reshape(len(batch), -1)[:, :_ID_BYTES]).view("<i8")
         examples += len(numbers)
         ids += int(numbers.sum())
-        peak = max(peak, Usage.now().kept - before.kept)
-    after = Usage.now()
-    del data  # Until here, it is kept.
-    return Reading(
+        after = Rss.now()  # While the data is still held.
+        peak = max(peak, after.kept - before.kept)
+    return Read(
         examples=examples,
         ids=ids,
         kept=after.kept - before.kept,
@@ -100,32 +114,25 @@ def read_share(directory: Path, way: Way, *, batch_size: int) -> Reading:
     )
 
 
-def check_all_were_read(readings: list[Reading], num_examples: int) -> None:
-    """Makes sure that the workers read each example once.
+def check_all_were_read(reads: list[Read], num_examples: int) -> None:
+    """Checks that the workers read each example once.
 
     Raises:
         DataError: They didn't.
     """
-    found = sum(r.examples for r in readings), sum(r.ids for r in readings)
+    found = sum(r.examples for r in reads), sum(r.ids for r in reads)
     if found != (num_examples, num_examples * (num_examples - 1) // 2):
         raise DataError(f"The workers read {found[0]} examples instead of {num_examples}.")
 
 
-def _held(directory: Path) -> np.ndarray:
+def _batches(directory: Path, order: Order, batch_size: int) -> Iterator[np.ndarray]:
     examples = np.load(directory / _FILE, mmap_mode="r")
-    start, stop = tfddl.shard_range(len(examples), tfddl.rank(), tfddl.size())
-    return np.array(examples[start:stop])
-
-
-def _shared_out(directory: Path, order: str, batch_size: int) -> Any:
-    examples = np.load(directory / _FILE, mmap_mode="r")
-    return tfddl.shard_dataset(examples, batch_size=batch_size, seed=1, order=order)
-
-
-def _steps(data: Any, batch_size: int) -> Iterator[np.ndarray]:
-    if isinstance(data, np.ndarray):
-        for start in range(0, len(data), batch_size):
-            yield data[start : start + batch_size]
-    else:
-        for batch in data:
-            yield batch.numpy()
+    if order is Order.HELD:
+        start, stop = tfddl.shard_range(len(examples), tfddl.rank(), tfddl.size())
+        held = np.array(examples[start:stop])
+        for first in range(0, len(held), batch_size):
+            yield held[first : first + batch_size]
+        return
+    dataset: Any = tfddl.shard_dataset(examples, batch_size=batch_size, seed=1, order=str(order))
+    for batch in dataset:
+        yield batch.numpy()

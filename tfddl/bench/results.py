@@ -5,148 +5,134 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfddl.bench.machines import Met
-from tfddl.bench.orders import Mode, Operation
-from tfddl.bench.spread import Spread, StepTimes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MemorySum:
-    """Two arrays added into a third, which is kept, by all workers at once."""
-
-    workers: int
-    num_bytes: int
-    """Of the result."""
-
-    gb_per_s: float
-    """Of the result, 10 ** 9 bytes per second and worker."""
+from tfddl.bench.codec import from_json, to_json
+from tfddl.bench.config import Mode, Operation, Order, Style
+from tfddl.bench.machines import Load, Machine
+from tfddl.bench.stats import Spread, StepTimes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CollectiveSpeed:
-    """A collective, with tensors of one size, through one transport."""
+    """A collective with float32 tensors of one size, through one transport.
+
+    Speeds are of the bytes of a rank's tensor over the median. The sum in memory adds two such
+    arrays into a third, which is kept, in all workers at once.
+    """
 
     workers: int
     operation: Operation
     transport: str
     num_bytes: int
-    """Of each rank's tensor."""
-
     mode: Mode
-    call_s: Spread
-    """Over the calls of all ranks and rounds; in a graph, of each of a chain of collectives."""
-
-    gb_per_s: float
-    """The bytes of a rank's tensor over the median."""
+    call_s: Spread  # of all ranks and rounds; in a graph, of each of a chain of collectives
+    gb_per_s: float  # 10 ** 9 bytes
+    of_memory_sum: float  # the same, over the speed of the sum in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSpeed:
-    """Training one model in one way, compared with as many lone workers at once."""
+    """Training one model in one way, against as many plain Keras processes at once.
+
+    Images per second are of all workers together, over the rounds; ratios are taken round by round.
+    """
 
     workers: int
     model: str
     image_size: int
     batch_size: int
     transport: str
+    style: Style
     images_per_s: Spread
-    """Of all workers together, over the rounds."""
-
     lone_images_per_s: Spread
     ratio: Spread
-    """One over the other, round by round."""
-
-    steps_per_round: int
-    step_s: float
-    """The median over all steps and ranks."""
-
+    over_strategy: Spread | None  # a ratio, too; None where TensorFlow's strategy wasn't measured
+    step_s: float  # median over all steps and ranks
     lone_step_s: float
-    parts: StepTimes | None
-    """Where the time of a step goes; None where nothing tells."""
-
-    bytes_written_per_byte_reduced: float | None
-    """None where the transport doesn't count."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What a worker of one way keeps while it trains, compared with a lone one."""
-
-    workers: int
-    model: str
-    transport: str
-    kept_bytes: int
-    """Anonymous and shared memory between steps: the median over the workers and rounds."""
-
-    lone_kept_bytes: int
-    started_bytes: int
-    """What it kept before any model was made."""
-
-    lone_started_bytes: int
+    steps_per_round: int
+    parts: StepTimes | None  # None where nothing measures the time in collectives
+    bytes_written_per_byte_reduced: float | None  # None where the transport doesn't count
     gradient_bytes: int
-
-    @property
-    def beyond_in_gradients(self) -> float:
-        """What it keeps beyond the lone one, in units of the gradients' size."""
-        return (self.kept_bytes - self.lone_kept_bytes) / self.gradient_bytes
+    sent_bytes: tuple[int, ...]  # per step and host, by its network interfaces; () on one host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """From launch to the end of the first training step, in seconds."""
+    """From launch to the end of the first training step, in processes of their own, and memory."""
+
+    workers: int  # 0 is one plain process that has a host to itself
+    model: str
+    transport: str
+    total_s: Spread  # over the starts: until the last worker has done the step
+    import_s: float  # medians of the slowest workers: TensorFlow and Keras,
+    init_s: float  # `tfddl.init()` or the strategy,
+    first_step_s: float  # making the model, tracing, and the step
+    started_bytes: int  # medians of all workers: anonymous and shared memory before the model,
+    kept_bytes: int  # and after some steps
+    gradient_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What workers keep that read a large file, by rank: bytes above what they began with."""
 
     workers: int
-    """0 is a single plain process, with all cores to itself: on this machine started without
-    `tfddlrun`, on hosts by it, on the first of them."""
+    order: Order
+    shard_bytes: tuple[int, ...]  # what it read
+    kept_bytes: tuple[int, ...]  # when the epoch had ended
+    peak_bytes: tuple[int, ...]  # the most after any step
+    mapped_bytes: tuple[int, ...]  # page cache that it had mapped when the epoch had ended
 
-    transport: str
-    total_s: Spread
-    """Until the last worker is done, over the starts."""
 
-    import_s: float
-    """The medians of the slowest workers: TensorFlow and Keras,"""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What one TCP stream carries between the first two hosts, one way."""
 
-    init_s: float
-    """`tfddl.init()` or the strategy,"""
-
-    first_step_s: float
-    """making the model, tracing, and the step."""
+    workers: int
+    gb_per_s: float | None  # None where the second host can't be reached
+    error: str = ""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Results:
-    """All of it."""
+    """All of it; `add` takes in what a job reports."""
 
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    machines: list[Met] = dataclasses.field(default_factory=list)
+    machines: list[Machine] = dataclasses.field(default_factory=list)
     layouts: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
     """By number of workers, how many of them each host had."""
 
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    streams: list[Stream] = dataclasses.field(default_factory=list)
     collectives: list[CollectiveSpeed] = dataclasses.field(default_factory=list)
-    memory_sums: list[MemorySum] = dataclasses.field(default_factory=list)
     training: list[TrainingSpeed] = dataclasses.field(default_factory=list)
-    memory: list[Memory] = dataclasses.field(default_factory=list)
     starts: list[Start] = dataclasses.field(default_factory=list)
-    foreign_cores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """How many cores others kept busy in the mean: while what was measured, on which machine."""
-
+    reading: list[Reading] = dataclasses.field(default_factory=list)
+    loads: list[Load] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
-    """How long all of it took."""
 
-    def sum_speed(self, workers: int, num_bytes: int) -> float | None:
-        """The speed of the sum in memory at a size, in GB/s; None where it wasn't measured."""
-        found = [
-            s.gb_per_s for s in self.memory_sums if (s.workers, s.num_bytes) == (workers, num_bytes)
-        ]
-        return found[0] if found else None
+    def add(self, other: "Results") -> None:
+        """Takes in another's measurements."""
+        self.versions |= other.versions
+        self.machines = Machine.merged([*self.machines, *other.machines])
+        for name in ("streams", "collectives", "training", "starts", "reading", "loads"):
+            getattr(self, name).extend(getattr(other, name))
+
+    @property
+    def foreign_cores(self) -> dict[str, dict[str, float]]:
+        """Cores that others kept busy in the mean: by part that was measured, and machine."""
+        found: dict[str, dict[str, float]] = {}
+        for part in dict.fromkeys(load.part for load in self.loads):
+            for machine in self.machines:
+                here = [x for x in self.loads if (x.part, x.machine) == (part, machine.identity)]
+                if elapsed_s := sum(load.elapsed_s for load in here):
+                    taken = sum(load.foreign_s for load in here) / elapsed_s
+                    found.setdefault(part, {})[machine.name] = taken
+        return found
 
     def as_json(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, numbers and texts."""
-        plain = dataclasses.asdict(self)
-        for entry, memory in zip(plain["memory"], self.memory, strict=True):
-            entry["beyond_in_gradients"] = memory.beyond_in_gradients
-        return plain
+        """Plain dictionaries, lists, numbers and texts; `read_json` reads them."""
+        plain: dict[str, Any] = json.loads(to_json(self))
+        return {**plain, "foreign_cores": self.foreign_cores}
 
 
 def write_json(results: Results, path: Path) -> None:
@@ -156,3 +142,8 @@ def write_json(results: Results, path: Path) -> None:
         OSError: It can't be written.
     """
     path.write_text(json.dumps(results.as_json(), indent=2) + "\n")
+
+
+def read_json(path: Path) -> Results:
+    """Reads what `write_json` wrote."""
+    return from_json(Results, path.read_text())

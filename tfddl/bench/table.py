@@ -1,10 +1,13 @@
-"""What was measured, as text."""
+"""Tables as text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+Render = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+"""Makes a text of headings and rows."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their headings, all to the right but the first.
+    """Columns under their headings, flush right but for the first.
 
     >>> print(table(["order", "MB"], [["global", "7"], ["block", "12"]]))
     order   MB
@@ -22,20 +25,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def span(values: Sequence[float]) -> str:
-    """The least and the most, as whole numbers: "3..12", or "7" where they are the same."""
-    least, most = round(min(values)), round(max(values))
-    return str(least) if least == most else f"{least}..{most}"
-
-
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a README.
+    """A table in Markdown.
 
     >>> print(markdown(["order", "MB"], [["global", "7"]]))
     | order | MB |
     |---|---|
     | global | 7 |
     """
-    lines = [headings, *rows]
-    text = ["| " + " | ".join(line) + " |" for line in lines]
+    text = ["| " + " | ".join(line) + " |" for line in [headings, *rows]]
     return "\n".join([text[0], "|" + "---|" * len(headings), *text[1:]])

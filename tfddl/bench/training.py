@@ -1,128 +1,235 @@
-"""Measures the speed of training, where a step's time goes, and what a worker keeps meanwhile."""
+"""Measures training steps: plain Keras, tfddl, TensorFlow's strategy, in turns in one job."""
 
-import itertools
-import math
+import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from tfddl.bench.crew import Crew
-from tfddl.bench.field import Field
-from tfddl.bench.load import ForeignLoad
-from tfddl.bench.orders import Ran, Steps
-from tfddl.bench.results import Memory, TrainingSpeed
-from tfddl.bench.spread import Spread, StepTimes, ratios
+import keras
+import tensorflow as tf
+
+import tfddl
+from tfddl._src.comm import ProcessGroup
+from tfddl.bench import models
+from tfddl.bench.config import Style
+from tfddl.bench.devices import wait_for_devices
+from tfddl.bench.interleave import Rounds, differences, flat, interleave
+from tfddl.bench.results import TrainingSpeed
+from tfddl.bench.session import STRATEGY, Session
+from tfddl.bench.stats import Spread, StepTimes, ratios
 from tfddl.bench.workloads import Workload
 
-_WARM_UP = 2
-_LEAST_STEPS, _MOST_STEPS = 2, 500
-
-Rounds = Sequence[Sequence[Ran]]
-"""What each rank answered in each round."""
+_NET = Path("/sys/class/net")
+_DETAILED_STEPS = 10
 
 
-def measure_training(
-    field: Field, workload: Workload, *, load: ForeignLoad
-) -> tuple[list[TrainingSpeed], list[Memory]]:
-    """Lets all crews train in turns.
+class StepClock(keras.callbacks.Callback):
+    """Notes when each step of a `fit` ends, and what the transport had counted until then."""
 
-    Args:
-        field: Who.
-        workload: What.
-        load: Watches.
+    def __init__(self, transport: ProcessGroup | None = None) -> None:
+        super().__init__()
+        self._transport = transport
+        self.ends: list[float] = []
+        self.collective_s: list[float] = []
+        self.counters: list[dict[str, int]] = []
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        """Reads the clocks."""
+        if batch + 1 == self.params["steps"]:
+            wait_for_devices()
+        self.ends.append(time.perf_counter())
+        if self._transport is not None:
+            self.collective_s.append(self._transport.seconds())
+            self.counters.append({**self._transport.counters(), "sent": sent_bytes()})
+
+
+class Fit:
+    """A model that `fit` trains on synthetic batches, some steps at a time."""
+
+    def __init__(self, style: Style, workload: Workload, *, rank: int, size: int) -> None:
+        """Makes the model, and compiles it.
+
+        Args:
+            style: Not `Style.STRATEGY`.
+            workload: What to train.
+            rank: This worker's.
+            size: How many there are.
+        """
+        self.batch = models.make_batch(workload, rank)
+        if style is Style.SCOPE:  # It deals global batches out.
+            batches = [models.make_batch(workload, r) for r in range(size)]
+            self.batch = tuple(tf.concat(parts, 0) for parts in zip(*batches, strict=True))
+            with tfddl.strategy().scope():
+                self.model = _compiled(workload, models.make_optimizer(workload))
+            return
+        optimizer = models.make_optimizer(workload)
+        if style is Style.OPTIMIZER:
+            optimizer = tfddl.DistributedOptimizer(optimizer)
+        self.model = _compiled(workload, optimizer)
+
+    def run(self, steps: int, clock: StepClock | None = None) -> list[float]:
+        """Trains; returns the seconds of each step, after one that doesn't count.
+
+        The first step of a `fit` begins with what tfddl compares before it, and the input pipeline.
+        """
+        clock = clock or StepClock()
+        self.train(steps + 1, clock)
+        return differences(clock.ends)
+
+    def train(self, steps: int, callback: keras.callbacks.Callback) -> None:
+        """Trains."""
+        self.model.fit(
+            tf.data.Dataset.from_tensors(self.batch).repeat(),
+            steps_per_epoch=steps,
+            callbacks=[callback],
+            verbose=0,
+        )
+
+
+class StrategyLoop:
+    """`tf.distribute.MultiWorkerMirroredStrategy` in a loop by hand.
+
+    References:
+        "Custom training loop with Keras and MultiWorkerMirroredStrategy", TensorFlow tutorials,
+        https://www.tensorflow.org/tutorials/distribute/multi_worker_with_ctl
     """
-    settings, progress = field.place.settings, field.place.progress
-    with field.training(workload) as gradient_bytes:
-        first = {crew.label: crew.ask(Steps(_WARM_UP)) for crew in field.crews}
-        step_s = _median_step([first[field.lone.label]])
-        steps = min(max(math.ceil(settings.round_seconds / step_s), _LEAST_STEPS), _MOST_STEPS)
-        rounds: dict[str, list[list[Ran]]] = {crew.label: [] for crew in field.crews}
-        progress.say(f"{steps} steps of about {1e3 * step_s:.0f} ms, each in turn")
-        for number in progress.rounds(settings.rounds):
-            with field.watched(load):
-                for crew in field.in_turns(number):
-                    rounds[crew.label].append(crew.ask(Steps(steps)))
-        clocked = {c.label: c.ask(Steps(steps, with_clock=True)) for c in field.rivals}
-    speeds = [_speed(crew, field, workload, rounds, clocked) for crew in field.rivals]
-    memories = [_memory(c, field, workload, rounds, gradient_bytes) for c in field.rivals]
-    return speeds, memories
+
+    def __init__(self, workload: Workload, strategy: tf.distribute.Strategy, *, rank: int) -> None:
+        """Makes the model under the strategy."""
+        with strategy.scope():
+            self.model = model = models.make_model(workload)
+            optimizer = models.make_optimizer(workload)
+            optimizer.build(model.trainable_variables)
+        loss_fn = models.make_loss(workload)
+        x, y = models.make_batch(workload, rank)
+
+        def step() -> None:
+            with tf.GradientTape() as tape:
+                loss = loss_fn(y, model(x, training=True)) / strategy.num_replicas_in_sync
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply(gradients, model.trainable_variables)
+
+        self.step = tf.function(lambda: strategy.run(step))
+
+    def run(self, steps: int) -> list[float]:
+        """Trains; returns the seconds of each step, after one that doesn't count."""
+        ends = []
+        for number in range(steps + 1):
+            self.step()
+            if number == steps:
+                wait_for_devices()
+            ends.append(time.perf_counter())
+        return differences(ends)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Details:
+    """What some steps of all ranks tell of a style of training with tfddl."""
+
+    parts: StepTimes | None = None
+    written_per_reduced: float | None = None
+    sent_bytes: tuple[int, ...] = ()
+
+
+def measure_training(session: Session, workload: Workload) -> list[TrainingSpeed]:
+    """Trains a model in all styles that are asked for. All ranks must call it together."""
+    rank, size = session.cluster.rank, session.cluster.size
+    fits = {
+        style: Fit(style, workload, rank=rank, size=size)
+        for style in (Style.PLAIN, *session.config.styles)
+    }
+    runs: dict[Style, Callable[[int], list[float]]] = {s: fit.run for s, fit in fits.items()}
+    if session.compares:
+        runs[Style.STRATEGY] = StrategyLoop(workload, tfddl.strategy(), rank=rank).run
+    with session.progress.within(workload.label):
+        taken = interleave(
+            runs,
+            rounds=session.config.rounds,
+            seconds=session.config.round_seconds,
+            progress=session.progress,
+            meter=session.meters["training"],
+        )
+    details = {style: _details(session, fits[style]) for style in session.config.styles}
+    speeds = [
+        _speed(session, workload, style, taken, details.get(style, _Details()))
+        for style in taken
+        if style is not Style.PLAIN
+    ]
+    gradient_bytes = models.gradient_bytes(fits[Style.PLAIN].model)
+    del fits, runs
+    keras.utils.clear_session()
+    return [dataclasses.replace(speed, gradient_bytes=gradient_bytes) for speed in speeds]
 
 
 def _speed(
-    crew: Crew,
-    field: Field,
+    session: Session,
     workload: Workload,
-    rounds: Mapping[str, Rounds],
-    clocked: Mapping[str, Sequence[Ran]],
+    style: Style,
+    taken: dict[Style, Rounds],
+    details: _Details,
 ) -> TrainingSpeed:
-    mine, lone = rounds[crew.label], rounds[field.lone.label]
-    speeds, lone_speeds = (
-        [images_per_s(ran, workload.batch_size) for ran in taken] for taken in (mine, lone)
-    )
+    images = {s: [images_per_s(r, workload.batch_size) for r in taken[s]] for s in taken}
+    over_strategy = None
+    if Style.STRATEGY in images and style is not Style.STRATEGY:
+        over_strategy = ratios(images[style], images[Style.STRATEGY])
     return TrainingSpeed(
-        workers=field.num_workers,
+        workers=session.cluster.size,
         model=workload.model,
         image_size=workload.image_size,
         batch_size=workload.batch_size,
-        transport=crew.label,
-        images_per_s=Spread.of(speeds),
-        lone_images_per_s=Spread.of(lone_speeds),
-        ratio=ratios(speeds, lone_speeds),
-        steps_per_round=len(mine[0][0].step_s),
-        step_s=_median_step(mine),
-        lone_step_s=_median_step(lone),
-        parts=step_times(clocked[crew.label]),
-        bytes_written_per_byte_reduced=written_per_reduced(mine),
+        transport=STRATEGY if style is Style.STRATEGY else session.label,
+        style=style,
+        images_per_s=Spread.of(images[style]),
+        lone_images_per_s=Spread.of(images[Style.PLAIN]),
+        ratio=ratios(images[style], images[Style.PLAIN]),
+        over_strategy=over_strategy,
+        steps_per_round=len(taken[style][0][0]),
+        step_s=statistics.median(flat(taken[style])),
+        lone_step_s=statistics.median(flat(taken[Style.PLAIN])),
+        parts=details.parts,
+        bytes_written_per_byte_reduced=details.written_per_reduced,
+        gradient_bytes=0,
+        sent_bytes=details.sent_bytes,
     )
 
 
-def _memory(
-    crew: Crew,
-    field: Field,
-    workload: Workload,
-    rounds: Mapping[str, Rounds],
-    gradient_bytes: int,
-) -> Memory:
-    return Memory(
-        workers=field.num_workers,
-        model=workload.model,
-        transport=crew.label,
-        kept_bytes=_median_kept(rounds[crew.label]),
-        lone_kept_bytes=_median_kept(rounds[field.lone.label]),
-        started_bytes=_median_started(crew),
-        lone_started_bytes=_median_started(field.lone),
-        gradient_bytes=gradient_bytes,
-    )
-
-
-def images_per_s(ran: Sequence[Ran], batch_size: int) -> float:
+def images_per_s(ranks: Sequence[Sequence[float]], batch_size: int) -> float:
     """Of all ranks together, in one round."""
-    return sum(batch_size * len(rank.step_s) / sum(rank.step_s) for rank in ran)
+    return sum(batch_size * len(steps) / sum(steps) for steps in ranks)
 
 
-def step_times(ran: Sequence[Ran]) -> StepTimes | None:
-    """Where the time goes; None where not every rank has measured it."""
-    if not all(rank.collective_s for rank in ran) or not any(
-        itertools.chain.from_iterable(rank.collective_s for rank in ran)
-    ):
-        return None
-    return StepTimes.of([rank.step_s for rank in ran], [rank.collective_s for rank in ran])
+def _details(session: Session, fit: Fit) -> _Details:
+    """Some more steps, with the transport's clock running; not counted in the speed."""
+    transport = session.transport
+    clock = StepClock(transport)
+    can_measure = transport.measure(True)
+    step_s = fit.run(_DETAILED_STEPS, clock)
+    transport.measure(False)
+    collective_s = differences(clock.collective_s) if can_measure else []
+    first, last = clock.counters[0], clock.counters[-1]
+    counted = {name: last[name] - first[name] for name in last}
+    of_ranks = tfddl.allgather_object((step_s, collective_s, counted))
+    reduced = sum(of_rank.get("bytes_reduced", 0) for _, _, of_rank in of_ranks)
+    written = sum(of_rank.get("bytes_written", 0) for _, _, of_rank in of_ranks)
+    sent = tuple(of_ranks[rank][2]["sent"] // _DETAILED_STEPS for rank in session.leaders)
+    return _Details(
+        parts=StepTimes.of([s for s, _, _ in of_ranks], [c for _, c, _ in of_ranks]),
+        written_per_reduced=written / reduced if reduced else None,
+        sent_bytes=sent if len(session.cluster.hosts) > 1 else (),
+    )
 
 
-def written_per_reduced(rounds: Rounds) -> float | None:
-    """The bytes that all ranks' transports wrote over those that they reduced."""
-    counters = [rank.counters for ran in rounds for rank in ran]
-    reduced = sum(counted.get("bytes_reduced", 0) for counted in counters)
-    written = sum(counted.get("bytes_written", 0) for counted in counters)
-    return written / reduced if reduced else None
+def sent_bytes(net: Path = _NET) -> int:
+    """What has left this host so far, through all its interfaces but the loopback."""
+    return sum(
+        int((interface / "statistics" / "tx_bytes").read_text())
+        for interface in net.iterdir()
+        if interface.name != "lo" and (interface / "statistics").is_dir()
+    )
 
 
-def _median_step(rounds: Rounds) -> float:
-    return statistics.median(s for ran in rounds for rank in ran for s in rank.step_s)
-
-
-def _median_kept(rounds: Rounds) -> int:
-    return round(statistics.median(rank.kept_bytes for ran in rounds for rank in ran))
-
-
-def _median_started(crew: Crew) -> int:
-    return round(statistics.median(hello.kept_bytes for hello in crew.hellos))
+def _compiled(workload: Workload, optimizer: keras.optimizers.Optimizer) -> keras.Model:
+    model = models.make_model(workload)
+    model.compile(optimizer, loss=models.make_loss(workload))
+    return model

@@ -1,125 +1,102 @@
-"""A worker that is measured: ``python -m tfddl.bench.worker --connect=ENTRANCE --way=WAY``.
+"""A worker of a job of `tfddl-bench`: ``python -m tfddl.bench.worker TASK``."""
 
-`tfddl.bench.crew` starts it, and tells it what to do once it has come in at the entrance. It ends
-when the connection is closed at the other end.
-"""
-
-import argparse
+import logging
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
-from tfddl._src.cluster import Cluster, detect, read_start_timeout
-from tfddl._src.launcher.cores import share_of_cores, usable_cores
-from tfddl.bench.entrance import connect
-from tfddl.bench.line import Line
-from tfddl.bench.machines import Machine
-from tfddl.bench.orders import Call, Called, Done, End, Hello, Mode, Operation, Train
-from tfddl.bench.usage import Usage
-from tfddl.errors import LaunchError
-
-if TYPE_CHECKING:
-    from tfddl.bench.calls import Ready
-    from tfddl.bench.contestants import Contestant
-
-
-_CONNECT_S = 20.0
-"""To come in, where the user says nothing (``--start-timeout``)."""
+from tfddl._src.cluster import Cluster, detect
+from tfddl.bench.codec import from_json
+from tfddl.bench.config import Config, InitOptions, Part, Style
+from tfddl.bench.jobs import Kind, Report, Task
+from tfddl.bench.progress import Progress
+from tfddl.bench.results import Results
 
 
 def main() -> None:
-    """Does what is ordered until the end."""
-    parser = argparse.ArgumentParser(description="One worker of tfddl-bench, which starts it.")
-    parser.add_argument("--connect", required=True, help="the entrance that orders come from")
-    parser.add_argument("--way", required=True, help="how to train")
-    arguments = parser.parse_args()
+    """Does its task, and reports."""
+    task = from_json(Task, sys.argv[1])
     cluster = detect(os.environ)
-    assert isinstance(cluster, Cluster)  # tfddl-bench has set TF_CONFIG
-    try:
-        channel = connect(
-            arguments.connect,
-            rank=cluster.rank,
-            host=cluster.hosts.index(cluster.host),
-            environment=os.environ,
-            timeout_s=read_start_timeout(os.environ) or _CONNECT_S,
-        )
-    except LaunchError as error:
-        sys.exit(f"tfddl.bench.worker: {error}")
-    with channel:
-        machine = Machine.here()
-        line = Line(channel, machine)
-        try:
-            _obey(_start(arguments.way, cluster, machine, line), line)
-        except EOFError:
-            sys.exit("tfddl.bench.worker: nobody gives orders any more")
-    os._exit(0)  # TensorFlow takes seconds to let go of what the kernel lets go of at once.
-
-
-def _start(way: str, cluster: Cluster, machine: Machine, line: Line) -> "Contestant":
-    num_cores = _keep_to_its_cores(cluster)
+    assert isinstance(cluster, Cluster)  # tfddlrun has set TF_CONFIG.
     began_s = time.perf_counter()
-    from tfddl.bench import contestants
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401  # What is timed is that it loads.
 
-    imported_s = time.perf_counter()
-    contestant = contestants.make_contestant(way, cluster, num_cores)
-    line.answer(
-        Hello(
-            rank=cluster.rank,
-            pid=os.getpid(),
-            machine=machine,
-            label=contestant.label,
-            others=contestant.others,
-            import_s=imported_s - began_s,
-            init_s=time.perf_counter() - imported_s,
-            kept_bytes=Usage.now().kept,
-            versions=contestants.versions(),
+    import_s = time.perf_counter() - began_s
+    if task.kind is Kind.START:
+        from tfddl.bench import startup
+
+        startup.run(task, cluster, import_s=import_s)
+    else:
+        report = _measured(task)
+        if cluster.rank == 0:
+            report.write()
+    Report(is_done=True).write()
+    os._exit(0)  # TensorFlow takes seconds to free what the kernel frees at once.
+
+
+def _measured(task: Task) -> Report:
+    """What `Kind.MEASURE` and `Kind.READ` report; all ranks call it together."""
+    import tfddl
+
+    if task.kind is Kind.MEASURE:
+        results, others = measure(
+            task.config, task.options, say=lambda text: Report(progress=text).write()
         )
-    )
-    return contestant
+        report = Report(results=results, others=others)
+    else:
+        from tfddl.bench import reading, session
+
+        session.start(task.options)
+        found = reading.measure_reading(
+            Path(task.directory),
+            task.config.orders,
+            num_examples=task.config.num_examples,
+            batch_size=task.config.file_batch_size,
+        )
+        report = Report(results=Results(reading=found))
+    tfddl.barrier()  # Nobody is missed by a worker that is still at it.
+    return report
 
 
-def _keep_to_its_cores(cluster: Cluster) -> int:
-    """Shares the cores out as `tfddlrun` does; before TensorFlow starts threads, which inherit it.
+def measure(
+    config: Config, options: InitOptions, *, say: Callable[[str], None]
+) -> tuple[Results, tuple[str, ...]]:
+    """Measures, within a job, what one job can: collectives and training.
+
+    All workers of the job must call it together, before anything else of TensorFlow or tfddl.
+
+    Args:
+        config: What to measure.
+        options: For `tfddl.init`.
+        say: Takes what is said of the progress, on rank 0.
 
     Returns:
-        How many are this worker's own; 1 where there are too few, and all workers share them.
+        What all ranks found, on each of them; and what else ``tfddl.init(collective=…)`` takes in
+        this job that would make a difference.
     """
-    cores = share_of_cores(
-        usable_cores(), local_rank=cluster.local_rank, local_size=cluster.local_size
-    )
-    if cores:
-        os.sched_setaffinity(0, cores)
-    return max(1, len(cores))
+    import tfddl
+    from tfddl.bench import collectives, inter_host, session, training
 
-
-def _obey(contestant: "Contestant", line: Line) -> None:
-    """Carries out orders until the one to end."""
-    ready: dict[tuple[Operation, Mode, int], Ready] = {}
-    while True:
-        order = line.take()
-        if isinstance(order, Train):
-            contestant.train(order.workload, line)
-            contestant.clean_up()
-            line.answer(Done())
-        elif isinstance(order, Call):
-            key = (order.operation, order.mode, order.num_bytes)
-            if key not in ready:
-                ready[key] = contestant.prepare(order)
-            line.answer(_time_calls(ready[key], order.calls))
-        else:
-            assert isinstance(order, End)
-            line.answer(Done())
-            return
-
-
-def _time_calls(ready: "Ready", calls: int) -> Called:
-    ends = [time.perf_counter()]
-    for _ in range(calls):
-        ready.run()
-        ends.append(time.perf_counter())
-    call_s = tuple((b - a) / ready.number for a, b in zip(ends, ends[1:], strict=False))
-    return Called(call_s, ready.number)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    label = session.start(options, with_strategy=config.compare or Style.SCOPE in config.styles)
+    rank, size = tfddl.rank(), tfddl.size()
+    progress = Progress(say if rank == 0 else lambda text: None)
+    results = Results(versions=session.versions())
+    with progress.within(f"{size} workers, {label}"):
+        here = session.Session(config, label, progress)
+        results.machines = here.machines
+        if len(here.leaders) > 1:
+            results.streams = [inter_host.measure_stream(here)]
+        if Part.TRAINING in config.only:
+            for workload in config.models:
+                results.training += training.measure_training(here, workload)
+        if Part.COLLECTIVES in config.only and size > 1:
+            results.collectives = collectives.measure_collectives(here)
+        results.loads = here.loads()
+    return results, session.other_collectives()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What many timings come to."""
+"""Medians and ratios of timings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Of some values."""
+    """The distribution of some values."""
 
     median: float
     p95: float
@@ -29,10 +29,9 @@ class Spread:
 
 
 def ratios(values: Sequence[float], baseline: Sequence[float]) -> Spread:
-    """How values compare to others that were taken in alternation with them.
+    """Values over those of a baseline that was measured in alternation with them.
 
-    Each is divided by its neighbour in time, so that what makes the machine slow for a while
-    slows both.
+    Each is divided by its neighbour in time, so that what slows the machine for a while slows both.
     """
     return Spread.of([value / base for value, base in zip(values, baseline, strict=True)])
 
@@ -42,24 +41,29 @@ class StepTimes:
     """Where the time of a step goes, in seconds: medians over the steps."""
 
     compute_s: float
-    """Outside collectives, in the mean over the ranks."""
+    """Outside collectives, mean over the ranks."""
 
     waiting_s: float
-    """In collectives, longer than the rank that was there least: for slower ranks."""
+    """In collectives, beyond the rank that was in them for the shortest time: for slower ranks."""
 
     moving_s: float
-    """In collectives on the rank that was there least: the last to come waits for nobody."""
+    """In collectives, on that rank: the last to come waits for nobody."""
 
     @classmethod
     def of(
         cls, step_s: Sequence[Sequence[float]], collective_s: Sequence[Sequence[float]]
-    ) -> "StepTimes":
+    ) -> "StepTimes | None":
         """From what each rank measured of the same steps.
 
         Args:
-            step_s: By rank and step, how long it took.
-            collective_s: By rank and step, how long the rank was in collectives.
+            step_s: Shape (ranks, steps), seconds of each step.
+            collective_s: Shape (ranks, steps), seconds of it within collectives.
+
+        Returns:
+            None where not every rank could measure collectives, or there were none.
         """
+        if not all(collective_s) or not any(any(of_rank) for of_rank in collective_s):
+            return None
         steps, collectives = np.array(step_s), np.array(collective_s)
         moving = collectives.min(axis=0)
         return cls(
