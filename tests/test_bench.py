@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -32,7 +31,7 @@ from tfddl.bench.config import (
     parse_size,
 )
 from tfddl.bench.experiment import SINGLE
-from tfddl.bench.inter_host import Receiver, send
+from tfddl.bench.inter_host import listen, receive, send
 from tfddl.bench.jobs import PLAIN, Kind, Task, run_job
 from tfddl.bench.machines import Load, LoadMeter, Machine, foreign_load
 from tfddl.bench.main import main
@@ -359,7 +358,8 @@ def test_flags_become_a_config(tmp_path: Path) -> None:
         workers=(3, 1),
         only=(Part.COLLECTIVES, Part.START),
         sizes=(8, 2**20),
-        models=(dataclasses.replace(WORKLOADS["resnet50"], batch_size=2),),
+        models=("resnet50",),
+        batch_size=2,
         rounds=7,
         compare=True,
         operations=(Operation.BROADCAST,),
@@ -368,15 +368,32 @@ def test_flags_become_a_config(tmp_path: Path) -> None:
         styles=(Style.SCOPE, Style.OPTIMIZER),
         pieces=(1, 8),
         between_hosts="ring",
-        file_batch_size=2,
     )
     assert (tmp_path / "p").is_dir()
     assert given.init_options() == tuple(
         InitOptions(collective="ring", between_hosts="ring", pieces=n) for n in (1, 8)
     )
+    assert given.workloads == (dataclasses.replace(WORKLOADS["resnet50"], batch_size=2),)
     assert from_json(Config, to_json(given)) == given
     usual_workers = [Target().usual_workers(n) for n in (1, 2, 3, 64)]
     assert usual_workers == [(1, 2), (1, 2), (1, 2), (1, 2, 4)]
+
+
+def test_the_help_describes_every_flag_and_choice() -> None:
+    actions = {action.dest: action for action in flags.make_parser("x")._actions}
+    for field in dataclasses.fields(Config):
+        assert actions[field.name].help, field.name
+    for name, choices in (
+        ("only", Part),
+        ("models", WORKLOADS),
+        ("styles", (Style.OPTIMIZER, Style.SCOPE)),
+        ("operations", Operation),
+        ("orders", Order),
+    ):
+        assert all(str(choice) in str(actions[name].help) for choice in choices), name
+    default = str(actions["sizes"].help).partition("default: ")[2].removesuffix(")")
+    assert tuple(map(parse_size, default.split(","))) == SIZES
+    assert str(EXAMPLE_BYTES) in str(actions["file_size"].help)
 
 
 def test_flags_for_hosts(tmp_path: Path) -> None:
@@ -438,7 +455,7 @@ def test_where_workers_run() -> None:
         (["-H=a:2", "--start-timeout=0"], "--start-timeout is 0.0; it must be above 0 seconds"),
         (["-H=a:2", "--only=reading"], "--only reading is measured on this machine"),
         (["--only=reading", "--file-size=20K"], "less than an example of 27648 bytes for each"),
-        (["--only=reading", "--file-size=999999999G"], "MB left, too little for a file of "),
+        (["--only=reading", "--file-size=999999999G"], "has less than "),
         (["--only=reading", "--file-dir=/no"], "--file-dir: /no isn't a directory that can be"),
     ],
 )
@@ -530,14 +547,12 @@ def test_a_worker_without_a_last_report_has_failed() -> None:
 
 
 def test_a_stream_carries_bytes() -> None:
-    receiver = Receiver()
-    port = receiver.port
-    thread = threading.Thread(target=receiver.receive, args=(10_000_000,))
-    thread.start()
-    assert send("127.0.0.1", port, 10_000_000) > 0
-    thread.join(timeout=20)
-    with pytest.raises(OSError, match="refused"):  # It is closed.
-        socket.create_connection(("127.0.0.1", port), timeout=20)
+    with listen() as listener:
+        thread = threading.Thread(target=receive, args=(listener, 10_000_000))
+        thread.start()
+        assert send("127.0.0.1", listener.getsockname()[1], 10_000_000) > 0
+        thread.join(timeout=20)
+        assert not thread.is_alive()
 
 
 def test_memory_is_what_the_process_holds(tmp_path: Path) -> None:
@@ -562,10 +577,10 @@ def test_examples_that_are_missed_are_noticed() -> None:
         check_all_were_read([reads[0], reads[0]], 4)
 
 
-def test_the_command_line_of_the_help_is_the_readme_s() -> None:
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^(?:\S+ )*tfddl-bench(?: -\S+.*)?$", readme, re.MULTILINE)
-    lines = [line.partition("#")[0].split()[1:] for line in commands if line.startswith("tfddl-b")]
-    assert len(lines) > 4
+def test_the_commands_of_the_readme_and_the_help_are_understood() -> None:
+    text = (ROOT / "README.md").read_text() + flags.make_parser("tfddl-bench").format_help()
+    commands = re.findall(r"^ *(?:srun \S+ )?tfddl-bench( [-#].*)?$", text, re.MULTILINE)
+    lines = [command.partition("#")[0].split() for command in commands]
+    assert len(lines) > 10
     for line in lines:
         flags.make_parser("tfddl-bench").parse_args(line)

@@ -24,7 +24,6 @@ from tfddl.bench.codec import to_json
 from tfddl.bench.config import EXAMPLE_BYTES, Config, Mode, Operation, Order, Style
 from tfddl.bench.reading import check_all_were_read, write_examples
 from tfddl.bench.results import Results
-from tfddl.bench.workloads import Workload
 
 COMMAND = [sys.executable, "-m", "tfddl.bench"]
 TINY = ["--models=mlp", "--batch-size=2", "--rounds=2", "--round-seconds=0.1", "--starts=1"]
@@ -45,12 +44,12 @@ def _run(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[str]"
 
 
 def test_what_is_measured_within_a_job(groups: Groups) -> None:
-    mlp = Workload(model="mlp", label="MLP", image_size=32, batch_size=2)
     config = Config(
         workers=(2,),
         sizes=(4096, 2**21),
         operations=tuple(Operation),
-        models=(mlp,),
+        models=("mlp",),
+        batch_size=2,
         rounds=2,
         round_seconds=0.05,
     )
@@ -78,7 +77,7 @@ def test_what_is_measured_within_a_job(groups: Groups) -> None:
     assert [load.part for load in results.loads] == ["training", "collectives"]
     (machine,) = results.machines  # Both hosts are this one.
     assert len(machine.hosts) == 2
-    assert "MLP, round 2 of 2 done" in found[0][2][1]
+    assert "four dense layers, round 2 of 2 done" in found[0][2][1]
 
 
 def _check_training(speed: dict[str, Any]) -> None:

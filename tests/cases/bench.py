@@ -18,7 +18,7 @@ def measure(config: str) -> tuple[Results, tuple[str, ...], list[str]]:
     said: list[str] = []
     session = Session(from_json(Config, config), "by", Progress(said.append))
     results = Results(machines=session.machines, streams=[measure_stream(session)])
-    for workload in session.config.models:
+    for workload in session.config.workloads:
         results.training += measure_training(session, workload)
     results.collectives = measure_collectives(session)
     results.loads = session.loads()

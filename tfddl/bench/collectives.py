@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfddl
 from tfddl.bench.config import Mode, Operation
 from tfddl.bench.devices import wait_for_devices
-from tfddl.bench.interleave import Rounds, Run, differences, flat, interleave
+from tfddl.bench.interleave import Run, differences, flat, interleave
 from tfddl.bench.results import CollectiveSpeed
 from tfddl.bench.session import STRATEGY, Session
 from tfddl.bench.stats import Spread
@@ -18,84 +18,68 @@ from tfddl.bench.stats import Spread
 _PART_OF_ROUND = 0.1
 """Calls of one kind take such a part of the seconds that a round of training takes."""
 
-_CHAIN = 4
-"""Each more takes a good while to trace."""
+_CHAIN, _LONGEST_CHAINED = 4, 2**20
+"""More collectives in a graph take a good while to trace."""
 
-_LONGEST_CHAINED = 2**20
 _FLOAT_BYTES = 4
-_GB = 1e9
+_SUM = "sum in memory", Mode.EAGER
 
 Collective = Callable[[Operation, tf.Tensor], tf.Tensor]
 """Runs a collective on a tensor of shape (n,), float32, eagerly or while a graph is made."""
 
-_Key = tuple[str, Mode | None]
-"""Who runs it, and from where; the sum in memory is ("", None)."""
-
-_SUM: _Key = ("", None)
-
 
 def measure_collectives(session: Session) -> list[CollectiveSpeed]:
     """Measures all operations and sizes. All ranks must call it together."""
-    speeds = []
-    for operation in session.config.operations:
-        for size in session.config.sizes:
-            taken = _measure(session, operation, size)
-            sum_s = statistics.median(flat(taken.pop(_SUM)))
-            for (transport, mode), rounds in taken.items():
-                assert mode is not None
-                call_s = Spread.of(flat(rounds))
-                speeds.append(
-                    CollectiveSpeed(
-                        workers=session.cluster.size,
-                        operation=operation,
-                        transport=transport,
-                        num_bytes=size,
-                        mode=mode,
-                        call_s=call_s,
-                        gb_per_s=size / call_s.median / _GB,
-                        of_memory_sum=sum_s / call_s.median,
-                    )
-                )
-    return speeds
+    return [
+        speed
+        for operation in session.config.operations
+        for size in session.config.sizes
+        for speed in _measure(session, operation, size)
+    ]
 
 
-def _measure(session: Session, operation: Operation, size: int) -> dict[_Key, Rounds]:
+def _measure(session: Session, operation: Operation, num_bytes: int) -> list[CollectiveSpeed]:
     collectives: dict[str, Collective] = {session.label: _with_tfddl}
     if session.compares:
         collectives[STRATEGY] = _with_strategy
-    cases: dict[_Key, Run] = {_SUM: _memory_sum(size)}
+    a, b, total = (np.ones(num_bytes // _FLOAT_BYTES, np.float32) for _ in range(3))
+    cases = {_SUM: _clocked(lambda: np.add(a, b, out=total), 1)}
     for transport, collective in collectives.items():
         for mode in Mode:
-            cases[transport, mode] = _timed(collective, operation, mode, size)
-    with session.progress.within(f"{operation} of {size} bytes"):
-        return interleave(
+            cases[transport, mode] = _made_ready(collective, operation, mode, num_bytes)
+    with session.progress.within(f"{operation} of {num_bytes} bytes"):
+        taken = interleave(
             cases,
             rounds=session.config.rounds,
             seconds=session.config.round_seconds * _PART_OF_ROUND,
             progress=session.progress,
             meter=session.meters["collectives"],
         )
+    sum_s = statistics.median(flat(taken.pop(_SUM)))
+    spreads = {key: Spread.of(flat(rounds)) for key, rounds in taken.items()}
+    return [
+        CollectiveSpeed(
+            workers=session.cluster.size,
+            operation=operation,
+            transport=transport,
+            num_bytes=num_bytes,
+            mode=mode,
+            call_s=call_s,
+            gb_per_s=num_bytes / call_s.median / 1e9,
+            of_memory_sum=sum_s / call_s.median,
+        )
+        for (transport, mode), call_s in spreads.items()
+    ]
 
 
-def _memory_sum(num_bytes: int) -> Run:
-    """Two arrays are added into a third one, which is kept."""
-    length = num_bytes // _FLOAT_BYTES
-    a, b, total = (np.ones(length, np.float32) for _ in range(3))
-    return _clocked(lambda: np.add(a, b, out=total), 1)
-
-
-def _timed(collective: Collective, operation: Operation, mode: Mode, num_bytes: int) -> Run:
+def _made_ready(collective: Collective, operation: Operation, mode: Mode, num_bytes: int) -> Run:
     """A collective on ones, run once to see that it does what it should.
 
     A graph with a small tensor has a chain of them, each of what the one before made, so that
     entering the graph from Python, which takes as long, isn't what is measured.
-
-    Raises:
-        AssertionError: What came out is wrong.
     """
     length = num_bytes // _FLOAT_BYTES
-    chained = mode is Mode.GRAPH and num_bytes <= _LONGEST_CHAINED
-    number = _CHAIN if chained else 1
+    number = _CHAIN if mode is Mode.GRAPH and num_bytes <= _LONGEST_CHAINED else 1
     ones = tf.ones([length])
 
     def chain(tensor: tf.Tensor) -> tf.Tensor:
@@ -107,25 +91,21 @@ def _timed(collective: Collective, operation: Operation, mode: Mode, num_bytes: 
     ends = call(ones).numpy()[[0, length - 1]]
     right = float(tfddl.size()) ** number if operation is Operation.ALLREDUCE else 1.0
     assert np.allclose(ends, right, rtol=1e-5), f"{operation} made {ends} of ones, not {right}"
-
-    def run() -> None:
-        call(ones)
-        wait_for_devices()
-
-    return _clocked(run, number)
+    return _clocked(lambda: call(ones), number)
 
 
-def _clocked(run: Callable[[], object], number: int) -> Run:
-    """Times each run, which does a thing so many times."""
+def _clocked(call: Callable[[], object], number: int) -> Run:
+    """Times calls, of which each does a thing so many times."""
 
-    def repeat(repetitions: int) -> list[float]:
+    def run(repetitions: int) -> list[float]:
         ends = [time.perf_counter()]
         for _ in range(repetitions):
-            run()
+            call()
+            wait_for_devices()
             ends.append(time.perf_counter())
         return [s / number for s in differences(ends)]
 
-    return repeat
+    return run
 
 
 def _with_tfddl(operation: Operation, tensor: tf.Tensor) -> tf.Tensor:
@@ -139,13 +119,11 @@ def _with_tfddl(operation: Operation, tensor: tf.Tensor) -> tf.Tensor:
 def _with_strategy(operation: Operation, tensor: tf.Tensor) -> tf.Tensor:
     def of_replica(value: tf.Tensor) -> tf.Tensor:
         replica = tf.distribute.get_replica_context()
-        if operation is Operation.ALLREDUCE:
-            return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
         if operation is Operation.ALLGATHER:
             return replica.all_gather(value, axis=0)
-        # It has no broadcast for tensors.
-        mine = value if tfddl.rank() == 0 else tf.zeros_like(value)
-        return replica.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+        if operation is Operation.BROADCAST and tfddl.rank():
+            value = tf.zeros_like(value)  # It has no broadcast for tensors.
+        return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
     strategy = tfddl.strategy()
     with tf.device(strategy.extended.worker_devices[0]):

@@ -61,7 +61,7 @@ class Experiment:
             if {Part.COLLECTIVES, Part.TRAINING} & set(only):
                 self._measure(num_workers)
         if Part.START in only:
-            for workload in config.models:
+            for workload in config.workloads:
                 with self._progress.within(f"starts of {workload.label}"):
                     self._start(max(config.workers), workload)
         if Part.READING in only:
@@ -94,7 +94,7 @@ class Experiment:
         def with_tfddl(options: InitOptions) -> Task:
             return dataclasses.replace(plain, style=Style.OPTIMIZER, options=options)
 
-        is_first = workload == config.models[0]
+        is_first = workload == config.workloads[0]
         for number in self._progress.rounds(config.starts if is_first else 1):
             if is_first:
                 start(plain, 0, SINGLE)

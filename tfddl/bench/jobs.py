@@ -7,9 +7,7 @@ rank in front. Nothing is sent to workers: all that they need is on their comman
 import contextlib
 import dataclasses
 import enum
-import queue
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -27,10 +25,8 @@ PLAIN = "plain Keras"
 """The label of workers without tfddl."""
 
 _MARK = "@tfddl-bench "
-_REPORT = re.compile(rf"(?:\[\d+\] )?{_MARK}(\{{.*\}})")
-_SILENCE_S = 900.0
-"""A job that says nothing for so long hangs."""
-
+_REPORT = re.compile(rf"(?:\[\d+\] )?{_MARK}(\{{.*\}})$")
+_LONGEST_S = 7200.0
 _END_S = 20.0
 _TAIL_LINES = 40
 
@@ -100,6 +96,8 @@ class Outcome:
     step_s: float = 0.0
     """From launch until the last worker had done its first step."""
 
+    num_done: int = 0
+
 
 def run_job(
     command: Sequence[str],
@@ -119,30 +117,22 @@ def run_job(
         say: Takes what they say of their progress.
 
     Raises:
-        LaunchError: The job failed, or was silent for 15 minutes; the text has its last output.
+        LaunchError: The job failed, or took more than two hours; the text has its last output.
     """
-    outcome, num_done = Outcome(), 0
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    outcome, tail = Outcome(), deque[str](maxlen=_TAIL_LINES)
     launched_s = time.monotonic()
     with _started([*command, "-m", "tfddl.bench.worker", to_json(task)], environment) as process:
-        for at_s, line in _lines(process):
-            found = _REPORT.fullmatch(line)
-            if found is None:
-                tail.append(f"    {line}\n")
-                continue
-            report = from_json(Report, found[1])
-            if report.progress is not None:
-                say(report.progress)
-            if report.results is not None:
-                outcome.results.add(report.results)
-            if report.sample is not None:
-                outcome.samples.append(report.sample)
-            if report.has_stepped:
-                outcome.step_s = at_s - launched_s
-            outcome.others = outcome.others or report.others
-            num_done += report.is_done
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := _REPORT.match(line):
+                report = from_json(Report, found[1])
+                _take(outcome, report, time.monotonic() - launched_s)
+                if report.progress is not None:
+                    say(report.progress)
+            else:
+                tail.append(f"    {line}")
     # With TensorFlow's servers, who is done may yet be aborted as another ends before it.
-    if num_done < num_workers:
+    if outcome.num_done < num_workers:
         raise LaunchError(
             f"a job of {num_workers} workers failed. It said, and at the end who failed first:\n"
             + ("".join(tail) or "    nothing")
@@ -150,11 +140,22 @@ def run_job(
     return outcome
 
 
+def _take(outcome: Outcome, report: Report, at_s: float) -> None:
+    if report.results is not None:
+        outcome.results.add(report.results)
+    if report.sample is not None:
+        outcome.samples.append(report.sample)
+    if report.has_stepped:
+        outcome.step_s = at_s
+    outcome.others = outcome.others or report.others
+    outcome.num_done += report.is_done
+
+
 @contextlib.contextmanager
 def _started(
     command: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A running job; it is ended on exit, should it still run."""
+    """A running job; it is ended on exit, and after two hours."""
     with subprocess.Popen(
         command,
         env={"TF_CPP_MIN_LOG_LEVEL": "2", **environment},
@@ -165,34 +166,16 @@ def _started(
         errors="replace",
         start_new_session=True,  # A Ctrl-C is ours, and we end it.
     ) as process:
+        timer = threading.Timer(_LONGEST_S, process.terminate)
+        timer.start()
         try:
             yield process
         except BaseException:
-            process.send_signal(signal.SIGTERM)  # tfddlrun then ends its workers.
+            process.terminate()  # tfddlrun then ends its workers.
             raise
         finally:
+            timer.cancel()
             try:
                 process.wait(_END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def _lines(process: "subprocess.Popen[str]") -> Iterator[tuple[float, str]]:
-    """Each line of the output, and when it came, by `time.monotonic`."""
-    lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put((time.monotonic(), line.rstrip("\n")))
-        lines.put(None)
-
-    threading.Thread(target=read, name="tfddl-bench-output", daemon=True).start()
-    while True:
-        try:
-            item = lines.get(timeout=_SILENCE_S)
-        except queue.Empty:
-            raise LaunchError(f"a job has said nothing for {_SILENCE_S:.0f} s") from None
-        if item is None:
-            return
-        yield item

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tfddl._src.cpu import num_affinity_cores
 from tfddl._src.launcher.system import require_linux
@@ -13,11 +16,12 @@ from tfddl.bench.config import Config
 from tfddl.bench.experiment import Experiment
 from tfddl.bench.report import report
 from tfddl.bench.results import Results, write_json
-from tfddl.bench.tensorboard import write_events
-from tfddl.errors import TfddlError
+from tfddl.errors import DataError, TfddlError
 
 _FAILED = 1
 _INTERRUPTED = 130
+_EVENTS_S = 300.0
+_NO_PLOTS = "--plots draws with matplotlib, which isn't installed. HINT: pip install 'tfddl[plots]'"
 
 
 def main(argv: Sequence[str], *, prog: str = "tfddl-bench") -> int:
@@ -32,8 +36,8 @@ def main(argv: Sequence[str], *, prog: str = "tfddl-bench") -> int:
         arguments = flags.make_parser(prog).parse_args(argv)
         config, target = flags.read(arguments, num_cores=num_affinity_cores())
         require_linux(prog)
-        if config.plots is not None:
-            plots.require_matplotlib()
+        if config.plots is not None and not plots.is_available():
+            raise DataError(_NO_PLOTS)
         if arguments.in_job:
             results = _measure_in_job(config, say)
         else:
@@ -84,5 +88,21 @@ def _write(results: Results, config: Config, say: Callable[[str], None]) -> None
         for path in plots.write_pictures(results, config.plots):
             say(f"wrote {path}")
     if config.logdir is not None:
-        write_events(results, config.logdir, environment=os.environ)
+        _write_events(results, config.logdir)
         say(f"wrote events: tensorboard --logdir {config.logdir}")
+
+
+def _write_events(results: Results, logdir: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="tfddl-bench-") as directory:
+        path = Path(directory) / "bench.json"
+        write_json(results, path)
+        done = subprocess.run(
+            [sys.executable, "-m", "tfddl.bench.tensorboard", str(path), str(logdir)],
+            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+            capture_output=True,
+            text=True,
+            timeout=_EVENTS_S,
+            check=False,
+        )
+    if done.returncode:
+        raise DataError(f"--logdir {logdir} couldn't be written:\n{done.stderr}")

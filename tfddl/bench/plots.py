@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from tfddl.bench.config import Mode, Style, format_size
 from tfddl.bench.results import Results
-from tfddl.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,18 +19,6 @@ Points = dict[str, list[tuple[float, float]]]
 def is_available() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
-
-
-def require_matplotlib() -> None:
-    """Checks it before anything is measured.
-
-    Raises:
-        DataError: It isn't installed.
-    """
-    if not is_available():
-        raise DataError(
-            "--plots draws with matplotlib, which isn't installed. HINT: pip install 'tfddl[plots]'"
-        )
 
 
 def bandwidths(results: Results) -> dict[str, Points]:
@@ -90,11 +77,7 @@ def draw(results: Results) -> dict[str, "Figure"]:
 
 
 def write_pictures(results: Results, directory: Path) -> list[Path]:
-    """Writes all pictures as PNG, and returns where.
-
-    Raises:
-        OSError: They can't be written.
-    """
+    """Writes all pictures as PNG, and returns where."""
     paths = []
     for name, figure in draw(results).items():
         paths.append(directory / f"{name}.png")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import tfddl
-from tfddl.bench.config import EXAMPLE_BYTES, Order
+from tfddl.bench.config import EXAMPLE_BYTES, Config, Order
 from tfddl.bench.results import Reading
 from tfddl.bench.rss import Rss
 from tfddl.errors import DataError
@@ -19,25 +19,19 @@ _SHAPE = (96, 96, 3)
 _FILE = "examples.npy"
 _ID_BYTES = 8
 _CHUNK = 2048
+_BATCH_SIZE = 32
 _WARM_UP_STEPS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Read:
-    """What one worker read in an epoch, and what it kept, in bytes above what it began with."""
+    """What one worker read in an epoch, and what it kept; see `tfddl.bench.results.Reading`."""
 
     examples: int
-    ids: int
-    """The sum of the examples' numbers."""
-
+    ids: int  # the sum of their numbers
     kept: int
-    """When the epoch had ended."""
-
     peak: int
-    """The most after any step."""
-
     mapped: int
-    """Pages of files, when the epoch had ended."""
 
 
 def write_examples(directory: Path, num_examples: int) -> None:
@@ -60,27 +54,20 @@ def write_examples(directory: Path, num_examples: int) -> None:
         os.fsync(file.fileno())
 
 
-def measure_reading(
-    directory: Path, orders: tuple[Order, ...], *, num_examples: int, batch_size: int
-) -> list[Reading]:
-    """Reads an epoch in each order. All ranks must call it together.
-
-    Args:
-        directory: Where `write_examples` wrote.
-        orders: How.
-        num_examples: What all workers together have to read.
-        batch_size: Examples per worker and step.
+def measure_reading(directory: Path, config: Config) -> list[Reading]:
+    """Reads an epoch of the file in each order. All ranks must call it together.
 
     Raises:
         DataError: They didn't read each example once.
     """
+    batch_size = config.batch_size or _BATCH_SIZE
     # What TensorFlow allocates once for an input pipeline isn't what reading costs.
     for _ in itertools.islice(_batches(directory, Order.GLOBAL, batch_size), _WARM_UP_STEPS):
         pass
     found = []
-    for order in orders:
+    for order in config.orders:
         reads = tfddl.allgather_object(read_shard(directory, order, batch_size=batch_size))
-        check_all_were_read(reads, num_examples)
+        check_all_were_read(reads, config.num_examples)
         found.append(
             Reading(
                 workers=tfddl.size(),
@@ -98,20 +85,14 @@ def read_shard(directory: Path, order: Order, *, batch_size: int) -> Read:
     """Reads an epoch of this worker's shard."""
     before = Rss.now()
     peak = examples = ids = 0
-    batches = _batches(directory, order, batch_size)
-    for batch in batches:
+    for batch in _batches(directory, order, batch_size):
         numbers = np.ascontiguousarray(batch.reshape(len(batch), -1)[:, :_ID_BYTES]).view("<i8")
         examples += len(numbers)
         ids += int(numbers.sum())
-        after = Rss.now()  # While the data is still held.
+        after = Rss.now()  # While a block that is held still is.
         peak = max(peak, after.kept - before.kept)
-    return Read(
-        examples=examples,
-        ids=ids,
-        kept=after.kept - before.kept,
-        peak=peak,
-        mapped=after.mapped - before.mapped,
-    )
+    kept, mapped = after.kept - before.kept, after.mapped - before.mapped
+    return Read(examples=examples, ids=ids, kept=kept, peak=peak, mapped=mapped)
 
 
 def check_all_were_read(reads: list[Read], num_examples: int) -> None:

@@ -45,14 +45,14 @@ class TrainingSpeed:
     images_per_s: Spread
     lone_images_per_s: Spread
     ratio: Spread
-    over_strategy: Spread | None  # a ratio, too; None where TensorFlow's strategy wasn't measured
+    over_strategy: Spread | None  # a ratio, too; None where TensorFlow's wasn't measured
     step_s: float  # median over all steps and ranks
     lone_step_s: float
     steps_per_round: int
-    parts: StepTimes | None  # None where nothing measures the time in collectives
-    bytes_written_per_byte_reduced: float | None  # None where the transport doesn't count
-    gradient_bytes: int
-    sent_bytes: tuple[int, ...]  # per step and host, by its network interfaces; () on one host
+    gradient_bytes: int = 0
+    parts: StepTimes | None = None  # None where nothing measures the time in collectives
+    bytes_written_per_byte_reduced: float | None = None  # None where the transport doesn't count
+    sent_bytes: tuple[int, ...] = ()  # per step and host, by its interfaces; () on one host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,80 +1,43 @@
 """What was measured, for TensorBoard: ``python -m tfddl.bench.tensorboard BENCH.json LOGDIR``.
 
 A process of its own, as TensorFlow, which writes the events, takes seconds to load and chatters.
+The horizontal axis of the curves isn't time: it is the number of bytes, or of workers.
 """
 
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from tfddl._src.callbacks.monitor_writer import EventWriter
 from tfddl.bench import plots
 from tfddl.bench.report import report
-from tfddl.bench.results import Results, read_json, write_json
+from tfddl.bench.results import Results, read_json
 from tfddl.bench.table import markdown
-from tfddl.errors import DataError
-
-_TIMEOUT_S = 300.0
 
 
-def write_events(results: Results, logdir: Path, *, environment: Mapping[str, str]) -> None:
-    """Writes curves and tables, and with matplotlib the pictures.
-
-    The horizontal axis of the curves isn't time: it is the number of bytes, or of workers.
-
-    Args:
-        results: What was measured.
-        logdir: What ``tensorboard --logdir`` is given.
-        environment: What the process that writes inherits.
-
-    Raises:
-        DataError: It couldn't.
-    """
-    with tempfile.TemporaryDirectory(prefix="tfddl-bench-") as directory:
-        path = Path(directory) / "bench.json"
-        write_json(results, path)
-        done = subprocess.run(
-            [sys.executable, "-m", "tfddl.bench.tensorboard", str(path), str(logdir)],
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **environment},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    if done.returncode:
-        raise DataError(f"--logdir {logdir} couldn't be written:\n{done.stderr}")
-
-
-def _write(results: Results, logdir: Path) -> None:
-    from tfddl._src.callbacks.monitor_writer import EventWriter
-
+def write_events(results: Results, logdir: Path) -> None:
+    """Writes curves and tables, and with matplotlib the pictures."""
     writer = EventWriter(str(logdir))
-    for key, chart in plots.bandwidths(results).items():
-        for name, points in chart.items():
+    curves = {f"bandwidth_gb_per_s/{key}": c for key, c in plots.bandwidths(results).items()}
+    curves["efficiency/over_workers"] = plots.efficiencies(results)
+    for tag, lines in curves.items():
+        for name, points in lines.items():
+            directory = "".join(c if c.isalnum() else "_" for c in name)
             for x, y in points:
-                writer.scalars(_run(name), {f"bandwidth_gb_per_s/{key}": y}, int(x))
-    for name, points in plots.efficiencies(results).items():
-        for x, y in points:
-            writer.scalars(_run(name), {"efficiency/over_workers": y}, int(x))
+                writer.scalars(directory, {tag: y}, int(x))
     if plots.is_available():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         for name, figure in plots.draw(results).items():
             canvas = FigureCanvasAgg(figure)
             canvas.draw()
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-            writer.images(f"charts/{name}", pixels[np.newaxis], 0)
+            writer.images(
+                f"charts/{name}", np.asarray(canvas.buffer_rgba())[np.newaxis, ..., :3], 0
+            )
     writer.text("tables", report(results, markdown), 0)
     writer.end()
 
 
-def _run(name: str) -> str:
-    """A name as a directory."""
-    return "".join(c if c.isalnum() else "_" for c in name)
-
-
 if __name__ == "__main__":
-    _write(read_json(Path(sys.argv[1])), Path(sys.argv[2]))
+    write_events(read_json(Path(sys.argv[1])), Path(sys.argv[2]))

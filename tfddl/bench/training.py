@@ -1,9 +1,10 @@
 """Measures training steps: plain Keras, tfddl, TensorFlow's strategy, in turns in one job."""
 
 import dataclasses
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -14,7 +15,7 @@ from tfddl._src.comm import ProcessGroup
 from tfddl.bench import models
 from tfddl.bench.config import Style
 from tfddl.bench.devices import wait_for_devices
-from tfddl.bench.interleave import Rounds, differences, flat, interleave
+from tfddl.bench.interleave import Rounds, Run, differences, flat, interleave
 from tfddl.bench.results import TrainingSpeed
 from tfddl.bench.session import STRATEGY, Session
 from tfddl.bench.stats import Spread, StepTimes, ratios
@@ -35,7 +36,7 @@ class StepClock(keras.callbacks.Callback):
         self.counters: list[dict[str, int]] = []
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-        """Reads the clocks."""
+        """Called by Keras."""
         if batch + 1 == self.params["steps"]:
             wait_for_devices()
         self.ends.append(time.perf_counter())
@@ -45,46 +46,35 @@ class StepClock(keras.callbacks.Callback):
 
 
 class Fit:
-    """A model that `fit` trains on synthetic batches, some steps at a time."""
+    """A model that `fit` trains on synthetic batches, in any style but `Style.STRATEGY`."""
 
     def __init__(self, style: Style, workload: Workload, *, rank: int, size: int) -> None:
-        """Makes the model, and compiles it.
-
-        Args:
-            style: Not `Style.STRATEGY`.
-            workload: What to train.
-            rank: This worker's.
-            size: How many there are.
-        """
-        self.batch = models.make_batch(workload, rank)
         if style is Style.SCOPE:  # It deals global batches out.
             batches = [models.make_batch(workload, r) for r in range(size)]
-            self.batch = tuple(tf.concat(parts, 0) for parts in zip(*batches, strict=True))
+            batch = tuple(tf.concat(parts, 0) for parts in zip(*batches, strict=True))
             with tfddl.strategy().scope():
                 self.model = _compiled(workload, models.make_optimizer(workload))
-            return
-        optimizer = models.make_optimizer(workload)
-        if style is Style.OPTIMIZER:
-            optimizer = tfddl.DistributedOptimizer(optimizer)
-        self.model = _compiled(workload, optimizer)
+        else:
+            batch = models.make_batch(workload, rank)
+            optimizer = models.make_optimizer(workload)
+            if style is Style.OPTIMIZER:
+                optimizer = tfddl.DistributedOptimizer(optimizer)
+            self.model = _compiled(workload, optimizer)
+        self._data = tf.data.Dataset.from_tensors(batch).repeat()
+
+    def train(self, steps: int, callback: keras.callbacks.Callback) -> None:
+        """Trains for so many steps."""
+        self.model.fit(self._data, steps_per_epoch=steps, callbacks=[callback], verbose=0)
 
     def run(self, steps: int, clock: StepClock | None = None) -> list[float]:
-        """Trains; returns the seconds of each step, after one that doesn't count.
+        """Trains; returns the seconds of each step.
 
-        The first step of a `fit` begins with what tfddl compares before it, and the input pipeline.
+        They come after one that doesn't count: a `fit` begins with what tfddl compares before it,
+        and with the input pipeline.
         """
         clock = clock or StepClock()
         self.train(steps + 1, clock)
         return differences(clock.ends)
-
-    def train(self, steps: int, callback: keras.callbacks.Callback) -> None:
-        """Trains."""
-        self.model.fit(
-            tf.data.Dataset.from_tensors(self.batch).repeat(),
-            steps_per_epoch=steps,
-            callbacks=[callback],
-            verbose=0,
-        )
 
 
 class StrategyLoop:
@@ -96,7 +86,6 @@ class StrategyLoop:
     """
 
     def __init__(self, workload: Workload, strategy: tf.distribute.Strategy, *, rank: int) -> None:
-        """Makes the model under the strategy."""
         with strategy.scope():
             self.model = model = models.make_model(workload)
             optimizer = models.make_optimizer(workload)
@@ -113,7 +102,7 @@ class StrategyLoop:
         self.step = tf.function(lambda: strategy.run(step))
 
     def run(self, steps: int) -> list[float]:
-        """Trains; returns the seconds of each step, after one that doesn't count."""
+        """Trains; returns the seconds of each step, after one that doesn't count, as `Fit.run`."""
         ends = []
         for number in range(steps + 1):
             self.step()
@@ -123,51 +112,35 @@ class StrategyLoop:
         return differences(ends)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Details:
-    """What some steps of all ranks tell of a style of training with tfddl."""
-
-    parts: StepTimes | None = None
-    written_per_reduced: float | None = None
-    sent_bytes: tuple[int, ...] = ()
-
-
 def measure_training(session: Session, workload: Workload) -> list[TrainingSpeed]:
     """Trains a model in all styles that are asked for. All ranks must call it together."""
-    rank, size = session.cluster.rank, session.cluster.size
-    fits = {
-        style: Fit(style, workload, rank=rank, size=size)
-        for style in (Style.PLAIN, *session.config.styles)
-    }
-    runs: dict[Style, Callable[[int], list[float]]] = {s: fit.run for s, fit in fits.items()}
+    rank, size, config = session.cluster.rank, session.cluster.size, session.config
+    make = functools.partial(Fit, workload=workload, rank=rank, size=size)
+    fits = {style: make(style) for style in (Style.PLAIN, *config.styles)}
+    runs: dict[Style, Run] = {style: fit.run for style, fit in fits.items()}
     if session.compares:
         runs[Style.STRATEGY] = StrategyLoop(workload, tfddl.strategy(), rank=rank).run
     with session.progress.within(workload.label):
         taken = interleave(
             runs,
-            rounds=session.config.rounds,
-            seconds=session.config.round_seconds,
+            rounds=config.rounds,
+            seconds=config.round_seconds,
             progress=session.progress,
             meter=session.meters["training"],
         )
-    details = {style: _details(session, fits[style]) for style in session.config.styles}
-    speeds = [
-        _speed(session, workload, style, taken, details.get(style, _Details()))
-        for style in taken
-        if style is not Style.PLAIN
-    ]
-    gradient_bytes = models.gradient_bytes(fits[Style.PLAIN].model)
-    del fits, runs
+    speeds = []
+    for style in (style for style in runs if style is not Style.PLAIN):
+        speed = _speed(session, workload, style, taken)
+        if style is not Style.STRATEGY:
+            speed = _with_details(speed, session, fits[style])
+        gradient_bytes = models.gradient_bytes(fits[Style.PLAIN].model)
+        speeds.append(dataclasses.replace(speed, gradient_bytes=gradient_bytes))
     keras.utils.clear_session()
-    return [dataclasses.replace(speed, gradient_bytes=gradient_bytes) for speed in speeds]
+    return speeds
 
 
 def _speed(
-    session: Session,
-    workload: Workload,
-    style: Style,
-    taken: dict[Style, Rounds],
-    details: _Details,
+    session: Session, workload: Workload, style: Style, taken: dict[Style, Rounds]
 ) -> TrainingSpeed:
     images = {s: [images_per_s(r, workload.batch_size) for r in taken[s]] for s in taken}
     over_strategy = None
@@ -187,20 +160,11 @@ def _speed(
         steps_per_round=len(taken[style][0][0]),
         step_s=statistics.median(flat(taken[style])),
         lone_step_s=statistics.median(flat(taken[Style.PLAIN])),
-        parts=details.parts,
-        bytes_written_per_byte_reduced=details.written_per_reduced,
-        gradient_bytes=0,
-        sent_bytes=details.sent_bytes,
     )
 
 
-def images_per_s(ranks: Sequence[Sequence[float]], batch_size: int) -> float:
-    """Of all ranks together, in one round."""
-    return sum(batch_size * len(steps) / sum(steps) for steps in ranks)
-
-
-def _details(session: Session, fit: Fit) -> _Details:
-    """Some more steps, with the transport's clock running; not counted in the speed."""
+def _with_details(speed: TrainingSpeed, session: Session, fit: Fit) -> TrainingSpeed:
+    """Adds what some more steps tell, with the transport's clock running."""
     transport = session.transport
     clock = StepClock(transport)
     can_measure = transport.measure(True)
@@ -208,16 +172,26 @@ def _details(session: Session, fit: Fit) -> _Details:
     transport.measure(False)
     collective_s = differences(clock.collective_s) if can_measure else []
     first, last = clock.counters[0], clock.counters[-1]
-    counted = {name: last[name] - first[name] for name in last}
-    of_ranks = tfddl.allgather_object((step_s, collective_s, counted))
-    reduced = sum(of_rank.get("bytes_reduced", 0) for _, _, of_rank in of_ranks)
-    written = sum(of_rank.get("bytes_written", 0) for _, _, of_rank in of_ranks)
-    sent = tuple(of_ranks[rank][2]["sent"] // _DETAILED_STEPS for rank in session.leaders)
-    return _Details(
-        parts=StepTimes.of([s for s, _, _ in of_ranks], [c for _, c, _ in of_ranks]),
-        written_per_reduced=written / reduced if reduced else None,
-        sent_bytes=sent if len(session.cluster.hosts) > 1 else (),
+    of_ranks = tfddl.allgather_object(
+        (step_s, collective_s, {name: last[name] - first[name] for name in last})
     )
+    counted = [counters for _, _, counters in of_ranks]
+    reduced, written = (
+        sum(of_rank.get(name, 0) for of_rank in counted)
+        for name in ("bytes_reduced", "bytes_written")
+    )
+    sent = [counted[rank]["sent"] // _DETAILED_STEPS for rank in session.leaders]
+    return dataclasses.replace(
+        speed,
+        parts=StepTimes.of([s for s, _, _ in of_ranks], [c for _, c, _ in of_ranks]),
+        bytes_written_per_byte_reduced=written / reduced if reduced else None,
+        sent_bytes=tuple(sent) if len(sent) > 1 else (),
+    )
+
+
+def images_per_s(ranks: Sequence[Sequence[float]], batch_size: int) -> float:
+    """Of all ranks together, from the seconds of each one's steps in a round."""
+    return sum(batch_size * len(steps) / sum(steps) for steps in ranks)
 
 
 def sent_bytes(net: Path = _NET) -> int:

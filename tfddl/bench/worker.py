@@ -50,12 +50,7 @@ def _measured(task: Task) -> Report:
         from tfddl.bench import reading, session
 
         session.start(task.options)
-        found = reading.measure_reading(
-            Path(task.directory),
-            task.config.orders,
-            num_examples=task.config.num_examples,
-            batch_size=task.config.file_batch_size,
-        )
+        found = reading.measure_reading(Path(task.directory), task.config)
         report = Report(results=Results(reading=found))
     tfddl.barrier()  # Nobody is missed by a worker that is still at it.
     return report
@@ -85,13 +80,13 @@ def measure(
     rank, size = tfddl.rank(), tfddl.size()
     progress = Progress(say if rank == 0 else lambda text: None)
     results = Results(versions=session.versions())
-    with progress.within(f"{size} workers, {label}"):
+    with progress.within(f"{size} {'workers' if size > 1 else 'worker'}, {label}"):
         here = session.Session(config, label, progress)
         results.machines = here.machines
         if len(here.leaders) > 1:
             results.streams = [inter_host.measure_stream(here)]
         if Part.TRAINING in config.only:
-            for workload in config.models:
+            for workload in config.workloads:
                 results.training += training.measure_training(here, workload)
         if Part.COLLECTIVES in config.only and size > 1:
             results.collectives = collectives.measure_collectives(here)
