@@ -351,7 +351,7 @@ def test_flags_become_a_config(tmp_path: Path) -> None:
         *("--quick", "--workers", "3,1", "--only", "collectives,start", "--sizes", "8,1M"),
         *("--models", "resnet50", "--batch-size", "2", "--rounds", "7", "--compare"),
         *("--operations", "broadcast", "--transports", "ring", "--plots", str(tmp_path / "p")),
-        *("--styles", "scope,optimizer", "--pieces", "1,8", "--between-hosts", "ring"),
+        *("--styles", "scope,optimizer", "--between-hosts", "ring"),
     )
     assert given == dataclasses.replace(
         flags.quick(Target()),
@@ -366,13 +366,10 @@ def test_flags_become_a_config(tmp_path: Path) -> None:
         transports=("ring",),
         plots=tmp_path / "p",
         styles=(Style.SCOPE, Style.OPTIMIZER),
-        pieces=(1, 8),
         between_hosts="ring",
     )
     assert (tmp_path / "p").is_dir()
-    assert given.init_options() == tuple(
-        InitOptions(collective="ring", between_hosts="ring", pieces=n) for n in (1, 8)
-    )
+    assert given.init_options() == (InitOptions(collective="ring", between_hosts="ring"),)
     assert given.workloads == (dataclasses.replace(WORKLOADS["resnet50"], batch_size=2),)
     assert from_json(Config, to_json(given)) == given
     usual_workers = [Target().usual_workers(n) for n in (1, 2, 3, 64)]

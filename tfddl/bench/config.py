@@ -74,7 +74,6 @@ class InitOptions:
 
     collective: str = "auto"
     between_hosts: str = "auto"
-    pieces: int | None = None
 
 
 def parse_size(text: str) -> int:
@@ -155,7 +154,6 @@ class Config:
         sizes: bytes of a rank's tensor (default: 4K,16K,64K,256K,1M,4M,16M,64M)
         transports: what tfddl.init(collective=…) takes (default: auto, and all that differ from it)
         between_hosts: what tfddl.init(between_hosts=…) takes
-        pieces: what tfddl.init(pieces=…) takes, each for itself; only RING and NCCL have pieces
         file_size: of the .npy of examples of 27648 bytes that --only reading reads, removed at the
             end (default: 2 GB)
         file_dir: where it is (default: the system's directory for temporary files)
@@ -189,7 +187,6 @@ class Config:
     sizes: tuple[int, ...] = _flag(SIZES, _SIZES)
     transports: tuple[str, ...] = _flag((), _NAMES)
     between_hosts: str = _flag("auto", str)
-    pieces: tuple[int, ...] = _flag((), _NUMBERS)
     file_size: int = _flag(2 * 10**9, parse_size)
     file_dir: Path = _flag(Path(tempfile.gettempdir()), Path)
     orders: tuple[Order, ...] = _flag(tuple(Order), _list_of(Order, Order))
@@ -233,11 +230,10 @@ class Config:
         return self.file_size // EXAMPLE_BYTES
 
     def init_options(self) -> tuple[InitOptions, ...]:
-        """What was asked for: with every transport, "auto" if none, every number of pieces."""
+        """One for each of `transports`; "auto" if none is given."""
         return tuple(
-            InitOptions(collective=name, between_hosts=self.between_hosts, pieces=pieces)
+            InitOptions(collective=name, between_hosts=self.between_hosts)
             for name in self.transports or ("auto",)
-            for pieces in self.pieces or (None,)
         )
 
     def as_json(self) -> dict[str, Any]:

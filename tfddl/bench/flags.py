@@ -31,7 +31,7 @@ examples:
   tfddl-bench --only collectives --sizes 4K,1M,64M --operations allreduce,allgather,broadcast
   tfddl-bench --only reading --workers 1,2,4 --file-size 2G
   tfddl-bench -H hostA:2,hostB:2
-  tfddl-bench -H hostA:1,hostB:1 --compare --between-hosts ring --pieces 1,4,16
+  tfddl-bench -H hostA:1,hostB:1 --compare --between-hosts ring
   srun --ntasks=4 tfddl-bench --in-job --compare
 """
 

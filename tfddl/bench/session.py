@@ -63,18 +63,15 @@ def start(options: InitOptions, *, with_strategy: bool = False) -> str:
         options: Its arguments.
         with_strategy: Whether to make the strategy, too: it has to come before the first operation.
     """
-    tfddl.init(
-        collective=options.collective, between_hosts=options.between_hosts, pieces=options.pieces
-    )
+    tfddl.init(collective=options.collective, between_hosts=options.between_hosts)
     if with_strategy:
         tfddl.strategy()
-    name = current().transport.name
-    return name if options.pieces is None else f"{name}, {options.pieces} pieces"
+    return current().process_group.name
 
 
 def other_collectives() -> tuple[str, ...]:
     """What `tfddl.init(collective=…)` takes in this job that makes another transport than this."""
-    cluster, name = current().cluster, current().transport.name
+    cluster, name = current().cluster, current().process_group.name
     num_gpus = len(tf.config.list_physical_devices("GPU"))
     found = []
     for choice in Collective if cluster.size > 1 else ():

@@ -76,7 +76,11 @@ def _reducing(op: tfddl.ReduceOp, prescale_factor: float, postscale_factor: floa
 
 
 def _allreduce(
-    tensors: Sequence[Any], scaled_op: ScaledOp, compression: Any, process_set: Any, name: str | None
+    tensors: Sequence[Any],
+    scaled_op: ScaledOp,
+    compression: Any,
+    process_set: Any,
+    name: str | None,
 ) -> list[Any]:
     options = ReductionOptions(compression=resolve_compression(compression))
     given = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
