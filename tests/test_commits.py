@@ -1,16 +1,21 @@
 """What outlives a worker: the newest that is whole, whatever happened while it was written."""
 
+import dataclasses
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from tests.processes import wait_until
 from tfddl._src import commits
 from tfddl._src.commits import CommitStore
-from tfddl._src.launcher.memory import Memory
+from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.plan import plan_processes, this_machine
+from tfddl._src.launcher.worker_process import WorkerProcess
 
 
 @pytest.fixture
@@ -146,15 +151,36 @@ def test_only_memfds_of_the_launcher_are_stores(fd: int) -> None:
 
 
 @pytest.mark.parametrize("keeps_commits", [True, False])
-def test_the_first_worker_of_a_host_gets_the_store(keeps_commits: bool) -> None:
-    plans = plan_processes(["true"], places=[this_machine((10000, 10001))], environment={})
-    with closing(Memory(keeps_commits=keeps_commits)) as memory:
-        for _ in range(2):  # The same at each start, but with new boards.
-            first, second = memory.shared_with(plans)
-            store = commits.find_store(first.environment)
-            assert (store is not None) == keeps_commits
-            assert commits.find_store(second.environment) is None
-            assert (len(first.descriptors), len(second.descriptors)) == (1 + keeps_commits, 1)
-            if store is not None:
-                store.write(b"x")
-        assert store is None or store.newest == 1
+def test_the_first_worker_of_a_host_gets_the_store(keeps_commits: bool, tmp_path: Path) -> None:
+    plans = plan_processes(["true"], places=[this_machine((10000, 10001))], environment=os.environ)
+    line = [sys.executable, "-c", f"{FIND}\nPath('found').write_text(str(store is not None))"]
+    with closing(HostStore()) as store:
+        for _ in range(2):  # The same at each start.
+            for plan in plans:
+                worker = WorkerProcess(
+                    dataclasses.replace(
+                        plan,
+                        argv=tuple(line),
+                        directory=str(tmp_path),
+                        keeps_commits=keeps_commits,
+                    ),
+                    store=store,
+                )
+                wait_until(worker.look)
+                worker.reap()
+                for pipe in worker.outputs:
+                    pipe.close()
+                assert worker.returncode == 0
+                given = (tmp_path / "found").read_text()
+                assert given == str(keeps_commits and plan.rank == 0)
+        assert store.newest == (1 if keeps_commits else -1)
+
+
+FIND = """
+import os
+from pathlib import Path
+from tfddl._src import commits
+store = commits.find(os.environ)
+if store is not None:
+    store.write(b"x")
+"""

@@ -10,8 +10,7 @@ import pytest
 import tfddl
 from tests.hosts import HERE, TWO, stand_in
 from tests.launching import launch
-from tfddl._src.launcher.examine import count_gpus, parse_smi
-from tfddl._src.launcher.findings import (
+from tfddl._src.launcher.doctor_checks import (
     Finding,
     Level,
     judge_clock,
@@ -20,6 +19,7 @@ from tfddl._src.launcher.findings import (
     judge_speed,
     worst,
 )
+from tfddl._src.launcher.doctor_probe import count_gpus, parse_smi
 
 FACTS: dict[str, Any] = {
     "hostname": "h",

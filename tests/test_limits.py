@@ -13,7 +13,7 @@ from tests.group import ROOT
 from tfddl._src.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.launcher.plan import plan_processes, this_machine
-from tfddl._src.launcher.worker import Worker
+from tfddl._src.launcher.worker_process import WorkerProcess
 from tfddl.errors import LaunchError
 
 ASK = """
@@ -156,7 +156,7 @@ def test_variables_that_are_too_long_are_named() -> None:
         ["true"], places=[this_machine([12345])], environment={**os.environ, "LONG": "x" * 2**17}
     )
     with pytest.raises(LaunchError) as caught:
-        Worker(plan, [])
+        WorkerProcess(plan)
     assert str(caught.value) == (
         "can't start 'true': Argument list too long. HINT: its arguments and variables are too "
         "long. The longest variable, LONG, has 131072 bytes; the system takes 131071 in one, name "

@@ -89,7 +89,7 @@ macos.hide()
 MAIN
 """
 JOB = "from tfddl._src.launcher.main import main; sys.exit(main(sys.argv[1:], environment={}))"
-AGENT = "from tfddl._src.launcher.agent import run; run()"
+AGENT = "from tfddl._src.launcher.agent_server import run; run()"
 BENCH = "from tfddl.bench.main import main; sys.exit(main(sys.argv[1:]))"
 NEED = "needs Linux, and this is darwin. HINT: run the script itself, python train.py, for one"
 

@@ -21,7 +21,7 @@ from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, wait_until
 from tfddl._src.cpu import num_quota_cores
-from tfddl._src.launcher import link
+from tfddl._src.launcher import ssh_client
 from tfddl._src.launcher.exposure import firewall_line
 from tfddl._src.launcher.ssh import SshOptions
 
@@ -364,22 +364,22 @@ def test_addresses_of_an_interface(tmp_path: Path) -> None:
 
 def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "_SEND_S", 0.2)
-        with closing(_link("exec sleep 30")) as deaf:
+        patch.setattr(ssh_client, "_SEND_S", 0.2)
+        with closing(_client("exec sleep 30")) as deaf:
             for _ in range(3):
                 deaf.send({"do": "take commit"}, bytes(1 << 20))
             assert deaf.lost == f"{HERE[0]} takes no more orders"
-    with closing(_link("exec dd of=/dev/null status=none")) as slow:
+    with closing(_client("exec dd of=/dev/null status=none")) as slow:
         with pytest.MonkeyPatch.context() as patch:
             clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.
-            patch.setattr(link, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+            patch.setattr(ssh_client, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
             slow.send({"do": "take commit"}, bytes(4 << 20))
         assert slow.lost is None
 
 
-def _link(line: str) -> link.Link:
+def _client(line: str) -> ssh_client.SshAgentClient:
     """A connection to what a shell runs in place of an agent."""
-    return link.Link(HERE[0], SshOptions(command=("sh", "-c", line)), is_here=False)
+    return ssh_client.SshAgentClient(HERE[0], SshOptions(command=("sh", "-c", line)), is_here=False)
 
 
 def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:

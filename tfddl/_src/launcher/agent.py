@@ -1,277 +1,173 @@
-"""The far side of a job on several hosts: starts and ends the workers of one host as it is told.
+"""Starts, watches and ends the workers of one host, as it is told by messages.
 
-`tfddlrun` starts it there, over ssh, and speaks with it through its standard input and output by
-frames. It decides nothing by itself but this: when the connection ends, or nothing has been heard
-for a while, it kills all that it has started, and ends. SIGTERM (its host is about to go) makes the
-workers save, as it does when it comes to them, or to `tfddlrun`.
-
-The messages are named by "do" (orders and questions) and "is" (reports and answers); `Link` is the
-other end of them.
+The agent decides nothing: orders and questions ("do") come from the supervisor, reports and answers
+("is") go to it. On this machine the agent is part of the supervisor's own process, see
+`local_client`; on another it is a process at the far end of an ssh connection, see `agent_server`.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
+import math
 import os
-import select
+import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
-from tfddl import __version__
 from tfddl._src.cgroups import LimitMonitor
 from tfddl._src.cluster import ports
-from tfddl._src.heartbeat import ProgressPage
 from tfddl._src.launcher import interfaces
 from tfddl._src.launcher.cores import Binding
-from tfddl._src.launcher.environment import inherited
-from tfddl._src.launcher.examine import Examination
-from tfddl._src.launcher.frames import HELLO, Message, Unpacker, pack
-from tfddl._src.launcher.guard import guarded
+from tfddl._src.launcher.doctor_probe import DoctorProbe
+from tfddl._src.launcher.frames import Message
 from tfddl._src.launcher.host_store import HostStore
-from tfddl._src.launcher.memory import with_board, with_store
 from tfddl._src.launcher.oom import count_oom_kills
-from tfddl._src.launcher.output import Outlet
 from tfddl._src.launcher.plan import ProcessPlan
-from tfddl._src.launcher.signals import Signals
-from tfddl._src.launcher.system import require_files, require_linux
-from tfddl._src.launcher.worker import DRAIN_S, Stream, Worker, adopt_orphans, kill_orphans
+from tfddl._src.launcher.system import require_files
+from tfddl._src.launcher.worker_process import OutputPipe, WorkerProcess
 from tfddl.errors import LaunchError
 
-BEAT_S = 4.0
-"""How often either side says that it is still there."""
-
-PATIENCE_S = 20.0
-"""After so long a silence the other side is taken for lost."""
-
-# How often it is told how far workers have come.
-_TELL_S = 0.5
-# What of a plan has no meaning on another host.
-_OURS = frozenset({"board", "descriptors"})
-# Beyond so many bytes that wait to be sent, workers have to wait with their output.
-_MOST_WAITING = 1 << 20
+# What a worker that has ended may leave to its children: a `tee` that still has lines to write.
+_DRAIN_S = 1.0
+# A pipe holds 64 KiB, as much as is read at a time; what is written meanwhile is another process's.
+_READS_PER_PIPE = 2
 
 
-def plan_message(plan: ProcessPlan) -> Message:
+class Send(Protocol):
+    """Sends a report or an answer to the supervisor."""
+
+    def __call__(self, message: Message, data: bytes = b"", /) -> None:
+        """Sends a message, and bytes that are passed on as they are."""
+
+
+def start_message(plan: ProcessPlan) -> Message:
     """The order to start a worker."""
-    names = {field.name for field in dataclasses.fields(plan)} - _OURS
-    values = {name: getattr(plan, name) for name in names}
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
     changed = {"environment": dict(plan.environment), "binding": plan.binding.value}
-    return {"do": "start", "plan": {**values, **changed}}
-
-
-class _Outbox:
-    """What waits to be written, to a descriptor that never blocks us."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._waiting: collections.deque[bytes] = collections.deque([HELLO])
-        self.num_bytes = len(HELLO)
-        os.set_blocking(fd, False)
-
-    def put(self, message: Message, data: bytes = b"") -> None:
-        frame = pack(message, data)
-        self._waiting.append(frame)
-        self.num_bytes += len(frame)
-
-    def flush(self) -> None:
-        """Writes what can be written now.
-
-        Raises:
-            OSError: nobody will read it any more.
-        """
-        while self._waiting:
-            piece = self._waiting[0]
-            try:
-                written = os.write(self._fd, piece)
-            except BlockingIOError:
-                return
-            self.num_bytes -= written
-            if written == len(piece):
-                self._waiting.popleft()
-            else:
-                self._waiting[0] = piece[written:]
-
-
-@dataclasses.dataclass(frozen=True)
-class _SendingSink:
-    """Sends an output of a worker to tfddlrun."""
-
-    outbox: _Outbox
-    rank: int
-    outlet: Outlet
-
-    def take(self, data: bytes) -> None:
-        self.outbox.put({"is": "output", **self._name()}, data)
-
-    def finish(self) -> None:
-        self.outbox.put({"is": "closed", **self._name()})
-
-    def tail(self) -> Iterable[str]:
-        return ()
-
-    def _name(self) -> Message:
-        return {"rank": self.rank, "outlet": self.outlet.value}
+    return {"do": "start", "rank": plan.rank, "plan": {**values, **changed}}
 
 
 class Agent:
-    """Serves one connection, until it ends."""
+    """The workers of one host.
+
+    Whoever owns it waits for its selector, and calls `turn`. The calling process must have no
+    threads. It has to adopt orphans before a worker starts, and to kill them after `kill_workers`,
+    so that nothing of a worker outlives it.
+    """
 
     def __init__(
-        self, *, stdin_fd: int, stdout_fd: int, signals: Signals, environment: Mapping[str, str]
+        self,
+        send: Send,
+        *,
+        selector: selectors.BaseSelector,
+        environment: Mapping[str, str],
+        store: HostStore,
     ) -> None:
-        """Says hello.
+        """Begins without workers.
 
         Args:
-            stdin_fd: where orders come from.
-            stdout_fd: where reports go.
-            signals: wakes us when a worker has ended; SIGINT and SIGHUP end us, and so does SIGTERM
-                where no worker can save.
+            send: takes reports and answers.
+            selector: what the agent waits for is registered there, with a function to call as
+                data; its owner may register more.
             environment: this host's, to which each worker's is added.
+            store: where the workers keep commits.
         """
-        self._stdin, self._stdout = stdin_fd, stdout_fd
-        self._signals, self._environment = signals, environment
-        self._outbox = _Outbox(stdout_fd)
-        self._unpacker = Unpacker()
-        self._workers: dict[int, Worker] = {}
-        self._examination = Examination()
+        self._send, self._selector = send, selector
+        self._environment, self._store = environment, store
+        self._workers: dict[int, WorkerProcess] = {}
+        self._holds_output = False
+        self._probe = DoctorProbe(selector)
         self._oom_kills, self._limits = count_oom_kills(), LimitMonitor()
-        self._heard_s = self._said_s = self._told_s = time.monotonic()
-        self._told: dict[int, Message] = {}
-        self._was_asked = False
-        self._store = HostStore()
+        self._reported: dict[int, Message] = {}
         self._orders: Mapping[str, Callable[[Message], None]] = {
             "start": self._start,
-            "signal": self._signal,
-            "show stacks": self._show_stacks,
-            "save": self._save,
-            "reap": self._reap,
             "prepare": self._prepare,
             "examine": self._examine,
-            "take commit": lambda message: self._store.take(message),
-            "tell commit": lambda message: self._outbox.put(self._store.tell()),
+            "take commit": self._take_commit,
+            "describe commit": self._describe_commit,
             "give commit": self._give_commit,
-            "beat": lambda message: self._outbox.put({"is": "beat"}),
+            "beat": lambda message: self._send({"is": "beat"}),
         }
-        self._outbox.put({"is": "hello", "version": __version__})
-        self._outbox.flush()
+        self._worker_orders: Mapping[str, Callable[[WorkerProcess, Message], object]] = {
+            "signal": lambda worker, message: worker.signal_group(
+                signal.Signals(message["number"])
+            ),
+            "show stacks": lambda worker, message: worker.ask_for_stacks(),
+            "save": lambda worker, message: worker.ask_to_save(),
+            "reap": self._reap,
+        }
 
-    def serve(self) -> None:
-        """Does what it is told until the connection ends; then leaves nothing behind."""
-        adopt_orphans()
-        try:
-            while self._turn():
-                pass
-        except OSError as error:
-            sys.stderr.write(f"tfddl agent: the connection was lost: {error.strerror}\n")
-        finally:
-            for worker in self._workers.values():
-                worker.signal_group(signal.SIGKILL)
-            kill_orphans()
+    def receive(self, message: Message, data: bytes = b"") -> None:
+        """Obeys an order, or answers a question."""
+        what = message["do"]
+        if what in self._orders:
+            self._orders[what]({**message, "data": data})
+        elif (worker := self._workers.get(message["rank"])) is not None:
+            self._worker_orders[what](worker, message)
 
-    def _turn(self) -> bool:
-        """Waits for something, and does what follows; False once the connection has ended."""
-        readable = self._wait()
-        now_s = time.monotonic()
-        if self._signals.fileno() in readable:
-            self._signals.read()
-        if self._stdin in readable:
-            data = os.read(self._stdin, 1 << 16)
-            if not data:
-                return False
-            self._heard_s = now_s
-            for message, payload in self._unpacker.feed(data):
-                self._orders[message["do"]]({**message, "data": payload})
-        if not self._goes_on() or now_s - self._heard_s > PATIENCE_S:
-            return False
-        self._pass_on(readable)
-        self._examination.serve(readable)
-        self._report(now_s)
-        self._outbox.flush()
-        return True
-
-    def _goes_on(self) -> bool:
-        """Whether no signal ends us. SIGTERM makes workers save, and then they end the job."""
-        for number in self._signals.take_ending():
-            asked = [
-                w for w in self._workers.values() if number == signal.SIGTERM and w.ask_to_save()
-            ]
-            if self._was_asked or not asked:
-                return False
-            self._was_asked = True
-        return True
-
-    def _wait(self) -> set[int]:
-        """The descriptors that have something to read."""
-        poll = select.poll()
-        poll.register(self._stdin, select.POLLIN)
-        poll.register(self._signals.fileno(), select.POLLIN)
-        if self._outbox.num_bytes:
-            poll.register(self._stdout, select.POLLOUT)
-        if self._outbox.num_bytes < _MOST_WAITING:
-            for stream in self._streams():
-                poll.register(stream.fileno(), select.POLLIN)
-        for fd in self._examination.filenos():
-            poll.register(fd, select.POLLIN)
-        wait_s = _TELL_S if self._workers else BEAT_S / 2
-        if any(worker.ended_s is not None for worker in self._workers.values()):
-            wait_s = DRAIN_S / 4
-        return {fd for fd, _ in poll.poll(wait_s * 1000)}
-
-    def _streams(self) -> list[Stream]:
-        return [s for worker in self._workers.values() for s in worker.streams if s.is_open]
-
-    def _pass_on(self, readable: set[int]) -> None:
-        """Sends what workers have written; how far they had come by then is told before."""
-        for worker in self._workers.values():
-            ready = [s for s in worker.streams if s.is_open and s.fileno() in readable]
-            if ready:
-                self._report_progress(worker)
-            for stream in ready:
-                if not stream.pump():
-                    stream.close()
-
-    def _report(self, now_s: float) -> None:
-        """Says what is new, and that we are here."""
-        self._report_ends()
-        if now_s - self._told_s >= _TELL_S and self._outbox.num_bytes < _MOST_WAITING:
-            self._told_s = now_s
-            for worker in self._workers.values():
-                self._report_progress(worker)
-        if now_s - self._said_s >= BEAT_S:
-            self._said_s = now_s
-            self._outbox.put({"is": "beat"})
-
-    def _report_ends(self) -> None:
+    def turn(self, wait_s: float = 0.0) -> None:
+        """Waits so long for something to happen, and reports it."""
+        for key, _ in self._selector.select(wait_s):
+            key.data()
         now_s = time.monotonic()
         for worker in self._workers.values():
-            if (
-                worker.ended_s is not None
-                and now_s >= worker.ended_s + worker.drain_s
-                and self._outbox.num_bytes < _MOST_WAITING
-            ):
-                for stream in worker.streams:
-                    if stream.is_open:
-                        stream.close()
             if worker.look():
-                self._report_progress(worker)
-                self._outbox.put(
-                    {
-                        "is": "ended",
-                        "rank": worker.rank,
-                        "returncode": worker.returncode,
-                        "num_oom_kills": count_oom_kills() - self._oom_kills,
-                        "limits": self._limits.reached(),
-                    }
-                )
+                self._report_end(worker)
+            if self._is_drained(worker, now_s):
+                for pipe in worker.outputs:
+                    self._close_output(worker, pipe)
 
-    def _report_progress(self, worker: Worker) -> None:
-        report = worker.attendance.report()
-        if report != self._told.get(worker.rank):
-            self._told[worker.rank] = report
-            self._outbox.put({"is": "progress", "rank": worker.rank, **report})
+    def timeout_s(self) -> float:
+        """After how many seconds `turn` has something to do, though nothing happens."""
+        if self._holds_output:
+            return math.inf
+        ends = (
+            worker.ended_s + _DRAIN_S
+            for worker in self._workers.values()
+            if worker.ended_s is not None and any(pipe.is_open for pipe in worker.outputs)
+        )
+        return max(0.0, min(ends, default=math.inf) - time.monotonic())
+
+    def hold_output(self, holds: bool) -> None:
+        """Reads no output for now, so that workers wait with it; or reads it again."""
+        if holds == self._holds_output:
+            return
+        self._holds_output = holds
+        for worker in self._workers.values():
+            for pipe in worker.outputs:
+                if pipe.is_open and holds:
+                    self._selector.unregister(pipe)
+                elif pipe.is_open:
+                    self._watch(worker, pipe)
+
+    def report_progress(self, ranks: Iterable[int] | None = None) -> None:
+        """Reports how far these workers have come, or all, where that has changed."""
+        for worker in self._workers.values() if ranks is None else map(self._workers.get, ranks):
+            if worker is None:
+                continue
+            report = worker.progress()
+            if report != self._reported.get(worker.rank):
+                self._reported[worker.rank] = report
+                self._send({"is": "progress", "rank": worker.rank, **report})
+
+    def ask_to_save(self) -> bool:
+        """Makes all workers save and end that can; False where none can."""
+        asked = [worker.ask_to_save() for worker in self._workers.values()]
+        return any(asked)
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers were started that aren't reaped."""
+        return bool(self._workers)
+
+    def kill_workers(self) -> None:
+        """Kills all workers with their process groups; `kill_orphans` finds the rest."""
+        while self._workers:
+            _, worker = self._workers.popitem()
+            worker.signal_group(signal.SIGKILL)
 
     def _start(self, message: Message) -> None:
         fields = message["plan"]
@@ -281,37 +177,68 @@ class Agent:
                 "argv": tuple(fields["argv"]),
                 "environment": {**self._environment, **fields["environment"]},
                 "binding": Binding(fields["binding"]),
+                "descriptors": tuple(fields["descriptors"]),
             }
         )
-        sinks = [_SendingSink(self._outbox, plan.rank, outlet) for outlet in Outlet]
         try:
-            plan = with_store(with_board(plan, ProgressPage.create()), self._store.fd)
-            self._workers[plan.rank] = Worker(plan, sinks)
+            worker = WorkerProcess(plan, store=self._store)
         except LaunchError as error:
-            self._outbox.put({"is": "refused", "rank": plan.rank, "why": str(error)})
-        except OSError as error:
-            why = f"can't make the memory that a worker shares with us: {error.strerror}"
-            self._outbox.put({"is": "refused", "rank": plan.rank, "why": why})
+            self._send({"is": "refused", "rank": plan.rank, "why": str(error)})
+            return
+        self._workers[plan.rank] = worker
+        if not self._holds_output:
+            for pipe in worker.outputs:
+                self._watch(worker, pipe)
 
-    def _signal(self, message: Message) -> None:
-        worker = self._workers.get(message["rank"])
-        if worker is not None:
-            worker.signal_group(signal.Signals(message["number"]))
+    def _watch(self, worker: WorkerProcess, pipe: OutputPipe) -> None:
+        read = functools.partial(self._read_output, worker, pipe)
+        self._selector.register(pipe, selectors.EVENT_READ, read)
 
-    def _show_stacks(self, message: Message) -> None:
-        worker = self._workers.get(message["rank"])
-        if worker is not None:
-            worker.attendance.ask_for_stacks()
+    def _read_output(self, worker: WorkerProcess, pipe: OutputPipe) -> None:
+        # It may have been closed by what else happened at the same time.
+        data = pipe.read() if pipe.is_open else None
+        if data:
+            self._send({"is": "output", "rank": worker.rank, "outlet": pipe.outlet.value}, data)
+        elif data is not None:
+            self._close_output(worker, pipe)
 
-    def _save(self, message: Message) -> None:
-        worker = self._workers.get(message["rank"])
-        if worker is not None:
-            worker.ask_to_save()
+    def _close_output(self, worker: WorkerProcess, pipe: OutputPipe) -> None:
+        """Sends what the pipe still holds, and closes it."""
+        if not pipe.is_open:
+            return
+        name = {"rank": worker.rank, "outlet": pipe.outlet.value}
+        for _ in range(_READS_PER_PIPE):
+            if not (data := pipe.read()):
+                break
+            self._send({"is": "output", **name}, data)
+        if not self._holds_output:
+            self._selector.unregister(pipe)
+        pipe.close()
+        self._send({"is": "closed", **name})
 
-    def _reap(self, message: Message) -> None:
-        worker = self._workers.pop(message["rank"], None)
-        if worker is not None:
-            worker.reap()
+    def _is_drained(self, worker: WorkerProcess, now_s: float) -> bool:
+        """Whether nobody waits for its output any more. While that is held nothing may be lost."""
+        if worker.ended_s is None or self._holds_output:
+            return False
+        return now_s >= worker.ended_s + _DRAIN_S
+
+    def _report_end(self, worker: WorkerProcess) -> None:
+        self.report_progress([worker.rank])
+        self._send(
+            {
+                "is": "ended",
+                "rank": worker.rank,
+                "returncode": worker.returncode,
+                "num_oom_kills": count_oom_kills() - self._oom_kills,
+                "limits": self._limits.reached(),
+            }
+        )
+
+    def _reap(self, worker: WorkerProcess, message: Message) -> None:
+        worker.reap()
+        for pipe in worker.outputs:
+            self._close_output(worker, pipe)
+        del self._workers[worker.rank]
 
     def _prepare(self, message: Message) -> None:
         """Finds out what the workers of this host need, before any is started."""
@@ -335,24 +262,17 @@ class Agent:
                 f"can't enter the folder {message['directory']}: {error.strerror}. HINT: the "
                 "workers of all hosts run in the folder that tfddlrun is started in"
             )
-        self._outbox.put(answer)
-
-    def _give_commit(self, message: Message) -> None:
-        self._outbox.put({"is": "piece"}, self._store.give(message))
+        self._send(answer)
 
     def _examine(self, message: Message) -> None:
-        self._outbox.put({"is": "examined", **self._examination.answer(message)})
+        self._send({"is": "examined", **self._probe.answer(message)})
 
+    def _take_commit(self, message: Message) -> None:
+        self._store.write(message["data"], message["offset"])
 
-def run() -> None:
-    """What is started on the far host."""
-    try:
-        require_linux("a host of tfddlrun")
-        sys.exit(guarded(_serve, program="tfddl agent"))
-    except LaunchError as error:
-        sys.exit(f"tfddl agent: {error}")
+    def _describe_commit(self, message: Message) -> None:
+        self._send({"is": "commit", "number": self._store.newest, "size": self._store.size})
 
-
-def _serve(signals: Signals) -> int:
-    Agent(stdin_fd=0, stdout_fd=1, signals=signals, environment=inherited(os.environ)).serve()
-    return 0
+    def _give_commit(self, message: Message) -> None:
+        data = self._store.read(message["offset"], message["length"])
+        self._send({"is": "commit bytes"}, data)

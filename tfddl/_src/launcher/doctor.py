@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 
-from tfddl._src.launcher.findings import (
+from tfddl._src.launcher.doctor_checks import (
     Finding,
     Level,
     judge_clock,
@@ -23,8 +23,8 @@ from tfddl._src.launcher.fleet import (
     find_unreachable_names,
 )
 from tfddl._src.launcher.frames import Message
-from tfddl._src.launcher.link import Link
 from tfddl._src.launcher.signals import Interrupted, Signals
+from tfddl._src.launcher.ssh_client import SshAgentClient
 from tfddl._src.launcher.system import require_files
 from tfddl.errors import LaunchError
 
@@ -68,76 +68,82 @@ class _Doctor:
 
     def examine(self) -> Iterator[Finding]:
         """All findings, as they are made."""
-        with connecting(self._options, signals=self._signals) as links:
-            for link, problem in failures(links, self._options):
-                yield Finding(Level.PROBLEM, link.host, problem)
-            able = [link for link in links if link.lost is None and link.greeting is not None]
+        with connecting(self._options, signals=self._signals) as clients:
+            for client, problem in failures(clients, self._options):
+                yield Finding(Level.PROBLEM, client.host, problem)
+            able = [
+                client for client in clients if client.lost is None and client.greeting is not None
+            ]
             if not able:
                 return
             try:
                 yield from self._examine(able)
             except LaunchError as error:  # one was lost meanwhile
-                yield Finding(Level.PROBLEM, ", ".join(link.host for link in able), str(error))
+                yield Finding(Level.PROBLEM, ", ".join(client.host for client in able), str(error))
 
-    def _examine(self, links: Sequence[Link]) -> Iterator[Finding]:
+    def _examine(self, clients: Sequence[SshAgentClient]) -> Iterator[Finding]:
         clocks = []
         facts = {}
-        for link in links:
+        for client in clients:
             begin = time.time()
-            facts[link.host] = self._ask(link, {"question": "facts", "directory": self._directory})
+            facts[client.host] = self._ask(
+                client, {"question": "facts", "directory": self._directory}
+            )
             end = time.time()
-            offset_s = facts[link.host]["time"] - (begin + end) / 2
-            clocks.append(judge_clock(link.host, offset_s=offset_s, uncertain_s=(end - begin) / 2))
+            offset_s = facts[client.host]["time"] - (begin + end) / 2
+            clocks.append(
+                judge_clock(client.host, offset_s=offset_s, uncertain_s=(end - begin) / 2)
+            )
         yield from judge_hosts(facts, self._workers)
         yield from clocks
-        if len(links) < 2:
+        if len(clients) < 2:
             return
-        addresses = yield from self._find_addresses(links, facts)
-        yield from self._try_network(links, addresses)
+        addresses = yield from self._find_addresses(clients, facts)
+        yield from self._try_network(clients, addresses)
 
     def _find_addresses(
-        self, links: Sequence[Link], facts: dict[str, Message]
+        self, clients: Sequence[SshAgentClient], facts: dict[str, Message]
     ) -> Generator[Finding, None, dict[str, str]]:
         """Judges the hosts' names; returns what each host is reached by."""
-        names = [link.host for link in links]
+        names = [client.host for client in clients]
         if not self._options.interfaces:
-            for link in links:
-                facts[link.host] |= self._ask(link, {"question": "resolve", "names": names})
+            for client in clients:
+                facts[client.host] |= self._ask(client, {"question": "resolve", "names": names})
             for problem in find_unreachable_names(facts):
                 yield Finding(Level.PROBLEM, "names", problem)
             return dict(zip(names, names, strict=True))
         return {
-            link.host: self._ask(
-                link, {"question": "address", "interfaces": self._options.interfaces}
+            client.host: self._ask(
+                client, {"question": "address", "interfaces": self._options.interfaces}
             )["address"]
-            for link in links
+            for client in clients
         }
 
-    def _try_network(self, links: Sequence[Link], addresses: dict[str, str]) -> Iterator[Finding]:
+    def _try_network(
+        self, clients: Sequence[SshAgentClient], addresses: dict[str, str]
+    ) -> Iterator[Finding]:
         """Every host tries every other's ports; each sends to the next, as in a ring."""
-        ports = {
-            link.host: self._ask(link, {"question": "listen", "count": self._workers[link.host]})[
-                "ports"
-            ]
-            for link in links
-        }
-        for link in links:
-            for other in (other.host for other in links if other is not link):
+        ports = {}
+        for client in clients:
+            question = {"question": "listen", "count": self._workers[client.host]}
+            ports[client.host] = self._ask(client, question)["ports"]
+        for client in clients:
+            for other in (other.host for other in clients if other is not client):
                 question = {"question": "reach", "host": addresses[other], "ports": ports[other]}
-                answer = self._ask(link, question)
-                yield judge_reach(link.host, other, answer, len(ports[other]))
-        for link, following in zip(links, [*links[1:], links[0]], strict=True):
+                answer = self._ask(client, question)
+                yield judge_reach(client.host, other, answer, len(ports[other]))
+        for client, following in zip(clients, [*clients[1:], clients[0]], strict=True):
             question = {
                 "question": "speed",
                 "host": addresses[following.host],
                 "port": ports[following.host][0],
                 "num_pieces": _PIECES,
             }
-            yield judge_speed(link.host, following.host, self._ask(link, question))
+            yield judge_speed(client.host, following.host, self._ask(client, question))
 
-    def _ask(self, link: Link, question: Message) -> Message:
-        link.send({"do": "examine", **question})
-        (answer,) = ask([link], signals=self._signals, wait_s=_ANSWER_S)
+    def _ask(self, client: SshAgentClient, question: Message) -> Message:
+        client.send({"do": "examine", **question})
+        (answer,) = ask([client], signals=self._signals, wait_s=_ANSWER_S)
         if "error" in answer and question["question"] != "speed":
-            raise LaunchError(f"on {link.host}, {answer['error']}")
+            raise LaunchError(f"on {client.host}, {answer['error']}")
         return answer

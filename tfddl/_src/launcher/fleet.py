@@ -8,17 +8,25 @@ import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tfddl import __version__
-from tfddl._src.launcher.display import Sink
+from tfddl._src.launcher.agent_client import AgentClient
 from tfddl._src.launcher.frames import Message
+from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.hosts import HostSlots, ranks_of
 from tfddl._src.launcher.interfaces import is_this_host
-from tfddl._src.launcher.link import Link, RemoteWorker
+from tfddl._src.launcher.local_client import LocalAgentClient
+from tfddl._src.launcher.log_sink import LogSink
 from tfddl._src.launcher.plan import Place, ProcessPlan, this_machine
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.ssh import SshOptions
+from tfddl._src.launcher.ssh_client import SshAgentClient
+from tfddl._src.launcher.worker_handle import WorkerHandle
+from tfddl._src.launcher.worker_process import adopt_orphans, kill_orphans
 from tfddl.errors import LaunchError
+
+_Client = TypeVar("_Client", bound=AgentClient)
 
 CONNECT_S = 30.0
 """How long hosts have to answer, where the user says nothing (`--start-timeout`)."""
@@ -65,47 +73,74 @@ class UnreachableError(LaunchError):
 
 @dataclass(frozen=True)
 class Fleet:
-    """The connections to all hosts of a job.
+    """The agents of all hosts of a job, whose workers can be started.
 
     Attributes:
-        links: one per host.
-        places: the hosts' parts in the job, in the same order.
+        clients: one per host; this machine alone is one, too.
+        places: the hosts' parts in the job, in the order of their ranks.
     """
 
-    links: tuple[Link, ...]
+    clients: tuple[AgentClient, ...]
     places: tuple[Place, ...]
 
-    def start(self, plan: ProcessPlan, sinks: Sequence[Sink]) -> RemoteWorker:
-        """Starts a worker on its host."""
-        link = next(link for link in self.links if link.host == plan.host)
-        return link.start(plan, sinks)
+    def start(self, plan: ProcessPlan, sinks: Sequence[LogSink]) -> WorkerHandle:
+        """Starts a worker on its host; see `AgentClient.start`."""
+        client = next(client for client in self.clients if client.host == plan.host)
+        return client.start(plan, sinks)
 
     def beat(self) -> None:
         """Says to all hosts that we are here; at least every `BEAT_S` seconds."""
-        beat_all(self.links)
+        for client in self.clients:
+            client.beat()
+
+    def update(self) -> None:
+        """Brings what is known of the workers' progress up to date, without waiting."""
+        for client in self.clients:
+            client.update()
 
     def ask_for_signs(self) -> None:
         """Finds out which hosts are still there; those that don't answer soon are lost."""
-        for link in self.links:
-            link.ask_for_sign()
-
-    def close(self) -> None:
-        """Ends all connections, and waits for it: nothing is left on any host."""
-        close_all(self.links)
+        for client in self.clients:
+            client.ask_for_sign()
 
     @property
     def num_oom_kills(self) -> int:
-        """Processes that the hosts' kernels have ended for want of memory."""
-        return sum(link.num_oom_kills for link in self.links)
+        """Processes that the hosts' kernels have killed for want of memory."""
+        return sum(client.num_oom_kills for client in self.clients)
 
     @property
     def limits(self) -> tuple[str, ...]:
         """Limits of the hosts' cgroups that were reached."""
-        return tuple(f"on {link.host}, {text}" for link in self.links for text in link.limits)
+        return tuple(
+            f"on {client.host}, {text}" if client.host else text
+            for client in self.clients
+            for text in client.limits
+        )
 
 
 @contextlib.contextmanager
-def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[Link, ...]]:
+def local_fleet(places: Sequence[Place], *, signals: Signals, store: HostStore) -> Iterator[Fleet]:
+    """A fleet whose workers all run on this machine; at the end nothing is left of them.
+
+    The calling process must have no other children and no threads.
+
+    Args:
+        places: the hosts' parts in the job; all but the one named "" have a `tfddlrun` of their
+            own.
+        signals: tells when a worker has ended.
+        store: where workers keep commits, from one start to the next.
+    """
+    adopt_orphans()
+    client = LocalAgentClient(signals=signals, store=store)
+    try:
+        yield Fleet((client,), tuple(places))
+    finally:
+        client.close()
+        kill_orphans()
+
+
+@contextlib.contextmanager
+def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[SshAgentClient, ...]]:
     """Connections to all hosts, as far as they come about; `failures` tells those that didn't.
 
     At the end all are closed, and nothing is left on any host.
@@ -114,16 +149,19 @@ def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[Lin
         LaunchError: there is no ssh.
         Interrupted: a signal came.
     """
-    links: list[Link] = []
+    clients: list[SshAgentClient] = []
     try:
         for host in options.hosts:
-            links.append(Link(host.name, options.ssh, is_here=is_this_host(host.name)))
+            clients.append(SshAgentClient(host.name, options.ssh, is_here=is_this_host(host.name)))
         wait_for(
-            links, lambda link: link.greeting is not None, signals=signals, wait_s=options.connect_s
+            clients,
+            lambda client: client.greeting is not None,
+            signals=signals,
+            wait_s=options.connect_s,
         )
-        yield tuple(links)
+        yield tuple(clients)
     finally:
-        close_all(links)
+        close_all(clients)
 
 
 @contextlib.contextmanager
@@ -140,17 +178,17 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
         LaunchError: hosts that can't take part; all of them named.
         Interrupted: a signal came.
     """
-    with connecting(options, signals=signals) as links:
+    with connecting(options, signals=signals) as clients:
         ranks = ranks_of(options.hosts)
         problems = {
-            link.host: f"rank {', '.join(map(str, ranks[link.host]))} can't start: {problem}"
-            for link, problem in failures(links, options)
+            client.host: f"rank {', '.join(map(str, ranks[client.host]))} can't start: {problem}"
+            for client, problem in failures(clients, options)
         }
         if problems:
             raise UnreachableError(problems)
         names = [host.name for host in options.hosts]
-        for link, host in zip(links, options.hosts, strict=True):
-            link.send(
+        for client, host in zip(clients, options.hosts, strict=True):
+            client.send(
                 {
                     "do": "prepare",
                     "num_workers": host.slots,
@@ -159,58 +197,69 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
                     "names": names,
                 }
             )
-        answers = ask(links, signals=signals, wait_s=options.connect_s)
+        answers = ask(clients, signals=signals, wait_s=options.connect_s)
         _refuse(
-            f"on {link.host}, {answer['error']}"
-            for link, answer in zip(links, answers, strict=True)
+            f"on {client.host}, {answer['error']}"
+            for client, answer in zip(clients, answers, strict=True)
             if "error" in answer
         )
         by_host = dict(zip(names, answers, strict=True))
         if not options.interfaces:
             _refuse(find_unreachable_names(by_host))
-        yield Fleet(
-            links=links,
-            places=tuple(_place(host, answer) for host, answer in by_host.items())
-            if len(names) > 1
-            else (_alone(names[0], answers[0]),),
-        )
+        adopt_orphans()
+        try:
+            yield Fleet(
+                clients=clients,
+                places=tuple(_place(host, answer) for host, answer in by_host.items())
+                if len(names) > 1
+                else (_alone(names[0], answers[0]),),
+            )
+        finally:
+            close_all(clients)  # before ssh is killed as an orphan
+            kill_orphans()
 
 
-def ask(links: Sequence[Link], *, signals: Signals, wait_s: float) -> list[Message]:
+def ask(clients: Sequence[AgentClient], *, signals: Signals, wait_s: float) -> list[Message]:
     """The answers of all hosts to what each has just been asked.
 
     Raises:
         UnreachableError: hosts that haven't answered in time, or are lost; all of them named.
         Interrupted: a signal came.
     """
-    answers = answers_of(links, signals=signals, wait_s=wait_s)
-    if missing := [link for link in links if link not in answers]:
+    answers = answers_of(clients, signals=signals, wait_s=wait_s)
+    if missing := [client for client in clients if client not in answers]:
         silence = f"hasn't answered within {wait_s:g} s"
         raise UnreachableError(
-            {link.host: link.lost or f"{link.host} {silence}" for link in missing}
+            {client.host: client.lost or f"{client.host} {silence}" for client in missing}
         )
-    return [answers[link] for link in links]
+    return [answers[client] for client in clients]
 
 
-def answers_of(links: Sequence[Link], *, signals: Signals, wait_s: float) -> dict[Link, Message]:
+def answers_of(
+    clients: Sequence[AgentClient], *, signals: Signals, wait_s: float
+) -> dict[AgentClient, Message]:
     """The answers of the hosts that do answer to what each has just been asked.
 
     Raises:
         Interrupted: a signal came.
     """
-    answers: dict[Link, Message] = {}
+    answers: dict[AgentClient, Message] = {}
 
-    def has_answered(link: Link) -> bool:
-        if link not in answers and (answer := link.take_answer()) is not None:
-            answers[link] = answer
-        return link in answers
+    def has_answered(client: AgentClient) -> bool:
+        if client not in answers and (answer := client.take_answer()) is not None:
+            answers[client] = answer
+        return client in answers
 
-    wait_for(links, has_answered, signals=signals, wait_s=wait_s)
+    wait_for(clients, has_answered, signals=signals, wait_s=wait_s)
     return answers
 
 
 def wait_for(
-    links: Sequence[Link], is_done: Callable[[Link], bool], *, signals: Signals, wait_s: float
+    clients: Sequence[_Client],
+    is_done: Callable[[_Client], bool],
+    *,
+    signals: Signals,
+    wait_s: float,
 ) -> None:
     """Waits until all that are not lost are done, or the time is over.
 
@@ -220,33 +269,28 @@ def wait_for(
     deadline = time.monotonic() + wait_s
     with selectors.DefaultSelector() as selector:
         selector.register(signals, selectors.EVENT_READ)
-        for link in links:
-            selector.register(link, selectors.EVENT_READ)
-        while not all(is_done(link) or link.lost is not None for link in links):
+        for client in clients:
+            selector.register(client, selectors.EVENT_READ)
+        while not all(is_done(client) or client.lost is not None for client in clients):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return
-            for key, _ in selector.select(min(left_s, 1.0)):
-                if isinstance(key.fileobj, Link) and not key.fileobj.pump():
-                    selector.unregister(key.fileobj)
-            beat_all(link for link in links if link.greeting is not None)
+            ready = {key.fileobj for key, _ in selector.select(min(left_s, 1.0))}
+            for client in clients:
+                client.turn(is_readable=client in ready)
+                if client.lost is not None and client in selector.get_map():
+                    selector.unregister(client)
             signals.read()
             if signals.have_ended_job:
                 raise Interrupted
 
 
-def close_all(links: Sequence[Link]) -> None:
+def close_all(clients: Sequence[SshAgentClient]) -> None:
     """Ends connections, all at once, and waits for their ends."""
-    for link in links:
-        link.hang_up()
-    for link in links:
-        link.close()
-
-
-def beat_all(links: Iterable[Link]) -> None:
-    """Says to these hosts that we are here."""
-    for link in links:
-        link.beat()
+    for client in clients:
+        client.hang_up()
+    for client in clients:
+        client.close()
 
 
 def find_unreachable_names(answers: Mapping[str, Message]) -> list[str]:
@@ -296,18 +340,21 @@ def _alone(host: str, answer: Message) -> Place:
     )
 
 
-def failures(links: Iterable[Link], options: FleetOptions) -> Iterator[tuple[Link, str]]:
+def failures(
+    clients: Iterable[SshAgentClient], options: FleetOptions
+) -> Iterator[tuple[SshAgentClient, str]]:
     """The connections that haven't come about, and why."""
-    for link in links:
-        if link.lost is not None:
-            yield link, link.lost
-        elif link.greeting is None:
-            yield link, f"{link.why_silent()} within {options.connect_s:g} s (--start-timeout)"
-        elif link.greeting["version"] != __version__:
+    for client in clients:
+        if client.lost is not None:
+            yield client, client.lost
+        elif client.greeting is None:
+            why = client.why_silent()
+            yield client, f"{why} within {options.connect_s:g} s (--start-timeout)"
+        elif (version := client.greeting["version"]) != __version__:
             yield (
-                link,
-                f"{link.host} has tfddl {link.greeting['version']}, but this host {__version__}. "
-                "HINT: install the same on all hosts",
+                client,
+                f"{client.host} has tfddl {version}, but this host {__version__}. HINT: install "
+                "the same on all hosts",
             )
 
 

@@ -25,7 +25,7 @@ from typing import NoReturn
 from tfddl._src.launcher.report import describe_exit
 from tfddl._src.launcher.signals import FORWARDED, OUTER_DIED, Signals
 from tfddl._src.launcher.system import PR_SET_NAME, PR_SET_PDEATHSIG, load_prctl
-from tfddl._src.launcher.worker import adopt_orphans, kill_orphans
+from tfddl._src.launcher.worker_process import adopt_orphans, kill_orphans
 from tfddl.errors import LaunchError
 
 _NAME = b"tfddl-workers"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfddl import __version__
+from tfddl._src.launcher.doctor_probe import installed_version
 from tfddl._src.launcher.environment import Export
-from tfddl._src.launcher.examine import installed_version
 from tfddl.errors import LaunchError
 
 _VARIABLES = MappingProxyType(

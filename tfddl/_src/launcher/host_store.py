@@ -1,19 +1,19 @@
-"""What the workers of one host commit, as their agent keeps it; see `keeping`."""
+"""The newest commit of the workers of one host, in memory that outlives them."""
 
 from __future__ import annotations
 
 import os
 
-from tfddl._src.commits import CommitStore, write_all
-from tfddl._src.launcher.frames import Message
-from tfddl._src.launcher.memory import make_store
+from tfddl._src import commits
+from tfddl._src.commits import CommitStore
+from tfddl.errors import LaunchError
 
 
 class HostStore:
-    """The store that the first worker of a host gets.
+    """The store that the first worker of a host gets: all of a host have the same to keep.
 
     Attributes:
-        fd: its descriptor.
+        fd: its descriptor, of a memfd.
     """
 
     def __init__(self) -> None:
@@ -22,17 +22,36 @@ class HostStore:
         Raises:
             LaunchError: descriptors or memory are used up.
         """
-        self.fd = make_store()
+        try:
+            self.fd = commits.create_store()
+        except OSError as error:
+            raise LaunchError(
+                f"can't make the memory that commits are kept in: {error.strerror}. HINT: free "
+                "memory on this host, or raise its limit (memory.max of a container, ulimit -n)"
+            ) from error
 
-    def tell(self) -> Message:
-        """Which commit is the newest that is whole, and how long the store is."""
-        newest = CommitStore(self.fd).newest
-        return {"is": "commit", "number": newest, "size": os.fstat(self.fd).st_size}
+    @property
+    def newest(self) -> int:
+        """The number of the newest whole commit, from 0; -1 where there is none."""
+        return CommitStore(self.fd).newest
 
-    def give(self, message: Message) -> bytes:
-        """A piece of the store."""
-        return os.pread(self.fd, message["length"], message["offset"])
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return os.fstat(self.fd).st_size
 
-    def take(self, message: Message) -> None:
-        """Takes a piece of the store of an earlier start."""
-        write_all(self.fd, message["data"], message["offset"])
+    def read(self, offset: int, length: int) -> bytes:
+        """Some of its bytes, fewer at its end."""
+        return os.pread(self.fd, length, offset)
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Takes bytes of another host's store.
+
+        Raises:
+            OSError: no memory is left.
+        """
+        commits.write_all(self.fd, data, offset)
+
+    def close(self) -> None:
+        """Closes it; the memory is freed when no worker has it open any more."""
+        os.close(self.fd)

@@ -17,24 +17,24 @@ from tfddl._src import rendezvous
 from tfddl._src.cluster import SECRET, START_TIMEOUT
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.heartbeat import WorkerFlags
+from tfddl._src.launcher.commit_relay import CommitRelay
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.environment import Export, exported, given_secret, inherited, travelling
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
-from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, prepared
+from tfddl._src.launcher.fleet import FleetOptions, UnreachableError, local_fleet, prepared
 from tfddl._src.launcher.guard import guarded
+from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.hosts import MAX_WORKERS, HostSlots, ranks_of
-from tfddl._src.launcher.keeping import Keeper
-from tfddl._src.launcher.link import LOST
-from tfddl._src.launcher.memory import Memory
 from tfddl._src.launcher.nodes import NodeOptions, meet_nodes
 from tfddl._src.launcher.output import Console
-from tfddl._src.launcher.plan import Place, plan_processes, this_machine
+from tfddl._src.launcher.plan import Place, ProcessPlan, plan_processes, this_machine
 from tfddl._src.launcher.recovery import Recovery
 from tfddl._src.launcher.report import Outcome, WorkerExit, describe_place, failure_report
 from tfddl._src.launcher.restarts import RestartOptions
 from tfddl._src.launcher.signals import Interrupted, Signals
-from tfddl._src.launcher.supervise import Care, supervise
+from tfddl._src.launcher.supervise import SupervisorOptions, supervise
 from tfddl._src.launcher.system import require_files
+from tfddl._src.launcher.worker_handle import LOST
 from tfddl.errors import LaunchError
 
 # The only signs, on a worker's stderr, that a server's port was taken: our words and TensorFlow's.
@@ -149,14 +149,12 @@ def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str,
     recovery = Recovery(options.restarts, hosts=hosts)
     with contextlib.ExitStack() as stack:
         console = Console(signals, has_colours="NO_COLOR" not in environment)
-        # What workers on other hosts commit, their agents keep within a start.
-        memory = Memory(keeps_commits=fleet is None and recovery.starts_again)
-        stack.enter_context(contextlib.closing(memory))
-        keeper = Keeper() if fleet is not None and recovery.starts_again else None
-        if keeper is not None:
-            stack.enter_context(contextlib.closing(keeper))
+        store = stack.enter_context(contextlib.closing(HostStore()))
+        relay = None
+        if fleet is not None and recovery.starts_again:
+            relay = stack.enter_context(contextlib.closing(CommitRelay()))
         means = _Means(
-            console, signals, memory, keeper, secret=given_secret(environment, options.exports)
+            console, signals, store, relay, secret=given_secret(environment, options.exports)
         )
         while True:
             outcome = _start(options, recovery, means=means, environment=environment)
@@ -203,8 +201,10 @@ class _Means:
 
     console: Console
     signals: Signals
-    memory: Memory
-    keeper: Keeper | None
+    store: HostStore
+    """What workers on this machine have committed."""
+
+    relay: CommitRelay | None
     """What workers on other hosts have committed, where the job may start again."""
 
     secret: str | None
@@ -220,15 +220,20 @@ def _start(
     if not means.signals.sleep(recovery.pause_s):
         return _interrupted(means.signals)
     for restarts in range(_PORT_RESTARTS + 1):
-        care = Care(
+        supervisor = SupervisorOptions(
             grace_s=options.grace_s,
             stall_timeout_s=options.stall_timeout_s,
             logs=options.logs,
             appends_logs=recovery.num_restarts + restarts > 0,
-            keeper=means.keeper if recovery.starts_again else None,
         )
         try:
-            outcome, ports = _run_once(options, care, means=means, environment=environment)
+            outcome, ports = _run_once(
+                options,
+                supervisor,
+                means=means,
+                environment=environment,
+                fetches_commit=recovery.starts_again,
+            )
         except UnreachableError as error:
             if options.fleet is None or not recovery.num_restarts:
                 raise
@@ -279,9 +284,21 @@ def _unreachable(error: UnreachableError, fleet: FleetOptions) -> Outcome:
 
 
 def _run_once(
-    options: JobOptions, care: Care, *, means: _Means, environment: Mapping[str, str]
+    options: JobOptions,
+    supervisor: SupervisorOptions,
+    *,
+    means: _Means,
+    environment: Mapping[str, str],
+    fetches_commit: bool,
 ) -> tuple[Outcome, tuple[int, ...]]:
     """Starts the workers, on whatever hosts, and waits for their end.
+
+    Args:
+        options: the job.
+        supervisor: how the workers are supervised.
+        means: what all starts of the job share.
+        environment: what the workers inherit.
+        fetches_commit: whether another start follows a failure, and needs what was committed.
 
     Returns:
         How it went, and the port of each rank.
@@ -295,32 +312,23 @@ def _run_once(
     require_files(options.num_workers, num_hosts=num_hosts, has_logs=options.logs is not None)
     directory = None if options.fleet is None else working_folder(environment)
     with contextlib.ExitStack() as stack:
-        fleet: Fleet | None = None
         secret = means.secret
-        places: tuple[Place, ...]
-        if options.nodes is not None:
-            meeting = meet_nodes(
-                options.nodes,
-                num_workers=options.num_workers,
-                secret=secret,
-                console=means.console,
-                signals=means.signals,
-            )
-            places, secret = meeting.places, meeting.secret
-        elif options.fleet is None or directory is None:
-            places = (this_machine(free_ports(options.num_workers)),)
-        else:
+        if options.fleet is not None and directory is not None:
             fleet = stack.enter_context(
                 prepared(options.fleet, directory=directory, signals=means.signals)
             )
-            places = fleet.places
-            if means.keeper is not None:
-                means.keeper.hand_out(fleet.links)
+            if means.relay is not None:
+                means.relay.hand_out(fleet.clients)
+        else:
+            places, secret = _find_places(options, means)
+            fleet = stack.enter_context(
+                local_fleet(places, signals=means.signals, store=means.store)
+            )
         if options.verbose:
-            _announce(places, means.console)
+            _announce(fleet.places, means.console)
         plans = plan_processes(
             options.command,
-            places=places,
+            places=fleet.places,
             environment=_workers_environment(
                 options, environment, secret=secret or secrets.token_hex(rendezvous.SECRET_BYTES)
             ),
@@ -328,18 +336,45 @@ def _run_once(
             binding=options.binding,
             directory=directory,
         )
-        num_workers = len(plans)
-        if options.nodes is not None:
-            plans = tuple(plan for plan in plans if plan.host == _HERE)
-        if fleet is None and options.descriptors:
-            plans = tuple(dataclasses.replace(p, descriptors=options.descriptors) for p in plans)
+        hosts = {client.host for client in fleet.clients}
         outcome = supervise(
-            plans if fleet is not None else means.memory.shared_with(plans),
+            [_complete(plan, options) for plan in plans if plan.host in hosts],
+            fleet=fleet,
             console=means.console,
             signals=means.signals,
-            care=dataclasses.replace(care, fleet=fleet, num_workers=num_workers),
+            options=dataclasses.replace(supervisor, num_workers=len(plans)),
         )
-    return outcome, tuple(port for place in places for port in place.ports)
+        if means.relay is not None and fetches_commit and outcome.is_failure:
+            means.console.say(means.relay.fetch(fleet.clients, signals=means.signals))
+    return outcome, tuple(port for place in fleet.places for port in place.ports)
+
+
+def _find_places(options: JobOptions, means: _Means) -> tuple[tuple[Place, ...], str | None]:
+    """Where workers run that this `tfddlrun` doesn't start by ssh, and the secret if there is one.
+
+    Raises:
+        LaunchError: not all nodes have come in time, or they can't become one job.
+        Interrupted: a signal came.
+    """
+    if options.nodes is None:
+        return (this_machine(free_ports(options.num_workers)),), means.secret
+    meeting = meet_nodes(
+        options.nodes,
+        num_workers=options.num_workers,
+        secret=means.secret,
+        console=means.console,
+        signals=means.signals,
+    )
+    return meeting.places, meeting.secret
+
+
+def _complete(plan: ProcessPlan, options: JobOptions) -> ProcessPlan:
+    """The plan, with what the worker inherits from us or from its agent."""
+    return dataclasses.replace(
+        plan,
+        descriptors=options.descriptors if options.fleet is None else (),
+        keeps_commits=options.restarts.restarts > 0,
+    )
 
 
 def _announce(places: Sequence[Place], console: Console) -> None:

@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from tfddl._src.cluster import Cluster, join_address
 from tfddl._src.cluster.environments import tf_config
-from tfddl._src.heartbeat import ProgressPage
 from tfddl._src.launcher import horovod
 from tfddl._src.launcher.cores import Binding
 
@@ -41,8 +40,8 @@ class ProcessPlan:
         local_size: how many those are.
         binding: which of the host's cores it may use.
         directory: where it is started; None for the folder of who starts it.
-        descriptors: what it inherits besides the standard ones; not on another host.
-        board: where it writes how far it has come, or None; not on another host.
+        descriptors: what it inherits besides the standard ones; on this machine only.
+        keeps_commits: whether the first worker of a host gets memory for what is to outlive it.
     """
 
     rank: int
@@ -54,7 +53,7 @@ class ProcessPlan:
     binding: Binding = Binding.NONE
     directory: str | None = None
     descriptors: tuple[int, ...] = ()
-    board: ProgressPage | None = None
+    keeps_commits: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Recovery:
         Returns:
             What to tell of it; nothing where the job has ended.
         """
-        if outcome.root is None or outcome.interrupted_by is not None or outcome.has_saved:
+        if outcome.root is None or not outcome.is_failure:
             return ""
         stepped = any(end.reading.steps or end.reading.rounds for end in outcome.exits)
         places = [(e.reading.epoch, e.reading.step) for e in outcome.exits if e.reading.steps]

@@ -97,6 +97,11 @@ class Outcome:
         return bool(ends) and all(end.has_saved for end in ends)
 
     @property
+    def is_failure(self) -> bool:
+        """Whether a worker has failed by itself, so that another start may help."""
+        return self.root is not None and self.interrupted_by is None and not self.has_saved
+
+    @property
     def status(self) -> int:
         """The exit status of the job, as a shell would give it."""
         if self.has_saved:

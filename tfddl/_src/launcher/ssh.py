@@ -18,7 +18,7 @@ from tfddl.errors import LaunchError
 _BOOT = (
     "import sys,json;"
     'sys.path[:0]=json.loads(open(0,"rb",0,closefd=False).readline());'
-    "from tfddl._src.launcher.agent import run;run()"
+    "from tfddl._src.launcher.agent_server import run;run()"
 )
 _SSH_FAILED = 255
 _NO_SUCH_PROGRAM = (126, 127)

@@ -1,4 +1,4 @@
-"""What becomes of one output of one worker: shown line by line, its end kept, all of it logged."""
+"""Where one output of one worker goes: to the console line by line, to its log as it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import collections
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 from tfddl._src.launcher.log_file import LogFile
 from tfddl._src.launcher.output import Console, LineAssembler, Outlet, without_chatter
@@ -16,21 +15,12 @@ _KEPT_LINES = 200
 _PROGRESS_S = 10.0
 
 
-class Sink(Protocol):
-    """Takes what a worker writes to one of its outputs."""
+class LogSink:
+    """Takes an output of a worker, shows it with the rank in front, and writes it to a log.
 
-    def take(self, data: bytes) -> None:
-        """Takes what was read."""
-
-    def finish(self) -> None:
-        """There will be no more."""
-
-    def tail(self) -> Iterable[str]:
-        """The last lines, as far as they are kept."""
-
-
-class Display:
-    """Shows an output on the console, with the rank in front, and writes it to a log."""
+    Attributes:
+        is_open: whether more may come.
+    """
 
     def __init__(
         self,
@@ -53,6 +43,7 @@ class Display:
         Raises:
             LaunchError: the log can't be opened.
         """
+        self.is_open = True
         self._tail: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._rank, self._outlet, self._console = plan.rank, outlet, console
         self._log = None
@@ -68,19 +59,24 @@ class Display:
         self._assembler = LineAssembler(progress_s=None if self._is_live else _PROGRESS_S)
 
     def take(self, data: bytes) -> None:
-        """Shows the lines that are finished by this, and logs it as it is."""
+        """Shows the lines that are finished by this, and logs it as it is; nothing once closed."""
+        if not self.is_open:
+            return
         if self._log is not None:
             self._log.write(data)
         self._show(self._assembler.feed(data, now_s=time.monotonic()))
 
-    def finish(self) -> None:
-        """Shows an unfinished last line, and closes the log."""
+    def close(self) -> None:
+        """Shows an unfinished last line, and closes the log. Closing twice does nothing."""
+        if not self.is_open:
+            return
+        self.is_open = False
         self._show(self._assembler.finish())
         if self._log is not None:
             self._log.close()
 
     def tail(self) -> Iterable[str]:
-        """The last lines."""
+        """The last 200 lines."""
         return self._tail
 
     def _show(self, lines: list[str]) -> None:

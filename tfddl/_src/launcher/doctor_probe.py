@@ -1,11 +1,12 @@
 """What `tfddl-doctor` finds out on one host: facts about it, and which other hosts it reaches.
 
-Runs in the agent. Nothing is judged here; `findings` does that.
+Runs in the agent. Nothing is judged here; `doctor_checks` does that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,20 @@ def facts(directory: Path) -> dict[str, Any]:
     }
 
 
-class Examination:
-    """Answers the doctor's questions, and serves those of the other hosts.
+class DoctorProbe:
+    """Answers the doctor's questions, and serves the probes of other hosts.
 
     A connection to one of the ports that are listened on gets a dot for each end of a line that
-    it sends, whatever stands on the line.
+    it sends, whatever is on the line.
     """
 
-    def __init__(self) -> None:
-        self._listeners: list[socket.socket] = []
-        self._peers: list[socket.socket] = []
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        """Listens on nothing yet.
+
+        Args:
+            selector: sockets are registered there, with a function to call as data.
+        """
+        self._selector = selector
 
     def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Answers a question; what can't be found out is an "error"."""
@@ -111,37 +116,33 @@ class Examination:
         assert question == "speed", question
         return measure_speed(message["host"], message["port"], num_pieces=message["num_pieces"])
 
-    def filenos(self) -> list[int]:
-        """What to wait for."""
-        return [sock.fileno() for sock in (*self._listeners, *self._peers)]
-
-    def serve(self, readable: Container[int]) -> None:
-        """Serves those who have come."""
-        for listener in self._listeners:
-            if listener.fileno() in readable:
-                with contextlib.suppress(OSError):  # it has gone again
-                    peer, _ = listener.accept()
-                    peer.setblocking(False)
-                    self._peers.append(peer)
-        for peer in [peer for peer in self._peers if peer.fileno() in readable]:
-            try:
-                data = peer.recv(1 << 20)
-                peer.sendall(b"." * data.count(b"\n"))
-            except BlockingIOError:
-                continue
-            except OSError:
-                data = b""
-            if not data:
-                self._peers.remove(peer)
-                peer.close()
-
     def _listen(self, count: int) -> list[int]:
         chosen = ports.free_ports(count)
         for port in chosen:
             listener = ports.listen_everywhere(port)
             listener.setblocking(False)
-            self._listeners.append(listener)
+            accept = functools.partial(self._accept, listener)
+            self._selector.register(listener, selectors.EVENT_READ, accept)
         return list(chosen)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the peer has gone again
+            peer, _ = listener.accept()
+            peer.setblocking(False)
+            serve = functools.partial(self._serve, peer)
+            self._selector.register(peer, selectors.EVENT_READ, serve)
+
+    def _serve(self, peer: socket.socket) -> None:
+        try:
+            data = peer.recv(1 << 20)
+            peer.sendall(b"." * data.count(b"\n"))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(peer)
+            peer.close()
 
 
 def reach(host: str, numbers: list[int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Facts = Mapping[str, Any]
-"""What `examine.facts` says of one host."""
+"""What `doctor_probe.facts` says of one host."""
 
 _ALIKE = ("tfddl", "TensorFlow", "Keras", "NumPy")
 _OPEN_FILES = 1024

@@ -1,0 +1,138 @@
+"""A worker as the supervisor sees it: what its agent has reported, and what it can be told."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+from tfddl._src.heartbeat import Stage, WorkerFlags, WorkerProgress
+from tfddl._src.launcher.frames import Message
+from tfddl._src.launcher.log_sink import LogSink
+from tfddl._src.launcher.output import Outlet
+from tfddl._src.launcher.plan import ProcessPlan
+from tfddl._src.launcher.report import WorkerExit
+from tfddl._src.launcher.stalls import Stall
+from tfddl.errors import LaunchError
+
+LOST = 255
+"""The exit code of a worker whose host is lost, as ssh exits where the connection ends."""
+
+
+class WorkerHandle:
+    """A worker on any host, controlled by orders to the agent there.
+
+    Attributes:
+        rank: its rank.
+        host: where it runs; "" for this machine.
+        sinks: take its stdout and its stderr.
+        reading: how far it had come by the last report.
+        is_stopped: whether the process that trains was stopped then, by a signal or a debugger.
+        ended_s: when its end was reported (`time.monotonic`), or None.
+        returncode: then its exit code, or the negative number of the signal that killed it.
+        lost: why nothing more is known of it, since its host can't be reached; or None.
+        stall: what was found when it made no progress, or None.
+    """
+
+    def __init__(
+        self, plan: ProcessPlan, sinks: Sequence[LogSink], *, send: Callable[[Message], None]
+    ) -> None:
+        """Holds a worker that is about to be started.
+
+        Args:
+            plan: what is started.
+            sinks: take its stdout and its stderr.
+            send: sends an order to its agent.
+        """
+        self.rank, self.host, self.sinks = plan.rank, plan.host, sinks
+        self.reading = WorkerProgress()
+        self.is_stopped = False
+        self.ended_s: float | None = None
+        self.returncode = 0
+        self.lost: str | None = None
+        self.stall: Stall | None = None
+        self._send = send
+        self._started_s = time.monotonic()
+        self._last_heard_s = self._started_s
+        self._ended_with: signal.Signals | None = None
+
+    def receive(self, message: Message, data: bytes) -> None:
+        """Takes a report of its agent.
+
+        Raises:
+            LaunchError: it can't be started.
+        """
+        kind = message["is"]
+        if kind == "output":
+            self._sink(message).take(data)
+        elif kind == "closed":
+            self._sink(message).close()
+        elif kind == "progress":
+            fields = message["reading"]
+            enums = {"stage": Stage(fields["stage"]), "flags": WorkerFlags(fields["flags"])}
+            self.reading = WorkerProgress(**{**fields, **enums})
+            self.is_stopped = message["is_stopped"]
+        elif kind == "ended":
+            self.ended_s, self.returncode = time.monotonic(), message["returncode"]
+        elif kind == "refused":
+            where = f"on {self.host}, " if self.host else ""
+            raise LaunchError(f"{where}{message['why']}")
+
+    def lose(self, why: str, *, last_heard_s: float) -> None:
+        """Notes that its host can't be reached any more; without effect on one that has ended."""
+        if self.ended_s is None:
+            self.ended_s, self.returncode = time.monotonic(), LOST
+            self.lost, self._last_heard_s = why, last_heard_s
+        for sink in self.sinks:
+            sink.close()
+
+    def was_lost_before(self, when_s: float) -> bool:
+        """Whether it is lost with its host, from which nothing was heard after this moment."""
+        return self.lost is not None and self._last_heard_s < when_s
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, and nothing more will come of its output."""
+        return self.ended_s is not None and not any(sink.is_open for sink in self.sinks)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Sends a signal to the worker and all processes of its group."""
+        if self.ended_s is None:
+            self._ended_with = number
+        self._send({"do": "signal", "rank": self.rank, "number": int(number)})
+
+    def ask_for_stacks(self) -> None:
+        """Makes it write the stacks of its threads to stderr, if it can."""
+        self._send({"do": "show stacks", "rank": self.rank})
+
+    def ask_to_save(self) -> bool:
+        """Makes it save and end; False where it can't, by the last report."""
+        if self.ended_s is not None or WorkerFlags.SAVES_ON_SIGTERM not in self.reading.flags:
+            return False
+        self._ended_with = signal.SIGTERM
+        self._send({"do": "save", "rank": self.rank})
+        return True
+
+    def reap(self) -> None:
+        """Kills what is left of its group, and closes its outputs."""
+        self._send({"do": "reap", "rank": self.rank})
+        for sink in self.sinks:
+            sink.close()
+
+    def describe_end(self) -> WorkerExit:
+        """How it ended, once it has."""
+        assert self.ended_s is not None
+        return WorkerExit(
+            rank=self.rank,
+            returncode=self.returncode,
+            after_s=self.ended_s - self._started_s,
+            stderr_lines=tuple(self.sinks[-1].tail()),
+            ended_with=self._ended_with,
+            reading=self.reading,
+            stall=self.stall,
+            host=self.host,
+            lost=self.lost,
+        )
+
+    def _sink(self, message: Message) -> LogSink:
+        return self.sinks[list(Outlet).index(Outlet(message["outlet"]))]
