@@ -25,7 +25,7 @@ from tfddl._src.cluster import Cluster, NodeRank, PartialCluster
 from tfddl._src.cluster.ports import free_ports, hold_ports
 from tfddl._src.heartbeat import Stage, WorkerProgress
 from tfddl._src.launcher import JobOptions, node_flags
-from tfddl._src.launcher.main import _make_parser
+from tfddl._src.launcher.main import make_parser
 from tfddl._src.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
 from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import Place
@@ -52,7 +52,7 @@ def read(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(node_flags, "detect_nodes", detect_nodes)
-        arguments = _make_parser("x").parse_args([*line.split(), "true"])
+        arguments = make_parser("x").parse_args([*line.split(), "true"])
         return node_flags.read_nodes(arguments, MappingProxyType(environment or {}))
 
 
@@ -257,7 +257,7 @@ STEP = {
 def test_nodes_of_engines(
     line: str, environment: dict[str, str], node_rank: int, num_nodes: int, master: str | None
 ) -> None:
-    arguments = _make_parser("x").parse_args([*line.split(), "true"])
+    arguments = make_parser("x").parse_args([*line.split(), "true"])
     node = node_flags.read_nodes(arguments, environment)
     if num_nodes == 1:
         assert node is None
@@ -301,7 +301,7 @@ def test_nodes_of_engines(
     ],
 )
 def test_engines_that_dont_say_enough(line: str, environment: dict[str, str], message: str) -> None:
-    arguments = _make_parser("x").parse_args([*line.split(), "true"])
+    arguments = make_parser("x").parse_args([*line.split(), "true"])
     with pytest.raises(LaunchError, match=re.escape(message)) as caught:
         node_flags.read_nodes(arguments, environment)
     assert "HINT: " in str(caught.value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tfddl import __version__
 from tfddl._src.cluster.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
+from tfddl._src.command_line import accept_underscores
 from tfddl.errors import ClusterError
 
 
@@ -24,7 +26,8 @@ def main() -> int:
     parser.add_argument(
         "--index", required=True, type=int, help="which of them this worker is, from 0"
     )
-    arguments = parser.parse_args()
+    parser.add_argument("-v", "--version", action="version", version=f"%(prog)s {__version__}")
+    arguments = accept_underscores(parser).parse_args()
     addresses = tuple(entry.strip() for entry in arguments.hosts.split(","))
     try:
         cluster = Cluster(addresses=addresses, rank=arguments.index)

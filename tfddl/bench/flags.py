@@ -5,6 +5,7 @@ import dataclasses
 import re
 
 from tfddl import __version__
+from tfddl._src.command_line import accept_underscores
 from tfddl._src.launcher import host_flags
 from tfddl.bench.config import SIZES, Config, Part
 from tfddl.bench.targets import Target
@@ -61,7 +62,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         flag = f"--{field.name.replace('_', '-')}"
         text = documented.get(field.name, "")
         group.add_argument(flag, default=argparse.SUPPRESS, help=text, **field.metadata)
-    return parser
+    return accept_underscores(parser)
 
 
 def read(arguments: argparse.Namespace, *, num_cores: int) -> tuple[Config, Target]:

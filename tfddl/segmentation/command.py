@@ -9,26 +9,34 @@ from typing import Any, TypeVar
 
 from absl import app, flags
 
+from tfddl import __version__
+from tfddl._src.command_line import absl_arguments
 from tfddl.errors import TfddlError
 
 Config = TypeVar("Config")
 
 
-def run(main: Callable[[Sequence[str]], None], *, module: str) -> None:
-    """Parses the flags and calls `main`.
+def run(name: str, main: Callable[[Sequence[str]], None], *, module: str) -> None:
+    """Parses the flags and calls `main`; --help and --version end the command instead.
 
     Args:
+        name: Of the command.
         main: Takes the arguments that are left after the flags.
         module: The ``__name__`` of the module that defines or adopts the flags.
     """
+    own = flags.FLAGS.get_key_flags_for_module(module)
     # absl lists in --help the flags of the module that runs as a script. That of an installed
     # command is a generated file without flags.
-    for flag in flags.FLAGS.get_key_flags_for_module(module):
+    for flag in own:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    # absl exits with 1 after --help, which a launcher would report as a failure.
-    if "--help" in sys.argv[1:]:
+    booleans = {flag.name for flag in own if flag.boolean}
+    arguments = absl_arguments(sys.argv, booleans=booleans)
+    if "--help" in arguments:  # With absl's own exit status a launcher would report a failure.
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
-    app.run(main)
+    if "--version" in arguments:
+        sys.stdout.write(f"{name} {__version__}\n")
+        sys.exit(0)
+    app.run(main, argv=arguments)
 
 
 def execute(name: str, argv: Sequence[str], action: Callable[[], None]) -> None:

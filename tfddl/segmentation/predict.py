@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command `tfddl-predict`."""
-    command.run(main, module=__name__)
+    command.run("tfddl-predict", main, module=__name__)
 
 
 def _predict() -> None:

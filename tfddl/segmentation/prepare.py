@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command `tfddl-prepare`."""
-    command.run(main, module=__name__)
+    command.run("tfddl-prepare", main, module=__name__)
 
 
 def _prepare() -> None:

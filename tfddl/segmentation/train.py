@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The command `tfddl-train`."""
-    command.run(main, module=__name__)
+    command.run("tfddl-train", main, module=__name__)
 
 
 def _train() -> None:

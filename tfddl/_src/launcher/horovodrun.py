@@ -171,7 +171,7 @@ class _Noted(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        namespace.without_effect = [*namespace.without_effect, option_string]
+        namespace.without_effect = [*namespace.without_effect, self.option_strings[0]]
 
 
 def translate(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tfddl import __version__
 from tfddl._src.cluster import NodeRank
 from tfddl._src.cluster.environments import tf_config
+from tfddl._src.command_line import accept_underscores
 from tfddl._src.launcher import horovodrun, host_flags, node_flags
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.doctor import check_hosts
@@ -89,7 +90,7 @@ examples:
 
 def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tfddlrun") -> int:
     """Runs a job as the arguments say, and returns the exit status."""
-    parser = _make_parser(prog)
+    parser = make_parser(prog)
     arguments = parser.parse_args(argv)
     if arguments.check_build:
         sys.stdout.write(f"{horovodrun.describe_build()}\n")
@@ -249,7 +250,8 @@ def _parse_num_workers(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {_AUTO!r}") from None
 
 
-def _make_parser(prog: str) -> argparse.ArgumentParser:
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The flags of `tfddlrun`, and of `tfddl-doctor`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Run a command as several workers that train together, here or on many hosts.",
@@ -262,7 +264,6 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
         "-np",
         "--num-proc",
         "--nproc-per-node",
-        "--nproc_per_node",
         type=_parse_num_workers,
         metavar="N",
         help="number of workers, with several nodes those of this one; auto: one for each visible "
@@ -285,7 +286,7 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
     _add_other_flags(parser.add_argument_group("instead of running"))
     _add_hidden_flags(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
+    return accept_underscores(parser)
 
 
 def _add_host_flags(group: argparse._ArgumentGroup) -> None:

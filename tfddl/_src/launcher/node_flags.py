@@ -18,7 +18,7 @@ _ADDRESS, _ADDRESS_PORT = "MASTER_ADDR", "MASTER_PORT"
 
 
 def add_flags(group: argparse._ArgumentGroup) -> None:
-    """Adds them to a parser; torchrun spells them with underscores, too."""
+    """Adds them to a parser."""
     group.add_argument(
         "--nnodes",
         metavar="N",
@@ -27,20 +27,17 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--node-rank",
-        "--node_rank",
         metavar="R",
         help="which of them this one is, from 0 (default: what the engine's variables say)",
     )
     group.add_argument(
         "--master-addr",
-        "--master_addr",
         metavar="HOST[:PORT]",
         help="where node 0 is found by all (default: what the engine's variables say, or "
         f"{_ADDRESS})",
     )
     group.add_argument(
         "--master-port",
-        "--master_port",
         metavar="P",
         help="a free port of node 0, where the nodes meet before any worker starts (default: "
         f"{_ADDRESS_PORT}, else {PORT}, else {DEFAULT_PORT})",
