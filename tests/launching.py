@@ -152,8 +152,8 @@ board.enable_stack_dumps()
 """
 
 
-def two_workers(tmp_path: Path, *, far: bool) -> tuple[str, ...]:
-    """On this machine, or each on a host that an agent looks after."""
-    if not far:
+def two_workers(tmp_path: Path, *, remote: bool) -> tuple[str, ...]:
+    """On this machine, or each on a host of its own, reached as by ssh."""
+    if not remote:
         return ("-np", "2")
     return ("-H", ",".join(HERE), "--ssh-command", stand_in(tmp_path / "ssh"))

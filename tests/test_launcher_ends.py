@@ -246,10 +246,9 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_ctrl_c_lets_scripts_save(far: bool, tmp_path: Path) -> None:
+def test_ctrl_c_lets_scripts_save(tmp_path: Path) -> None:
     """For longer than those get whose peer has failed."""
-    line = (*two_workers(tmp_path, far=far), *worker(CATCHES), "2.5")
+    line = (*two_workers(tmp_path, remote=True), *worker(CATCHES), "2.5")
     with launched(*line, cwd=tmp_path) as process:
         left = pids(tmp_path, "rank 0 is ready", "rank 1 is ready")
         process.send_signal(signal.SIGINT)
@@ -319,12 +318,21 @@ time.sleep(60)
 MEMBERS = [f"{who} {rank} is ready" for who in ("rank", "child", "daemon") for rank in range(2)]
 
 
-@pytest.mark.parametrize("far", [False, True], ids=["here", "by agents"])
-@pytest.mark.parametrize("killed", ["tfddlrun", "its process", "its group", "all of the name"])
-def test_a_killed_launcher_leaves_nothing(killed: str, far: bool, tmp_path: Path) -> None:
-    # The first host is this one, so that its agent is a child, too; the other one has none.
+@pytest.mark.parametrize(
+    ("killed", "remote"),
+    [
+        ("tfddlrun", False),
+        ("tfddlrun", True),
+        ("its process", False),
+        ("its process", True),
+        ("its group", False),
+        ("all of the name", False),
+    ],
+)
+def test_a_killed_launcher_leaves_nothing(killed: str, remote: bool, tmp_path: Path) -> None:
+    # The first host is this one, whose agent is a child process; the other one's is ssh's.
     hosts = ("-H", "localhost:1,127.0.0.2:1", "--ssh-command", stand_in(tmp_path / "ssh"))
-    options = hosts if far else ("-np", "2")
+    options = hosts if remote else ("-np", "2")
     line = [*options, *WRAPPED, *worker(FAMILY)]
     with launched(*line, cwd=tmp_path, process_group=0) as process:
         left = pids(tmp_path, *MEMBERS)

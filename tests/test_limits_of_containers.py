@@ -134,10 +134,9 @@ except RuntimeError:
 """
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_a_limit_of_threads_that_is_reached_is_named(far: bool, tmp_path: Path) -> None:
+def test_a_limit_of_threads_that_is_reached_is_named(tmp_path: Path) -> None:
     script = f"if rank: time.sleep(60)\n{THREADS}"
-    line = [*two_workers(tmp_path, far=far), *worker(script)]
+    line = [*two_workers(tmp_path, remote=True), *worker(script)]
     with _limited(f"tfddl-test-{os.getpid()}", 40) as prefix:
         done = launch(*line, cwd=tmp_path, prefix=prefix)
     assert done.returncode == 128 + signal.SIGABRT

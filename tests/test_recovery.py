@@ -247,7 +247,7 @@ else:
 time.sleep(60)
 """
     )
-    options = (*two_workers(tmp_path, far=True), "--max-restarts", "2")
+    options = (*two_workers(tmp_path, remote=True), "--max-restarts", "2")
     done = launch(*options, *worker(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"rank 1 on {HERE[1]} failed: lost with its host" in done.stderr
@@ -276,7 +276,7 @@ with board.in_stage(Stage.TRAINING):
     time.sleep({60 if stalls else 0})
     sys.exit("UnavailableError")
 """
-    options = (*two_workers(tmp_path, far=True), "--stall-timeout", "3" if stalls else "0")
+    options = (*two_workers(tmp_path, remote=True), "--stall-timeout", "3" if stalls else "0")
     with launched(*options, *worker(script), cwd=tmp_path) as process:
         assert process.stdout is not None
         # An agent tells how far a worker has come before it passes on what that has written.
@@ -310,20 +310,14 @@ board.set_flags(WorkerFlags.PREEMPTED)
 
 
 @pytest.mark.parametrize(
-    ("asked", "far"),
-    [
-        ("tfddlrun", False),
-        ("tfddlrun", True),
-        ("rank 1", False),
-        ("rank 1", True),
-        ("the agent of rank 1", True),
-    ],
+    ("asked", "remote"),
+    [("tfddlrun", False), ("tfddlrun", True), ("rank 1", False), ("the agent of rank 1", True)],
 )
-def test_sigterm_lets_workers_save(asked: str, far: bool, tmp_path: Path) -> None:
+def test_sigterm_lets_workers_save(asked: str, remote: bool, tmp_path: Path) -> None:
     script = _saver("time.sleep(1.5 * rank); sys.exit(75)")
     # The shell stays, and would die of the signal.
     shell = ["sh", "-c", '"$0" "$@"; exit $?']
-    line = [*two_workers(tmp_path, far=far), "--max-restarts", "3", *shell, *worker(script)]
+    line = [*two_workers(tmp_path, remote=remote), "--max-restarts", "3", *shell, *worker(script)]
     with launched(*line, cwd=tmp_path) as process:
         workers = {os.getsid(pid) for pid in pids(tmp_path, "rank 0 is ready", "rank 1 is ready")}
         assert process.stdout is not None

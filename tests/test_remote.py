@@ -126,14 +126,6 @@ time.sleep(90)
 READY = tuple(f"rank {rank} is ready" for rank in range(3))
 
 
-def test_a_killed_tfddlrun_leaves_no_worker_on_any_host(ssh: str, tmp_path: Path) -> None:
-    with launched(*TWO, "--ssh-command", ssh, *worker(WAIT), cwd=tmp_path) as process:
-        left = pids(tmp_path, *READY)
-        process.kill()
-        process.communicate(timeout=TIMEOUT_S)
-    wait_until(lambda: not in_sessions(left), timeout_s=30.0)
-
-
 def test_ctrl_c_ends_all_hosts(ssh: str, tmp_path: Path) -> None:
     with launched(*TWO, "--ssh-command", ssh, *worker(WAIT), cwd=tmp_path) as process:
         left = pids(tmp_path, *READY)
@@ -156,11 +148,14 @@ def test_a_host_that_is_lost_ends_the_job(ssh: str, tmp_path: Path) -> None:
     wait_until(lambda: not in_sessions(left))
 
 
-def test_lines_from_other_hosts_are_never_torn(tmp_path: Path) -> None:
+def test_lines_are_never_torn(tmp_path: Path) -> None:
     script = """
 for n in range(300):
     for stream in (sys.stdout, sys.stderr):
-        stream.write(f"{n} " + chr(97 + rank) * 3000 + "\\n")
+        line = f"{n} " + chr(97 + rank) * 3000
+        for start in range(0, len(line), 999):  # several writes per line
+            stream.write(line[start : start + 999])
+        stream.write("\\n")
 """
     options = (*TWO, "--ssh-command", stand_in(tmp_path / "ssh"))
     done = launch(*options, *worker(script), cwd=tmp_path)
@@ -168,22 +163,6 @@ for n in range(300):
     expected = [f"[{rank}] {n} " + chr(97 + rank) * 3000 for rank in range(3) for n in range(300)]
     assert sorted(done.stdout.splitlines()) == sorted(expected)
     assert sorted(done.stderr.splitlines()) == sorted(expected)
-
-
-def test_what_a_worker_started_there_may_finish_writing(tmp_path: Path) -> None:
-    script = """
-if os.fork() == 0:
-    time.sleep(0.3)
-    print("the last word")
-    if os.fork() == 0:
-        time.sleep(60)
-    sys.exit()
-print("bye")
-"""
-    options = ("-H", f"{HERE[0]}:1", "--ssh-command", stand_in(tmp_path / "ssh"))
-    done = launch(*options, *worker(script), cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[0] bye\n[0] the last word\n"
 
 
 def test_what_a_shell_says_first_does_no_harm(tmp_path: Path) -> None:

@@ -31,9 +31,8 @@ def _command_lines() -> bytes:
     return b"\n".join(lines)
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_every_start_has_a_secret_of_its_own(far: bool, tmp_path: Path) -> None:
-    options = (*two_workers(tmp_path, far=far), "--max-restarts", "1", "--verbose")
+def test_every_start_has_a_secret_of_its_own(tmp_path: Path) -> None:
+    options = (*two_workers(tmp_path, remote=True), "--max-restarts", "1", "--verbose")
     with launched(*options, *worker(KEEP_AND_FAIL), cwd=tmp_path) as process:
         found = []
         for start in range(2):
@@ -51,13 +50,10 @@ def test_every_start_has_a_secret_of_its_own(far: bool, tmp_path: Path) -> None:
     assert not [secret for secret in found if secret in out + err]
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_a_secret_that_the_user_has_chosen(
-    far: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_that_the_user_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDDL_SECRET", CHOSEN)
     script = "print(os.environ['TFDDL_SECRET'])"
-    options = two_workers(tmp_path, far=far)
+    options = two_workers(tmp_path, remote=True)
     done = launch(*options, *worker(script), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == [f"[{rank}] {CHOSEN}" for rank in range(2)]
