@@ -6,11 +6,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from absl import app
 
 import tfddl
 from tests.group import ROOT
 from tfddl._src.command_line import absl_arguments
 from tfddl._src.launcher import main as launcher
+from tfddl.segmentation import train
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
@@ -83,3 +85,16 @@ def test_both_spellings_are_one_flag_of_argparse() -> None:
 )
 def test_arguments_for_absl(words: list[str], expected: list[str]) -> None:
     assert absl_arguments(words, booleans={"skip_bad"}) == expected
+
+
+def test_both_spellings_in_a_file_of_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flags").write_text("--batch-size=3\n--no-resume\n--keep=2\n")
+    given: list[list[str]] = []
+    monkeypatch.setattr(app, "run", lambda main, argv: given.append(argv))
+    for name, expected in (
+        ("flags", ["x", "--batch_size=3", "--noresume", "--keep=2", "--seed=1"]),
+        ("none", ["x", f"--flagfile={tmp_path}/none", "--seed=1"]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", f"--flagfile={tmp_path}/{name}", "--seed=1"])
+        train.run()
+        assert given.pop() == expected

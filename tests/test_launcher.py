@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from tfddl._src.launcher.restarts import RestartOptions
 
 import tfddl
 from tests.launching import TIMEOUT_S, launch, pids, worker
@@ -19,7 +20,6 @@ from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.launcher import JobOptions, plan_processes
 from tfddl._src.launcher.main import make_parser
 from tfddl._src.launcher.plan import this_machine
-from tfddl._src.launcher.restarts import RestartOptions
 from tfddl.errors import LaunchError
 
 

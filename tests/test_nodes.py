@@ -14,6 +14,8 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
+from tfddl._src.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
+from tfddl._src.launcher.restarts import RestartOptions
 
 from tests import namespaces
 from tests.hosts import two_hosts
@@ -26,10 +28,8 @@ from tfddl._src.cluster.ports import free_ports, hold_ports
 from tfddl._src.heartbeat import Stage, WorkerProgress
 from tfddl._src.launcher import JobOptions, node_flags
 from tfddl._src.launcher.main import make_parser
-from tfddl._src.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
 from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import Place
-from tfddl._src.launcher.restarts import RestartOptions
 from tfddl._src.launcher.signals import Signals
 from tfddl._src.launcher.stalls import StallWatch
 from tfddl.errors import ClusterError, LaunchError, StartError

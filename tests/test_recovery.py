@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 from tests.hosts import HERE, stand_in
 from tests.launching import BOARD, TIMEOUT_S, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions, parent_of, wait_until
 from tfddl._src.launcher.recovery import Recovery
 from tfddl._src.launcher.report import Outcome, WorkerExit
-from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
 

@@ -1,8 +1,8 @@
 """The restart policy: how often, when, and with how many workers of which hosts. Pure."""
 
 import pytest
-
 from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
+
 from tfddl.errors import LaunchError
 
 OFTEN = RestartOptions(max_restarts=99, min_workers=1)

@@ -30,7 +30,11 @@ def run(name: str, main: Callable[[Sequence[str]], None], *, module: str) -> Non
     for flag in own:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     booleans = {flag.name for flag in own if flag.boolean}
-    arguments = absl_arguments(sys.argv, booleans=booleans)
+    try:
+        arguments = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
+    except flags.Error:  # absl says what is wrong with --flagfile when it parses the flags.
+        arguments = sys.argv
+    arguments = absl_arguments(arguments, booleans=booleans)
     if "--help" in arguments:  # With absl's own exit status a launcher would report a failure.
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     if "--version" in arguments:
