@@ -142,13 +142,13 @@ def pids(folder: Path, *names: str) -> set[int]:
     return {int((folder / name).read_text()) for name in names}
 
 
-# And those that write on their board.
-BOARD = """
+# And those that write on their page.
+PAGE = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage, Stage
 start = int(os.environ["TFDDL_RESTARTS"])
-board = ProgressPage.from_environment(os.environ)
-board.record_pid()
-board.enable_stack_dumps()
+page = ProgressPage.from_environment(os.environ)
+page.record_pid()
+page.enable_stack_dumps()
 """
 
 

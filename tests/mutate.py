@@ -47,7 +47,7 @@ TESTS: dict[str, list[str]] = {
     "tfddl._src.checkpoint": ["tests/test_checkpoint.py"],
     "tfddl._src.commits": ["tests/test_commits.py"],
     "tfddl._src.callbacks.learning_rate": ["tests/test_learning_rate.py"],
-    "tfddl._src.launcher.restarts": _RESTARTS,
+    "tfddl._src.launcher.restart_policy": _RESTARTS,
     "tfddl._src.cluster.cluster": ["tests/test_cluster_task.py", *_readers("cluster")],
     "tfddl._src.cluster.worker_cpus": ["tests/test_cluster_cores.py"],
     "tfddl._src.cluster.detection": _readers("cluster_environments"),

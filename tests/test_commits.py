@@ -14,7 +14,7 @@ from tests.processes import wait_until
 from tfddl._src import commits
 from tfddl._src.commits import CommitStore
 from tfddl._src.launcher.host_store import HostStore
-from tfddl._src.launcher.plan import plan_processes, this_machine
+from tfddl._src.launcher.plan import local_allocation, plan_processes
 from tfddl._src.launcher.worker_process import WorkerProcess
 
 
@@ -152,7 +152,9 @@ def test_only_memfds_of_the_launcher_are_stores(fd: int) -> None:
 
 @pytest.mark.parametrize("keeps_commits", [True, False])
 def test_the_first_worker_of_a_host_gets_the_store(keeps_commits: bool, tmp_path: Path) -> None:
-    plans = plan_processes(["true"], places=[this_machine((10000, 10001))], environment=os.environ)
+    plans = plan_processes(
+        ["true"], allocations=[local_allocation((10000, 10001))], environment=os.environ
+    )
     line = [sys.executable, "-c", f"{FIND}\nPath('found').write_text(str(store is not None))"]
     with closing(HostStore()) as store:
         for _ in range(2):  # The same at each start.

@@ -13,13 +13,13 @@ from tests.launching import launch
 from tfddl._src.launcher.doctor_checks import (
     Finding,
     Level,
-    judge_clock,
-    judge_hosts,
-    judge_reach,
-    judge_speed,
+    check_clock,
+    check_facts,
+    check_reach,
+    check_speed,
     worst,
 )
-from tfddl._src.launcher.doctor_probe import count_gpus, parse_smi
+from tfddl._src.launcher.doctor_probe import count_gpus
 
 FACTS: dict[str, Any] = {
     "hostname": "h",
@@ -93,9 +93,9 @@ GPUS: dict[str, Any] = {
     ],
 )
 def test_findings_about_hosts(changes: dict[str, Any], line: str) -> None:
-    fine = judge_hosts({"a": FACTS, "b": FACTS}, {"a": 2, "b": 2})
+    fine = check_facts({"a": FACTS, "b": FACTS}, {"a": 2, "b": 2})
     assert worst(fine) is Level.OK
-    found = judge_hosts({"a": FACTS, "b": {**FACTS, **changes}}, {"a": 2, "b": 2})
+    found = check_facts({"a": FACTS, "b": {**FACTS, **changes}}, {"a": 2, "b": 2})
     assert [str(finding) for finding in found if str(finding).startswith(line)], list(
         map(str, found)
     )
@@ -105,26 +105,26 @@ def test_findings_about_hosts(changes: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize(
     ("finding", "line"),
     [
-        (judge_clock("b", offset_s=0.5, uncertain_s=0.1), "ok       b: its clock agrees with ours"),
+        (check_clock("b", offset_s=0.5, uncertain_s=0.1), "ok       b: its clock agrees with ours"),
         (
-            judge_clock("b", offset_s=-30.0, uncertain_s=0.1),
+            check_clock("b", offset_s=-30.0, uncertain_s=0.1),
             "note     b: its clock is 30.0 s behind ours, so that logs and files will look",
         ),
         (
-            judge_reach("a", "b", {"errors": {"5": "Connection refused"}, "latency_s": None}, 2),
+            check_reach("a", "b", {"errors": {"5": "Connection refused"}, "latency_s": None}, 2),
             "PROBLEM  a -> b: 1 of the workers' 2 ports can't be reached (5: Connection refused). "
             "HINT: let a connect to ports 10000-65535 of b, or",
         ),
         (
-            judge_speed("a", "b", {"error": "timed out"}),
+            check_speed("a", "b", {"error": "timed out"}),
             "PROBLEM  a -> b: sending fails: timed out",
         ),
         (
-            judge_speed("a", "b", {"bytes_per_s": 2e6}),
+            check_speed("a", "b", {"bytes_per_s": 2e6}),
             "note     a -> b: 2 MB/s over one connection;",
         ),
         (
-            judge_speed("a", "b", {"bytes_per_s": 2e9}),
+            check_speed("a", "b", {"bytes_per_s": 2e9}),
             "ok       a -> b: 2000 MB/s over one connectio",
         ),
     ],
@@ -141,21 +141,7 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a78)
 """
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", (0, 0)),
-        (SMI, (3, 2)),
-        ("GPU 0: a\nGPU 1: b\n", (2, 0)),
-        ("No devices found.\n", (0, 0)),
-    ],
-)
-def test_what_nvidia_smi_lists(text: str, expected: tuple[int, int]) -> None:
-    assert parse_smi(text) == expected
-
-
-def test_gpus_are_counted_by_the_driver_s_files(tmp_path: Path) -> None:
-    """Where there is no nvidia-smi, or it fails."""
+def test_gpus_are_counted_by_the_driver_s_files_or_by_nvidia_smi(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     for part in ("gi1/ci0", "gi2/ci0", "gi2/ci1"):
@@ -164,6 +150,10 @@ def test_gpus_are_counted_by_the_driver_s_files(tmp_path: Path) -> None:
         assert count_gpus(tmp_path, tmp_path / "capabilities", smi) == (4, 3)
         assert count_gpus(tmp_path, tmp_path / "none", smi) == (2, 0)
         assert count_gpus(tmp_path / "none", tmp_path, smi) == (0, 0)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{SMI}END\n")
+    program.chmod(0o755)
+    assert count_gpus(tmp_path, tmp_path / "none", str(program)) == (3, 2)
 
 
 def check(*line: str, cwd: Path) -> tuple[int, list[str]]:

@@ -37,7 +37,7 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
     hosts.write_text("localhost slots=1\n")
     done = launch(
         *("-hostfile", str(hosts), "--min-num-proc", "1", "--reset-limit", "2"),
-        *("--elastic-timeout", "60", "--fusion-threshold-mb", "32", "--cycle-time-ms", "3.5"),
+        *("--elastic-timeout", "60", "--fusion-threshold-mb", "32", "--cycle_time_ms", "3.5"),
         *("--autotune", "--blacklist-cooldown-range", "60", "300", "--max-np", "4", "--gloo"),
         *(sys.executable, "-S", "-c", "print('ran')", "--autotune"),
         cwd=tmp_path,
@@ -57,9 +57,15 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--mpi",), "--mpi isn't there: there is no MPI: tfddlrun starts the workers by itself"),
-        (("--mpi-args", "x"), "--mpi-args isn't there: there is no MPI"),
-        (("--jsrun",), "--jsrun isn't there: HINT: start the script with srun"),
+        (
+            ("--mpi",),
+            "--mpi isn't supported: there is no MPI: tfddlrun starts the workers by itself",
+        ),
+        (("--mpi-args", "x"), "--mpi-args isn't supported: there is no MPI"),
+        (
+            ("--jsrun",),
+            "--jsrun isn't supported: there is no jsrun. HINT: start the script with srun",
+        ),
         (("--host-discovery-script", "./d.sh"), "HINT: -H or --hostfile"),
         (("--config-file", "c.yaml"), "HINT: give them on the command line"),
         (("--stall-check-warning-time-seconds", "-1"), "must be 0 (never) or more seconds"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tfddl._src.cluster import Cluster, read_cores, read_start_timeout
 from tfddl._src.launcher import exposure, interfaces
 from tfddl._src.launcher.cores import share_of_cores, usable_cores
-from tfddl._src.launcher.environment import Export, exported, inherited, travelling
+from tfddl._src.launcher.environment import Export, exported, forwarded, inherited
 from tfddl._src.launcher.exposure import exposure_warning, firewall_line, server_warning
 from tfddl._src.launcher.fleet import FleetOptions, find_unreachable_names
 from tfddl._src.launcher.frames import HELLO, FrameError, Unpacker, pack
@@ -29,7 +29,7 @@ from tfddl._src.launcher.hosts import (
     render_hosts,
     spread_slots,
 )
-from tfddl._src.launcher.plan import Place, plan_processes
+from tfddl._src.launcher.plan import HostAllocation, plan_processes
 from tfddl._src.launcher.report import Outcome, WorkerExit, failure_report
 from tfddl._src.launcher.ssh import SshOptions, agent_argv
 from tfddl.errors import ClusterError, LaunchError
@@ -58,14 +58,14 @@ def test_hosts_are_read(text: str, hosts: list[tuple[str, int]]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no host name in ''; -H hostA:2,hostB:2 is expected"),
+        ("", "there is no host name in ''. HINT: -H hostA:2,hostB:2"),
         ("a,,b", "there is no host name in ''"),
         (":2", "there is no host name in ':2'"),
         ("a:", "host a has '' slots; a number is expected"),
         ("a:x", "host a has 'x' slots; a number is expected"),
         ("a:-1", "host a has '-1' slots; a number is expected"),
         ("a:0", "host a has 0 slots; it must be 1..1024"),
-        ("a:2,b:1,a:1", "host a is named twice. HINT: a:3"),
+        ("a:2,b:1,a:1", "host a is named twice. HINT: once, as a:3"),
         ("-oProxyCommand=x", "'-oProxyCommand=x' is no host name; letters, digits"),
         (
             "me@a:2",
@@ -91,8 +91,8 @@ def test_a_hostfile(tmp_path: Path) -> None:
         ("a slots=2\n-x slots=1", f"{path}, line 2: '-x' is no host name"),
         ("a slots=two", f"{path}, line 1: host a has 'two' slots; a number is expected"),
         ("a sluts=2", "'a sluts=2' isn't understood; 'hostA slots=2' is expected"),
-        ("# nobody", f"the hostfile {path} names no host; lines like 'hostA slots=2' do"),
-        ("a\na", "host a is named twice. HINT: a:2"),
+        ("# nobody", f"the hostfile {path} names no host. HINT: lines like 'hostA slots=2'"),
+        ("a\na", "host a is named twice. HINT: once, as a:2"),
     ):
         path.write_text(text)
         with pytest.raises(LaunchError, match=re.escape(message)):
@@ -138,8 +138,8 @@ def test_workers_fill_one_host_after_the_other() -> None:
 
 
 def test_plans_know_their_place() -> None:
-    places = [Place("a", "10.0.0.1", (5, 6)), Place("b", "fd00::1", (7,))]
-    plans = plan_processes(("true",), places=places, environment={}, directory="/d")
+    allocations = [HostAllocation("a", "10.0.0.1", (5, 6)), HostAllocation("b", "fd00::1", (7,))]
+    plans = plan_processes(("true",), allocations=allocations, environment={}, directory="/d")
     assert [(p.host, p.local_rank, p.local_size) for p in plans] == [
         ("a", 0, 2),
         ("a", 1, 2),
@@ -182,7 +182,7 @@ def test_threads_of_one_core_are_neighbours(tmp_path: Path) -> None:
 def test_the_environment_travels_but_for_what_belongs_to_this_host() -> None:
     here = {"HOME": "/h", "SSH_AUTH_SOCK": "s", "XDG_RUNTIME_DIR": "x", "SLURM_PROCID": "1"}
     goes = {"PATH": "/v/bin", "PYTHONPATH": "p", "TF_X": "1", "HOROVOD_Y": "2", "HOMELESS": "3"}
-    assert travelling({**here, **goes}) == goes
+    assert forwarded({**here, **goes}) == goes
     # What an engine says of one process is wrong for the workers that this one starts, on any host.
     of_one = dict.fromkeys(
         "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT NODE_RANK OMPI_COMM_WORLD_RANK "
@@ -197,13 +197,13 @@ def test_the_environment_travels_but_for_what_belongs_to_this_host() -> None:
         **{name: value for name, value in here.items() if name != "SLURM_PROCID"},
         **goes,
     }
-    assert travelling({**of_one, **of_this_host, **goes}) == goes
+    assert forwarded({**of_one, **of_this_host, **goes}) == goes
     exports = [Export.parse("HOME"), Export.parse("A=b=c"), Export.parse("B=")]
     assert exported(here, exports) == {"HOME": "/h", "A": "b=c", "B": ""}
-    with pytest.raises(LaunchError, match="-x NONE: not set here. HINT: -x NONE=VALUE"):
+    with pytest.raises(LaunchError, match="where it isn't set. HINT: -x NONE=VALUE"):
         exported(here, [Export("NONE")])
     for name in ("", "a b", "1A", "BASH_FUNC_x%%"):
-        with pytest.raises(LaunchError, match="no name of a variable"):
+        with pytest.raises(LaunchError, match="letters, digits and '_' are expected"):
             Export.parse(f"{name}=1")
 
 

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from tfddl._src.launcher.restarts import RestartOptions
 
 import tfddl
 from tests.launching import TIMEOUT_S, launch, pids, worker
@@ -19,15 +18,18 @@ from tfddl._src.cluster.environments import tf_config
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.launcher import JobOptions, plan_processes
 from tfddl._src.launcher.main import make_parser
-from tfddl._src.launcher.plan import this_machine
+from tfddl._src.launcher.plan import local_allocation
+from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl.errors import LaunchError
 
 
 def test_plans() -> None:
     command = ("python", "train.py", "--lr=0.1", "--", "-np", "7", "a b", "")
     environment = {"HOME": "/h", "TF_CONFIG": "old", "TF_ENABLE_ONEDNN_OPTS": "0"}
-    places = [this_machine((500, 600))]
-    plans = plan_processes(command, places=places, environment=MappingProxyType(environment))
+    allocations = [local_allocation((500, 600))]
+    plans = plan_processes(
+        command, allocations=allocations, environment=MappingProxyType(environment)
+    )
     assert [plan.rank for plan in plans] == [0, 1]
     for plan in plans:
         assert plan.argv == command
@@ -43,7 +45,9 @@ def test_plans() -> None:
 
 def test_plans_keep_what_the_user_has_set() -> None:
     environment = {"PYTHONUNBUFFERED": "", "TF_CPP_MIN_LOG_LEVEL": "0"}
-    (plan,) = plan_processes(("true",), places=[this_machine((500,))], environment=environment)
+    (plan,) = plan_processes(
+        ("true",), allocations=[local_allocation((500,))], environment=environment
+    )
     assert {name: plan.environment[name] for name in environment} == environment
 
 
@@ -82,10 +86,13 @@ def test_a_port_taken_on_one_interface_is_not_free(family: socket.AddressFamily,
     [
         ({"num_workers": 0}, "the number of workers (-np) is 0; it must be 1..1024"),
         ({"num_workers": 1025}, "the number of workers (-np) is 1025; it must be 1..1024"),
-        ({"grace_s": -1.0}, "the grace period is -1.0; it must be 0 or more seconds"),
-        ({"grace_s": float("nan")}, "the grace period is nan"),
+        ({"grace_s": -1.0}, "--grace-period is -1.0; it must be 0 or more seconds"),
+        ({"grace_s": float("nan")}, "--grace-period is nan"),
         ({"stall_timeout_s": -1.0}, "--stall-timeout is -1.0; it must be 0 (never) or more sec"),
-        ({"restarts": RestartOptions(min_workers=3)}, "--min-np is 3, more than the 2 workers of"),
+        (
+            {"restarts": RestartOptions(min_workers=3)},
+            "--min-np is 3; it must be at most the 2 w",
+        ),
         ({"command": ()}, "there is no command to run. HINT: tfddlrun -np 2 python train.py"),
     ],
 )

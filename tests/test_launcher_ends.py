@@ -256,8 +256,8 @@ def test_ctrl_c_lets_scripts_save(tmp_path: Path) -> None:
     assert (tmp_path / "rank 0 has saved").exists(), err
     assert process.returncode == 128 + signal.SIGINT
     assert err.splitlines() == [
-        "tfddlrun: Ctrl-C has gone on to the workers, which have 30 s to end; another Ctrl-C kills "
-        "them",
+        "tfddlrun: Ctrl-C was passed on to the workers, which have 30 s to end; another Ctrl-C "
+        "kills them",
         "tfddlrun: ended by SIGINT, and all workers with it",
     ]
     assert not in_sessions(left)
@@ -279,9 +279,9 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     script = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage
-board = ProgressPage.from_environment(os.environ)
-board.record_pid()
-board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+page = ProgressPage.from_environment(os.environ)
+page.record_pid()
+page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 signal.signal(signal.SIGTERM, lambda *_: say(f"rank {rank} was asked"))
 say(f"rank {rank} is ready")
 while True:
@@ -383,15 +383,15 @@ def test_a_signal_to_all_processes_counts_once(is_twice: bool, tmp_path: Path) -
     """As Slurm and systemd send it: a worker that can save gets the time for it all the same."""
     script = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage
-board = ProgressPage.from_environment(os.environ)
-board.record_pid()
-board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+page = ProgressPage.from_environment(os.environ)
+page.record_pid()
+page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 def save(*_):
     say("asked")
     if Path("never").exists():
         time.sleep(60)
     wait_for("all were asked")
-    board.set_flags(WorkerFlags.PREEMPTED)
+    page.set_flags(WorkerFlags.PREEMPTED)
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 say("ready")
@@ -473,9 +473,9 @@ def test_only_sigterm_waits_for_a_save(number: signal.Signals, tmp_path: Path) -
     """Who is asked to save gets a minute; who presses Ctrl-C, or hangs up, doesn't wait for it."""
     script = """
 from tfddl._src.heartbeat import WorkerFlags, ProgressPage
-board = ProgressPage.from_environment(os.environ)
-board.record_pid()
-board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+page = ProgressPage.from_environment(os.environ)
+page.record_pid()
+page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 signal.signal(signal.SIGTERM, lambda *_: None)
 say("ready")
 while True:
@@ -487,7 +487,7 @@ while True:
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + number
     assert f"tfddlrun: ended by {number.name}, and all workers with it\n" in err
-    assert "did not come to save" not in err
+    assert "did not save in time" not in err
     assert not in_sessions(left)
 
 

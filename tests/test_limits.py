@@ -12,7 +12,7 @@ import pytest
 from tests.group import ROOT
 from tfddl._src.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
-from tfddl._src.launcher.plan import plan_processes, this_machine
+from tfddl._src.launcher.plan import local_allocation, plan_processes
 from tfddl._src.launcher.worker_process import WorkerProcess
 from tfddl.errors import LaunchError
 
@@ -153,7 +153,9 @@ def test_the_launcher_raises_a_soft_limit(tmp_path: Path) -> None:
 
 def test_variables_that_are_too_long_are_named() -> None:
     [plan] = plan_processes(
-        ["true"], places=[this_machine([12345])], environment={**os.environ, "LONG": "x" * 2**17}
+        ["true"],
+        allocations=[local_allocation([12345])],
+        environment={**os.environ, "LONG": "x" * 2**17},
     )
     with pytest.raises(LaunchError) as caught:
         WorkerProcess(plan)

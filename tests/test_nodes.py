@@ -14,8 +14,6 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
-from tfddl._src.launcher.nodes import Meeting, NodeFacts, NodeOptions, make_places, meet_nodes
-from tfddl._src.launcher.restarts import RestartOptions
 
 from tests import namespaces
 from tests.hosts import two_hosts
@@ -28,10 +26,18 @@ from tfddl._src.cluster.ports import free_ports, hold_ports
 from tfddl._src.heartbeat import Stage, WorkerProgress
 from tfddl._src.launcher import JobOptions, node_flags
 from tfddl._src.launcher.main import make_parser
+from tfddl._src.launcher.node_rendezvous import (
+    NodeFacts,
+    NodeOptions,
+    NodeRendezvous,
+    join_nodes,
+    make_allocations,
+)
 from tfddl._src.launcher.output import Console
-from tfddl._src.launcher.plan import Place
+from tfddl._src.launcher.plan import HostAllocation
+from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.signals import Signals
-from tfddl._src.launcher.stalls import StallWatch
+from tfddl._src.launcher.stalls import StallDetector
 from tfddl.errors import ClusterError, LaunchError, StartError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -354,11 +360,11 @@ def facts(identity: str, *ports: int, address: str = "") -> NodeFacts:
     ],
 )
 def test_places(nodes: list[NodeFacts], hosts: list[str], addresses: list[str]) -> None:
-    places = make_places(nodes, hosts, node_rank=1, interface="ib0")
-    assert [place.address for place in places] == addresses
-    assert [place.ports for place in places] == [node.ports for node in nodes]
-    assert [place.host for place in places] == ["node 0", "", "node 2"][: len(nodes)]
-    assert [place.interface for place in places] == ["", "ib0", ""][: len(nodes)]
+    allocations = make_allocations(nodes, hosts, node_rank=1, interface="ib0")
+    assert [place.address for place in allocations] == addresses
+    assert [place.ports for place in allocations] == [node.ports for node in nodes]
+    assert [place.host for place in allocations] == ["node 0", "", "node 2"][: len(nodes)]
+    assert [place.interface for place in allocations] == ["", "ib0", ""][: len(nodes)]
 
 
 @pytest.mark.parametrize(
@@ -385,7 +391,7 @@ def test_nodes_that_cant_become_one_job(
     nodes: list[NodeFacts], hosts: list[str], message: str
 ) -> None:
     with pytest.raises(LaunchError, match=re.escape(message)):
-        make_places(nodes, hosts, node_rank=0)
+        make_allocations(nodes, hosts, node_rank=0)
 
 
 GOOD = {"version": __version__, "ports": [1, 65535], "address": "", "identity": "x"}
@@ -407,7 +413,7 @@ GOOD = {"version": __version__, "ports": [1, 65535], "address": "", "identity": 
 )
 def test_what_other_nodes_say_is_checked(wrong: dict[str, Any]) -> None:
     assert NodeFacts.read(GOOD, node_rank=1).ports == (1, 65535)
-    with pytest.raises(LaunchError, match="what node 1 says of itself isn't understood. HINT"):
+    with pytest.raises(LaunchError, match="node 1 has sent something that is not a node's ports"):
         NodeFacts.read({**GOOD, **wrong}, node_rank=1)
     with pytest.raises(LaunchError, match="node 3 has tfddl 0.0.9, but this one .* HINT: install"):
         NodeFacts.read({**GOOD, "version": "0.0.9"}, node_rank=3)
@@ -416,7 +422,7 @@ def test_what_other_nodes_say_is_checked(wrong: dict[str, Any]) -> None:
 def test_who_waits_for_another_node_has_not_stalled() -> None:
     """Rank 0 waits in an operation; whether for itself or for another host's isn't known here."""
     for has_all, expected in ((True, {0}), (False, set())):
-        watch = StallWatch(5.0, has_all_workers=has_all)
+        watch = StallDetector(5.0, has_all_workers=has_all)
         waiting = WorkerProgress(beats=9, steps=3, begun=7, ended=6, stage=Stage.TRAINING)
         for now_s in (0.0, 10.0):
             found = watch.find({0: waiting}, stopped=frozenset(), now_s=now_s)
@@ -501,7 +507,7 @@ def test_two_nodes_become_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         secrets.add(variables["TFDDL_SECRET"])
     (secret,) = secrets
     assert re.fullmatch("[0-9a-f]{64}", secret)
-    assert re.search(r"node 0 of 2, meeting the others at 127\.0\.0\.1:\d+ \(--nnodes, ", err)
+    assert re.search(r"node 0 of 2, rendezvous at 127\.0\.0\.1:\d+ \(--nnodes, ", err)
     assert "tfddlrun: all 2 nodes are there; rank 0-1 of 3 here" in err
     assert "tfddlrun: all 2 nodes are there; rank 2 of 3 here" in other_err
     assert sorted(os.listdir(tmp_path / "logs")) == ["rank.0", "rank.1", "rank.2"]
@@ -534,7 +540,7 @@ def test_a_node_that_does_not_come_is_named(rank: int, tmp_path: Path) -> None:
     line = (*options, "--start-timeout", "0.5", "-np", "1", *worker("say('started')"))
     done = launch(*line, cwd=tmp_path)
     assert done.returncode == 127
-    assert "tfddlrun: the nodes haven't met (a rank is a node's here): " in done.stderr
+    assert "tfddlrun: the rendezvous of the nodes failed (ranks are nodes): " in done.stderr
     assert "gave up after 0.5 s" in done.stderr
     assert re.search(f"waiting for rank .?{1 - rank}", done.stderr)
     assert not (tmp_path / "started").exists()
@@ -546,7 +552,7 @@ def test_a_signal_while_nodes_wait(number: signal.Signals, tmp_path: Path) -> No
     options = ("--nnodes", "2", "--node-rank", "1", "--master-addr", f"127.0.0.1:{port}")
     with launched(*options, "-np", "1", "true", cwd=tmp_path) as process:
         assert process.stderr is not None
-        assert "meeting the others at" in process.stderr.readline()
+        assert "rendezvous at" in process.stderr.readline()
         process.send_signal(number)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + number
@@ -569,7 +575,7 @@ def test_a_dry_run_says_how_the_nodes_meet(tmp_path: Path) -> None:
     done = launch(*options, "--horovod", "--dry-run", "echo", "a b", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[1].startswith(f"# node 1 of 2 ({BY_HAND}). The nodes meet at hostA:12345; then")
+    assert lines[1].startswith(f"# node 1 of 2 ({BY_HAND}). Rendezvous at hostA:12345; then")
     assert [line for line in lines if line.startswith("# local")] == [
         "# local rank 0",
         "# local rank 1",
@@ -704,9 +710,9 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     monkeypatch.setattr("random.sample", lambda ports, k: ports[:k])
     options = NodeOptions(NodeRank(0, 2, master, job="j", source="X"), timeout_s=9.0)
 
-    def meet(secret: str | None) -> Meeting:
+    def meet(secret: str | None) -> NodeRendezvous:
         with Signals() as signals:
-            return meet_nodes(
+            return join_nodes(
                 options,
                 num_workers=2,
                 secret=secret,
@@ -721,11 +727,11 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     assert (asked["secret"], asked["timeout_s"]) == (b"", 9.0)
     assert meeting.secret == b"between nodes".hex()
     # Never node 0's own port.
-    assert set(meeting.places[0].ports) == set(free[1:])
-    assert meeting.places[1] == Place("node 1", "10.0.0.9", (7, 8))
+    assert set(meeting.allocations[0].ports) == set(free[1:])
+    assert meeting.allocations[1] == HostAllocation("node 1", "10.0.0.9", (7, 8))
     said = capfd.readouterr().err.splitlines()
     assert said == [
-        f"tfddlrun: node 0 of 2, meeting the others at {master} (X)",
+        f"tfddlrun: node 0 of 2, rendezvous at {master} (X)",
         "tfddlrun: rank 1 is late",
         "tfddlrun: all 2 nodes are there; rank 0-1 of 4 here",
     ]
@@ -734,7 +740,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     assert told[2]["secret"] == bytes.fromhex(SECRET)
     assert SECRET not in str(told[2]["facts"])
     answer = StartError("rank 1 is missing")
-    with pytest.raises(LaunchError, match=r"the nodes haven't met .*: rank 1 is missing"):
+    with pytest.raises(LaunchError, match=r"the nodes failed .*: rank 1 is missing"):
         meet(None)
     answer = RuntimeError("a mistake of ours")
     with pytest.raises(RuntimeError, match="a mistake of ours"):

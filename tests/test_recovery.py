@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
 from tests.hosts import HERE, stand_in
-from tests.launching import BOARD, TIMEOUT_S, launch, launched, pids, two_workers, worker
+from tests.launching import PAGE, TIMEOUT_S, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions, parent_of, wait_until
 from tfddl._src.launcher.recovery import Recovery
 from tfddl._src.launcher.report import Outcome, WorkerExit
+from tfddl._src.launcher.restart_policy import Failure, RestartOptions, backoff_after, workers_after
 
 ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
 
@@ -71,7 +71,7 @@ def test_who_starts_again(
 
 
 @pytest.mark.parametrize(
-    ("failures", "pause_s"),
+    ("failures", "backoff_s"),
     [
         (["a+"], 0.0),
         (["a"], 1.0),
@@ -81,8 +81,8 @@ def test_who_starts_again(
         (["a"] * 2000, 60.0),
     ],
 )
-def test_a_job_that_cant_start_does_not_spin(failures: list[str], pause_s: float) -> None:
-    assert pause_after(failed(*failures), RestartOptions()) == pause_s
+def test_a_job_that_cant_start_does_not_spin(failures: list[str], backoff_s: float) -> None:
+    assert backoff_after(failed(*failures), RestartOptions()) == backoff_s
 
 
 @pytest.mark.parametrize("num_restarts", [0, 1, 3])
@@ -99,7 +99,7 @@ def test_it_is_known_before_whether_a_failure_ends_the_job(num_restarts: int) ->
 
 def test_a_failed_job_starts_again_on_other_ports(tmp_path: Path) -> None:
     script = (
-        BOARD
+        PAGE
         + """
 from tfddl._src import commits
 with open(f"port.{start}.{rank}", "w") as file:
@@ -113,7 +113,7 @@ if store is not None:
 say(f"rank {rank} is ready in {start}")
 wait_for(f"rank {1 - rank} is ready in {start}")
 if start < 2:
-    board.count_step(epoch=0, step=4 + start)
+    page.count_step(epoch=0, step=4 + start)
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
@@ -221,10 +221,10 @@ exec {stand_in(tmp_path / "ssh")} "$@"
 
 def test_commits_outlive_hosts(tmp_path: Path) -> None:
     script = (
-        BOARD
+        PAGE
         + """
 from tfddl._src import commits
-board.count_step(epoch=start, step=1)
+page.count_step(epoch=start, step=1)
 store = commits.find(os.environ)
 found = store.read() if store.newest >= 0 else b""
 Path(f"found.{start}.{rank}").write_text(f"{store.newest} {found[5_000_000:].decode()}")
@@ -262,10 +262,10 @@ time.sleep(60)
 @pytest.mark.parametrize("stalls", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_host_that_was_lost_before_is_the_cause(stalls: bool, tmp_path: Path) -> None:
     """Behind a cable that is cut, and silent; meanwhile the worker on this side of it fails."""
-    script = f"""{BOARD}
-with board.in_stage(Stage.TRAINING):
-    board.count_step(epoch=0, step=1)
-    board.record_operations((2, 1))
+    script = f"""{PAGE}
+with page.in_stage(Stage.TRAINING):
+    page.count_step(epoch=0, step=1)
+    page.record_operations((2, 1))
     if rank == 1:
         print("ready")
         wait_for("its agent has told of the step")
@@ -295,16 +295,16 @@ with board.in_stage(Stage.TRAINING):
 
 def _saver(then: str) -> str:
     """A worker that saves when one of the workers is asked to, as a training does."""
-    return f"""{BOARD}
+    return f"""{PAGE}
 def ask(*_):
     Path("somebody was asked").touch()
 signal.signal(signal.SIGTERM, ask)
-board.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
-board.count_step(epoch=0, step=9)
+page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+page.count_step(epoch=0, step=9)
 say(f"rank {{rank}} is ready")
 print("ready")
 wait_for("somebody was asked")
-board.set_flags(WorkerFlags.PREEMPTED)
+page.set_flags(WorkerFlags.PREEMPTED)
 {then}
 """
 
@@ -341,7 +341,7 @@ def test_sigterm_lets_workers_save(asked: str, remote: bool, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        ("time.sleep(60)", "the workers did not come to save in time; HINT: --grace-period"),
+        ("time.sleep(60)", "the workers did not save in time. HINT: --grace-period"),
         # One fails while it saves: nobody waits for the rest of the grace.
         ("if rank: sys.exit(3)\ntime.sleep(60)", "ended by SIGTERM"),
     ],

@@ -222,7 +222,7 @@ sys.stdin.read()
         (
             {"before": "sh -c 'echo Password:; exec sleep 60'"},
             ("--start-timeout", "1"),
-            f"{HERE[1]} says 'Password:', but no agent answers there within 1 s (--start",
+            f"{HERE[1]} writes 'Password:' instead of an agent's greeting within 1 s (--start",
         ),
         (
             {"before": "sleep 60 #"},
@@ -347,7 +347,7 @@ def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
         with closing(_client("exec sleep 30")) as deaf:
             for _ in range(3):
                 deaf.send({"do": "take commit"}, bytes(1 << 20))
-            assert deaf.lost == f"{HERE[0]} takes no more orders"
+            assert deaf.lost == f"{HERE[0]} has taken no message for 10 s"
     with closing(_client("exec dd of=/dev/null status=none")) as slow:
         with pytest.MonkeyPatch.context() as patch:
             clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.

@@ -1,8 +1,8 @@
 """The restart policy: how often, when, and with how many workers of which hosts. Pure."""
 
 import pytest
-from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
 
+from tfddl._src.launcher.restart_policy import Failure, RestartOptions, backoff_after, workers_after
 from tfddl.errors import LaunchError
 
 OFTEN = RestartOptions(max_restarts=99, min_workers=1)
@@ -64,7 +64,7 @@ def test_it_comes_back_after_a_minute_then_two_then_four_but_within_the_hour() -
         until_s = failures[-1].at_s + 60.0 * minutes
         assert _workers(failures, hosts, now_s=until_s - 0.001) == {"a": 2}
         assert _workers(failures, hosts, now_s=until_s) == hosts
-    options = RestartOptions(99, 1, first_leave_s=7.0, longest_leave_s=10.0)
+    options = RestartOptions(99, 1, first_exclusion_s=7.0, longest_exclusion_s=10.0)
     for until_s, count in ((1 + 7.0, 2), (3 + 10.0, 4)):
         some = _failures(*["b"] * count)
         assert _workers(some, hosts, now_s=until_s - 0.001, options=options) == {"a": 2}
@@ -125,11 +125,11 @@ def _starts(*steps: bool) -> list[Failure]:
 
 def test_a_pause_grows_while_nothing_comes_to_train() -> None:
     options = RestartOptions()
-    assert pause_after([], options) == 0.0
-    assert pause_after(_starts(True), options) == 0.0
-    pauses = [pause_after(_starts(True, *[False] * n), options) for n in range(9)]
+    assert backoff_after([], options) == 0.0
+    assert backoff_after(_starts(True), options) == 0.0
+    pauses = [backoff_after(_starts(True, *[False] * n), options) for n in range(9)]
     assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
-    assert pause_after(_starts(False, False, True), options) == 0.0
-    assert pause_after(_starts(False, False, True, False), options) == 1.0
-    options = RestartOptions(first_pause_s=3.0, longest_pause_s=5.0)
-    assert [pause_after(_starts(*[False] * n), options) for n in (1, 2, 5000)] == [3.0, 5.0, 5.0]
+    assert backoff_after(_starts(False, False, True), options) == 0.0
+    assert backoff_after(_starts(False, False, True, False), options) == 1.0
+    options = RestartOptions(first_backoff_s=3.0, longest_backoff_s=5.0)
+    assert [backoff_after(_starts(*[False] * n), options) for n in (1, 2, 5000)] == [3.0, 5.0, 5.0]

@@ -71,7 +71,7 @@ def test_a_job_within_a_worker_has_a_secret_of_its_own(tmp_path: Path) -> None:
 print(os.environ["TFDDL_SECRET"], flush=True)
 subprocess.run([{worker("")[0]!r}, "-m", "tfddl.launcher", *{inner[1:]!r}], check=True)
 """
-    notice = "tfddlrun: started by a worker of another tfddlrun; this is a job of its own"
+    notice = "tfddlrun: started by a worker of another tfddlrun; this is a separate job"
     for number, notices in (("1", []), ("2", [f"[{rank}] {notice}" for rank in range(2)])):
         done = launch("-np", number, *worker(script), cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -176,7 +176,7 @@ def test_directories_are_in_the_output_directory_unless_given() -> None:
 def test_help_of_the_installed_command_lists_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script that only calls `run()` has no flags of its own."""
     monkeypatch.setattr(sys, "argv", ["/bin/tfddl-train"])
-    monkeypatch.setattr(app, "run", lambda main: None)
+    monkeypatch.setattr(app, "run", lambda main, argv: None)
     train.run()
     shown = flags.FLAGS.main_module_help().replace("--[no]", "--")
     assert [name for name in FLAGS if f"--{name}:" not in shown] == []

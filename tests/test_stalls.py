@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 
 from tests.group import Groups
-from tests.launching import BOARD, launch, launched, pids, two_workers, worker
+from tests.launching import PAGE, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
 from tfddl._src.heartbeat import VARIABLE, ProgressPage, Stage, WorkerFlags, WorkerProgress
-from tfddl._src.launcher.stalls import Stall, StallWatch, find_suspects
+from tfddl._src.launcher.stalls import Stall, StallDetector, find_suspects
 
 
 def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> WorkerProgress:
@@ -46,10 +46,10 @@ def test_whom_the_others_wait_for(
 
 
 def test_a_stall_is_the_suspects_and_has_a_beginning() -> None:
-    def find(watch: StallWatch, now_s: float, *readings: WorkerProgress) -> dict[int, Stall]:
+    def find(watch: StallDetector, now_s: float, *readings: WorkerProgress) -> dict[int, Stall]:
         return watch.find(dict(enumerate(readings)), stopped=frozenset(), now_s=now_s)
 
-    watch = StallWatch(10.0)
+    watch = StallDetector(10.0)
     late, waiting = at(6, 6), at(7, 6)
     assert find(watch, 0.0, waiting, late) == {}
     # Rank 0 may wait as long as rank 1 does something.
@@ -61,11 +61,11 @@ def test_a_stall_is_the_suspects_and_has_a_beginning() -> None:
     for stage, beats in ((Stage.TRAINING, 0), (Stage.OUTSIDE, 5)):
         idle = at(6, 6, beats=beats, stage=stage)
         assert find(watch, 100.0, idle, idle) == find(watch, 200.0, idle, idle) == {}
-    assert find(StallWatch(0.0), 0.0, waiting, late) == {}
+    assert find(StallDetector(0.0), 0.0, waiting, late) == {}
 
 
 def test_a_loop_by_hand_stalls_while_others_wait() -> None:
-    watch = StallWatch(10.0)
+    watch = StallDetector(10.0)
 
     def find(now_s: float, *readings: WorkerProgress) -> list[int]:
         return list(watch.find(dict(enumerate(readings)), stopped=frozenset(), now_s=now_s))
@@ -84,7 +84,7 @@ def test_a_loop_by_hand_stalls_while_others_wait() -> None:
 
 
 def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
-    watch = StallWatch(0.0)
+    watch = StallDetector(0.0)
 
     def warn(now_s: float, *readings: WorkerProgress) -> str:
         return watch.warning(dict(enumerate(readings)), stopped=frozenset([1]), now_s=now_s)
@@ -103,19 +103,19 @@ def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
 
 
 def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
-    with ProgressPage.create() as board:
-        copy = ProgressPage.from_environment({VARIABLE: str(os.dup(board.fileno()))})
+    with ProgressPage.create() as page:
+        copy = ProgressPage.from_environment({VARIABLE: str(os.dup(page.fileno()))})
         copy.count_step(epoch=2, step=7)
-        with copy.in_stage(Stage.EVALUATING):
-            assert board.read().stage is Stage.EVALUATING
-        copy.record_operations((4, 3))
-        copy.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+        with copy.during(Stage.EVALUATING):
+            assert page.read().stage is Stage.EVALUATING
+        copy.tell((4, 3))
+        copy.set(WorkerFlags.SAVES_ON_SIGTERM)
         expected = WorkerProgress(
             beats=3, epoch=2, step=7, steps=1, flags=WorkerFlags.SAVES_ON_SIGTERM
         )
         expected = WorkerProgress(**{**vars(expected), "begun": 4, "ended": 3})
-        assert board.read() == expected
-        assert board.read().is_waiting
+        assert page.read() == expected
+        assert page.read().waits
         copy.close()
     other = tmp_path / "file"
     other.write_bytes(b"mine" * 2000)
@@ -142,19 +142,19 @@ STUCK: dict[str, tuple[str, list[str]]] = {
 @pytest.mark.parametrize(("kind", "remote"), [("stopped", True), ("running", False)])
 def test_a_worker_that_gets_no_further_is_found(kind: str, remote: bool, tmp_path: Path) -> None:
     action, texts = STUCK[kind]
-    script = f"""{BOARD}
+    script = f"""{PAGE}
 def stick():
     {action.replace(chr(10), chr(10) + "    ")}
 say(f"rank {{rank}} is ready")
 wait_for(f"rank {{1 - rank}} is ready")
-with board.in_stage(Stage.TRAINING):
-    board.record_operations((1, 1))
-    board.count_step(epoch=1, step=3)
+with page.in_stage(Stage.TRAINING):
+    page.record_operations((1, 1))
+    page.count_step(epoch=1, step=3)
     if start:
         sys.exit()
     if rank == 1:
         stick()
-    board.record_operations((2, 1))
+    page.record_operations((2, 1))
     while True:
         time.sleep(60)
 """

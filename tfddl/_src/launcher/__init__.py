@@ -17,7 +17,7 @@ How it works, from the outside in:
 - `guard` makes two processes of tfddlrun: the outer one passes signals on, the inner one does the
   work. Whichever is killed, the other one finds and kills all that the workers have started.
 - `supervise` runs one start of a job. It knows workers only as `WorkerHandle`s: their last report,
-  and what they can be told. It decides who has failed, who is stalled, and when all have to end.
+  and the orders to them. It decides who has failed, who is stalled, and when all have to end.
 - Every worker belongs to the `Agent` of its host, which starts it, reads its output and its
   progress page, notices its end, and decides nothing. Supervisor and agents exchange messages, by
   one `AgentClient` per host, all of them in a `Fleet`.

@@ -1,4 +1,4 @@
-"""Starts, watches and ends the workers of one host, as it is told by messages.
+"""Starts, watches and ends the workers of one host, by order of the supervisor.
 
 The agent decides nothing: orders and questions ("do") come from the supervisor, reports and answers
 ("is") go to it. On this machine the agent is part of the supervisor's own process, see
@@ -85,7 +85,7 @@ class Agent:
         self._orders: Mapping[str, Callable[[Message], None]] = {
             "start": self._start,
             "prepare": self._prepare,
-            "examine": self._examine,
+            "probe": self._answer_probe,
             "take commit": self._take_commit,
             "describe commit": self._describe_commit,
             "give commit": self._give_commit,
@@ -101,7 +101,7 @@ class Agent:
         }
 
     def receive(self, message: Message, data: bytes = b"") -> None:
-        """Obeys an order, or answers a question."""
+        """Executes an order, or answers a question."""
         what = message["do"]
         if what in self._orders:
             self._orders[what]({**message, "data": data})
@@ -198,7 +198,7 @@ class Agent:
         # It may have been closed by what else happened at the same time.
         data = pipe.read() if pipe.is_open else None
         if data:
-            self._send({"is": "output", "rank": worker.rank, "outlet": pipe.outlet.value}, data)
+            self._send({"is": "output", "rank": worker.rank, "stream": pipe.stream.value}, data)
         elif data is not None:
             self._close_output(worker, pipe)
 
@@ -206,7 +206,7 @@ class Agent:
         """Sends what the pipe still holds, and closes it."""
         if not pipe.is_open:
             return
-        name = {"rank": worker.rank, "outlet": pipe.outlet.value}
+        name = {"rank": worker.rank, "stream": pipe.stream.value}
         for _ in range(_READS_PER_PIPE):
             if not (data := pipe.read()):
                 break
@@ -264,8 +264,8 @@ class Agent:
             )
         self._send(answer)
 
-    def _examine(self, message: Message) -> None:
-        self._send({"is": "examined", **self._probe.answer(message)})
+    def _answer_probe(self, message: Message) -> None:
+        self._send({"is": "probe", **self._probe.answer(message)})
 
     def _take_commit(self, message: Message) -> None:
         self._store.write(message["data"], message["offset"])

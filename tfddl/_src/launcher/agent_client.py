@@ -19,7 +19,7 @@ class AgentClient(abc.ABC):
     Attributes:
         host: which host; "" for this machine.
         lost: why nothing more is heard of it; None as long as it is reached.
-        heard_s: when it said something last (`time.monotonic`).
+        heard_s: when its last message came (`time.monotonic`).
         num_oom_kills: processes that the kernel of that host has killed for want of memory.
         limits: those of its agent's cgroups that were reached.
     """
@@ -43,7 +43,7 @@ class AgentClient(abc.ABC):
 
     @abc.abstractmethod
     def turn(self, *, is_readable: bool) -> None:
-        """Takes what the agent says, and says that we are here where that is due.
+        """Receives what the agent has sent, and sends a heartbeat where that is due.
 
         To be called at least once within `timeout_s`.
 
@@ -62,11 +62,11 @@ class AgentClient(abc.ABC):
     def update(self) -> None:  # noqa: B027 - not all agents can be asked without waiting
         """Brings what is known of the workers' progress up to date, where that takes no waiting."""
 
-    def beat(self) -> None:  # noqa: B027 - of our own process nobody has to be told
-        """Says that we are here, when it is time; notices that the agent isn't any more."""
+    def beat(self) -> None:  # noqa: B027 - not needed within a process
+        """Sends a heartbeat when it is time; notices that the agent has fallen silent."""
 
-    def ask_for_sign(self) -> None:  # noqa: B027 - our own process is there
-        """Makes the agent say at once that it is still there; without an answer it is lost."""
+    def ping(self) -> None:  # noqa: B027 - not needed within a process
+        """Asks the agent for a heartbeat; without an answer the host is lost."""
 
     def start(self, plan: ProcessPlan, sinks: Sequence[LogSink]) -> WorkerHandle:
         """Starts a worker there.

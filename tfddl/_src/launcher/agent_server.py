@@ -1,7 +1,7 @@
 """The agent as a process of its own, at the far end of a connection.
 
-`tfddlrun` starts it on another host, over ssh, and speaks with it through its standard input and
-output by frames. When the connection ends, or nothing has been heard for a while, it kills all that
+`tfddlrun` starts it on another host, over ssh, and exchanges frames with it by its standard input
+and output. When the connection ends, or nothing has been heard for a while, it kills all that
 it has started, and exits. SIGTERM (its host is about to go away) makes the workers save, as it does
 when it reaches them, or `tfddlrun`.
 """
@@ -28,7 +28,7 @@ from tfddl._src.launcher.worker_process import adopt_orphans, kill_orphans
 from tfddl.errors import LaunchError
 
 BEAT_S = 4.0
-"""How often either side says that it is still there."""
+"""How often either side sends a heartbeat."""
 
 SILENCE_S = 20.0
 """After so long a silence the other side is taken for lost."""
@@ -73,7 +73,7 @@ class _Outbox:
 
 
 class AgentServer:
-    """Serves one connection, until it ends."""
+    """An agent that serves one connection."""
 
     def __init__(
         self, *, stdin_fd: int, stdout_fd: int, signals: Signals, environment: Mapping[str, str]
@@ -107,7 +107,7 @@ class AgentServer:
         self._outbox.flush()
 
     def serve(self) -> None:
-        """Does what it is told until the connection ends; then leaves nothing behind."""
+        """Executes orders until the connection ends; then kills all that was started."""
         adopt_orphans()
         try:
             while self._turn():
@@ -151,8 +151,8 @@ class AgentServer:
 
     def _send(self, message: Message, data: bytes = b"") -> None:
         if message["is"] == "output":
-            # What a worker has written may make somebody send it a signal: whether it can save
-            # then has to be known before.
+            # Whoever reads that a worker can save may send SIGTERM at once: tfddlrun has to know of
+            # it before.
             self._agent.report_progress([message["rank"]])
         self._outbox.put(message, data)
 
@@ -167,7 +167,7 @@ class AgentServer:
 
 
 def run() -> None:
-    """What is started on the other host."""
+    """The entry point on the other host."""
     try:
         require_linux("a host of tfddlrun")
         sys.exit(guarded(_serve, program="tfddl agent"))

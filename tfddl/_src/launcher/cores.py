@@ -11,7 +11,7 @@ _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology"
 
 
 class Binding(enum.Enum):
-    """What keeps the workers of a host from each other's cores."""
+    """Whether workers of a host are bound to cores."""
 
     CORES = "cores"
     """Each worker has its share of the cores for itself."""
@@ -23,9 +23,9 @@ class Binding(enum.Enum):
 def share_of_cores(cores: Sequence[int], *, local_rank: int, local_size: int) -> tuple[int, ...]:
     """The cores of one worker, or none where there are more workers than cores.
 
-    Every worker gets as many as the others, since all wait for the slowest; what doesn't divide
-    is left to the rest of the system. Too many workers are better shared out by the kernel, turn
-    by turn, than by us, two to a core.
+    Every worker gets as many as the others, since all wait for the slowest; the remainder is left
+    to other processes. More workers than cores are better scheduled by the kernel than bound, two
+    to a core.
 
     Args:
         cores: what the workers of this host may use, neighbours next to each other.
@@ -51,7 +51,7 @@ def num_sockets(cores: Sequence[int]) -> int:
 
 
 def bind_to(cores: Sequence[int]) -> Callable[[], None]:
-    """What a child does before its exec."""
+    """A `preexec_fn` that binds a child process to cores."""
     return lambda: os.sched_setaffinity(0, cores)
 
 

@@ -1,4 +1,4 @@
-"""`tfddl-doctor`, which is `tfddlrun --check`: looks for what would keep a job from running."""
+"""`tfddl-doctor`, which is `tfddlrun --check`: finds what would keep a job from running."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Generator, Iterator, Sequence
 from tfddl._src.launcher.doctor_checks import (
     Finding,
     Level,
-    judge_clock,
-    judge_hosts,
-    judge_reach,
-    judge_speed,
+    check_clock,
+    check_facts,
+    check_reach,
+    check_speed,
     worst,
 )
 from tfddl._src.launcher.fleet import (
@@ -33,7 +33,7 @@ _ANSWER_S = 20.0
 
 
 def check_hosts(options: FleetOptions, *, directory: str) -> int:
-    """Checks hosts, and says a line for each finding on stdout.
+    """Checks hosts, and writes a line for each finding to stdout.
 
     Args:
         options: which hosts.
@@ -50,7 +50,7 @@ def check_hosts(options: FleetOptions, *, directory: str) -> int:
     with Signals() as signals:
         doctor = _Doctor(options, directory=directory, signals=signals)
         try:
-            for finding in doctor.examine():
+            for finding in doctor.check():
                 sys.stdout.write(f"{finding}\n")
                 sys.stdout.flush()
                 findings.append(finding)
@@ -60,13 +60,13 @@ def check_hosts(options: FleetOptions, *, directory: str) -> int:
 
 
 class _Doctor:
-    """One examination of some hosts."""
+    """One check of some hosts."""
 
     def __init__(self, options: FleetOptions, *, directory: str, signals: Signals) -> None:
         self._options, self._directory, self._signals = options, directory, signals
         self._workers = {host.name: host.slots for host in options.hosts}
 
-    def examine(self) -> Iterator[Finding]:
+    def check(self) -> Iterator[Finding]:
         """All findings, as they are made."""
         with connecting(self._options, signals=self._signals) as clients:
             for client, problem in failures(clients, self._options):
@@ -77,11 +77,11 @@ class _Doctor:
             if not able:
                 return
             try:
-                yield from self._examine(able)
+                yield from self._check(able)
             except LaunchError as error:  # one was lost meanwhile
                 yield Finding(Level.PROBLEM, ", ".join(client.host for client in able), str(error))
 
-    def _examine(self, clients: Sequence[SshAgentClient]) -> Iterator[Finding]:
+    def _check(self, clients: Sequence[SshAgentClient]) -> Iterator[Finding]:
         clocks = []
         facts = {}
         for client in clients:
@@ -92,9 +92,9 @@ class _Doctor:
             end = time.time()
             offset_s = facts[client.host]["time"] - (begin + end) / 2
             clocks.append(
-                judge_clock(client.host, offset_s=offset_s, uncertain_s=(end - begin) / 2)
+                check_clock(client.host, offset_s=offset_s, uncertain_s=(end - begin) / 2)
             )
-        yield from judge_hosts(facts, self._workers)
+        yield from check_facts(facts, self._workers)
         yield from clocks
         if len(clients) < 2:
             return
@@ -104,7 +104,7 @@ class _Doctor:
     def _find_addresses(
         self, clients: Sequence[SshAgentClient], facts: dict[str, Message]
     ) -> Generator[Finding, None, dict[str, str]]:
-        """Judges the hosts' names; returns what each host is reached by."""
+        """Checks the hosts' names; returns the address of each host."""
         names = [client.host for client in clients]
         if not self._options.interfaces:
             for client in clients:
@@ -131,7 +131,7 @@ class _Doctor:
             for other in (other.host for other in clients if other is not client):
                 question = {"question": "reach", "host": addresses[other], "ports": ports[other]}
                 answer = self._ask(client, question)
-                yield judge_reach(client.host, other, answer, len(ports[other]))
+                yield check_reach(client.host, other, answer, len(ports[other]))
         for client, following in zip(clients, [*clients[1:], clients[0]], strict=True):
             question = {
                 "question": "speed",
@@ -139,10 +139,10 @@ class _Doctor:
                 "port": ports[following.host][0],
                 "num_pieces": _PIECES,
             }
-            yield judge_speed(client.host, following.host, self._ask(client, question))
+            yield check_speed(client.host, following.host, self._ask(client, question))
 
     def _ask(self, client: SshAgentClient, question: Message) -> Message:
-        client.send({"do": "examine", **question})
+        client.send({"do": "probe", **question})
         (answer,) = ask([client], signals=self._signals, wait_s=_ANSWER_S)
         if "error" in answer and question["question"] != "speed":
             raise LaunchError(f"on {client.host}, {answer['error']}")

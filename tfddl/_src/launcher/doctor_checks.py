@@ -1,4 +1,4 @@
-"""What `tfddl-doctor` makes of the facts that it has found: pure."""
+"""The checks of `tfddl-doctor`, on facts that `doctor_probe` has found. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Facts = Mapping[str, Any]
-"""What `doctor_probe.facts` says of one host."""
+"""What `doctor_probe.facts` returns for one host."""
 
 _ALIKE = ("tfddl", "TensorFlow", "Keras", "NumPy")
 _OPEN_FILES = 1024
@@ -19,7 +19,7 @@ _CLOCK_S = 1.0
 
 
 class Level(enum.Enum):
-    """How bad it is."""
+    """Severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -30,41 +30,41 @@ class Level(enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's.
+    """The result of one check, a line of the doctor's output.
 
     Attributes:
         level: how bad it is.
         where: which hosts.
         what: what was found.
-        mend: what to do about it; "" where nothing has to be done.
+        remedy: what to do about it; "" where nothing has to be done.
     """
 
     level: Level
     where: str
     what: str
-    mend: str = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
-        hint = f". HINT: {self.mend}" if self.mend else ""
+        hint = f". HINT: {self.remedy}" if self.remedy else ""
         return f"{self.level.value:<8} {self.where}: {self.what}{hint}"
 
 
-def judge_hosts(hosts: Mapping[str, Facts], workers: Mapping[str, int]) -> list[Finding]:
+def check_facts(hosts: Mapping[str, Facts], workers: Mapping[str, int]) -> list[Finding]:
     """Judges what hosts say of themselves.
 
     Args:
         hosts: by host, its facts.
         workers: by host, how many workers it will run.
     """
-    findings = [*_judge_versions(hosts)]
+    findings = [*_check_versions(hosts)]
     for host, facts in hosts.items():
-        findings += _judge_host(host, facts, workers[host])
+        findings += _check_host(host, facts, workers[host])
         if len(hosts) > 1:
-            findings += _judge_own_name(host, facts)
+            findings += _check_own_name(host, facts)
     return findings
 
 
-def judge_clock(host: str, *, offset_s: float, uncertain_s: float) -> Finding:
+def check_clock(host: str, *, offset_s: float, uncertain_s: float) -> Finding:
     """Judges a clock by how far it is ahead of ours."""
     if abs(offset_s) <= _CLOCK_S + uncertain_s:
         return Finding(Level.OK, host, f"its clock agrees with ours (to {uncertain_s:.2f} s)")
@@ -78,7 +78,7 @@ def judge_clock(host: str, *, offset_s: float, uncertain_s: float) -> Finding:
     )
 
 
-def judge_reach(host: str, other: str, answer: Mapping[str, Any], num_ports: int) -> Finding:
+def check_reach(host: str, other: str, answer: Mapping[str, Any], num_ports: int) -> Finding:
     """Judges what a host found when it tried the ports of another."""
     errors = answer["errors"]
     if errors:
@@ -96,7 +96,7 @@ def judge_reach(host: str, other: str, answer: Mapping[str, Any], num_ports: int
     return Finding(Level.OK, f"{host} -> {other}", f"{ports} can be reached{shown}")
 
 
-def judge_speed(host: str, other: str, answer: Mapping[str, Any]) -> Finding:
+def check_speed(host: str, other: str, answer: Mapping[str, Any]) -> Finding:
     """Judges how fast a host could send to another."""
     where = f"{host} -> {other}"
     if "error" in answer:
@@ -117,7 +117,7 @@ def judge_speed(host: str, other: str, answer: Mapping[str, Any]) -> Finding:
     return Finding(Level.OK, where, f"{speed:.0f} MB/s over one connection")
 
 
-def _judge_versions(hosts: Mapping[str, Facts]) -> Iterator[Finding]:
+def _check_versions(hosts: Mapping[str, Facts]) -> Iterator[Finding]:
     everywhere = ", ".join(hosts)
     python = {host: ".".join(facts["python"].split(".")[:2]) for host, facts in hosts.items()}
     yield _alike("Python", python, everywhere, exactly=False)
@@ -154,7 +154,7 @@ def _alike(what: str, found: Mapping[str, str], everywhere: str, *, exactly: boo
     )
 
 
-def _judge_host(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
+def _check_host(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
     if facts["cores"] < num_workers and not facts["gpus"]:
         yield Finding(
             Level.NOTE,
@@ -162,11 +162,11 @@ def _judge_host(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
             f"{num_workers} workers on {facts['cores']} cores will take turns",
             f"-H {host}:{facts['cores']}",
         )
-    yield from _judge_gpus(host, facts, num_workers)
-    yield from _judge_limits(host, facts)
+    yield from _check_gpus(host, facts, num_workers)
+    yield from _check_limits(host, facts)
 
 
-def _judge_own_name(host: str, facts: Facts) -> Iterator[Finding]:
+def _check_own_name(host: str, facts: Facts) -> Iterator[Finding]:
     own, name = facts["own_addresses"], facts["hostname"]
     if not own:
         yield Finding(
@@ -181,7 +181,7 @@ def _judge_own_name(host: str, facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _judge_gpus(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
+def _check_gpus(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
     gpus, nccl = facts["gpus"], facts["versions"]["NCCL"]
     instances = facts["mig_instances"]
     if not gpus:
@@ -219,7 +219,7 @@ def _judge_gpus(host: str, facts: Facts, num_workers: int) -> Iterator[Finding]:
         )
 
 
-def _judge_limits(host: str, facts: Facts) -> Iterator[Finding]:
+def _check_limits(host: str, facts: Facts) -> Iterator[Finding]:
     small: list[tuple[str, str]] = []
     soft = facts["open_files"]["soft"]
     if 0 <= soft < _OPEN_FILES:
@@ -239,8 +239,8 @@ def _judge_limits(host: str, facts: Facts) -> Iterator[Finding]:
             )
         elif free < _DISK:
             small.append((f"{folder} has {_size(free)} free", "make room for checkpoints and logs"))
-    for what, mend in small:
-        yield Finding(Level.NOTE, host, what, mend)
+    for what, remedy in small:
+        yield Finding(Level.NOTE, host, what, remedy)
     if not small:
         yield Finding(
             Level.OK,
@@ -261,6 +261,6 @@ def _by_host(values: Mapping[str, str]) -> str:
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The worst of them."""
+    """The highest severity."""
     order = list(Level)
     return max((finding.level for finding in findings), key=order.index, default=Level.OK)

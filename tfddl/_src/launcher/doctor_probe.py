@@ -1,4 +1,4 @@
-"""What `tfddl-doctor` finds out on one host: facts about it, and which other hosts it reaches.
+"""Probes one host for `tfddl-doctor`: facts about it, and which other hosts it reaches.
 
 Runs in the agent. Nothing is judged here; `doctor_checks` does that.
 """
@@ -25,6 +25,7 @@ from typing import Any
 from tfddl._src.cluster import ports
 from tfddl._src.cpu import num_usable_cores
 from tfddl._src.launcher import interfaces
+from tfddl._src.launcher.worker_count import listed_gpus
 from tfddl.errors import LaunchError
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -235,23 +236,10 @@ def count_gpus(
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run([smi, "-L"], capture_output=True, text=True, timeout=_SMI_S)
         if done.returncode == 0:
-            return parse_smi(done.stdout)
+            gpus = listed_gpus(done.stdout)
+            return len(gpus), sum(gpus)
     numbers = [p.name.removeprefix("nvidia") for p in devices.glob("nvidia[0-9]*")]
     parts = [len(list(instances.glob(f"gpu{n}/mig/gi*/ci*"))) for n in numbers]
-    return sum(count or 1 for count in parts), sum(parts)
-
-
-def parse_smi(text: str) -> tuple[int, int]:
-    """As `count_gpus`, of what ``nvidia-smi -L`` prints.
-
-    A line begins with "GPU 0: " for each GPU; below it, one begins with "  MIG " for each instance.
-    """
-    parts: list[int] = []
-    for line in text.splitlines():
-        if line.startswith("GPU "):
-            parts.append(0)
-        elif line.lstrip().startswith("MIG ") and parts:
-            parts[-1] += 1
     return sum(count or 1 for count in parts), sum(parts)
 
 

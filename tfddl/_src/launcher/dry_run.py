@@ -1,4 +1,4 @@
-"""What would be started, as lines that a shell understands: pure, nothing is started here."""
+"""What `--dry-run` prints: what would be started, as lines that a shell understands. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from tfddl._src.cluster import SECRET
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.launcher.job import JobOptions
-from tfddl._src.launcher.plan import DEFAULTS, Place, ProcessPlan, plan_processes, this_machine
+from tfddl._src.launcher.plan import (
+    DEFAULTS,
+    HostAllocation,
+    ProcessPlan,
+    local_allocation,
+    plan_processes,
+)
 from tfddl._src.launcher.ssh import agent_argv
 
 _FIRST_PORT = 12345
@@ -27,7 +33,7 @@ def describe(options: JobOptions, *, directory: str, environment: Mapping[str, s
     lines = ["# Ports are examples: each host chooses free ones at the start."]
     plans = plan_processes(
         options.command,
-        places=_places(options),
+        allocations=_places(options),
         environment=environment,
         as_horovod=options.as_horovod,
     )
@@ -35,7 +41,7 @@ def describe(options: JobOptions, *, directory: str, environment: Mapping[str, s
     if options.nodes is not None:
         node = options.nodes.node
         lines.append(
-            f"# node {node.node_rank} of {node.num_nodes} ({node.source}). The nodes meet at "
+            f"# node {node.node_rank} of {node.num_nodes} ({node.source}). Rendezvous at "
             f"{node.master}; then each worker gets its rank and the TF_CONFIG of all."
         )
         lines += [
@@ -59,13 +65,13 @@ def describe(options: JobOptions, *, directory: str, environment: Mapping[str, s
     return "\n".join(lines)
 
 
-def _places(options: JobOptions) -> list[Place]:
+def _places(options: JobOptions) -> list[HostAllocation]:
     if options.fleet is None:
-        return [this_machine(_ports(options.num_workers))]
+        return [local_allocation(_ports(options.num_workers))]
     hosts = options.fleet.hosts
     if len(hosts) == 1:
-        return [Place(hosts[0].name, this_machine(()).address, _ports(hosts[0].slots))]
-    return [Place(host=h.name, address=h.name, ports=_ports(h.slots)) for h in hosts]
+        return [HostAllocation(hosts[0].name, local_allocation(()).address, _ports(hosts[0].slots))]
+    return [HostAllocation(host=h.name, address=h.name, ports=_ports(h.slots)) for h in hosts]
 
 
 def _ports(count: int) -> tuple[int, ...]:

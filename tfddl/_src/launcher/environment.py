@@ -1,4 +1,4 @@
-"""Which of our environment variables the workers get, here and on other hosts: pure."""
+"""Which environment variables of `tfddlrun` the workers get, here and on other hosts. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ RESTARTS = "TFDDL_RESTARTS"
 """How often the job has started again: in the environment of every worker of `tfddlrun`."""
 
 # What belongs to this host, this login or this terminal, and would be wrong elsewhere.
-_STAYS = frozenset(
+_HOST_ONLY = frozenset(
     "HOME USER LOGNAME SHELL PWD OLDPWD HOSTNAME HOST MAIL SHLVL _ TERM COLUMNS LINES TMPDIR TMP "
     "TEMP DISPLAY WAYLAND_DISPLAY XAUTHORITY WINDOWID ENV BASH_ENV INVOCATION_ID "
     "JOURNAL_STREAM".split()
 )
-_STAY_PREFIXES = (
+_HOST_ONLY_PREFIXES = (
     *("SSH_", "XDG_", "DBUS_", "SYSTEMD_", "TMUX", "BASH_FUNC_"),
     # Of another launcher or engine, about this host's part in its job.
     *("SLURM_", "SLURMD_", "OMPI_", "KUBERNETES_", "SM_", "JOB_COMPLETION_INDEX"),
@@ -36,7 +36,7 @@ _RANK_PREFIXES = (
     *("OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "PMI_", "PMIX_", "PALS_", "PET_", "TORCHELASTIC_"),
     *("FLUX_TASK_", "JSM_NAMESPACE_"),
 )
-# Where we are a worker ourselves, what was said to that one alone.
+# Where `tfddlrun` runs in a worker of another job, what is for that worker alone.
 _OWN = frozenset({CORES, SECRET, commits.VARIABLE, heartbeat.VARIABLE})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -58,7 +58,10 @@ class Export:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise LaunchError(f"-x {self.name!r}: no name of a variable; -x NAME=VALUE is expected")
+            raise LaunchError(
+                f"-x names the variable {self.name!r}; letters, digits and '_' are expected. HINT: "
+                "-x NAME=VALUE"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Export:
@@ -77,7 +80,10 @@ def exported(environment: Mapping[str, str], exports: Sequence[Export]) -> dict[
     for export in exports:
         value = environment.get(export.name) if export.value is None else export.value
         if value is None:
-            raise LaunchError(f"-x {export.name}: not set here. HINT: -x {export.name}=VALUE")
+            raise LaunchError(
+                f"-x {export.name} takes its value from the environment, where it isn't set. HINT: "
+                f"-x {export.name}=VALUE"
+            )
         found[export.name] = value
     return found
 
@@ -115,10 +121,10 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def travelling(environment: Mapping[str, str]) -> dict[str, str]:
-    """What goes with the workers to other hosts: all but what belongs to this one."""
+def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """What workers on other hosts get of it: all but what belongs to this host or login."""
     return {
         name: value
         for name, value in inherited(environment).items()
-        if name not in _STAYS and not name.startswith(_STAY_PREFIXES)
+        if name not in _HOST_ONLY and not name.startswith(_HOST_ONLY_PREFIXES)
     }

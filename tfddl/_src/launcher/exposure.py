@@ -1,4 +1,4 @@
-"""The warning that strangers can reach TensorFlow's servers, and the line that closes ports."""
+"""The warning that others can reach TensorFlow's servers, and the firewall line against it."""
 
 from __future__ import annotations
 

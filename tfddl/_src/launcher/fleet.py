@@ -18,7 +18,7 @@ from tfddl._src.launcher.hosts import HostSlots, ranks_of
 from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.local_client import LocalAgentClient
 from tfddl._src.launcher.log_sink import LogSink
-from tfddl._src.launcher.plan import Place, ProcessPlan, this_machine
+from tfddl._src.launcher.plan import HostAllocation, ProcessPlan, local_allocation
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.ssh import SshOptions
 from tfddl._src.launcher.ssh_client import SshAgentClient
@@ -29,7 +29,7 @@ from tfddl.errors import LaunchError
 _Client = TypeVar("_Client", bound=AgentClient)
 
 CONNECT_S = 30.0
-"""How long hosts have to answer, where the user says nothing (`--start-timeout`)."""
+"""How long hosts have to answer, by default (`--start-timeout`)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FleetOptions:
 
 
 class UnreachableError(LaunchError):
-    """Hosts haven't answered.
+    """Hosts that can't be reached.
 
     Attributes:
         problems: by host, what is wrong with it.
@@ -77,11 +77,11 @@ class Fleet:
 
     Attributes:
         clients: one per host; this machine alone is one, too.
-        places: the hosts' parts in the job, in the order of their ranks.
+        allocations: the hosts' parts in the job, in the order of their ranks.
     """
 
     clients: tuple[AgentClient, ...]
-    places: tuple[Place, ...]
+    allocations: tuple[HostAllocation, ...]
 
     def start(self, plan: ProcessPlan, sinks: Sequence[LogSink]) -> WorkerHandle:
         """Starts a worker on its host; see `AgentClient.start`."""
@@ -89,7 +89,7 @@ class Fleet:
         return client.start(plan, sinks)
 
     def beat(self) -> None:
-        """Says to all hosts that we are here; at least every `BEAT_S` seconds."""
+        """Sends heartbeats that are due; to be called at least every `BEAT_S` seconds."""
         for client in self.clients:
             client.beat()
 
@@ -98,10 +98,10 @@ class Fleet:
         for client in self.clients:
             client.update()
 
-    def ask_for_signs(self) -> None:
-        """Finds out which hosts are still there; those that don't answer soon are lost."""
+    def ping(self) -> None:
+        """Asks all hosts for a heartbeat; those that don't answer soon are lost."""
         for client in self.clients:
-            client.ask_for_sign()
+            client.ping()
 
     @property
     def num_oom_kills(self) -> int:
@@ -119,21 +119,23 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def local_fleet(places: Sequence[Place], *, signals: Signals, store: HostStore) -> Iterator[Fleet]:
+def local_fleet(
+    allocations: Sequence[HostAllocation], *, signals: Signals, store: HostStore
+) -> Iterator[Fleet]:
     """A fleet whose workers all run on this machine; at the end nothing is left of them.
 
     The calling process must have no other children and no threads.
 
     Args:
-        places: the hosts' parts in the job; all but the one named "" have a `tfddlrun` of their
-            own.
-        signals: tells when a worker has ended.
+        allocations: the hosts' parts in the job; all but the one named "" have a `tfddlrun` of
+            their own.
+        signals: readable when a worker may have ended.
         store: where workers keep commits, from one start to the next.
     """
     adopt_orphans()
     client = LocalAgentClient(signals=signals, store=store)
     try:
-        yield Fleet((client,), tuple(places))
+        yield Fleet((client,), tuple(allocations))
     finally:
         client.close()
         kill_orphans()
@@ -141,7 +143,7 @@ def local_fleet(places: Sequence[Place], *, signals: Signals, store: HostStore) 
 
 @contextlib.contextmanager
 def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[SshAgentClient, ...]]:
-    """Connections to all hosts, as far as they come about; `failures` tells those that didn't.
+    """Connections to all hosts, as far as they succeed; `failures` gives the others.
 
     At the end all are closed, and nothing is left on any host.
 
@@ -210,9 +212,9 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
         try:
             yield Fleet(
                 clients=clients,
-                places=tuple(_place(host, answer) for host, answer in by_host.items())
+                allocations=tuple(_allocation(host, answer) for host, answer in by_host.items())
                 if len(names) > 1
-                else (_alone(names[0], answers[0]),),
+                else (_sole_allocation(names[0], answers[0]),),
             )
         finally:
             close_all(clients)  # before ssh is killed as an orphan
@@ -320,8 +322,8 @@ def find_unreachable_names(answers: Mapping[str, Message]) -> list[str]:
     return problems
 
 
-def _place(host: str, answer: Message) -> Place:
-    return Place(
+def _allocation(host: str, answer: Message) -> HostAllocation:
+    return HostAllocation(
         host=host,
         address=answer["address"] or host,
         ports=tuple(answer["ports"]),
@@ -329,10 +331,10 @@ def _place(host: str, answer: Message) -> Place:
     )
 
 
-def _alone(host: str, answer: Message) -> Place:
-    """The place of a host whose workers need to find nobody but each other."""
-    loopback = this_machine(answer["ports"])
-    return Place(
+def _sole_allocation(host: str, answer: Message) -> HostAllocation:
+    """The allocation of the only host, whose workers need to reach nobody but each other."""
+    loopback = local_allocation(answer["ports"])
+    return HostAllocation(
         host=host,
         address=answer["address"] or loopback.address,
         ports=loopback.ports,
@@ -343,7 +345,7 @@ def _alone(host: str, answer: Message) -> Place:
 def failures(
     clients: Iterable[SshAgentClient], options: FleetOptions
 ) -> Iterator[tuple[SshAgentClient, str]]:
-    """The connections that haven't come about, and why."""
+    """The connections that have failed, and why."""
     for client in clients:
         if client.lost is not None:
             yield client, client.lost

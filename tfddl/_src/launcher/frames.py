@@ -1,4 +1,4 @@
-"""What tfddlrun and its agents say to each other: frames of a message and some bytes.
+"""Frames between tfddlrun and the agents of other hosts: a message, and some bytes.
 
 A frame is two lengths (32 bits each, the higher bytes first), a JSON object, and bytes that are
 passed on as they are. Text that isn't UTF-8 (arguments, paths) travels as surrogates, which JSON
@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 HELLO = b"\0tfddl agent 1\n"
-"""What an agent says first: all that came before was somebody else's, a shell's start-up files'."""
+"""The first bytes of an agent: what comes before is output of a shell's start-up files."""
 
 _LENGTHS = struct.Struct(">II")
 _LONGEST = 1 << 26
@@ -21,7 +21,7 @@ Message = dict[str, Any]
 
 
 class FrameError(ValueError):
-    """What came is no frame."""
+    """Bytes that are no frame."""
 
 
 def pack(message: Message, data: bytes = b"") -> bytes:
@@ -65,7 +65,7 @@ class Unpacker:
         before, hello, rest = bytes(self._buffer).partition(HELLO)
         if not hello:
             if len(self._buffer) > _LONGEST:
-                raise FrameError("no agent answers, but much else is said")
+                raise FrameError(f"{_LONGEST} bytes of other output instead of an agent's greeting")
             self.preamble = before
             return False
         self.preamble, self._buffer = None, bytearray(rest)
@@ -77,7 +77,7 @@ class Unpacker:
         text_length, data_length = _LENGTHS.unpack_from(self._buffer)
         end = _LENGTHS.size + text_length + data_length
         if end > _LONGEST:
-            raise FrameError(f"a frame of {end} bytes can't be")
+            raise FrameError(f"a frame of {end} bytes; it must be at most {_LONGEST}")
         if len(self._buffer) < end:
             return None
         text = bytes(self._buffer[_LENGTHS.size : _LENGTHS.size + text_length])

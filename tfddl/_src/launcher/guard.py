@@ -1,12 +1,12 @@
-"""A job's processes, found and killed whichever of our own is killed.
+"""Two processes, each of which kills all that a job has started if the other one is killed.
 
 The kernel ends a child of ours with us (PR_SET_PDEATHSIG), but not the child's children: the Python
 that a shell has started for a worker would live on. They can be found only by an ancestor that
-outlives them (PR_SET_CHILD_SUBREAPER). So there are two of us. The outer one is what was started,
-and passes signals on; the inner one does the work. If the outer one is killed, the kernel tells the
-inner one, which kills all workers and what they have started; if the inner one is killed, the outer
-one does. What kills both at once is made unlikely: the inner one has a process group of its own
-(`kill -9 %1` of a shell kills a group), and another name (`pkill -9 tfddlrun`).
+outlives them (PR_SET_CHILD_SUBREAPER). So tfddlrun is two processes. The outer one is what was
+started, and passes signals on; the inner one does the work. If the outer one is killed, the kernel
+tells the inner one, which kills all workers and what they have started; if the inner one is killed,
+the outer one does. What kills both at once is made unlikely: the inner one has a process group of
+its own (`kill -9 %1` of a shell kills a group), and another name (`pkill -9 tfddlrun`).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _ARG_START, _ARG_END = 45, 46
 
 
 def guarded(work: Callable[[Signals], int], *, program: str) -> int:
-    """Does the work in a process of its own, and leaves nothing behind, whoever is killed.
+    """Does the work in a child process, and leaves nothing behind, whichever of both is killed.
 
     The calling process must have no other children and no threads.
 
     Args:
         work: is given the signals that come to either process, and returns an exit status.
-        program: who says it where the process was killed.
+        program: the command, for messages.
 
     Returns:
         That; where the process was killed, 128 and the number of the signal.
@@ -133,7 +133,7 @@ def _work(
 
 
 def _rename(outer: int) -> None:
-    """Is another process to `ps`, `pgrep` and `pkill` than the outer one, also by its arguments."""
+    """Changes the name and the arguments that `ps`, `pgrep` and `pkill` see."""
     load_prctl()(PR_SET_NAME, _NAME)
     with contextlib.suppress(OSError, IndexError, ValueError):
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

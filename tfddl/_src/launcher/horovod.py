@@ -1,4 +1,4 @@
-"""What a worker that runs a Horovod script finds in its environment: pure."""
+"""The environment of a worker that runs a Horovod script. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tfddl
 from tfddl._src.cluster import Cluster
 
 # Python runs the `sitecustomize` of this folder at its start. It is named by its path, because
-# what is in it loads on demand, and belongs to the rooms above.
+# what is in it is loaded on demand, and belongs to higher layers.
 _SITE = Path(tfddl.__file__).parent / "_src" / "horovod" / "site"
 
 

@@ -1,4 +1,4 @@
-"""The flags of `horovodrun` for which `tfddlrun` has no like of its own."""
+"""The flags of `horovodrun` that `tfddlrun` has no equivalent of."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _VARIABLES = MappingProxyType(
 _MPI = "there is no MPI: tfddlrun starts the workers by itself, on other hosts by ssh"
 _REFUSED = MappingProxyType(
     {
-        "--mpi": _MPI,
-        "--mpi-args": _MPI,
-        "--tcp": _MPI,
-        "--binding-args": "HINT: --bind says which cores a worker may use",
-        "--jsrun": "HINT: start the script with srun, or with tfddlrun -H",
+        "--mpi": f"{_MPI}. HINT: leave it out",
+        "--mpi-args": f"{_MPI}. HINT: leave it out",
+        "--tcp": f"{_MPI}. HINT: leave it out",
+        "--binding-args": "there is no MPI to bind. HINT: --bind cores or --bind none",
+        "--jsrun": "there is no jsrun. HINT: start the script with srun, or with tfddlrun -H",
         "--host-discovery-script": "hosts are known from the start. HINT: -H or --hostfile; "
         "--min-np lets a job go on without those that fail",
         "--config-file": "there is no file of flags. HINT: give them on the command line",
     }
 )
-"""Flags without which a job would not be what was asked for, and what to use instead."""
+"""Flags whose absence would change the job, and what to use instead."""
 
 _SWITCHES = frozenset({"--mpi", "--tcp", "--jsrun"})
 
-_TRAVEL = "tensors travel when they are due, in packs, along the fastest way there is"
+_TRAVEL = "tensors are fused, and sent by the fastest backend, without tuning"
 _NO_EFFECT: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
         **dict.fromkeys(
@@ -80,7 +80,7 @@ _NO_EFFECT: Mapping[str, tuple[int, str]] = MappingProxyType(
         ),
     }
 )
-"""Flags that are let pass: how many values they take, and why nothing comes of them."""
+"""Flags that are accepted without effect: how many values they take, and why."""
 
 _BUILD = """\
 tfddl v{version}, instead of Horovod:
@@ -188,7 +188,7 @@ def refuse(arguments: argparse.Namespace) -> None:
     """
     for flag, instead in _REFUSED.items():
         if getattr(arguments, flag.removeprefix("--").replace("-", "_")):
-            raise LaunchError(f"{flag} isn't there: {instead}")
+            raise LaunchError(f"{flag} isn't supported: {instead}")
     for name in ("stall_check_warning_time_seconds", "stall_check_shutdown_time_seconds"):
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < float("inf"):
@@ -205,7 +205,7 @@ def notices(arguments: argparse.Namespace) -> list[str]:
 
 
 def exports(arguments: argparse.Namespace) -> tuple[Export, ...]:
-    """The variables that tell Horovod's `init` what was asked for."""
+    """Environment variables by which Horovod's `init` gets these flags."""
     given = {name: getattr(arguments, name) for name in _VARIABLES}
     if given["no_stall_check"] is not None:
         given["no_stall_check"] = int(given["no_stall_check"])
@@ -215,7 +215,7 @@ def exports(arguments: argparse.Namespace) -> tuple[Export, ...]:
 
 
 def describe_build() -> str:
-    """What `horovodrun --check-build` tells, of us."""
+    """The output of `--check-build`."""
     tensorflow = installed_version("TensorFlow")
     return _BUILD.format(
         version=__version__,

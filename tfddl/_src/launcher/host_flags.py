@@ -1,4 +1,4 @@
-"""The flags that say which hosts take part, and how they are reached: the same for all commands."""
+"""The flags of all commands that say which hosts take part, and how they are reached."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tfddl._src.launcher.fleet import CONNECT_S, FleetOptions
 from tfddl._src.launcher.hosts import HostSlots, parse_hosts, read_hostfile
-from tfddl._src.launcher.nodes import MEET_S
+from tfddl._src.launcher.node_rendezvous import RENDEZVOUS_S
 from tfddl._src.launcher.ssh import SshOptions
 from tfddl.errors import LaunchError
 
@@ -63,9 +63,9 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         "--start-timeout",
         type=float,
         metavar="S",
-        help="seconds that hosts have to answer, or nodes to meet, and then workers to call "
-        f"tfddl.init() (default: {CONNECT_S:g}, {MEET_S:g} for nodes, and what the script says in "
-        "tfddl.init)",
+        help="seconds that hosts have to answer, or nodes to arrive, and then workers to call "
+        f"tfddl.init() (default: {CONNECT_S:g}, {RENDEZVOUS_S:g} for nodes, and what the script "
+        "says in tfddl.init)",
     )
 
 
@@ -76,7 +76,7 @@ def read_hosts(arguments: argparse.Namespace) -> tuple[HostSlots, ...]:
         LaunchError: both are given, or what they say names no hosts.
     """
     if arguments.hosts is not None and arguments.hostfile is not None:
-        raise LaunchError("both -H and --hostfile name hosts; one of them is expected")
+        raise LaunchError("both -H and --hostfile name hosts. HINT: give one of the two")
     if arguments.hosts is not None:
         return parse_hosts(arguments.hosts)
     if arguments.hostfile is not None:
@@ -121,4 +121,7 @@ def _split(line: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(line))
     except ValueError as error:
-        raise LaunchError(f"--ssh-command {line!r}: {error}") from error
+        raise LaunchError(
+            f"--ssh-command is {line!r}, which is no line for a shell: {error}. HINT: "
+            "--ssh-command 'ssh -F FILE'"
+        ) from error

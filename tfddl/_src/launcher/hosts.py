@@ -1,4 +1,4 @@
-"""The hosts of a job as a user writes them, and how many workers each of them gets: pure."""
+"""The hosts of a job as a user writes them, and how many workers each of them gets. Pure."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def read_hostfile(path: Path) -> tuple[HostSlots, ...]:
             except LaunchError as error:
                 raise LaunchError(f"{path}, line {number}: {error}") from None
     if not hosts:
-        raise LaunchError(f"the hostfile {path} names no host; lines like 'hostA slots=2' do")
+        raise LaunchError(f"the hostfile {path} names no host. HINT: lines like 'hostA slots=2'")
     return _each_once(hosts)
 
 
@@ -147,7 +147,7 @@ def _parse_entry(entry: str) -> HostSlots:
     elif entry.count(":") == 1:
         name, _, slots = entry.partition(":")
     if not name:
-        raise LaunchError(f"there is no host name in {entry!r}; -H hostA:2,hostB:2 is expected")
+        raise LaunchError(f"there is no host name in {entry!r}. HINT: -H hostA:2,hostB:2")
     return HostSlots(name, _parse_slots(name, slots))
 
 
@@ -174,5 +174,5 @@ def _each_once(hosts: Iterable[HostSlots]) -> tuple[HostSlots, ...]:
     for name in names:
         if names.count(name) > 1:
             total = sum(host.slots for host in found if host.name == name)
-            raise LaunchError(f"host {name} is named twice. HINT: {name}:{total}")
+            raise LaunchError(f"host {name} is named twice. HINT: once, as {name}:{total}")
     return found

@@ -42,7 +42,7 @@ def reachable_addresses() -> dict[str, tuple[Address, ...]]:
 
 
 def reachable_texts() -> dict[str, list[str]]:
-    """`reachable_addresses` as text, to be sent and shown."""
+    """`reachable_addresses` as text, for messages."""
     return {name: [str(a) for a in found] for name, found in reachable_addresses().items()}
 
 
@@ -74,7 +74,7 @@ def resolve(name: str) -> tuple[Address, ...]:
 
 
 def resolve_texts(name: str) -> list[str]:
-    """`resolve` as text, to be sent and shown."""
+    """`resolve` as text, for messages."""
     return [str(address) for address in resolve(name)]
 
 
@@ -106,12 +106,12 @@ def is_this_host(name: str) -> bool:
 
 
 def machine_id() -> str:
-    """Tells machines apart; the containers and network namespaces of one machine are it."""
+    """An identifier of the machine, the same in all its containers and network namespaces."""
     return _BOOT_ID.read_text().strip()
 
 
 def identity() -> str:
-    """Tells machines apart, and the network namespaces of one machine."""
+    """An identifier of the machine and of the network namespace."""
     return f"{machine_id()} {os.readlink('/proc/self/ns/net')}"
 
 

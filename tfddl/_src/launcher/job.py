@@ -1,39 +1,36 @@
-"""A job from beginning to end: ports, workers, another start if a port was taken, the report."""
+"""A job from its first start to its last: ports, workers, restarts, the report."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGTERM
 
 from tfddl._src import rendezvous
 from tfddl._src.cluster import SECRET, START_TIMEOUT
 from tfddl._src.cluster.ports import free_ports, is_free
-from tfddl._src.heartbeat import WorkerFlags
 from tfddl._src.launcher.commit_relay import CommitRelay
 from tfddl._src.launcher.cores import Binding
-from tfddl._src.launcher.environment import Export, exported, given_secret, inherited, travelling
+from tfddl._src.launcher.environment import Export, exported, forwarded, given_secret, inherited
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import FleetOptions, UnreachableError, local_fleet, prepared
 from tfddl._src.launcher.guard import guarded
 from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.hosts import MAX_WORKERS, HostSlots, ranks_of
-from tfddl._src.launcher.nodes import NodeOptions, meet_nodes
+from tfddl._src.launcher.node_rendezvous import NodeOptions, join_nodes
 from tfddl._src.launcher.output import Console
-from tfddl._src.launcher.plan import Place, ProcessPlan, plan_processes, this_machine
+from tfddl._src.launcher.plan import HostAllocation, ProcessPlan, local_allocation, plan_processes
 from tfddl._src.launcher.recovery import Recovery
-from tfddl._src.launcher.report import Outcome, WorkerExit, describe_place, failure_report
-from tfddl._src.launcher.restarts import RestartOptions
+from tfddl._src.launcher.report import Outcome, WorkerExit, outcome_report
+from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.supervise import SupervisorOptions, supervise
-from tfddl._src.launcher.system import require_files
+from tfddl._src.launcher.system import require_files, working_directory
 from tfddl._src.launcher.worker_handle import LOST
 from tfddl.errors import LaunchError
 
@@ -46,7 +43,7 @@ _HERE = ""
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What to run.
+    """What to run, where and how.
 
     Attributes:
         num_workers: number of processes, 1..1024.
@@ -56,7 +53,7 @@ class JobOptions:
         restarts: whether the job starts again when it has failed.
         logs: a folder for every worker's whole output, or None.
         as_horovod: whether `import horovod` finds tfddl in the workers.
-        verbose: also tell ports and restarts of what goes well.
+        verbose: also show hosts and ports.
         fleet: the hosts that the workers run on; None for this machine.
         nodes: the other hosts where a `tfddlrun` starts workers of this job; None where there are
             none. `num_workers` are then those of this host.
@@ -93,18 +90,21 @@ class JobOptions:
                 f"the number of workers (-np) is {self.num_workers}; it must be 1..{MAX_WORKERS}"
             )
         if not self.grace_s >= 0:
-            raise LaunchError(f"the grace period is {self.grace_s}; it must be 0 or more seconds")
+            raise LaunchError(f"--grace-period is {self.grace_s}; it must be 0 or more seconds")
         if not 0 <= self.stall_timeout_s < math.inf:
             raise LaunchError(
                 f"--stall-timeout is {self.stall_timeout_s}; it must be 0 (never) or more seconds"
             )
         if (self.restarts.min_workers or 0) > self.num_workers:
             raise LaunchError(
-                f"--min-np is {self.restarts.min_workers}, more than the {self.num_workers} "
-                "workers of -np"
+                f"--min-np is {self.restarts.min_workers}; it must be at most the "
+                f"{self.num_workers} workers of -np"
             )
         if self.nodes is not None and self.fleet is not None:
-            raise LaunchError("-H names hosts, and --nnodes says there is a tfddlrun on each")
+            raise LaunchError(
+                "-H names hosts, and --nnodes says that each has a tfddlrun of its own. HINT: give "
+                "one of the two"
+            )
         if self.nodes is not None and self.restarts.restarts:
             raise LaunchError(
                 "--max-restarts and --min-np can't be used with several nodes, where no tfddlrun "
@@ -153,38 +153,20 @@ def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str,
         relay = None
         if fleet is not None and recovery.starts_again:
             relay = stack.enter_context(contextlib.closing(CommitRelay()))
-        means = _Means(
+        resources = _JobResources(
             console, signals, store, relay, secret=given_secret(environment, options.exports)
         )
         while True:
-            outcome = _start(options, recovery, means=means, environment=environment)
-            _report(outcome, console)
+            outcome = _start(options, recovery, resources=resources, environment=environment)
+            console.say(outcome_report(outcome, broken=console.broken))
             again = recovery.start_again(outcome, now_s=time.monotonic())
             if not again:
                 return outcome.status
             console.say(again)
 
 
-def working_folder(environment: Mapping[str, str]) -> str:
-    """Where we are, by the name that the user knows it by: other hosts may have other links.
-
-    Raises:
-        LaunchError: the folder isn't there any more.
-    """
-    known = environment.get("PWD", "")
-    try:
-        if os.path.isabs(known) and os.path.isdir(known) and os.path.samefile(known, "."):
-            return known
-        return os.getcwd()
-    except OSError as error:
-        raise LaunchError(
-            f"can't tell which folder this is, to start workers there: {error.strerror}. HINT: "
-            "it may have been removed since; cd to one that is there"
-        ) from error
-
-
-def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that all workers get because the command line says so.
+def requested_variables(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that all workers get by flags of the command line.
 
     Raises:
         LaunchError: one is to be taken from the environment, and isn't there.
@@ -196,7 +178,7 @@ def asked_for(options: JobOptions, environment: Mapping[str, str]) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class _Means:
+class _JobResources:
     """What all starts of a job share."""
 
     console: Console
@@ -212,13 +194,17 @@ class _Means:
 
 
 def _start(
-    options: JobOptions, recovery: Recovery, *, means: _Means, environment: Mapping[str, str]
+    options: JobOptions,
+    recovery: Recovery,
+    *,
+    resources: _JobResources,
+    environment: Mapping[str, str],
 ) -> Outcome:
-    """Starts the workers, again where a port was taken, and looks after them to their end."""
+    """Starts the workers and supervises them; starts again where a port was taken meanwhile."""
     options = _with_workers(options, recovery.workers)
     environment = {**environment, **recovery.variables}
-    if not means.signals.sleep(recovery.pause_s):
-        return _interrupted(means.signals)
+    if not resources.signals.sleep(recovery.backoff_s):
+        return _interrupted(resources.signals)
     for restarts in range(_PORT_RESTARTS + 1):
         supervisor = SupervisorOptions(
             grace_s=options.grace_s,
@@ -230,7 +216,7 @@ def _start(
             outcome, ports = _run_once(
                 options,
                 supervisor,
-                means=means,
+                resources=resources,
                 environment=environment,
                 fetches_commit=recovery.starts_again,
             )
@@ -239,11 +225,11 @@ def _start(
                 raise
             return _unreachable(error, options.fleet)
         except Interrupted:
-            return _interrupted(means.signals)
+            return _interrupted(resources.signals)
         taken = find_taken_port(outcome, ports)
         if taken is None or restarts == _PORT_RESTARTS or options.nodes is not None:
             break
-        means.console.say(
+        resources.console.say(
             f"port {taken} was taken by another process meanwhile; starting again on other "
             f"ports ({restarts + 1} of {_PORT_RESTARTS})"
         )
@@ -287,7 +273,7 @@ def _run_once(
     options: JobOptions,
     supervisor: SupervisorOptions,
     *,
-    means: _Means,
+    resources: _JobResources,
     environment: Mapping[str, str],
     fetches_commit: bool,
 ) -> tuple[Outcome, tuple[int, ...]]:
@@ -296,7 +282,7 @@ def _run_once(
     Args:
         options: the job.
         supervisor: how the workers are supervised.
-        means: what all starts of the job share.
+        resources: what all starts of the job share.
         environment: what the workers inherit.
         fetches_commit: whether another start follows a failure, and needs what was committed.
 
@@ -310,25 +296,25 @@ def _run_once(
     """
     num_hosts = 0 if options.fleet is None else len(options.fleet.hosts)
     require_files(options.num_workers, num_hosts=num_hosts, has_logs=options.logs is not None)
-    directory = None if options.fleet is None else working_folder(environment)
+    directory = None if options.fleet is None else working_directory(environment)
     with contextlib.ExitStack() as stack:
-        secret = means.secret
+        secret = resources.secret
         if options.fleet is not None and directory is not None:
             fleet = stack.enter_context(
-                prepared(options.fleet, directory=directory, signals=means.signals)
+                prepared(options.fleet, directory=directory, signals=resources.signals)
             )
-            if means.relay is not None:
-                means.relay.hand_out(fleet.clients)
+            if resources.relay is not None:
+                resources.relay.hand_out(fleet.clients)
         else:
-            places, secret = _find_places(options, means)
+            allocations, secret = _find_allocations(options, resources)
             fleet = stack.enter_context(
-                local_fleet(places, signals=means.signals, store=means.store)
+                local_fleet(allocations, signals=resources.signals, store=resources.store)
             )
         if options.verbose:
-            _announce(fleet.places, means.console)
+            _announce(fleet.allocations, resources.console)
         plans = plan_processes(
             options.command,
-            places=fleet.places,
+            allocations=fleet.allocations,
             environment=_workers_environment(
                 options, environment, secret=secret or secrets.token_hex(rendezvous.SECRET_BYTES)
             ),
@@ -340,16 +326,18 @@ def _run_once(
         outcome = supervise(
             [_complete(plan, options) for plan in plans if plan.host in hosts],
             fleet=fleet,
-            console=means.console,
-            signals=means.signals,
+            console=resources.console,
+            signals=resources.signals,
             options=dataclasses.replace(supervisor, num_workers=len(plans)),
         )
-        if means.relay is not None and fetches_commit and outcome.is_failure:
-            means.console.say(means.relay.fetch(fleet.clients, signals=means.signals))
-    return outcome, tuple(port for place in fleet.places for port in place.ports)
+        if resources.relay is not None and fetches_commit and outcome.is_failure:
+            resources.console.say(resources.relay.fetch(fleet.clients, signals=resources.signals))
+    return outcome, tuple(port for allocation in fleet.allocations for port in allocation.ports)
 
 
-def _find_places(options: JobOptions, means: _Means) -> tuple[tuple[Place, ...], str | None]:
+def _find_allocations(
+    options: JobOptions, resources: _JobResources
+) -> tuple[tuple[HostAllocation, ...], str | None]:
     """Where workers run that this `tfddlrun` doesn't start by ssh, and the secret if there is one.
 
     Raises:
@@ -357,15 +345,15 @@ def _find_places(options: JobOptions, means: _Means) -> tuple[tuple[Place, ...],
         Interrupted: a signal came.
     """
     if options.nodes is None:
-        return (this_machine(free_ports(options.num_workers)),), means.secret
-    meeting = meet_nodes(
+        return (local_allocation(free_ports(options.num_workers)),), resources.secret
+    meeting = join_nodes(
         options.nodes,
         num_workers=options.num_workers,
-        secret=means.secret,
-        console=means.console,
-        signals=means.signals,
+        secret=resources.secret,
+        console=resources.console,
+        signals=resources.signals,
     )
-    return meeting.places, meeting.secret
+    return meeting.allocations, meeting.secret
 
 
 def _complete(plan: ProcessPlan, options: JobOptions) -> ProcessPlan:
@@ -377,18 +365,18 @@ def _complete(plan: ProcessPlan, options: JobOptions) -> ProcessPlan:
     )
 
 
-def _announce(places: Sequence[Place], console: Console) -> None:
-    for place in places:
-        where = f"{place.host}: " if place.host else ""
-        ports = ", ".join(map(str, place.ports))
-        console.say(f"{where}{len(place.ports)} workers on ports {ports}")
+def _announce(allocations: Sequence[HostAllocation], console: Console) -> None:
+    for allocation in allocations:
+        where = f"{allocation.host}: " if allocation.host else ""
+        ports = ", ".join(map(str, allocation.ports))
+        console.say(f"{where}{len(allocation.ports)} workers on ports {ports}")
 
 
 def _workers_environment(
     options: JobOptions, environment: Mapping[str, str], *, secret: str
 ) -> dict[str, str]:
-    given = inherited if options.fleet is None else travelling
-    return {**given(environment), **asked_for(options, environment), SECRET: secret}
+    given = inherited if options.fleet is None else forwarded
+    return {**given(environment), **requested_variables(options, environment), SECRET: secret}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
@@ -405,22 +393,3 @@ def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
     port = ports[root.rank]
     is_taken_here = not root.host and not is_free(port)
     return port if root.after_s < _START_S or is_taken_here else None
-
-
-def _report(outcome: Outcome, console: Console) -> None:
-    if outcome.has_saved:
-        console.say(
-            "ended by SIGTERM, after the training was saved at "
-            f"{describe_place(outcome.exits[0].reading)}; the same command goes on from there"
-        )
-    elif outcome.root is not None:
-        console.say(failure_report(outcome))
-    elif outcome.interrupted_by is not None:
-        why = f" ({console.broken.strerror})" if console.broken is not None else ""
-        console.say(f"ended by {outcome.interrupted_by.name}{why}, and all workers with it")
-        late = [end for end in outcome.exits if WorkerFlags.SAVES_ON_SIGTERM in end.reading.flags]
-        if outcome.interrupted_by == SIGTERM and late:
-            console.say(
-                "the workers did not come to save in time; HINT: --grace-period says how long that "
-                "may take"
-            )

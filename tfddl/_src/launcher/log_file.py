@@ -1,4 +1,4 @@
-"""The file that keeps one output of one worker, whole, and for the user's eyes only."""
+"""The file that keeps one output of one worker, whole, and readable by its user only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LogFile:
     """
 
     def __init__(
-        self, folder: Path, name: str, *, appends: bool, tell_loss: Callable[[str, OSError], None]
+        self, folder: Path, name: str, *, appends: bool, report_loss: Callable[[str, OSError], None]
     ) -> None:
         """Opens the file, and makes it and the folder where they aren't there.
 
@@ -34,12 +34,12 @@ class LogFile:
             folder: one worker's, in the folder that the user has named.
             name: of the file in it.
             appends: whether to what an earlier start has written there.
-            tell_loss: told where it was to be written, and why that failed.
+            report_loss: called with what couldn't be written, and why.
 
         Raises:
             LaunchError: it can't be opened, or isn't the user's own.
         """
-        self._path, self._tell_loss = folder / name, tell_loss
+        self._path, self._tell_loss = folder / name, report_loss
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not folder.is_symlink():
@@ -56,7 +56,7 @@ class LogFile:
             ) from error
 
     def write(self, data: bytes) -> None:
-        """Writes it; what finds no place is dropped, and that is told."""
+        """Writes all of it; what the disk doesn't take is dropped, and reported."""
         rest = memoryview(data)
         try:
             while rest:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tfddl._src.launcher.log_file import LogFile
-from tfddl._src.launcher.output import Console, LineAssembler, Outlet, without_chatter
+from tfddl._src.launcher.output import Console, LineAssembler, Stream, without_startup_logs
 from tfddl._src.launcher.plan import LOG_LEVEL, ProcessPlan
 
 _KEPT_LINES = 200
@@ -25,7 +25,7 @@ class LogSink:
     def __init__(
         self,
         plan: ProcessPlan,
-        outlet: Outlet,
+        stream: Stream,
         *,
         console: Console,
         log_folder: Path | None,
@@ -35,7 +35,7 @@ class LogSink:
 
         Args:
             plan: whose output.
-            outlet: which of them.
+            stream: which of them.
             console: where it is shown.
             log_folder: a folder for files stdout and stderr, or None.
             appends_log: whether to what an earlier start has written there.
@@ -45,17 +45,19 @@ class LogSink:
         """
         self.is_open = True
         self._tail: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
-        self._rank, self._outlet, self._console = plan.rank, outlet, console
+        self._rank, self._outlet, self._console = plan.rank, stream, console
         self._log = None
         if log_folder is not None:
-            name = outlet.name.lower()
-            self._log = LogFile(log_folder, name, appends=appends_log, tell_loss=console.tell_loss)
-        self._hides_chatter = outlet is Outlet.STDERR and plan.environment.get(LOG_LEVEL) in (
+            name = stream.name.lower()
+            self._log = LogFile(
+                log_folder, name, appends=appends_log, report_loss=console.report_loss
+            )
+        self._hides_startup_logs = stream is Stream.STDERR and plan.environment.get(LOG_LEVEL) in (
             "1",
             "2",
             "3",
         )
-        self._is_live = console.shows_live(plan.rank, outlet)
+        self._is_live = console.shows_live(plan.rank, stream)
         self._assembler = LineAssembler(progress_s=None if self._is_live else _PROGRESS_S)
 
     def take(self, data: bytes) -> None:
@@ -80,8 +82,8 @@ class LogSink:
         return self._tail
 
     def _show(self, lines: list[str]) -> None:
-        if self._hides_chatter:
-            lines = without_chatter(lines)
+        if self._hides_startup_logs:
+            lines = without_startup_logs(lines)
         self._tail.extend(lines)
         pending = self._assembler.pending() if self._is_live else ""
         self._console.show(self._rank, self._outlet, lines=lines, pending=pending)

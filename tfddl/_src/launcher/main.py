@@ -1,4 +1,4 @@
-"""The door `tfddlrun -np N COMMAND…`."""
+"""The commands `tfddlrun` and `tfddl-doctor`: their flags, and what follows from them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tfddl._src.launcher.fleet import FleetOptions
 from tfddl._src.launcher.guard import die_with_caller
 from tfddl._src.launcher.hosts import HostSlots, fill_slots
 from tfddl._src.launcher.interfaces import is_this_host
-from tfddl._src.launcher.job import JobOptions, asked_for, run_job, working_folder
-from tfddl._src.launcher.nodes import MEET_S, NodeOptions
-from tfddl._src.launcher.restarts import RestartOptions
-from tfddl._src.launcher.system import require_linux
+from tfddl._src.launcher.job import JobOptions, requested_variables, run_job
+from tfddl._src.launcher.node_rendezvous import RENDEZVOUS_S, NodeOptions
+from tfddl._src.launcher.restart_policy import RestartOptions
+from tfddl._src.launcher.system import require_linux, working_directory
 from tfddl._src.launcher.worker_count import count_workers
 from tfddl.errors import ClusterError, LaunchError
 
@@ -48,8 +48,8 @@ other hosts:
 several nodes:
   Where an engine (Slurm, SageMaker, Vertex AI, Kubeflow, an Indexed Job of Kubernetes), or you,
   start the same tfddlrun once on each host, all become one job: each starts the workers of its own
-  host, as many as its -np says. Before that they meet at node 0 (--master-addr), by default on
-  port 12345, and give up after --start-timeout, naming who is missing. Which node this is, engines
+  host, as many as its -np says. Their rendezvous is at node 0 (--master-addr), by default on port
+  12345; they give up after --start-timeout, naming who is missing. Which node this is, engines
   say by TF_CONFIG, SM_HOSTS, PET_…, SLURM_… or JOB_COMPLETION_INDEX, and the flags by hand. Every
   tfddlrun shows the output of its own workers, and ends with their status; when one fails, those
   of other nodes fail for it. --max-restarts and --min-np are for one tfddlrun: here the engine
@@ -101,34 +101,34 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     try:
         horovodrun.refuse(arguments)
         node = None if arguments.check else node_flags.read_nodes(arguments, environment)
-        notices = _settle_num_workers(arguments, node, environment)
+        notices = _resolve_num_workers(arguments, node, environment)
         fleet = _read_fleet(arguments)
         if arguments.check:
             hosts = _or_this_host(fleet, arguments)
             require_linux(prog)
-            return check_hosts(hosts, directory=working_folder(environment))
+            return check_hosts(hosts, directory=working_directory(environment))
         options = _read_options(arguments, fleet, node, environment)
-        shown = asked_for(options, environment)
+        shown = requested_variables(options, environment)
         if options.as_horovod and "PYTHONPATH" in environment:
             shown.setdefault("PYTHONPATH", environment["PYTHONPATH"])
         if arguments.dry_run:
-            text = describe(options, directory=working_folder(environment), environment=shown)
+            text = describe(options, directory=working_directory(environment), environment=shown)
             sys.stdout.write(f"{text}\n")
             return 0
     except LaunchError as error:
         parser.error(str(error))
     for notice in (*notices, *horovodrun.notices(arguments)):
-        _tell(prog, notice)
+        _say(prog, notice)
     try:
         require_linux(prog)
         return run_job(options, environment=environment)
     except LaunchError as error:
-        _tell(prog, str(error))
+        _say(prog, str(error))
         return _CANT_START
 
 
-def _tell(prog: str, text: str) -> None:
-    """Writes lines to stderr; a full disk under it is no reason to end otherwise than told."""
+def _say(prog: str, text: str) -> None:
+    """Writes lines to stderr; that it can't be written doesn't change the exit status."""
     with contextlib.suppress(OSError):
         sys.stderr.write("".join(f"{prog}: {line}\n" for line in text.splitlines()))
         sys.stderr.flush()
@@ -144,17 +144,17 @@ def run_doctor() -> None:
     sys.exit(main(["--check", *sys.argv[1:]], environment=os.environ, prog="tfddl-doctor"))
 
 
-def _settle_num_workers(
+def _resolve_num_workers(
     arguments: argparse.Namespace, node: NodeRank | None, environment: Mapping[str, str]
 ) -> list[str]:
-    """Puts a number in place of `-np auto`, and of no -np where an engine says how many.
+    """Replaces `-np auto` by a number, and a missing -np where an engine says how many.
 
     Returns:
-        What to tell of it, and of a job within a job.
+        Notices for the user about it, and about a job within a job.
     """
     notices = []
-    if node is None and not arguments.check and _size_around(environment) > 1:
-        notices.append("started by a worker of another tfddlrun; this is a job of its own")
+    if node is None and not arguments.check and _outer_job_size(environment) > 1:
+        notices.append("started by a worker of another tfddlrun; this is a separate job")
     wanted = None if node is None else node.workers_per_node
     if arguments.num_proc is None and wanted is not None:
         arguments.num_proc = _AUTO
@@ -174,8 +174,8 @@ def _settle_num_workers(
     return [*notices, f"-np auto: {arguments.num_proc} {workers} here; {reason}"]
 
 
-def _size_around(environment: Mapping[str, str]) -> int:
-    """Of the job in a worker of which this was started; 0 where none was."""
+def _outer_job_size(environment: Mapping[str, str]) -> int:
+    """The size of the job by a worker of which this was started; 0 where none was."""
     if not is_worker(environment):
         return 0
     try:
@@ -201,7 +201,7 @@ def _read_options(
         nodes = NodeOptions(
             node,
             interfaces=host_flags.read_interfaces(arguments) or node_flags.interfaces(environment),
-            timeout_s=MEET_S if arguments.start_timeout is None else arguments.start_timeout,
+            timeout_s=RENDEZVOUS_S if arguments.start_timeout is None else arguments.start_timeout,
         )
     return JobOptions(
         num_workers=num_workers,
@@ -231,13 +231,15 @@ def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
         return None
     if arguments.num_proc is not None:
         if arguments.num_proc < 1:
-            raise LaunchError(f"the number of workers (-np) is {arguments.num_proc}; at least 1")
+            raise LaunchError(
+                f"the number of workers (-np) is {arguments.num_proc}; it must be at least 1"
+            )
         hosts = fill_slots(hosts, arguments.num_proc)
     return host_flags.make_fleet(hosts, arguments)
 
 
 def _or_this_host(fleet: FleetOptions | None, arguments: argparse.Namespace) -> FleetOptions:
-    """The hosts that are checked: without a word of them, this one."""
+    """The hosts that are checked: this one, where none are named."""
     return fleet or host_flags.make_fleet(
         (HostSlots("localhost", arguments.num_proc or 1),), arguments
     )
@@ -273,10 +275,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--horovod",
         action="store_true",
-        help="run a script written for Horovod: `import horovod` finds tfddl, and what scripts of "
-        "the age of Keras 2 say is borne with",
+        help="run a script written for Horovod: `import horovod` finds tfddl, and Keras 2 idioms "
+        "still work, with one deprecation warning each",
     )
-    parser.add_argument("--verbose", action="store_true", help="tell more of what is done")
+    parser.add_argument("--verbose", action="store_true", help="also show ports and hosts")
     parser.add_argument("-v", "--version", action="version", version=f"%(prog)s {__version__}")
     _add_host_flags(parser.add_argument_group("hosts, by ssh"))
     node_flags.add_flags(parser.add_argument_group("several nodes, with a tfddlrun on each"))
@@ -376,7 +378,7 @@ def _add_other_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_hidden_flags(parser: argparse.ArgumentParser) -> None:
-    """What `tfddl.horovod.run` says, and no user: with whom to end, and what workers inherit."""
+    """For `tfddl.horovod.run` only: whose end ends this process, and what workers inherit."""
     parser.add_argument("--caller", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--pass-fds",

@@ -39,7 +39,7 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--master-port",
         metavar="P",
-        help="a free port of node 0, where the nodes meet before any worker starts (default: "
+        help="a free port of node 0, for the nodes' rendezvous before any worker starts (default: "
         f"{_ADDRESS_PORT}, else {PORT}, else {DEFAULT_PORT})",
     )
 

@@ -1,8 +1,7 @@
-"""A job on several hosts where a `tfddlrun` was started on each: they meet and become one job.
+"""Makes one job of several `tfddlrun`s, one on each host.
 
-Every `tfddlrun` starts the workers of its own host. Before that it tells the others, by the
-rendezvous that workers use too, where these will be, and learns the same from them: all workers
-then get one TF_CONFIG and one secret.
+Every `tfddlrun` starts the workers of its own host. Before that all exchange the addresses of their
+workers, by the rendezvous that workers use too: all workers then get one TF_CONFIG and one secret.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from tfddl._src.cluster.ports import hold_ports
 from tfddl._src.launcher.hosts import MAX_WORKERS
 from tfddl._src.launcher.interfaces import identity, interface_of
 from tfddl._src.launcher.output import Console
-from tfddl._src.launcher.plan import LOOPBACK, Place
+from tfddl._src.launcher.plan import LOOPBACK, HostAllocation
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.rendezvous import Rendezvous
 from tfddl.errors import LaunchError, TfddlError
 
-MEET_S = 600.0
-"""How long nodes wait for each other, where the user says nothing (`--start-timeout`)."""
+RENDEZVOUS_S = 600.0
+"""How long nodes wait for each other, by default (`--start-timeout`)."""
 
 _LOOK_S = 0.02
 _LAST_PORT = 65535
@@ -52,7 +51,7 @@ class NodeOptions:
 
     node: NodeRank
     interfaces: tuple[str, ...] = ()
-    timeout_s: float = MEET_S
+    timeout_s: float = RENDEZVOUS_S
 
     def __post_init__(self) -> None:
         node = self.node
@@ -69,22 +68,22 @@ class NodeOptions:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class NodeRendezvous:
     """What the nodes have agreed on.
 
     Attributes:
-        places: the nodes' parts in the job, in the order of their ranks; `host` is "" for this
+        allocations: the nodes' parts in the job, in the order of their ranks; `host` is "" for this
             one.
         secret: the job's.
     """
 
-    places: tuple[Place, ...]
+    allocations: tuple[HostAllocation, ...]
     secret: str
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node tells the others of itself.
+    """What a node sends to the others.
 
     Attributes:
         version: of tfddl.
@@ -101,7 +100,7 @@ class NodeFacts:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any], *, node_rank: int) -> NodeFacts:
-        """Checks what came from another node.
+        """Checks what another node has sent.
 
         Raises:
             LaunchError: these are no such facts, as of another version of tfddl.
@@ -120,38 +119,38 @@ class NodeFacts:
             and all(isinstance(text, str) for text in texts)
         ):
             raise LaunchError(
-                f"what node {node_rank} says of itself isn't understood. HINT: start it by "
-                "tfddlrun, as this one"
+                f"node {node_rank} has sent something that is not a node's ports, address and "
+                "identity. HINT: start it by tfddlrun, as this one"
             )
         return cls(str(version), tuple(ports), *map(str, texts))
 
 
-def meet_nodes(
+def join_nodes(
     options: NodeOptions,
     *,
     num_workers: int,
     secret: str | None,
     console: Console,
     signals: Signals,
-) -> Meeting:
+) -> NodeRendezvous:
     """Waits for all nodes, and makes one job of their workers. All nodes must call it together.
 
     Args:
         options: which node this is.
         num_workers: how many workers it has.
         secret: the job's, which the nodes know each other by; None to take what node 0 chooses.
-        console: where it is said which nodes are waited for.
+        console: shows which nodes are waited for.
         signals: interrupts the waiting.
 
     Raises:
-        LaunchError: not all nodes have come in time, or they can't become one job.
+        LaunchError: not all nodes have arrived in time, or they can't become one job.
         Interrupted: a signal came that ends the job.
     """
     node = options.node
     assert node.master is not None
     interface, address = interface_of(options.interfaces) if options.interfaces else ("", "")
     where = f"{node.master} ({node.source})" if node.source else node.master
-    console.say(f"node {node.node_rank} of {node.num_nodes}, meeting the others at {where}")
+    console.say(f"node {node.node_rank} of {node.num_nodes}, rendezvous at {where}")
     # Held until the others know them, two launchers on one host can't choose the same.
     with hold_ports(num_workers, excluded=[int(node.master.rpartition(":")[2])]) as ports:
         own = NodeFacts(
@@ -163,16 +162,16 @@ def meet_nodes(
         joined = _join(options, own, secret=secret, console=console, signals=signals)
     found = [NodeFacts.read(fields, node_rank=rank) for rank, fields in enumerate(joined.facts)]
     hosts = [address.rpartition(":")[0].strip("[]") for address in joined.cluster.addresses]
-    places = make_places(found, hosts, node_rank=node.node_rank, interface=interface)
-    ranks = _ranks_of_places(places)[node.node_rank]
-    total = sum(len(place.ports) for place in places)
+    allocations = make_allocations(found, hosts, node_rank=node.node_rank, interface=interface)
+    ranks = _ranks_of_allocations(allocations)[node.node_rank]
+    total = sum(len(allocation.ports) for allocation in allocations)
     console.say(f"all {node.num_nodes} nodes are there; rank {ranks} of {total} here")
-    return Meeting(places=places, secret=secret or joined.secret.hex())
+    return NodeRendezvous(allocations=allocations, secret=secret or joined.secret.hex())
 
 
-def make_places(
+def make_allocations(
     facts: Sequence[NodeFacts], hosts: Sequence[str], *, node_rank: int, interface: str = ""
-) -> tuple[Place, ...]:
+) -> tuple[HostAllocation, ...]:
     """The nodes' parts in one job: pure.
 
     Args:
@@ -193,21 +192,22 @@ def make_places(
     addresses: dict[str, str] = {}
     for node, host in zip(facts, hosts, strict=True):
         addresses.setdefault(node.identity, node.address or host)
-    lonely = [
+    unreachable = [
         rank
         for rank, node in enumerate(facts)
         if is_loopback(join_address(addresses[node.identity], node.ports[0]))
     ]
-    if len(addresses) == 1 and lonely:
+    if len(addresses) == 1 and unreachable:
         addresses = dict.fromkeys(addresses, LOOPBACK)
-    elif lonely:
+    elif unreachable:
+        rank = unreachable[0]
         raise LaunchError(
-            f"node {lonely[0]} is reached at {addresses[facts[lonely[0]].identity]}, which leads "
-            "other hosts nowhere. HINT: --master-addr is an address of node 0 that all nodes know, "
-            "or --network-interface"
+            f"node {rank} is reached at {addresses[facts[rank].identity]}, which leads other hosts "
+            "nowhere. HINT: --master-addr has to be an address of node 0 that all nodes know; or "
+            "--network-interface"
         )
     return tuple(
-        Place(
+        HostAllocation(
             host="" if rank == node_rank else f"node {rank}",
             address=addresses[node.identity],
             ports=node.ports,
@@ -217,11 +217,11 @@ def make_places(
     )
 
 
-def _ranks_of_places(places: Sequence[Place]) -> list[str]:
-    """The ranks of the workers of each place, to be read by people."""
+def _ranks_of_allocations(allocations: Sequence[HostAllocation]) -> list[str]:
+    """The ranks of the workers of each allocation, to be read by people."""
     texts, first = [], 0
-    for place in places:
-        last = first + len(place.ports) - 1
+    for allocation in allocations:
+        last = first + len(allocation.ports) - 1
         texts.append(str(first) if first == last else f"{first}-{last}")
         first = last + 1
     return texts
@@ -235,10 +235,10 @@ def _join(
     console: Console,
     signals: Signals,
 ) -> Rendezvous:
-    """What the nodes have told each other; the connection is closed.
+    """What the nodes have sent each other; the connection is closed.
 
-    The rendezvous waits in a thread, for signals to be heard here. It is a daemon, to end with us
-    where they end the job.
+    The rendezvous waits in a thread, so that signals are noticed here. It is a daemon thread, to
+    end with the process where a signal ends the job.
     """
     node = options.node
     assert node.master is not None
@@ -279,7 +279,9 @@ def _join(
                 raise Interrupted
     joined = results.get()
     if isinstance(joined, TfddlError):
-        raise LaunchError(f"the nodes haven't met (a rank is a node's here): {joined}") from joined
+        raise LaunchError(
+            f"the rendezvous of the nodes failed (ranks are nodes): {joined}"
+        ) from joined
     if isinstance(joined, BaseException):
         raise joined
     joined.close()

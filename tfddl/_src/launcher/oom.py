@@ -1,4 +1,4 @@
-"""Processes that the kernel has ended for want of memory."""
+"""Processes that the kernel's out-of-memory killer has ended."""
 
 from __future__ import annotations
 

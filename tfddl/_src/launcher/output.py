@@ -1,4 +1,4 @@
-"""The workers' output: whole lines, each with its rank, and rank 0's progress bar intact."""
+"""The workers' output on the console: whole lines with their rank; rank 0's progress bar intact."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ _ESCAPES = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z])")
 _ERASE_LINE = "\r\x1b[K"
 # TensorFlow logs so at its start whatever TF_CPP_MIN_LOG_LEVEL says
 # (https://github.com/tensorflow/tensorflow/issues/100442).
-_CHATTER = re.compile(r"I0000 00:00:[0-9.]+ |WARNING: All log messages before absl::InitializeLog")
-# Of the prefixes, by rank: cyan, yellow, green, magenta, blue, and their brighter kin.
+_STARTUP_LOGS = re.compile(
+    r"I0000 00:00:[0-9.]+ |WARNING: All log messages before absl::InitializeLog"
+)
+# Of the prefixes, by rank: cyan, yellow, green, magenta, blue, and their bright variants.
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _LONGEST_LINE = 1 << 20
 # Characters, escapes among them.
 _WIDEST = 1 << 13
-_PATIENCE_MS = 200
+_POLL_MS = 200
 
 
-class Outlet(enum.Enum):
-    """Where a worker's output goes on to."""
+class Stream(enum.Enum):
+    """One of the two outputs of a worker, and where it is shown."""
 
     STDOUT = 1
     STDERR = 2
@@ -111,13 +113,13 @@ class LineAssembler:
         return True
 
 
-def without_chatter(lines: Sequence[str]) -> list[str]:
-    """Leaves out the lines that TensorFlow's log level should have hidden, but doesn't."""
-    return [line for line in lines if not _CHATTER.match(line)]
+def without_startup_logs(lines: Sequence[str]) -> list[str]:
+    """Leaves out the lines that TensorFlow logs at its start whatever its log level says."""
+    return [line for line in lines if not _STARTUP_LOGS.match(line)]
 
 
 class Console:
-    """Writes lines with their rank; on a terminal it keeps one unfinished line of rank 0 last.
+    """Writes lines with their rank; on a terminal the unfinished line of rank 0 stays the last.
 
     Where there is no terminal, colours are left out.
     A write waits for a slow reader, but not once a signal has come that ends the job. What a full
@@ -140,47 +142,47 @@ class Console:
         self.while_waiting: Callable[[], None] | None = None
         self._has_colours = has_colours
         self._signals = signals
-        self._fds = {Outlet.STDOUT: stdout_fd, Outlet.STDERR: stderr_fd}
-        self._terminals = {outlet: os.isatty(fd) for outlet, fd in self._fds.items()}
+        self._fds = {Stream.STDOUT: stdout_fd, Stream.STDERR: stderr_fd}
+        self._terminals = {stream: os.isatty(fd) for stream, fd in self._fds.items()}
         self._given_up = False
         self._has_lost = False
         # Where the last line isn't finished; of these, where it never will be: the disk was full.
-        self._unfinished: set[Outlet] = set()
-        self._cut: set[Outlet] = set()
+        self._unfinished: set[Stream] = set()
+        self._cut: set[Stream] = set()
         self._live = ""
-        self._live_owner: Outlet | None = None
+        self._live_owner: Stream | None = None
 
-    def shows_live(self, rank: int, outlet: Outlet) -> bool:
+    def shows_live(self, rank: int, stream: Stream) -> bool:
         """Whether the unfinished line of this stream is shown as it grows."""
-        return rank == 0 and self._terminals[outlet]
+        return rank == 0 and self._terminals[stream]
 
-    def show(self, rank: int, outlet: Outlet, *, lines: Sequence[str], pending: str) -> None:
+    def show(self, rank: int, stream: Stream, *, lines: Sequence[str], pending: str) -> None:
         """Shows what came from one stream of one worker.
 
         Args:
             rank: whose stream.
-            outlet: which stream.
+            stream: which stream.
             lines: the finished lines, without their ends.
             pending: the unfinished line after them.
         """
         name = self._name(rank)
         text = "".join(f"{name} {line}\n" for line in lines)
-        if not self.shows_live(rank, outlet):
-            self._write(outlet, text)
+        if not self.shows_live(rank, stream):
+            self._write(stream, text)
             return
-        live = self._fit(f"{name} {pending}", outlet) if pending else ""
-        if live or self._live_owner is outlet:
+        live = self._fit(f"{name} {pending}", stream) if pending else ""
+        if live or self._live_owner is stream:
             erase = _ERASE_LINE if self._live else ""
-            self._live, self._live_owner = live, outlet if live else None
-            self._put(outlet, erase + text + live)
+            self._live, self._live_owner = live, stream if live else None
+            self._put(stream, erase + text + live)
         else:
-            self._write(outlet, text)
+            self._write(stream, text)
 
     def say(self, text: str) -> None:
-        """Writes lines of our own to stderr."""
-        self._write(Outlet.STDERR, "".join(f"tfddlrun: {line}\n" for line in text.splitlines()))
+        """Writes lines of tfddlrun's own to stderr."""
+        self._write(Stream.STDERR, "".join(f"tfddlrun: {line}\n" for line in text.splitlines()))
 
-    def tell_loss(self, what: str, error: OSError) -> None:
+    def report_loss(self, what: str, error: OSError) -> None:
         """Says, the first time, that output is lost.
 
         Args:
@@ -200,15 +202,15 @@ class Console:
             return f"[{rank}]"
         return f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m"
 
-    def _write(self, outlet: Outlet, text: str) -> None:
-        if text and self._live and self._terminals[outlet]:
+    def _write(self, stream: Stream, text: str) -> None:
+        if text and self._live and self._terminals[stream]:
             text = _ERASE_LINE + text + self._live
-        self._put(outlet, text)
+        self._put(stream, text)
 
-    def _fit(self, text: str, outlet: Outlet) -> str:
+    def _fit(self, text: str, stream: Stream) -> str:
         """Cuts to the width of the terminal: a line that wraps can't be erased any more."""
         try:
-            room = os.get_terminal_size(self._fds[outlet]).columns - 1
+            room = os.get_terminal_size(self._fds[stream]).columns - 1
         except OSError:
             return text
         if room <= 0:
@@ -220,23 +222,23 @@ class Console:
             room -= 0 if is_escape else len(pieces[-1])
         return "".join(pieces)
 
-    def _put(self, outlet: Outlet, text: str) -> None:
-        if not self._terminals[outlet]:
+    def _put(self, stream: Stream, text: str) -> None:
+        if not self._terminals[stream]:
             text = _ESCAPES.sub("", text)
-        if text and outlet in self._cut:
+        if text and stream in self._cut:
             text = f"\n{text}"
         data = memoryview(text.encode("utf-8", "surrogateescape"))
-        fd = self._fds[outlet]
+        fd = self._fds[stream]
         poll = select.poll()
         poll.register(fd, select.POLLOUT)
         poll.register(self._signals.fileno(), select.POLLIN)
         while data and self.broken is None:
-            ready = [number for number, _ in poll.poll(0 if self._given_up else _PATIENCE_MS)]
+            ready = [number for number, _ in poll.poll(0 if self._given_up else _POLL_MS)]
             if self._signals.fileno() in ready:
                 self._signals.read()
             if fd in ready:
                 # What fits a pipe that polls as writable: the write doesn't block.
-                written = self._write_some(outlet, data[: select.PIPE_BUF])
+                written = self._write_some(stream, data[: select.PIPE_BUF])
                 if written is None:
                     return
                 data = data[written:]
@@ -246,22 +248,22 @@ class Console:
             elif self.while_waiting is not None:
                 self.while_waiting()
 
-    def _write_some(self, outlet: Outlet, data: memoryview) -> int | None:
+    def _write_some(self, stream: Stream, data: memoryview) -> int | None:
         """Writes what can be written; None where what is left has to be dropped."""
         try:
-            written = os.write(self._fds[outlet], data)
+            written = os.write(self._fds[stream], data)
         except BlockingIOError:
             return 0
         except OSError as error:
-            if error.errno == errno.EPIPE or self._terminals[outlet]:
+            if error.errno == errno.EPIPE or self._terminals[stream]:
                 self.broken = error
                 return 0
-            self._cut |= self._unfinished & {outlet}
-            self.tell_loss(f"to {outlet.name.lower()}", error)
+            self._cut |= self._unfinished & {stream}
+            self.report_loss(f"to {stream.name.lower()}", error)
             return None
         if written:
-            self._cut.discard(outlet)
-            self._unfinished.add(outlet)
+            self._cut.discard(stream)
+            self._unfinished.add(stream)
             if data[written - 1] == ord("\n"):
-                self._unfinished.discard(outlet)
+                self._unfinished.discard(stream)
         return written

@@ -1,4 +1,4 @@
-"""What each worker process is started with: pure, nothing is started here."""
+"""What each worker process is started with: command, environment, host. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULTS = MappingProxyType(
     {
         # Lines must come as they are printed, not by the 8 KiB, through a pipe.
         "PYTHONUNBUFFERED": "1",
-        # Each worker's start would fill a screen; 2 leaves TensorFlow's errors.
+        # TensorFlow logs a screen at the start of each worker; 2 leaves its errors.
         LOG_LEVEL: "2",
     }
 )
@@ -57,7 +57,7 @@ class ProcessPlan:
 
 
 @dataclass(frozen=True)
-class Place:
+class HostAllocation:
     """A host's part in a job.
 
     Attributes:
@@ -73,15 +73,15 @@ class Place:
     interface: str = ""
 
 
-def this_machine(ports: Sequence[int]) -> Place:
-    """The place of a job that no other host takes part in."""
-    return Place(host="", address=LOOPBACK, ports=tuple(ports))
+def local_allocation(ports: Sequence[int]) -> HostAllocation:
+    """The allocation of a job that no other host takes part in."""
+    return HostAllocation(host="", address=LOOPBACK, ports=tuple(ports))
 
 
 def plan_processes(  # noqa: PLR0913
     command: Sequence[str],
     *,
-    places: Sequence[Place],
+    allocations: Sequence[HostAllocation],
     environment: Mapping[str, str],
     as_horovod: bool = False,
     binding: Binding = Binding.NONE,
@@ -91,7 +91,7 @@ def plan_processes(  # noqa: PLR0913
 
     Args:
         command: what every worker runs, with its arguments; not touched.
-        places: the hosts, in the order of their ranks.
+        allocations: the hosts, in the order of their ranks.
         environment: what the workers inherit. TF_CONFIG is replaced; what else a worker wants is
             added only where the user has set nothing.
         as_horovod: whether `import horovod` finds tfddl there.
@@ -104,8 +104,12 @@ def plan_processes(  # noqa: PLR0913
     Raises:
         ClusterError: the ports are no ports, or repeat.
     """
-    addresses = tuple(join_address(p.address, port) for p in places for port in p.ports)
-    seats = [(place, local_rank) for place in places for local_rank in range(len(place.ports))]
+    addresses = tuple(join_address(p.address, port) for p in allocations for port in p.ports)
+    slots = [
+        (allocation, local_rank)
+        for allocation in allocations
+        for local_rank in range(len(allocation.ports))
+    ]
 
     return tuple(
         ProcessPlan(
@@ -114,24 +118,24 @@ def plan_processes(  # noqa: PLR0913
             environment=MappingProxyType(
                 {
                     **DEFAULTS,
-                    **_nccl_variables(place),
+                    **_nccl_variables(allocation),
                     **environment,
                     **(horovod.variables(cluster, environment) if as_horovod else {}),
                     tf_config.VARIABLE: tf_config.render(cluster),
                 }
             ),
-            host=place.host,
+            host=allocation.host,
             local_rank=local_rank,
-            local_size=len(place.ports),
+            local_size=len(allocation.ports),
             binding=binding,
             directory=directory,
         )
-        for cluster, (place, local_rank) in (
-            (Cluster(addresses, rank), seat) for rank, seat in enumerate(seats)
+        for cluster, (allocation, local_rank) in (
+            (Cluster(addresses, rank), slot) for rank, slot in enumerate(slots)
         )
     )
 
 
-def _nccl_variables(place: Place) -> dict[str, str]:
-    """Keeps NCCL to a place's interface; "=" is that one, not all whose names begin so."""
-    return {NCCL_INTERFACE: f"={place.interface}"} if place.interface else {}
+def _nccl_variables(allocation: HostAllocation) -> dict[str, str]:
+    """Keeps NCCL to an allocation's interface; "=" is that one, not all whose names begin so."""
+    return {NCCL_INTERFACE: f"={allocation.interface}"} if allocation.interface else {}

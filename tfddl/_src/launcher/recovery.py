@@ -1,4 +1,4 @@
-"""What follows from a job's failures: another start, or its end."""
+"""The starts of a job that has failed: whether there is another one, and how it differs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tfddl._src.launcher.environment import RESTARTS
 from tfddl._src.launcher.report import Outcome
-from tfddl._src.launcher.restarts import Failure, RestartOptions, pause_after, workers_after
+from tfddl._src.launcher.restart_policy import Failure, RestartOptions, backoff_after, workers_after
 
 
 class Recovery:
@@ -15,19 +15,19 @@ class Recovery:
     Attributes:
         workers: how many workers of which host the next start has.
         num_restarts: how many there have been.
-        pause_s: how long to wait before the next start.
+        backoff_s: how long to wait before the next start.
     """
 
     def __init__(self, options: RestartOptions, *, hosts: Mapping[str, int]) -> None:
-        """Begins at full strength.
+        """Begins with all workers.
 
         Args:
-            options: how much is put up with.
+            options: the restart policy.
             hosts: how many workers each host has; this machine is "" where no hosts are named.
         """
         self.workers = dict(hosts)
         self.num_restarts = 0
-        self.pause_s = 0.0
+        self.backoff_s = 0.0
         self._options = options
         self._hosts = dict(hosts)
         self._failures: list[Failure] = []
@@ -35,7 +35,7 @@ class Recovery:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What the workers of the next start are told."""
+        """Environment variables of the next start's workers."""
         return {RESTARTS: str(self.num_restarts)}
 
     @property
@@ -51,7 +51,7 @@ class Recovery:
             now_s: on a clock that only goes forward.
 
         Returns:
-            What to tell of it; nothing where the job has ended.
+            A message about it; "" where the job has ended.
         """
         if outcome.root is None or not outcome.is_failure:
             return ""
@@ -68,8 +68,8 @@ class Recovery:
             return ""
         before, self.workers = self.workers, workers
         self.num_restarts += 1
-        self.pause_s = pause_after(self._failures, self._options)
-        when = f", in {self.pause_s:g} s" if self.pause_s else ""
+        self.backoff_s = backoff_after(self._failures, self._options)
+        when = f", in {self.backoff_s:g} s" if self.backoff_s else ""
         text = f"starting again on other ports{when} (restart {self.num_restarts} of "
         return f"{text}{self._options.restarts}{_changes(before, workers)})"
 

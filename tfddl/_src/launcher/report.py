@@ -1,4 +1,4 @@
-"""How a job ended, and how that is told."""
+"""How a job ended, and the report of a failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REPORTED_LINES = 20
 _STACKS_LINES = 100
 # Of the stack that TensorFlow's abort writes; it hides the line that says why.
 _FRAME = re.compile(r"\s*@\s+0x[0-9a-f]+\b")
-# What programs say of a limit that no counter tells of, as of `ulimit`; then what to do.
+# Messages about limits that no counter shows, as those of `ulimit`; then what to do.
 _SIGNS = (
     (
         re.compile(r"can't start new thread|pthread_create\(\) failed|unable to fork"),
@@ -40,7 +40,7 @@ class WorkerExit:
         stderr_lines: the last lines of its stderr.
         ended_with: the signal that we had sent before, or None if it ended by itself.
         reading: how far it had come.
-        stall: what was found when it got no further, for which we killed it; or None.
+        stall: why it was killed, where it made no progress; or None.
         host: where it ran; "" for this machine.
         lost: why nothing more is known of it, since its host can't be reached; or None.
     """
@@ -74,7 +74,7 @@ class Outcome:
 
     Attributes:
         exits: the workers' ends, in their order.
-        root: the first failure, to which the others are owed; None if there was none.
+        root: the root cause, the first failure; None if there was none.
         interrupted_by: the signal that ended the job from outside, or None. SIGPIPE if nobody
             reads our output any more.
         num_oom_kills: processes that the kernel ended for want of memory meanwhile, on the whole
@@ -127,8 +127,33 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def outcome_report(outcome: Outcome, *, broken: OSError | None = None) -> str:
+    """The last message of a job; "" where all workers ended well.
+
+    Args:
+        outcome: how it ended.
+        broken: why nobody reads the job's output any more, if that has ended it.
+    """
+    if outcome.has_saved:
+        return (
+            "ended by SIGTERM, after the training was saved at "
+            f"{describe_progress(outcome.exits[0].reading)}; the same command goes on from there"
+        )
+    if outcome.root is not None:
+        return failure_report(outcome)
+    if outcome.interrupted_by is None:
+        return ""
+    why = "" if broken is None else f" ({broken.strerror})"
+    text = f"ended by {outcome.interrupted_by.name}{why}, and all workers with it"
+    if outcome.interrupted_by == signal.SIGTERM and any(
+        WorkerFlags.SAVES_ON_SIGTERM in end.reading.flags for end in outcome.exits
+    ):
+        text += "\nthe workers did not save in time. HINT: --grace-period is how long that may take"
+    return text
+
+
 def failure_report(outcome: Outcome) -> str:
-    """Tells the first failure, with the last lines of its stderr, and what followed in brief.
+    """The root cause with the last lines of its stderr, and in brief what followed.
 
     Args:
         outcome: one with a root.
@@ -140,7 +165,7 @@ def failure_report(outcome: Outcome) -> str:
     how = describe_exit(root.returncode) if root.lost is None else "lost with its host"
     lines = [f"rank {root.rank}{where} failed: {stall}{how} after {root.after_s:.1f} s"]
     if root.reading.beats or root.reading.rounds:
-        lines.append(f"it had come to {describe_place(root.reading)}")
+        lines.append(f"it had come to {describe_progress(root.reading)}")
     lines += [f"meanwhile a limit was reached: {limit}" for limit in outcome.limits]
     hint = root.lost or _hint(root, outcome)
     if root.stall is not None:
@@ -157,7 +182,7 @@ def failure_report(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def describe_place(reading: WorkerProgress) -> str:
+def describe_progress(reading: WorkerProgress) -> str:
     """Says "step 37 of epoch 2, training": the last step that was done, counted from 1."""
     place = "before the first step"
     if reading.rounds and not reading.steps:

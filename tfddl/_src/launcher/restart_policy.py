@@ -1,4 +1,8 @@
-"""Whether a job that has failed starts again, and with how many workers of which hosts: pure."""
+"""Whether a job that has failed starts again, when, and with which hosts. Pure.
+
+A host on which the job keeps failing is excluded for a time that doubles (Horovod's blocklist with
+a cooldown), and a start that fails before its first step is followed by an exponential back-off.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,19 @@ _RESTARTS_OF_ELASTIC_JOBS = 3
 
 @dataclass(frozen=True)
 class RestartOptions:
-    """How much is put up with.
+    """Restart policy.
 
     Attributes:
         max_restarts: how often a job starts again, at least 0. None: 3 where it may go on with
             fewer workers, otherwise never.
         min_workers: as few workers may go on; None: never fewer than at first.
         tolerance: after so many failures of its own, with no step done in between that had not
-            been done before, a host loses its part; at least 1.
-        first_leave_s: for so many seconds, the first time; each further time is twice as long.
-        longest_leave_s: but never longer than this.
-        first_pause_s: before the next start there are so many seconds where a start has failed
-            before its first step; each further time in a row twice as many.
-        longest_pause_s: but never more than this.
+            been done before, a host is excluded; at least 1.
+        first_exclusion_s: for how long the first time; each further time is twice as long.
+        longest_exclusion_s: the longest time for which a host is excluded.
+        first_backoff_s: how long to wait for the next start where one has failed before its first
+            step; each further time in a row is twice as long.
+        longest_backoff_s: the longest time to wait.
 
     Raises:
         LaunchError: a value is out of its range.
@@ -33,10 +37,10 @@ class RestartOptions:
     max_restarts: int | None = None
     min_workers: int | None = None
     tolerance: int = 2
-    first_leave_s: float = 60.0
-    longest_leave_s: float = 3600.0
-    first_pause_s: float = 1.0
-    longest_pause_s: float = 60.0
+    first_exclusion_s: float = 60.0
+    longest_exclusion_s: float = 3600.0
+    first_backoff_s: float = 1.0
+    longest_backoff_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.max_restarts is not None and self.max_restarts < 0:
@@ -73,10 +77,10 @@ class Failure:
 
 @dataclass
 class _Record:
-    """What a host has done: failures without progress, and how often it was left out for them."""
+    """A host's failures without progress, and how often it was excluded for them."""
 
     failures: int = 0
-    offences: int = 0
+    exclusions: int = 0
 
 
 def workers_after(
@@ -88,13 +92,13 @@ def workers_after(
 ) -> dict[str, int] | None:
     """With how many workers of each host a job starts again.
 
-    A host that fails again and again without progress is left out for a time that grows; of the
-    only host that is left, one worker. Where too few workers would be left, those come back whose
-    time ends first.
+    A host that fails again and again without progress is excluded for a time that grows; of the
+    only host that is left, one worker. Where too few workers would be left, the host whose time
+    ends first comes back.
 
     Args:
         failures: all of the job, in their order.
-        options: how much is put up with.
+        options: the restart policy.
         hosts: how many workers each host has at full strength.
         now_s: on the clock of the failures.
 
@@ -107,10 +111,10 @@ def workers_after(
     least = options.min_workers
     if least is None:
         return dict(hosts)
-    leaves = _leaves(failures, options, hosts)
-    # What could be left out, the longest first: whoever is at the end comes back first.
+    exclusions = _exclusions(failures, options, hosts)
+    # The longest first: where too few would be left, the last of them come back.
     pending = sorted(
-        ((until_s, host, count) for until_s, host, count in leaves if until_s > now_s),
+        ((until_s, host, count) for until_s, host, count in exclusions if until_s > now_s),
         reverse=True,
     )
     workers = dict(hosts)
@@ -121,32 +125,32 @@ def workers_after(
     return {host: count for host, count in workers.items() if count}
 
 
-def pause_after(failures: Sequence[Failure], options: RestartOptions) -> float:
+def backoff_after(failures: Sequence[Failure], options: RestartOptions) -> float:
     """Seconds to wait before the next start.
 
-    None where the last one had come to train; otherwise more and more, so that a job that can't
-    start doesn't keep its hosts busy, and what it lacks has time to come back.
+    Returns 0.0 if the last start completed a step, otherwise the back-off, so that a job that can't
+    start doesn't keep its hosts busy.
 
     Args:
         failures: all of the job, in their order.
-        options: how much is put up with.
+        options: the restart policy.
     """
-    in_vain = 0
+    num_failed = 0
     for failure in reversed(failures):
         if failure.stepped:
             break
-        in_vain += 1
-    if not in_vain:
+        num_failed += 1
+    if not num_failed:
         return 0.0
-    return _doubled(options.first_pause_s, in_vain - 1, most=options.longest_pause_s)
+    return _doubled(options.first_backoff_s, num_failed - 1, most=options.longest_backoff_s)
 
 
-def _leaves(
+def _exclusions(
     failures: Sequence[Failure], options: RestartOptions, hosts: Mapping[str, int]
 ) -> list[tuple[float, str, int]]:
-    """Until when, whose, and how many workers are left out."""
+    """Until when, of which host, and how many workers are excluded."""
     records = {host: _Record() for host in hosts}
-    leaves: list[tuple[float, str, int]] = []
+    exclusions: list[tuple[float, str, int]] = []
     for failure in failures:
         if failure.progressed:
             for record in records.values():
@@ -156,14 +160,14 @@ def _leaves(
         if record.failures < options.tolerance:
             continue
         record.failures = 0
-        record.offences += 1
+        record.exclusions += 1
         until_s = failure.at_s + _doubled(
-            options.first_leave_s, record.offences - 1, most=options.longest_leave_s
+            options.first_exclusion_s, record.exclusions - 1, most=options.longest_exclusion_s
         )
-        away = {host for end_s, host, _ in leaves if end_s > failure.at_s}
+        away = {host for end_s, host, _ in exclusions if end_s > failure.at_s}
         is_last = not set(hosts) - away - {failure.host}
-        leaves.append((until_s, failure.host, 1 if is_last else hosts[failure.host]))
-    return leaves
+        exclusions.append((until_s, failure.host, 1 if is_last else hosts[failure.host]))
+    return exclusions
 
 
 def _doubled(value: float, times: int, *, most: float) -> float:

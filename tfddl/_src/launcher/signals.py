@@ -1,4 +1,4 @@
-"""Signals as something to read, so that they interrupt nothing half done."""
+"""Signals as events of a descriptor, so that they interrupt nothing half done."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Collects the signals that end a job, and wakes whoever polls it when a child has ended.
+    """Collects the signals that end a job; readable also when a child process has ended.
 
     Usage::
 
@@ -44,7 +44,7 @@ class Signals:
     """
 
     def __init__(self, pipe: tuple[int, int] | None = None) -> None:
-        """Begins without any.
+        """Begins without any; as a context manager it handles signals.
 
         Args:
             pipe: where another process writes, too, what it passes on, and `OUTER_DIED` ends the

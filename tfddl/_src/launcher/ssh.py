@@ -1,4 +1,4 @@
-"""How the agent of a host is started, and what went wrong if it wasn't: pure."""
+"""The command line that starts the agent of a host, and why it has failed. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfddl.errors import LaunchError
 
 # No quotes of the kind that shlex puts around it, no backslash, "$" or "!": every shell that a
 # user may have on the far side, csh and fish included, passes it on as it is.
-_BOOT = (
+_BOOTSTRAP = (
     "import sys,json;"
     'sys.path[:0]=json.loads(open(0,"rb",0,closefd=False).readline());'
     "from tfddl._src.launcher.agent_server import run;run()"
@@ -47,24 +47,29 @@ class SshOptions:
         if self.port is not None and not 1 <= self.port <= 65535:
             raise LaunchError(f"the ssh port (-p) is {self.port}; it must be 1..65535")
         if self.identity_file is not None and not self.identity_file.is_file():
-            raise LaunchError(f"the ssh key (-i) {self.identity_file} is no file")
+            raise LaunchError(
+                f"the ssh key (-i) {self.identity_file} is no file. HINT: name a private key, as "
+                "in -i ~/.ssh/id_ed25519"
+            )
         if not self.command:
-            raise LaunchError("--ssh-command is empty; HINT: --ssh-command 'ssh -F FILE'")
+            raise LaunchError("--ssh-command is empty. HINT: --ssh-command 'ssh -F FILE'")
         if not self.remote_python:
-            raise LaunchError("--remote-python is empty; the path of a Python is expected")
+            raise LaunchError(
+                "--remote-python is empty. HINT: the path of a Python with tfddl on the hosts"
+            )
 
 
 def agent_argv(options: SshOptions, host: str | None) -> tuple[str, ...]:
     """The command line that starts an agent.
 
-    It has nothing on it of what the workers are told: that goes through the agent's input.
+    It shows nothing of the job, such as its secret: that goes through the agent's input.
 
     Args:
         options: how hosts are reached.
         host: which one; None for this one, without ssh.
     """
     # -P: a json.py in the home folder is not Python's.
-    agent = (options.remote_python, "-P", "-c", _BOOT)
+    agent = (options.remote_python, "-P", "-c", _BOOTSTRAP)
     if host is None:
         return agent
     settings = (
@@ -78,28 +83,28 @@ def agent_argv(options: SshOptions, host: str | None) -> tuple[str, ...]:
         *options.command,
         "-T",
         *(f"-o{setting}" for setting in settings),
-        *_place_flags(options),
+        *_connection_flags(options),
         "--",  # what follows is a host, even if it begins with a dash
         host,
         "exec " + shlex.join(agent),
     )
 
 
-def _place_flags(options: SshOptions) -> tuple[str, ...]:
+def _connection_flags(options: SshOptions) -> tuple[str, ...]:
     port = () if options.port is None else ("-p", str(options.port))
     key = () if options.identity_file is None else ("-i", str(options.identity_file))
     return (*port, *key)
 
 
-def boot_line() -> bytes:
-    """What the agent is told before frames begin: where tfddl is, if it isn't installed there.
+def bootstrap_line() -> bytes:
+    """The first line of the agent's input, before frames begin: what it adds to `sys.path`.
 
-    A copy that isn't among the installed packages here is looked for at the same place there,
-    and comes first, as it does here.
+    A copy of tfddl that isn't among the installed packages here is looked for at the same path
+    there, and comes first, as it does here.
     """
     root = str(Path(tfddl.__file__).parent.parent)
-    places = [] if root == sysconfig.get_path("purelib") else [root]
-    return json.dumps(places).encode("ascii") + b"\n"
+    paths = [] if root == sysconfig.get_path("purelib") else [root]
+    return json.dumps(paths).encode("ascii") + b"\n"
 
 
 def explain_end(
@@ -109,7 +114,7 @@ def explain_end(
     said = stderr_lines[-1].strip() if stderr_lines else "it said nothing"
     if returncode == _SSH_FAILED:
         line = shlex.join(
-            [*options.command, "-oBatchMode=yes", *_place_flags(options), "--", host, "true"]
+            [*options.command, "-oBatchMode=yes", *_connection_flags(options), "--", host, "true"]
         )
         return (
             f"can't reach {host} by ssh: {said}. HINT: this has to work without asking anything: "

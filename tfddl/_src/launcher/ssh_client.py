@@ -12,14 +12,14 @@ import time
 from tfddl._src.launcher.agent_client import AgentClient
 from tfddl._src.launcher.agent_server import BEAT_S, SILENCE_S
 from tfddl._src.launcher.frames import FrameError, Message, Unpacker, pack
-from tfddl._src.launcher.ssh import SshOptions, agent_argv, boot_line, explain_end
+from tfddl._src.launcher.ssh import SshOptions, agent_argv, bootstrap_line, explain_end
 from tfddl._src.launcher.system import is_readable, is_writable
 from tfddl._src.launcher.worker_process import die_with_parent
 from tfddl.errors import LaunchError
 
-# For an agent to take anything of what it is sent.
+# For an agent to read any of what it is sent.
 _SEND_S = 10.0
-# For an agent to say that it is still there.
+# For an agent to answer a ping.
 _ANSWER_S = 5.0
 # For an agent to kill what it has started, then for its connection to end.
 _KILL_S, _END_S = 5.0, 1.0
@@ -30,7 +30,7 @@ class SshAgentClient(AgentClient):
     """Exchanges frames with an agent process by its standard input and output.
 
     Attributes:
-        greeting: what the agent said first; None until then.
+        greeting: the first message of the agent; None until then.
     """
 
     def __init__(self, host: str, options: SshOptions, *, is_here: bool) -> None:
@@ -73,10 +73,10 @@ class SshAgentClient(AgentClient):
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
-        self._write(boot_line())
+        self._write(bootstrap_line())
 
     def fileno(self) -> int:
-        """Readable when the agent has said something, or the connection has ended."""
+        """Readable when the agent has sent something, or the connection has ended."""
         return self._stdout.fileno()
 
     def send(self, message: Message, data: bytes = b"", /) -> None:
@@ -84,17 +84,17 @@ class SshAgentClient(AgentClient):
         self._write(pack(message, data))
 
     def turn(self, *, is_readable: bool) -> None:
-        """Takes what the agent has said, and says that we are here where that is due."""
+        """Receives what the agent has sent, and sends a heartbeat where that is due."""
         if is_readable and self.lost is None:
             self._read()
         self.beat()
 
     def timeout_s(self) -> float:
-        """Until the next sign of life is due."""
+        """Until the next heartbeat is due."""
         return BEAT_S / 2
 
     def beat(self) -> None:
-        """Says that we are here, when it is time; notices that the agent isn't any more.
+        """Sends a heartbeat when it is time; notices that the agent has fallen silent.
 
         To be called at least every `BEAT_S` seconds. Before the agent has greeted it does nothing.
         """
@@ -112,22 +112,22 @@ class SshAgentClient(AgentClient):
                 silence_s = now_s - self.heard_s
                 self._lose(f"nothing was heard from {self.host} for {silence_s:.0f} s")
 
-    def ask_for_sign(self) -> None:
-        """Makes the agent say at once that it is still there; without an answer it is lost."""
+    def ping(self) -> None:
+        """Asks the agent for a heartbeat; without an answer within 5 s the host is lost."""
         self._asked_s = time.monotonic()
         self.send({"do": "beat"})
 
     def _is_overdue(self, now_s: float) -> bool:
-        """Whether the agent should have said something long ago."""
+        """Whether the agent has been silent for too long."""
         if self.heard_s < self._asked_s and now_s - self._asked_s > _ANSWER_S:
             return True
         return now_s - self.heard_s > SILENCE_S
 
     def why_silent(self) -> str:
-        """Says that the agent hasn't greeted, and what came in its place."""
+        """A message that the agent hasn't greeted, with what came instead."""
         said = (self._unpacker.preamble or b"").decode(errors="replace").strip()
         if said:
-            return f"{self.host} says {said[-200:]!r}, but no agent answers there"
+            return f"{self.host} writes {said[-200:]!r} instead of an agent's greeting"
         return f"{self.host} doesn't answer"
 
     def hang_up(self) -> float:
@@ -149,7 +149,7 @@ class SshAgentClient(AgentClient):
         # One that has never greeted has started nothing.
         deadline = self.hang_up() + (0.0 if self.greeting is None else _KILL_S)
         while self.lost is None and time.monotonic() < deadline:
-            # What it still says must not keep it from ending.
+            # Its output has to be read, or it blocks and never ends.
             if is_readable(self, within_s=0.1) and not os.read(self.fileno(), 1 << 18):
                 break
         self._end_process(wait_s=0.0 if self.greeting is None else _END_S)
@@ -166,7 +166,7 @@ class SshAgentClient(AgentClient):
             except BlockingIOError:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    self._lose(f"{self.host} takes no more orders")
+                    self._lose(f"{self.host} has taken no message for 10 s")
                     return
                 is_writable(self._stdin, within_s=left_s)
             except BrokenPipeError:
@@ -177,7 +177,7 @@ class SshAgentClient(AgentClient):
         try:
             frames = self._unpacker.feed(data)
         except FrameError as error:
-            self._lose(f"what {self.host} says isn't understood: {error}")
+            self._lose(f"{self.host} has sent what is no frame: {error}")
             return
         if not data:
             self._lose(None)

@@ -1,4 +1,4 @@
-"""Workers that are alive, and get no further: which of them it is that the others wait for."""
+"""Detects workers that are alive and make no progress: the one that the others wait for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_WAIT_S = 5.0
 
 @dataclass(frozen=True)
 class Stall:
-    """What was found of a worker that gets no further.
+    """A worker that makes no progress.
 
     Attributes:
         for_s: seconds without any progress, while others waited if any did.
@@ -39,7 +39,7 @@ def find_suspects(
     keeps that one waiting; so does one that isn't in an operation while others are.
 
     Args:
-        readings: what each rank has written on its board.
+        readings: the progress page of each rank.
         stopped: the ranks whose process is stopped.
 
     Returns:
@@ -53,11 +53,11 @@ def find_suspects(
     return tuple(sorted(busy or behind))
 
 
-class StallWatch:
-    """Sees from the workers' boards when a job gets no further.
+class StallDetector:
+    """Detects from the workers' progress pages that a job makes no progress.
 
-    A worker is looked after from its first step on, within `fit`, `evaluate` and `predict`; in a
-    loop by hand, that exchanges gradients, as long as others wait for it.
+    A worker is watched from its first step on, within `fit`, `evaluate` and `predict`; in a loop by
+    hand, which exchanges gradients, as long as others wait for it.
     """
 
     def __init__(self, timeout_s: float, *, has_all_workers: bool = True) -> None:
@@ -85,7 +85,7 @@ class StallWatch:
         """The workers that have stalled: those that others wait for, with no progress for long.
 
         Args:
-            readings: what each living rank has written on its board.
+            readings: the progress page of each living rank.
             stopped: the ranks whose process is stopped.
             now_s: on a clock that only goes forward.
         """
@@ -97,7 +97,7 @@ class StallWatch:
     def warning(
         self, readings: Mapping[int, WorkerProgress], *, stopped: frozenset[int], now_s: float
     ) -> str:
-        """What to tell of a rank that keeps others waiting for a minute; each time once."""
+        """A message about ranks that keep others waiting for a minute; each time once."""
         found = self._without_progress(readings, stopped, now_s)
         late = frozenset(
             rank for rank, stall in found.items() if stall.for_s >= _WARNING_S and stall.waiting

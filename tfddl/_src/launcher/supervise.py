@@ -1,4 +1,4 @@
-"""Runs the workers of a job: passes on their output, and ends all of them when one fails."""
+"""Runs one start of a job: shows the workers' output, and ends all workers when one fails."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tfddl._src.launcher.fleet import Fleet
 from tfddl._src.launcher.log_sink import LogSink
-from tfddl._src.launcher.output import Console, Outlet
+from tfddl._src.launcher.output import Console, Stream
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.report import Outcome, WorkerExit
 from tfddl._src.launcher.signals import Signals
-from tfddl._src.launcher.stalls import StallWatch
+from tfddl._src.launcher.stalls import StallDetector
 from tfddl._src.launcher.worker_handle import WorkerHandle
 
 # The end of those whose peer is dead is to be quick: TensorFlow's processes don't end at a SIGTERM,
@@ -59,7 +59,7 @@ def supervise(
 
     Every worker is a session of its own, so that Ctrl-C reaches only us. The first that fails
     ends the others: SIGTERM to each one's process group, soon after SIGKILL. So does one that makes
-    no progress, see `StallWatch`. SIGTERM to us goes on to those workers that can save, and they
+    no progress, see `StallDetector`. SIGTERM to us goes on to those workers that can save, and they
     get the time for it; SIGINT goes on to all, as a terminal would send it, who get the same time.
     At the end the process groups of all workers are killed; what else they leave behind is killed
     when the fleet is closed.
@@ -102,7 +102,7 @@ def log_folder(logs: Path, *, rank: int, size: int) -> Path:
 
 
 class _Job:
-    """The workers that are left, those that have ended, and how far the ending is."""
+    """The workers that run and those that have ended, and how the job ends."""
 
     def __init__(
         self,
@@ -118,13 +118,13 @@ class _Job:
         self._root: WorkerHandle | None = None
         self._failed_s = math.inf
         self._interrupted_by: signal.Signals | None = None
-        # None: nobody has been asked to end. inf: everybody has been killed.
+        # None: no worker was asked to end. inf: all were killed.
         self._kill_at_s: float | None = None
         # When to say that workers still have the time to end after a Ctrl-C.
         self._say_at_s = math.inf
         self._fleet, self._console, self._signals = fleet, console, signals
         self._options = options
-        self._stalls = StallWatch(options.stall_timeout_s, has_all_workers=has_all_workers)
+        self._stalls = StallDetector(options.stall_timeout_s, has_all_workers=has_all_workers)
         self._look_at_s = 0.0
         # When those that have stalled have had the time to write their stacks.
         self._stacks_until_s: float | None = None
@@ -135,16 +135,16 @@ class _Job:
             self._selector.register(client, selectors.EVENT_READ)
 
     def start(self, plan: ProcessPlan, *, log_folder: Path | None) -> None:
-        """Starts a worker, where its plan says."""
+        """Starts a worker on the host of its plan."""
         sinks = [
             LogSink(
                 plan,
-                outlet,
+                stream,
                 console=self._console,
                 log_folder=log_folder,
                 appends_log=self._options.appends_logs,
             )
-            for outlet in Outlet
+            for stream in Stream
         ]
         self.workers.append(self._fleet.start(plan, sinks))
 
@@ -163,7 +163,7 @@ class _Job:
         if time.monotonic() >= self._say_at_s:
             self._say_at_s = math.inf
             self._console.say(
-                f"Ctrl-C has gone on to the workers, which have {self._options.grace_s:g} s to "
+                f"Ctrl-C was passed on to the workers, which have {self._options.grace_s:g} s to "
                 "end; another Ctrl-C kills them"
             )
         if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
@@ -207,14 +207,14 @@ class _Job:
         if self._console.broken is not None and self._interrupted_by is None:
             signals.append(signal.SIGPIPE)
         for number in signals:
-            if number == signal.SIGKILL:  # The outer process is gone, and nobody waits for us.
+            if number == signal.SIGKILL:  # The outer process was killed, and nobody waits for us.
                 self._interrupted_by, self._kill_at_s = number, time.monotonic()
             elif self._kill_at_s is None:
                 self._interrupted_by = number
                 if number == signal.SIGINT:
                     self._interrupt_all()
                     continue
-                # Those that can't save yet are left in peace, since the others need them for it.
+                # Those that can't save yet go on, since the others need them to save.
                 savers = [w for w in self.workers if number == signal.SIGTERM and w.ask_to_save()]
                 if savers:
                     self._kill_at_s = time.monotonic() + self._options.grace_s
@@ -228,10 +228,10 @@ class _Job:
     def _notice_ends(self) -> None:
         known = set(self._ended)
         ended = (w for w in self.workers if w.ended_s is not None and w not in known)
-        found = sorted(ended, key=_suspicion)
+        found = sorted(ended, key=_root_cause_key)
         self._ended += found
         failed = [worker for worker in found if worker.returncode != 0]
-        self._notice_what_came_before(failed)
+        self._revise_root_cause(failed)
         if failed and self._kill_at_s is None:
             self._record_root_cause(failed[0])
             if _has_saved(failed[0]):  # So have the others, and are about to end.
@@ -241,19 +241,19 @@ class _Job:
         elif self._interrupted_by == signal.SIGINT:
             pass  # One that doesn't catch it fails, and another one is saving.
         elif self._kill_at_s is not None and not all(map(_has_saved, failed)):
-            # One that was to save has failed; the others wait for it in vain.
+            # One that was to save has failed, and the others can't save without it.
             self._kill_at_s = min(self._kill_at_s, time.monotonic() + _SHORT_GRACE_S)
 
     def _record_root_cause(self, worker: WorkerHandle) -> None:
-        """Takes a worker for the first that failed, unless its peer's host turns out to be gone."""
+        """Takes a worker for the first that failed, until a host turns out to be lost before."""
         self._root, self._failed_s = worker, time.monotonic()
-        self._fleet.ask_for_signs()
+        self._fleet.ping()
 
-    def _notice_what_came_before(self, failed: Sequence[WorkerHandle]) -> None:
-        """Finds the host whose loss made another's worker fail.
+    def _revise_root_cause(self, failed: Sequence[WorkerHandle]) -> None:
+        """Replaces the root cause by a host that was lost before.
 
-        Behind a cable that is cut there is only silence, which takes us longer to be sure of than
-        TensorFlow in the workers on this side of it.
+        A cut cable shows as silence only, which takes longer to be sure of than it takes TensorFlow
+        to fail in the workers on this side of it.
         """
         root = self._root
         if root is None or root.lost is not None or _has_saved(root):
@@ -265,7 +265,7 @@ class _Job:
                 return
 
     def _notice_stalls(self) -> None:
-        """Kills a worker that gets no further, after it was asked for its stacks."""
+        """Kills a worker that makes no progress, after it was asked for its stacks."""
         now_s = time.monotonic()
         if self._kill_at_s is not None or now_s < self._look_at_s:
             return
@@ -291,7 +291,7 @@ class _Job:
             self._end_all()
 
     def _interrupt_all(self) -> None:
-        """Does what a terminal would: a script may catch KeyboardInterrupt, and save."""
+        """Sends SIGINT, as a terminal would: a script may catch KeyboardInterrupt, and save."""
         self._signal_all(signal.SIGINT)
         now_s = time.monotonic()
         self._kill_at_s, self._say_at_s = now_s + self._options.grace_s, now_s + _SHORT_GRACE_S
@@ -305,8 +305,8 @@ class _Job:
             worker.signal_group(number)
 
 
-def _suspicion(worker: WorkerHandle) -> tuple[bool, bool, int]:
-    """Sorts workers found dead at the same moment: signals strike first, errors follow."""
+def _root_cause_key(worker: WorkerHandle) -> tuple[bool, bool, int]:
+    """Sort key of workers found dead at the same moment: first those killed by a signal."""
     return worker.returncode >= 0, worker.lost is None, worker.rank
 
 

@@ -1,11 +1,12 @@
-"""What the launcher needs of the system that it runs on."""
+"""What the launcher needs of Linux: prctl(2), open files, poll(2)."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from tfddl._src.rlimits import require_descriptors
@@ -14,9 +15,9 @@ from tfddl.errors import LaunchError
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 """Of prctl(2), as <linux/prctl.h> numbers them."""
 
-# A page of memory, and a pipe for each output; then a file for each output.
+# A progress page and a pipe for each output; then a log for each output.
 _PER_WORKER, _PER_LOG = 3, 2
-# Two pipes, and a file for what ssh says.
+# Two pipes, and a file for ssh's stderr.
 _PER_HOST = 3
 
 
@@ -34,10 +35,9 @@ class HasFileno(Protocol):
 
 
 def require_linux(program: str) -> None:
-    """Refuses systems on which worker processes can't be looked after.
+    """Refuses systems on which worker processes can't be supervised.
 
-    So that no worker outlives its launcher, nor is lost from sight, it takes prctl, memfd_create
-    and /proc.
+    That no worker outlives its launcher takes prctl(2), memfd_create(2) and /proc.
 
     Args:
         program: what was called, for the message.
@@ -52,8 +52,28 @@ def require_linux(program: str) -> None:
         )
 
 
+def working_directory(environment: Mapping[str, str]) -> str:
+    """The working directory, by the name that the user knows it by, links included.
+
+    Other hosts may have other links.
+
+    Raises:
+        LaunchError: the folder isn't there any more.
+    """
+    known = environment.get("PWD", "")
+    try:
+        if os.path.isabs(known) and os.path.isdir(known) and os.path.samefile(known, "."):
+            return known
+        return os.getcwd()
+    except OSError as error:
+        raise LaunchError(
+            f"can't tell which folder this is, to start workers there: {error.strerror}. HINT: "
+            "it may have been removed since; cd to one that is there"
+        ) from error
+
+
 def require_files(num_workers: int, *, num_hosts: int = 0, has_logs: bool = False) -> None:
-    """Makes sure that all workers can be looked after at the same time.
+    """Makes sure that all workers can be supervised at the same time.
 
     Args:
         num_workers: how many there are; 0 where only hosts are asked.

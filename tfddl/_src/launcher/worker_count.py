@@ -73,15 +73,19 @@ def _installed_gpus() -> tuple[list[bool], str]:
         done = subprocess.run(
             _NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_S, check=True
         )
-        return _listed_gpus(done.stdout), " ".join(_NVIDIA_SMI)
+        return listed_gpus(done.stdout), " ".join(_NVIDIA_SMI)
     except (OSError, subprocess.SubprocessError):
         # A container may have the devices, but not the program.
         gpus = list(_DRIVER.iterdir()) if _DRIVER.is_dir() else []
         return [False] * len(gpus), str(_DRIVER)
 
 
-def _listed_gpus(listing: str) -> list[bool]:
-    """The same, from the output of `nvidia-smi -L`, where a GPU's MIG instances follow it."""
+def listed_gpus(listing: str) -> list[bool]:
+    """Of each GPU in the output of `nvidia-smi -L`, whether it is a MIG instance.
+
+    A line begins with "GPU 0: " for each GPU; below it, one begins with "  MIG " for each instance
+    that it is divided into.
+    """
     found: list[bool] = []
     for line in listing.splitlines():
         if _GPU.match(line):

@@ -1,4 +1,4 @@
-"""A worker as the supervisor sees it: what its agent has reported, and what it can be told."""
+"""A worker as the supervisor sees it: what its agent has reported, and the orders to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from tfddl._src.heartbeat import Stage, WorkerFlags, WorkerProgress
 from tfddl._src.launcher.frames import Message
 from tfddl._src.launcher.log_sink import LogSink
-from tfddl._src.launcher.output import Outlet
+from tfddl._src.launcher.output import Stream
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.report import WorkerExit
 from tfddl._src.launcher.stalls import Stall
@@ -135,4 +135,4 @@ class WorkerHandle:
         )
 
     def _sink(self, message: Message) -> LogSink:
-        return self.sinks[list(Outlet).index(Outlet(message["outlet"]))]
+        return self.sinks[list(Stream).index(Stream(message["stream"]))]

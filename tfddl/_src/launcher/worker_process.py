@@ -19,7 +19,7 @@ from tfddl._src.cpu import num_quota_cores
 from tfddl._src.heartbeat import STACKS_SIGNAL, ProgressPage, WorkerFlags
 from tfddl._src.launcher.cores import Binding, bind_to, share_of_cores, usable_cores
 from tfddl._src.launcher.host_store import HostStore
-from tfddl._src.launcher.output import Outlet
+from tfddl._src.launcher.output import Stream
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.stalls import is_stopped
 from tfddl._src.launcher.system import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, load_prctl
@@ -33,11 +33,11 @@ class OutputPipe:
     """The reading end of a worker's stdout or stderr.
 
     Attributes:
-        outlet: which of the two.
+        stream: which of the two.
     """
 
-    def __init__(self, pipe: IO[bytes], outlet: Outlet) -> None:
-        self.outlet = outlet
+    def __init__(self, pipe: IO[bytes], stream: Stream) -> None:
+        self.stream = stream
         self._pipe = pipe
         os.set_blocking(pipe.fileno(), False)
 
@@ -104,8 +104,8 @@ class WorkerProcess:
         self.pid = self._process.pid
         pipes = (self._process.stdout, self._process.stderr)
         self.outputs = tuple(
-            OutputPipe(pipe, outlet)
-            for pipe, outlet in zip(pipes, Outlet, strict=True)
+            OutputPipe(pipe, stream)
+            for pipe, stream in zip(pipes, Stream, strict=True)
             if pipe is not None
         )
 
@@ -126,7 +126,7 @@ class WorkerProcess:
         return True
 
     def heartbeat(self) -> dict[str, Any]:
-        """What its progress page says, and whether the process that trains is stopped."""
+        """Its progress page, and whether the process that trains is stopped."""
         return {
             "reading": dataclasses.asdict(self._page.read()),
             "is_stopped": is_stopped(self._training_pid),
