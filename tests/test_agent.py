@@ -1,0 +1,91 @@
+"""The agent of a host, without a supervisor."""
+
+import os
+import selectors
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from tests.launching import worker
+from tests.processes import wait_until
+from tfddl._src.launcher import agent as module
+from tfddl._src.launcher.agent import Agent, start_message
+from tfddl._src.launcher.frames import Unpacker, pack
+from tfddl._src.launcher.host_store import HostStore
+from tfddl._src.launcher.plan import local_allocation, plan_processes
+
+
+class _Reports:
+    """An agent, and what it has sent, as it arrives on another host."""
+
+    def __init__(self, store: HostStore) -> None:
+        self.found: list[dict[str, Any]] = []
+        self._unpacker = Unpacker()
+        self.agent = Agent(
+            self._take, selector=selectors.PollSelector(), environment={}, store=store
+        )
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [report for report in self.found if report["is"] == kind]
+
+    def start(self, script: str) -> None:
+        (plan,) = plan_processes(
+            worker(script), allocations=[local_allocation((500,))], environment=os.environ
+        )
+        ((message, _),) = Unpacker().feed(pack(start_message(plan)))
+        self.agent.receive(message)
+
+    def wait_for(self, kind: str, count: int = 1) -> None:
+        def has_come() -> bool:
+            self.agent.turn(0.01)
+            return len(self.of(kind)) >= count
+
+        wait_until(has_come)
+
+    def _take(self, message: dict[str, Any], data: bytes = b"") -> None:
+        for report, payload in self._unpacker.feed(pack(message, data)):
+            self.found.append({**report, "data": payload})
+
+
+@pytest.fixture
+def reports() -> Iterator[_Reports]:
+    with closing(HostStore()) as store:
+        found = _Reports(store)
+        yield found
+        found.agent.receive({"do": "reap", "rank": 0})
+        assert not found.agent.has_workers
+
+
+def test_output_that_is_held_is_not_lost(
+    reports: _Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may have ended long before its output can be sent."""
+    monkeypatch.setattr(module, "_DRAIN_S", 0.0)
+    reports.agent.hold_output(True)
+    reports.start("sys.stdout.write('x' * 60_000); sys.exit(3)")
+    reports.wait_for("ended")
+    assert reports.of("ended")[0]["returncode"] == 3
+    for _ in range(3):
+        reports.agent.turn(0.01)
+    assert not reports.of("output") + reports.of("closed")
+    reports.agent.hold_output(False)
+    reports.wait_for("closed", 2)
+    assert b"".join(report["data"] for report in reports.of("output")) == b"x" * 60_000
+
+
+def test_orders_for_a_worker_that_is_gone_do_nothing(reports: _Reports) -> None:
+    for order in ("signal", "show stacks", "save", "reap"):
+        reports.agent.receive({"do": order, "rank": 7, "number": signal.SIGKILL})
+    reports.start("time.sleep(60)")
+    reports.agent.receive({"do": "save", "rank": 0})  # It can't.
+    assert not reports.agent.ask_to_save()
+    reports.agent.receive({"do": "signal", "rank": 0, "number": signal.SIGKILL})
+    reports.wait_for("ended")
+    assert reports.of("ended")[0]["returncode"] == -signal.SIGKILL
+    # Its number may be another process's, once it is reaped.
+    reports.agent.receive({"do": "reap", "rank": 0})
+    reports.agent.receive({"do": "signal", "rank": 0, "number": signal.SIGKILL})
+    assert len(reports.of("closed")) == 2
