@@ -15,6 +15,7 @@ HELLO = b"\0tfddl agent 1\n"
 """The first bytes of an agent: what comes before is output of a shell's start-up files."""
 
 _LENGTHS = struct.Struct(">II")
+# Far more than any message; commits travel in pieces of 4 MiB.
 _LONGEST = 1 << 26
 
 Message = dict[str, Any]

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tfddl._src.launcher.commit_relay import CommitRelay
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.environment import Export, exported, forwarded, given_secret, inherited
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
-from tfddl._src.launcher.fleet import FleetOptions, UnreachableError, local_fleet, prepared
+from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, local_fleet, prepared
 from tfddl._src.launcher.guard import guarded
 from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.hosts import MAX_WORKERS, HostSlots, ranks_of
@@ -297,27 +297,13 @@ def _run_once(
     num_hosts = 0 if options.fleet is None else len(options.fleet.hosts)
     require_files(options.num_workers, num_hosts=num_hosts, has_logs=options.logs is not None)
     directory = None if options.fleet is None else working_directory(environment)
-    with contextlib.ExitStack() as stack:
-        secret = resources.secret
-        if options.fleet is not None and directory is not None:
-            fleet = stack.enter_context(
-                prepared(options.fleet, directory=directory, signals=resources.signals)
-            )
-            if resources.relay is not None:
-                resources.relay.hand_out(fleet.clients)
-        else:
-            allocations, secret = _find_allocations(options, resources)
-            fleet = stack.enter_context(
-                local_fleet(allocations, signals=resources.signals, store=resources.store)
-            )
+    with _open_fleet(options, resources, directory=directory) as (fleet, secret):
         if options.verbose:
             _announce(fleet.allocations, resources.console)
         plans = plan_processes(
             options.command,
             allocations=fleet.allocations,
-            environment=_workers_environment(
-                options, environment, secret=secret or secrets.token_hex(rendezvous.SECRET_BYTES)
-            ),
+            environment=_workers_environment(options, environment, secret=secret),
             as_horovod=options.as_horovod,
             binding=options.binding,
             directory=directory,
@@ -331,29 +317,44 @@ def _run_once(
             options=dataclasses.replace(supervisor, num_workers=len(plans)),
         )
         if resources.relay is not None and fetches_commit and outcome.is_failure:
-            resources.console.say(resources.relay.fetch(fleet.clients, signals=resources.signals))
-    return outcome, tuple(port for allocation in fleet.allocations for port in allocation.ports)
+            problem = resources.relay.fetch(fleet.clients, signals=resources.signals)
+            resources.console.say(problem)
+    return outcome, tuple(port for host in fleet.allocations for port in host.ports)
 
 
-def _find_allocations(
-    options: JobOptions, resources: _JobResources
-) -> tuple[tuple[HostAllocation, ...], str | None]:
-    """Where workers run that this `tfddlrun` doesn't start by ssh, and the secret if there is one.
+@contextlib.contextmanager
+def _open_fleet(
+    options: JobOptions, resources: _JobResources, *, directory: str | None
+) -> Iterator[tuple[Fleet, str]]:
+    """The hosts that this `tfddlrun` starts workers on, and the job's secret.
 
-    Raises:
-        LaunchError: not all nodes have come in time, or they can't become one job.
-        Interrupted: a signal came.
+    Args:
+        options: the job.
+        resources: what all starts of the job share.
+        directory: where workers on other hosts start.
     """
+    secret = resources.secret or secrets.token_hex(rendezvous.SECRET_BYTES)
+    if options.fleet is not None:
+        assert directory is not None
+        with prepared(options.fleet, directory=directory, signals=resources.signals) as fleet:
+            if resources.relay is not None:
+                resources.relay.hand_out(fleet.clients)
+            yield fleet, secret
+        return
+    allocations: tuple[HostAllocation, ...]
     if options.nodes is None:
-        return (local_allocation(free_ports(options.num_workers)),), resources.secret
-    meeting = join_nodes(
-        options.nodes,
-        num_workers=options.num_workers,
-        secret=resources.secret,
-        console=resources.console,
-        signals=resources.signals,
-    )
-    return meeting.allocations, meeting.secret
+        allocations = (local_allocation(free_ports(options.num_workers)),)
+    else:
+        joined = join_nodes(
+            options.nodes,
+            num_workers=options.num_workers,
+            secret=resources.secret,
+            console=resources.console,
+            signals=resources.signals,
+        )
+        allocations, secret = joined.allocations, joined.secret
+    with local_fleet(allocations, signals=resources.signals, store=resources.store) as fleet:
+        yield fleet, secret
 
 
 def _complete(plan: ProcessPlan, options: JobOptions) -> ProcessPlan:

@@ -27,7 +27,8 @@ class LocalAgentClient(AgentClient):
             store: where workers keep commits, from one start to the next.
         """
         super().__init__("")
-        # epoll(7) is itself a descriptor that can be waited for.
+        # epoll(7) is itself a descriptor that can be waited for: one per host for the supervisor.
+        # SIGCHLD makes it readable, too; it is the supervisor that reads the signals.
         self._selector = selectors.EpollSelector()
         self._selector.register(signals, selectors.EVENT_READ, lambda: None)
         # A worker's plan holds its whole environment already.

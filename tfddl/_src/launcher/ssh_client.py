@@ -72,6 +72,7 @@ class SshAgentClient(AgentClient):
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        # A full pipe must not keep us from noticing what else happens for longer than _SEND_S.
         os.set_blocking(self._stdin.fileno(), False)
         self._write(bootstrap_line())
 

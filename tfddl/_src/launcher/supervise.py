@@ -226,6 +226,7 @@ class _Job:
                     self._interrupted_by = self._interrupted_by or number  # No other start.
 
     def _notice_ends(self) -> None:
+        # All that have ended since the last turn are compared: their order among them isn't known.
         known = set(self._ended)
         ended = (w for w in self.workers if w.ended_s is not None and w not in known)
         found = sorted(ended, key=_root_cause_key)

@@ -175,11 +175,13 @@ class WorkerProcess:
 
 def adopt_orphans() -> None:
     """Makes this process the parent of what its children leave behind (until `kill_orphans`)."""
+    # prctl(2): orphans go to the nearest such ancestor. A forked child doesn't inherit it.
     load_prctl()(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def kill_orphans() -> None:
     """Kills all children of this process, and their children as they are reparented to it."""
+    # Again until none is left: proc(5) calls the list reliable only where no child ends meanwhile.
     while children := _children():
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
@@ -211,10 +213,10 @@ def _start(plan: ProcessPlan, inherited: Mapping[str, int]) -> subprocess.Popen[
             plan.argv,
             cwd=plan.directory,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,  # of which N workers could each read a part
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=True,  # a terminal's Ctrl-C and Ctrl-Z reach tfddlrun alone
             pass_fds=(*plan.descriptors, *inherited.values()),
             preexec_fn=die_with_parent(bind),  # safe: this process has one thread
         )
