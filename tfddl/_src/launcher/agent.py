@@ -54,8 +54,8 @@ class Agent:
     """The workers of one host.
 
     Whoever owns it waits for its selector, and calls `turn`. The calling process must have no
-    threads. It has to adopt orphans before a worker starts, and to kill them after `kill_workers`,
-    so that nothing of a worker outlives it.
+    threads. It has to adopt orphans before a worker starts, and to call `kill_orphans` in the end:
+    that kills the workers, too, and all that they have started.
     """
 
     def __init__(
@@ -162,12 +162,6 @@ class Agent:
     def has_workers(self) -> bool:
         """Whether workers were started that aren't reaped."""
         return bool(self._workers)
-
-    def kill_workers(self) -> None:
-        """Kills all workers with their process groups; `kill_orphans` finds the rest."""
-        while self._workers:
-            _, worker = self._workers.popitem()
-            worker.signal_group(signal.SIGKILL)
 
     def _start(self, message: Message) -> None:
         fields = message["plan"]

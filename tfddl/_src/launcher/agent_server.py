@@ -115,7 +115,6 @@ class AgentServer:
         except OSError as error:
             sys.stderr.write(f"tfddl agent: the connection was lost: {error.strerror}\n")
         finally:
-            self._agent.kill_workers()
             kill_orphans()
 
     def _turn(self) -> bool:

@@ -132,13 +132,8 @@ def local_fleet(
         signals: readable when a worker may have ended.
         store: where workers keep commits, from one start to the next.
     """
-    adopt_orphans()
-    client = LocalAgentClient(signals=signals, store=store)
-    try:
+    with contextlib.closing(LocalAgentClient(signals=signals, store=store)) as client:
         yield Fleet((client,), tuple(allocations))
-    finally:
-        client.close()
-        kill_orphans()
 
 
 @contextlib.contextmanager

@@ -14,19 +14,21 @@ from tfddl._src.launcher.agent_client import AgentClient
 from tfddl._src.launcher.frames import Message
 from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.signals import Signals
+from tfddl._src.launcher.worker_process import adopt_orphans, kill_orphans
 
 
 class LocalAgentClient(AgentClient):
     """Passes messages to an agent in this process, which answers at once."""
 
     def __init__(self, *, signals: Signals, store: HostStore) -> None:
-        """Begins without workers.
+        """Begins without workers. The process must have no other children and no threads.
 
         Args:
             signals: readable when a worker may have ended; read by the supervisor.
             store: where workers keep commits, from one start to the next.
         """
         super().__init__("")
+        adopt_orphans()
         # epoll(7) is itself a descriptor that can be waited for: one per host for the supervisor.
         # SIGCHLD makes it readable, too; it is the supervisor that reads the signals.
         self._selector = selectors.EpollSelector()
@@ -55,6 +57,6 @@ class LocalAgentClient(AgentClient):
         self._agent.report_progress()
 
     def close(self) -> None:
-        """Kills the workers."""
-        self._agent.kill_workers()
+        """Kills all children of this process, and all that they have started."""
+        kill_orphans()
         self._selector.close()
