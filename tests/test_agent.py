@@ -1,4 +1,4 @@
-"""The agent of a host, without a supervisor."""
+"""The agent of a host without a supervisor, and a worker's handle without an agent."""
 
 import os
 import selectors
@@ -15,7 +15,8 @@ from tfddl._src.launcher import agent as module
 from tfddl._src.launcher.agent import Agent, start_message
 from tfddl._src.launcher.frames import Unpacker, pack
 from tfddl._src.launcher.host_store import HostStore
-from tfddl._src.launcher.plan import local_allocation, plan_processes
+from tfddl._src.launcher.plan import ProcessPlan, local_allocation, plan_processes
+from tfddl._src.launcher.worker_handle import WorkerHandle
 
 
 class _Reports:
@@ -89,3 +90,16 @@ def test_orders_for_a_worker_that_is_gone_do_nothing(reports: _Reports) -> None:
     reports.agent.receive({"do": "reap", "rank": 0})
     reports.agent.receive({"do": "signal", "rank": 0, "number": signal.SIGKILL})
     assert len(reports.of("closed")) == 2
+
+
+def test_a_worker_that_has_ended_is_not_lost_with_its_host() -> None:
+    orders: list[dict[str, Any]] = []
+    plan = ProcessPlan(rank=0, argv=("true",), environment={}, host="a")
+    handle = WorkerHandle(plan, [], send=orders.append)
+    handle.receive({"is": "ended", "rank": 0, "returncode": 3}, b"")
+    ended_s = handle.ended_s
+    handle.lose("the connection has ended", last_heard_s=0.0)
+    assert (handle.returncode, handle.lost, handle.ended_s) == (3, None, ended_s)
+    assert not handle.was_lost_before(1.0)
+    handle.signal_group(signal.SIGTERM)
+    assert orders == [{"do": "signal", "rank": 0, "number": signal.SIGTERM}]
