@@ -30,12 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 """Lines "module: function: defect  # why nobody can notice"."""
 
-_RESTARTS = [
-    "tests/test_restarts.py",
-    "tests/test_recovery.py::test_who_starts_again",
-    "tests/test_recovery.py::test_a_job_that_cant_start_does_not_spin",
-]
-
 
 def _readers(first: str) -> list[str]:
     """Those of the readers of environments; first the one that is likely to notice."""
@@ -47,7 +41,7 @@ TESTS: dict[str, list[str]] = {
     "tfddl._src.checkpoint": ["tests/test_checkpoint.py"],
     "tfddl._src.commits": ["tests/test_commits.py"],
     "tfddl._src.callbacks.learning_rate": ["tests/test_learning_rate.py"],
-    "tfddl._src.launcher.restart_policy": _RESTARTS,
+    "tfddl._src.launcher.restart_policy": ["tests/test_restart_policy.py"],
     "tfddl._src.cluster.cluster": ["tests/test_cluster_task.py", *_readers("cluster")],
     "tfddl._src.cluster.worker_cpus": ["tests/test_cluster_cores.py"],
     "tfddl._src.cluster.detection": _readers("cluster_environments"),

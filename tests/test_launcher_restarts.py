@@ -13,76 +13,7 @@ from tests.launching import PAGE, TIMEOUT_S, launch, launched, pids, two_workers
 from tests.processes import in_sessions, parent_of, wait_until
 from tfddl._src.launcher.recovery import Recovery
 from tfddl._src.launcher.report import Outcome, WorkerExit
-from tfddl._src.launcher.restart_policy import Failure, RestartOptions, backoff_after, workers_after
-
-ELASTIC = RestartOptions(max_restarts=9, min_workers=2)
-
-TWO_HOSTS = {"a": 2, "b": 2}
-
-
-def failed(*hosts: str, every_s: float = 1.0) -> list[Failure]:
-    """Failures in a row; "a+" is one after progress, "a" one before the first step."""
-    return [
-        Failure(
-            host.rstrip("+"),
-            at_s=n * every_s,
-            progressed=host.endswith("+"),
-            stepped=host.endswith("+"),
-        )
-        for n, host in enumerate(hosts)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("failures", "options", "hosts", "workers"),
-    [
-        (failed("a+"), RestartOptions(), {"a": 2}, None),
-        (failed("a+"), RestartOptions(max_restarts=1), {"a": 2}, {"a": 2}),
-        (failed("a+", "a+"), RestartOptions(max_restarts=1), {"a": 2}, None),
-        # Without --min-np the size stays, however often it fails.
-        (failed(*["a"] * 5), RestartOptions(max_restarts=9), {"a": 4}, {"a": 4}),
-        # Fewer may go on, and nothing is said of restarts: there are some.
-        (failed("a", "a"), RestartOptions(min_workers=2), {"a": 4}, {"a": 3}),
-        (failed("a+"), ELASTIC, {"a": 4}, {"a": 4}),
-        (failed("a+", "a"), ELASTIC, {"a": 4}, {"a": 3}),
-        (failed("a+", "a+"), ELASTIC, {"a": 4}, {"a": 4}),
-        (failed("a+", "a", "a+", "a"), ELASTIC, {"a": 4}, {"a": 2}),
-        (failed(*["a"] * 8), ELASTIC, {"a": 4}, {"a": 2}),  # Never below the least.
-        # Its time is over after a minute.
-        (failed("a", "a", "a+", every_s=40.0), ELASTIC, {"a": 4}, {"a": 3}),
-        (failed("a", "a", "a+", every_s=70.0), ELASTIC, {"a": 4}, {"a": 4}),
-        (failed("a", "b"), ELASTIC, TWO_HOSTS, TWO_HOSTS),  # Each has failed once.
-        (failed("a", "b", "b"), ELASTIC, TWO_HOSTS, {"a": 2}),
-        # The second time is twice as long: 40 + 120 s.
-        (failed("b", "b", "a+", "b", "b", every_s=20.0), ELASTIC, TWO_HOSTS, {"a": 2}),
-        (failed("b", "b", "a+", "b", "b", *["a+"] * 3, every_s=30.0), ELASTIC, TWO_HOSTS, {"a": 2}),
-        # Too few would be left: the one whose time ends first is back.
-        (failed("b", "b", "a", "a"), ELASTIC, {"a": 2, "b": 1}, {"a": 1, "b": 1}),
-    ],
-)
-def test_who_starts_again(
-    failures: list[Failure],
-    options: RestartOptions,
-    hosts: dict[str, int],
-    workers: dict[str, int] | None,
-) -> None:
-    now_s = failures[-1].at_s
-    assert workers_after(failures, options, hosts=hosts, now_s=now_s) == workers
-
-
-@pytest.mark.parametrize(
-    ("failures", "backoff_s"),
-    [
-        (["a+"], 0.0),
-        (["a"], 1.0),
-        (["a", "b", "a"], 4.0),
-        (["a", "a", "a+"], 0.0),
-        (["a", "a", "a+", "a"], 1.0),
-        (["a"] * 2000, 60.0),
-    ],
-)
-def test_a_job_that_cant_start_does_not_spin(failures: list[str], backoff_s: float) -> None:
-    assert backoff_after(failed(*failures), RestartOptions()) == backoff_s
+from tfddl._src.launcher.restart_policy import RestartOptions
 
 
 @pytest.mark.parametrize("num_restarts", [0, 1, 3])

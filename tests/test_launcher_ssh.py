@@ -23,7 +23,9 @@ from tests.processes import in_sessions, is_running, wait_until
 from tfddl._src.cpu import num_quota_cores
 from tfddl._src.launcher import ssh_client
 from tfddl._src.launcher.exposure import firewall_line
+from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.ssh import SshOptions
+from tfddl._src.launcher.worker_handle import LOST
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = [
@@ -348,6 +350,10 @@ def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
             for _ in range(3):
                 deaf.send({"do": "take commit"}, bytes(1 << 20))
             assert deaf.lost == f"{HERE[0]} has taken no message for 10 s"
+            # Nor are workers that are started there any more.
+            plan = ProcessPlan(rank=0, argv=("true",), environment={}, host=HERE[0])
+            worker = deaf.start(plan, [])
+            assert (worker.lost, worker.returncode, worker.is_done) == (deaf.lost, LOST, True)
     with closing(_client("exec dd of=/dev/null status=none")) as slow:
         with pytest.MonkeyPatch.context() as patch:
             clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.
