@@ -8,15 +8,16 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_digits
 
 import tfddl
+from tests.digits import load_digits
 
 PER_WORKER_BATCH_SIZE = 32
 
 
 def digits_dataset(batch_size: int) -> tf.data.Dataset:
-    images, labels = load_digits(return_X_y=True)
+    digits = load_digits()
+    images, labels = digits.data, digits.target
     images = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels.astype("int64")))
     return dataset.shuffle(len(images), seed=1).repeat().batch(batch_size)

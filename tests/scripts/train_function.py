@@ -9,13 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_digits
 
 import tfddl
+from tests.digits import load_digits
 
 
 def dataset(batch_size: int) -> tf.data.Dataset:
-    x, y = load_digits(return_X_y=True)
+    digits = load_digits()
+    x, y = digits.data, digits.target
     x = (x / 16).astype("float32")
     return tf.data.Dataset.from_tensor_slices((x, y.astype("int32"))).batch(batch_size)
 

@@ -6,7 +6,7 @@ import sys
 import horovod.tensorflow.keras as hvd
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_digits
+from tests.digits import load_digits
 from tensorflow.keras import backend as K
 
 EPOCHS = 6

@@ -6,7 +6,7 @@ import sys
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_digits
+from tests.digits import load_digits
 
 BATCH = 32
 
@@ -18,7 +18,8 @@ for gpu in gpus:
 if gpus:
     tf.config.experimental.set_visible_devices(gpus[hvd.local_rank()], "GPU")
 
-images, labels = load_digits(return_X_y=True)
+digits = load_digits()
+images, labels = digits.data, digits.target
 dataset = tf.data.Dataset.from_tensor_slices(
     (
         tf.cast(images.reshape(-1, 8, 8, 1) / 16.0, tf.float32),

@@ -6,7 +6,7 @@ import sys
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_digits
+from tests.digits import load_digits
 
 folder = sys.argv[1]
 fail_at = int(sys.argv[2]) if len(sys.argv) > 2 else -1

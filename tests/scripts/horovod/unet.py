@@ -6,7 +6,7 @@ import os
 import horovod.tensorflow.keras as hvd
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_digits
+from tests.digits import load_digits
 from tensorflow.keras import backend as K
 from tensorflow.keras.layers import Conv2D, Input, MaxPooling2D, UpSampling2D, concatenate
 from tensorflow.keras.models import Model
