@@ -1,7 +1,6 @@
 """Fixtures that tests share, and those that hold for all: none leaves anything behind."""
 
 import contextlib
-import ctypes
 import functools
 import os
 import signal
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests import fork_server
 from tests.group import ROOT, Groups
 from tests.hosts import sshd, stand_in
 from tfddl._src.cluster import ports
@@ -23,13 +23,17 @@ from tfddl._src.cluster import ports
 settings.register_profile("tfddl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tfddl")
 
-_PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE_S = 12.0
-# These live until the session ends: the groups' workers, and multiprocessing's own helper.
-_LONG_LIVED = ("tests.worker", "multiprocessing.resource_tracker")
+# These live until the session ends: the groups' workers, what they are forked from, and
+# multiprocessing's own helper.
+_LONG_LIVED = ("tests.fork_server", "multiprocessing.resource_tracker")
 _SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # pytest's own, and those that importing TensorFlow and Keras sets.
 _OTHERS_VARIABLES = ("PYTEST_", "TF2_", "TPU_ML_", "KMP_", "HDF5_", "ENABLE_RUNTIME_UPTIME_")
+
+# Hundreds of processes would each compile what they import. Modules with a defect must be.
+if "TFDDL_TEST_MUTANT" not in os.environ:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class _Scheduling(LoadScopeScheduling):
@@ -64,8 +68,9 @@ def _adopted_orphans() -> Iterator[None]:
     Such a process stays a zombie once it is dead: a test that waits for it asks `is_running`
     of `tests.processes`, not `os.kill(pid, 0)`.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    fork_server.adopt_orphans()
     yield
+    fork_server.close()
     left = {pid: name for pid, name in _children().items() if "resource_tracker" not in name}
     _kill(left)
     assert not left, f"the tests left processes behind: {left}"

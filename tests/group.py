@@ -11,8 +11,6 @@ Usage:
 import functools
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests import fork_server
 from tfddl._src.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.cluster.ports import free_ports
@@ -59,12 +58,12 @@ class WorkerGroup:
         self.hosts = hosts or (size,)
         self.init = {"collective": default_collective(), **init}
         self._directory = tempfile.TemporaryDirectory(prefix="tfddl-group-")
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[fork_server.Process] = []
         self._connections: list[Connection] = []
 
     @property
     def _start_timeout_s(self) -> float:
-        """Imports of TensorFlow take some seconds of a core for each worker."""
+        """The first ones wait for imports of TensorFlow, each of some seconds of a core."""
         return START_TIMEOUT_S * max(1.0, self.size / 4)
 
     @functools.cached_property
@@ -88,17 +87,12 @@ class WorkerGroup:
                     "TF_CPP_MIN_LOG_LEVEL": "2",
                     "PYTHONPATH": str(ROOT),
                 }
-                with (directory / f"log.{rank}").open("wb") as log:
-                    process = subprocess.Popen(
-                        [sys.executable, "-X", "faulthandler", "-m", "tests.worker", address],
-                        env=environ,
-                        cwd=ROOT,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
+                log = directory / f"log.{rank}"
+                self._processes.append(
+                    fork_server.start(
+                        "tests.worker:main", address, rank=rank, environ=environ, log=log
                     )
-                self._processes.append(process)
+                )
             self._connections = self._accept(listener)
         for connection in self._connections:
             connection.send(("tests.worker:init", self.init))

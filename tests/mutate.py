@@ -241,7 +241,7 @@ class Bench:
             del sys.modules[name]
         sys.path.insert(0, str(self._root))
         os.environ["PYTHONPATH"] = str(self._root)
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        os.environ["PYTHONDONTWRITEBYTECODE"] = os.environ["TFDDL_TEST_MUTANT"] = "1"
         sys.dont_write_bytecode = True
         os.chdir(self._root)
 

@@ -1,13 +1,12 @@
 """The one process that N workers are compared with: plain Keras on literal lists of indices.
 
-Run as ``python -m tests.one_process``: reads pickled (spec, batches) pairs from standard input,
-where ``batches[epoch][step]`` lists the examples of a step; writes their results to the file named
-by the only argument.
+A job is a pair (spec, batches), where ``batches[epoch][step]`` lists the examples of a step.
 """
 
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tests import problem
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests import fork_server, problem
 
 
 def train(spec: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any]:
@@ -61,21 +58,23 @@ def in_one_process(
     jobs: list[tuple[dict[str, Any], list[list[list[int]]]]], directory: Path
 ) -> list[dict[str, Any]]:
     """What one process arrives at, for each problem and its batches."""
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.one_process", directory / "results"],
-        input=pickle.dumps(jobs),
-        cwd=ROOT,
-        check=True,
-        timeout=180,
-    )
-    results: list[dict[str, Any]] = pickle.loads((directory / "results").read_bytes())
-    return results
+    results, log = directory / "results", directory / "one_process.log"
+    process = fork_server.start("tests.one_process:main", jobs, results, log=log)
+    try:
+        code = process.wait(timeout=180)
+    finally:
+        process.kill()
+    if code != 0:
+        raise subprocess.CalledProcessError(code, "tests.one_process", log.read_text())
+    found: list[dict[str, Any]] = pickle.loads(results.read_bytes())
+    return found
 
 
-if __name__ == "__main__":
+def main(jobs: list[tuple[dict[str, Any], list[list[list[int]]]]], results: Path) -> None:
+    """Trains all, and writes what comes of it."""
+    warnings.simplefilter("ignore")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(2)
-    jobs = pickle.load(sys.stdin.buffer)  # Written by the test.
-    results = [train(spec, batches) for spec, batches in jobs]
+    found = [train(spec, batches) for spec, batches in jobs]
     assert not [name for name in sys.modules if name.startswith("tfddl")]
-    Path(sys.argv[1]).write_bytes(pickle.dumps(results))
+    results.write_bytes(pickle.dumps(found))

@@ -1,15 +1,13 @@
 """What `fit` with a DistributedOptimizer agrees on, on several real workers."""
 
-import pickle
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import fork_server
 from tests.group import SOON_S, Groups
+from tests.one_process import in_one_process
 from tfddl._src.sharding import shard_range
 
 CASES = "tests.cases.fit"
@@ -87,7 +85,9 @@ def test_shards_of_different_numbers_of_batches_on_three_workers(groups: Groups)
         assert seen == []
 
 
-def test_shards_by_hand_with_validation_split_and_initial_epoch(groups: Groups) -> None:
+def test_shards_by_hand_with_validation_split_and_initial_epoch(
+    groups: Groups, tmp_path: Path
+) -> None:
     """`fit` on slices, with validation_split and initial_epoch, against one process."""
     size, n, batch_size = 2, 21, 4
     fit = {"epochs": 12, "validation_split": 0.25, "initial_epoch": 2}
@@ -98,7 +98,9 @@ def test_shards_by_hand_with_validation_split_and_initial_epoch(groups: Groups) 
     batches = _union([_batched(indices, batch_size) for indices in train])
     for rank, indices in zip(ranks, train, strict=True):
         assert rank["seen"] == _batched(indices, batch_size) * 10
-    expected = _one_process(n, [batches] * 10, [i for part in held_out for i in part])
+    validation = [i for part in held_out for i in part]
+    spec = {"n": n, "loss": "scce", "optimizer": "sgd", "validation": validation}
+    [expected] = in_one_process([(spec, [batches] * 10)], tmp_path)
     for rank in ranks:
         for path, value in expected["weights"].items():
             difference = np.abs(rank["weights"][path] - value).max() / np.abs(value).max()
@@ -125,25 +127,6 @@ def _batched(indices: list[int], size: int) -> list[list[int]]:
 
 def _union(per_rank: list[list[list[int]]]) -> list[list[int]]:
     return [[i for part in step for i in part] for step in zip(*per_rank, strict=True)]
-
-
-def _one_process(n: int, epochs: list[list[list[int]]], held_out: list[int]) -> Any:
-    script = (
-        "import pickle, sys; from tests import one_process\n"
-        "arguments = pickle.load(sys.stdin.buffer)\n"
-        "result = one_process.train(**arguments)\n"
-        "sys.stdout.buffer.write(b'RESULT' + pickle.dumps(result))\n"
-    )
-    spec = {"n": n, "loss": "scce", "optimizer": "sgd", "validation": held_out}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        input=pickle.dumps({"spec": spec, "batches": epochs}),
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=120,
-        cwd=Path(__file__).parent.parent,
-    )
-    return pickle.loads(done.stdout.partition(b"RESULT")[2])
 
 
 @pytest.mark.parametrize(
@@ -349,7 +332,8 @@ def test_train_on_batch_averages_before_and_after_fit(groups: Groups) -> None:
 def test_a_saved_model_loads_where_tfddl_is_not(groups: Groups, tmp_path: Path) -> None:
     groups(2).run(f"{CASES}:saves", directory=str(tmp_path))
     script = (
-        "import sys; sys.modules['tfddl'] = None\n"
+        "import os, sys; sys.modules['tfddl'] = None\n"
+        f"os.chdir({str(tmp_path)!r})\n"
         "import keras, numpy as np; from tests import problem\n"
         "x = problem.data({'n': 24, 'loss': 'scce'})[0][:, 1:]\n"
         "for name in ('model.keras', 'model.h5'):\n"
@@ -360,19 +344,6 @@ def test_a_saved_model_loads_where_tfddl_is_not(groups: Groups, tmp_path: Path) 
         "    found = model.predict(x, verbose=0)\n"
         "    np.testing.assert_allclose(found, np.load('predictions.npy'), rtol=1e-5)\n"
     )
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            f"import sys; sys.path.insert(0, {str(root)!r})\n{script}",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    log = tmp_path / "log"
+    process = fork_server.start("tests.fork_server:execute", script, log=log)
+    assert process.wait(timeout=120) == 0, log.read_text()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.group import ROOT, Groups
 from tests.launching import launch
 from tfddl._src.cluster import Cluster
@@ -19,31 +20,27 @@ from tfddl._src.cluster.ports import free_ports
 from tfddl.errors import StartError
 
 
-def _run(script: str, **variables: str) -> tuple[int, str]:
-    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **variables}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        env=environ,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
+def _run(script: str, log: Path, **variables: str) -> tuple[int, str]:
+    process = fork_server.start(
+        "tests.fork_server:execute", script, environ={**os.environ, **variables}, log=log
     )
-    return done.returncode, done.stdout + done.stderr
+    try:
+        return process.wait(timeout=90), log.read_text()
+    finally:
+        process.kill()
 
 
 def test_importing_tfddl_loads_no_tensorflow() -> None:
-    code, output = _run(
+    script = (
         "import sys, tfddl, tfddl._src.cluster, tfddl._src.launcher.main, tfddl.errors\n"
         "import tfddl._src.sharding\n"
         "tfddl.shard_range(5, 0, 2), dir(tfddl)\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
     )
-    assert code == 0, output
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=90, check=True)
 
 
-def test_a_script_without_a_cluster_is_one_worker_and_has_no_server() -> None:
+def test_a_script_without_a_cluster_is_one_worker_and_has_no_server(tmp_path: Path) -> None:
     code, output = _run(
         "import tfddl, tensorflow as tf\n"
         "assert not tfddl.is_initialized()\n"
@@ -66,7 +63,8 @@ def test_a_script_without_a_cluster_is_one_worker_and_has_no_server() -> None:
         "try: tfddl.rank()\n"
         "except ValueError as error: assert 'call tfddl.init() first' in str(error)\n"
         "else: raise SystemExit('no error')\n"
-        "tfddl.init(); tfddl.rank()\n"
+        "tfddl.init(); tfddl.rank()\n",
+        tmp_path / "log",
     )
     assert code == 0, output
 
@@ -89,7 +87,7 @@ REFUSED = {
 }
 
 
-def test_refusals() -> None:
+def test_refusals(tmp_path: Path) -> None:
     """One after the other in one process: what is refused leaves nothing behind."""
     addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
     code, output = _run(
@@ -99,7 +97,8 @@ def test_refusals() -> None:
         "    assert not tfddl.is_initialized()\n"
         "    try: exec(line)\n"
         "    except tfddl.errors.StartError as error: print('refused', json.dumps(str(error)))\n"
-        "assert tfddl.is_initialized()\n"
+        "assert tfddl.is_initialized()\n",
+        tmp_path / "log",
     )
     assert code == 0, output
     refused = [line for line in output.splitlines() if line.startswith("refused ")]
@@ -107,9 +106,10 @@ def test_refusals() -> None:
         assert json.loads(found.removeprefix("refused ")).startswith(message), line
 
 
-def test_a_bad_tf_config_says_what_is_wrong() -> None:
+def test_a_bad_tf_config_says_what_is_wrong(tmp_path: Path) -> None:
     code, output = _run(
         "import tfddl\ntfddl.init()",
+        tmp_path / "log",
         TF_CONFIG='{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}',
     )
     assert code == 1
@@ -140,24 +140,19 @@ def test_more_workers_than_gpus() -> None:
 @contextmanager
 def _workers(
     script: str, clusters: list[Cluster], logs: Path
-) -> Iterator[list[subprocess.Popen[bytes]]]:
+) -> Iterator[list[fork_server.Process]]:
     processes = []
     try:
         for number, cluster in enumerate(clusters):
-            with (logs / str(number)).open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-W", "ignore", "-c", script],
-                        env={
-                            **os.environ,
-                            "TF_CONFIG": tf_config.render(cluster),
-                            "TF_CPP_MIN_LOG_LEVEL": "2",
-                        },
-                        cwd=ROOT,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
+            processes.append(
+                fork_server.start(
+                    "tests.fork_server:execute",
+                    script,
+                    environ={**os.environ, "TF_CONFIG": tf_config.render(cluster)},
+                    log=logs / str(number),
+                    rank=number,
                 )
+            )
         yield processes
     finally:
         for process in processes:

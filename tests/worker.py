@@ -5,7 +5,6 @@ import gc
 import importlib
 import os
 import signal
-import sys
 import traceback
 from multiprocessing.connection import Client
 from typing import Any
@@ -39,7 +38,3 @@ def main(address: str) -> None:
             except Exception:  # noqa: BLE001 - whatever it is, the test wants to see it
                 outcome = (False, traceback.format_exc())
             connection.send(outcome)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
