@@ -1,8 +1,8 @@
 """Processes that have imported TensorFlow before they begin: forks of one that did so once.
 
-The import takes four seconds of a core, and a test session starts some hundred processes. Each
-rank is a fork of a process of its own, so that ranks differ in all that differs between processes,
-such as the order of a set of strings.
+The import takes four seconds of a core, and a test session starts hundreds of processes. Each rank
+is a fork of a process of its own, so that ranks differ in all that differs between processes, such
+as the order of a set of strings.
 
 Usage:
     process = start("tests.worker:main", address, rank=1, environ=environ, log=path)
@@ -22,9 +22,11 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_TIMEOUT_S = 120.0
@@ -77,10 +79,10 @@ class Process:
 class _Server:
     """A process that forks others."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
         adopt_orphans()
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "tests.fork_server"],
+            [sys.executable, "-X", "faulthandler", "-m", "tests.fork_server", *modules],
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT)},
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -103,7 +105,7 @@ class _Server:
         self._process.communicate(timeout=30)
 
 
-_servers: dict[int, _Server] = {}
+_servers: dict[tuple[int, tuple[str, ...]], _Server] = {}
 
 
 def start(
@@ -112,22 +114,24 @@ def start(
     environ: Mapping[str, str] | None = None,
     log: Path | None = None,
     rank: int = 0,
+    modules: tuple[str, ...] = ("tensorflow", "keras"),
 ) -> Process:
     """A process that calls a function and ends with it.
 
     It has a session of its own, and the root of the project as its directory.
 
     Args:
-        function: "module:name"; nothing of the module has been imported before.
+        function: "module:name".
         arguments: of the function.
         environ: the whole environment; by default, this process'.
         log: what gets both outputs; by default, those of the first start.
         rank: which of the processes to fork.
+        modules: what has been imported; without TensorFlow, forks are faster.
     """
-    number = rank % _SERVERS
-    if number not in _servers:
-        _servers[number] = _Server()
-    return _servers[number].fork(
+    key = rank % _SERVERS, modules
+    if key not in _servers:
+        _servers[key] = _Server(modules)
+    return _servers[key].fork(
         {
             "function": function,
             "arguments": arguments,
@@ -191,15 +195,12 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environ"])
     random.seed()
-    numpy = sys.modules["numpy"]
-    numpy.random.seed()
+    np.random.seed()
 
 
-def main() -> None:
-    import keras  # noqa: F401
-    import numpy as np  # noqa: F401
-    import tensorflow as tf  # noqa: F401
-
+def main(modules: Sequence[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
     gc.freeze()
     request = _serve()
     _become(request)
@@ -208,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -5,16 +5,15 @@ Usage:
     results = run("sums", size=3, by="tcp")  # as if each were on a host of its own
 """
 
-import dataclasses
 import importlib
-import json
 import os
 import pickle
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from tests import fork_server
+from tests.processes import wait_until
 from tfddl._src.comm.native import (
     Address,
     Communicator,
@@ -26,7 +25,6 @@ from tfddl._src.comm.native import (
     connect_local,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_S = 60.0
 
 
@@ -39,81 +37,65 @@ def run(
     **arguments: Any,
 ) -> list[Any]:
     """What a case returned on each rank; None of one that died."""
-    patience = patience or Timeouts(warn_s=20.0, abort_s=40.0)
+    task = {
+        "case": case,
+        "size": size,
+        "by": by,
+        "job": f"test {os.getpid()} {case} {sorted(arguments.items())}",
+        "patience": patience or Timeouts(warn_s=20.0, abort_s=40.0),
+        "arguments": arguments,
+    }
     processes = []
-    try:
-        for rank in range(size):
-            task = {
-                "case": case,
-                "rank": rank,
-                "size": size,
-                "by": by,
-                "job": f"test {os.getpid()} {case} {sorted(arguments.items())}",
-                "patience": dataclasses.asdict(patience),
-                "arguments": arguments,
-            }
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.native_workers", json.dumps(task)],
-                    cwd=ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
+    with tempfile.TemporaryDirectory(prefix="tfddl-wires-") as name:
+        directory = Path(name)
+        try:
+            for rank in range(size):
+                processes.append(
+                    fork_server.start(
+                        *("tests.native_workers:main", task, rank, directory),
+                        rank=rank,
+                        modules=("tests.cases.native_comm", "tests.native_workers"),
+                    )
                 )
-            )
-        if by == "tcp":
-            ports = [int(_output(process).readline()) for process in processes]
             for process in processes:
-                _input(process).write(json.dumps(ports).encode() + b"\n")
-                _input(process).flush()
-        results = []
-        for process in processes:
-            out, _ = process.communicate(timeout=TIMEOUT_S)
-            results.append(pickle.loads(out) if out else None)
-        return results
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            _output(process).close()
-            _input(process).close()
+                process.wait(timeout=TIMEOUT_S)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait(timeout=TIMEOUT_S)
+        results = [directory / f"result {rank}" for rank in range(size)]
+        return [pickle.loads(p.read_bytes()) if p.exists() else None for p in results]
 
 
-def _output(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdout is not None
-    return process.stdout
-
-
-def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdin is not None
-    return process.stdin
-
-
-def main(text: str) -> None:
-    task = json.loads(text)
+def main(task: dict[str, Any], rank: int, directory: Path) -> None:
+    size = task["size"]
     seat = PeerConfig(
         job=task["job"],
-        rank=task["rank"],
-        size=task["size"],
-        names=[10 + rank for rank in range(task["size"])],
-        patience=Timeouts(**task["patience"]),
-        spins=task["size"] <= 2,
+        rank=rank,
+        size=size,
+        names=[10 + rank for rank in range(size)],
+        patience=task["patience"],
+        spins=size <= 2,
     )
     case = getattr(importlib.import_module("tests.cases.native_comm"), task["case"])
-    with _connected(seat, task["by"]) as network:
-        result = case(Communicator(network, range(seat.size)), network, **task["arguments"])
-    sys.stdout.buffer.write(pickle.dumps(result))
+    with _connected(seat, task["by"], directory) as network:
+        result = case(Communicator(network, range(size)), network, **task["arguments"])
+    _write(directory / f"result {rank}", pickle.dumps(result))
 
 
-def _connected(seat: PeerConfig, by: str) -> Network:
+def _write(path: Path, data: bytes) -> None:
+    """All of it at once, to those who look."""
+    new = path.with_suffix(".new")
+    new.write_bytes(data)
+    new.rename(path)
+
+
+def _connected(seat: PeerConfig, by: str, directory: Path) -> Network:
     if by == "memory":
         return connect_local(seat)
     lobby = TcpRendezvous(seat.rank)
-    sys.stdout.write(f"{lobby.port}\n")
-    sys.stdout.flush()
-    doors = [Address("localhost", port) for port in json.loads(sys.stdin.readline())]
-    lobby.learn(doors, seat.job.encode())
+    _write(directory / f"port {seat.rank}", str(lobby.port).encode())
+    ports = [directory / f"port {rank}" for rank in range(seat.size)]
+    wait_until(lambda: all(path.exists() for path in ports))
+    lobby.learn([Address("localhost", int(path.read_text())) for path in ports], seat.job.encode())
     return connect_hosts(seat, lobby, [rank for rank in range(seat.size) if rank != seat.rank])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -274,10 +274,10 @@ def _sum(wire: Communicator, name: str) -> float:
     return float(total[0])
 
 
-def circle_of_sets(wire: Communicator, network: Network) -> str:
+def circle_of_sets(wire: Communicator, network: Network, marks: str) -> str:
     """Each rank waits for the next one, in a set of these two; the last has nothing to do with it.
 
-    It comes later to something of all ranks.
+    It comes later to something of all ranks. No other ends before all of them have been told.
     """
     rank, others = network.mesh.rank, wire.size - 1
     try:
@@ -286,6 +286,9 @@ def circle_of_sets(wire: Communicator, network: Network) -> str:
         pair = sorted([rank, (rank + 1) % others])
         _sum(Communicator(network, pair), "of two")
     except (PeerLostError, StalledError) as error:
+        if rank != others:
+            Path(marks, str(rank)).touch()
+            wait_until(lambda: all(Path(marks, str(other)).exists() for other in range(others)))
         return str(error)
     return "no error"
 
