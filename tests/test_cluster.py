@@ -157,6 +157,8 @@ def test_tf_config_means() -> None:
         ("[1, 2]", "TF_CONFIG is [1, 2]; expected an object, {"),
         ("{}", 'TF_CONFIG has no "cluster" (keys found: nothing); expected {"cluster"'),
         ('{"task": {}}', "has no \"cluster\" (keys found: 'task'"),
+        # Of many, the first eight.
+        (json.dumps(dict.fromkeys("abcdefghi", 1)), "and 'g' and 'h'); expected"),
         (config(cluster=["a:1"]), 'cluster in TF_CONFIG is ["a:1"]; expected an object'),
         (config(cluster={}), "TF_CONFIG names no worker: {}; expected"),
         (config(cluster={"worker": []}), 'TF_CONFIG names no worker: {"worker": []}'),

@@ -141,6 +141,13 @@ def test_the_port_is_taken() -> None:
 def test_this_hosts_addresses_are_not_its_own_alone() -> None:
     found = mpi_address._candidates()
     assert not [host for host in found if host.startswith("127.") or host == "::1"]
+    assert "127.0.0.1" in mpi_address._of_interfaces()
+
+
+def test_where_nobody_listens_nobody_is_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    assert not mpi_address._call("127.0.0.1", port, b"nonce")
 
 
 class PretendedMPI:
@@ -220,10 +227,13 @@ def test_mpi_isnt_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mpi_cant_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(rc=SimpleNamespace()))
+    settings = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(rc=settings))
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     with pytest.raises(ClusterError, match="^mpi4py can't load MPI: "):
         call(4)
+    # It would have started MPI, and ended it with the interpreter.
+    assert (settings.initialize, settings.finalize) == (False, False)
 
 
 @pytest.mark.parametrize(
