@@ -99,6 +99,7 @@ def test_a_quota_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     usable(monkeypatch, ours=8, parents=16)
     monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: 4.0)
     assert read_cores(env.OPEN_MPI_5) == 2
+    assert read_cores(slurm(cpus_per_task=8)) == 4  # Of a task, not of a host.
 
 
 def test_the_launcher_may_be_gone_or_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -521,6 +521,13 @@ def test_what_are_no_hosts_of_sagemaker(hosts: str) -> None:
         detect(SAGEMAKER | {"SM_HOSTS": hosts})
 
 
+def test_as_many_hosts_of_sagemaker_as_a_job_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sagemaker, "MAX_WORKERS", 2)
+    assert detect(SAGEMAKER).size == 2
+    with pytest.raises(ClusterError, match="SM_HOSTS is "):
+        detect(SAGEMAKER | {"SM_HOSTS": '["algo-1", "algo-2", "algo-3"]'})
+
+
 def test_what_else_sagemaker_says() -> None:
     found = sagemaker.find(SAGEMAKER)
     assert found is not None

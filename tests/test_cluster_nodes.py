@@ -208,6 +208,12 @@ REFUSED = {
         "LOCAL_WORLD_SIZE); it must run once on each, and starts the workers itself. HINT: let "
         "torchrun run the script, without tfddlrun",
     ),
+    "both of torchrun on one host": (
+        env.TORCHRUN | {"LOCAL_RANK": "1", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
+        "torchrun started tfddlrun 2 times, 2 of them on this host (RANK, WORLD_SIZE, LOCAL_RANK, "
+        "LOCAL_WORLD_SIZE); it must run once on each, and starts the workers itself. HINT: let "
+        "torchrun run the script, without tfddlrun",
+    ),
     "the first of several in torchrun": (
         env.TORCHRUN | {"LOCAL_RANK": "0", "RANK": "4", "NODE_RANK": "4"},
         "torchrun started tfddlrun 8 times, 4 of them on this host (RANK, WORLD_SIZE, LOCAL_RANK, "
