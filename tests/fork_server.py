@@ -134,7 +134,7 @@ def start(
     return _servers[key].fork(
         {
             "function": function,
-            "arguments": arguments,
+            "arguments": pickle.dumps(arguments),  # What they import isn't the server's.
             "environ": dict(os.environ if environ is None else environ),
             "log": None if log is None else str(log),
         }
@@ -147,9 +147,10 @@ def close() -> None:
         _servers.popitem()[1].close()
 
 
-def execute(script: str) -> None:
+def execute(script: str, *arguments: str) -> None:
     """Runs a script as `python -W ignore -c` does."""
     warnings.simplefilter("ignore")
+    sys.argv = ["-c", *arguments]
     sys.modules["__main__"] = module = types.ModuleType("__main__")
     exec(compile(script, "<string>", "exec"), module.__dict__)
 
@@ -205,7 +206,7 @@ def main(modules: Sequence[str]) -> None:
     request = _serve()
     _become(request)
     module, _, name = request["function"].partition(":")
-    getattr(importlib.import_module(module), name)(*request["arguments"])
+    getattr(importlib.import_module(module), name)(*pickle.loads(request["arguments"]))
 
 
 if __name__ == "__main__":

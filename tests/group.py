@@ -13,7 +13,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
@@ -188,6 +188,41 @@ class WorkerGroup:
             log = Path(self._directory.name) / f"log.{rank}"
             texts.append(f"--- log of rank {rank}:\n{log.read_text(errors='replace')[-9000:]}")
         return "\n".join(texts)
+
+
+@contextmanager
+def workers(
+    script: str, clusters: Sequence[Cluster], logs: Path, *arguments: str
+) -> Iterator[list[fork_server.Process]]:
+    """Processes that run a script, killed at the end.
+
+    Args:
+        script: What `python -W ignore -c` would get.
+        clusters: What each finds in TF_CONFIG.
+        logs: A folder; the outputs of the first one are in the file "0".
+        arguments: Of the script.
+    """
+    processes: list[fork_server.Process] = []
+    try:
+        for number, cluster in enumerate(clusters):
+            process = fork_server.start(
+                *("tests.fork_server:execute", script, *arguments),
+                environ={**os.environ, "TF_CONFIG": tf_config.render(cluster)},
+                log=logs / str(number),
+                rank=number,
+            )
+            processes.append(process)
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(timeout=30)
+
+
+def on_one_host(size: int) -> list[Cluster]:
+    """What the workers of a job find."""
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(size))
+    return [Cluster(addresses, rank) for rank in range(size)]
 
 
 class Groups:

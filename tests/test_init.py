@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import fork_server
-from tests.group import ROOT, Groups
+from tests.group import ROOT, Groups, workers
 from tests.launching import launch
 from tfddl._src.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
@@ -137,36 +135,13 @@ def test_more_workers_than_gpus() -> None:
         choose_collective(None, num_gpus=2, local_size=4)
 
 
-@contextmanager
-def _workers(
-    script: str, clusters: list[Cluster], logs: Path
-) -> Iterator[list[fork_server.Process]]:
-    processes = []
-    try:
-        for number, cluster in enumerate(clusters):
-            processes.append(
-                fork_server.start(
-                    "tests.fork_server:execute",
-                    script,
-                    environ={**os.environ, "TF_CONFIG": tf_config.render(cluster)},
-                    log=logs / str(number),
-                    rank=number,
-                )
-            )
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait(timeout=30)
-
-
 def test_ranks_that_were_told_of_different_clusters_say_so(tmp_path: Path) -> None:
     ports = free_ports(2)
     told = [
         Cluster((f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"), 0),
         Cluster((f"127.0.0.1:{ports[0]}", f"localhost:{ports[1]}"), 1),
     ]
-    with _workers("import tfddl\ntfddl.init()", told, tmp_path) as processes:
+    with workers("import tfddl\ntfddl.init()", told, tmp_path) as processes:
         for process in processes:
             assert process.wait(timeout=90) != 0
     for number in range(2):
@@ -197,7 +172,7 @@ def test_ranks_with_other_settings_say_so(tmp_path: Path) -> None:
         "    (folder / f'ended {number} {rank}').touch()\n"
         "    while not (folder / f'ended {number} {1 - rank}').exists(): time.sleep(0.01)\n"
     )
-    with _workers(script, _on_two_hosts(), tmp_path) as processes:
+    with workers(script, _on_two_hosts(), tmp_path) as processes:
         assert [process.wait(timeout=90) for process in processes] == [0, 0]
     for number in range(2):
         output = (tmp_path / str(number)).read_text()
@@ -224,7 +199,7 @@ def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None
         f"tfddl.init(between_hosts={asked!r})\n"
         "print(current().process_group.name, tfddl.allreduce(tf.constant([1.0]), 'sum').numpy())\n"
     )
-    with _workers(script, _on_two_hosts(), tmp_path) as processes:
+    with workers(script, _on_two_hosts(), tmp_path) as processes:
         ended = [process.wait(timeout=90) for process in processes]
     outputs = [(tmp_path / str(number)).read_text() for number in range(2)]
     assert "rank 1 can't speak to other hosts by itself: can't reach rank 0 at" in outputs[1]
@@ -245,7 +220,7 @@ def test_a_worker_too_few_is_named(tmp_path: Path) -> None:
     ports = free_ports(2)
     addresses = tuple(f"127.0.0.1:{port}" for port in ports)
     script = "import tfddl\ntfddl.init(timeout_s=2)"
-    with _workers(script, [Cluster(addresses, 0)], tmp_path) as (process,):
+    with workers(script, [Cluster(addresses, 0)], tmp_path) as (process,):
         assert process.wait(timeout=90) == 1
     assert (
         f"gave up after 2 s: rank 0 of 2 is waiting for rank 1 ({addresses[1]})"
@@ -285,7 +260,7 @@ def test_a_killed_worker_ends_the_job(tmp_path: Path) -> None:
         "    if step == 5 and tfddl.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     begin = time.monotonic()
-    done = launch("-np", "3", sys.executable, "-c", script, cwd=ROOT, timeout_s=120)
+    done = launch("-np", "2", sys.executable, "-c", script, cwd=ROOT, timeout_s=120)
     assert done.returncode == 128 + 9
     assert "rank 1" in done.stderr
     assert "SIGKILL" in done.stderr

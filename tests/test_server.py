@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.group import ROOT, WorkerGroup
+from tests.group import ROOT, WorkerGroup, on_one_host, workers
 from tests.hosts import HERE, stand_in
 from tests.launching import launch, of_ranks
 from tests.strangers import attacking
@@ -36,9 +36,16 @@ def _check_alike(found: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def early() -> list[dict[str, Any]]:
-    found, _ = _run("early", "strategy", flags=("-np", "2"), size=2)
-    return found
+def early(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of workers that nobody has launched."""
+    logs = tmp_path_factory.mktemp("logs")
+    with workers(SCRIPT.read_text(), on_one_host(2), logs, "early", "strategy") as processes:
+        codes = [process.wait(timeout=150) for process in processes]
+    texts = [(logs / str(rank)).read_text() for rank in range(2)]
+    assert codes == [0, 0], texts
+    return [
+        json.loads(line) for text in texts for line in text.splitlines() if line.startswith("{")
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 import collections
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.group import ROOT
-from tests.launching import launch
+from tests.group import ROOT, on_one_host, workers
 from tfddl._src.collectives.timeline import trace
 from tfddl._src.comm import Event
 
@@ -50,10 +48,14 @@ def test_who_was_waited_for() -> None:
 
 def test_whoever_begins_one_is_in_it(tmp_path: Path) -> None:
     """Also where only some ranks do, and where nobody ends it."""
-    command = [sys.executable, "tests/scripts/timelines.py", str(tmp_path)]
-    done = launch("-np", "3", "--", *command, cwd=ROOT, timeout_s=150)
-    assert done.returncode == 0, done.stderr
-    found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    script = (ROOT / "tests/scripts/timelines.py").read_text()
+    logs, folder = tmp_path / "logs", tmp_path / "timelines"
+    logs.mkdir()
+    folder.mkdir()
+    with workers(script, on_one_host(3), logs, str(folder)) as processes:
+        codes = [process.wait(timeout=150) for process in processes]
+    assert codes == [0, 0, 0], [path.read_text() for path in logs.iterdir()]
+    found = {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
     own = ("unended.json", "unended.rank1.json", "unended.rank2.json")
     expected = {
         "root alone.json": {0: 2},

@@ -1,4 +1,4 @@
-"""Timelines that some ranks begin and end, and one that nobody ends; run by `tfddlrun`."""
+"""Timelines that some ranks begin and end, and one that nobody ends."""
 
 import sys
 from pathlib import Path
