@@ -98,8 +98,11 @@ def test_unet_resumes_from_rank_0_s_file(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
-def test_all_collectives(tmp_path: Path, workers: int) -> None:
-    lines = _run("collectives", str(tmp_path), workers=workers)
+def test_all_wrappers_and_collectives(tmp_path: Path, workers: int) -> None:
+    scripts = ["horovod/wrappers.py", "", "horovod/collectives.py", str(tmp_path)]
+    lines = _run("../several", *scripts, workers=workers)
+    _alike(lines, "all wrappers done", workers)
+    assert sum("refused: gradient_predivide_factor" in line for line in lines) == workers
     _alike(lines, "all collectives done", workers)
     assert _alike(lines, "no maximum of slices", workers)
     assert sum("ranks disagree" in line for line in lines) == 2 * workers
@@ -110,13 +113,6 @@ def test_all_collectives(tmp_path: Path, workers: int) -> None:
     assert {e["args"]["bytes"] for e in traced} == {12}
     assert len({e["args"].get("waited_for_rank") for e in traced} - {None}) == 1
     assert all(e["dur"] >= 0 for e in events if e["ph"] == "X")
-
-
-@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
-def test_all_wrappers(workers: int) -> None:
-    lines = _run("wrappers", workers=workers)
-    _alike(lines, "all wrappers done", workers)
-    assert sum("refused: gradient_predivide_factor" in line for line in lines) == workers
 
 
 @LONG

@@ -10,25 +10,27 @@ from tests.group import ROOT
 from tests.launching import launch, of_ranks
 
 
-def _run(script: str, *arguments: str, workers: int) -> list[str]:
-    command = [sys.executable, f"tests/scripts/{script}.py", *arguments]
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_a_tutorial_s_script_and_a_train_function(tmp_path: Path, workers: int) -> None:
+    scripts = ["multi_worker_keras.py", str(tmp_path), "train_function.py", "32"]
+    command = [sys.executable, "tests/scripts/several.py", *scripts]
     done = launch("-np", str(workers), *command, cwd=ROOT, timeout_s=150)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
-
-
-def test_multi_worker_training_with_keras(tmp_path: Path) -> None:
-    lines = _run("multi_worker_keras", str(tmp_path), workers=2)
-    first, second = of_ranks(lines, "accuracy", 2)
-    assert first == second
+    lines = done.stdout.splitlines()
+    first, *others = of_ranks(lines, "accuracy", workers)
+    assert others == [first] * (workers - 1)
     assert float(first.split()[1]) > 0.8
-
-
-@pytest.mark.parametrize("workers", [3, pytest.param(1, marks=pytest.mark.long)])
-def test_a_train_function(workers: int) -> None:
-    lines = _run("train_function", "32", workers=workers)
     results = [ast.literal_eval(text) for text in of_ranks(lines, "{", workers)]
     for result in results:
         assert result == results[0]
         assert result["accuracy"] == pytest.approx(result["right"], abs=1e-6)
         assert result["accuracy"] > 0.8
+
+
+@pytest.mark.long
+def test_a_train_function_of_one_worker() -> None:
+    command = [sys.executable, "tests/scripts/train_function.py", "32"]
+    done = launch("-np", "1", *command, cwd=ROOT, timeout_s=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [text] = of_ranks(done.stdout.splitlines(), "{", 1)
+    assert ast.literal_eval(text)["accuracy"] > 0.8
