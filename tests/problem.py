@@ -165,6 +165,8 @@ def compile_options(spec: dict[str, Any]) -> dict[str, Any]:
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(reduction=reduction)
         metrics = ["accuracy"]
+    if spec.get("few_metrics"):  # The others take as long to trace as all else.
+        metrics = metrics[:1]
     weighted = metrics[:1] if spec.get("sample_weight") or spec.get("class_weight") else None
     return {
         "loss": loss,

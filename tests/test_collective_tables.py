@@ -15,6 +15,13 @@ ROUGH = ("product", "reducescatter max", "factors of integers")
 SMOOTH = [name for name in NAMES if name not in ROUGH]
 LONG = pytest.mark.long
 RING: dict[str, Any] = {"collective": "ring"}  # TensorFlow's own; otherwise it is shared memory.
+
+
+def _in_graphs(size: int, init: dict[str, Any]) -> bool:
+    """Every day, RING makes those of `test_every_operation_and_dtype`: they take the most time."""
+    return init is not RING or size == 3
+
+
 SIZES = pytest.mark.parametrize(
     ("size", "init"),
     [(2, RING), (3, {}), pytest.param(2, {}, marks=LONG), pytest.param(3, RING, marks=LONG)],
@@ -52,7 +59,9 @@ def test_gradients(
 
 @SIZES
 def test_groups_of_tensors(groups: Groups, size: int, init: dict[str, Any]) -> None:
-    assert all(found > 30 for found in groups(size, **init).run(f"{CASES}:groups"))
+    in_graphs = _in_graphs(size, init)
+    for found in groups(size, **init).run(f"{CASES}:groups", in_graphs=in_graphs):
+        assert found > (30 if in_graphs else 15)
 
 
 @SIZES
@@ -88,8 +97,10 @@ def test_slices(groups: Groups, size: int, init: dict[str, Any]) -> None:
     # Rank r gives r + 1 slices of r + 1, times 2; each rank's loss weighs its sum by r + 1.
     total = [2.0 * sum(range(row + 1, size + 1)) for row in range(5)]
     weight = 2.0 * sum(range(1, size + 1))
-    for rank, found in enumerate(groups(size, **init).run(f"{CASES}:slices")):
-        assert len(found) == 4
+    in_graphs = _in_graphs(size, init)
+    ranks = groups(size, **init).run(f"{CASES}:slices", in_graphs=in_graphs)
+    for rank, found in enumerate(ranks):
+        assert len(found) == (4 if in_graphs else 2)
         for name, (dense, gradient) in found.items():
             divisor = size if "average" in name else 1
             assert dense == pytest.approx([x / divisor for x in total]), name
@@ -120,8 +131,9 @@ def test_ranks_that_have_the_extremum_share_its_gradient(
     """All upstream gradients, added up: one n-th for each of the n ranks that have it."""
     has_it = np.equal(TIES[:size], np.max(TIES[:size], axis=0))
     shares = has_it / has_it.sum(axis=0) * sum(range(1, size + 1))
-    for rank, found in enumerate(groups(size, **init).run(f"{CASES}:ties")):
-        assert len(found) == 6
+    in_graphs = _in_graphs(size, init)
+    for rank, found in enumerate(groups(size, **init).run(f"{CASES}:ties", in_graphs=in_graphs)):
+        assert len(found) == (6 if in_graphs else 3)
         for name, gradient in found.items():
             # A negative x is differentiated by -1; the factors are -2 and 0.25.
             factor = {"max": 1.0, "min": -1.0, "factors": -0.5}[name.partition(",")[0]]

@@ -16,7 +16,7 @@ THREE = {**BASE, "epochs": 5}  # 4 steps of 12 or 11 examples
 
 # name: (workers, the problem, how many examples each rank trains on in an epoch)
 CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
-    "sgd, 3 workers, nothing divides": (3, {**THREE, "seed": 5}, [16, 16, 15]),
+    "long: sgd, 3 workers, nothing divides": (3, {**THREE, "seed": 5}, [16, 16, 15]),
     "adam, regularizer, AUC and precision": (
         2,
         {**TWO, "loss": "bce", "optimizer": "adam", "l2": True, "seed": 1},
@@ -85,7 +85,7 @@ CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
         [24, 23],
     ),
     # Clipped, because batches of two or three examples multiply every rounding.
-    "batch normalization, batches of one": (
+    "long: batch normalization, batches of one": (
         3,
         {
             **BASE,

@@ -39,7 +39,7 @@ def test_every_operation_and_dtype(
     groups: Groups, hosts: tuple[int, ...], init: dict[str, Any]
 ) -> None:
     group = groups(sum(hosts), hosts=hosts, **init)
-    assert all(group.run(f"{CASES}:every_dtype", every=19, timeout_s=170))
+    assert all(group.run(f"{CASES}:every_dtype", every=41, timeout_s=170))
     between = "RING" if init is RING else "TCP"
     names = {1: f"none (one worker), {between} between hosts"}
     names[2] = f"shared memory, {between} between hosts"

@@ -276,7 +276,7 @@ def _differences(function: Callable[..., float], xs: Arrays, rank: int) -> np.nd
     return result
 
 
-def groups() -> int:
+def groups(*, in_graphs: bool) -> int:
     """The grouped forms, of mixed dtypes, give what one by one gives."""
     rank, size = tfddl.rank(), tfddl.size()
     dtypes = ["float32", "uint8", "bfloat16"]
@@ -292,7 +292,7 @@ def groups() -> int:
     for grouped, single, inputs in pairs:
         assert grouped([]) == []
         expected = [single(tensor) for tensor in inputs]
-        for mode in (grouped, tf.function(grouped)):
+        for mode in (grouped, tf.function(grouped)) if in_graphs else (grouped,):
             for one, other in zip(mode(inputs), expected, strict=True):
                 assert one.dtype == other.dtype
                 _assert_same(one, other.numpy(), grouped.__name__)
@@ -330,7 +330,7 @@ def shapes() -> dict[str, Any]:
     return {name: tuple(result.shape) for name, result in found.items()}
 
 
-def slices() -> dict[str, Any]:
+def slices(*, in_graphs: bool) -> dict[str, Any]:
     """`tf.IndexedSlices`, with a number of slices of each rank's own, and their gradient."""
     rank = tfddl.rank()
 
@@ -350,7 +350,10 @@ def slices() -> dict[str, Any]:
     values = tf.fill([rank + 1, 2], rank + 1.0)
     found = {}
     for op in ("sum", "average"):
-        for mode, function in {"eager": reduce, "graph": tf.function(reduce)}.items():
+        modes: dict[str, Callable[..., Any]] = {"eager": reduce}
+        if in_graphs:
+            modes["graph"] = tf.function(reduce)
+        for mode, function in modes.items():
             dense, gradient = function(values, op)
             found[f"{op} {mode}"] = (dense.numpy()[:, 0].tolist(), gradient.numpy().tolist())
     return found
@@ -374,7 +377,7 @@ TIES = [[3.0, 3.0, 1.0, 2.0], [3.0, 1.0, 4.0, 2.0], [3.0, 3.0, 1.0, 5.0]]
 """Of each rank; in a column, the largest number is there once or several times."""
 
 
-def ties() -> dict[str, list[float]]:
+def ties(*, in_graphs: bool) -> dict[str, list[float]]:
     """Gradients of min and max where several ranks have the extremum; upstream is rank + 1.
 
     The smallest number, times a negative factor, is the largest one.
@@ -396,5 +399,6 @@ def ties() -> dict[str, list[float]]:
     for name, operation in operations.items():
         of_one = functools.partial(gradient, operation)
         found[name] = of_one(x).numpy().tolist()
-        found[f"{name}, in a graph"] = tf.function(of_one)(x).numpy().tolist()
+        if in_graphs:
+            found[f"{name}, in a graph"] = tf.function(of_one)(x).numpy().tolist()
     return found

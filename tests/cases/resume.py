@@ -18,7 +18,10 @@ from tests import problem
 from tests.cases.fit import raised
 from tfddl._src.checkpoint import CheckpointStore
 
-SPEC: dict[str, Any] = {"n": 50, "n_val": 9, "loss": "bce", "optimizer": "adam", "batch_size": 4}
+SPEC: dict[str, Any] = {
+    **{"n": 50, "n_val": 9, "loss": "bce", "optimizer": "adam", "batch_size": 4},
+    "few_metrics": True,
+}
 
 
 class Interrupt(Exception):
@@ -133,8 +136,9 @@ def run(
 
 def interrupted(directory: str, order: str, under_scope: bool) -> dict[str, Any]:
     """A run, and the same stopped within its second epoch and then gone on with."""
-    whole = run(None, order=order, under_scope=under_scope)
-    options: dict[str, Any] = {"order": order, "save_every_steps": 2, "under_scope": under_scope}
+    options: dict[str, Any] = {"order": order, "under_scope": under_scope, "few_metrics": False}
+    whole = run(None, **options)
+    options["save_every_steps"] = 2
     steps = len(whole["seen"]) // 3
     begun = run(directory, interrupt_after=steps + 3, **options)
     rest = run(directory, **options)
