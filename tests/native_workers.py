@@ -1,7 +1,7 @@
-"""Processes that are connected by a wire, for tests: NumPy only, so that they start at once.
+"""Processes that are connected by a communicator, for tests: NumPy only, so that they start fast.
 
 Usage:
-    results = run("sums", size=3)  # tests.cases.native_comm.sums(wire, network), on every rank
+    results = run("sums", size=3)  # tests.cases.native_comm.sums, on every rank
     results = run("sums", size=3, by="tcp")  # as if each were on a host of its own
 """
 
@@ -33,7 +33,7 @@ def run(
     size: int,
     *,
     by: str = "memory",
-    patience: Timeouts | None = None,
+    timeouts: Timeouts | None = None,
     **arguments: Any,
 ) -> list[Any]:
     """What a case returned on each rank; None of one that died."""
@@ -42,11 +42,11 @@ def run(
         "size": size,
         "by": by,
         "job": f"test {os.getpid()} {case} {sorted(arguments.items())}",
-        "patience": patience or Timeouts(warn_s=20.0, abort_s=40.0),
+        "timeouts": timeouts or Timeouts(warn_s=20.0, abort_s=40.0),
         "arguments": arguments,
     }
     processes = []
-    with tempfile.TemporaryDirectory(prefix="tfddl-wires-") as name:
+    with tempfile.TemporaryDirectory(prefix="tfddl-native-") as name:
         directory = Path(name)
         try:
             for rank in range(size):
@@ -69,16 +69,16 @@ def run(
 
 def main(task: dict[str, Any], rank: int, directory: Path) -> None:
     size = task["size"]
-    seat = PeerConfig(
+    config = PeerConfig(
         job=task["job"],
         rank=rank,
         size=size,
-        names=[10 + rank for rank in range(size)],
-        patience=task["patience"],
+        global_ranks=[10 + rank for rank in range(size)],
+        timeouts=task["timeouts"],
         spins=size <= 2,
     )
     case = getattr(importlib.import_module("tests.cases.native_comm"), task["case"])
-    with _connected(seat, task["by"], directory) as network:
+    with _connected(config, task["by"], directory) as network:
         result = case(Communicator(network, range(size)), network, **task["arguments"])
     _write(directory / f"result {rank}", pickle.dumps(result))
 
@@ -90,12 +90,14 @@ def _write(path: Path, data: bytes) -> None:
     new.rename(path)
 
 
-def _connected(seat: PeerConfig, by: str, directory: Path) -> Network:
+def _connected(config: PeerConfig, by: str, directory: Path) -> Network:
     if by == "memory":
-        return connect_local(seat)
-    lobby = TcpRendezvous(seat.rank)
-    _write(directory / f"port {seat.rank}", str(lobby.port).encode())
-    ports = [directory / f"port {rank}" for rank in range(seat.size)]
+        return connect_local(config)
+    rendezvous = TcpRendezvous(config.rank)
+    _write(directory / f"port {config.rank}", str(rendezvous.port).encode())
+    ports = [directory / f"port {rank}" for rank in range(config.size)]
     wait_until(lambda: all(path.exists() for path in ports))
-    lobby.learn([Address("localhost", int(path.read_text())) for path in ports], seat.job.encode())
-    return connect_hosts(seat, lobby, [rank for rank in range(seat.size) if rank != seat.rank])
+    addresses = [Address("localhost", int(path.read_text())) for path in ports]
+    rendezvous.start(addresses, config.job.encode())
+    others = [rank for rank in range(config.size) if rank != config.rank]
+    return connect_hosts(config, rendezvous, others)

@@ -1,6 +1,6 @@
-"""Circles of ranks that wait for each other: found where there is one, and nowhere else.
+"""Deadlocks: found where ranks wait for each other in a cycle, and nowhere else.
 
-Programs of a few ranks, made at random, are run with messages that arrive at random times.
+Random programs of a few ranks are simulated, with messages that arrive at random times.
 """
 
 import collections
@@ -34,7 +34,7 @@ class Rank:
         self.is_waiting = False
         self.sent: set[Tag] = set()
         self.arrived: dict[Tag, set[int]] = collections.defaultdict(set)
-        self.circles = DeadlockDetector(lambda tag: tag in self.sent)
+        self.detector = DeadlockDetector(lambda tag: tag in self.sent)
 
     @property
     def operation(self) -> Operation:
@@ -51,8 +51,8 @@ class Rank:
 
     def ask(self, *, begins: bool) -> tuple[list[bytes], tuple[Waiter, ...]]:
         if begins:
-            return [self.circles.begin(self.waiter, self.operation.tag)], ()
-        return self.circles.look(self.waiter, self.operation.tag)
+            return [self.detector.start_probe(self.waiter, self.operation.tag)], ()
+        return self.detector.examine(self.waiter, self.operation.tag)
 
 
 def programs(rng: random.Random) -> list[list[Operation]]:
@@ -74,42 +74,42 @@ def programs(rng: random.Random) -> list[list[Operation]]:
     return found
 
 
-def last_places(given: list[list[Operation]]) -> list[int]:
+def final_positions(given: list[list[Operation]]) -> list[int]:
     """How far each rank comes, however long that takes."""
-    at = [0] * len(given)
+    position = [0] * len(given)
     while True:
         now = {
-            rank: program[at[rank]].tag
+            rank: program[position[rank]].tag
             for rank, program in enumerate(given)
-            if at[rank] < len(program)
+            if position[rank] < len(program)
         }
         begun = {
             (rank, operation.tag)
             for rank, program in enumerate(given)
-            for operation in program[: at[rank] + 1]
+            for operation in program[: position[rank] + 1]
         }
         going = [
             rank
             for rank in now
-            if all((other, now[rank]) in begun for other in given[rank][at[rank]].members)
+            if all((other, now[rank]) in begun for other in given[rank][position[rank]].members)
         ]
         if not going:
-            return at
+            return position
         for rank in going:
-            at[rank] += 1
+            position[rank] += 1
 
 
-def has_circle(given: list[list[Operation]], at: list[int]) -> bool:
+def has_cycle(given: list[list[Operation]], position: list[int]) -> bool:
     """Whether ranks that come no further wait for each other."""
-    begun = [{operation.tag for operation in p[: at[r] + 1]} for r, p in enumerate(given)]
+    begun = [{operation.tag for operation in p[: position[r] + 1]} for r, p in enumerate(given)]
     waits = {
         rank: {
             other
-            for other in program[at[rank]].members
-            if program[at[rank]].tag not in begun[other]
+            for other in program[position[rank]].members
+            if program[position[rank]].tag not in begun[other]
         }
         for rank, program in enumerate(given)
-        if at[rank] < len(program)
+        if position[rank] < len(program)
     }
     left = dict(waits)
     while ended := [rank for rank, others in left.items() if not others & set(left)]:
@@ -119,9 +119,9 @@ def has_circle(given: list[list[Operation]], at: list[int]) -> bool:
 
 
 def run(given: list[list[Operation]], rng: random.Random, *, steps: int) -> list[Waiter]:
-    """A circle that was found while these programs ran."""
+    """A cycle that was found while these programs ran."""
     ranks = [Rank(number, program) for number, program in enumerate(given)]
-    links: dict[tuple[int, int], collections.deque[Tag | bytes]] = collections.defaultdict(
+    queues: dict[tuple[int, int], collections.deque[Tag | bytes]] = collections.defaultdict(
         collections.deque
     )
     for _ in range(steps):
@@ -133,53 +133,53 @@ def run(given: list[list[Operation]], rng: random.Random, *, steps: int) -> list
             rank.is_waiting = True
             rank.sent.add(rank.operation.tag)
             for other in rank.operation.members - {rank.number}:
-                links[rank.number, other].append(rank.operation.tag)
+                queues[rank.number, other].append(rank.operation.tag)
             continue
         if not rank.missing:
             rank.at, rank.is_waiting = rank.at + 1, False
             continue
-        if links[peer, rank.number] and rng.random() < 0.7:
-            message = links[peer, rank.number].popleft()
+        if queues[peer, rank.number] and rng.random() < 0.7:
+            message = queues[peer, rank.number].popleft()
             if isinstance(message, Tag):
                 rank.arrived[message].add(peer)
             else:
-                rank.circles.hear(message)
+                rank.detector.receive(message)
             continue
-        onwards, circle = rank.ask(begins=rng.random() < 0.3)
-        if circle:
-            return list(circle)
+        forwarded, cycle = rank.ask(begins=rng.random() < 0.3)
+        if cycle:
+            return list(cycle)
         for other in rank.missing:
-            links[rank.number, other].extend(onwards)
+            queues[rank.number, other].extend(forwarded)
     return []
 
 
 @pytest.mark.parametrize("first", range(0, 300, 100))
-def test_a_circle_is_found_where_there_is_one_and_nowhere_else(first: int) -> None:
+def test_a_deadlock_is_found_where_there_is_one_and_nowhere_else(first: int) -> None:
     kinds = set()
     for seed in range(first, first + 100):
         rng = random.Random(seed)
         given = programs(rng)
-        at = last_places(given)
-        expected = has_circle(given, at)
+        position = final_positions(given)
+        expected = has_cycle(given, position)
         kinds.add(expected)
-        circle = run(given, rng, steps=6000)
-        assert bool(circle) == expected, seed
+        cycle = run(given, rng, steps=6000)
+        assert bool(cycle) == expected, seed
         # All of them are where they will be for ever.
-        assert all(waiter.number == at[waiter.rank] for waiter in circle), seed
+        assert all(waiter.number == position[waiter.rank] for waiter in cycle), seed
     assert kinds == {True, False}
 
 
-def test_a_circle_is_told_by_rank_once_for_those_who_wait_together() -> None:
-    circle = [
+def test_ranks_that_wait_together_have_one_line() -> None:
+    cycle = [
         Waiter(2, 7, "ranks 0, 2", "allreduce <a>", True),
         Waiter(1, 4, "rank 1", "allreduce <b> (train.py, line 3: f(x))", True),
         Waiter(0, 9, "ranks 0, 2", "allreduce <a>", False),
     ]
-    assert describe_deadlock(describe_waits(circle)).splitlines()[:3] == [
+    assert describe_deadlock(describe_waits(cycle)).splitlines()[:3] == [
         "The ranks wait for each other in different operations, and none can go on:",
         "  ranks 0, 2: allreduce <a>",
         "  rank 1: allreduce <b> (train.py, line 3: f(x))",
     ]
-    assert describe_deadlock(describe_waits(circle), waited_s=600.2).startswith(
+    assert describe_deadlock(describe_waits(cycle), waited_s=600.2).startswith(
         "For 600 s, ranks have waited"
     )

@@ -1,4 +1,4 @@
-"""Several arrays seen as one, against the arrays joined."""
+"""Fusion buffers, compared with concatenated arrays."""
 
 import itertools
 from typing import Any
@@ -22,38 +22,38 @@ def _ranges(length: int) -> list[range]:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_it_is_what_the_joined_arrays_are(lengths: list[int]) -> None:
-    flat = FusionBuffer(_arrays(lengths))
-    whole = np.concatenate(flat.arrays)
-    assert flat.dtype == whole.dtype
-    assert (flat.lengths, flat.length, flat.num_bytes) == (lengths, len(whole), whole.nbytes)
-    for wanted in _ranges(len(whole)):
-        part = whole[wanted.start : wanted.stop]
-        pieces = list(flat.pieces(wanted))
-        assert all(len(piece) for piece, _ in pieces)
-        starts = np.cumsum([0, *(len(piece) for piece, _ in pieces)])
-        assert [at for _, at in pieces] == starts[:-1].tolist()
-        assert np.concatenate([part[:0], *(p for p, _ in pieces)]).tolist() == part.tolist()
-        assert all(any(np.shares_memory(p, a) for a in flat.arrays) for p, _ in pieces)
-        assert flat.take(wanted.start, wanted.stop).tolist() == part.tolist()
+def test_reads_equal_those_of_the_concatenated_arrays(lengths: list[int]) -> None:
+    buffer = FusionBuffer(_arrays(lengths))
+    whole = np.concatenate(buffer.arrays)
+    assert buffer.dtype == whole.dtype
+    assert (buffer.lengths, buffer.length, buffer.num_bytes) == (lengths, len(whole), whole.nbytes)
+    for span in _ranges(len(whole)):
+        part = whole[span.start : span.stop]
+        segments = list(buffer.segments(span))
+        assert all(len(segment) for segment, _ in segments)
+        starts = np.cumsum([0, *(len(segment) for segment, _ in segments)])
+        assert [at for _, at in segments] == starts[:-1].tolist()
+        assert np.concatenate([part[:0], *(s for s, _ in segments)]).tolist() == part.tolist()
+        assert all(any(np.shares_memory(s, a) for a in buffer.arrays) for s, _ in segments)
+        assert buffer.read(span.start, span.stop).tolist() == part.tolist()
         target = np.zeros(len(part), np.float32)
-        flat.copy_to(wanted, target)
+        buffer.copy_to(span, target)
         assert target.tolist() == part.tolist()
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_what_is_put_in_is_there_and_nowhere_else(lengths: list[int]) -> None:
-    for wanted in _ranges(sum(lengths)):
-        for put in (False, True):
-            flat = FusionBuffer(_arrays(lengths))
-            expected = np.concatenate(flat.arrays)
-            values = -np.arange(1.0, len(wanted) + 1, dtype=np.float32)
-            expected[wanted.start : wanted.stop] = values
-            if put:
-                flat.put(wanted.start, values)
+def test_writes_change_the_span_and_nothing_else(lengths: list[int]) -> None:
+    for span in _ranges(sum(lengths)):
+        for writes in (False, True):
+            buffer = FusionBuffer(_arrays(lengths))
+            expected = np.concatenate(buffer.arrays)
+            values = -np.arange(1.0, len(span) + 1, dtype=np.float32)
+            expected[span.start : span.stop] = values
+            if writes:
+                buffer.write(span.start, values)
             else:
-                flat.copy_from(wanted, values)
-            assert np.concatenate(flat.arrays).tolist() == expected.tolist()
+                buffer.copy_from(span, values)
+            assert np.concatenate(buffer.arrays).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_chunks(num_bytes: int, expected: list[range]) -> None:
     assert FusionBuffer(_arrays([0, 0])).chunks(num_bytes) == []
 
 
-def test_one_array_is_not_copied_where_it_is_as_wanted() -> None:
+def test_one_array_without_a_scale_is_not_copied() -> None:
     for scale in (None, 1.0):
-        flat = FusionBuffer(_arrays([5]), scale=scale)
-        assert np.shares_memory(flat.take(1, 3), flat.arrays[0])
-        assert flat.scaled(flat.arrays[0], np.empty(5, np.float32)) is flat.arrays[0]
+        buffer = FusionBuffer(_arrays([5]), scale=scale)
+        assert np.shares_memory(buffer.read(1, 3), buffer.arrays[0])
+        assert buffer.scaled(buffer.arrays[0], np.empty(5, np.float32)) is buffer.arrays[0]
     two = FusionBuffer(_arrays([2, 3]))
-    assert not any(np.shares_memory(two.take(0, 5), array) for array in two.arrays)
+    assert not any(np.shares_memory(two.read(0, 5), array) for array in two.arrays)
     halved = FusionBuffer(_arrays([5]), scale=0.5)
-    assert not np.shares_memory(halved.take(0, 5), halved.arrays[0])
+    assert not np.shares_memory(halved.read(0, 5), halved.arrays[0])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
@@ -89,15 +89,15 @@ def test_a_scale_is_multiplied_in_when_copied(dtype: Any, scale: float) -> None:
     arrays = _arrays([3, 0, 2], dtype)
     if scale == 0.0:
         arrays[0][1] = np.nan
-    flat, whole = FusionBuffer(arrays, scale=scale), np.concatenate(arrays)
+    buffer, whole = FusionBuffer(arrays, scale=scale), np.concatenate(arrays)
     wide = np.float32 if whole.dtype.itemsize == 2 else whole.dtype.type
     product = whole.astype(wide) * wide(scale)
     expected = (np.zeros_like(whole) if scale == 0.0 else product.astype(dtype)).tobytes()
     target = np.empty(5, dtype)
-    flat.copy_to(range(5), target)
+    buffer.copy_to(range(5), target)
     assert target.tobytes() == expected
-    assert flat.take(0, 5).tobytes() == expected
-    room = np.empty(3, dtype)
-    assert flat.scaled(arrays[0], room) is room
-    assert room.tobytes() == expected[: room.nbytes]
-    assert np.concatenate(flat.arrays).tobytes() == whole.tobytes()
+    assert buffer.read(0, 5).tobytes() == expected
+    scratch = np.empty(3, dtype)
+    assert buffer.scaled(arrays[0], scratch) is scratch
+    assert scratch.tobytes() == expected[: scratch.nbytes]
+    assert np.concatenate(buffer.arrays).tobytes() == whole.tobytes()

@@ -194,7 +194,7 @@ def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None
         "from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous\n"
         "from tfddl._src.runtime import current\n"
         "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
-        "if rank == 0: Lobby.port = property(lambda lobby: 9)\n"
+        "if rank == 0: TcpRendezvous.port = property(lambda _: 9)\n"
         "from tfddl._src.runtime import native_setup; native_setup._REACH_S = 3.0\n"
         f"tfddl.init(between_hosts={asked!r})\n"
         "print(current().process_group.name, tfddl.allreduce(tf.constant([1.0]), 'sum').numpy())\n"

@@ -22,11 +22,11 @@ from tfddl._src.comm.native import (
     Timeouts,
     connect_local,
 )
+from tfddl._src.comm.native.buffer_pool import ALIGNMENT, BufferPool
 from tfddl._src.comm.native.deadlock import PROBE_AFTER_S
-from tfddl._src.comm.native.mesh import MAX_MESSAGE_BYTES, Mesh
+from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.message_socket import SeqpacketSocket
-from tfddl._src.comm.native.messages import Message, Tag, stable_hash
-from tfddl._src.comm.native.shm import ALIGNMENT, BufferPool
+from tfddl._src.comm.native.messages import MAX_MESSAGE_BYTES, Message, Tag, stable_hash
 from tfddl.errors import CommunicationError, PeerLostError
 
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
@@ -88,7 +88,7 @@ def test_a_rank_that_dies_is_noticed_at_once(length: int, by: str) -> None:
     assert all(loss[by] in text for text in texts)
 
 
-CASES = re.escape(str(Path(__file__).parent / "cases" / "wires.py"))
+CASES = re.escape(str(Path(__file__).parent / "cases" / "native_comm.py"))
 
 
 @BY
@@ -97,26 +97,26 @@ def test_a_rank_whose_script_is_over_is_told_from_one_that_has_failed(by: str) -
         ("", "has ended: its script is over. HINT: all ranks must call the same operations"),
         ("oh", "has ended with ValueError: oh"),
     ):
-        first, last = run("leaves", 2, by=by, problem=problem)
+        first, last = run("exits", 2, by=by, problem=problem)
         assert last == []
         assert first[0].startswith(f"rank 10 waits in allreduce <first>, but rank 11 {told}")
         assert told in first[1]
 
 
 @BY
-def test_ranks_that_can_never_meet_are_ended_with_their_lines(by: str) -> None:
-    first, second = run("stalls", 2, by=by, patience=Timeouts(warn_s=0, abort_s=0, deadlock_s=0))
+def test_a_deadlock_raises_with_the_line_of_each_rank(by: str) -> None:
+    first, second = run("stalls", 2, by=by, timeouts=Timeouts(warn_s=0, abort_s=0, deadlock_s=0))
     assert first == second
     told = r"in different operations, and none can go on:\n"
     for rank, name in ((10, "left"), (11, "right")):
         told += rf"  rank {rank}: allreduce <{name}> of float64 \(3\) "
-        told += rf"\({CASES}, line \d+: wire.all_reduce\(\)\n"
+        told += rf"\({CASES}, line \d+: communicator.all_reduce\(\)\n"
     assert re.search(f"{told}All ranks must call the same operations", first), first
 
 
-def test_a_circle_of_sets_is_ended_and_who_comes_later_hears_of_it(tmp_path: Path) -> None:
-    patience = Timeouts(warn_s=0, abort_s=0)
-    results = run("circle_of_sets", 4, patience=patience, marks=str(tmp_path))
+def test_a_deadlock_of_sets_is_reported_to_a_rank_that_is_late(tmp_path: Path) -> None:
+    timeouts = Timeouts(warn_s=0, abort_s=0)
+    results = run("deadlock_of_sets", 4, timeouts=timeouts, marks=str(tmp_path))
     assert len(set(results[:3])) == 1
     for rank in (10, 11, 12):
         assert f"  rank {rank}: allreduce <of two>" in results[0]
@@ -126,23 +126,23 @@ def test_a_circle_of_sets_is_ended_and_who_comes_later_hears_of_it(tmp_path: Pat
 
 @BY
 def test_a_thread_or_a_rank_that_is_late_is_waited_for(by: str) -> None:
-    """Longer than it takes to find a circle."""
-    first, *others = run("another_thread_comes", 3, by=by, after_s=2.5 * PROBE_AFTER_S)
+    """Longer than it takes to find a deadlock."""
+    first, *others = run("another_thread_calls", 3, by=by, after_s=2.5 * PROBE_AFTER_S)
     assert others == [[3.0, 3.0]] * 2
     assert first[0] == 3.0
 
 
-def test_threads_that_could_still_come_are_waited_for_until_a_limit() -> None:
-    patience = Timeouts(warn_s=0, abort_s=0, deadlock_s=2 * PROBE_AFTER_S)
-    first, second = run("another_thread_comes", 2, patience=patience, after_s=90.0)
+def test_threads_that_could_still_call_are_waited_for_until_a_limit() -> None:
+    timeouts = Timeouts(warn_s=0, abort_s=0, deadlock_s=2 * PROBE_AFTER_S)
+    first, second = run("another_thread_calls", 2, timeouts=timeouts, after_s=90.0)
     assert first == second
     assert re.match(r"For \d+ s, ranks have waited for each other in different operations:", first)
     assert "  rank 10: allreduce <first> (" in first
     assert "  rank 11: allreduce <second> (" in first
 
 
-def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:
-    first, second, third = run("stalls_in_sets", 3, patience=Timeouts(warn_s=1.0, abort_s=5.0))
+def test_stall_errors_say_what_every_rank_waits_in() -> None:
+    first, second, third = run("stalls_in_sets", 3, timeouts=Timeouts(warn_s=1.0, abort_s=5.0))
     assert len(first) == 2
     assert "in allreduce <a>: ranks 11..12 haven't come to it" in first[0]
     assert "rank 12 waits in allreduce <d> itself" in first[0]
@@ -156,9 +156,9 @@ def test_all_that_ranks_wait_in_is_told_whatever_their_sets() -> None:
 
 
 @BY
-def test_after_a_failure_in_the_middle_nothing_goes_on(by: str, tmp_path: Path) -> None:
-    patience = Timeouts(warn_s=1.0, abort_s=2.0)
-    first, last = run("fails", 2, by=by, patience=patience, mark=str(tmp_path / "given up"))
+def test_after_a_failure_in_an_operation_all_further_ones_raise(by: str, tmp_path: Path) -> None:
+    timeouts = Timeouts(warn_s=1.0, abort_s=2.0)
+    first, last = run("fails", 2, by=by, timeouts=timeouts, mark=str(tmp_path / "given up"))
     assert last[0].startswith("StalledError: rank 11 has waited")
     for errors in (first, last):
         assert len(errors) == 4
@@ -173,8 +173,8 @@ def test_warnings_that_are_errors_end_nobody(by: str) -> None:
 
 
 @BY
-def test_who_dies_before_anything_large_is_moved_is_noticed(by: str) -> None:
-    """The last rank has said that it comes; the others wait for it in other ways then."""
+def test_a_rank_that_dies_before_anything_large_is_moved_is_noticed(by: str) -> None:
+    """The last rank has message that it comes; the others wait for it in other ways then."""
     *others, dead = run("dies_late", 3, by=by)
     assert dead is None
     assert all(text.startswith("PeerLostError: ") for text in others)
@@ -194,29 +194,29 @@ def test_results_of_streams_are_kept_in_the_same_memory() -> None:
 
 def _pair() -> tuple[Mesh, Mesh]:
     sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    patience = Timeouts(warn_s=0, abort_s=20.0)
+    timeouts = Timeouts(warn_s=0, abort_s=20.0)
     first, second = (
         Mesh(
-            PeerConfig(job="pair", rank=rank, size=2, patience=patience),
-            {1 - rank: SeqpacketSocket(sockets[rank], longest=MAX_MESSAGE_BYTES)},
+            PeerConfig(job="pair", rank=rank, size=2, timeouts=timeouts),
+            {1 - rank: SeqpacketSocket(sockets[rank], max_bytes=MAX_MESSAGE_BYTES)},
         )
         for rank in range(2)
     )
     return first, second
 
 
-def test_last_words_are_heard() -> None:
+def test_messages_sent_before_the_end_are_delivered() -> None:
     ending, staying = _pair()
-    call, said = OpSignature("", "barrier"), Message(0, 7, b"")
+    signature, message = OpSignature("", "barrier"), Message(0, 7, b"")
     with contextlib.closing(staying):
-        staying.send([0], Tag(9, 9, 9), said)  # Isn't read: the socket is reset.
-        ending.send([1], Tag(1, 0, 0), said)
+        staying.send([0], Tag(9, 9, 9), message)  # Isn't read: the socket is reset.
+        ending.send([1], Tag(1, 0, 0), message)
         ending.close()
         for _ in range(2):
-            staying.send([0], Tag(1, 0, 0), said)
-        assert staying.collect(Tag(1, 0, 0), [0], call) == {0: said}
+            staying.send([0], Tag(1, 0, 0), message)
+        assert staying.collect(Tag(1, 0, 0), [0], signature) == {0: message}
         with pytest.raises(PeerLostError, match="rank 0 has ended"):
-            staying.collect(Tag(1, 1, 0), [0], call)
+            staying.collect(Tag(1, 1, 0), [0], signature)
 
 
 def test_children_keep_no_sockets() -> None:
@@ -249,7 +249,7 @@ def test_sets_of_ranks_side_by_side(by: str) -> None:
 
 
 @BY
-def test_what_a_rank_writes_to_a_result_no_other_one_sees(by: str) -> None:
+def test_writes_to_a_result_are_private(by: str) -> None:
     assert run("written_to", 3, by=by) == [[[6.0], [1.0, 2.0, 3.0], [1.0]]] * 3
 
 
@@ -259,11 +259,11 @@ def test_a_byte_is_written_for_each_that_is_reduced(size: int) -> None:
         assert ratio == pytest.approx(1.0, rel=0.01)
 
 
-def test_a_worker_that_does_not_come_is_named() -> None:
-    with pytest.raises(CommunicationError, match="local rank 1 of 2 hasn't come within 0.2 s"):
-        connect_local(PeerConfig(job=f"alone {os.getpid()}", rank=0, size=2, timeout_s=0.2))
-    with pytest.raises(CommunicationError, match="local rank 0 of 2 hasn't come within 0.2 s"):
-        connect_local(PeerConfig(job=f"alone {os.getpid()}", rank=1, size=2, timeout_s=0.2))
+def test_a_worker_that_does_not_connect_is_named() -> None:
+    with pytest.raises(CommunicationError, match="local rank 1 of 2 hasn't connected within 0.2 s"):
+        connect_local(PeerConfig(job=f"alone {os.getpid()}", rank=0, size=2, connect_timeout_s=0.2))
+    with pytest.raises(CommunicationError, match="local rank 0 of 2 hasn't connected within 0.2 s"):
+        connect_local(PeerConfig(job=f"alone {os.getpid()}", rank=1, size=2, connect_timeout_s=0.2))
 
 
 def _listen_as_nobody(name: str, ready: Any, done: Any) -> None:
@@ -276,7 +276,7 @@ def _listen_as_nobody(name: str, ready: Any, done: Any) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
-def test_another_user_s_process_is_not_spoken_to() -> None:
+def test_a_process_of_another_user_is_not_trusted() -> None:
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
     name = f"\0tfddl-{os.getuid()}-{stable_hash('stolen'):016x}-0"
@@ -285,32 +285,36 @@ def test_another_user_s_process_is_not_spoken_to() -> None:
     try:
         assert ready.wait(30)
         with pytest.raises(CommunicationError, match="a process of another user has the name"):
-            connect_local(PeerConfig(job="stolen", rank=1, size=2, timeout_s=40.0))
+            connect_local(PeerConfig(job="stolen", rank=1, size=2, connect_timeout_s=40.0))
     finally:
         done.set()
         stranger.join(30)
         stranger.close()
 
 
-def test_strangers_at_the_sockets_of_a_host() -> None:
+def test_unauthenticated_clients_keep_nobody_waiting() -> None:
     """Processes of this user, even, that don't know the secret; some of them silent."""
-    seats = [
+    configs = [
         PeerConfig(
-            job=f"attacked {os.getpid()}", rank=rank, size=3, secret=b"s" * 16, timeout_s=60.0
+            job=f"attacked {os.getpid()}",
+            rank=rank,
+            size=3,
+            secret=b"s" * 16,
+            connect_timeout_s=60.0,
         )
         for rank in range(3)
     ]
-    name = f"\0tfddl-{os.getuid()}-{stable_hash(seats[0].job):016x}-0"
+    name = f"\0tfddl-{os.getuid()}-{stable_hash(configs[0].job):016x}-0"
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(connect_local, seats[0])
+        first = pool.submit(connect_local, configs[0])
         with attacking(name, kind=socket.SOCK_SEQPACKET):
-            networks = [first, *(pool.submit(connect_local, seat) for seat in seats[1:])]
+            networks = [first, *(pool.submit(connect_local, config) for config in configs[1:])]
             found = [network.result(timeout=90) for network in networks]
-        call = OpSignature("", "a sum")
+        signature = OpSignature("", "a sum")
         sums = list(
             pool.map(
                 lambda network: Communicator(network, range(3)).all_reduce(
-                    [np.ones(2, np.float32)], ReduceOp.SUM, call
+                    [np.ones(2, np.float32)], ReduceOp.SUM, signature
                 ),
                 found,
             )
@@ -320,22 +324,22 @@ def test_strangers_at_the_sockets_of_a_host() -> None:
     assert [total.tolist() for [total] in sums] == [[3.0, 3.0]] * 3
 
 
-def test_a_worker_without_the_secret_is_not_spoken_to() -> None:
+def test_a_worker_with_another_secret_is_not_connected() -> None:
     job = f"secret {os.getpid()}"
-    seats = [
-        PeerConfig(job=job, rank=rank, size=2, secret=secret, timeout_s=1.0)
+    configs = [
+        PeerConfig(job=job, rank=rank, size=2, secret=secret, connect_timeout_s=1.0)
         for rank, secret in enumerate([b"s" * 16, b"t" * 16])
     ]
 
-    def error_of(seat: PeerConfig) -> str:
+    def error_of(config: PeerConfig) -> str:
         with pytest.raises(CommunicationError) as caught:
-            connect_local(seat)
+            connect_local(config)
         return str(caught.value)
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(error_of, seats)
-    assert first == "local rank 1 of 2 hasn't come within 1 s"
-    assert second == "local rank 0 of 2 hasn't come within 1 s"
+        first, second = pool.map(error_of, configs)
+    assert first == "local rank 1 of 2 hasn't connected within 1 s"
+    assert second == "local rank 0 of 2 hasn't connected within 1 s"
 
 
 def test_buffers_are_taken_again_once_they_are_free() -> None:
@@ -356,7 +360,7 @@ def test_buffers_of_many_lengths_do_not_pile_up() -> None:
     buffers = BufferPool()
     for length in range(100_000, 400_000, 1_000):
         assert len(buffers.take(np.dtype(np.uint8), [length])[0]) == length
-    assert len(buffers._kept) < 10
+    assert len(buffers._buffers) < 10
     # A step's, all in use until its end.
     packs = [500_000] * 40 + list(range(1_000_000, 3_000_000, 100_000))
     places = []
@@ -365,4 +369,4 @@ def test_buffers_of_many_lengths_do_not_pile_up() -> None:
         places.append({array.ctypes.data for array in step})
         del step
     assert all(there == places[0] for there in places)
-    assert len(buffers._kept) == len(packs)
+    assert len(buffers._buffers) == len(packs)

@@ -1,4 +1,4 @@
-"""Results that all workers of a host read in place: who gets which memory, and when."""
+"""Output memory that all workers of a host read in place: which block is assigned, and when."""
 
 import os
 import random
@@ -16,59 +16,59 @@ from tfddl.errors import CommunicationError
 
 
 class _Taken(NamedTuple):
-    """What one of them gets."""
+    """The block of one worker."""
 
     shared: np.ndarray
-    given: np.ndarray
+    private: np.ndarray
 
 
 class _Workers:
-    """The pools of several workers, in one process, and what each of them has said."""
+    """The pools of several workers, in one process."""
 
     def __init__(self, size: int) -> None:
         self.memory = SharedMemory()
         peers = [None, *(PeerMemory(os.dup(self.memory.fileno())) for _ in range(size - 1))]
         self.pools = [OutputPool(SharedMemory() if peer else self.memory, peer) for peer in peers]
-        self.turn = 0
+        self.number = 0
 
     def offers(self) -> list[bytes]:
-        return [pool.offer(self.turn) for pool in self.pools]
+        return [pool.offer_free(self.number) for pool in self.pools]
 
     def take(self, num_bytes: int, offers: list[bytes] | None = None) -> list[_Taken]:
-        """What each gets for the next operation; views of it, as TensorFlow would hold them."""
+        """The block of the next operation on each worker; slices, as TensorFlow has them."""
         offers = self.offers() if offers is None else offers
-        assigned = self.pools[0].assign(num_bytes, self.turn, offers)
-        self.turn += 1
+        assigned = self.pools[0].assign(num_bytes, self.number, offers)
+        self.number += 1
         taken = [pool.take(assigned) for pool in self.pools]
-        return [_Taken(shared[:num_bytes], given[:num_bytes]) for shared, given in taken]
+        return [_Taken(shared[:num_bytes], private[:num_bytes]) for shared, private in taken]
 
     def held_bytes(self) -> int:
-        """What the system has given."""
+        """What the system has private."""
         return os.fstat(self.memory.fileno()).st_blocks * 512
 
 
-def test_everyone_sees_the_same_memory_and_it_is_used_again() -> None:
+def test_all_workers_map_the_same_block_and_it_is_used_again() -> None:
     workers = _Workers(3)
     first = workers.take(100_000)
     for rank, taken in enumerate(first):
         taken.shared[rank] = 10 + rank
-    assert [taken.given[:3].tolist() for taken in first] == [[10, 11, 12]] * 3
+    assert [taken.private[:3].tolist() for taken in first] == [[10, 11, 12]] * 3
     del taken, first
     again = workers.take(90_000)  # A bit less fits, too.
-    assert again[1].given[:3].tolist() == [10, 11, 12]
+    assert again[1].private[:3].tolist() == [10, 11, 12]
     assert workers.pools[0].num_bytes < 110_000
 
 
 @pytest.mark.parametrize("tells", [True, False], ids=["known", "not known"])
-def test_what_one_writes_nobody_else_sees(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
-    """Nor does it see that itself, once the piece is used again."""
+def test_writes_to_a_result_are_private(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+    """The worker doesn't see them either, once the block is used again."""
     if not tells:  # Where the system doesn't say which pages a process has written to.
-        monkeypatch.setattr("tfddl._src.comm.native.shm._PAGES", "/nowhere")
+        monkeypatch.setattr("tfddl._src.comm.native.shm._PAGEMAP", "/nowhere")
     workers = _Workers(3)
     first = workers.take(100_000)
     first[0].shared[:] = 1
-    first[1].given[7:90_000] = 2
-    assert [taken.given[[6, 7, 89_999, 90_000]].tolist() for taken in first] == [
+    first[1].private[7:90_000] = 2
+    assert [taken.private[[6, 7, 89_999, 90_000]].tolist() for taken in first] == [
         [1, 1, 1, 1],
         [1, 2, 2, 1],
         [1, 1, 1, 1],
@@ -77,8 +77,8 @@ def test_what_one_writes_nobody_else_sees(monkeypatch: pytest.MonkeyPatch, tells
     again = workers.take(100_000)
     again[2].shared[50_000:] = 3
     for taken in again:
-        assert set(taken.given[:50_000]) == {1}
-        assert set(taken.given[50_000:]) == {3}
+        assert set(taken.private[:50_000]) == {1}
+        assert set(taken.private[50_000:]) == {3}
     assert workers.pools[0].num_bytes < 110_000
 
 
@@ -88,12 +88,14 @@ class _Copy:
     def __init__(self, fd: int, offset: int, num_bytes: int) -> None:
         self.array = np.frombuffer(bytearray(os.pread(fd, num_bytes, offset)), np.uint8)
 
-    def renew(self) -> None:
+    def discard_writes(self) -> None:
         pass
 
 
-def test_where_views_do_not_follow_memory_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    SharedMemory().check_views()
+def test_memory_is_not_shared_where_private_views_do_not_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    SharedMemory().check_private_views()
     alone = PeerConfig(job=f"views {os.getpid()}", rank=0, size=1)
     connect_local(alone).close()
     monkeypatch.setattr("tfddl._src.comm.native.shm.PrivateView", _Copy)
@@ -102,11 +104,11 @@ def test_where_views_do_not_follow_memory_is_not_shared(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("holder", [0, 2])
-def test_what_one_still_uses_is_not_written_to(holder: int) -> None:
+def test_a_block_in_use_is_not_assigned_again(holder: int) -> None:
     workers = _Workers(3)
     first = workers.take(100_000)
     first[1].shared[5:7] = 7
-    held = first[holder].given[5:7].view(np.uint16)
+    held = first[holder].private[5:7].view(np.uint16)
     del first
     for _ in range(5):
         others = workers.take(100_000)
@@ -116,19 +118,19 @@ def test_what_one_still_uses_is_not_written_to(holder: int) -> None:
     assert workers.pools[0].num_bytes < 220_000
 
 
-def test_what_was_said_before_a_piece_was_assigned_does_not_count() -> None:
+def test_an_offer_from_before_a_block_was_assigned_does_not_count() -> None:
     workers = _Workers(2)
     workers.take(100_000)
-    offers = workers.offers()  # It is free. But then, in another thread:
+    offers = workers.offers()  # The block is free. But then, in another thread:
     first = workers.take(100_000)
     second = workers.take(100_000, offers)
     first[0].shared[:] = 1
     second[0].shared[:] = 2
-    assert first[1].given[0] == 1
+    assert first[1].private[0] == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_pieces_never_overlap_whatever_is_held_and_nothing_piles_up(size: int) -> None:
+def test_blocks_never_overlap_whatever_is_held_and_nothing_piles_up(size: int) -> None:
     def mark(key: int) -> int:
         return (37 * key + key // 1000) % 251
 
@@ -141,10 +143,10 @@ def test_pieces_never_overlap_whatever_is_held_and_nothing_piles_up(size: int) -
             key = len(held) + 1000 * turn
             taken = workers.take(chance.choice([70_000, 100_000, 130_000, 400_000]), stale)
             taken[chance.randrange(size)].shared[:] = mark(key)
-            held[key] = [each.given for each in taken]
+            held[key] = [each.private for each in taken]
             for each in taken:
-                assert (each.given == mark(key)).all()
-            each.given[:] = mark(key)  # A copy of its own, which has to go once this is let go.
+                assert (each.private == mark(key)).all()
+            each.private[:] = mark(key)  # A copy of its own, which has to go once this is let go.
             del each, taken
         for key, places in list(held.items()):
             for rank in range(size):
@@ -162,7 +164,7 @@ def test_pieces_never_overlap_whatever_is_held_and_nothing_piles_up(size: int) -
     assert workers.held_bytes() < 200_000
 
 
-def test_where_memory_is_short_everyone_says_so() -> None:
+def test_all_workers_raise_where_memory_is_short() -> None:
     for error in run("no_memory", 2):
         assert "the host has no memory for a result of 8000000 bytes: File too large" in error
 

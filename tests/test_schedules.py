@@ -1,8 +1,8 @@
-"""Which numbers go to whom, in which order: all workers in one process, without sockets.
+"""Schedules and shared memory, with all workers in one process, without sockets.
 
-The test chooses which link, or which worker, moves next. So what goes wrong in one order of many
-goes wrong each time: numbers that are overwritten before they are added up, sums that are sent, or
-read, before they are there.
+The test chooses which connection, or which worker, advances next. So errors that depend on timing
+are reproduced each time: numbers that are overwritten before they are reduced, results that are
+sent, or read, before they are there.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ import numpy as np
 import pytest
 
 from tfddl._src.comm.native import ReduceOp, schedules, shm_backend
-from tfddl._src.comm.native.backend import OutputBuffers
+from tfddl._src.comm.native.buffer_pool import BufferPool, aligned_size
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.operation import Operation, OutputBuffers
 from tfddl._src.comm.native.schedules import (
     AllReduceSchedule,
     BroadcastSchedule,
     Partition,
     Transfers,
 )
-from tfddl._src.comm.native.shm import BufferPool, PeerMemory, SharedMemory, aligned_size
+from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl._src.comm.native.shm_backend import ShmBackend
 from tfddl._src.comm.native.tcp_backend import _Direction
 from tfddl._src.sharding import shard_range
@@ -37,10 +37,10 @@ from tfddl._src.sharding import shard_range
 SIZES = pytest.mark.parametrize("size", [2, 3, 4, 5])
 UFUNCS = {ReduceOp.SUM: np.add, ReduceOp.MAX: np.maximum}
 GARBAGE = 0xAB
-"""What memory has that nobody has written to yet."""
+"""The bytes of memory that nobody has written to yet."""
 
 PART_BYTES = 32
-"""What each worker adds up of a chunk, here."""
+"""What each worker reduces of a chunk, here."""
 
 
 class DirtyBuffers(BufferPool):
@@ -54,7 +54,7 @@ class DirtyBuffers(BufferPool):
 
 
 class Pipe:
-    """What is under way from one worker to another; the system has a copy of it."""
+    """The kernel's buffer of one direction of a connection."""
 
     def __init__(self, capacity: int, most: Callable[[], int]) -> None:
         self.sent = self.received = 0
@@ -68,11 +68,11 @@ class Pipe:
         self.sent += count
         return count
 
-    def receive(self, room: memoryview) -> int:
-        count = min(len(room), len(self._bytes), self._most())
+    def receive(self, view: memoryview) -> int:
+        count = min(len(view), len(self._bytes), self._most())
         if count == 0:
             raise BlockingIOError
-        room[:count] = self._bytes[:count]
+        view[:count] = self._bytes[:count]
         del self._bytes[:count]
         self.received += count
         return count
@@ -80,22 +80,22 @@ class Pipe:
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """One end of a link between two workers: the sending or the receiving one."""
+    """One end of a one-way link between two workers."""
 
     source: int
     target: int
     sends: bool
-    way: _Direction
+    direction: _Direction
 
 
 class Links:
-    """All links between some workers, and what goes over them."""
+    """All one-way links between some workers."""
 
     def __init__(
         self,
         size: int,
         sends: Callable[[int, int], Transfers],
-        gets: Callable[[int, int], Transfers],
+        receives: Callable[[int, int], Transfers],
         *,
         capacity: int = 10**9,
         most: Callable[[], int] = lambda: 10**9,
@@ -104,24 +104,24 @@ class Links:
 
         Args:
             size: How many.
-            sends: The script of a worker for what it sends to another one.
-            gets: Likewise, for what it gets.
+            sends: What a worker sends to another one.
+            receives: What a worker receives from another one.
             capacity: How many bytes may be under way on each link.
             most: How many bytes the system moves in one call.
         """
         self.pipes, self.ends = {}, []
         for a, b in itertools.permutations(range(size), 2):
             pipe = self.pipes[a, b] = Pipe(capacity, most)
-            for is_first, script, move in (
+            for is_sender, transfers, move in (
                 (True, sends(a, b), pipe.send),
-                (False, gets(b, a), pipe.receive),
+                (False, receives(b, a), pipe.receive),
             ):
                 self.ends.append(
-                    End(source=a, target=b, sends=is_first, way=_Direction(script, move))
+                    End(source=a, target=b, sends=is_sender, direction=_Direction(transfers, move))
                 )
 
     def run(self, is_slow: Callable[[End], bool], *, never: bool = False) -> None:
-        """Moves all that can be moved; what is slow only when nothing else can, or never."""
+        """Moves all that can be moved; slow ends only when no other can, or never."""
         fast = [end for end in self.ends if not is_slow(end)]
         slow = [end for end in self.ends if is_slow(end)] if not never else []
         while sum(_moves(end) for end in fast) or any(_moves(end) for end in slow):
@@ -138,18 +138,18 @@ class Links:
 
     @property
     def is_over(self) -> bool:
-        return all(end.way.is_over for end in self.ends)
+        return all(end.direction.is_done for end in self.ends)
 
 
 def _moves(end: End) -> bool:
-    return not end.way.is_over and end.way.go()
+    return not end.direction.is_done and end.direction.advance()
 
 
 def _connected(workers: Sequence[AllReduceSchedule | BroadcastSchedule], **options: Any) -> Links:
     return Links(
         len(workers),
         lambda a, b: workers[a].sends(b),
-        lambda b, a: workers[b].gets(a),
+        lambda b, a: workers[b].receives(a),
         **options,
     )
 
@@ -280,7 +280,7 @@ def _same_bits(found: Sequence[np.ndarray], expected: np.ndarray) -> bool:
 
 @pytest.fixture
 def _small_parts() -> Iterator[None]:
-    with mock.patch.object(schedules, "_PART_BYTES", PART_BYTES):
+    with mock.patch.object(schedules, "_MAX_PART_BYTES", PART_BYTES):
         yield
 
 
@@ -336,7 +336,7 @@ def test_sums_are_right_whichever_link_is_slow(
 
 @pytest.mark.parametrize("size", [3, 4])
 @pytest.mark.usefixtures("_small_parts")
-def test_a_link_that_stands_still_holds_the_others_up_some_chunks_later(size: int) -> None:
+def test_a_stalled_link_stalls_the_others_some_chunks_later(size: int) -> None:
     """No more than there is memory for; but no less, as links would wait for each other then."""
     numbers = Numbers.drawn(size, np.float32, 8.3)
     for slow in itertools.permutations(range(size), 2):
@@ -362,13 +362,13 @@ def test_a_broadcast_arrives_whichever_link_is_slow(size: int, chunks: float) ->
         results = [numbers.empty() for _ in range(size)]
         for result, own in zip(results[root], numbers.arrays[root], strict=True):
             result[:] = own
-        spreads = [
+        broadcasts = [
             BroadcastSchedule(
                 Partition(rank, size), FusionBuffer(results[rank]), root, DirtyBuffers()
             )
             for rank in range(size)
         ]
-        links = _connected(spreads, **options)
+        links = _connected(broadcasts, **options)
         run(links)
         assert links.is_over, f"{name}: nobody can go on"
         for rank in range(size):
@@ -391,9 +391,7 @@ def test_each_worker_sends_less_than_twice_what_it_has() -> None:
 @pytest.mark.parametrize(
     ("size", "chunk_bytes"), [(2, 2**20), (3, 3 * 2**19), (16, 2**23), (17, 2**23), (1000, 2**23)]
 )
-def test_chunks_are_large_enough_for_few_calls_and_small_enough_for_caches(
-    size: int, chunk_bytes: int
-) -> None:
+def test_chunk_sizes(size: int, chunk_bytes: int) -> None:
     """Half a MiB for each worker, 8 MiB at most."""
     chunks = Partition(0, size).chunks(FusionBuffer([np.empty(5 * 2**20, np.float32)]))
     assert chunks[0] == range(chunk_bytes // 4)
@@ -403,13 +401,14 @@ def test_chunks_are_large_enough_for_few_calls_and_small_enough_for_caches(
 
 @pytest.mark.parametrize(("count", "calls"), [(4, 4), (5, 1)])
 @pytest.mark.parametrize("scale", [None, 0.5])
-def test_few_pieces_go_and_come_one_by_one_and_many_at_once(
+def test_few_segments_are_sent_one_by_one_and_many_at_once(
     count: int, calls: int, scale: float | None
 ) -> None:
-    room, part = np.zeros(16, np.float32), range(1, 2 * count)
+    scratch, part = np.zeros(16, np.float32), range(1, 2 * count)
     values = [np.full(2, i + 1.0, np.float32) for i in range(count)]
     going = [
-        some.tolist() for some in schedules._outgoing(FusionBuffer(values, scale=scale), part, room)
+        some.tolist()
+        for some in schedules._outgoing(FusionBuffer(values, scale=scale), part, scratch)
     ]
     assert len(going) == calls
     expected = (np.concatenate(values)[1:] * (scale or 1.0)).tolist()
@@ -417,7 +416,7 @@ def test_few_pieces_go_and_come_one_by_one_and_many_at_once(
     assert sent == expected
     arrived = [np.zeros(2, np.float32) for _ in range(count)]
     coming = 0
-    for place in schedules._incoming(FusionBuffer(arrived), part, room):
+    for place in schedules._incoming(FusionBuffer(arrived), part, scratch):
         coming += 1
         place[:] = sent[: len(place)]
         sent = sent[len(place) :]
@@ -425,16 +424,16 @@ def test_few_pieces_go_and_come_one_by_one_and_many_at_once(
     assert np.concatenate(arrived).tolist() == [0.0, *expected]
 
 
-class Meeting:
-    """Workers in threads of which one runs at a time: up to its next step, or its end.
+class Scheduler:
+    """Workers in threads of which one runs at a time: up to its next barrier, or its end.
 
-    Which one is the test's choice, among those whose step all have come to.
+    Which one is the test's choice, among those whose barrier all have come to.
     """
 
     def __init__(self, size: int, choose: Callable[[list[int]], int]) -> None:
         self._size, self._choose = size, choose
         self._arrived, self._ended = [0] * size, [False] * size
-        self._told: dict[tuple[int, int], int] = {}
+        self._values: dict[tuple[int, int], int] = {}
         self._running = -1
         self._errors: list[BaseException] = []
         self._changed = threading.Condition()
@@ -444,10 +443,10 @@ class Meeting:
         with self._changed:
             self._arrived[rank] += 1
             at = self._arrived[rank]
-            self._told[rank, at] = number
+            self._values[rank, at] = number
             self._hand_over()
             self._wait_for(rank)
-            return {r: self._told[r, at] for r in range(self._size) if r != rank}
+            return {r: self._values[r, at] for r in range(self._size) if r != rank}
 
     def run(self, work: Callable[[int], Any]) -> list[Any]:
         """What the work of each worker returned."""
@@ -499,16 +498,16 @@ class Meeting:
             raise AssertionError("another worker has failed")
 
 
-class StubSession:
-    """A session's steps, which a meeting orders."""
+class StubOperation:
+    """The barriers of an operation, ordered by a `Scheduler`."""
 
-    def __init__(self, meeting: Meeting, rank: int) -> None:
-        self._meeting, self._rank = meeting, rank
+    def __init__(self, scheduler: Scheduler, rank: int) -> None:
+        self._meeting, self._rank = scheduler, rank
 
-    def step(self) -> None:
+    def barrier(self) -> None:
         self._meeting.step(self._rank, 0)
 
-    def tell(self, number: int) -> dict[int, int]:
+    def exchange(self, number: int) -> dict[int, int]:
         return self._meeting.step(self._rank, number)
 
 
@@ -525,44 +524,44 @@ def _small_chunks() -> Iterator[None]:
 class Host:
     """Workers that see each other's memory, and what chooses who runs."""
 
-    carriers: list[ShmBackend]
-    meeting: Meeting
-    said: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    backends: list[ShmBackend]
+    scheduler: Scheduler
+    offers: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, size: int, choose: Callable[[list[int]], int]) -> "Host":
         memories = [SharedMemory() for _ in range(size)]
-        carriers = []
+        backends = []
         for rank in range(size):
             peers = {r: PeerMemory(os.dup(m.fileno())) for r, m in enumerate(memories) if r != rank}
             mesh = cast(Mesh, SimpleNamespace(rank=rank))
-            carriers.append(ShmBackend(mesh, range(size), memory=memories[rank], peers=peers))
-        return cls(carriers, Meeting(size, choose))
+            backends.append(ShmBackend(mesh, range(size), memory=memories[rank], peers=peers))
+        return cls(backends, Scheduler(size, choose))
 
-    def session(self, rank: int) -> Operation:
+    def operation(self, rank: int) -> Operation:
         """Of a new operation, which begins once all have come to it."""
-        session = StubSession(self.meeting, rank)
-        session.step()
-        return cast(Operation, session)
+        operation = StubOperation(self.scheduler, rank)
+        operation.barrier()
+        return cast(Operation, operation)
 
-    def room(
-        self, session: Operation, rank: int, turn: int, arrays: list[np.ndarray]
+    def outputs(
+        self, operation: Operation, rank: int, number: int, arrays: list[np.ndarray]
     ) -> OutputBuffers:
         """Memory of all for results like these arrays; garbage, or those of an operation before."""
         dtype, lengths = arrays[0].dtype, [len(array) for array in arrays]
-        self.said[rank] = self.carriers[rank].offer(turn)
-        session.step()
+        self.offers[rank] = self.backends[rank].offer_free(number)
+        operation.barrier()
         if rank == 0:
-            offers = [self.said[r] for r in range(len(self.carriers))]
+            offers = [self.offers[r] for r in range(len(self.backends))]
             num_bytes = aligned_size(dtype, lengths)
-            self.said[-1] = self.carriers[0].assign(num_bytes, turn, offers)
-        session.step()
-        return self.carriers[rank].room(self.said[-1], dtype, lengths)
+            self.offers[-1] = self.backends[0].assign_outputs(num_bytes, number, offers)
+        operation.barrier()
+        return self.backends[rank].map_outputs(self.offers[-1], dtype, lengths)
 
     def close(self) -> None:
-        for carrier in self.carriers:
-            os.close(carrier._memory.fileno())
-            for peer in carrier._peers.values():
+        for backend in self.backends:
+            os.close(backend._memory.fileno())
+            for peer in backend._peers.values():
                 os.close(peer._fd)
 
 
@@ -589,8 +588,8 @@ def _any(random: np.random.Generator, ready: list[int]) -> int:
 
 @SIZES
 @pytest.mark.usefixtures("_small_chunks")
-def test_memory_of_a_host_is_right_whoever_is_first(size: int) -> None:
-    """Several operations, one after the other; what is in memory of one is the next one's dirt."""
+def test_shared_memory_is_right_whichever_worker_is_first(size: int) -> None:
+    """Several operations in a row: memory has what the operation before has left in it."""
     sums = [
         (Numbers.drawn(size, dtype, chunks * CHUNK_BYTES / (size * PART_BYTES), scaled=scaled), how)
         for dtype, how, chunks, scaled in KINDS
@@ -611,24 +610,24 @@ def test_memory_of_a_host_is_right_whoever_is_first(size: int) -> None:
             gathered: np.ndarray = gathered,
             copied: list[np.ndarray] = copied,
         ) -> dict[str, Any]:
-            carrier = host.carriers[rank]
+            backend = host.backends[rank]
             found: dict[str, Any] = {}
             for i, (numbers, how) in enumerate(sums):
-                session = host.session(rank)
-                room = host.room(session, rank, i, numbers.arrays[rank])
-                carrier.reduce(session, numbers.flat(rank), FusionBuffer(room.written), how)
-                found[f"reduce {i}"] = np.concatenate(room.given).tobytes()
-                found[f"swap {i}"] = _swapped(carrier, host.session(rank), parts, rank)
-            carrier.gather(host.session(rank), rows[rank], gathered)
+                operation = host.operation(rank)
+                outputs = host.outputs(operation, rank, i, numbers.arrays[rank])
+                backend.all_reduce(operation, numbers.flat(rank), FusionBuffer(outputs.shared), how)
+                found[f"reduce {i}"] = np.concatenate(outputs.private).tobytes()
+                found[f"all_to_all {i}"] = _exchanged(backend, host.operation(rank), parts, rank)
+            backend.all_gather(host.operation(rank), rows[rank], gathered)
             found["gather"] = gathered.tobytes()
             mine = sums[0][0].flat(rank)
-            carrier.broadcast(host.session(rank), mine, FusionBuffer(copied), root)
+            backend.broadcast(host.operation(rank), mine, FusionBuffer(copied), root)
             found["broadcast"] = np.concatenate(copied).tobytes()
-            found["written"] = carrier.counters.written
+            found["written"] = backend.counters.written
             return found
 
         try:
-            results = host.meeting.run(work)
+            results = host.scheduler.run(work)
         finally:
             host.close()
         for rank, found in enumerate(results):
@@ -636,8 +635,8 @@ def test_memory_of_a_host_is_right_whoever_is_first(size: int) -> None:
                 itemsize = numbers.arrays[0][0].dtype.itemsize
                 expected = numbers.reduced(CHUNK_BYTES // itemsize, how).tobytes()
                 assert found[f"reduce {i}"] == expected, f"{name}, rank {rank}, {i}"
-                swapped = [parts[source][rank].tolist() for source in range(size)]
-                assert found[f"swap {i}"] == swapped, f"{name}, rank {rank}, {i}"
+                exchanged = [parts[source][rank].tolist() for source in range(size)]
+                assert found[f"all_to_all {i}"] == exchanged, f"{name}, rank {rank}, {i}"
             assert found["gather"] == np.stack(rows).tobytes(), f"{name}, rank {rank}"
             # A byte for each that is reduced: those of the others' parts, and this worker's sums.
             reduced = sum(array.nbytes for numbers, _ in sums for array in numbers.arrays[rank])
@@ -646,23 +645,23 @@ def test_memory_of_a_host_is_right_whoever_is_first(size: int) -> None:
             assert found["broadcast"] == copy, f"{name}, rank {rank}"
 
 
-def _swapped(
-    carrier: ShmBackend, session: Operation, parts: list[list[np.ndarray]], rank: int
+def _exchanged(
+    backend: ShmBackend, operation: Operation, parts: list[list[np.ndarray]], rank: int
 ) -> list[list[float]]:
-    """What each worker has had for this one, in stretches one behind the other."""
+    """What each worker has had for this one, in bounds one behind the other."""
     expected = [len(row[rank]) for row in parts]
     arrived = [np.full(length, np.nan, np.float32) for length in expected]
 
-    stretches: list[tuple[int, int]] = []
+    bounds: list[tuple[int, int]] = []
 
-    def take(at: int, shown: list[np.ndarray]) -> None:
-        (length,) = {len(piece) for piece in shown}
-        stretches.append((at, at + length))
-        for mine, piece in zip(arrived, shown, strict=True):
-            wanted = mine[at : at + len(piece)]
-            wanted[:] = piece[: len(wanted)]
+    def consume(at: int, spans: list[np.ndarray]) -> None:
+        (length,) = {len(span) for span in spans}
+        bounds.append((at, at + length))
+        for mine, span in zip(arrived, spans, strict=True):
+            target = mine[at : at + len(span)]
+            target[:] = span[: len(target)]
 
     longest = max(len(part) for row in parts for part in row)
-    carrier.swap(session, parts[rank], expected, longest, take)
-    assert [0, *(stop for _, stop in stretches)] == [*(start for start, _ in stretches), longest]
+    backend.all_to_all(operation, parts[rank], expected, longest, consume)
+    assert [0, *(stop for _, stop in bounds)] == [*(start for start, _ in bounds), longest]
     return [array.tolist() for array in arrived]

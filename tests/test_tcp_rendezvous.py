@@ -1,4 +1,4 @@
-"""How workers of several hosts find each other, and messages on streams."""
+"""How workers of several hosts connect to each other, and messages over TCP."""
 
 import contextlib
 import os
@@ -15,32 +15,32 @@ from tfddl._src.rendezvous import handshake
 from tfddl._src.rendezvous.handshake import dial_tcp
 from tfddl.errors import CommunicationError, ConnectError, PeerLostError
 
-PATIENCE_S = 40.0
+TIMEOUT_S = 40.0
 SECRET = b"known to us only"
 
 
 @contextlib.contextmanager
-def _lobbies(count: int) -> Iterator[list[TcpRendezvous]]:
-    lobbies = [TcpRendezvous(rank) for rank in range(count)]
-    doors = [Address("127.0.0.1", lobby.port) for lobby in lobbies]
-    for lobby in lobbies:
-        lobby.learn(doors, SECRET)
+def _rendezvous(count: int) -> Iterator[list[TcpRendezvous]]:
+    workers = [TcpRendezvous(rank) for rank in range(count)]
+    addresses = [Address("127.0.0.1", worker.port) for worker in workers]
+    for worker in workers:
+        worker.start(addresses, SECRET)
     try:
-        yield lobbies
+        yield workers
     finally:
-        for lobby in lobbies:
-            lobby.close()
+        for worker in workers:
+            worker.close()
 
 
-def _meet(lobbies: list[TcpRendezvous], purpose: int) -> list[dict[int, socket.socket]]:
+def _connect(workers: list[TcpRendezvous], purpose: int) -> list[dict[int, socket.socket]]:
     """Each in a thread of its own, as each is in a process of its own."""
 
     def one(rank: int) -> dict[int, socket.socket]:
-        peers = [peer for peer in range(len(lobbies)) if peer != rank]
-        return lobbies[rank].meet(peers, purpose, timeout_s=PATIENCE_S)
+        peers = [peer for peer in range(len(workers)) if peer != rank]
+        return workers[rank].connect(peers, purpose, timeout_s=TIMEOUT_S)
 
-    with ThreadPoolExecutor(len(lobbies)) as pool:
-        return list(pool.map(one, range(len(lobbies))))
+    with ThreadPoolExecutor(len(workers)) as pool:
+        return list(pool.map(one, range(len(workers))))
 
 
 def _close(found: list[dict[int, socket.socket]]) -> None:
@@ -49,11 +49,11 @@ def _close(found: list[dict[int, socket.socket]]) -> None:
             connected.close()
 
 
-def test_strangers_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their handshakes may take longer here than the others wait."""
-    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * PATIENCE_S)
-    with _lobbies(3) as lobbies, attacking(("127.0.0.1", lobbies[0].port)):
-        found = _meet(lobbies, purpose=7)
+def test_unauthenticated_clients_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handshakes may take longer here than the workers wait."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * TIMEOUT_S)
+    with _rendezvous(3) as workers, attacking(("127.0.0.1", workers[0].port)):
+        found = _connect(workers, purpose=7)
         assert [sorted(sockets) for sockets in found] == [[1, 2], [0, 2], [0, 1]]
         for rank, sockets in enumerate(found):
             for peer, connected in sockets.items():
@@ -65,13 +65,13 @@ def test_strangers_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         _close(found)
 
 
-def test_who_does_not_know_the_secret_or_claims_another_rank_is_refused() -> None:
-    with _lobbies(3) as lobbies:
-        at = ("127.0.0.1", lobbies[1].port)
+def test_a_client_without_the_secret_or_with_a_wrong_rank_is_refused() -> None:
+    with _rendezvous(3) as workers:
+        at = ("127.0.0.1", workers[1].port)
         with pytest.raises(ConnectError, match="hangs up"):
-            dial_tcp(*at, b"another secret", {"rank": 2, "purpose": 7}, timeout_s=PATIENCE_S)
+            dial_tcp(*at, b"another secret", {"rank": 2, "purpose": 7}, timeout_s=TIMEOUT_S)
         wrong: list[dict[str, object]] = [
-            {"rank": 0, "purpose": 7},  # It is rank 1 that calls rank 0.
+            {"rank": 0, "purpose": 7},  # Rank 1 connects to rank 0.
             {"rank": 3, "purpose": 7},
             {"rank": "2", "purpose": 7},
             {"rank": [2], "purpose": 7},
@@ -80,31 +80,33 @@ def test_who_does_not_know_the_secret_or_claims_another_rank_is_refused() -> Non
         ]
         for hello in wrong:
             with pytest.raises(ConnectError) as caught:
-                dial_tcp(*at, SECRET, hello, timeout_s=PATIENCE_S)
+                dial_tcp(*at, SECRET, hello, timeout_s=TIMEOUT_S)
             assert caught.value.is_refused, hello
-        first = dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=PATIENCE_S)
-        with first, pytest.raises(ConnectError, match="rank 2 has called already for 7"):
-            dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=PATIENCE_S)
+        first = dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=TIMEOUT_S)
+        with first, pytest.raises(ConnectError, match="rank 2 is connected already for purpose 7"):
+            dial_tcp(*at, SECRET, {"rank": 2, "purpose": 7}, timeout_s=TIMEOUT_S)
 
 
-def test_meeting_twice_for_different_purposes() -> None:
-    with _lobbies(2) as lobbies:
+def test_connecting_twice_for_different_purposes() -> None:
+    with _rendezvous(2) as workers:
         for purpose in (1, 2):
-            found = _meet(lobbies, purpose)
+            found = _connect(workers, purpose)
             assert [sorted(sockets) for sockets in found] == [[1], [0]]
             _close(found)
 
 
-def test_who_cannot_be_reached_or_does_not_come_is_named() -> None:
-    with _lobbies(2) as (first, second):
-        with pytest.raises(CommunicationError, match=r"rank 1 hasn't come within 0\.3 s"):
-            first.meet([1], 0, timeout_s=0.3)
+def test_a_worker_that_cannot_be_reached_or_does_not_connect_is_named() -> None:
+    with _rendezvous(2) as (first, second):
+        with pytest.raises(
+            CommunicationError, match=r"rank 1 hasn't connected to rank 0 within 0\.3 s"
+        ):
+            first.connect([1], 0, timeout_s=0.3)
         first.close()
         with pytest.raises(
             CommunicationError,
             match=r"can't reach rank 0 at 127\.0\.0\.1, port \d+: Connection refused",
         ):
-            second.meet([0], 0, timeout_s=PATIENCE_S)
+            second.connect([0], 0, timeout_s=TIMEOUT_S)
 
 
 def test_messages_stay_whole_however_the_stream_is_cut() -> None:
@@ -127,13 +129,15 @@ def test_messages_stay_whole_however_the_stream_is_cut() -> None:
         assert refused > 0  # There was no room for a while, and nothing was lost.
         sender.close()
         assert receiver.receive() == [END_OF_MESSAGES]
-        assert receiver.offer(b"x")  # Nobody reads it any more: it's the reader who notices.
+        assert receiver.offer(
+            b"x"
+        )  # The other end is closed: receiving reports it, sending doesn't.
         assert receiver.flush()
 
 
-def test_waiting_in_vain_ends() -> None:
+def test_a_wait_that_cannot_end_raises() -> None:
     def check() -> None:
         raise PeerLostError("rank 1 has ended")
 
-    with _lobbies(2) as (first, _), pytest.raises(PeerLostError, match="rank 1 has ended"):
-        first.meet([1], 0, timeout_s=0, check=check)
+    with _rendezvous(2) as (first, _), pytest.raises(PeerLostError, match="rank 1 has ended"):
+        first.connect([1], 0, timeout_s=0, check=check)

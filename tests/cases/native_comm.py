@@ -43,7 +43,7 @@ def _expected(size: int, length: int, dtype: Any, reduction: ReduceOp) -> np.nda
     return total
 
 
-def everything(wire: Communicator, network: Network, few: bool = False) -> dict[str, Any]:
+def everything(communicator: Communicator, network: Network, few: bool = False) -> dict[str, Any]:
     """All operations, dtypes and lengths; what is wrong.
 
     Few of them where there are many workers: products of many numbers are exact in few dtypes.
@@ -59,85 +59,103 @@ def everything(wire: Communicator, network: Network, few: bool = False) -> dict[
     for dtype in (np.float64,) if few else DTYPES:
         for length in LENGTHS if dtype in (np.float32, np.int8) else (3, 40_001):
             what = f"{np.dtype(dtype).name} {length}"
-            mine = _made(wire.rank, length, dtype)
+            mine = _made(communicator.rank, length, dtype)
             for reduction in REDUCED:
                 if dtype is np.bool_ and reduction not in (ReduceOp.MIN, ReduceOp.MAX):
                     continue
-                expected = _expected(wire.size, length, dtype, reduction)
+                expected = _expected(communicator.size, length, dtype, reduction)
                 parts = np.array_split(mine, 3 if length % 2 else 11)  # Few, or many to a chunk.
-                reduced = wire.all_reduce(parts, reduction, OpSignature("", f"reduce {what}"))
+                reduced = communicator.all_reduce(
+                    parts, reduction, OpSignature("", f"reduce {what}")
+                )
                 check(f"{reduction} {what}", np.concatenate(reduced), expected)
-                lengths = [length, *[0] * (wire.size - 1)][::-1]
-                mine_only = wire.reduce_scatter(mine, lengths, reduction, OpSignature("", what))
-                last = wire.rank == wire.size - 1
+                lengths = [length, *[0] * (communicator.size - 1)][::-1]
+                mine_only = communicator.reduce_scatter(
+                    mine, lengths, reduction, OpSignature("", what)
+                )
+                last = communicator.rank == communicator.size - 1
                 check(f"scatter {what}", mine_only, expected if last else expected[:0])
-            gathered = wire.all_gather(mine, OpSignature("gather", what))
-            rows = np.stack([_made(rank, length, dtype) for rank in range(wire.size)])
+            gathered = communicator.all_gather(mine, OpSignature("gather", what))
+            rows = np.stack([_made(rank, length, dtype) for rank in range(communicator.size)])
             check(f"gather {what}", gathered, rows)
-            [given] = wire.broadcast([mine], wire.size - 1, OpSignature("", what))
-            check(f"broadcast {what}", given, rows[-1])
-            table = np.array([[length + i + j for j in wire.ranks] for i in wire.ranks])
-            swapped = wire.all_to_all(
-                [_made(wire.rank + to, n, dtype) for to, n in enumerate(table[wire.rank])],
+            [received] = communicator.broadcast(
+                [mine], communicator.size - 1, OpSignature("", what)
+            )
+            check(f"broadcast {what}", received, rows[-1])
+            table = np.array(
+                [[length + i + j for j in communicator.ranks] for i in communicator.ranks]
+            )
+            exchanged = communicator.all_to_all(
+                [
+                    _made(communicator.rank + to, n, dtype)
+                    for to, n in enumerate(table[communicator.rank])
+                ],
                 table,
                 OpSignature("", what),
             )
-            parts = [_made(i + wire.rank, table[i, wire.rank], dtype) for i in wire.ranks]
+            parts = [
+                _made(i + communicator.rank, table[i, communicator.rank], dtype)
+                for i in communicator.ranks
+            ]
             # What stays with a rank has no digest in common with others.
-            if not np.array_equal(swapped, np.concatenate(parts)):
-                wrong.append(f"swap {what}")
+            if not np.array_equal(exchanged, np.concatenate(parts)):
+                wrong.append(f"all_to_all {what}")
             # Each has something for itself only, the last one not even that.
-            own = np.diag([*[length] * (wire.size - 1), 0])
-            here = mine[: own[wire.rank, wire.rank]]
+            own = np.diag([*[length] * (communicator.size - 1), 0])
+            here = mine[: own[communicator.rank, communicator.rank]]
             nothing = mine[:0]
-            parts = [here if rank == wire.rank else nothing for rank in wire.ranks]
-            if not np.array_equal(wire.all_to_all(parts, own, OpSignature("", what)), here):
+            parts = [here if rank == communicator.rank else nothing for rank in communicator.ranks]
+            if not np.array_equal(communicator.all_to_all(parts, own, OpSignature("", what)), here):
                 wrong.append(f"keep {what}")
-    return {"wrong": wrong, "digest": _common(digest, wire)}
+    return {"wrong": wrong, "digest": _common(digest, communicator)}
 
 
-def _common(digest: Any, wire: Communicator) -> str:
+def _common(digest: Any, communicator: Communicator) -> str:
     """A digest of what all ranks should have alike: reductions, gathers and broadcasts."""
-    return "" if wire.rank == wire.size - 1 else digest.hexdigest()
+    return "" if communicator.rank == communicator.size - 1 else digest.hexdigest()
 
 
-def rounds_once(wire: Communicator, network: Network) -> tuple[list[float], bytes]:
+def rounds_once(communicator: Communicator, network: Network) -> tuple[list[float], bytes]:
     """Sums of 16-bit floats, and random sums, whose bits have to be the same everywhere."""
-    ones = wire.all_reduce(
-        [np.full(40_000, 1.0 if wire.rank else 2048.0, np.float16)],
+    ones = communicator.all_reduce(
+        [np.full(40_000, 1.0 if communicator.rank else 2048.0, np.float16)],
         ReduceOp.SUM,
         OpSignature("", "a"),
     )
-    noise = np.random.default_rng(wire.rank).normal(size=100_003).astype(np.float32)
-    [total] = wire.all_reduce([noise], ReduceOp.SUM, OpSignature("", "b"))
+    noise = np.random.default_rng(communicator.rank).normal(size=100_003).astype(np.float32)
+    [total] = communicator.all_reduce([noise], ReduceOp.SUM, OpSignature("", "b"))
     return ones[0][:1].tolist(), total.tobytes()
 
 
-def scaled(wire: Communicator, network: Network) -> list[list[float]]:
+def scaled(communicator: Communicator, network: Network) -> list[list[float]]:
     """Each rank's numbers times its own factor; a factor of 0 hides even what isn't a number."""
     found = []
     for length in (5, 100_000):
-        value = np.nan if wire.rank == 0 else 8.0
+        value = np.nan if communicator.rank == 0 else 8.0
         mine = [np.full(length, value, np.float32), np.full(3, 2.0, np.float32)]
-        scale = 0.0 if wire.rank == 0 else 0.25
+        scale = 0.0 if communicator.rank == 0 else 0.25
         for dtype in (np.float32, np.float16):
             numbers = [array.astype(dtype) for array in mine]
-            totals = wire.all_reduce(numbers, ReduceOp.SUM, OpSignature("", "scaled"), scale=scale)
+            totals = communicator.all_reduce(
+                numbers, ReduceOp.SUM, OpSignature("", "scaled"), scale=scale
+            )
             found.append([float(total[-1]) for total in totals])
     return found
 
 
-def threads(wire: Communicator, network: Network, count: int, length: int) -> list[float]:
+def threads(communicator: Communicator, network: Network, count: int, length: int) -> list[float]:
     """Calls by name from several threads, on each rank in another order."""
     found = {}
 
     def call(number: int) -> None:
-        mine = np.full(length, number + wire.rank, np.float64)
-        found[number] = wire.all_reduce([mine], ReduceOp.SUM, OpSignature(f"n{number}", "x"))[0][-1]
+        mine = np.full(length, number + communicator.rank, np.float64)
+        found[number] = communicator.all_reduce(
+            [mine], ReduceOp.SUM, OpSignature(f"n{number}", "x")
+        )[0][-1]
 
-    order = range(count) if wire.rank == 0 else reversed(range(count))
+    order = range(count) if communicator.rank == 0 else reversed(range(count))
     running = [threading.Thread(target=call, args=(number,)) for number in order]
-    if wire.rank:
+    if communicator.rank:
         time.sleep(0.3)  # The first one's messages have to wait somewhere meanwhile.
     for thread in running:
         thread.start()
@@ -146,32 +164,34 @@ def threads(wire: Communicator, network: Network, count: int, length: int) -> li
     return [float(found[number]) for number in range(count)]
 
 
-def disagree(wire: Communicator, network: Network) -> list[str]:
+def disagree(communicator: Communicator, network: Network) -> list[str]:
     messages = []
-    odd = wire.rank == wire.size - 1
+    odd = communicator.rank == communicator.size - 1
     for length, text in (
         (3 + odd, "allreduce <loss>"),
         (4, f"kind {odd}"),
         (100_000 + odd, "large"),
     ):
         try:
-            wire.all_reduce([np.zeros(length)], ReduceOp.SUM, OpSignature("loss", text))
+            communicator.all_reduce([np.zeros(length)], ReduceOp.SUM, OpSignature("loss", text))
         except DisagreementError as error:
             messages.append(str(error))
-        [total] = wire.all_reduce([np.ones(50_000)], ReduceOp.SUM, OpSignature("loss", "next"))
-        assert (total == wire.size).all()
+        [total] = communicator.all_reduce(
+            [np.ones(50_000)], ReduceOp.SUM, OpSignature("loss", "next")
+        )
+        assert (total == communicator.size).all()
     return messages
 
 
-def dies(wire: Communicator, network: Network, length: int) -> tuple[str, float]:
+def dies(communicator: Communicator, network: Network, length: int) -> tuple[str, float]:
     """The last rank is killed in the middle of a call of the others."""
-    wire.all_reduce([np.zeros(length)], ReduceOp.SUM, OpSignature("", "warm"))
+    communicator.all_reduce([np.zeros(length)], ReduceOp.SUM, OpSignature("", "warm"))
     begin_s = time.monotonic()
-    if wire.rank == wire.size - 1:
+    if communicator.rank == communicator.size - 1:
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        wire.all_reduce(
+        communicator.all_reduce(
             [np.zeros(length)], ReduceOp.SUM, OpSignature("gradients", "allreduce <gradients>")
         )
     except PeerLostError as error:
@@ -179,48 +199,50 @@ def dies(wire: Communicator, network: Network, length: int) -> tuple[str, float]
     return "no error", 0.0
 
 
-def leaves(wire: Communicator, network: Network, problem: str) -> list[str]:
+def exits(communicator: Communicator, network: Network, problem: str) -> list[str]:
     """The last rank says how it has ended, and ends; the others wait for it, more than once."""
     errors: list[str] = []
-    if wire.rank == wire.size - 1:
+    if communicator.rank == communicator.size - 1:
         network.mesh.announce_exit(describe_exit(ValueError(problem) if problem else None))
         return errors
     for name in ("first", "second"):
         try:
-            _sum(wire, name)
+            _sum(communicator, name)
         except PeerLostError as error:
             errors.append(str(error))
     return errors
 
 
-def dies_late(wire: Communicator, network: Network) -> str:
+def dies_late(communicator: Communicator, network: Network) -> str:
     """The last rank is killed where it would take room for the results of something large."""
 
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    dies = wire.rank == wire.size - 1
-    with mock.patch.object(wire._carrier, "room", die if dies else wire._carrier.room):
+    dies = communicator.rank == communicator.size - 1
+    with mock.patch.object(
+        communicator._backend, "map_outputs", die if dies else communicator._backend.map_outputs
+    ):
         try:
-            wire.all_reduce([np.zeros(500_000)], ReduceOp.SUM, OpSignature("", "allreduce"))
+            communicator.all_reduce([np.zeros(500_000)], ReduceOp.SUM, OpSignature("", "allreduce"))
         except PeerLostError as error:
             return f"PeerLostError: {error}"
     return "no error"
 
 
-def busy(wire: Communicator, network: Network, seconds: float) -> list[float]:
+def busy(communicator: Communicator, network: Network, seconds: float) -> list[float]:
     """The last rank comes late to what others have begun in several threads, at full mailboxes."""
     found = []
 
     def call(number: int) -> None:
         mine = [np.ones(8_000)]
         totals = [
-            wire.all_reduce(mine, ReduceOp.SUM, OpSignature(f"{number}", "sum"))[0]
+            communicator.all_reduce(mine, ReduceOp.SUM, OpSignature(f"{number}", "sum"))[0]
             for _ in range(10)
         ]
         found.append(float(totals[-1][-1]))
 
-    if wire.rank == wire.size - 1:
+    if communicator.rank == communicator.size - 1:
         time.sleep(seconds)
     running = [threading.Thread(target=call, args=(number,)) for number in range(40)]
     for thread in running:
@@ -230,17 +252,17 @@ def busy(wire: Communicator, network: Network, seconds: float) -> list[float]:
     return found
 
 
-def _together(wire: Communicator) -> None:
-    """Ranks go on from here at once, however long each took to start."""
-    wire.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "together"))
+def _barrier(communicator: Communicator) -> None:
+    """Ranks continue from here at once, however long each took to start."""
+    communicator.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "barrier"))
 
 
-def stalls(wire: Communicator, network: Network) -> str:
+def stalls(communicator: Communicator, network: Network) -> str:
     """Ranks wait for each other in different calls."""
-    _together(wire)
-    name = "left" if wire.rank == 0 else "right"
+    _barrier(communicator)
+    name = "left" if communicator.rank == 0 else "right"
     try:
-        wire.all_reduce(
+        communicator.all_reduce(
             [np.zeros(3)], ReduceOp.SUM, OpSignature(name, f"allreduce <{name}>\nfloat64 (3)")
         )
     except StalledError as error:
@@ -248,11 +270,11 @@ def stalls(wire: Communicator, network: Network) -> str:
     return "no error"
 
 
-def stalls_in_sets(wire: Communicator, network: Network) -> list[str]:
+def stalls_in_sets(communicator: Communicator, network: Network) -> list[str]:
     """Rank 0 waits in two threads, rank 1 in a third call, rank 2 for rank 1 in a set of theirs."""
-    _together(wire)
+    _barrier(communicator)
     errors: list[str] = []
-    pair = Communicator(network, (1, 2)) if network.mesh.rank else wire
+    pair = Communicator(network, (1, 2)) if network.mesh.rank else communicator
 
     def call(one: Communicator, name: str) -> None:
         try:
@@ -260,7 +282,11 @@ def stalls_in_sets(wire: Communicator, network: Network) -> list[str]:
         except StalledError as error:
             errors.append(str(error))
 
-    calls = {0: [(wire, "a"), (wire, "b")], 1: [(wire, "c")], 2: [(pair, "d")]}[network.mesh.rank]
+    calls = {
+        0: [(communicator, "a"), (communicator, "b")],
+        1: [(communicator, "c")],
+        2: [(pair, "d")],
+    }[network.mesh.rank]
     running = [threading.Thread(target=call, args=one) for one in calls]
     for thread in running:
         thread.start()
@@ -269,20 +295,22 @@ def stalls_in_sets(wire: Communicator, network: Network) -> list[str]:
     return sorted(errors)
 
 
-def _sum(wire: Communicator, name: str) -> float:
-    [total] = wire.all_reduce([np.ones(3)], ReduceOp.SUM, OpSignature(name, f"allreduce <{name}>"))
+def _sum(communicator: Communicator, name: str) -> float:
+    [total] = communicator.all_reduce(
+        [np.ones(3)], ReduceOp.SUM, OpSignature(name, f"allreduce <{name}>")
+    )
     return float(total[0])
 
 
-def circle_of_sets(wire: Communicator, network: Network, marks: str) -> str:
+def deadlock_of_sets(communicator: Communicator, network: Network, marks: str) -> str:
     """Each rank waits for the next one, in a set of these two; the last has nothing to do with it.
 
     It comes later to something of all ranks. No other ends before all of them have been told.
     """
-    rank, others = network.mesh.rank, wire.size - 1
+    rank, others = network.mesh.rank, communicator.size - 1
     try:
         if rank == others:
-            _sum(wire, "all")
+            _sum(communicator, "all")
         pair = sorted([rank, (rank + 1) % others])
         _sum(Communicator(network, pair), "of two")
     except (PeerLostError, StalledError) as error:
@@ -293,7 +321,9 @@ def circle_of_sets(wire: Communicator, network: Network, marks: str) -> str:
     return "no error"
 
 
-def another_thread_comes(wire: Communicator, network: Network, after_s: float) -> list[float] | str:
+def another_thread_calls(
+    communicator: Communicator, network: Network, after_s: float
+) -> list[float] | str:
     """Rank 0 waits in what the next one comes to later; a thread of its own comes to the other.
 
     The last rank is busy meanwhile. A thread that comes after more than a minute doesn't.
@@ -302,41 +332,41 @@ def another_thread_comes(wire: Communicator, network: Network, after_s: float) -
 
     def come() -> None:
         if not gives_up.wait(after_s):
-            found.append(_sum(wire, "second"))
+            found.append(_sum(communicator, "second"))
 
     gives_up = threading.Event()
     helper = threading.Thread(target=come)
     try:
-        if wire.rank == 0:
+        if communicator.rank == 0:
             helper.start()
-            return [_sum(wire, "first"), *found]
-        if wire.rank > 1:
+            return [_sum(communicator, "first"), *found]
+        if communicator.rank > 1:
             time.sleep(after_s)
-        return [_sum(wire, "second"), _sum(wire, "first")]
+        return [_sum(communicator, "second"), _sum(communicator, "first")]
     except StalledError as error:
         return str(error)
     finally:
         gives_up.set()
 
 
-def fails(wire: Communicator, network: Network, mark: str) -> list[str]:
+def fails(communicator: Communicator, network: Network, mark: str) -> list[str]:
     """The last rank gives up in an operation that the first comes to later; then more are tried.
 
     Args:
-        wire: of two ranks.
+        communicator: of two ranks.
         network: what it is on.
-        mark: a file that the last one makes when it has given up.
+        mark: a file that the last one makes when it has received up.
     """
     errors = []
 
     def call(name: str) -> None:
         try:
-            wire.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature(name, name))
+            communicator.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature(name, name))
         except (PeerLostError, StalledError) as error:
             errors.append(f"{type(error).__name__}: {error}")
 
-    wire.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature("", "warm"))
-    if wire.rank == 0:
+    communicator.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature("", "warm"))
+    if communicator.rank == 0:
         wait_until(Path(mark).exists)
     call("first")
     Path(mark).touch()
@@ -348,19 +378,19 @@ def fails(wire: Communicator, network: Network, mark: str) -> list[str]:
     return errors
 
 
-def overflows(wire: Communicator, network: Network) -> list[bool]:
+def overflows(communicator: Communicator, network: Network) -> list[bool]:
     """Sums that overflow, or have no value, where whoever runs this wants no warnings."""
     found = []
     with np.errstate(all="raise"):
         for length in (4, 100_000):
-            mine = np.full(length, np.inf if wire.rank else -np.inf, np.float32)
+            mine = np.full(length, np.inf if communicator.rank else -np.inf, np.float32)
             mine[0] = np.finfo(np.float32).max
-            [total] = wire.all_reduce([mine], ReduceOp.SUM, OpSignature("", "sum"))
+            [total] = communicator.all_reduce([mine], ReduceOp.SUM, OpSignature("", "sum"))
             found.append(bool(np.isinf(total[0]) and np.isnan(total[1:]).all()))
     return found
 
 
-def sets(wire: Communicator, network: Network) -> list[float]:
+def sets(communicator: Communicator, network: Network) -> list[float]:
     """Disjoint sets side by side, then sets that overlap."""
     rank = network.mesh.rank
     halves = [Communicator(network, half) for half in ((0, 1), (2, 3)) if rank in half]
@@ -368,7 +398,7 @@ def sets(wire: Communicator, network: Network) -> list[float]:
         Communicator(network, some) for some in ((0, 1, 2), (1, 2, 3), (0, 3)) if rank in some
     ]
     found = []
-    for one in (*halves, wire, *overlapping):
+    for one in (*halves, communicator, *overlapping):
         for length in (2, 70_000):
             [total] = one.all_reduce(
                 [np.full(length, 10.0**rank)], ReduceOp.SUM, OpSignature("", "allreduce")
@@ -377,38 +407,40 @@ def sets(wire: Communicator, network: Network) -> list[float]:
     return found
 
 
-def written_to(wire: Communicator, network: Network) -> list[list[float]]:
+def written_to(communicator: Communicator, network: Network) -> list[list[float]]:
     """What each operation gave, once all ranks but this one have written to what they got."""
-    mine = np.full(50_000, 1.0 + wire.rank)
+    mine = np.full(50_000, 1.0 + communicator.rank)
     found = []
-    for writer in range(wire.size):
-        [total] = wire.all_reduce([mine], ReduceOp.SUM, OpSignature("", "reduce"))
-        rows = wire.all_gather(mine, OpSignature("", "gather"))
-        [given] = wire.broadcast([mine], 0, OpSignature("", "broadcast"))
-        got = (total, rows, given)
-        if wire.rank != writer:
+    for writer in range(communicator.size):
+        [total] = communicator.all_reduce([mine], ReduceOp.SUM, OpSignature("", "reduce"))
+        rows = communicator.all_gather(mine, OpSignature("", "gather"))
+        [received] = communicator.broadcast([mine], 0, OpSignature("", "broadcast"))
+        got = (total, rows, received)
+        if communicator.rank != writer:
             for array in got:
                 array[:] = -1.0
-        wire.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "barrier"))
-        if wire.rank == writer:
+        communicator.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "barrier"))
+        if communicator.rank == writer:
             found = [np.unique(array).tolist() for array in got]
-        wire.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "barrier"))
+        communicator.all_reduce([np.zeros(1)], ReduceOp.SUM, OpSignature("", "barrier"))
     return found
 
 
-def counted(wire: Communicator, network: Network) -> float:
-    wire.all_reduce([np.zeros(2_000_000, np.float32)], ReduceOp.SUM, OpSignature("", "allreduce"))
-    return wire.counters.written / wire.counters.reduced
+def counted(communicator: Communicator, network: Network) -> float:
+    communicator.all_reduce(
+        [np.zeros(2_000_000, np.float32)], ReduceOp.SUM, OpSignature("", "allreduce")
+    )
+    return communicator.counters.written / communicator.counters.reduced
 
 
-def no_memory(wire: Communicator, network: Network) -> str:
+def no_memory(communicator: Communicator, network: Network) -> str:
     """The file that results are in can't grow; what is shown by each has been made before."""
-    wire.all_reduce([np.zeros(20_000)], ReduceOp.SUM, OpSignature("", "allreduce"))
+    communicator.all_reduce([np.zeros(20_000)], ReduceOp.SUM, OpSignature("", "allreduce"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, resource.RLIM_INFINITY))
     held = []
     try:
         for _ in range(4):
-            held += wire.all_reduce(
+            held += communicator.all_reduce(
                 [np.zeros(1_000_000)], ReduceOp.SUM, OpSignature("", "allreduce")
             )
     except CommunicationError as error:
@@ -416,11 +448,11 @@ def no_memory(wire: Communicator, network: Network) -> str:
     return "no error"
 
 
-def addresses(wire: Communicator, network: Network) -> int:
+def addresses(communicator: Communicator, network: Network) -> int:
     """In how many places the results of large sums lie, one let go after the other."""
     places = set()
     for _ in range(6):
-        [total] = wire.all_reduce(
+        [total] = communicator.all_reduce(
             [np.ones(3_000_000, np.float32)], ReduceOp.SUM, OpSignature("", "sum"), scale=0.5
         )
         places.add(total.ctypes.data)

@@ -40,7 +40,7 @@ class Cluster:
         for rank, address in enumerate(self.addresses):
             check_address(address, f"the address of rank {rank}")
             host, _, port = address.rpartition(":")
-            first = first_ranks.setdefault((_normalize_host(host), port), rank)
+            first = first_ranks.setdefault((_same_host(host), port), rank)
             if first != rank:
                 also = self.addresses[first]
                 spelled = "" if also == address else f" (as {also!r})"
@@ -57,7 +57,7 @@ class Cluster:
             )
 
     @classmethod
-    def alone(cls) -> Cluster:
+    def single_worker(cls) -> Cluster:
         """The cluster of a script that was started by itself: one worker, no server."""
         return cls(addresses=(), rank=0)
 
@@ -113,7 +113,7 @@ class Cluster:
         """The host of each worker, as `hosts` names it."""
         if not self.addresses:
             return ("localhost",)
-        return tuple(_normalize_host(address.rpartition(":")[0]) for address in self.addresses)
+        return tuple(_same_host(address.rpartition(":")[0]) for address in self.addresses)
 
     @property
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
@@ -195,11 +195,11 @@ def join_address(host: str, port: int) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether "host:port" is an address that each host takes for itself."""
-    host = _normalize_host(address.rpartition(":")[0])
+    host = _same_host(address.rpartition(":")[0])
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def _normalize_host(host: str) -> str:
+def _same_host(host: str) -> str:
     """The one spelling of a host: names don't tell case apart, and IPv6 has a short form."""
     if host.startswith("["):
         try:

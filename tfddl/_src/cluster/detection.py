@@ -81,24 +81,24 @@ def detect(environ: Mapping[str, str]) -> Cluster | PartialCluster:
             saying where they are. It is never taken for "alone", or every process would train by
             itself.
     """
-    choice = detect_source(environ)
+    choice = choose(environ)
     task = choice.task
     if choice.source is Source.TF_CONFIG:
         return tf_config.parse(environ[tf_config.VARIABLE])
     if choice.source is Source.TORCHRUN and task is not None:
-        return torchrun.build_cluster(task, environ)
+        return torchrun.complete(task, environ)
     if choice.source is Source.MPI and task is not None:
-        return mpi.build_cluster(task, environ)
+        return mpi.complete(task, environ)
     if choice.source is Source.SAGEMAKER and (container := sagemaker.find(environ)):
-        return sagemaker.build_cluster(container, environ)
+        return sagemaker.complete(container, environ)
     if choice.source is Source.SLURM and (cluster := slurm.parse(environ)):
         return cluster
     if choice.source is Source.KUBEFLOW and (pod := kubeflow.find(environ)):
-        return kubeflow.build_cluster(pod)
+        return kubeflow.complete(pod)
     return Cluster.single_worker()
 
 
-def detect_source(environ: Mapping[str, str]) -> Detected:
+def choose(environ: Mapping[str, str]) -> Detected:
     """Decides whose variables count, without asking anybody; see above.
 
     Raises:
@@ -110,7 +110,7 @@ def detect_source(environ: Mapping[str, str]) -> Detected:
         return Detected(Source.NOTHING)
     choice = _choose_launcher(environ)
     if choice.source in (Source.TORCHRUN, Source.MPI):
-        _refuse_separate_jobs(environ, choice)
+        _refuse_islands(environ, choice)
     if choice.source is Source.NOTHING:
         indicators.refuse(environ)
     return choice
@@ -125,8 +125,8 @@ def _choose_tf_config(environ: Mapping[str, str]) -> Detected:
                 "them"
             )
         return Detected(Source.NOTHING)
-    others = _if_several(torchrun.find(environ)) if torchrun.is_per_process(environ) else None
-    others = others or _if_several(mpi.find(environ))
+    others = _several(torchrun.find(environ)) if torchrun.is_per_process(environ) else None
+    others = others or _several(mpi.find(environ))
     if size == 1 and others is not None:
         raise ClusterError(
             f"{tf_config.VARIABLE} names this worker alone, but {others.launcher} started "
@@ -137,11 +137,11 @@ def _choose_tf_config(environ: Mapping[str, str]) -> Detected:
 
 
 def _choose_launcher(environ: Mapping[str, str]) -> Detected:
-    torch_task = _if_several(torchrun.find(environ))
+    torch_task = _several(torchrun.find(environ))
     if torch_task and torchrun.is_per_process(environ):
         return Detected(Source.TORCHRUN, torch_task)
-    slurm_task = _if_several(slurm.find(environ))
-    mpi_task = _if_several(mpi.find(environ))
+    slurm_task = _several(slurm.find(environ))
+    mpi_task = _several(mpi.find(environ))
     if mpi_task:
         _refuse_contradiction(torch_task, mpi_task)
         if slurm_task and mpi.is_set_by_slurm(environ) and _are_alike(mpi_task, slurm_task):
@@ -165,7 +165,7 @@ def _choose_launcher(environ: Mapping[str, str]) -> Detected:
     return Detected(Source.NOTHING)
 
 
-def _if_several(task: Task | None) -> Task | None:
+def _several(task: Task | None) -> Task | None:
     return task if task is not None and task.size > 1 else None
 
 
@@ -182,7 +182,7 @@ def _refuse_contradiction(by_hand: Task | None, launched: Task | None) -> None:
         )
 
 
-def _refuse_separate_jobs(environ: Mapping[str, str], choice: Detected) -> None:
+def _refuse_islands(environ: Mapping[str, str], choice: Detected) -> None:
     """Refuses jobs of one host each where an engine has started this on several.
 
     `torchrun --standalone` or `mpirun -np 8` on each of two hosts would be two jobs, each of
@@ -196,7 +196,7 @@ def _refuse_separate_jobs(environ: Mapping[str, str], choice: Detected) -> None:
         sagemaker.HOSTS: len(container.hosts) if container else 1,
         kubeflow.NODES: pod.num_nodes if pod else 1,
     }
-    step = _if_several(slurm.find(environ))
+    step = _several(slurm.find(environ))
     # mpirun's helpers on other hosts are a Slurm step of their own.
     if step and choice.source is Source.TORCHRUN and not _are_alike(step, task):
         outer[step.source] = step.size

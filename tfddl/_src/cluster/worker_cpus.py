@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from tfddl._src.cluster.detection import Detected, Source, detect_source
+from tfddl._src.cluster.detection import Detected, Source, choose
 from tfddl._src.cluster.environments import slurm
 from tfddl._src.cluster.variables import CORES, read_int
 from tfddl._src.cpu import num_quota_cores
@@ -32,7 +32,7 @@ def read_cores(environ: Mapping[str, str]) -> int | None:
     """
     if environ.get(CORES):
         return read_int(environ, CORES, low=1, high=_MOST_CORES)
-    choice = detect_source(environ)
+    choice = choose(environ)
     own = _own(choice, environ)
     local_size = (choice.task.local_size if choice.task else None) or 1
     return None if own is None else min(own, num_quota_cores(among=local_size))

@@ -130,7 +130,8 @@ class Shard:
         number of steps that were made.
 
         Raises:
-            ShardingError: The position isn't one of this data and order, or nothing is left after it.
+            ShardingError: The position isn't one of this data and order, or nothing is left
+                after it.
         """
         return self.plan.steps - self.plan.after(position).steps
 

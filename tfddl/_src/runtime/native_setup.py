@@ -64,8 +64,8 @@ class NativeSetup:
             secret=self.rendezvous.secret,
             rank=cluster.local_rank,
             size=cluster.local_size,
-            names=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
-            patience=self._patience,
+            global_ranks=cluster.ranks_of_hosts[cluster.hosts.index(cluster.host)],
+            timeouts=self._timeouts,
             spins=self._spins,
         )
         try:
@@ -90,13 +90,13 @@ class NativeSetup:
         host_of = {rank: h for h, ranks in enumerate(cluster.ranks_of_hosts) for rank in ranks}
         hosts = [cluster.hosts[host_of[rank]] for rank in range(cluster.size)]
         addresses = [native.Address(*at) for at in zip(hosts, ports, strict=True)]
-        listener.learn(addresses, self.rendezvous.secret)
+        listener.start(addresses, self.rendezvous.secret)
         seat = native.PeerConfig(
             job="",
             rank=cluster.rank,
             size=cluster.size,
-            timeout_s=_REACH_S,
-            patience=self._patience,
+            connect_timeout_s=_REACH_S,
+            timeouts=self._timeouts,
             spins=self._spins,
         )
         others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
@@ -111,7 +111,7 @@ class NativeSetup:
         return has_own_core(self.cluster.local_size, own=self.options.cores)
 
     @property
-    def _patience(self) -> native.Timeouts:
+    def _timeouts(self) -> native.Timeouts:
         """Of two levels, the stall inspector gives up first: it knows who is missing elsewhere."""
         patience = self.options.patience
         sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]

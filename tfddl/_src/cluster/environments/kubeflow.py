@@ -78,7 +78,7 @@ def find(environ: Mapping[str, str]) -> Pod | None:
     )
 
 
-def build_cluster(pod: Pod) -> PartialCluster:
+def complete(pod: Pod) -> PartialCluster:
     """The cluster of a script that is started by itself in each of several pods.
 
     Raises:

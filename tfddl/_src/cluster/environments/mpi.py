@@ -109,10 +109,10 @@ def parse(environ: Mapping[str, str]) -> Cluster | PartialCluster | None:
         ClusterError: the variables don't agree with each other, or nothing says where rank 0 is.
     """
     task = find(environ)
-    return None if task is None or task.size == 1 else build_cluster(task, environ)
+    return None if task is None or task.size == 1 else complete(task, environ)
 
 
-def build_cluster(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
+def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
     """The cluster of a task that `find` has found, of several; see `parse`."""
     if environ.get(HOSTS):
         return _cluster_of_hosts(task, environ)

@@ -64,7 +64,7 @@ def find(environ: Mapping[str, str]) -> Container | None:
     )
 
 
-def build_cluster(container: Container, environ: Mapping[str, str]) -> Cluster:
+def complete(container: Container, environ: Mapping[str, str]) -> Cluster:
     """The cluster of a script that is started by itself on each host: one worker per host.
 
     Raises:

@@ -58,7 +58,7 @@ def is_per_process(environ: Mapping[str, str]) -> bool:
     return bool(environ.get(LOCAL_RANK) or environ.get(RUN_ID))
 
 
-def build_cluster(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
+def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
     """The cluster of a task that `find` has found, of several.
 
     Where all are on this host, ports are TFDDL_PORT, else MASTER_PORT, else 12345, and those that

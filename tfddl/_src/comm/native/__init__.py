@@ -1,18 +1,16 @@
-"""How arrays get from worker to worker without TensorFlow: memory within a host, TCP between hosts.
+"""Collectives between processes without TensorFlow: NumPy arrays, shared memory, TCP.
 
-The workers of a host see each other's memory, so that what they add up needn't go through a network
-card, nor through a server: each writes its numbers into a segment that the others can read, adds up
-a part of what all have written, and reads the sums of the others. Short messages over Unix sockets
-say when something is there; waiting for one burns no core, and a socket says at once when the
-process behind it has ended. Between hosts it is TCP for both.
-
-Nothing here knows TensorFlow: arrays are NumPy's.
+The workers of a host map each other's memory: each writes its numbers where the others can read
+them, reduces a part of all workers' numbers, and reads the other parts' results in place. Short
+messages on Unix sockets order this. A thread that waits for one uses no core, and a socket says at
+once when the process at its other end has ended. Between hosts, TCP carries both.
 
 Usage::
 
-    with connect(Seat(job="a name that only this job has", rank=0, size=2)) as network:
-        wire = Wire(network, ranks=(0, 1))
-        [total] = wire.all_reduce([array], Reduction.SUM, Call("loss", "allreduce float32 (3,)"))
+    with connect_local(PeerConfig(job="unique name of this job", rank=0, size=2)) as network:
+        communicator = Communicator(network, ranks=(0, 1))
+        signature = OpSignature("loss", "allreduce float32 (3,)")
+        [total] = communicator.all_reduce([array], Reduction.SUM, signature)
 """
 
 from tfddl._src.comm.native.backend import ByteCounters, Network
@@ -31,17 +29,17 @@ from tfddl._src.comm.native.tcp_rendezvous import Address, TcpRendezvous
 from tfddl._src.comm.native.unix_rendezvous import connect_local
 
 __all__ = [
-    "OpSignature",
-    "ByteCounters",
     "Address",
-    "TcpRendezvous",
-    "Network",
-    "Timeouts",
-    "ReduceOp",
-    "PeerConfig",
+    "ByteCounters",
     "Communicator",
-    "connect",
+    "Network",
+    "OpSignature",
+    "PeerConfig",
+    "ReduceOp",
+    "TcpRendezvous",
+    "Timeouts",
     "connect_hosts",
+    "connect_local",
     "describe_difference",
     "describe_exit",
     "describe_fork",

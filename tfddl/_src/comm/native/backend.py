@@ -1,4 +1,4 @@
-"""What an operation needs: messages between workers, and something that moves large arrays."""
+"""The interface of what moves large arrays between workers, and its implementations' base."""
 
 from __future__ import annotations
 
@@ -6,46 +6,36 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.operation import Operation, OutputBuffers
 from tfddl._src.comm.native.reductions import ReduceOp
 
 
 @dataclass
 class ByteCounters:
-    """What has been moved so far, in bytes."""
+    """Bytes moved so far."""
 
     reduced: int = 0
     """Of the tensors that were reduced."""
 
     written: int = 0
-    """Into memory, for these."""
-
-
-class OutputBuffers(NamedTuple):
-    """Memory for the results of an operation: the same arrays, twice."""
-
-    written: list[np.ndarray]
-    """Where carriers write them."""
-
-    given: list[np.ndarray]
-    """Where whoever gets them reads them; what is written there changes nobody else's."""
+    """To memory, in order to reduce them."""
 
 
 class Backend(abc.ABC):
-    """Moves what is large between some workers.
+    """Moves large arrays between some workers.
 
-    One operation comes after the other, all workers begin it alike, and arrays have the same
-    dtype everywhere. All raise `PeerLostError` and `StalledError`.
+    All of these workers call the same method in each operation, and one operation comes after the
+    other. Arrays are flat and of one dtype, the same on all workers. Every method raises
+    `PeerLostError` and `StalledError`.
     """
 
     def __init__(self, mesh: Mesh, ranks: Sequence[int]) -> None:
-        """Begins; nothing is sent yet.
+        """Sends nothing yet.
 
         Args:
             mesh: connects the workers.
@@ -55,107 +45,117 @@ class Backend(abc.ABC):
         self._mesh, self._ranks = mesh, tuple(ranks)
         self._rank, self._size = self._ranks.index(mesh.rank), len(self._ranks)
 
-    def offer(self, ended: int) -> bytes:
-        """What this worker tells all others about room for results, before they begin.
+    def offer_free(self, completed: int) -> bytes:
+        """Which output memory this worker no longer uses, for the first of the workers.
 
         Args:
-            ended: how many operations have ended here.
+            completed: how many operations have ended here.
         """
-        del ended
+        del completed
         return b""
 
-    def assign(self, num_bytes: int, turn: int, offers: Sequence[bytes]) -> bytes:
-        """What the first worker tells the others about it.
+    def assign_outputs(self, num_bytes: int, number: int, offers: Sequence[bytes]) -> bytes:
+        """Chooses the output memory of an operation; called by the first of the workers only.
 
         Args:
-            num_bytes: how much room is needed.
-            turn: the number of the operation.
-            offers: of all workers.
+            num_bytes: how much is needed.
+            number: of the operation.
+            offers: what `offer_free` returned on each worker, in any order.
+
+        Returns:
+            The argument of `map_outputs`, for all workers.
         """
-        del num_bytes, turn, offers
+        del num_bytes, number, offers
         return b""
 
     @abc.abstractmethod
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> OutputBuffers:
-        """Memory for results that are alike everywhere.
+    def map_outputs(
+        self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]
+    ) -> OutputBuffers:
+        """Memory for results that are alike on all workers; its contents are arbitrary.
 
         Args:
-            assigned: what the first worker has said.
-            dtype: theirs.
-            lengths: how many elements each has.
+            assigned: what `assign_outputs` returned.
+            dtype: of the results.
+            lengths: number of elements of each.
 
         Raises:
             CommunicationError: there is no memory for it.
         """
 
     @abc.abstractmethod
-    def reduce(
-        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, reduction: ReduceOp
+    def all_reduce(
+        self,
+        operation: Operation,
+        inputs: FusionBuffer,
+        outputs: FusionBuffer,
+        reduction: ReduceOp,
     ) -> None:
-        """Reduces what each worker has; the same bits come out everywhere.
+        """Reduces elementwise over the workers; the same bits come out on all of them.
 
         Args:
-            session: the operation.
-            mine: this worker's.
-            results: where it goes, in `OutputBuffers.written`.
-            reduction: how.
+            operation: which.
+            inputs: this worker's arrays.
+            outputs: of `OutputBuffers.shared`; the same lengths.
+            reduction: how. The order of the sums depends on lengths and ranks only.
         """
 
     @abc.abstractmethod
-    def gather(self, session: Operation, mine: np.ndarray, rows: np.ndarray) -> None:
-        """Gives everyone what each one has.
+    def all_gather(self, operation: Operation, row: np.ndarray, rows: np.ndarray) -> None:
+        """Gives every worker the rows of all.
 
         Args:
-            session: the operation.
-            mine: this worker's row.
-            rows: where all rows go, in `OutputBuffers.written`; shape (size, length).
+            operation: which.
+            row: this worker's; shape (length,).
+            rows: of `OutputBuffers.shared`; shape (size, length).
         """
 
     @abc.abstractmethod
     def broadcast(
-        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, root: int
+        self, operation: Operation, inputs: FusionBuffer, outputs: FusionBuffer, root: int
     ) -> None:
-        """Gives everyone what one has.
+        """Gives every worker the arrays of one.
 
         Args:
-            session: the operation.
-            mine: this worker's.
-            results: where it goes, in `OutputBuffers.written`.
-            root: whose, a number among these workers.
+            operation: which.
+            inputs: this worker's arrays; only the root's matter.
+            outputs: of `OutputBuffers.shared`; the same lengths.
+            root: index of the root among these workers.
         """
 
     @abc.abstractmethod
-    def swap(
+    def all_to_all(
         self,
-        session: Operation,
+        operation: Operation,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
-        take: Callable[[int, list[np.ndarray]], None],
+        consume: Callable[[int, list[np.ndarray]], None],
     ) -> None:
         """Gives each worker a part of its own from each worker.
 
         Args:
-            session: the operation.
-            parts: this worker's, for each one.
-            expected: how many elements each one has for this worker.
-            longest: elements of the longest part that anyone has for anyone.
-            take: gets, one stretch after the other, the place that it begins at, and there the
-                piece of each worker, which may be longer than what that one has to give.
+            operation: which.
+            parts: this worker's part for each worker.
+            expected: number of elements that each worker has for this one.
+            longest: number of elements of the longest part that any worker has for any other.
+            consume: called with consecutive spans of all parts: where the span begins, and that
+                span of each worker's part. Spans have one length; of a part that ends before, the
+                rest is arbitrary. The arrays are valid during the call only.
         """
 
 
 @dataclass(frozen=True)
 class Network:
-    """How some workers are connected."""
+    """How some workers are connected; a context manager that closes the connections."""
 
     name: str
-    """What moves what is large, for people."""
+    """What moves large arrays, for people: "shared memory", "TCP"."""
 
     mesh: Mesh
-    """What connects them."""
+    """Messages between all of them."""
 
-    carrier: Callable[[Sequence[int]], Backend]
+    make_backend: Callable[[Sequence[int]], Backend]
     """Makes what moves large arrays between some of them, as the mesh numbers them."""
 
     def __enter__(self) -> Network:
@@ -170,5 +170,5 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Hangs up; the others notice."""
+        """Closes the connections. Workers that wait for this one raise `PeerLostError`."""
         self.mesh.close()

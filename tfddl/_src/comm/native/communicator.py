@@ -1,13 +1,12 @@
-"""Collective operations.
+"""Collective operations of some workers.
 
-Every operation begins with a word of each worker to each other: what it is about to do, and, if it
-is little, the numbers themselves. So the workers compare before anything is moved, and pay nothing
-extra for it: where they differ, each of them raises, and the next operation works.
+Every operation begins with a message from each worker to each other one: what it is about to do
+and, if the tensors are small, their numbers. So workers compare before anything large is moved, and
+pay nothing extra for it: where they differ, all of them raise, and the next operation works.
 
-What is larger is moved by a `Carrier`: through memory that the workers of a host share
-(`segments`), or by streams between hosts (`streams`).
-
-What little travels within the messages is added up by everyone, in the order of ranks.
+Larger tensors are moved by a `Backend`: through memory that the workers of a host share
+(`shm_backend`), or by TCP between hosts (`tcp_backend`). Small ones are reduced by every worker for
+itself, in rank order, so that all get the same bits.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import NoReturn
 import numpy as np
 
 from tfddl._src.comm.native.backend import Network
+from tfddl._src.comm.native.buffer_pool import BufferPool, aligned_size
 from tfddl._src.comm.native.diagnostics import describe_difference
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.messages import (
@@ -29,9 +29,8 @@ from tfddl._src.comm.native.messages import (
     Tag,
     stable_hash,
 )
-from tfddl._src.comm.native.operation import Operation, Sequencer
-from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduced
-from tfddl._src.comm.native.shm import BufferPool, aligned_size
+from tfddl._src.comm.native.operation import Operation, OutputBuffers, Sequencer
+from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduce_into
 from tfddl.errors import (
     CommunicationError,
     DeadlockError,
@@ -40,25 +39,34 @@ from tfddl.errors import (
     StalledError,
 )
 
-_HELLO, _TURN, _TEXT = 0, 2**32 - 2, 2**32 - 1
+# Steps of an operation count up from 1 (see `Operation`); these are the others.
+_FIRST, _SEQUENCE, _DIFFERENCE = 0, 2**32 - 2, 2**32 - 1
 
 
 class Communicator:
-    """Collective operations of some workers; each of them makes one alike.
+    """Collective operations of some workers; each of them makes one of the same ranks.
 
-    Every method must be called by all of these workers, with a `OpSignature` that is alike. Several
-    threads may be in different calls at once, in any order; calls of one name meet in their order.
+    All of these workers must call the same methods, with signatures that are alike. Several threads
+    may be in different operations at once, in any order; operations of one name are matched in
+    their order.
 
-    All raise `DisagreementError` where calls or lengths differ (on every worker, and the next
-    operation works), `PeerLostError`, `StalledError` and `DeadlockError`. After these, or
-    anything else that has ended an operation in the middle, all that follow raise at once.
+    All methods raise `DisagreementError` where signatures or sizes differ (on every worker, and the
+    next operation works), `PeerLostError`, `StalledError` and `DeadlockError`. After the latter
+    three, or any other error within an operation, all further operations raise at once: nobody
+    knows how far the other workers have come.
+
+    Attributes:
+        ranks: of these workers, as the network numbers them, ascending.
+        rank: index of this worker among them.
+        size: number of these workers.
+        counters: bytes moved.
     """
 
     def __init__(self, network: Network, ranks: Sequence[int]) -> None:
-        """Sits down with some workers; nothing is sent yet.
+        """Sends nothing yet.
 
         Args:
-            network: connects them.
+            network: connects the workers.
             ranks: who takes part, ascending, this worker among them.
         """
         mesh = network.mesh
@@ -66,214 +74,235 @@ class Communicator:
         self.rank = self.ranks.index(mesh.rank)
         self.size = len(self.ranks)
         self._mesh = mesh
-        self._carrier = network.carrier(self.ranks)
-        self.counters = self._carrier.counters
+        self._backend = network.make_backend(self.ranks)
+        self.counters = self._backend.counters
         self._others = [rank for rank in self.ranks if rank != mesh.rank]
         self._key = ",".join(map(str, self.ranks))
         self._occurrences: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._turns = Sequencer()
-        self._next_turn = 0
-        self._buffers = BufferPool()
+        self._sequencer = Sequencer()
+        self._next_number = 0
+        self._pool = BufferPool()
         self._failure: BaseException | None = None
 
     def all_reduce(
         self,
         arrays: Sequence[np.ndarray],
         reduction: ReduceOp,
-        call: OpSignature,
+        signature: OpSignature,
         *,
         scale: float | None = None,
     ) -> list[np.ndarray]:
-        """Reduces elementwise.
+        """Reduces elementwise over the workers.
 
         Args:
-            arrays: flat, contiguous, of one dtype; the same lengths everywhere.
-            reduction: how. Floats of 16 bits are reduced in 32, and rounded once.
-            call: what it is.
-            scale: what this worker's floats are multiplied with before; 0 makes zeros of anything.
+            arrays: shape (length,) each, contiguous, of one dtype; the same lengths everywhere.
+            reduction: how. 16-bit floats are reduced in float32, and rounded once.
+            signature: of the operation.
+            scale: factor for this worker's floats; 0 makes zeros of NaN and infinity, too.
 
         Returns:
-            Arrays of the same lengths, bit for bit the same everywhere.
+            Arrays of the same lengths, bit for bit the same on all workers.
         """
-        mine = FusionBuffer(arrays, scale=scale)
-        self.counters.reduced += mine.num_bytes
-        with self._begun(call, mine, results=mine.lengths) as session:
-            results = FusionBuffer(session.results)
-            if session.is_inline:
-                results.put(0, reduced(session.rows(mine, self.ranks), reduction))
-                self.counters.written += mine.num_bytes
+        inputs = FusionBuffer(arrays, scale=scale)
+        self.counters.reduced += inputs.num_bytes
+        with self._begin(signature, inputs, output_lengths=inputs.lengths) as operation:
+            outputs = FusionBuffer(operation.outputs.shared)
+            if operation.is_inline:
+                outputs.write(0, reduce(operation.inline_rows(inputs, self.ranks), reduction))
+                self.counters.written += inputs.num_bytes
             else:
-                self._carrier.reduce(session, mine, results, reduction)
-        return session.given
+                self._backend.all_reduce(operation, inputs, outputs, reduction)
+        return operation.outputs.private
 
-    def all_gather(self, array: np.ndarray, call: OpSignature) -> np.ndarray:
-        """Collects equal lengths: a row of each worker, in rank order."""
-        mine = FusionBuffer([array])
-        with self._begun(call, mine, results=[self.size * mine.length]) as session:
-            rows = session.results[0].reshape(self.size, mine.length)
-            if session.is_inline:
-                rows[:] = session.rows(mine, self.ranks)
+    def all_gather(self, array: np.ndarray, signature: OpSignature) -> np.ndarray:
+        """Gives every worker the arrays of all.
+
+        Args:
+            array: shape (length,), the same length everywhere.
+            signature: of the operation.
+
+        Returns:
+            Shape (size, length), rows in rank order.
+        """
+        inputs = FusionBuffer([array])
+        shape = (self.size, inputs.length)
+        with self._begin(signature, inputs, output_lengths=[shape[0] * shape[1]]) as operation:
+            rows = operation.outputs.shared[0].reshape(shape)
+            if operation.is_inline:
+                rows[:] = operation.inline_rows(inputs, self.ranks)
             else:
-                self._carrier.gather(session, array, rows)
-        return session.given[0].reshape(self.size, mine.length)
+                self._backend.all_gather(operation, array, rows)
+        return operation.outputs.private[0].reshape(shape)
 
     def broadcast(
-        self, arrays: Sequence[np.ndarray], root: int, call: OpSignature
+        self, arrays: Sequence[np.ndarray], root: int, signature: OpSignature
     ) -> list[np.ndarray]:
-        """Gives everyone the arrays of one.
+        """Gives every worker the arrays of one.
 
         Args:
-            arrays: flat, of one dtype, the same lengths everywhere; only the root's values matter.
-            root: whose, a number among these workers.
-            call: what it is.
-
-        Returns:
-            The root's.
+            arrays: shape (length,) each, of one dtype, the same lengths everywhere; only the root's
+                values matter.
+            root: index of the root among these workers.
+            signature: of the operation.
         """
-        mine = FusionBuffer(arrays)
-        with self._begun(call, mine, results=mine.lengths) as session:
-            results = FusionBuffer(session.results)
-            if session.is_inline:
-                results.put(0, session.rows(mine, self.ranks)[root])
+        inputs = FusionBuffer(arrays)
+        with self._begin(signature, inputs, output_lengths=inputs.lengths) as operation:
+            outputs = FusionBuffer(operation.outputs.shared)
+            if operation.is_inline:
+                outputs.write(0, operation.inline_rows(inputs, self.ranks)[root])
             else:
-                self._carrier.broadcast(session, mine, results, root)
-        return session.given
+                self._backend.broadcast(operation, inputs, outputs, root)
+        return operation.outputs.private
 
     def reduce_scatter(
-        self, array: np.ndarray, lengths: Sequence[int], reduction: ReduceOp, call: OpSignature
+        self,
+        array: np.ndarray,
+        lengths: Sequence[int],
+        reduction: ReduceOp,
+        signature: OpSignature,
     ) -> np.ndarray:
-        """Reduces elementwise; each worker gets a part of its own.
+        """Reduces elementwise over the workers; each gets a part of the result.
 
         Args:
-            array: flat, the same length everywhere.
-            lengths: how many elements each worker gets; their sum is the array's length.
+            array: shape (sum(lengths),), the same length everywhere.
+            lengths: number of elements that each worker gets, in rank order.
             reduction: how.
-            call: what it is.
+            signature: of the operation.
 
         Returns:
-            This worker's part of the result.
+            Shape (lengths[rank],).
         """
-        mine = FusionBuffer([array])
-        [result] = self._buffers.take(mine.dtype, [lengths[self.rank]])
-        self.counters.reduced += mine.num_bytes
-        self.counters.written += mine.num_bytes + result.nbytes
-        with self._begun(call, mine) as session:
-            if session.is_inline:
+        inputs = FusionBuffer([array])
+        [result] = self._pool.take(inputs.dtype, [lengths[self.rank]])
+        self.counters.reduced += inputs.num_bytes
+        self.counters.written += inputs.num_bytes + result.nbytes
+        with self._begin(signature, inputs) as operation:
+            if operation.is_inline:
                 start = sum(lengths[: self.rank])
-                rows = session.rows(mine, self.ranks)
-                reduce([row[start : start + len(result)] for row in rows], reduction, result)
+                rows = operation.inline_rows(inputs, self.ranks)
+                reduce_into([row[start : start + len(result)] for row in rows], reduction, result)
                 return result
 
-            def take(at: int, shown: list[np.ndarray]) -> None:
-                wanted = result[at : at + len(shown[0])]
-                reduce([piece[: len(wanted)] for piece in shown], reduction, wanted)
+            def consume(at: int, spans: list[np.ndarray]) -> None:
+                target = result[at : at + len(spans[0])]
+                reduce_into([span[: len(target)] for span in spans], reduction, target)
 
             parts = np.split(array, np.cumsum(lengths)[:-1])
             expected = [len(result)] * self.size
-            self._carrier.swap(session, parts, expected, max(lengths), take)
+            self._backend.all_to_all(operation, parts, expected, max(lengths), consume)
         return result
 
     def all_to_all(
-        self, parts: Sequence[np.ndarray], lengths: np.ndarray, call: OpSignature
+        self, parts: Sequence[np.ndarray], lengths: np.ndarray, signature: OpSignature
     ) -> np.ndarray:
         """Gives each worker a part of its own from each worker.
 
         Args:
-            parts: this worker's, one for each, flat, of one dtype.
-            lengths: row i, column j: how many elements worker i has for worker j.
-            call: what it is.
+            parts: this worker's part for each worker, one-dimensional, of one dtype.
+            lengths: int, shape (size, size): entry [i, j] is the number of elements that worker i
+                has for worker j; the same everywhere.
+            signature: of the operation.
 
         Returns:
-            What each worker had for this one, one behind the other in rank order.
+            The parts for this worker, concatenated in rank order.
         """
-        mine = FusionBuffer(parts)
+        inputs = FusionBuffer(parts)
         expected = lengths[:, self.rank].tolist()
-        [joined] = self._buffers.take(mine.dtype, [sum(expected)])
+        [joined] = self._pool.take(inputs.dtype, [sum(expected)])
         results = np.split(joined, np.cumsum(expected)[:-1])
-        # The most that anyone has: all must decide alike how it travels.
-        num_bytes = int(lengths.sum(axis=1).max()) * mine.dtype.itemsize
-        with self._begun(call, mine, num_bytes=num_bytes) as session:
-            if session.is_inline:
+        # The most that any worker has: all must decide alike whether it travels inline.
+        num_bytes = int(lengths.sum(axis=1).max()) * inputs.dtype.itemsize
+        with self._begin(signature, inputs, num_bytes=num_bytes) as operation:
+            if operation.is_inline:
                 starts = lengths[:, : self.rank].sum(axis=1).tolist()
-                for result, row, start in zip(
-                    results, session.rows(mine, self.ranks), starts, strict=True
-                ):
+                rows = operation.inline_rows(inputs, self.ranks)
+                for result, row, start in zip(results, rows, starts, strict=True):
                     result[:] = row[start : start + len(result)]
                 return joined
 
-            def take(at: int, shown: list[np.ndarray]) -> None:
-                for result, piece in zip(results, shown, strict=True):
-                    wanted = result[at : at + len(piece)]
-                    wanted[:] = piece[: len(wanted)]
+            def consume(at: int, spans: list[np.ndarray]) -> None:
+                for result, span in zip(results, spans, strict=True):
+                    target = result[at : at + len(span)]
+                    target[:] = span[: len(target)]
 
-            self._carrier.swap(session, parts, expected, int(lengths.max()), take)
+            self._backend.all_to_all(operation, parts, expected, int(lengths.max()), consume)
         return joined
 
     @contextlib.contextmanager
-    def _begun(
+    def _begin(
         self,
-        call: OpSignature,
-        mine: FusionBuffer,
+        signature: OpSignature,
+        inputs: FusionBuffer,
         *,
         num_bytes: int | None = None,
-        results: Sequence[int] = (),
+        output_lengths: Sequence[int] = (),
     ) -> Iterator[Operation]:
-        """Meets the others, compares, and waits for its turn if something large is to be moved.
+        """Exchanges the first messages, and compares; a large operation then waits for its turn.
 
         Args:
-            call: has to be alike everywhere.
-            mine: goes along if it is small.
-            num_bytes: has to be alike everywhere; that of ``mine`` by default.
-            results: lengths of the arrays that come out alike everywhere.
+            signature: has to be alike everywhere.
+            inputs: sent along if they are small.
+            num_bytes: has to be alike everywhere; by default that of `inputs`.
+            output_lengths: of the results that are alike everywhere.
         """
         self._mesh.raise_if_aborted()
-        self._refuse_after_failure()
-        num_bytes = mine.num_bytes if num_bytes is None else num_bytes
+        self._raise_after_failure()
+        num_bytes = inputs.num_bytes if num_bytes is None else num_bytes
         try:
-            # A warning that somebody has made an error would end one worker, and leave the others.
-            with np.errstate(all="ignore"), self._met(call, mine, num_bytes, results) as session:
-                yield session
+            # np.errstate: a script may have made NumPy's warnings (overflow, NaN) errors. One
+            # would end this worker in the middle of an operation, and leave the others waiting.
+            with (
+                np.errstate(all="ignore"),
+                self._exchange_first(signature, inputs, num_bytes, output_lengths) as operation,
+            ):
+                yield operation
         except DisagreementError:
             raise
         except BaseException as error:
             self._failure = error
-            self._turns.wake()
+            self._sequencer.wake()
             raise
 
     @contextlib.contextmanager
-    def _met(
-        self, call: OpSignature, mine: FusionBuffer, num_bytes: int, results: Sequence[int]
+    def _exchange_first(
+        self,
+        signature: OpSignature,
+        inputs: FusionBuffer,
+        num_bytes: int,
+        output_lengths: Sequence[int],
     ) -> Iterator[Operation]:
         is_inline = num_bytes <= MAX_PAYLOAD_BYTES
         if is_inline:
-            payload = mine.take(0, mine.length).tobytes()
+            payload = inputs.read(0, inputs.length).tobytes()
         else:
-            payload = self._carrier.offer(self._turns.ended)
-        tag = self._tag(call.name)
-        self._mesh.send(self._others, tag, Message(call.digest, num_bytes, payload))
-        heard = self._mesh.collect(tag, self._others, call)
-        others = list(heard.values())
-        if any(m.digest != call.digest or m.number != num_bytes for m in others):
-            # Where the calls are alike, only the sizes can tell the difference.
-            same = all(m.digest == call.digest for m in others)
-            self._disagree(tag, call, num_bytes if same else None)
-        session = Operation(call, tag, heard, self._exchange)
+            payload = self._backend.offer_free(self._sequencer.completed)
+        tag = self._next_tag(signature.name)
+        self._mesh.send(self._others, tag, Message(signature.digest, num_bytes, payload))
+        received = self._mesh.collect(tag, self._others, signature)
+        others = list(received.values())
+        if any(m.digest != signature.digest or m.value != num_bytes for m in others):
+            # Sizes are shown only where signatures are alike, and so don't explain the difference.
+            is_same = all(m.digest == signature.digest for m in others)
+            self._raise_difference(tag, signature, num_bytes if is_same else None)
+        operation = Operation(signature, tag, received, self._exchange)
         if is_inline:
-            session.results = [np.empty(length, mine.dtype) for length in results]
-            session.given = session.results
-            yield session
+            arrays = [np.empty(length, inputs.dtype) for length in output_lengths]
+            operation.outputs = OutputBuffers(arrays, arrays)
+            yield operation
             return
         offers = [payload, *(message.payload for message in others)]
-        turn, assigned = self._turn_of(session, aligned_size(mine.dtype, results), offers)
-        with self._turns.wait_for(turn, unless=lambda: self._failure is not None):
-            self._refuse_after_failure()
-            if results:
-                room = self._carrier.room(assigned, mine.dtype, results)
-                session.results, session.given = room.written, room.given
-            yield session
+        size = aligned_size(inputs.dtype, output_lengths)
+        number, assigned = self._number_of(tag, signature, size, offers)
+        with self._sequencer.turn(number, unless=lambda: self._failure is not None):
+            self._raise_after_failure()
+            if output_lengths:
+                operation.outputs = self._backend.map_outputs(
+                    assigned, inputs.dtype, output_lengths
+                )
+            yield operation
 
-    def _refuse_after_failure(self) -> None:
+    def _raise_after_failure(self) -> None:
         """Once an operation has failed in the middle, nobody knows how far the others have come."""
         failure = self._failure
         if failure is None:
@@ -285,52 +314,64 @@ class Communicator:
             f"middle: {str(failure) or type(failure).__name__}"
         )
 
-    def _exchange(self, tag: Tag, number: int, call: OpSignature) -> dict[int, Message]:
-        """Tells all others a number, and waits for theirs."""
-        self._mesh.send(self._others, tag, Message(0, number, b""))
-        return self._mesh.collect(tag, self._others, call)
+    def _exchange(self, tag: Tag, value: int, signature: OpSignature) -> dict[int, Message]:
+        """Sends a number to all others, and waits for theirs."""
+        self._mesh.send(self._others, tag, Message(0, value, b""))
+        return self._mesh.collect(tag, self._others, signature)
 
-    def _tag(self, name: str) -> Tag:
+    def _next_tag(self, name: str) -> Tag:
         with self._lock:
             occurrence = self._occurrences.get(name, 0)
             self._occurrences[name] = occurrence + 1
-        return Tag(stable_hash(f"{self._key} {name}"), occurrence % 2**32, _HELLO)
+        return Tag(stable_hash(f"{self._key} {name}"), occurrence % 2**32, _FIRST)
 
-    def _turn_of(self, session: Operation, room: int, offers: Sequence[bytes]) -> tuple[int, bytes]:
-        """Large calls come one after the other; the first of the workers says in which order.
+    def _number_of(
+        self, tag: Tag, signature: OpSignature, num_bytes: int, offers: Sequence[bytes]
+    ) -> tuple[int, bytes]:
+        """The number of a large operation, which the first of the workers chooses.
+
+        Large operations come one after the other, in this order on all workers; otherwise threads
+        could be in different ones on different workers, and wait for each other.
 
         Args:
-            session: the call.
-            room: bytes for results.
-            offers: what each worker's `Carrier` has offered.
+            tag: of the operation.
+            signature: of the operation.
+            num_bytes: of its output memory.
+            offers: what `Backend.offer_free` has returned on each worker.
 
         Returns:
-            The call's number, and what `Carrier.room` wants.
+            The number, and the argument of `Backend.map_outputs`.
         """
-        tag = session.tag._replace(step=_TURN)
+        tag = tag._replace(step=_SEQUENCE)
         if self.rank == 0:
             with self._lock:
-                turn = self._next_turn
-                self._next_turn += 1
-                assigned = self._carrier.assign(room, turn, offers) if room else b""
-            self._mesh.send(self._others, tag, Message(0, turn, assigned))
-            return turn, assigned
+                number = self._next_number
+                self._next_number += 1
+                assigned = b""
+                if num_bytes:
+                    assigned = self._backend.assign_outputs(num_bytes, number, offers)
+            self._mesh.send(self._others, tag, Message(0, number, assigned))
+            return number, assigned
         first = self.ranks[0]
-        message = self._mesh.collect(tag, [first], session.call)[first]
-        return message.number, message.payload
+        message = self._mesh.collect(tag, [first], signature)[first]
+        return message.value, message.payload
 
-    def _disagree(self, tag: Tag, call: OpSignature, num_bytes: int | None) -> NoReturn:
-        """Tells what each worker is about to do; all of them have noticed."""
-        tag = tag._replace(step=_TEXT)
-        told = call.text if num_bytes is None else f"{call.text}\n{num_bytes} bytes"
-        text = told.encode()[:MAX_PAYLOAD_BYTES]
-        self._mesh.send(self._others, tag, Message(0, 0, text))
-        heard = self._mesh.collect(tag, self._others, call)
-        heard[self._mesh.rank] = Message(0, 0, text)
+    def _raise_difference(
+        self, tag: Tag, signature: OpSignature, num_bytes: int | None
+    ) -> NoReturn:
+        """Exchanges what each worker is about to do; all of them have noticed a difference."""
+        tag = tag._replace(step=_DIFFERENCE)
+        text = signature.text if num_bytes is None else f"{signature.text}\n{num_bytes} bytes"
+        own = Message(0, 0, text.encode()[:MAX_PAYLOAD_BYTES])
+        self._mesh.send(self._others, tag, own)
+        messages = {
+            **self._mesh.collect(tag, self._others, signature),
+            self._mesh.rank: own,
+        }
         raise DisagreementError(
             describe_difference(
                 {
-                    self._mesh.names[rank]: heard[rank].payload.decode(errors="replace")
+                    self._mesh.global_ranks[rank]: messages[rank].payload.decode(errors="replace")
                     for rank in self.ranks
                 }
             )

@@ -1,14 +1,14 @@
-"""Ranks that wait for each other in a circle, so that none of them can go on: a deadlock.
+"""Deadlocks: ranks that wait for each other in a cycle, so that none of them can go on.
 
-A rank that has waited for some seconds sends a *probe* to each of those it waits for: it says in
-what the rank waits. Whoever gets one, waits itself, and hasn't come to what the probe says, knows
-for certain that the sender's wait can't end before its own does, as long as no other thread of its
-process comes to it. It adds itself to the probe, and sends it on to those that it waits for. A
-probe that comes back to a wait that it has been through has found a circle.
+A rank that has waited for some seconds sends a *probe* to each rank that it waits for. The probe
+says in what the sender waits. A rank that receives one, waits itself, and hasn't sent what the
+probe's sender waits for, knows that the sender's wait can't end before its own wait does, unless
+another thread of its process resolves it. It appends itself to the probe's path and forwards the
+probe to those that it waits for. A probe that returns to a wait on its path has found a cycle.
 
-What a probe says stays true, however old it is: "this wait can't end before that one". So no moment
-is needed at which all ranks are looked at together, and a rank that is merely late is never taken
-for one that can't come: it adds nothing to any probe.
+What a path says ("this wait can't end before that one") stays true however old the probe is. So no
+consistent snapshot of all ranks is needed, and a rank that is merely late is never part of a cycle:
+it doesn't wait, and appends nothing.
 
 References:
     "Distributed Deadlock Detection", Chandy, Misra, Haas, 1983, https://doi.org/10.1145/357360.357365
@@ -23,9 +23,9 @@ from typing import NamedTuple
 from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES, Tag
 
 PROBE_AFTER_S = 2.0
-"""How long to wait in an operation before others are asked."""
+"""How long to wait in an operation before the first probe."""
 
-_LONGEST_TEXT = 600
+_MAX_TEXT_CHARS = 600
 
 
 class Waiter(NamedTuple):
@@ -35,123 +35,126 @@ class Waiter(NamedTuple):
     """As the mesh numbers it."""
 
     number: int
-    """Of its wait; each wait of a rank has another one."""
+    """Of the wait, among those of the rank."""
 
     who: str
-    """It, and who waits there with it, for people: "ranks 0, 2..3"."""
+    """It, and the ranks that are known to wait there too, for people: "ranks 0, 2..3"."""
 
     text: str
-    """In what it waits, and where, for people."""
+    """In what it waits, and in which line of the program, for people."""
 
     is_sole_caller: bool
     """Whether no other thread of its process could begin an operation meanwhile."""
 
     @property
     def wait(self) -> tuple[int, int]:
-        """Tells its wait from all others."""
+        """Identifies the wait among those of all ranks."""
         return self.rank, self.number
 
 
 class Probe(NamedTuple):
-    """What goes from rank to rank."""
+    """What is forwarded from rank to rank."""
 
     round: int
-    """How many probes the first rank has sent before."""
+    """How many probes its first rank has started before."""
 
     tag: Tag
-    """What the last of the path hasn't got from whoever the probe is sent to."""
+    """What the last rank of the path waits for from whoever receives the probe."""
 
     path: tuple[Waiter, ...]
-    """Whose wait can't end before whose."""
+    """Waits, each of which can't end before the next one does."""
 
     def pack(self) -> bytes:
-        """As it travels."""
-        path = [waiter._replace(text=waiter.text[:_LONGEST_TEXT]) for waiter in self.path]
+        """Encodes the probe; long texts are cut."""
+        path = [waiter._replace(text=waiter.text[:_MAX_TEXT_CHARS]) for waiter in self.path]
         return json.dumps([self.round, self.tag, path]).encode()
 
     @classmethod
     def unpack(cls, data: bytes) -> Probe:
-        """What `pack` has made."""
+        """Decodes what `pack` has made."""
         number, tag, path = json.loads(data)
         return cls(number, Tag(*tag), tuple(Waiter(*waiter) for waiter in path))
 
 
 class DeadlockDetector:
-    """One rank's part in finding circles. Not for several threads at once, but for `hear`."""
+    """One rank's part in finding cycles. Only `receive` may be called by another thread."""
 
     def __init__(self, has_sent: Callable[[Tag], bool]) -> None:
-        """Begins.
+        """Has received nothing yet.
 
         Args:
-            has_sent: whether this rank has sent what others wait for.
+            has_sent: whether this rank has sent what belongs to a tag.
         """
         self._has_sent = has_sent
-        self._heard: dict[int, Probe] = {}
-        self._passed_on: set[tuple[tuple[int, int], int]] = set()
+        self._received: dict[int, Probe] = {}
+        """The newest probe of each rank."""
+        self._forwarded: set[tuple[tuple[int, int], int]] = set()
+        """First wait and round of what was forwarded during `_own_wait`."""
         self._own_wait: tuple[int, int] | None = None
         self._rounds = 0
 
     @property
-    def has_news(self) -> bool:
-        """Whether there are probes to look at."""
-        return bool(self._heard)
+    def has_probes(self) -> bool:
+        """Whether there are probes to examine."""
+        return bool(self._received)
 
-    def hear(self, data: bytes) -> None:
-        """Keeps a probe until this rank waits itself; the newest of each rank."""
+    def receive(self, data: bytes) -> None:
+        """Keeps a probe until this rank waits; a newer one of the same rank replaces it."""
         probe = Probe.unpack(data)
-        self._heard[probe.path[0].rank] = probe
+        self._received[probe.path[0].rank] = probe
 
-    def begin(self, own: Waiter, tag: Tag) -> bytes:
-        """A probe of this rank's own, for those it waits for.
+    def start_probe(self, own: Waiter, tag: Tag) -> bytes:
+        """A new probe, to be sent to all that this rank waits for.
 
         Args:
-            own: its wait.
-            tag: what it hasn't got from them.
+            own: this rank's wait.
+            tag: what it waits for.
         """
         self._rounds += 1
         return Probe(self._rounds, tag, (own,)).pack()
 
-    def look(self, own: Waiter, tag: Tag) -> tuple[list[bytes], tuple[Waiter, ...]]:
-        """Looks at the probes that have come, as this rank waits.
+    def examine(self, own: Waiter, tag: Tag) -> tuple[list[bytes], tuple[Waiter, ...]]:
+        """Examines the probes that have been received, while this rank waits.
 
         Args:
-            own: its wait.
-            tag: what it hasn't got from those it waits for.
+            own: this rank's wait.
+            tag: what it waits for.
 
         Returns:
-            What to send on to these; and a circle, if one was found.
+            Probes to forward to all that this rank waits for; and a cycle, empty if none was found.
         """
         if own.wait != self._own_wait:
             self._own_wait = own.wait
-            self._passed_on.clear()
-        onwards: list[bytes] = []
-        for first in list(self._heard):
-            probe = self._heard.pop(first)
+            self._forwarded.clear()
+        forward: list[bytes] = []
+        for first in list(self._received):
+            probe = self._received.pop(first)
             if self._has_sent(probe.tag):
-                continue  # It is on its way: the other one isn't waiting for us.
+                continue  # The message is on its way: the sender doesn't wait for this rank.
             waits = [waiter.wait for waiter in probe.path]
             if own.wait in waits:
-                return onwards, (*probe.path[waits.index(own.wait) + 1 :], own)
+                return forward, (*probe.path[waits.index(own.wait) + 1 :], own)
             key = (probe.path[0].wait, probe.round)
             data = Probe(probe.round, tag, (*probe.path, own)).pack()
-            is_known = own.rank in (waiter.rank for waiter in probe.path)
-            if not is_known and key not in self._passed_on and len(data) <= MAX_PAYLOAD_BYTES // 2:
-                self._passed_on.add(key)
-                onwards.append(data)
-        return onwards, ()
+            # A path that has this rank in an earlier wait is stale: that wait has ended.
+            is_stale = own.rank in (waiter.rank for waiter in probe.path)
+            if not is_stale and key not in self._forwarded and len(data) <= MAX_PAYLOAD_BYTES // 2:
+                self._forwarded.add(key)
+                forward.append(data)
+        return forward, ()
 
 
-def describe_waits(circle: Sequence[Waiter]) -> dict[str, str]:
-    """In what each of them waits, by rank; once for those who wait together."""
-    return {one.who: one.text for one in sorted(circle, key=lambda one: one.rank)}
+def describe_waits(cycle: Sequence[Waiter]) -> dict[str, str]:
+    """In what each rank waits, in rank order; ranks that wait together have one entry."""
+    return {waiter.who: waiter.text for waiter in sorted(cycle, key=lambda one: one.rank)}
 
 
-def describe_deadlock(places: Mapping[str, str], *, waited_s: float | None = None) -> str:
-    """What to tell of a circle.
+def describe_deadlock(waits: Mapping[str, str], *, waited_s: float | None = None) -> str:
+    """The text of a `DeadlockError`.
 
     Args:
-        places: in what ranks wait, by their names for people.
-        waited_s: how long they have; None where it is certain that they would wait for ever.
+        waits: in what ranks wait, by their names for people.
+        waited_s: for how long; None where it is certain that the waits can't end.
     """
     first = "The ranks wait for each other in different operations, and none can go on:"
     if waited_s is not None:
@@ -159,7 +162,7 @@ def describe_deadlock(places: Mapping[str, str], *, waited_s: float | None = Non
     return "\n".join(
         [
             first,
-            *(f"  {who}: {text}" for who, text in places.items()),
+            *(f"  {who}: {text}" for who, text in waits.items()),
             "All ranks must call the same operations, equally often: batches, steps or branches "
             "that differ by rank are the usual reason.",
         ]

@@ -1,4 +1,4 @@
-"""How it is told that ranks differ."""
+"""Texts of errors that several packages raise: differences between ranks, ends of workers."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import itertools
 import traceback
 from collections.abc import Mapping, Sequence
 
-_HEADLINE = "The ranks are about to do different things:"
+_MAX_ERROR_CHARS = 500
 
-_LONGEST_ERROR = 500
-
-_SHOWN = 3
-"""Of how many tensors that differ the messages tell."""
+_MAX_TENSORS_SHOWN = 3
+"""How many of the tensors that differ are named."""
 
 
 def describe_difference(texts: Mapping[int, str]) -> str:
-    """Says what each rank is about to do.
+    """The text of a `DisagreementError`.
 
     Args:
-        texts: of each rank: a line for the operation, then one for each of its tensors.
+        texts: by rank: a line for the operation, then one for each of its tensors.
     """
     lines = {rank: text.split("\n") for rank, text in texts.items()}
     by_text: dict[str, list[int]] = {}
-    for rank, text in zip(lines, _differing(list(lines.values())), strict=True):
+    for rank, text in zip(lines, _differences(list(lines.values())), strict=True):
         by_text.setdefault(text, []).append(rank)
     return "\n".join(
         [
-            _HEADLINE,
+            "The ranks are about to do different things:",
             *(f"  {format_ranks(ranks)}: {text}" for text, ranks in by_text.items()),
             "All ranks must call the same operations in the same order, with the same dtypes and "
             "shapes. The next operation can go on.",
@@ -35,10 +33,10 @@ def describe_difference(texts: Mapping[int, str]) -> str:
 
 
 def describe_fork(rank: int) -> str:
-    """Says why a process that was forked from a worker can take no part.
+    """Why a process that was forked from a worker can't take part.
 
     Args:
-        rank: the worker's.
+        rank: of the worker.
     """
     return (
         f"this process was forked from rank {rank}, after tfddl.init(), and takes no part in what "
@@ -48,10 +46,10 @@ def describe_fork(rank: int) -> str:
 
 
 def describe_exit(error: BaseException | None) -> str:
-    """Says how the script of a worker has ended whose interpreter comes to its end.
+    """How the script of a worker has ended whose interpreter is exiting; follows "rank 3".
 
     Args:
-        error: what nobody has caught, if anything.
+        error: the uncaught exception; None where there was none.
     """
     if error is None:
         return (
@@ -59,16 +57,16 @@ def describe_exit(error: BaseException | None) -> str:
             "often; is there less data, or a branch, on that rank?"
         )
     text = "".join(traceback.format_exception_only(error)).strip()
-    return f"has ended with {text[:_LONGEST_ERROR]}"
+    return f"has ended with {text[:_MAX_ERROR_CHARS]}"
 
 
 def format_ranks(ranks: Sequence[int]) -> str:
-    """Ranks as people write them: "rank 3", "ranks 0..2, 5"."""
+    """Ranks for people, in order: "rank 3", "ranks 0..2, 5"."""
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {format_ranges(ranks)}"
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
-    """Numbers as people write them, in order: "3", "0..2, 5"."""
+    """Numbers for people, in order: "3", "0..2, 5"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -78,12 +76,12 @@ def format_ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs)
 
 
-def _differing(lines: Sequence[Sequence[str]]) -> list[str]:
-    """What each rank has (the operation, then its tensors), without what all have alike."""
-    if max(len(line) for line in lines) <= 2 * _SHOWN:
-        return [_joined(kind, tensors) for kind, *tensors in lines]
+def _differences(lines: Sequence[Sequence[str]]) -> list[str]:
+    """What each rank has (the operation, then its tensors), without tensors that are alike."""
+    if max(len(line) for line in lines) <= 2 * _MAX_TENSORS_SHOWN:
+        return [_join(kind, tensors) for kind, *tensors in lines]
     columns = list(itertools.zip_longest(*lines, fillvalue="nothing"))[1:]
-    differing = [i for i, column in enumerate(columns) if len(set(column)) > 1][:_SHOWN]
+    differing = [i for i, column in enumerate(columns) if len(set(column)) > 1][:_MAX_TENSORS_SHOWN]
     return [
         ", ".join(
             [
@@ -95,5 +93,5 @@ def _differing(lines: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _joined(kind: str, tensors: Sequence[str]) -> str:
+def _join(kind: str, tensors: Sequence[str]) -> str:
     return f"{kind} of {', '.join(tensors)}" if tensors else kind

@@ -1,4 +1,4 @@
-"""Several arrays seen as one."""
+"""A fusion buffer: several arrays that are reduced, sent or received as if they were one."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import numpy as np
 
 
 class FusionBuffer:
-    """Flat arrays of one dtype, one behind the other, without joining them.
+    """One-dimensional arrays of one dtype as one logical array. They are not copied together.
+
+    Spans are half-open ranges of elements of the logical array.
 
     Attributes:
         arrays: as they were given.
-        dtype: theirs.
-        lengths: elements of each.
-        length: elements of all.
+        dtype: of all of them.
+        lengths: number of elements of each.
+        length: number of elements of all.
         num_bytes: of all.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], *, scale: float | None = None) -> None:
-        """Looks at arrays.
+        """Refers to arrays.
 
         Args:
-            arrays: at least one; each with one dimension.
-            scale: what is multiplied in whenever they are copied. None leaves the bits as they are;
-                0 makes zeros even of what isn't a number.
+            arrays: at least one; each of shape (length,).
+            scale: factor that is multiplied in whenever elements are read. None keeps the bits;
+                0 gives zeros even for NaN and infinity.
         """
         self.arrays = list(arrays)
         self.dtype = self.arrays[0].dtype
@@ -37,57 +39,63 @@ class FusionBuffer:
         self._scale = None if scale is None or scale == 1.0 else np.float64(scale)
 
     def chunks(self, num_bytes: int) -> list[range]:
-        """Ranges of at most so many bytes that cover everything."""
+        """Consecutive spans of at most so many bytes that cover everything."""
         step = num_bytes // self.dtype.itemsize
         return [range(i, min(self.length, i + step)) for i in range(0, self.length, step)]
 
-    def pieces(self, wanted: range) -> Iterator[tuple[np.ndarray, int]]:
-        """The parts of the arrays in a range: each, and where it begins within the range."""
-        start, stop = wanted.start, wanted.stop
+    def segments(self, span: range) -> Iterator[tuple[np.ndarray, int]]:
+        """The non-empty slices of the arrays that make up a span, unscaled.
+
+        Yields:
+            Each slice, a view, and its offset within the span.
+        """
+        start, stop = span.start, span.stop
         index = bisect.bisect_right(self._starts, start) - 1
         while start < stop:
             first = self._starts[index]
             end = min(stop, self._starts[index + 1])
             if end > start:
-                yield self.arrays[index][start - first : end - first], start - wanted.start
+                yield self.arrays[index][start - first : end - first], start - span.start
             start = max(start, end)
             index += 1
 
-    def copy_to(self, wanted: range, target: np.ndarray) -> None:
-        """Copies a range, scaled, into an array of its length."""
-        for piece, at in self.pieces(wanted):
-            self._copy_scaled(piece, target[at : at + len(piece)])
+    def copy_to(self, span: range, target: np.ndarray) -> None:
+        """Copies a span, scaled, into an array of its length."""
+        for segment, at in self.segments(span):
+            self._copy_scaled(segment, target[at : at + len(segment)])
 
-    def copy_from(self, wanted: range, source: np.ndarray) -> None:
-        """Fills a range from an array of its length."""
-        for piece, at in self.pieces(wanted):
-            piece[:] = source[at : at + len(piece)]
+    def copy_from(self, span: range, source: np.ndarray) -> None:
+        """Fills a span from an array of its length."""
+        for segment, at in self.segments(span):
+            segment[:] = source[at : at + len(segment)]
 
-    def take(self, start: int, stop: int) -> np.ndarray:
-        """A range as one array, scaled; a part of the array itself, where that will do."""
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """A span as one array, scaled; a view where there is one array and no scale."""
         if len(self.arrays) == 1 and self._scale is None:
             return self.arrays[0][start:stop]
         joined = np.empty(stop - start, self.dtype)
         self.copy_to(range(start, stop), joined)
         return joined
 
-    def put(self, start: int, values: np.ndarray) -> None:
-        """Fills from a place on."""
+    def write(self, start: int, values: np.ndarray) -> None:
+        """Fills the span that begins at `start` and is as long as the values."""
         self.copy_from(range(start, start + len(values)), values)
 
-    def scaled(self, piece: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """A part of an array, scaled: itself, where that will do, or in an array of its length."""
+    def scaled(self, segment: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+        """A segment, scaled: itself where there is no scale, else in `scratch` of its length."""
         if self._scale is None:
-            return piece
-        self._copy_scaled(piece, room)
-        return room
+            return segment
+        self._copy_scaled(segment, scratch)
+        return scratch
 
-    def _copy_scaled(self, piece: np.ndarray, target: np.ndarray) -> None:
+    def _copy_scaled(self, segment: np.ndarray, target: np.ndarray) -> None:
         if self._scale is None:
-            target[:] = piece
+            target[:] = segment
         elif self._scale == 0:
+            # Not multiplied: NaN * 0 is NaN. A rank that is to contribute nothing may have NaN.
             target[:] = 0
         elif self.dtype.itemsize == 2:
-            target[:] = piece.astype(np.float32) * np.float32(self._scale)
+            # In float32, rounded once: NumPy would round the scale to 16 bits first.
+            target[:] = segment.astype(np.float32) * np.float32(self._scale)
         else:
-            np.multiply(piece, self.dtype.type(self._scale), out=target)
+            np.multiply(segment, self.dtype.type(self._scale), out=target)

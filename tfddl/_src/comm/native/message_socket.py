@@ -1,4 +1,4 @@
-"""Sockets that carry whole messages: Unix's keep them whole, on TCP's a length goes before each."""
+"""Sockets that carry whole messages between two workers: SOCK_SEQPACKET on a host, TCP between."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import struct
 import threading
 
 _LENGTH = struct.Struct("<I")
-_ROOM = 2**17
-"""Bytes that are taken from a socket at once; more than a message has."""
+_RECEIVE_BYTES = 2**17
+"""Bytes taken from a socket by one system call; more than the longest message has."""
 
 END_OF_MESSAGES = b""
-"""What comes last from a worker that has ended."""
+"""The last message that `MessageSocket.receive` ever returns: the other worker has ended."""
 
 
-class _Reading(threading.local):
-    """Where each thread receives, for all of its links: one buffer each would be 130 MB of 1000."""
+class _ReceiveBuffer(threading.local):
+    """Each thread's buffer, for all of its sockets: one per socket would be 130 MB of 1000."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(_ROOM)
+        self.data = bytearray(_RECEIVE_BYTES)
 
 
-_READING = _Reading()
+_BUFFER = _ReceiveBuffer()
 
 
 class MessageSocket(abc.ABC):
-    """A connected socket to another worker. Several threads may send, one at a time receives."""
+    """A connected, non-blocking socket. Several threads may send; one at a time may receive."""
 
     loss: str
-    """What it means that nothing more comes, for people."""
+    """What it means that the other end is gone, as errors say it after "rank 3"."""
 
     def __init__(self, connected: socket.socket) -> None:
         """Takes over a socket."""
@@ -37,76 +37,80 @@ class MessageSocket(abc.ABC):
         self._socket = connected
 
     def fileno(self) -> int:
-        """Of the socket; to wait for it."""
+        """The descriptor, for `select`."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Closes the socket; the other one notices."""
+        """Closes the socket; the other end gets `END_OF_MESSAGES`."""
         self._socket.close()
 
     @abc.abstractmethod
     def offer(self, message: bytes) -> bool:
-        """Sends a message, if there is room for it.
+        """Takes a message for sending, if there is room for it.
 
         Returns:
-            Whether there was; or nobody any more who would read it.
+            False if it wasn't taken. True, too, if the other end is gone: whoever waits for its
+            messages notices.
 
         Raises:
-            OSError: it can't be sent, for another reason.
+            OSError: it can't be sent for another reason.
         """
 
     @abc.abstractmethod
     def flush(self) -> bool:
-        """Sends what is left of messages that have been taken; returns whether all has gone."""
+        """Sends the rest of messages that were taken; returns whether nothing is left."""
 
     @abc.abstractmethod
     def receive(self) -> list[bytes]:
-        """The messages that have arrived; `END_OF_MESSAGES` is the last there will ever be."""
+        """The messages that have arrived, in order; `END_OF_MESSAGES` is the last one ever."""
 
 
 class SeqpacketSocket(MessageSocket):
-    """A Unix socket, SOCK_SEQPACKET: a message goes whole or not at all."""
+    """A Unix socket of type SOCK_SEQPACKET: the kernel keeps messages whole and in order.
+
+    References:
+        unix(7), "SOCK_SEQPACKET": connection-oriented, preserves message boundaries.
+    """
 
     loss = "has ended; its log says why"
 
-    def __init__(self, connected: socket.socket, *, longest: int) -> None:
+    def __init__(self, connected: socket.socket, *, max_bytes: int) -> None:
         """Takes over a socket.
 
         Args:
-            connected: it.
-            longest: bytes of the longest message.
+            connected: the socket.
+            max_bytes: length of the longest message. It must fit the receive buffer, since the
+                kernel discards the rest of a message that doesn't.
         """
         super().__init__(connected)
-        assert longest <= _ROOM
+        assert max_bytes <= _RECEIVE_BYTES
 
     def offer(self, message: bytes) -> bool:
-        """See `MessageSocket.offer`."""
         try:
             self._socket.send(message)
-        except BlockingIOError:
+        except BlockingIOError:  # The receiver's queue is full; nothing of it was sent.
             return False
         except ConnectionError:
             return True
         return True
 
     def flush(self) -> bool:
-        """See `MessageSocket.flush`."""
         return True
 
     def receive(self) -> list[bytes]:
-        """See `MessageSocket.receive`."""
         try:
-            count = self._socket.recv_into(_READING.buffer)
+            count = self._socket.recv_into(_BUFFER.data)
         except (BlockingIOError, ConnectionResetError):
-            # Reset: it has ended without reading all of ours. What it said comes next, then an end.
+            # A peer that ends with messages of ours unread resets the connection. Linux reports
+            # that once, and then still delivers what the peer had sent, and the end.
             return []
         except OSError:
             return [END_OF_MESSAGES]
-        return [bytes(memoryview(_READING.buffer)[:count])]
+        return [bytes(memoryview(_BUFFER.data)[:count])]
 
 
 class StreamSocket(MessageSocket):
-    """A TCP socket, on which each message follows its length."""
+    """A TCP socket, on which each message follows its length in 4 bytes."""
 
     loss = "has ended, or can't be reached any more; its log says which"
 
@@ -118,8 +122,9 @@ class StreamSocket(MessageSocket):
         self._arrived = bytearray()
 
     def offer(self, message: bytes) -> bool:
-        """See `MessageSocket.offer`."""
         with self._sending:
+            # A message is taken whole even if the system takes only a part of it, so that no
+            # other thread's message gets in between. At most one waits in this way.
             if self._unsent and not self._send_rest():
                 return False
             self._unsent += _LENGTH.pack(len(message)) + message
@@ -127,7 +132,6 @@ class StreamSocket(MessageSocket):
             return True
 
     def flush(self) -> bool:
-        """See `MessageSocket.flush`."""
         with self._sending:
             return self._send_rest()
 
@@ -138,21 +142,20 @@ class StreamSocket(MessageSocket):
                 del self._unsent[:count]
         except BlockingIOError:
             return False
-        except OSError:  # It has ended, or can't be reached: who waits for it notices.
+        except OSError:  # The other end is gone: whoever waits for its messages notices.
             self._unsent.clear()
         return True
 
     def receive(self) -> list[bytes]:
-        """See `MessageSocket.receive`."""
         try:
-            count = self._socket.recv_into(_READING.buffer)
+            count = self._socket.recv_into(_BUFFER.data)
         except BlockingIOError:
             return []
-        except OSError:  # Reset, or no sign of life for too long.
+        except OSError:  # Reset, or keepalive probes weren't answered.
             count = 0
         if count == 0:
             return [END_OF_MESSAGES]
-        self._arrived += memoryview(_READING.buffer)[:count]
+        self._arrived += memoryview(_BUFFER.data)[:count]
         return self._take_whole()
 
     def _take_whole(self) -> list[bytes]:

@@ -1,9 +1,10 @@
-"""What workers say to each other, and how long they wait for it."""
+"""Messages between workers: their format, what they belong to, and who exchanges them."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,44 +12,76 @@ from typing import NamedTuple
 from tfddl.errors import CommunicationError
 
 MAX_PAYLOAD_BYTES = 64 * 2**10
-"""Bytes that travel within a message; more is moved by a carrier, after more words."""
+"""Tensors of up to so many bytes travel within a message. Larger ones are moved by a `Backend`,
+which takes more messages: to agree on the order, and on each chunk."""
 
-_SHOWN = 3
+_HEADER = struct.Struct("<QIIQQ")
+MAX_MESSAGE_BYTES = _HEADER.size + MAX_PAYLOAD_BYTES
+"""What a socket between workers has to carry at once."""
+
+_MAX_TENSORS_SHOWN = 3
 
 
 class Tag(NamedTuple):
-    """What a message belongs to."""
+    """Which operation, and which step of it, a message belongs to."""
 
-    name: int
-    """The operation's name, stable_hash."""
+    name_hash: int
+    """64-bit hash of the operation's name and its ranks; 0 for control messages."""
 
     occurrence: int
-    """How many operations of that name came before, as the workers of the set count them."""
+    """How many operations of that name these ranks have begun before, modulo 2**32."""
 
     step: int
-    """Which step of the operation."""
+    """Which step of the operation, in 32 bits."""
+
+
+# Control messages belong to no operation. That a name hashes to 0 has a chance of 2**-64.
+STALL_REPORT = Tag(0, 0, 0)
+"""What the sender waits for; sent when it has waited for long."""
+
+DEADLOCK_PROBE = Tag(0, 0, 1)
+"""A probe of `deadlock`."""
+
+DEADLOCK_FOUND = Tag(0, 0, 2)
+"""A deadlock was found: all raise the error whose text is the payload."""
+
+EXIT = Tag(0, 0, 3)
+"""The sender's interpreter is exiting; the payload says how its script ended."""
 
 
 class Message(NamedTuple):
-    """What one worker tells another."""
+    """What one worker sends another within an operation."""
 
     digest: int
-    """Of what has to be alike on all workers."""
+    """64-bit hash of what has to be alike on all workers; 0 if nothing."""
 
-    number: int
-    """Bytes of the tensor, or whatever else the step needs."""
+    value: int
+    """A number, in 64 bits: the tensor's bytes, or what the step needs."""
 
     payload: bytes
+    """At most `MAX_PAYLOAD_BYTES`."""
+
+
+def pack_message(tag: Tag, message: Message) -> bytes:
+    """The bytes to send; little-endian on all machines."""
+    header = _HEADER.pack(*tag, message.digest, message.value)
+    return header + message.payload if message.payload else header
+
+
+def unpack_message(data: bytes) -> tuple[Tag, Message]:
+    """Reverses `pack_message`."""
+    name_hash, occurrence, step, digest, value = _HEADER.unpack_from(data)
+    return Tag(name_hash, occurrence, step), Message(digest, value, data[_HEADER.size :])
 
 
 @dataclass(frozen=True)
 class OpSignature:
-    """What an operation is called, and what has to be alike about it on all workers.
+    """An operation's name, and what has to be alike about it on all workers.
 
     Attributes:
-        name: calls of one name meet in their order, whatever happens under other names. "" is for
-            those without a name: they meet in program order.
-        text: a line that says which operation, then one for each tensor.
+        name: operations of one name are matched in their order, independently of other names.
+            Operations without a name ("") are matched in program order.
+        text: a line for the kind of operation, then one for each tensor (dtype and shape).
     """
 
     name: str
@@ -56,25 +89,27 @@ class OpSignature:
 
     @functools.cached_property
     def digest(self) -> int:
-        """64 bits that stand for the text."""
+        """64-bit hash of the text."""
         return stable_hash(self.text)
 
     def __str__(self) -> str:
         kind, *tensors = self.text.split("\n")
-        shown = [*tensors[:_SHOWN], "…"] if len(tensors) > _SHOWN else tensors
+        shown = tensors[:_MAX_TENSORS_SHOWN]
+        if len(tensors) > _MAX_TENSORS_SHOWN:
+            shown.append("…")
         return f"{kind} of {', '.join(shown)}" if shown else kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """How long to wait for the others.
+    """How long to wait for other workers within an operation.
 
     Attributes:
-        warn_s: after how many seconds to log who is missing, and again each time; 0 is never.
-        abort_s: after how many seconds to raise; 0 is never.
-        deadlock_s: after how many seconds to raise where ranks wait for each other in different
-            operations, which other threads of theirs could still come to; 0 is never. Where none
-            could, they raise at once.
+        warn_s: seconds after which to log which ranks are missing, and again each time; 0 is never.
+        abort_s: seconds after which to raise `StalledError`; 0 is never.
+        deadlock_s: seconds after which to raise `DeadlockError` where ranks wait for each other in
+            different operations, and another thread of theirs could still resolve that; 0 is
+            never. Where no thread could, the error is raised at once.
     """
 
     warn_s: float = 60.0
@@ -83,7 +118,7 @@ class Timeouts:
 
     @property
     def limit(self) -> str:
-        """After how long an operation ends for which somebody doesn't come, for people."""
+        """When a stalled operation is given up, as a clause for warnings."""
         if self.abort_s:
             return f"it ends with an error after {self.abort_s:g} s"
         return "no time is set after which it ends"
@@ -91,34 +126,40 @@ class Timeouts:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerConfig:
-    """Who sits where.
+    """Identity of this worker among those that it is connected to, and how it waits for them.
 
     Attributes:
-        job: what tells the job and host of these workers from others.
-        secret: what only the workers of this job know.
-        rank: this worker's number among those that are connected, in [0, size): those of the host
-            by memory, those of the job by TCP.
-        size: how many these are.
-        names: the ranks of these workers in the whole job, for messages; by default 0, 1, …
-        timeout_s: how long to wait for the others to come.
-        patience: how long to wait for them later.
-        spins: whether to look for the first microseconds of a wait instead of sleeping at once.
+        job: tells the workers of this job and host from others.
+        secret: known to the workers of this job only; b"" where there is none.
+        rank: this worker, in [0, size): the local rank for workers of one host, the rank in the
+            job for workers of several.
+        size: number of these workers.
+        global_ranks: the rank in the job of each of these workers, for messages; 0, 1, … if empty.
+        connect_timeout_s: seconds to wait for the others while connecting.
+        timeouts: how long to wait for them in operations.
+        spins: whether to poll sockets for some microseconds before sleeping. That is faster, but
+            takes the core from another worker where workers share cores.
+
+    Raises:
+        CommunicationError: the rank is out of range.
     """
 
     job: str
     rank: int
     size: int
-    names: Sequence[int] = ()
+    global_ranks: Sequence[int] = ()
     secret: bytes = b""
-    timeout_s: float = 60.0
-    patience: Timeouts = field(default_factory=Timeouts)
+    connect_timeout_s: float = 60.0
+    timeouts: Timeouts = field(default_factory=Timeouts)
     spins: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
-            raise CommunicationError(f"worker {self.rank} among {self.size}")
+            raise CommunicationError(
+                f"rank is {self.rank} among {self.size} workers; it must be 0..{self.size - 1}"
+            )
 
 
 def stable_hash(text: str) -> int:
-    """A number of 64 bits that is the same in all processes."""
+    """64-bit hash, the same in all processes (`hash` of a str is salted by process)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

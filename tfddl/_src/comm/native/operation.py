@@ -1,10 +1,11 @@
-"""An operation that all workers have come to, and the order of the large ones."""
+"""An operation that all workers have come to, and the order of those that move large arrays."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,79 +15,109 @@ from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES, Message, OpSignat
 _FIRST_STEP = 1
 
 
+class OutputBuffers(NamedTuple):
+    """Memory for the results of an operation: the same flat arrays, seen in two ways."""
+
+    shared: list[np.ndarray]
+    """Where backends write the results."""
+
+    private: list[np.ndarray]
+    """What the caller gets. Its writes to these arrays change no other worker's results."""
+
+
 class Operation:
-    """One operation that all workers have come to."""
+    """One operation, after all workers have said that they begin it.
+
+    Attributes:
+        signature: what it is.
+        is_inline: whether the tensors have travelled within the first messages.
+        outputs: memory for the results that are alike on all workers; empty where there are none.
+    """
 
     def __init__(
         self,
-        call: OpSignature,
+        signature: OpSignature,
         tag: Tag,
-        heard: Mapping[int, Message],
+        received: Mapping[int, Message],
         exchange: Callable[[Tag, int, OpSignature], Mapping[int, Message]],
     ) -> None:
-        """Begins, once all have said what they are about to do.
+        """Takes the first messages.
 
         Args:
-            call: what it is.
-            tag: what its messages belong to.
-            heard: what each of the others has said.
-            exchange: tells all others a number, and waits for theirs.
+            signature: what it is.
+            tag: of the first messages.
+            received: the first message of each other worker.
+            exchange: sends a number to all others, and waits for theirs.
         """
-        self.tag, self.call = tag, call
-        # What is little has come along.
-        self.is_inline = all(message.number <= MAX_PAYLOAD_BYTES for message in heard.values())
-        self.results: list[np.ndarray] = []
-        """Where the results are written that are alike everywhere."""
-        self.given: list[np.ndarray] = []
-        """The same results, for whoever has asked for them."""
-        self._exchange, self._heard = exchange, heard
+        self.signature = signature
+        # Sizes were compared before: all workers decide alike.
+        self.is_inline = all(m.value <= MAX_PAYLOAD_BYTES for m in received.values())
+        self.outputs = OutputBuffers([], [])
+        self._tag, self._received, self._exchange = tag, received, exchange
         self._step = _FIRST_STEP
 
-    def step(self) -> None:
-        """Returns once all workers have come here."""
-        self.tell(0)
+    def barrier(self) -> None:
+        """Returns once all workers have called it as often as this one.
 
-    def tell(self, number: int) -> dict[int, int]:
-        """Tells all others a number, and returns theirs."""
-        tag = self.tag._replace(step=self._step)
+        What they wrote to shared memory before it can then be read here.
+        """
+        # Memory ordering: the kernel guards a socket's queue by a lock, which the sender releases
+        # after its stores, and the receiver acquires before its loads. So no fence is needed, on
+        # arm64 either.
+        self.exchange(0)
+
+    def exchange(self, value: int) -> dict[int, int]:
+        """Sends a number of 64 bits to all others; returns theirs by rank. Also a barrier."""
+        tag = self._tag._replace(step=self._step)
         self._step += 1
-        return {rank: m.number for rank, m in self._exchange(tag, number, self.call).items()}
+        received = self._exchange(tag, value, self.signature)
+        return {rank: message.value for rank, message in received.items()}
 
-    def rows(self, mine: FusionBuffer, ranks: Sequence[int]) -> list[np.ndarray]:
-        """What everyone has sent along, in the order of these ranks."""
+    def inline_rows(self, inputs: FusionBuffer, ranks: Sequence[int]) -> list[np.ndarray]:
+        """The tensors that came with the first messages, in the order of these ranks.
+
+        Args:
+            inputs: those of this worker, which is one of the ranks.
+            ranks: whose.
+        """
         return [
-            mine.take(0, mine.length)
-            if rank not in self._heard
-            else np.frombuffer(self._heard[rank].payload, mine.dtype)
+            np.frombuffer(self._received[rank].payload, inputs.dtype)
+            if rank in self._received
+            else inputs.read(0, inputs.length)
             for rank in ranks
         ]
 
 
 class Sequencer:
-    """Lets one thread after the other in, in the order of their numbers."""
+    """Lets threads proceed one after the other, in the order of their numbers."""
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._completed = 0
         self._changed = threading.Condition()
 
     @property
-    def ended(self) -> int:
-        """How many have been and gone."""
-        return self._turn
+    def completed(self) -> int:
+        """How many have proceeded and ended."""
+        return self._completed
 
     @contextlib.contextmanager
-    def wait_for(self, turn: int, *, unless: Callable[[], bool]) -> Iterator[None]:
-        """Waits for a turn, and ends it; doesn't wait any longer once `unless` holds."""
+    def turn(self, number: int, *, unless: Callable[[], bool]) -> Iterator[None]:
+        """Waits until all lower numbers have ended; ends this one on exit.
+
+        Args:
+            number: from 0, without gaps.
+            unless: ends the wait; asked whenever `wake` is called. The caller then raises.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: unless() or self._turn == turn)
+            self._changed.wait_for(lambda: unless() or self._completed == number)
         try:
             yield
         finally:
             with self._changed:
-                self._turn += 1
+                self._completed += 1
                 self._changed.notify_all()
 
     def wake(self) -> None:
-        """Lets those who wait see what has changed."""
+        """Makes those that wait ask `unless` again."""
         with self._changed:
             self._changed.notify_all()

@@ -1,13 +1,13 @@
-"""Memory for results that all workers of a host read in place.
+"""Output memory that all workers of a host read in place.
 
-What has been added up is the same for everyone, so it is there once: each worker writes a part of
-it, and TensorFlow reads it where it is. Nobody may write to such a *piece* again before all have
-let go of it. So each worker says, at the beginning of each operation, which pieces it no longer
-uses; the first of them then says which piece the operation gets.
+The result of an all-reduce is the same for all workers, so it is in memory once: each worker writes
+a part of it, and TensorFlow reads it where it is. A *block* of this memory must not be written
+again before all workers have released it. So each worker says at the beginning of an operation
+which blocks it no longer uses, and the first of the workers assigns a block to the operation.
 
-TensorFlow never writes to memory that it has taken over from NumPy; but it may to a slice of it
-that nobody else uses (`Tensor::RefCountIsOne` asks the slice, not the whole, whether it owns its
-memory). So what is handed out is a view in which such writing stays with the process.
+TensorFlow never writes to memory that it has taken over from NumPy. But it may write to a slice of
+it that nobody else uses: `Tensor::RefCountIsOne` asks the slice's buffer, not the whole one,
+whether it owns its memory. So callers get a private view, in which writes stay with the process.
 """
 
 from __future__ import annotations
@@ -20,148 +20,147 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfddl._src.comm.native.buffer_pool import KEPT_ROUNDS, MAX_SLACK
 from tfddl._src.comm.native.shm import PeerMemory, PrivateView, SharedMemory
 from tfddl.errors import CommunicationError
 
-_MOST_ROOM = 2
-"""How many times as large as wanted a piece may be."""
-
-_KEPT_ROUNDS = 4
-"""For how many times as many turns as there are pieces one that nobody wants is kept."""
-
-_ENDED = struct.Struct("<Q")
+_COMPLETED = struct.Struct("<Q")
 _ASSIGNED = struct.Struct("<IQQ")
-_NUMBER = struct.Struct("<I")
+_BLOCK_ID = struct.Struct("<I")
 _NO_MEMORY = 2**32 - 1
 
 
 @dataclass
-class _Piece:
-    """A piece, as one of the workers sees it."""
+class _Block:
+    """A block, as one of the workers sees it."""
 
     shared: np.ndarray
-    """What all write to."""
+    """What backends write to."""
 
     view: PrivateView
-    """What is handed out."""
+    """What callers get."""
 
     offset: int
-    turn: int
-    """Which operation has got it last; only the first worker keeps it up."""
+    last_operation: int
+    """Number of the operation that had it last; only the first worker keeps it up to date."""
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody here refers to it; views count, and so does TensorFlow."""
-        # The view itself, and the argument of getrefcount.
+        """Whether nobody here refers to it; slices and TensorFlow's tensors do."""
+        # The view itself has one reference, the argument of getrefcount is another one.
         return sys.getrefcount(self.view.array) == 2
 
 
 class _Offer(NamedTuple):
-    """What a worker doesn't use any more."""
+    """Which blocks a worker no longer uses."""
 
-    ended: int
-    """How many turns have ended there. What it says of pieces assigned later means nothing."""
+    completed: int
+    """How many operations have ended there. Of blocks that were assigned to later ones, the worker
+    may not know yet."""
 
     free: int
-    """A bit for each piece."""
+    """Bit n: block n is free."""
 
     @classmethod
-    def read(cls, data: bytes) -> _Offer:
-        [ended] = _ENDED.unpack_from(data)
-        return cls(ended, int.from_bytes(data[_ENDED.size :], "little"))
+    def unpack(cls, data: bytes) -> _Offer:
+        [completed] = _COMPLETED.unpack_from(data)
+        return cls(completed, int.from_bytes(data[_COMPLETED.size :], "little"))
 
 
 class OutputPool:
-    """Pieces of the first worker's memory, for the results of all.
+    """Blocks of the first worker's memory.
 
-    The same methods must be called by all workers in each turn: `offer`, then, by the first alone,
-    `assign`, then, one turn after the other, `take`.
+    In each operation all workers call `offer_free`, then the first one calls `assign`, then all
+    call `take`, in the order of the operations.
     """
 
     def __init__(self, own: SharedMemory, first: PeerMemory | None) -> None:
-        """Begins without any.
+        """Has no blocks yet.
 
         Args:
             own: this worker's memory.
-            first: that of the first worker; None if this is the first.
+            first: the first worker's memory; None if this is the first.
         """
         self._own, self._first = own, first
-        self._pieces: dict[int, _Piece] = {}
+        self._blocks: dict[int, _Block] = {}
 
     @property
     def num_bytes(self) -> int:
-        """Of all pieces."""
-        return sum(piece.shared.nbytes for piece in self._pieces.values())
+        """Of all blocks."""
+        return sum(block.shared.nbytes for block in self._blocks.values())
 
-    def offer(self, ended: int) -> bytes:
-        """What this worker doesn't use any more, for the first one.
+    def offer_free(self, completed: int) -> bytes:
+        """Which blocks this worker no longer uses, for the first one.
 
         Args:
-            ended: how many turns have ended here; counted before this is called.
+            completed: how many operations have ended here. It must be read before this is called:
+                an operation that ends in between may have got a block that looks free here.
         """
-        free = sum(1 << n for n, piece in list(self._pieces.items()) if piece.is_free)
-        return _ENDED.pack(ended) + free.to_bytes((free.bit_length() + 7) // 8, "little")
+        free = sum(1 << n for n, block in list(self._blocks.items()) if block.is_free)
+        return _COMPLETED.pack(completed) + free.to_bytes((free.bit_length() + 7) // 8, "little")
 
-    def assign(self, num_bytes: int, turn: int, offers: Sequence[bytes]) -> bytes:
-        """Chooses a piece, and lets those go that nobody has wanted for long; the first one does.
+    def assign(self, num_bytes: int, number: int, offers: Sequence[bytes]) -> bytes:
+        """Chooses a block, and drops blocks that weren't used for long.
 
         Args:
-            num_bytes: how large at least.
-            turn: for which operation.
+            num_bytes: how large it has to be.
+            number: of the operation.
             offers: of all workers, for this operation.
 
         Returns:
-            What all workers `take`.
+            The argument of `take`, for all workers.
         """
-        read = [_Offer.read(offer) for offer in offers]
+        unpacked = [_Offer.unpack(offer) for offer in offers]
         free = {
-            n: piece
-            for n, piece in self._pieces.items()
-            if all(o.ended > piece.turn and o.free >> n & 1 for o in read)
+            n: block
+            for n, block in self._blocks.items()
+            if all(o.completed > block.last_operation and o.free >> n & 1 for o in unpacked)
         }
-        sizes = {n: piece.shared.nbytes for n, piece in free.items()}
-        fitting = [n for n, size in sizes.items() if num_bytes <= size <= _MOST_ROOM * num_bytes]
+        sizes = {n: block.shared.nbytes for n, block in free.items()}
+        fitting = [n for n, size in sizes.items() if num_bytes <= size <= MAX_SLACK * num_bytes]
         best = min(fitting, key=lambda n: sizes[n], default=None)
-        oldest = turn - _KEPT_ROUNDS * len(self._pieces)
-        dropped = [n for n in free if n != best and free[n].turn < oldest]
+        oldest = number - KEPT_ROUNDS * len(self._blocks)
+        dropped = [n for n in free if n != best and free[n].last_operation < oldest]
         for n in dropped:
-            piece = self._pieces.pop(n)
-            self._own.release(piece.offset, piece.shared.nbytes)
+            block = self._blocks.pop(n)
+            self._own.release(block.offset, block.shared.nbytes)
         if best is None:
-            best = next(n for n in range(len(self._pieces) + 1) if n not in self._pieces)
+            best = next(n for n in range(len(self._blocks) + 1) if n not in self._blocks)
             try:
                 offset, shared = self._own.allocate(num_bytes)
-                view = self._own.view(offset, shared.nbytes)
+                view = self._own.private_view(offset, shared.nbytes)
             except OSError as error:
+                # Told to all workers, so that all of them raise.
                 return _ASSIGNED.pack(_NO_MEMORY, 0, num_bytes) + str(error.strerror).encode()
-            self._pieces[best] = _Piece(shared, view, offset, turn)
-        piece = self._pieces[best]
-        piece.turn = turn
-        assigned = _ASSIGNED.pack(best, piece.offset, piece.shared.nbytes)
-        return assigned + b"".join(map(_NUMBER.pack, dropped))
+            self._blocks[best] = _Block(shared, view, offset, number)
+        block = self._blocks[best]
+        block.last_operation = number
+        assigned = _ASSIGNED.pack(best, block.offset, block.shared.nbytes)
+        return assigned + b"".join(map(_BLOCK_ID.pack, dropped))
 
     def take(self, assigned: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """The piece of this operation; what is in it is arbitrary.
+        """The block of this operation; its contents are arbitrary.
 
         Returns:
-            What all write to, and what is handed out, each as uint8.
+            What backends write to, and what callers get, each as uint8.
 
         Raises:
-            CommunicationError: the first worker has no memory for it; all raise this.
+            CommunicationError: the first worker has no memory for it; all workers raise this.
         """
-        number, offset, num_bytes = _ASSIGNED.unpack_from(assigned)
+        block_id, offset, num_bytes = _ASSIGNED.unpack_from(assigned)
         rest = assigned[_ASSIGNED.size :]
-        if number == _NO_MEMORY:
+        if block_id == _NO_MEMORY:
             raise CommunicationError(
-                f"the host has no memory for a result of {num_bytes} bytes: {rest.decode()}"
+                f"the host has no memory for a result of {num_bytes} bytes: {rest.decode()}. HINT: "
+                "fewer workers on this host, or a larger limit of its container"
             )
         if self._first is not None:
-            for [dropped] in _NUMBER.iter_unpack(rest):
-                del self._pieces[dropped]
-            if number not in self._pieces:
-                shared = self._first.area(offset, num_bytes)
-                view = self._first.view(offset, num_bytes)
-                self._pieces[number] = _Piece(shared, view, offset, turn=0)
-        piece = self._pieces[number]
-        piece.view.renew()
-        return piece.shared, piece.view.array
+            for [dropped] in _BLOCK_ID.iter_unpack(rest):
+                del self._blocks[dropped]
+            if block_id not in self._blocks:
+                shared = self._first.map_shared(offset, num_bytes)
+                view = self._first.private_view(offset, num_bytes)
+                self._blocks[block_id] = _Block(shared, view, offset, last_operation=0)
+        block = self._blocks[block_id]
+        block.view.discard_writes()
+        return block.shared, block.view.array

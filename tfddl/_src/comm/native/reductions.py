@@ -1,4 +1,4 @@
-"""How numbers of several workers become one."""
+"""Elementwise reductions of the arrays of several workers."""
 
 from __future__ import annotations
 
@@ -31,16 +31,27 @@ REDUCED = tuple(_UFUNCS)
 """What arithmetic there is for."""
 
 
-def reduced(rows: Sequence[np.ndarray], reduction: ReduceOp) -> np.ndarray:
-    """Reduces in the order given, into an array of its own."""
-    out = np.empty_like(rows[0])
-    reduce(rows, reduction, out)
+def reduce(operands: Sequence[np.ndarray], reduction: ReduceOp) -> np.ndarray:
+    """Reduces into a new array; see `reduce_into`."""
+    out = np.empty_like(operands[0])
+    reduce_into(operands, reduction, out)
     return out
 
 
-def reduce(operands: Sequence[np.ndarray], reduction: ReduceOp, out: np.ndarray) -> None:
-    """Reduces in the order given; 16-bit floats in 32 bits."""
+def reduce_into(operands: Sequence[np.ndarray], reduction: ReduceOp, out: np.ndarray) -> None:
+    """Reduces from the first operand to the last.
+
+    Floating-point sums depend on their order: all workers that compute one result must pass the
+    operands in one order.
+
+    Args:
+        operands: at least one, of one length and dtype. 16-bit floats (float16, bfloat16) are
+            reduced in float32 and rounded once.
+        reduction: how.
+        out: of the same length and dtype; it may be the first operand.
+    """
     function: Callable[..., np.ndarray] = _UFUNCS[reduction]
+    # bfloat16 is a type of ml_dtypes, whose kind isn't "f" to NumPy.
     if out.dtype.itemsize == 2 and out.dtype.kind not in "iu":
         operands = [operand.astype(np.float32) for operand in operands]
         total = operands[0]

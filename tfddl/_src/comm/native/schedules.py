@@ -1,7 +1,12 @@
-"""Which memory goes to whom, and comes from whom, in which order, when arrays travel by streams.
+"""The order in which chunks of arrays are sent, received and reduced over TCP.
 
-A script says it for one direction of one stream. Both ends run scripts that fit together, so that
-nothing else needs to be said on a stream.
+A schedule says for one direction of each connection which memory is sent, or filled, one after the
+other. Both ends run schedules that match, so nothing but the numbers themselves is sent. Schedules
+are pure: they do no input or output (`tcp_backend` does), and tests run all workers in one process.
+
+References:
+    "Bandwidth Optimal All-reduce Algorithms for Clusters of Workstations", Patarasuk, Yuan, 2009,
+    https://doi.org/10.1016/j.jpdc.2008.09.002
 """
 
 from __future__ import annotations
@@ -12,120 +17,130 @@ from typing import TypeAlias
 
 import numpy as np
 
+from tfddl._src.comm.native.buffer_pool import BufferPool
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
-from tfddl._src.comm.native.reductions import ReduceOp, reduce
-from tfddl._src.comm.native.shm import BufferPool
+from tfddl._src.comm.native.reductions import ReduceOp, reduce_into
 from tfddl._src.sharding import shard_range
 
-_CHUNK_BYTES = 2**23
-_PART_BYTES = 2**19
-"""What all workers together add up of a chunk at most, and each one: small enough for caches, large
-enough for few calls."""
+_MAX_CHUNK_BYTES = 2**23
+_MAX_PART_BYTES = 2**19
+"""What all workers together, and each one, reduce of a chunk at most: small enough for caches,
+large enough for few system calls."""
 
-_AHEAD = 3
-"""How many chunks' numbers are on their way before the sums of the first are."""
+_MAX_CHUNKS_AHEAD = 3
+"""How many chunks' inputs are under way before the first chunk's result is."""
 
-_FEW = 4
-"""How many pieces are sent, or received, one by one: a call of the system costs more than a copy of
-what is small."""
+_MAX_SEGMENTS = 4
+"""A part of a chunk in more segments is copied into one buffer: a system call for each costs more
+than the copy of what is small."""
 
 Transfers: TypeAlias = Iterator[np.ndarray | None]
-"""The arrays that go, or come, one after the other; None where the next isn't there yet. An array
-has gone, or come, when the script is asked for the next."""
+"""The arrays to send, or to fill, one after the other; None where the next isn't ready yet. The
+iterator is advanced once an array has been sent, or filled, completely."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Where a worker is among those that take part."""
+    """How arrays are divided into chunks, and each chunk into one part per worker."""
 
     rank: int
     size: int
 
     @property
     def others(self) -> list[int]:
-        """The numbers of all but this one."""
+        """All ranks but this one."""
         return [peer for peer in range(self.size) if peer != self.rank]
 
-    def chunks(self, flat: FusionBuffer) -> list[range]:
-        """The chunks of arrays, one after the other."""
-        return flat.chunks(min(_CHUNK_BYTES, self.size * _PART_BYTES))
+    def chunks(self, buffer: FusionBuffer) -> list[range]:
+        """Spans of the chunks, in order."""
+        return buffer.chunks(min(_MAX_CHUNK_BYTES, self.size * _MAX_PART_BYTES))
 
     def part(self, chunk: range, rank: int) -> range:
-        """What a worker adds up, or hands on, of a chunk; the first one's is the longest."""
+        """The span of a chunk that a worker reduces, or forwards; rank 0's is the longest."""
         start, stop = shard_range(len(chunk), rank, self.size)
         return chunk[start:stop]
 
-    def rooms(
-        self, flat: FusionBuffer, buffers: BufferPool, *, each: int
+    def scratch(
+        self, buffer: FusionBuffer, pool: BufferPool, *, per_peer: int
     ) -> dict[int, list[np.ndarray]]:
-        """So many arrays for each of the others, each as long as the longest part, of one block."""
-        length = max((len(self.part(chunk, 0)) for chunk in self.chunks(flat)), default=0)
-        [block] = buffers.take(flat.dtype, [len(self.others) * each * length])
-        rows = block.reshape(len(self.others), each, length)
+        """So many arrays for each other worker, each as long as the longest part."""
+        length = max((len(self.part(chunk, 0)) for chunk in self.chunks(buffer)), default=0)
+        [block] = pool.take(buffer.dtype, [len(self.others) * per_peer * length])
+        rows = block.reshape(len(self.others), per_peer, length)
         return {peer: list(row) for peer, row in zip(self.others, rows, strict=True)}
 
 
 class AllReduceSchedule:
-    """A reduction, chunk by chunk.
+    """An all-reduce: for each chunk a reduce-scatter, then an all-gather, directly between workers.
 
-    Each worker adds up its part of a chunk: it gets that part from all others, adds it to its own
-    numbers, and sends the sum to all. Meanwhile the numbers of the next chunks are on their way.
+    Each worker reduces its part of every chunk: it receives that part of all other workers'
+    inputs, adds them to its own, and sends the result to all. The inputs of the next chunks are
+    sent before the result of a chunk, so that no connection is idle meanwhile. Each worker sends
+    2 (size - 1) / size times its inputs, the least possible.
+
+    A part is reduced in one order everywhere: the owner's input first, then those of the others in
+    rank order. So results don't depend on what arrives first.
     """
 
     def __init__(
         self,
-        place: Partition,
-        mine: FusionBuffer,
-        results: FusionBuffer,
+        partition: Partition,
+        inputs: FusionBuffer,
+        outputs: FusionBuffer,
         reduction: ReduceOp,
-        buffers: BufferPool,
+        pool: BufferPool,
     ) -> None:
-        """Begins.
+        """Allocates scratch memory.
 
         Args:
-            place: this worker's.
-            mine: its numbers.
-            results: where the sums go.
-            reduction: how they are made.
-            buffers: for numbers meanwhile.
+            partition: this worker's.
+            inputs: its arrays.
+            outputs: the results; the same lengths.
+            reduction: how to reduce.
+            pool: where scratch memory is from.
         """
-        self._place = place
-        self._mine, self._results, self._reduction = mine, results, reduction
-        self._chunks = place.chunks(mine)
-        self._ahead = min(_AHEAD, len(self._chunks))
-        rooms = place.rooms(mine, buffers, each=self._ahead + 2)
-        self._leaving = {peer: room[0] for peer, room in rooms.items()}
-        self._coming = {peer: room[1] for peer, room in rooms.items()}
-        self._shelves = {peer: room[2:] for peer, room in rooms.items()}
-        self._arrived = dict.fromkeys(place.others, 0)
-        self._done = 0
+        self._partition = partition
+        self._inputs, self._outputs, self._reduction = inputs, outputs, reduction
+        self._chunks = partition.chunks(inputs)
+        self._ahead = min(_MAX_CHUNKS_AHEAD, len(self._chunks))
+        scratch = partition.scratch(inputs, pool, per_peer=self._ahead + 2)
+        self._sending = {peer: arrays[0] for peer, arrays in scratch.items()}
+        self._receiving = {peer: arrays[1] for peer, arrays in scratch.items()}
+        # Inputs of the peer for this worker's parts; that of chunk n is in slot n modulo `_ahead`.
+        self._slots = {peer: arrays[2:] for peer, arrays in scratch.items()}
+        self._num_arrived = dict.fromkeys(partition.others, 0)
+        self._num_reduced = 0
 
     def sends(self, peer: int) -> Transfers:
-        """What goes to another worker."""
-        room = self._leaving[peer]
-        for number, begins in self._order():
-            if begins:
-                yield from _outgoing(self._mine, self._part(number, peer), room)
+        """What is sent to another worker."""
+        scratch = self._sending[peer]
+        for number, is_input in self._order():
+            if is_input:
+                yield from _outgoing(self._inputs, self._part(number, peer), scratch)
                 continue
-            while self._done <= number:
+            while self._num_reduced <= number:
                 yield None
-            yield from _outgoing(self._results, self._part(number, self._place.rank), room)
+            yield from _outgoing(self._outputs, self._part(number, self._partition.rank), scratch)
 
-    def gets(self, peer: int) -> Transfers:
-        """What comes from another worker."""
-        for number, begins in self._order():
-            if begins:
-                while self._done <= number - self._ahead:
+    def receives(self, peer: int) -> Transfers:
+        """What is received from another worker."""
+        for number, is_input in self._order():
+            if is_input:
+                # The slot is free once the chunk that had it before is reduced.
+                while self._num_reduced <= number - self._ahead:
                     yield None
-                shelf = self._shelves[peer][number % self._ahead]
-                yield shelf[: len(self._part(number, self._place.rank))]
-                self._arrived[peer] += 1
-                self._add_up()
+                slot = self._slots[peer][number % self._ahead]
+                yield slot[: len(self._part(number, self._partition.rank))]
+                self._num_arrived[peer] += 1
+                self._reduce_arrived()
                 continue
-            yield from _incoming(self._results, self._part(number, peer), self._coming[peer])
+            yield from _incoming(self._outputs, self._part(number, peer), self._receiving[peer])
 
     def _order(self) -> Iterator[tuple[int, bool]]:
-        """The numbers of each chunk (True), and its sums some chunks later (False)."""
+        """Each chunk's number with True for its inputs, some chunks later with False for results.
+
+        Both ends of every connection follow it, in both directions.
+        """
         for number in range(len(self._chunks) + self._ahead):
             if number < len(self._chunks):
                 yield number, True
@@ -133,82 +148,93 @@ class AllReduceSchedule:
                 yield number - self._ahead, False
 
     def _part(self, number: int, rank: int) -> range:
-        return self._place.part(self._chunks[number], rank)
+        return self._partition.part(self._chunks[number], rank)
 
-    def _add_up(self) -> None:
-        """Adds up this worker's parts of the chunks of which everything has come."""
-        while self._done < min(self._arrived.values()):
-            part = self._part(self._done, self._place.rank)
-            shelves = [self._shelves[p][self._done % self._ahead] for p in self._place.others]
-            pieces = zip(self._mine.pieces(part), self._results.pieces(part), strict=True)
-            for (own, at), (result, _) in pieces:
-                shown = [shelf[at : at + len(own)] for shelf in shelves]
-                reduce([self._mine.scaled(own, result), *shown], self._reduction, result)
-            self._done += 1
+    def _reduce_arrived(self) -> None:
+        """Reduces this worker's parts of the chunks whose inputs have all arrived."""
+        others = self._partition.others
+        while self._num_reduced < min(self._num_arrived.values()):
+            span = self._part(self._num_reduced, self._partition.rank)
+            slots = [self._slots[peer][self._num_reduced % self._ahead] for peer in others]
+            segments = zip(self._inputs.segments(span), self._outputs.segments(span), strict=True)
+            for (own, at), (output, _) in segments:
+                arrived = [slot[at : at + len(own)] for slot in slots]
+                operands = [self._inputs.scaled(own, output), *arrived]
+                reduce_into(operands, self._reduction, output)
+            self._num_reduced += 1
 
 
 class BroadcastSchedule:
-    """A broadcast, chunk by chunk: each worker gets its part from the root, and hands it on."""
+    """A broadcast: the root sends each worker its part of every chunk; that forwards it to all.
+
+    The root sends twice what it has at most, however many workers there are.
+
+    References:
+        van de Geijn's scatter and all-gather, in "Optimization of Collective Communication
+        Operations in MPICH", Thakur, Rabenseifner, Gropp, 2005,
+        https://doi.org/10.1177/1094342005051521
+    """
 
     def __init__(
-        self, place: Partition, results: FusionBuffer, root: int, buffers: BufferPool
+        self, partition: Partition, outputs: FusionBuffer, root: int, pool: BufferPool
     ) -> None:
-        """Begins.
+        """Allocates scratch memory.
 
         Args:
-            place: this worker's.
-            results: where everything goes; on the root it is there already.
-            root: from whom it comes.
-            buffers: for numbers meanwhile.
+            partition: this worker's.
+            outputs: where everything is received; on the root it is there already.
+            root: rank of the worker that has it.
+            pool: where scratch memory is from.
         """
-        self._place = place
-        self._results, self._root = results, root
-        self._chunks = place.chunks(results)
-        self._rooms = place.rooms(results, buffers, each=2)
-        self._arrived = 0
+        self._partition = partition
+        self._outputs, self._root = outputs, root
+        self._chunks = partition.chunks(outputs)
+        self._scratch = partition.scratch(outputs, pool, per_peer=2)
+        self._num_arrived = 0
 
     def sends(self, peer: int) -> Transfers:
-        """What goes to another worker."""
-        room, _ = self._rooms[peer]
-        own = self._place.rank
+        """What is sent to another worker."""
+        scratch, _ = self._scratch[peer]
+        own = self._partition.rank
         for number, chunk in enumerate(self._chunks):
             if own == self._root:
+                # The root's own part has nobody else to forward it.
                 for rank in (peer, own):
-                    yield from _outgoing(self._results, self._place.part(chunk, rank), room)
+                    yield from _outgoing(self._outputs, self._partition.part(chunk, rank), scratch)
             elif peer != self._root:
-                while self._arrived <= number:
+                while self._num_arrived <= number:
                     yield None
-                yield from _outgoing(self._results, self._place.part(chunk, own), room)
+                yield from _outgoing(self._outputs, self._partition.part(chunk, own), scratch)
 
-    def gets(self, peer: int) -> Transfers:
-        """What comes from another worker."""
-        _, room = self._rooms[peer]
-        own = self._place.rank
+    def receives(self, peer: int) -> Transfers:
+        """What is received from another worker."""
+        _, scratch = self._scratch[peer]
+        own = self._partition.rank
         for chunk in self._chunks:
             if peer == self._root:
-                yield from _incoming(self._results, self._place.part(chunk, own), room)
-                self._arrived += 1
-                yield from _incoming(self._results, self._place.part(chunk, peer), room)
+                yield from _incoming(self._outputs, self._partition.part(chunk, own), scratch)
+                self._num_arrived += 1
+                yield from _incoming(self._outputs, self._partition.part(chunk, peer), scratch)
             elif own != self._root:
-                yield from _incoming(self._results, self._place.part(chunk, peer), room)
+                yield from _incoming(self._outputs, self._partition.part(chunk, peer), scratch)
 
 
-def _outgoing(flat: FusionBuffer, part: range, room: np.ndarray) -> Iterator[np.ndarray]:
-    """What lies in a part of arrays; what is much in pieces is joined before."""
-    pieces = [piece for piece, _ in flat.pieces(part)]
-    if len(pieces) > _FEW:
-        flat.copy_to(part, room[: len(part)])
-        yield room[: len(part)]
+def _outgoing(buffer: FusionBuffer, span: range, scratch: np.ndarray) -> Iterator[np.ndarray]:
+    """A span's segments, scaled, to be sent; many segments are copied into one array."""
+    segments = [segment for segment, _ in buffer.segments(span)]
+    if len(segments) > _MAX_SEGMENTS:
+        buffer.copy_to(span, scratch[: len(span)])
+        yield scratch[: len(span)]
         return
-    for piece in pieces:
-        yield flat.scaled(piece, room[: len(piece)])
+    for segment in segments:
+        yield buffer.scaled(segment, scratch[: len(segment)])
 
 
-def _incoming(flat: FusionBuffer, part: range, room: np.ndarray) -> Iterator[np.ndarray]:
-    """Where a part of arrays has to come."""
-    pieces = [piece for piece, _ in flat.pieces(part)]
-    if len(pieces) > _FEW:
-        yield room[: len(part)]
-        flat.copy_from(part, room[: len(part)])
+def _incoming(buffer: FusionBuffer, span: range, scratch: np.ndarray) -> Iterator[np.ndarray]:
+    """A span's segments to be filled; many segments are received in one array, and copied."""
+    segments = [segment for segment, _ in buffer.segments(span)]
+    if len(segments) > _MAX_SEGMENTS:
+        yield scratch[: len(span)]
+        buffer.copy_from(span, scratch[: len(span)])
         return
-    yield from pieces
+    yield from segments

@@ -1,11 +1,16 @@
-"""What is large, within a host: through memory that all its workers see.
+"""Large arrays between the workers of a host, through memory that all of them map.
 
-To reduce, it goes in *chunks* that fit the processors' caches, through two slots of each worker's
-*area* that are used in turn. In each step a worker writes its part of a chunk, waits until all have
-written theirs, and reads. A slot is written again two steps later, when all have said that they
-have read it. Each worker adds up one part of the chunk, its own numbers first, into memory that all
-read in place: so all get the same bits, and a byte is written for each byte reduced, whatever the
-number of workers. What is gathered or broadcast is written to such memory at once.
+An all-reduce goes in *chunks* that fit the processors' caches. Each worker has a *staging area* of
+two slots, which are used in turn. For each chunk a worker
+
+1. writes the others' parts of its own numbers into its slot,
+2. waits until all workers have done so (a barrier),
+3. reduces its own part: its own numbers first, then those of the other slots in rank order,
+   directly into output memory that all workers read in place.
+
+So all workers get the same bits, and one byte is written for each byte reduced, whatever the number
+of workers. A slot is written again two chunks later. By then all workers have come to the barrier
+of the chunk in between, and so have finished reading the slot.
 """
 
 from __future__ import annotations
@@ -14,24 +19,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tfddl._src.comm.native.backend import Backend, OutputBuffers
+from tfddl._src.comm.native.backend import Backend
+from tfddl._src.comm.native.buffer_pool import split_aligned
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.operation import Operation, OutputBuffers
 from tfddl._src.comm.native.pool import OutputPool
-from tfddl._src.comm.native.reductions import ReduceOp, reduce
-from tfddl._src.comm.native.shm import PeerMemory, SharedMemory, split_aligned
+from tfddl._src.comm.native.reductions import ReduceOp, reduce_into
+from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl._src.sharding import shard_range
 
 CHUNK_BYTES = 2**22
-"""What all workers together reduce in one step: small enough for caches, large enough that the step
-costs more than the messages around it."""
+"""Reduced by all workers together between two barriers: small enough for caches, large enough that
+a chunk takes longer than its barrier."""
 
-_SLOTS = 2
+_NUM_SLOTS = 2
 
 
 class ShmBackend(Backend):
-    """Memory that the workers of a host share."""
+    """Shared memory of the workers of a host."""
 
     def __init__(
         self,
@@ -41,126 +47,131 @@ class ShmBackend(Backend):
         memory: SharedMemory,
         peers: Mapping[int, PeerMemory],
     ) -> None:
-        """Begins; nothing is sent yet.
+        """Sends nothing yet.
 
         Args:
             mesh: connects all workers of the host.
             ranks: who takes part, ascending, this worker among them.
-            memory: what this worker shows the others.
-            peers: what each other one shows.
+            memory: this worker's, which all others have mapped.
+            peers: the memory of each other worker.
         """
         super().__init__(mesh, ranks)
         self._memory, self._peers = memory, peers
         self._pool = OutputPool(memory, None if self._rank == 0 else peers[self._ranks[0]])
-        self._areas: list[np.ndarray] | None = None
+        self._staging: list[np.ndarray] | None = None
         self._slot = 0
 
-    def offer(self, ended: int) -> bytes:
-        """See `Backend.offer`."""
-        return self._pool.offer(ended)
+    def offer_free(self, completed: int) -> bytes:
+        return self._pool.offer_free(completed)
 
-    def assign(self, num_bytes: int, turn: int, offers: Sequence[bytes]) -> bytes:
-        """See `Backend.assign`."""
-        return self._pool.assign(num_bytes, turn, offers)
+    def assign_outputs(self, num_bytes: int, number: int, offers: Sequence[bytes]) -> bytes:
+        return self._pool.assign(num_bytes, number, offers)
 
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> OutputBuffers:
-        """See `Backend.room`."""
-        written, given = self._pool.take(assigned)
+    def map_outputs(
+        self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]
+    ) -> OutputBuffers:
+        shared, private = self._pool.take(assigned)
         return OutputBuffers(
-            split_aligned(written, dtype, lengths), split_aligned(given, dtype, lengths)
+            split_aligned(shared, dtype, lengths), split_aligned(private, dtype, lengths)
         )
 
-    def reduce(
-        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, reduction: ReduceOp
+    def all_reduce(
+        self,
+        operation: Operation,
+        inputs: FusionBuffer,
+        outputs: FusionBuffer,
+        reduction: ReduceOp,
     ) -> None:
-        """See `Backend.reduce`."""
-        for chunk, slots in zip(mine.chunks(CHUNK_BYTES), self._slots(session), strict=False):
-            self._put_in(mine, chunk, slots[self._rank])
-            session.step()
-            self._add_up(mine, results, chunk, slots, reduction)
-        session.step()  # All sums are there.
+        for chunk, slots in zip(inputs.chunks(CHUNK_BYTES), self._slots(operation), strict=False):
+            self._stage(inputs, chunk, slots[self._rank])
+            operation.barrier()
+            self._reduce_part(inputs, outputs, chunk, slots, reduction)
+        operation.barrier()  # All parts of the results are there.
 
-    def gather(self, session: Operation, mine: np.ndarray, rows: np.ndarray) -> None:
-        """See `Backend.gather`."""
-        rows[self._rank] = mine
-        session.step()
+    def all_gather(self, operation: Operation, row: np.ndarray, rows: np.ndarray) -> None:
+        rows[self._rank] = row
+        operation.barrier()
 
     def broadcast(
-        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, root: int
+        self, operation: Operation, inputs: FusionBuffer, outputs: FusionBuffer, root: int
     ) -> None:
-        """See `Backend.broadcast`."""
         if self._rank == root:
-            for result, own in zip(results.arrays, mine.arrays, strict=True):
-                result[:] = own
-        session.step()
+            for output, own in zip(outputs.arrays, inputs.arrays, strict=True):
+                output[:] = own
+        operation.barrier()
 
-    def swap(
+    def all_to_all(
         self,
-        session: Operation,
+        operation: Operation,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
-        take: Callable[[int, list[np.ndarray]], None],
+        consume: Callable[[int, list[np.ndarray]], None],
     ) -> None:
-        """See `Backend.swap`."""
         dtype = parts[0].dtype
-        room = CHUNK_BYTES // self._size // dtype.itemsize
-        slots = self._slots(session)
-        for at in range(0, longest, room):
-            shown = next(slots)
-            own = shown[self._rank].view(dtype)
+        # Each slot has a column for each receiver.
+        width = CHUNK_BYTES // self._size // dtype.itemsize
+        slots = self._slots(operation)
+        for at in range(0, longest, width):
+            staged = next(slots)
+            own = staged[self._rank].view(dtype)
             for rank, part in enumerate(parts):
-                piece = part[at : at + room]
-                own[rank * room : rank * room + len(piece)] = piece
-            session.step()
-            lane = slice(self._rank * room, self._rank * room + min(room, longest - at))
-            take(at, [slot.view(dtype)[lane] for slot in shown])
+                span = part[at : at + width]
+                own[rank * width : rank * width + len(span)] = span
+            operation.barrier()
+            column = slice(self._rank * width, self._rank * width + min(width, longest - at))
+            consume(at, [slot.view(dtype)[column] for slot in staged])
 
-    def _shown(self, session: Operation) -> list[np.ndarray]:
-        """Everyone's area; made when something large is to be moved for the first time."""
-        if self._areas is None:
-            size = _SLOTS * CHUNK_BYTES
+    def _staging_areas(self, operation: Operation) -> list[np.ndarray]:
+        """The staging area of each worker, in rank order; made by the first large operation."""
+        if self._staging is None:
+            size = _NUM_SLOTS * CHUNK_BYTES
             offset, own = self._memory.allocate(size)
-            offsets = session.tell(offset)
-            self._areas = [
-                own if rank == self._mesh.rank else self._peers[rank].area(offsets[rank], size)
+            offsets = operation.exchange(offset)
+            self._staging = [
+                own
+                if rank == self._mesh.rank
+                else self._peers[rank].map_shared(offsets[rank], size)
                 for rank in self._ranks
             ]
-        return self._areas
+        return self._staging
 
-    def _slots(self, session: Operation) -> Iterator[list[np.ndarray]]:
-        """For each step: where everyone shows numbers."""
-        areas = self._shown(session)
+    def _slots(self, operation: Operation) -> Iterator[list[np.ndarray]]:
+        """For each chunk: the slot of each worker, in rank order."""
+        areas = self._staging_areas(operation)
         while True:
-            start = CHUNK_BYTES * (self._slot % _SLOTS)
+            # Goes on over operations: others may still read the last chunk of one when the first
+            # chunk of the next is written, as there need not be a barrier in between.
+            start = CHUNK_BYTES * (self._slot % _NUM_SLOTS)
             self._slot += 1
             yield [area[start : start + CHUNK_BYTES] for area in areas]
 
-    def _put_in(self, mine: FusionBuffer, chunk: range, slot: np.ndarray) -> None:
-        """Shows the others their parts of a chunk."""
+    def _stage(self, inputs: FusionBuffer, chunk: range, slot: np.ndarray) -> None:
+        """Writes the other workers' parts of a chunk into this worker's slot."""
         for rank in range(self._size):
             if rank != self._rank:
                 start, stop = shard_range(len(chunk), rank, self._size)
-                mine.copy_to(chunk[start:stop], slot.view(mine.dtype)[start:stop])
-                self.counters.written += (stop - start) * mine.dtype.itemsize
+                inputs.copy_to(chunk[start:stop], slot.view(inputs.dtype)[start:stop])
+                self.counters.written += (stop - start) * inputs.dtype.itemsize
 
-    def _add_up(
+    def _reduce_part(
         self,
-        mine: FusionBuffer,
-        results: FusionBuffer,
+        inputs: FusionBuffer,
+        outputs: FusionBuffer,
         chunk: range,
         slots: list[np.ndarray],
         reduction: ReduceOp,
     ) -> None:
-        """Reduces this worker's part of a chunk, where all will read it."""
+        """Reduces this worker's part of a chunk into the outputs."""
         start, stop = shard_range(len(chunk), self._rank, self._size)
         others = [
-            slot.view(mine.dtype)[start:stop]
+            slot.view(inputs.dtype)[start:stop]
             for rank, slot in enumerate(slots)
             if rank != self._rank
         ]
-        part = chunk[start:stop]
-        for (own, at), (result, _) in zip(mine.pieces(part), results.pieces(part), strict=True):
-            shown = [other[at : at + len(own)] for other in others]
-            reduce([mine.scaled(own, result), *shown], reduction, result)
-        self.counters.written += (stop - start) * mine.dtype.itemsize
+        span = chunk[start:stop]
+        segments = zip(inputs.segments(span), outputs.segments(span), strict=True)
+        for (own, at), (output, _) in segments:
+            staged = [other[at : at + len(own)] for other in others]
+            reduce_into([inputs.scaled(own, output), *staged], reduction, output)
+        self.counters.written += (stop - start) * inputs.dtype.itemsize

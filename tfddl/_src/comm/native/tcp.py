@@ -1,4 +1,4 @@
-"""How the workers of several hosts get connected: `TcpRendezvous` and `TcpBackend` put together."""
+"""Connects the workers of several hosts by TCP."""
 
 from __future__ import annotations
 
@@ -13,29 +13,25 @@ from tfddl._src.comm.native.tcp_backend import TcpBackend
 from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous
 
 _MESSAGES = 0
-"""The purpose of the links for messages."""
+"""The purpose of the sockets for messages, as `TcpRendezvous.connect` has it."""
 
 
-def connect_hosts(seat: PeerConfig, lobby: TcpRendezvous, peers: Sequence[int]) -> Network:
-    """Connects workers of several hosts. All of them must call it together.
+def connect_hosts(config: PeerConfig, rendezvous: TcpRendezvous, peers: Sequence[int]) -> Network:
+    """Connects to workers of other hosts. All of these workers must call it together.
 
     Args:
-        seat: who this worker is; numbers are the ranks of the job.
-        lobby: this worker's, which has learnt of the others; it is closed with the network, or if
-            this fails.
-        peers: who is on other hosts; only with these can operations be had.
-
-    Returns:
-        Streams between them.
+        config: this worker; ranks are those of the job.
+        rendezvous: this worker's, started. It is closed with the network, or if this fails.
+        peers: ranks of the workers on other hosts. Only these can be in operations.
 
     Raises:
-        CommunicationError: one can't be reached, or hasn't come in time.
+        CommunicationError: a worker can't be reached, or hasn't connected in time.
     """
     try:
-        sockets = lobby.meet(peers, _MESSAGES, timeout_s=seat.timeout_s)
+        sockets = rendezvous.connect(peers, _MESSAGES, timeout_s=config.connect_timeout_s)
     except BaseException:
-        lobby.close()
+        rendezvous.close()
         raise
-    mesh = Mesh(seat, {peer: StreamSocket(connected) for peer, connected in sockets.items()})
-    mesh.keep([lobby])
-    return Network("TCP", mesh, functools.partial(TcpBackend, mesh, lobby=lobby))
+    mesh = Mesh(config, {peer: StreamSocket(connected) for peer, connected in sockets.items()})
+    mesh.close_with([rendezvous])
+    return Network("TCP", mesh, functools.partial(TcpBackend, mesh, rendezvous=rendezvous))

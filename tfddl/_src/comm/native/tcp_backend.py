@@ -1,12 +1,7 @@
-"""What is large, between hosts: a TCP stream between each two workers, both ways at once.
+"""Large arrays between hosts: a TCP connection between each two workers, used in both directions.
 
-One thread does all of it: it sends what the system takes, takes what has arrived, adds up, and
-sleeps when there is nothing to do. So each worker sends, and gets, what it has less than twice,
-whatever their number, and all get the same bits.
-
-References:
-    "Bandwidth Optimal All-reduce Algorithms for Clusters of Workstations", Patarasuk, Yuan, 2009:
-    a reduce-scatter and an all-gather move the least.
+The calling thread does all of it in one event loop: it sends what the system takes, receives what
+has arrived, reduces, and sleeps when there is nothing to do.
 """
 
 from __future__ import annotations
@@ -21,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tfddl._src.comm.native.backend import Backend, OutputBuffers
+from tfddl._src.comm.native.backend import Backend
+from tfddl._src.comm.native.buffer_pool import BufferPool
 from tfddl._src.comm.native.diagnostics import format_ranks
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.messages import OpSignature, stable_hash
-from tfddl._src.comm.native.operation import Operation
+from tfddl._src.comm.native.operation import Operation, OutputBuffers
 from tfddl._src.comm.native.reductions import ReduceOp
 from tfddl._src.comm.native.schedules import (
     AllReduceSchedule,
@@ -34,234 +30,247 @@ from tfddl._src.comm.native.schedules import (
     Partition,
     Transfers,
 )
-from tfddl._src.comm.native.shm import BufferPool
-from tfddl._src.comm.native.stall_timer import StallTimer
 from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous
+from tfddl._src.stall_timer import StallTimer
 from tfddl.errors import CommunicationError, PeerLostError, StalledError
 
-_LOOK_S = 1.0
-_NOTHING = memoryview(b"")
+_POLL_S = 1.0
+"""How often an event loop that sleeps looks whether it should go on."""
+
+_EMPTY = memoryview(b"")
 _LOG = logging.getLogger("tfddl")
 
 
 class TcpBackend(Backend):
-    """TCP between hosts."""
+    """TCP between hosts. Connections are made by the first large operation."""
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int], *, lobby: TcpRendezvous) -> None:
-        """Begins; nothing is sent yet.
+    def __init__(self, mesh: Mesh, ranks: Sequence[int], *, rendezvous: TcpRendezvous) -> None:
+        """Sends nothing yet.
 
         Args:
             mesh: connects the workers.
             ranks: who takes part, ascending, this worker among them.
-            lobby: where streams are made, when something large is to be moved for the first time.
+            rendezvous: makes the connections.
         """
         super().__init__(mesh, ranks)
-        self._lobby = lobby
-        self._place = Partition(self._rank, self._size)
+        self._rendezvous = rendezvous
+        self._partition = Partition(self._rank, self._size)
         self._sockets: dict[int, socket.socket] = {}
-        self._buffers = BufferPool()
+        self._pool = BufferPool()
 
-    def room(self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]) -> OutputBuffers:
-        """See `Backend.room`."""
+    def map_outputs(
+        self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]
+    ) -> OutputBuffers:
         del assigned
-        own = self._buffers.take(dtype, lengths)
+        own = self._pool.take(dtype, lengths)
         return OutputBuffers(own, own)
 
-    def reduce(
-        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, reduction: ReduceOp
+    def all_reduce(
+        self,
+        operation: Operation,
+        inputs: FusionBuffer,
+        outputs: FusionBuffer,
+        reduction: ReduceOp,
     ) -> None:
-        """See `Backend.reduce`."""
-        sums = AllReduceSchedule(self._place, mine, results, reduction, self._buffers)
-        self._run(session, {p: (sums.sends(p), sums.gets(p)) for p in self._place.others})
-        # Of each chunk: one part per other worker, one that is added up here, those of the others.
-        self.counters.written += 2 * mine.num_bytes - mine.num_bytes // self._size
+        schedule = AllReduceSchedule(self._partition, inputs, outputs, reduction, self._pool)
+        self._run(operation, schedule.sends, schedule.receives)
+        # Each other worker's input for this worker's part, that part, and the others' parts.
+        self.counters.written += 2 * inputs.num_bytes - inputs.num_bytes // self._size
 
-    def gather(self, session: Operation, mine: np.ndarray, rows: np.ndarray) -> None:
-        """See `Backend.gather`."""
-        rows[self._rank] = mine
-        ways = {p: (iter([rows[self._rank]]), iter([rows[p]])) for p in self._place.others}
-        self._run(session, ways)
+    def all_gather(self, operation: Operation, row: np.ndarray, rows: np.ndarray) -> None:
+        rows[self._rank] = row
+        self._run(operation, lambda _: iter([rows[self._rank]]), lambda peer: iter([rows[peer]]))
 
     def broadcast(
-        self, session: Operation, mine: FusionBuffer, results: FusionBuffer, root: int
+        self, operation: Operation, inputs: FusionBuffer, outputs: FusionBuffer, root: int
     ) -> None:
-        """See `Backend.broadcast`."""
         if self._rank == root:
-            for result, own in zip(results.arrays, mine.arrays, strict=True):
-                result[:] = own
-        spread = BroadcastSchedule(self._place, results, root, self._buffers)
-        self._run(session, {p: (spread.sends(p), spread.gets(p)) for p in self._place.others})
+            for output, own in zip(outputs.arrays, inputs.arrays, strict=True):
+                output[:] = own
+        schedule = BroadcastSchedule(self._partition, outputs, root, self._pool)
+        self._run(operation, schedule.sends, schedule.receives)
 
-    def swap(
+    def all_to_all(
         self,
-        session: Operation,
+        operation: Operation,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
-        take: Callable[[int, list[np.ndarray]], None],
+        consume: Callable[[int, list[np.ndarray]], None],
     ) -> None:
-        """See `Backend.swap`; all of it is one stretch."""
-        del longest
-        arrived = self._buffers.take(parts[0].dtype, expected)
+        del longest  # One span has everything: memory of this process isn't scarce.
+        arrived = self._pool.take(parts[0].dtype, expected)
         arrived[self._rank] = parts[self._rank]
-        ways = {p: (iter([parts[p]]), iter([arrived[p]])) for p in self._place.others}
-        self._run(session, ways)
-        take(0, arrived)
+        self._run(operation, lambda peer: iter([parts[peer]]), lambda peer: iter([arrived[peer]]))
+        consume(0, arrived)
 
-    def _run(self, session: Operation, scripts: Mapping[int, tuple[Transfers, Transfers]]) -> None:
-        """Runs the scripts of all others, one for what goes and one for what comes."""
-        sockets = self._connected(session.call)
-        lines = [
-            _Connection(sockets[peer], self._ranks[peer], sends, gets)
-            for peer, (sends, gets) in scripts.items()
+    def _run(
+        self,
+        operation: Operation,
+        sends: Callable[[int], Transfers],
+        receives: Callable[[int], Transfers],
+    ) -> None:
+        """Runs what is sent to, and received from, each other worker."""
+        sockets = self._connect(operation.signature)
+        connections = [
+            _Connection(sockets[peer], self._ranks[peer], sends(peer), receives(peer))
+            for peer in self._partition.others
         ]
         try:
-            self._mesh.waited_s += _EventLoop(lines, self._mesh, session.call).run()
+            loop = _EventLoop(connections, self._mesh, operation.signature)
+            self._mesh.waited_s += loop.run()
         except BaseException:
-            for connected in sockets.values():  # Nobody can go on with these: let all hear it.
+            # What is in the connections belongs to a broken operation: nobody can use them again.
+            # Shut down, so that the others raise, too, instead of waiting for this worker.
+            for connected in sockets.values():
                 with contextlib.suppress(OSError):
                     connected.shutdown(socket.SHUT_RDWR)
             raise
 
-    def _connected(self, call: OpSignature) -> dict[int, socket.socket]:
+    def _connect(self, signature: OpSignature) -> Mapping[int, socket.socket]:
         if not self._sockets:
-            ranks = [self._ranks[peer] for peer in self._place.others]
-            purpose = stable_hash(f"streams between {self._ranks}")
+            peers = [self._ranks[peer] for peer in self._partition.others]
             try:
-                found = self._lobby.meet(
-                    ranks,
-                    purpose,
-                    timeout_s=self._mesh.patience.abort_s,
-                    check=lambda: self._mesh.raise_if_unreachable(ranks, call),
+                found = self._rendezvous.connect(
+                    peers,
+                    stable_hash(f"streams between {self._ranks}"),
+                    timeout_s=self._mesh.timeouts.abort_s,
+                    check=lambda: self._mesh.raise_if_unreachable(peers, signature),
                 )
             except CommunicationError as error:
-                raise PeerLostError(f"{error}, which {call} needs") from error
-            self._sockets = {self._ranks.index(rank): found[rank] for rank in ranks}
-            self._mesh.keep_sockets(found)
+                raise PeerLostError(f"{error}, which {signature} needs") from error
+            self._sockets = {self._ranks.index(peer): found[peer] for peer in peers}
+            self._mesh.adopt_sockets(found)
         return self._sockets
 
 
 class _Direction:
-    """One direction of a stream."""
+    """One direction of a connection."""
 
-    def __init__(self, script: Transfers, move: Callable[[memoryview], int]) -> None:
-        self._script, self._move = script, move
-        self._view = _NOTHING
-        self.is_over = False
+    def __init__(self, transfers: Transfers, move: Callable[[memoryview], int]) -> None:
+        self._transfers, self._move = transfers, move
+        self._view = _EMPTY
+        self.is_done = False
 
     @property
     def is_blocked(self) -> bool:
-        """Whether memory is there, and the system has to move it."""
+        """Whether there is memory to send or fill, and the system can't do more now."""
         return bool(self._view)
 
-    def go(self) -> bool:
-        """Moves what can be moved now; whether anything was, or the script has ended."""
-        if not self._view and not self._find():
-            return self.is_over
+    def advance(self) -> bool:
+        """Moves what can be moved now; returns whether anything was moved, or all is done."""
+        if not self._view and not self._next():
+            return self.is_done
         try:
             count = self._move(self._view)
         except BlockingIOError:
             return False
         self._view = self._view[count:]
         if not self._view:
-            self._find()  # At once: what the script does now may be what another one waits for.
+            # Not only when called again: advancing may reduce a chunk that others wait for.
+            self._next()
         return True
 
-    def _find(self) -> bool:
-        """Takes the next memory from the script, if it is there."""
-        for array in self._script:
+    def _next(self) -> bool:
+        """Takes the next array, if it is ready."""
+        for array in self._transfers:
             if array is None:
                 return False
             if array.size:
                 self._view = array.view(np.uint8).data
                 return True
-        self.is_over = True
-        self._view = _NOTHING  # An empty view would keep its array, which is wanted again.
+        self.is_done = True
+        # An empty slice of a view would still refer to its array, which the pool wants back.
+        self._view = _EMPTY
         return False
 
 
 class _Connection:
-    """A stream to another worker."""
+    """A TCP connection to another worker, in both directions."""
 
     def __init__(
-        self, connected: socket.socket, peer: int, sends: Transfers, gets: Transfers
+        self, connected: socket.socket, peer: int, sends: Transfers, receives: Transfers
     ) -> None:
         self.peer = peer
         self._socket = connected
-        self._ways = {
+        self._directions = {
             select.POLLOUT: _Direction(sends, connected.send),
-            select.POLLIN: _Direction(gets, functools.partial(_receive, connected)),
+            select.POLLIN: _Direction(receives, functools.partial(_receive, connected)),
         }
 
     @property
-    def is_over(self) -> bool:
-        return all(way.is_over for way in self._ways.values())
+    def is_done(self) -> bool:
+        return all(direction.is_done for direction in self._directions.values())
 
     @property
     def events(self) -> int:
-        """What it waits for."""
-        return sum(event for event, way in self._ways.items() if way.is_blocked)
+        """The poll events that it waits for."""
+        return sum(event for event, one in self._directions.items() if one.is_blocked)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def go(self) -> bool:
-        """Moves what can be moved now, both ways; whether anything was."""
-        moved = [way.go() for way in self._ways.values() if not way.is_over]
+    def advance(self) -> bool:
+        """Moves what can be moved now; returns whether anything was."""
+        # Not `any` of a generator, which would leave the second direction out.
+        moved = [one.advance() for one in self._directions.values() if not one.is_done]
         return any(moved)
 
 
-def _receive(connected: socket.socket, room: memoryview) -> int:
-    count = connected.recv_into(room)
+def _receive(connected: socket.socket, view: memoryview) -> int:
+    count = connected.recv_into(view)
     if count == 0:
         raise ConnectionResetError
     return count
 
 
 class _EventLoop:
-    """Everything that goes and comes in one operation."""
+    """Runs all connections of one operation."""
 
-    def __init__(self, lines: Sequence[_Connection], mesh: Mesh, call: OpSignature) -> None:
-        self._lines, self._mesh, self._call = lines, mesh, call
+    def __init__(
+        self, connections: Sequence[_Connection], mesh: Mesh, signature: OpSignature
+    ) -> None:
+        self._connections, self._mesh, self._signature = connections, mesh, signature
 
     def run(self) -> float:
-        """Moves everything; returns the seconds without anything to do."""
-        waited_s = 0.0
-        while open_lines := [line for line in self._lines if not line.is_over]:
-            if not self._go(open_lines):
+        """Returns when everything was sent and received; the seconds that it slept."""
+        slept_s = 0.0
+        while active := [one for one in self._connections if not one.is_done]:
+            if not self._advance(active):
                 begin_s = time.monotonic()
-                self._wait(open_lines)
-                waited_s += time.monotonic() - begin_s
-        return waited_s
+                self._sleep(active)
+                slept_s += time.monotonic() - begin_s
+        return slept_s
 
-    def _go(self, lines: Sequence[_Connection]) -> bool:
+    def _advance(self, connections: Sequence[_Connection]) -> bool:
         has_moved = False
-        for line in lines:
+        for one in connections:
             try:
-                has_moved |= line.go()
+                has_moved |= one.advance()
             except OSError as error:
-                raise self._mesh.lost([line.peer], self._call) from error
+                raise self._mesh.peer_lost_error([one.peer], self._signature) from error
         return has_moved
 
-    def _wait(self, lines: Sequence[_Connection]) -> None:
+    def _sleep(self, connections: Sequence[_Connection]) -> None:
+        """Waits until the system can send or receive for a connection."""
         poll = select.poll()
-        for line in lines:
-            if line.events:
-                poll.register(line, line.events)
-        waiting = StallTimer(self._mesh.patience, time.monotonic())
-        while not poll.poll(_LOOK_S * 1000):
+        for one in connections:
+            if one.events:
+                poll.register(one, one.events)
+        timeouts = self._mesh.timeouts
+        timer = StallTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
+        while not poll.poll(_POLL_S * 1000):
             self._mesh.raise_if_aborted()
-            now_s = time.monotonic()
-            if waiting.is_time_to_warn(now_s):
-                _LOG.warning("%s", self._describe(lines, now_s - waiting.begin_s))
-            if waiting.is_over(now_s):
-                raise StalledError(self._describe(lines, now_s - waiting.begin_s))
+            if timer.should_warn():
+                _LOG.warning("%s", self._describe(connections, timer.elapsed_s))
+            if timer.is_expired():
+                raise StalledError(self._describe(connections, timer.elapsed_s))
 
-    def _describe(self, lines: Sequence[_Connection], seconds: float) -> str:
-        names = format_ranks([self._mesh.names[line.peer] for line in lines if line.events])
-        own = self._mesh.names[self._mesh.rank]
+    def _describe(self, connections: Sequence[_Connection], waited_s: float) -> str:
+        ranks = self._mesh.global_ranks
+        peers = format_ranks([ranks[one.peer] for one in connections if one.events])
         return (
-            f"rank {own} has waited for {seconds:.0f} s in {self._call}, in the middle of it: "
-            f"nothing comes from {names}, or nothing gets there; either is stopped, or the network "
-            "between the hosts is"
+            f"rank {ranks[self._mesh.rank]} has waited for {waited_s:.0f} s in {self._signature}, "
+            f"in the middle of it: nothing comes from {peers}, or nothing gets there; either is "
+            "stopped, or the network between the hosts is"
         )

@@ -1,9 +1,9 @@
-"""How workers on several hosts find each other: TCP, on a port that the system chooses.
+"""How workers of several hosts connect to each other: TCP, on ports that the system chooses.
 
-A worker's *lobby* listens as long as the worker lives. Whoever comes proves that he knows the job's
-secret (`rendezvous.endpoint`), and says whom he is, and for what he comes: to exchange messages,
-or to move what is large between some set of workers. Those of lower ranks are called, those of
-higher ranks call.
+Each worker listens as long as it lives. Whoever connects proves that it knows the job's secret
+(`rendezvous.endpoint`), and says its rank and for which purpose it connects: for messages, or for
+the large arrays of some set of workers. A worker connects to those of lower ranks, and accepts
+connections of those of higher ranks.
 """
 
 from __future__ import annotations
@@ -23,30 +23,32 @@ from tfddl._src.rendezvous.endpoint import (
     listen_tcp,
 )
 from tfddl._src.rendezvous.handshake import dial_tcp
+from tfddl._src.stall_timer import StallTimer
 from tfddl.errors import CommunicationError, ConnectError
 
-_LOOK_S = 0.05
+_POLL_S = 0.05
 
-_IDLE_S, _PROBE_S, _PROBES = 4, 2, 3
-"""When TCP asks whether a silent host is still there, how often, and how many times: ten seconds,
-after which TensorFlow's servers miss a host, too."""
+# TCP asks a silent host for a sign of life after 4 s, then twice more, every 2 s: a host that is
+# cut off is noticed after ten seconds, when TensorFlow's servers notice it, too. Keepalive probes
+# are answered by the kernel: a process that is busy, or stopped, isn't taken for a lost one.
+_KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 4, 2, 3
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a worker's lobby is."""
+    """Where a worker listens."""
 
     host: str
-    """Its name or address, as the other hosts know it."""
+    """Its name or IP address, as the other hosts know it."""
 
     port: int
 
 
 class TcpRendezvous:
-    """Where other workers call; several threads may wait for different ones."""
+    """One worker's listening socket. Several threads may connect, for different purposes."""
 
     def __init__(self, rank: int) -> None:
-        """Listens, on all of the host's addresses; nobody is let in yet.
+        """Listens on all addresses of the host; connections are accepted once it is started.
 
         Args:
             rank: this worker's.
@@ -56,15 +58,16 @@ class TcpRendezvous:
         """
         self._rank = rank
         self._secret = b""
-        self._doors: tuple[Address, ...] = ()
-        self._welcome: dict[tuple[int, int], socket.socket] = {}
+        self._addresses: tuple[Address, ...] = ()
+        self._accepted: dict[tuple[int, int], socket.socket] = {}
+        """Connections of higher ranks, by rank and purpose, that `connect` hasn't returned yet."""
         self._changed = threading.Condition()
         self._endpoint: Endpoint | None = None
         try:
             self._listener = listen_tcp()
         except OSError as error:
             raise CommunicationError(
-                f"can't listen for the other hosts: {error.strerror}"
+                f"rank {rank} can't listen for the other hosts: {error.strerror}"
             ) from error
         self._port: int = self._listener.getsockname()[1]
         close_after_fork(self)
@@ -74,35 +77,35 @@ class TcpRendezvous:
         """Where it listens."""
         return self._port
 
-    def learn(self, doors: Sequence[Address], secret: bytes) -> None:
-        """Takes note of what all workers have to know before they meet, and lets them in.
+    def start(self, addresses: Sequence[Address], secret: bytes) -> None:
+        """Begins to accept connections.
 
         Args:
-            doors: where their lobbies are, in rank order.
-            secret: what they know, and nobody else.
+            addresses: of all workers, in rank order.
+            secret: known to the workers of this job only.
         """
-        self._doors, self._secret = tuple(doors), secret
+        self._addresses, self._secret = tuple(addresses), secret
         self._endpoint = Endpoint(self._listener, secret, check=self._check, admit=self._admit)
         self._endpoint.start()
 
     def close(self) -> None:
-        """Listens no longer."""
+        """Stops listening."""
         if self._endpoint is None:
             self._listener.close()
         else:
             self._endpoint.close()
         with self._changed:
-            for connected in self._welcome.values():
+            for connected in self._accepted.values():
                 connected.close()
-            self._welcome.clear()
+            self._accepted.clear()
 
     def forget(self) -> None:
-        """For a forked child: closes what it has inherited."""
+        """In a forked child: closes what it has inherited."""
         self._listener.close()
-        for connected in list(self._welcome.values()):
+        for connected in list(self._accepted.values()):
             connected.close()
 
-    def meet(
+    def connect(
         self,
         peers: Sequence[int],
         purpose: int,
@@ -110,94 +113,97 @@ class TcpRendezvous:
         timeout_s: float,
         check: Callable[[], None] = lambda: None,
     ) -> dict[int, socket.socket]:
-        """Connects to other workers, who do the same at about the same time.
+        """Connects to other workers, all of which call it with the same purpose.
 
         Args:
             peers: their ranks.
-            purpose: what for: a number that they use once.
-            timeout_s: how long to wait for them; 0 is for ever.
-            check: called again and again meanwhile; raises where waiting is in vain.
+            purpose: a number that these workers use once.
+            timeout_s: how long to wait for them; 0 waits for ever.
+            check: called from time to time meanwhile; raises where waiting can't end.
 
         Returns:
-            A socket to each.
+            A non-blocking socket to each.
 
         Raises:
-            CommunicationError: one can't be reached, or hasn't come in time.
+            CommunicationError: a worker can't be reached, or hasn't connected in time.
         """
-        end_s = time.monotonic() + (timeout_s or float("inf"))
+        timer = StallTimer(abort_s=timeout_s)
         found: dict[int, socket.socket] = {}
         try:
             for peer in peers:
                 if peer < self._rank:
-                    found[peer] = self._call(peer, purpose, end_s, check)
+                    found[peer] = self._dial(peer, purpose, timer, check)
             while missing := [peer for peer in peers if peer not in found]:
                 check()
-                found |= self._welcomed(missing, purpose)
-                if missing[0] not in found and time.monotonic() > end_s:
+                found |= self._wait_for_accepted(missing, purpose)
+                if missing[0] not in found and timer.is_expired():
                     raise CommunicationError(
-                        f"rank {missing[0]} hasn't come within {timeout_s:g} s"
+                        f"rank {missing[0]} hasn't connected to rank {self._rank} within "
+                        f"{timeout_s:g} s"
                     )
             for connected in found.values():
-                _set_up(connected)
+                _set_options(connected)
         except BaseException:
             for connected in found.values():
                 connected.close()
             raise
         return found
 
-    def _welcomed(self, peers: Sequence[int], purpose: int) -> dict[int, socket.socket]:
-        """Waits a moment; returns the sockets of those who have come."""
+    def _wait_for_accepted(self, peers: Sequence[int], purpose: int) -> dict[int, socket.socket]:
+        """Waits a moment; returns the sockets of those that have connected."""
 
-        def come() -> list[int]:
-            return [peer for peer in peers if (peer, purpose) in self._welcome]
+        def connected() -> list[int]:
+            return [peer for peer in peers if (peer, purpose) in self._accepted]
 
         with self._changed:
-            self._changed.wait_for(come, timeout=_LOOK_S)
-            return {peer: self._welcome.pop((peer, purpose)) for peer in come()}
+            self._changed.wait_for(connected, timeout=_POLL_S)
+            return {peer: self._accepted.pop((peer, purpose)) for peer in connected()}
 
-    def _call(
-        self, peer: int, purpose: int, end_s: float, check: Callable[[], None]
+    def _dial(
+        self, peer: int, purpose: int, timer: StallTimer, check: Callable[[], None]
     ) -> socket.socket:
-        door = self._doors[peer]
+        address = self._addresses[peer]
         while True:
             try:
                 return dial_tcp(
-                    door.host,
-                    door.port,
+                    address.host,
+                    address.port,
                     self._secret,
                     {"rank": self._rank, "purpose": purpose},
-                    timeout_s=max(_LOOK_S, end_s - time.monotonic()),
+                    timeout_s=max(_POLL_S, timer.remaining_s),
                     check=check,
                 )
             except ConnectError as error:
-                # It may have had too many callers; then the next call is answered.
+                # An endpoint with too many pending connections drops the oldest: try again.
                 is_busy = error.has_answered and not error.is_refused
-                if not is_busy or time.monotonic() > end_s:
+                if not is_busy or timer.is_expired():
                     raise CommunicationError(
-                        f"can't reach rank {peer} at {door.host}, port {door.port}: {error}"
+                        f"rank {self._rank} can't reach rank {peer} at {address.host}, port "
+                        f"{address.port}: {error}"
                     ) from error
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
     def _check(self, hello: Mapping[str, Any]) -> None:
-        """Refuses who is no other worker, or here already; see `Endpoint`."""
+        """Refuses whoever isn't a worker of a higher rank, or is connected already."""
         rank, purpose = hello.get("rank"), hello.get("purpose")
-        if type(rank) is not int or not self._rank < rank < len(self._doors):
-            raise RefuseError(f"rank {rank} doesn't call rank {self._rank}")
+        if type(rank) is not int or not self._rank < rank < len(self._addresses):
+            raise RefuseError(f"rank {rank} doesn't connect to rank {self._rank}")
         with self._changed:
-            if type(purpose) is not int or (rank, purpose) in self._welcome:
-                raise RefuseError(f"rank {rank} has called already for {purpose}")
+            if type(purpose) is not int or (rank, purpose) in self._accepted:
+                raise RefuseError(f"rank {rank} is connected already for purpose {purpose}")
 
-    def _admit(self, caller: Client) -> None:
+    def _admit(self, client: Client) -> None:
         with self._changed:
-            self._welcome[caller.hello["rank"], caller.hello["purpose"]] = caller.connection
+            self._accepted[client.hello["rank"], client.hello["purpose"]] = client.connection
             self._changed.notify_all()
 
 
-def _set_up(connected: socket.socket) -> None:
+def _set_options(connected: socket.socket) -> None:
     connected.setblocking(False)
     connected.set_inheritable(False)
+    # Without it Nagle's algorithm holds small messages back until the last one is acknowledged.
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)

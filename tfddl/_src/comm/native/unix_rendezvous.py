@@ -1,9 +1,9 @@
-"""How the workers of a host find each other: Unix sockets without a file, of this user alone.
+"""How the workers of a host connect to each other: abstract Unix sockets, of this user only.
 
-The names are *abstract*: they vanish with the process, there is nothing to clean up, and they are
-seen only within a network namespace, so that containers with networks of their own are hosts of
-their own. Each side makes sure whose process is at the other end, and that it knows the job's
-secret, see `tfddl._src.rendezvous.endpoint`.
+*Abstract* names (unix(7)) have no file: they vanish with the process that has bound them. They are
+visible within one network namespace only, so containers with networks of their own are hosts of
+their own. They have no permissions either: each side checks by SO_PEERCRED whose process is at the
+other end, and that it knows the job's secret, see `rendezvous.endpoint`.
 """
 
 from __future__ import annotations
@@ -19,138 +19,141 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfddl._src.comm.native.backend import Network
-from tfddl._src.comm.native.mesh import MAX_MESSAGE_BYTES, Mesh
+from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.message_socket import SeqpacketSocket
-from tfddl._src.comm.native.messages import PeerConfig, stable_hash
+from tfddl._src.comm.native.messages import MAX_MESSAGE_BYTES, PeerConfig, stable_hash
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl._src.comm.native.shm_backend import ShmBackend
 from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_unix
 from tfddl._src.rendezvous.handshake import dial_unix
+from tfddl._src.stall_timer import StallTimer
 from tfddl.errors import CommunicationError, ConnectError, UntrustedPeerError
 
 _RETRY_S = 0.01
 
 
-def connect_local(seat: PeerConfig) -> Network:
+def connect_local(config: PeerConfig) -> Network:
     """Connects the workers of a host. All of them must call it together.
 
     Returns:
-        Sockets between them, and memory that they show each other.
+        Sockets between them for messages, and shared memory for large arrays.
 
     Raises:
-        CommunicationError: it can't be done here, or another worker hasn't come in time.
+        CommunicationError: this system can't do it, or another worker hasn't connected in time.
     """
     if not sys.platform.startswith("linux"):
-        raise CommunicationError(f"{sys.platform} has no shared memory without a name")
-    deadline = time.monotonic() + seat.timeout_s
+        raise CommunicationError(f"{sys.platform} has no shared memory without a name (memfd)")
+    timer = StallTimer(abort_s=config.connect_timeout_s)
     sockets: dict[int, socket.socket] = {}
     try:
-        with contextlib.closing(_Callers(seat)) as callers:
-            for peer in range(seat.rank):
-                sockets[peer] = _call(seat, peer, deadline)
-            sockets |= callers.wait(deadline)
+        with contextlib.closing(_Acceptor(config)) as acceptor:
+            for peer in range(config.rank):
+                sockets[peer] = _dial(config, peer, timer)
+            sockets |= acceptor.wait(timer)
         memory = SharedMemory()
-        memory.check_views()
-        peers = _exchange_memories(seat, sockets, memory, deadline)
+        memory.check_private_views()
+        peers = _exchange_memory(config, sockets, memory, timer)
     except OSError as error:
         _close(sockets)
         raise CommunicationError(str(error)) from error
     except CommunicationError:
         _close(sockets)
         raise
-    links = {p: SeqpacketSocket(s, longest=MAX_MESSAGE_BYTES) for p, s in sockets.items()}
-    mesh = Mesh(seat, links)
-    carrier = functools.partial(ShmBackend, mesh, memory=memory, peers=peers)
-    return Network("shared memory", mesh, carrier)
+    links = {p: SeqpacketSocket(s, max_bytes=MAX_MESSAGE_BYTES) for p, s in sockets.items()}
+    mesh = Mesh(config, links)
+    make_backend = functools.partial(ShmBackend, mesh, memory=memory, peers=peers)
+    return Network("shared memory", mesh, make_backend)
 
 
-class _Callers:
-    """The workers of higher ranks, who call this one."""
+class _Acceptor:
+    """Accepts connections of workers with higher ranks."""
 
-    def __init__(self, seat: PeerConfig) -> None:
-        self._seat = seat
-        self._come: dict[int, socket.socket] = {}
+    def __init__(self, config: PeerConfig) -> None:
+        self._config = config
+        self._accepted: dict[int, socket.socket] = {}
         self._changed = threading.Condition()
         try:
-            listener = listen_unix(_name(seat, seat.rank), socket.SOCK_SEQPACKET)
+            listener = listen_unix(_socket_name(config, config.rank), socket.SOCK_SEQPACKET)
         except OSError as error:
             raise CommunicationError(
-                f"can't listen for the other workers: {error.strerror}"
+                f"local rank {config.rank} can't listen for the other workers: {error.strerror}"
             ) from error
-        self._endpoint = Endpoint(listener, seat.secret, check=self._check, admit=self._admit)
+        self._endpoint = Endpoint(listener, config.secret, check=self._check, admit=self._admit)
         self._endpoint.start()
 
-    def wait(self, deadline: float) -> dict[int, socket.socket]:
-        """Their sockets, once all are there."""
-        expected = range(self._seat.rank + 1, self._seat.size)
+    def wait(self, timer: StallTimer) -> dict[int, socket.socket]:
+        """Their sockets by rank, once all have connected."""
+        expected = range(self._config.rank + 1, self._config.size)
         with self._changed:
             self._changed.wait_for(
-                lambda: len(self._come) == len(expected), timeout=deadline - time.monotonic()
+                lambda: len(self._accepted) == len(expected), timeout=timer.remaining_s
             )
             for peer in expected:
-                if peer not in self._come:
-                    raise _too_late(self._seat, peer)
-            found, self._come = self._come, {}
-            return found
+                if peer not in self._accepted:
+                    raise _timeout_error(self._config, peer)
+            accepted, self._accepted = self._accepted, {}
+            return accepted
 
     def close(self) -> None:
         self._endpoint.close()
-        _close(self._come)
+        _close(self._accepted)
 
     def _check(self, hello: Mapping[str, Any]) -> None:
         rank = hello.get("rank")
-        if type(rank) is not int or not self._seat.rank < rank < self._seat.size:
-            raise RefuseError(f"rank {rank} doesn't call rank {self._seat.rank}")
+        if type(rank) is not int or not self._config.rank < rank < self._config.size:
+            raise RefuseError(f"rank {rank} doesn't connect to rank {self._config.rank}")
         with self._changed:
-            if rank in self._come:
-                raise RefuseError(f"rank {rank} has called already")
+            if rank in self._accepted:
+                raise RefuseError(f"rank {rank} is connected already")
 
-    def _admit(self, caller: Client) -> None:
+    def _admit(self, client: Client) -> None:
         with self._changed:
-            self._come[caller.hello["rank"]] = caller.connection
+            self._accepted[client.hello["rank"]] = client.connection
             self._changed.notify_all()
 
 
-def _name(seat: PeerConfig, rank: int) -> str:
-    return f"tfddl-{os.getuid()}-{stable_hash(seat.job):016x}-{rank}"
+def _socket_name(config: PeerConfig, rank: int) -> str:
+    return f"tfddl-{os.getuid()}-{stable_hash(config.job):016x}-{rank}"
 
 
-def _call(seat: PeerConfig, peer: int, deadline: float) -> socket.socket:
+def _dial(config: PeerConfig, peer: int, timer: StallTimer) -> socket.socket:
     """Connects to a worker of a lower rank, once it listens."""
     while True:
-        left_s = max(_RETRY_S, deadline - time.monotonic())
-        name, kind = _name(seat, peer), socket.SOCK_SEQPACKET
+        left_s = max(_RETRY_S, timer.remaining_s)
+        name, kind = _socket_name(config, peer), socket.SOCK_SEQPACKET
         try:
-            return dial_unix(name, kind, seat.secret, {"rank": seat.rank}, timeout_s=left_s)
+            return dial_unix(name, kind, config.secret, {"rank": config.rank}, timeout_s=left_s)
         except ConnectError as error:
             if error.is_refused or isinstance(error, UntrustedPeerError):
                 raise CommunicationError(f"local rank {peer}: {error}") from error
-            if time.monotonic() > deadline:
-                raise _too_late(seat, peer) from None
+            if timer.is_expired():
+                raise _timeout_error(config, peer) from None
         time.sleep(_RETRY_S)
 
 
-def _exchange_memories(
-    seat: PeerConfig, sockets: dict[int, socket.socket], memory: SharedMemory, deadline: float
+def _exchange_memory(
+    config: PeerConfig, sockets: dict[int, socket.socket], memory: SharedMemory, timer: StallTimer
 ) -> dict[int, PeerMemory]:
+    """Sends this worker's memfd to all others, and receives theirs (SCM_RIGHTS, unix(7))."""
     found = {}
     for connected in sockets.values():
+        # With a byte of data, which unix(7) asks for.
         socket.send_fds(connected, [b"m"], [memory.fileno()])
     for peer, connected in sockets.items():
-        connected.settimeout(max(_RETRY_S, deadline - time.monotonic()))
+        connected.settimeout(max(_RETRY_S, timer.remaining_s))
         try:
             _, fds, _, _ = socket.recv_fds(connected, 1, 1)
         except TimeoutError:
-            raise _too_late(seat, peer) from None
+            raise _timeout_error(config, peer) from None
         if not fds:
-            raise CommunicationError(f"local rank {peer} has ended")
+            raise CommunicationError(f"local rank {peer} has ended; its log says why")
         found[peer] = PeerMemory(fds[0])
     return found
 
 
-def _too_late(seat: PeerConfig, peer: int) -> CommunicationError:
+def _timeout_error(config: PeerConfig, peer: int) -> CommunicationError:
     return CommunicationError(
-        f"local rank {peer} of {seat.size} hasn't come within {seat.timeout_s:g} s"
+        f"local rank {peer} of {config.size} hasn't connected within {config.connect_timeout_s:g} s"
     )
 
 

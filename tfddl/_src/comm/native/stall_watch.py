@@ -1,0 +1,221 @@
+"""What is done about waits that take long: reports to others, warnings, deadlocks, timeouts."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from tfddl._src.comm.native import deadlock
+from tfddl._src.comm.native.deadlock import DeadlockDetector, Waiter
+from tfddl._src.comm.native.diagnostics import format_ranks
+from tfddl._src.comm.native.messages import (
+    DEADLOCK_FOUND,
+    DEADLOCK_PROBE,
+    MAX_PAYLOAD_BYTES,
+    STALL_REPORT,
+    OpSignature,
+    Tag,
+    Timeouts,
+)
+from tfddl._src.comm.native.thread_stacks import find_user_line, is_sole_caller
+from tfddl._src.stall_timer import StallTimer
+from tfddl.errors import DeadlockError, StalledError
+
+_ALL_PROBE_AFTER_S = 30.0
+"""Until then only the lowest rank of those that wait in an operation sends probes, which finds most
+deadlocks with few messages."""
+
+_MAX_PROBE_INTERVAL_S = 60.0
+
+_MAX_REPORT_BYTES = MAX_PAYLOAD_BYTES // 2
+
+_LOG = logging.getLogger("tfddl")
+
+
+class Wait:
+    """A thread of this worker that waits for messages of others.
+
+    Attributes:
+        number: tells it from other waits of this worker.
+        tag: of the messages.
+        signature: of the operation that they belong to.
+        timer: since when.
+        missing: the peers whose messages haven't arrived.
+        probe_s: after how many seconds to send the next probe.
+        is_in_cycle: whether this worker waits, by way of others, for itself.
+    """
+
+    def __init__(self, number: int, tag: Tag, signature: OpSignature, timeouts: Timeouts) -> None:
+        self.number, self.tag, self.signature = number, tag, signature
+        self.thread = threading.get_ident()
+        self.timer = StallTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
+        self.missing: Sequence[int] = ()
+        self.probe_s = deadlock.PROBE_AFTER_S
+        self.is_in_cycle = False
+
+
+class StallWatch:
+    """Watches the waits of one worker. Threads call `check` for their own waits."""
+
+    def __init__(
+        self,
+        rank: int,
+        global_ranks: Sequence[int],
+        timeouts: Timeouts,
+        *,
+        tell: Callable[[Iterable[int] | None, Tag, bytes], None],
+        arrived: Callable[[Tag], Collection[int]],
+    ) -> None:
+        """Watches nothing yet.
+
+        Args:
+            rank: this worker's, as the mesh numbers them.
+            global_ranks: the rank in the job of each worker, for messages.
+            timeouts: when to do what.
+            tell: sends a control message to some peers, or to all (None).
+            arrived: the peers whose messages of a tag have arrived.
+        """
+        self._rank, self._global_ranks, self._timeouts = rank, tuple(global_ranks), timeouts
+        self._tell, self._arrived = tell, arrived
+        self._waits: dict[Tag, Wait] = {}
+        self._numbers = itertools.count()
+        self._is_concurrent = False
+        """Whether threads have waited at the same time, or may."""
+        self._sent: dict[int, tuple[int, int]] = {}
+        """Occurrence and step of what was sent last, by the hash of the operation's name."""
+        self._reports: dict[int, str] = {}
+        """What each peer waits in, as it has told last."""
+        self._detector = DeadlockDetector(self._has_sent)
+
+    def begin(self, tag: Tag, signature: OpSignature) -> Wait:
+        """The calling thread begins to wait."""
+        wait = Wait(next(self._numbers), tag, signature, self._timeouts)
+        self._waits[tag] = wait
+        self._is_concurrent |= len(self._waits) > 1
+        return wait
+
+    def end(self, wait: Wait) -> None:
+        """The wait is over, or was given up."""
+        del self._waits[wait.tag]
+
+    def expect_concurrent_calls(self) -> None:
+        """Never again assumes that a wait is the only thing this worker could be doing."""
+        self._is_concurrent = True
+
+    def note_sent(self, tag: Tag) -> None:
+        """This worker sends what belongs to a tag."""
+        self._sent[tag.name_hash] = max(self._sent.get(tag.name_hash, (0, -1)), tag[1:])
+
+    def receive_report(self, peer: int, payload: bytes) -> None:
+        """Keeps what a peer waits in."""
+        self._reports[peer] = payload.decode(errors="replace")
+
+    def receive_probe(self, payload: bytes) -> None:
+        """Keeps a deadlock probe until this worker waits."""
+        self._detector.receive(payload)
+
+    def check(self, wait: Wait) -> None:
+        """Does what is due. The thread that waits calls it about once per second.
+
+        Raises:
+            DeadlockError: the wait can't end.
+            StalledError: it has taken too long.
+        """
+        if wait.timer.should_report():
+            self.report()
+        # The oldest wait speaks for this worker where several threads wait.
+        if wait is next(iter(list(self._waits.values()))):
+            waited_s = wait.timer.elapsed_s
+            if waited_s >= deadlock.PROBE_AFTER_S:
+                self._detect_deadlock(wait, waited_s)
+        if wait.timer.should_warn():
+            _LOG.warning("%s; %s", self._describe(wait), self._limit(wait))
+        if wait.timer.is_expired():
+            raise StalledError(self._describe(wait))
+
+    def report(self) -> None:
+        """Tells all others in what this worker waits now."""
+        signatures = [str(wait.signature) for wait in list(self._waits.values())]
+        text = " and in ".join(dict.fromkeys(signatures))
+        self._tell(None, STALL_REPORT, text.encode()[:_MAX_REPORT_BYTES])
+
+    def _limit(self, wait: Wait) -> str:
+        deadlock_s = self._timeouts.deadlock_s
+        if wait.is_in_cycle and deadlock_s:
+            return (
+                "they wait for each other, and unless another thread comes to it, "
+                f"it ends with an error after {deadlock_s:g} s"
+            )
+        return self._timeouts.limit
+
+    def _has_sent(self, tag: Tag) -> bool:
+        """Whether this worker has sent what belongs to a tag; true where that isn't certain."""
+        return self._sent.get(tag.name_hash, (0, -1)) >= tag[1:]
+
+    def _detect_deadlock(self, wait: Wait, waited_s: float) -> None:
+        """Sends probes to those that this worker waits for, and passes others' on; see `deadlock`.
+
+        Raises:
+            DeadlockError: it waits for itself, by way of others, and that can't end any more.
+        """
+        own = None
+        if waited_s >= wait.probe_s:
+            wait.probe_s = waited_s + min(waited_s, _MAX_PROBE_INTERVAL_S)
+            is_lowest = all(peer > self._rank for peer in self._arrived(wait.tag))
+            if is_lowest or waited_s >= _ALL_PROBE_AFTER_S:
+                own = self._waiter(wait)
+                self._tell(wait.missing, DEADLOCK_PROBE, self._detector.start_probe(own, wait.tag))
+        if not self._detector.has_probes:
+            return
+        forwarded, cycle = self._detector.examine(own or self._waiter(wait), wait.tag)
+        for probe in forwarded:
+            self._tell(wait.missing, DEADLOCK_PROBE, probe)
+        if not cycle:
+            return
+        wait.is_in_cycle = True
+        waits = deadlock.describe_waits(cycle)
+        if all(waiter.is_sole_caller for waiter in cycle):
+            text = deadlock.describe_deadlock(waits)
+        elif 0 < self._timeouts.deadlock_s <= waited_s:
+            text = deadlock.describe_deadlock(waits, waited_s=waited_s)
+        else:
+            return
+        self._tell(None, DEADLOCK_FOUND, text.encode()[:MAX_PAYLOAD_BYTES])
+        raise DeadlockError(text)
+
+    def _waiter(self, wait: Wait) -> Waiter:
+        """A wait of this worker, as others are told of it."""
+        together = [self._rank, *self._arrived(wait.tag)]
+        line = find_user_line(wait.thread)
+        is_only_wait = len(self._waits) == 1 and not self._is_concurrent
+        return Waiter(
+            rank=self._rank,
+            number=wait.number,
+            who=self._names(together),
+            text=f"{wait.signature} ({line})" if line else str(wait.signature),
+            is_sole_caller=is_only_wait and is_sole_caller(wait.thread),
+        )
+
+    def _describe(self, wait: Wait) -> str:
+        missing = wait.missing
+        reports = dict(self._reports)  # A copy: another thread may receive meanwhile.
+        others = [
+            f"rank {self._global_ranks[peer]} waits in {reports[peer]} itself"
+            for peer in missing
+            if reports.get(peer)
+        ]
+        have = "has" if len(missing) == 1 else "have"
+        return "; ".join(
+            [
+                f"rank {self._global_ranks[self._rank]} has waited for "
+                f"{wait.timer.elapsed_s:.0f} s in {wait.signature}: {self._names(missing)} "
+                f"{have}n't come to it",
+                *others,
+                "all ranks must call the same operations",
+            ]
+        )
+
+    def _names(self, peers: Iterable[int]) -> str:
+        return format_ranks([self._global_ranks[peer] for peer in peers])
