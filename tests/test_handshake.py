@@ -267,7 +267,7 @@ def test_a_connection_that_breaks_meanwhile_had_been_answered(
     monkeypatch.setattr(handshake, "_receive", fail)
     ours, theirs = socket.socketpair()
     with theirs, pytest.raises(ConnectError) as caught:
-        handshake._prove(ours, KEY, {}, until_s=time.monotonic() + TIMEOUT_S)
+        handshake._authenticate(ours, KEY, {}, until_s=time.monotonic() + TIMEOUT_S)
     assert str(caught.value) == said
     assert caught.value.has_answered
     assert ours.fileno() == -1
@@ -401,7 +401,7 @@ def test_after_a_handshake_the_connection_waits_for_ever() -> None:
     with ours, theirs, ThreadPoolExecutor(1) as pool:
         done = pool.submit(_says(), theirs)
         until_s = time.monotonic() + TIMEOUT_S
-        found = handshake._prove(ours, KEY, {"rank": 1}, until_s=until_s)
+        found = handshake._authenticate(ours, KEY, {"rank": 1}, until_s=until_s)
         done.result(timeout=TIMEOUT_S)
         assert found is ours
         assert found.gettimeout() is None

@@ -699,7 +699,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
         other = {"ports": [7, 8], "address": "10.0.0.9", "identity": "other"}
         return SimpleNamespace(
             cluster=Cluster(("a:1", "b:1"), cluster.rank),
-            facts=[more["facts"], {**other, "version": __version__}],
+            metadata=[more["metadata"], {**other, "version": __version__}],
             secret=b"between nodes",
             close=lambda: told.append({}),
         )
@@ -738,7 +738,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     # A secret that all know never goes over the network.
     assert meet(SECRET).secret == SECRET
     assert told[2]["secret"] == bytes.fromhex(SECRET)
-    assert SECRET not in str(told[2]["facts"])
+    assert SECRET not in str(told[2]["metadata"])
     answer = StartError("rank 1 is missing")
     with pytest.raises(LaunchError, match=r"the nodes failed .*: rank 1 is missing"):
         meet(None)

@@ -1,4 +1,4 @@
-"""How workers find each other, as threads of one process: no TensorFlow."""
+"""The rendezvous, with workers as threads of one process: no TensorFlow."""
 
 import concurrent.futures
 import contextlib
@@ -17,7 +17,7 @@ from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.rendezvous import Rendezvous, handshake, server
-from tfddl._src.rendezvous.base import Identity, dial, host_and_port
+from tfddl._src.rendezvous.base import Identity, dial, split_address
 from tfddl._src.rendezvous.json_connection import JsonConnection
 from tfddl.errors import (
     ClusterError,
@@ -30,11 +30,11 @@ from tfddl.errors import (
 
 ONE_HOST, TWO_HOSTS = ("127.0.0.1",), ("127.0.0.1", "127.0.0.2")
 SECRET = bytes(range(32))
-PATIENCE_S = 40.0
+TIMEOUT_S = 40.0
 
 
 def _addresses(size: int, hosts: Sequence[str] = ONE_HOST) -> tuple[str, ...]:
-    """Ranks go round the hosts, for which addresses of this machine stand."""
+    """Ranks in round-robin order over hosts, which are addresses of this machine."""
     return tuple(f"{hosts[i % len(hosts)]}:{port}" for i, port in enumerate(free_ports(size)))
 
 
@@ -47,7 +47,7 @@ def _join(
     clusters: Sequence[Cluster | PartialCluster],
     *,
     secrets: Sequence[bytes] = (),
-    timeout_s: float = PATIENCE_S,
+    timeout_s: float = TIMEOUT_S,
 ) -> list[Rendezvous | str]:
     """What each worker's `join` returned, or its error as text."""
 
@@ -56,15 +56,15 @@ def _join(
             return rendezvous.join(
                 clusters[number],
                 secret=secrets[number] if secrets else b"",
-                facts={"number": number},
+                metadata={"number": number},
                 timeout_s=timeout_s,
-                report_s=0.3,
+                warn_s=0.3,
             )
         except TfddlError as error:
             return f"{type(error).__name__}: {error}"
 
     with concurrent.futures.ThreadPoolExecutor(len(clusters)) as pool:
-        return list(pool.map(one, range(len(clusters)), timeout=2 * PATIENCE_S))
+        return list(pool.map(one, range(len(clusters)), timeout=2 * TIMEOUT_S))
 
 
 def _errors(found: Sequence[Rendezvous | str]) -> list[str]:
@@ -110,14 +110,14 @@ def _listening_ports() -> set[int]:
 @pytest.mark.parametrize("secret", [b"", SECRET], ids=["open", "secret"])
 @pytest.mark.parametrize("hosts", [ONE_HOST, TWO_HOSTS], ids=["one host", "two hosts"])
 @pytest.mark.parametrize("size", [2, 3, 12])
-def test_workers_get_the_facts_of_all(size: int, hosts: Sequence[str], secret: bytes) -> None:
+def test_workers_get_the_metadata_of_all(size: int, hosts: Sequence[str], secret: bytes) -> None:
     addresses = _addresses(size, hosts)
     clusters = [Cluster(addresses, rank) for rank in reversed(range(size))]
     before = _listening_ports()
     with _joined(clusters, secrets=[secret] * size) as found:
         for number, one in enumerate(found):
             assert one.cluster == clusters[number]
-            assert one.facts == tuple({"number": n} for n in reversed(range(size)))
+            assert one.metadata == tuple({"number": n} for n in reversed(range(size)))
             assert one.secret == found[0].secret
             assert len(one.secret) == rendezvous.SECRET_BYTES
         port = int(addresses[0].rpartition(":")[2])
@@ -125,8 +125,8 @@ def test_workers_get_the_facts_of_all(size: int, hosts: Sequence[str], secret: b
         assert _listening_ports() - before == (set() if len(hosts) == 1 else {port})
         found[-1].stop_listening()
         assert _listening_ports() - before == set()
-        found[0].put("after that", "notes go on")
-        assert found[-1].get("after that") == "notes go on"
+        found[0].put("after that", "the store stays")
+        assert found[-1].get("after that") == "the store stays"
 
 
 def test_each_job_has_a_secret_of_its_own() -> None:
@@ -135,12 +135,12 @@ def test_each_job_has_a_secret_of_its_own() -> None:
             assert first[0].secret != second[0].secret
 
 
-def test_jobs_of_the_same_addresses_but_other_names_or_secrets_do_not_meet() -> None:
+def test_jobs_of_one_address_with_other_names_or_secrets_stay_apart() -> None:
     addresses = _addresses(2)
     jobs = [("a", b""), ("b", b""), ("b", SECRET)]
     clusters = [Cluster(addresses, rank, name) for name, _ in jobs for rank in range(2)]
     with _joined(clusters, secrets=[secret for _, secret in jobs for _ in range(2)]) as found:
-        assert [one.facts[0]["number"] for one in found] == [0, 0, 2, 2, 4, 4]
+        assert [one.metadata[0]["number"] for one in found] == [0, 0, 2, 2, 4, 4]
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["local ranks", "no local ranks"])
@@ -159,7 +159,7 @@ def test_rank_0_collects_the_addresses(size: int, told: bool) -> None:
         assert [one.cluster for one in found] == [Cluster(addresses, r, "j") for r in range(size)]
 
 
-def test_where_workers_are_contradicts_their_launcher() -> None:
+def test_local_ranks_that_contradict_the_launcher() -> None:
     [port] = free_ports(1)
     partial = [PartialCluster(r, 2, f"localhost:{port}", local_rank=0) for r in range(2)]
     for message in _errors(_join(partial)):
@@ -170,7 +170,7 @@ def test_where_workers_are_contradicts_their_launcher() -> None:
 
 @pytest.mark.parametrize("other", ["localhost", "127.0.0.1"])
 @pytest.mark.parametrize("number", [0, 1])
-def test_workers_that_were_told_differently_all_say_so(other: str, number: int) -> None:
+def test_workers_with_different_addresses_all_raise(other: str, number: int) -> None:
     """Also where one was told of one host, and the other of two."""
     first, second, third = _addresses(3)
     name = second.replace("127.0.0.1", other) if other == "localhost" else third
@@ -223,7 +223,7 @@ def test_a_second_job_that_comes_soon_after_the_first_ends_both(hosts: Sequence[
 def test_a_second_job_that_comes_later_leaves_the_first_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(server, "_CONFLICT_WINDOW_S", 0.0)
     addresses = _addresses(2)
     clusters = [Cluster(addresses, rank) for rank in range(2)]
     with _joined(clusters) as found:
@@ -238,19 +238,21 @@ def test_a_second_job_that_comes_later_leaves_the_first_alone(
         assert not said
 
 
-def test_a_worker_that_has_gone_before_the_start_may_come_again() -> None:
+def test_a_worker_that_ends_before_the_start_may_connect_again() -> None:
     addresses = _addresses(3, TWO_HOSTS)
     identity = Identity.of(Cluster(addresses, 1))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(_join, [Cluster(addresses, 0)])
-        for _ in range(3):  # Each comes, joins, and goes.
+        for _ in range(3):  # Each connects, joins, and ends.
             gone = _until_there(lambda: dial(identity, b"", by_unix=False))
-            channel = JsonConnection(gone)
-            channel.send({"join": 1, "size": 3, "addresses": addresses, "facts": {}, "port": None})
+            connection = JsonConnection(gone)
+            connection.send(
+                {"join": 1, "size": 3, "addresses": addresses, "facts": {}, "port": None}
+            )
             gone.close()
             time.sleep(0.05)
         others = _join([Cluster(addresses, rank) for rank in (1, 2)])
-        found = [*first.result(timeout=2 * PATIENCE_S), *others]
+        found = [*first.result(timeout=2 * TIMEOUT_S), *others]
     _close(found)
     assert all(isinstance(one, Rendezvous) for one in found), found
 
@@ -316,7 +318,7 @@ def test_tensorflow_needs_a_port_that_is_free() -> None:
     assert is_free(port)
 
 
-def test_another_secret_is_said() -> None:
+def test_another_secret_is_refused() -> None:
     addresses = _addresses(2, TWO_HOSTS)
     clusters = [Cluster(addresses, rank) for rank in range(2)]
     first, second = _errors(_join(clusters, secrets=[SECRET, b"x" * 32], timeout_s=1.0))
@@ -325,21 +327,21 @@ def test_another_secret_is_said() -> None:
 
 
 @pytest.mark.parametrize("hosts", [ONE_HOST, TWO_HOSTS], ids=["one host", "two hosts"])
-def test_strangers_neither_stop_nor_delay_a_start(
+def test_unauthenticated_clients_neither_stop_nor_delay_a_start(
     hosts: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their handshakes may take longer here than a start."""
-    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * PATIENCE_S)
+    """Handshakes may take longer here than a start."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * TIMEOUT_S)
     addresses = _addresses(3, hosts)
     identity = Identity.of(Cluster(addresses, 0))
-    target: tuple[str, int] | str = host_and_port(addresses[0])
+    target: tuple[str, int] | str = split_address(addresses[0])
     if hosts is ONE_HOST:
         target = f"\0{identity.socket_name(SECRET)}"
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(_join, [Cluster(addresses, 0)], secrets=[SECRET])
         with attacking(target):
             others = _join([Cluster(addresses, rank) for rank in (1, 2)], secrets=[SECRET] * 2)
-        found = [*first.result(timeout=2 * PATIENCE_S), *others]
+        found = [*first.result(timeout=2 * TIMEOUT_S), *others]
     _close(found)
     assert all(isinstance(one, Rendezvous) for one in found), found
 
@@ -362,7 +364,7 @@ def test_something_else_at_the_address_of_rank_0() -> None:
     assert "something else answers there" in message
 
 
-def test_notes() -> None:
+def test_the_key_value_store() -> None:
     with _joined(_clusters(3)) as found:
         for writer in found:
             for reader in found:
@@ -370,55 +372,57 @@ def test_notes() -> None:
                 assert reader.get("key") == f"of {writer.cluster.rank}"
         assert found[1].get("never written") == ""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            late = pool.submit(found[2].get, "late", wait_s=PATIENCE_S)
+            late = pool.submit(found[2].get, "late", wait_s=TIMEOUT_S)
             time.sleep(0.3)
             assert not late.done()
             found[0].put("late", "but there")
-            assert late.result(timeout=2 * PATIENCE_S) == "but there"
+            assert late.result(timeout=2 * TIMEOUT_S) == "but there"
         found[0].close()
-        with pytest.raises(PeerLostError, match="rank 0, which keeps the notes of all, has ended"):
+        with pytest.raises(
+            PeerLostError, match="rank 0, which has the job's key-value store, has ended"
+        ):
             found[1].put("key", "x")
         with pytest.raises(PeerLostError):
             found[1].get("key")
 
 
-def test_gathering() -> None:
+def test_gather() -> None:
     with (
         _joined(_clusters(3)) as found,
         concurrent.futures.ThreadPoolExecutor(3) as pool,
     ):
         for key in ("first", "second"):
             futures = [
-                pool.submit(one.gather, key, f"{key} {one.cluster.rank}", timeout_s=PATIENCE_S)
+                pool.submit(one.gather, key, f"{key} {one.cluster.rank}", timeout_s=TIMEOUT_S)
                 for one in found
             ]
             expected = (f"{key} 0", f"{key} 1", f"{key} 2")
-            assert [future.result(timeout=2 * PATIENCE_S) for future in futures] == [expected] * 3
+            assert [future.result(timeout=2 * TIMEOUT_S) for future in futures] == [expected] * 3
         stalled = [pool.submit(one.gather, "third", "", timeout_s=0.5) for one in found[:2]]
         for rank, future in enumerate(stalled):
             with pytest.raises(StalledError) as caught:
-                future.result(timeout=2 * PATIENCE_S)
+                future.result(timeout=2 * TIMEOUT_S)
             assert f"rank {rank} waits in third, which all ranks must call" in str(caught.value)
             assert str(caught.value).endswith("these haven't: 2")
-        waiting = [pool.submit(one.gather, "fourth", "", timeout_s=PATIENCE_S) for one in found[:2]]
+        waiting = [pool.submit(one.gather, "fourth", "", timeout_s=TIMEOUT_S) for one in found[:2]]
         found[2].close()
         for future in waiting:
             with pytest.raises(PeerLostError, match=r"rank 2 \(process \d+ on .*\) has ended"):
-                future.result(timeout=2 * PATIENCE_S)
+                future.result(timeout=2 * TIMEOUT_S)
 
 
-def test_rank_0_leaves_a_gathering_last() -> None:
+def test_gather_returns_last_on_rank_0() -> None:
     """What it does next may hold the interpreter, and then it answers nobody."""
     with (
         _joined(_clusters(2)) as found,
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
-        first = pool.submit(found[0].gather, "key", "", timeout_s=PATIENCE_S)
-        found[1].put("key/1", "")  # It has come, but hasn't heard.
+        first = pool.submit(found[0].gather, "key", "", timeout_s=TIMEOUT_S)
+        found[1].put("key/1", "")  # It has called gather, and hasn't got the texts.
         time.sleep(0.3)
         assert not first.done()
-        found[1].gather("key", "", timeout_s=PATIENCE_S)
-        assert first.result(timeout=2 * PATIENCE_S) == ("", "")
+        found[1].gather("key", "", timeout_s=TIMEOUT_S)
+        assert first.result(timeout=2 * TIMEOUT_S) == ("", "")
 
 
 def test_errors_are_of_the_kinds_promised() -> None:

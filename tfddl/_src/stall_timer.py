@@ -12,8 +12,7 @@ class StallTimer:
     """The time that one wait has taken; it begins when the timer is made. Not thread-safe.
 
     Attributes:
-        begin_s: when the wait began, by `time.monotonic`, which doesn't jump with the system's
-            clock.
+        abort_s: seconds after which to give up; 0 is never.
         has_reported: whether `should_report` has been true.
     """
 
@@ -24,24 +23,26 @@ class StallTimer:
             warn_s: seconds after which to log a warning, and again each time; 0 is never.
             abort_s: seconds after which to give up; 0 is never.
         """
-        self.begin_s = time.monotonic()
+        self.abort_s = abort_s
         self.has_reported = False
+        # Not time.time, which jumps when the system's clock is set.
+        self._begin_s = time.monotonic()
         self._repeat_s = warn_s
-        self._warn_s = self.begin_s + (warn_s or float("inf"))
-        self._abort_s = self.begin_s + (abort_s or float("inf"))
+        self._warn_s = self._begin_s + (warn_s or float("inf"))
+        self._end_s = self._begin_s + (abort_s or float("inf"))
         # Reports go out before warnings, so that each rank's warning has what the others wait for.
-        first_s = min(self._warn_s, self._abort_s) - self.begin_s
-        self._report_s = self.begin_s + _REPORT_PART * first_s
+        first_s = min(self._warn_s, self._end_s) - self._begin_s
+        self._report_s = self._begin_s + _REPORT_PART * first_s
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the wait began."""
-        return time.monotonic() - self.begin_s
+        return time.monotonic() - self._begin_s
 
     @property
     def remaining_s(self) -> float:
         """Seconds until the wait is given up: infinite if never, negative afterwards."""
-        return self._abort_s - time.monotonic()
+        return self._end_s - time.monotonic()
 
     def should_report(self) -> bool:
         """Whether to tell the others what this worker waits for; true once."""
@@ -60,4 +61,4 @@ class StallTimer:
 
     def is_expired(self, *, grace_s: float = 0.0) -> bool:
         """Whether to give up, so many seconds later than at `abort_s`."""
-        return time.monotonic() >= self._abort_s + grace_s
+        return time.monotonic() >= self._end_s + grace_s

@@ -160,7 +160,7 @@ def join_nodes(
             identity=identity(),
         )
         joined = _join(options, own, secret=secret, console=console, signals=signals)
-    found = [NodeFacts.read(fields, node_rank=rank) for rank, fields in enumerate(joined.facts)]
+    found = [NodeFacts.read(fields, node_rank=rank) for rank, fields in enumerate(joined.metadata)]
     hosts = [address.rpartition(":")[0].strip("[]") for address in joined.cluster.addresses]
     allocations = make_allocations(found, hosts, node_rank=node.node_rank, interface=interface)
     ranks = _ranks_of_allocations(allocations)[node.node_rank]
@@ -256,7 +256,7 @@ def _join(
                         source=node.source,
                     ),
                     secret=bytes.fromhex(secret or ""),
-                    facts=dataclasses.asdict(own),
+                    metadata=dataclasses.asdict(own),
                     timeout_s=options.timeout_s,
                 )
             )

@@ -1,13 +1,13 @@
-"""Accepts connections from processes of one job, and from nobody else. Loads no TensorFlow.
+"""Accepts connections from processes of one job only. Loads no TensorFlow.
 
-All connections between workers, and those that orders come by, begin here: the rendezvous, the
-links and streams of a process group, the control of a benchmark. A thread accepts them, so that
-strangers can neither keep the job waiting nor use up its descriptors, whatever the workers are
-doing meanwhile. Callers prove that they know the job's key, see `handshake`.
+All connections between workers begin here: those of the rendezvous, and those for the messages and
+large arrays of a process group. A thread accepts them, without blocking and with one deadline for
+each, so that strangers can neither delay the job nor use up its descriptors, whatever the workers
+do meanwhile. Clients prove that they know the job's key, see `handshake`.
 
 Usage::
 
-    endpoint = Endpoint(listen_tcp(12345), key, check=lambda hello: None, admit=callers.append)
+    endpoint = Endpoint(listen_tcp(12345), key, check=lambda hello: None, admit=clients.append)
     endpoint.start()
     connection = dial_tcp("hostA", 12345, key, {"rank": 1}, timeout_s=10.0)
 """
@@ -31,33 +31,33 @@ from tfddl._src.rendezvous.handshake import HANDSHAKE_S, MAX_REFUSAL_CHARS, Pend
 from tfddl.errors import ConnectError
 
 MAX_PENDING = 128
-"""Handshakes at a time. Beyond, the oldest is dropped: a worker of the job needs a millisecond."""
+"""Handshakes at a time. Beyond, the oldest is dropped: one with a worker takes a millisecond."""
 
-_LEAST_S = 0.1
-"""For a handshake, however many others come meanwhile; these have to wait until then."""
+_MIN_HANDSHAKE_S = 0.1
+"""For a handshake, however many other clients connect meanwhile."""
 
 _BACKLOG = 1024
-"""Connections that the kernel keeps until they are accepted; it may cut that (net.core.somaxconn).
-Callers that find no room try again."""
+"""Connections that the kernel queues until they are accepted; it may queue fewer
+(net.core.somaxconn). Clients that find no room try again."""
 
 _PAUSE_S = 0.05
-"""Until the next try to accept, where there are no descriptors."""
+"""Until the next attempt to accept, where no descriptors are left."""
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LOG = logging.getLogger("tfddl")
 
 
 class RefuseError(Exception):
-    """What `Endpoint`'s `check` raises to refuse a caller, who is told the text."""
+    """Raised by `check` of an `Endpoint` to refuse a client, which is told the text."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """Somebody who knows the key.
+    """A process that knows the key.
 
     Attributes:
-        hello: what he has said of himself.
-        connection: to him; blocking, and not inherited by children.
+        hello: what it has said of itself.
+        connection: blocking, and not inherited by programs that are started (PEP 446).
     """
 
     hello: Mapping[str, Any]
@@ -75,15 +75,15 @@ class Endpoint:
         check: Callable[[Mapping[str, Any]], None],
         admit: Callable[[Client], None],
     ) -> None:
-        """Accepts nobody before `start`. Both functions are called in the thread, and mustn't wait.
+        """Accepts nothing before `start`.
+
+        Both functions are called in the thread, and mustn't block.
 
         Args:
-            listener: listens; TCP or Unix. It is taken over.
-            key: what callers have to know; of any length.
-            check: is given the hello of somebody who knows the key, and raises `RefuseError` where
-                he is not wanted.
-            admit: takes over the connection of somebody who has passed the check, and has been
-                told so.
+            listener: a listening socket, TCP or Unix; it is taken over.
+            key: what clients have to know; of any length.
+            check: gets the hello of a client that knows the key; raises `RefuseError` to refuse it.
+            admit: takes over the connection of a client that has passed the check, and was told so.
         """
         self.name = listener.getsockname()
         self._listener, self._key, self._check, self._admit = listener, key, check, admit
@@ -101,29 +101,29 @@ class Endpoint:
         close_after_fork(self)
 
     def start(self) -> None:
-        """Begins to accept."""
+        """Begins to accept connections."""
         self._thread.start()
 
     @property
     def port(self) -> int:
-        """Where it listens, by TCP."""
+        """The TCP port at which it listens."""
         port: int = self.name[1]
         return port
 
     def serve(self, connection: socket.socket, on_readable: Callable[[], bool]) -> None:
-        """Lets the thread call a function whenever a connection has something to read.
+        """Calls a function, in the thread, whenever a connection has something to read.
 
-        Only for `admit`, of the connection that it is given.
+        Only `admit` may call it, for the connection that it is given.
 
         Args:
             connection: which.
-            on_readable: must not wait for anything; returns False to be called no more.
+            on_readable: must not block; returns False to be called no more.
         """
         self._served[connection.fileno()] = connection, on_readable
         self._selector.register(connection, selectors.EVENT_READ)
 
     def stop_listening(self) -> None:
-        """Accepts nobody any more; the port is free on return. What is served goes on."""
+        """Accepts no more connections; the port is free on return. Served connections stay."""
         if self._is_closing:
             return
         done = threading.Event()
@@ -134,57 +134,59 @@ class Endpoint:
 
         self._do(stop)
         if not done.wait(timeout=HANDSHAKE_S):
-            raise ConnectError(f"the thread that listens at {self.name} hangs")
+            raise ConnectError(
+                f"the thread that listens at {self.name} hasn't stopped within {HANDSHAKE_S:g} s"
+            )
 
     def close(self) -> None:
-        """Ends everything, what is served included; not from within the functions that are called.
+        """Closes everything, served connections included. A second call does nothing.
 
-        Again it does nothing.
+        Not to be called by the functions that the thread calls.
         """
         if self._is_closing:
             return
         self._is_closing = True
-        self._do(self._end)
+        self._do(self._mark_closed)
         self._thread.join(timeout=HANDSHAKE_S)
-        # Not by the thread: it may have come to its end before it was woken for that.
+        # Not closed by the thread, which may have ended before `_do` wakes it.
         self._wakes.close()
         self._woken.close()
 
     def _do(self, action: Callable[[], None]) -> None:
-        """Lets the thread do something soon."""
+        """Makes the thread call a function soon."""
         self._actions.put(action)
         self._wakes.send(b".")
 
-    def _end(self) -> None:
+    def _mark_closed(self) -> None:
         self._is_closed = True
 
     def _run(self) -> None:
         try:
             while not self._is_closed:
-                self._turn()
+                self._run_once()
         finally:
             self._close_all()
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         for key, _ in self._selector.select(self._wait_s()):
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fd in self._pending:
                 self._advance(self._pending[key.fd])
             elif key.fd in self._served:
-                self._call(*self._served[key.fd])
+                self._serve_readable(*self._served[key.fd])
             elif key.fileobj is self._woken:
                 self._woken.recv(64)
         while not self._actions.empty():
             self._actions.get()()
-        self._keep_time(time.monotonic())
+        self._check_deadlines(time.monotonic())
 
-    def _call(self, connection: socket.socket, on_readable: Callable[[], bool]) -> None:
+    def _serve_readable(self, connection: socket.socket, on_readable: Callable[[], bool]) -> None:
         if not on_readable():
-            self._forget(connection)
+            self._stop_serving(connection)
 
-    def _keep_time(self, now_s: float) -> None:
-        """Drops who takes too long, and listens again after a pause."""
+    def _check_deadlines(self, now_s: float) -> None:
+        """Drops handshakes that take too long, and listens again after a pause."""
         for pending in list(self._pending.values()):
             if now_s > pending.until_s:
                 self._drop(pending)
@@ -193,14 +195,14 @@ class Endpoint:
             self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _wait_s(self) -> float | None:
-        """Until the next deadline; None where there is none."""
+        """Seconds until the next deadline; None where there is none."""
         deadlines = [pending.until_s for pending in self._pending.values()]
         if self._paused_until_s:
             deadlines.append(self._paused_until_s)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _accept(self) -> None:
-        """Takes the callers that are there."""
+        """Accepts the connections that the kernel has queued."""
         for _ in range(MAX_PENDING):
             if len(self._pending) >= MAX_PENDING and not self._make_room():
                 return
@@ -221,10 +223,10 @@ class Endpoint:
                 self._drop(pending)
 
     def _make_room(self) -> bool:
-        """Drops the oldest of those who have proved nothing, or accepts nobody for a while."""
+        """Drops the oldest handshake, or stops accepting for a moment; True if it dropped."""
         now_s = time.monotonic()
         oldest = next(iter(self._pending.values()), None)
-        if oldest is not None and now_s - oldest.since_s >= _LEAST_S:
+        if oldest is not None and now_s - oldest.since_s >= _MIN_HANDSHAKE_S:
             self._drop(oldest)
             return True
         if oldest is None:
@@ -236,7 +238,7 @@ class Endpoint:
         return False
 
     def _advance(self, pending: PendingConnection) -> None:
-        """Takes what a caller has sent."""
+        """Continues a handshake with what the client has sent."""
         hello = pending.receive()
         if hello is None:
             if pending.is_bad:
@@ -255,8 +257,8 @@ class Endpoint:
         pending.connection.settimeout(None)
         self._admit(Client(hello, pending.connection))
 
-    def _forget(self, connection: socket.socket) -> None:
-        """Serves a connection no more, which may have been closed."""
+    def _stop_serving(self, connection: socket.socket) -> None:
+        """Stops serving a connection, which may be closed already."""
         for number, (served, _) in list(self._served.items()):
             if served is connection:
                 del self._served[number]
@@ -281,8 +283,8 @@ class Endpoint:
             connection.close()
         self._selector.close()
 
-    def forget(self) -> None:
-        """For a forked child: closes what it has inherited, which no thread serves there."""
+    def close_in_child(self) -> None:
+        """In a forked child: closes what it has inherited. The thread isn't copied by fork(2)."""
         self._is_closing = True
         inherited = [self._listener, self._wakes, self._woken]
         inherited += [pending.connection for pending in self._pending.values()]
@@ -296,10 +298,10 @@ def listen_tcp(port: int = 0) -> socket.socket:
     """Listens on all addresses of this host, IPv6 and IPv4.
 
     Args:
-        port: which; 0 for one that the system chooses.
+        port: which one; 0 for one that the system chooses.
 
     Raises:
-        OSError: the port is taken, or there is none.
+        OSError: the port is taken, or no port is free.
     """
     if socket.has_dualstack_ipv6():
         try:
@@ -307,20 +309,20 @@ def listen_tcp(port: int = 0) -> socket.socket:
                 ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
             )
         except OSError as error:
-            # The kernel may know IPv6, and have none.
+            # The kernel may have IPv6 that is disabled (net.ipv6.conf.all.disable_ipv6).
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 raise
     return socket.create_server(("", port), backlog=_BACKLOG)
 
 
 def listen_unix(name: str, kind: socket.SocketKind) -> socket.socket:
-    """Listens under an *abstract* name: it has no file, and vanishes with the process.
+    """Listens at an *abstract* name (unix(7)), which has no file and vanishes with the process.
 
-    It is seen within a network namespace only, and has no permissions; so both sides ask the kernel
-    whose process is at the other end.
+    It is visible within one network namespace only, and has no permissions. So both sides ask the
+    kernel whose process is at the other end (SO_PEERCRED).
 
     Args:
-        name: of the socket, without the zero byte in front.
+        name: of the socket, without the leading zero byte.
         kind: SOCK_STREAM or SOCK_SEQPACKET.
 
     Raises:
@@ -337,19 +339,23 @@ def listen_unix(name: str, kind: socket.SocketKind) -> socket.socket:
 
 
 class ForkAware(Protocol):
-    """Something with descriptors that a forked child shares."""
+    """Has descriptors that a forked child inherits."""
 
-    def forget(self) -> None:
-        """Closes these in a child."""
+    def close_in_child(self) -> None:
+        """Closes them; called in the child."""
 
 
-def close_after_fork(inherited: ForkAware) -> None:
-    """Makes forked children close descriptors, which would outlive this process in them."""
-    reference = weakref.ref(inherited)
+def close_after_fork(owner: ForkAware) -> None:
+    """Makes forked children close an object's descriptors.
 
-    def forget() -> None:
+    With a copy of a socket in a child, the other end wouldn't notice that this process has ended.
+    """
+    # Weak: functions that are registered can't be removed, and would keep the object for ever.
+    reference = weakref.ref(owner)
+
+    def close() -> None:
         found = reference()
         if found is not None:
-            found.forget()
+            found.close_in_child()
 
-    os.register_at_fork(after_in_child=forget)
+    os.register_at_fork(after_in_child=close)

@@ -1,15 +1,19 @@
-"""How two processes of a job prove to each other that they are of one. Loads no TensorFlow.
+"""Mutual authentication of two processes of a job. Loads no TensorFlow.
 
-Before anything that a caller says is believed, or even decoded, both sides prove that they know the
+Before anything that a client says is believed, or even decoded, both sides prove that they know the
 job's key:
 
-1. The listener sends a magic number and a nonce.
-2. The caller sends the same, an HMAC-SHA256 of both nonces and of its hello, and the hello: a JSON
+1. The server sends a magic number and a nonce.
+2. The client sends the same, an HMAC-SHA256 of both nonces and of its hello, and the hello: a JSON
    object of at most `MAX_HELLO_BYTES` bytes.
-3. The listener answers with an HMAC of its own, and an empty object, or the reason why it refuses.
+3. The server answers with an HMAC of its own, and an empty object, or the reason for a refusal.
 
-The HMACs of the two directions differ by a label, so that neither can be sent back. What follows is
-neither encrypted nor signed: somebody who can change packets between two hosts can do as he likes.
+The HMACs of the two directions differ by a label, so that neither can be reflected; the nonces keep
+them from being replayed. What follows is neither encrypted nor signed: whoever can change packets
+between two hosts can take over a connection.
+
+References:
+    RFC 2104, "HMAC: Keyed-Hashing for Message Authentication"
 """
 
 from __future__ import annotations
@@ -44,20 +48,20 @@ _CHALLENGE = struct.Struct(f"<8s{_NONCE_BYTES}s")
 _HELLO = struct.Struct(f"<8s{_NONCE_BYTES}s{_MAC_BYTES}sI")
 _ANSWER = struct.Struct(f"<{_MAC_BYTES}sI")
 _CREDENTIALS = struct.Struct("3i")
-_CALLER, _LISTENER = b"caller", b"listener"
-_LONGEST_S = 1e6
-"""What stands for ever: sockets take no infinite timeouts."""
+_CLIENT_LABEL, _SERVER_LABEL = b"caller", b"listener"
+_MAX_TIMEOUT_S = 1e6
+"""Instead of infinity, which sockets don't take."""
 
 
 class PendingConnection:
-    """A caller who hasn't proved yet that he knows the key."""
+    """A client that hasn't proved yet that it knows the key; the server's side of the handshake."""
 
     def __init__(self, connection: socket.socket, key: bytes) -> None:
         """Takes over a connection that was accepted.
 
         Args:
-            connection: it.
-            key: what the caller has to know.
+            connection: the connection.
+            key: what the client has to know.
         """
         connection.setblocking(False)
         self.connection = connection
@@ -66,22 +70,27 @@ class PendingConnection:
         self.is_bad = False
         self._key = key
         self._nonce = secrets.token_bytes(_NONCE_BYTES)
-        self._theirs = b""
+        self._client_nonce = b""
         self._received = b""
 
     def challenge(self) -> bool:
-        """Sends the first message; whether it could be sent."""
+        """Sends the first message; returns whether it could be sent."""
         if not is_own_user(self.connection):
             return False
         try:
-            # Few enough bytes for the empty buffer of a new connection.
+            # Not sendall: the buffer of a new connection is empty, and has room for it.
             self.connection.send(_CHALLENGE.pack(_MAGIC, self._nonce))
         except OSError:
             return False
         return True
 
     def receive(self) -> dict[str, Any] | None:
-        """The hello, once all of it has come and is proved; None before, or if `is_bad`."""
+        """Receives what has arrived.
+
+        Returns:
+            The hello, once all of it has arrived and the proof is right; None before. Also None if
+            `is_bad` is set: then the connection is to be dropped.
+        """
         wanted = _HELLO.size
         if len(self._received) >= _HELLO.size:
             wanted += self._length
@@ -103,10 +112,10 @@ class PendingConnection:
         return hello
 
     def answer(self, body: Mapping[str, str]) -> None:
-        """Proves that we know the key, too, and says whether the caller is admitted."""
+        """Proves that this side knows the key, and says whether the client is admitted."""
         text = _encode(body)
-        mac = _mac(self._key, _LISTENER, self._nonce, self._theirs, text)
-        # Whoever has gone meanwhile is noticed by whoever reads from him.
+        mac = _mac(self._key, _SERVER_LABEL, self._nonce, self._client_nonce, text)
+        # If the client has ended meanwhile, whoever reads from the connection notices.
         with contextlib.suppress(OSError):
             self.connection.sendall(_ANSWER.pack(mac, len(text)))
             self.connection.sendall(text)
@@ -117,9 +126,12 @@ class PendingConnection:
         return length
 
     def _proved(self) -> dict[str, Any] | None:
-        _, self._theirs, mac, _ = _HELLO.unpack_from(self._received)
+        _, self._client_nonce, mac, _ = _HELLO.unpack_from(self._received)
         text = self._received[_HELLO.size :]
-        if not hmac.compare_digest(mac, _mac(self._key, _CALLER, self._nonce, self._theirs, text)):
+        # compare_digest takes the same time wherever the first difference is.
+        if not hmac.compare_digest(
+            mac, _mac(self._key, _CLIENT_LABEL, self._nonce, self._client_nonce, text)
+        ):
             return None
         return _decode(text)
 
@@ -138,24 +150,24 @@ def dial_tcp(  # noqa: PLR0913 - where, as whom, and how long
     Args:
         host: its name or address.
         port: where it listens.
-        key: the job's.
-        hello: what to say of oneself, a JSON object.
-        timeout_s: for all of it.
-        check: called from time to time meanwhile; raises where waiting is in vain.
+        key: of the job.
+        hello: what the client says of itself, a JSON object.
+        timeout_s: for connecting and the handshake.
+        check: called from time to time during the handshake; raises to give up.
 
     Returns:
         A blocking connection.
 
     Raises:
-        ConnectError: nobody answers, or not a process that knows the key; or it refuses us.
+        ConnectError: nothing answers; what answers doesn't know the key; or it refuses the client.
     """
-    timeout_s = max(0.01, min(timeout_s, _LONGEST_S))
+    timeout_s = max(0.01, min(timeout_s, _MAX_TIMEOUT_S))
     until_s = time.monotonic() + timeout_s
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)
     except OSError as error:
         raise ConnectError(error.strerror or str(error) or "no answer") from error
-    return _prove(connection, key, hello, until_s=until_s, check=check)
+    return _authenticate(connection, key, hello, until_s=until_s, check=check)
 
 
 def dial_unix(
@@ -164,11 +176,11 @@ def dial_unix(
     """Connects to an `Endpoint` of this user on this host; see `dial_tcp`.
 
     Args:
-        name: of the socket; abstract, without the zero byte in front.
+        name: of the socket; abstract, without the leading zero byte.
         kind: SOCK_STREAM or SOCK_SEQPACKET.
-        key: the job's.
-        hello: what to say of oneself.
-        timeout_s: for all of it.
+        key: of the job.
+        hello: what the client says of itself.
+        timeout_s: for connecting and the handshake.
 
     Raises:
         UntrustedPeerError: a process of another user has the name.
@@ -184,19 +196,23 @@ def dial_unix(
     if not is_own_user(connection):
         connection.close()
         raise UntrustedPeerError("a process of another user has the name of a worker")
-    return _prove(connection, key, hello, until_s=until_s)
+    return _authenticate(connection, key, hello, until_s=until_s)
 
 
 def is_own_user(connection: socket.socket) -> bool:
-    """Whether the process at the other end of a Unix socket is this user's; True for TCP."""
+    """Whether the process at the other end of a Unix socket is this user's; True for TCP.
+
+    The kernel keeps the credentials of the process that has called connect or listen (SO_PEERCRED,
+    unix(7)): they can't be forged, nor do they change when the socket is handed on.
+    """
     if connection.family != socket.AF_UNIX:
         return True
-    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, user, _ = _CREDENTIALS.unpack(told)
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(credentials)  # pid, uid, gid
     return bool(user == os.getuid())
 
 
-def _prove(
+def _authenticate(
     connection: socket.socket,
     key: bytes,
     hello: Mapping[str, Any],
@@ -204,21 +220,21 @@ def _prove(
     until_s: float,
     check: Callable[[], None] = lambda: None,
 ) -> socket.socket:
-    """The caller's side of the handshake."""
+    """The client's side of the handshake."""
     try:
         magic, theirs = _CHALLENGE.unpack(_receive(connection, _CHALLENGE.size, until_s, check))
         if magic != _MAGIC:
             raise ConnectError("something else answers there", has_answered=True)
         nonce, text = secrets.token_bytes(_NONCE_BYTES), _encode(hello)
-        mac = _mac(key, _CALLER, theirs, nonce, text)
-        # Two messages: a SOCK_SEQPACKET keeps them apart, as the listener reads them.
+        mac = _mac(key, _CLIENT_LABEL, theirs, nonce, text)
+        # Two messages, as the server receives them: SOCK_SEQPACKET keeps them apart.
         connection.sendall(_HELLO.pack(_MAGIC, nonce, mac, len(text)))
         connection.sendall(text)
         mac, length = _ANSWER.unpack(_receive(connection, _ANSWER.size, until_s, check))
         if length > MAX_HELLO_BYTES:
             raise ConnectError("something else answers there", has_answered=True)
         text = _receive(connection, length, until_s, check)
-        if not hmac.compare_digest(mac, _mac(key, _LISTENER, theirs, nonce, text)):
+        if not hmac.compare_digest(mac, _mac(key, _SERVER_LABEL, theirs, nonce, text)):
             raise ConnectError(
                 "what answers there doesn't know the secret of this job", has_answered=True
             )
@@ -226,7 +242,7 @@ def _prove(
         if "refused" in answer:
             raise ConnectError(str(answer["refused"]), has_answered=True, is_refused=True)
         connection.settimeout(None)
-    except TfddlError:  # Some are OSErrors, too.
+    except TfddlError:  # ConnectError is an OSError, too.
         connection.close()
         raise
     except OSError as error:
@@ -262,8 +278,8 @@ def _receive(
     return received
 
 
-def _mac(key: bytes, label: bytes, listeners: bytes, callers: bytes, text: bytes) -> bytes:
-    return hmac.digest(key, label + listeners + callers + text, "sha256")
+def _mac(key: bytes, label: bytes, server_nonce: bytes, client_nonce: bytes, text: bytes) -> bytes:
+    return hmac.digest(key, label + server_nonce + client_nonce + text, "sha256")
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

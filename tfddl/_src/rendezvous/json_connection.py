@@ -1,4 +1,4 @@
-"""JSON objects over a connection."""
+"""JSON objects over a stream socket, each after its length in 4 bytes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,49 @@ from tfddl._src.cluster.parsing import parse_json
 from tfddl.errors import ClusterError
 
 ANSWER_S = 10.0
-"""For the other side to take a message, or to answer: its process may be busy, or stopped."""
+"""For the other end to take a message, or to answer: its process may be busy, or stopped."""
 
 _LENGTH = struct.Struct("<I")
-_LONGEST_MESSAGE = 2**26
-"""Bytes; a thousand workers' facts are less than one million. Only workers of the job send any."""
+_MAX_MESSAGE_BYTES = 2**26
+"""Metadata of a thousand workers is less than one million bytes. Longer messages are refused before
+they are received: without a secret, a client may be any process of this user."""
 
 
 class JsonConnection:
-    """JSON objects over a connection, each after its length."""
+    """JSON objects over a connected stream socket.
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Takes over a connection."""
-        self.connection = connection
+    Attributes:
+        socket: the socket.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        """Takes over a socket."""
+        self.socket = connected
         self._received = bytearray()
-        self._is_over = False
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Raises OSError where it can't be sent, or isn't taken for long."""
-        self.connection.settimeout(ANSWER_S)
+        """Sends an object.
+
+        Raises:
+            OSError: the connection is closed, or the other end doesn't read for `ANSWER_S`.
+        """
+        self.socket.settimeout(ANSWER_S)
         text = json.dumps(message).encode()
-        self.connection.sendall(_LENGTH.pack(len(text)) + text)
+        self.socket.sendall(_LENGTH.pack(len(text)) + text)
 
     def receive(self, *, wait_s: float) -> list[dict[str, Any]] | None:
-        """What has come by then, which may be nothing; None when there will be no more."""
-        self.connection.settimeout(wait_s)
+        """Waits for objects.
+
+        Args:
+            wait_s: how long.
+
+        Returns:
+            Those that have arrived, in order; [] if none has; None if the connection is closed, or
+            what has arrived is no JSON object.
+        """
+        self.socket.settimeout(wait_s)
         try:
-            data = self.connection.recv(2**16)
+            data = self.socket.recv(2**16)
         except (BlockingIOError, TimeoutError):
             return []
         except OSError:
@@ -47,7 +63,7 @@ class JsonConnection:
         messages = []
         while len(self._received) >= _LENGTH.size:
             [length] = _LENGTH.unpack_from(self._received)
-            if length > _LONGEST_MESSAGE:
+            if length > _MAX_MESSAGE_BYTES:
                 return None
             stop = _LENGTH.size + length
             if len(self._received) < stop:
@@ -55,7 +71,7 @@ class JsonConnection:
             text = bytes(self._received[_LENGTH.size : stop])
             del self._received[:stop]
             try:
-                message = parse_json(text, what="a message", most_bytes=_LONGEST_MESSAGE)
+                message = parse_json(text, what="a message", most_bytes=_MAX_MESSAGE_BYTES)
             except ClusterError:
                 return None
             if not isinstance(message, dict):

@@ -168,7 +168,7 @@ class GroupSetup:
         if not self.job.choice.wants_tcp(self._cluster):
             return None
         found, missing, listener = None, _NOT_READY, self.job.listener
-        ports = [fact["port"] for fact in self.rendezvous.facts]
+        ports = [fact["port"] for fact in self.rendezvous.metadata]
         if listener is not None and shares_memory and all(ports):
             found, missing = setup.reach_hosts(listener, ports), _NOT_REACHED
         if self._all("tfddl.init, reaching hosts", found is not None):

@@ -109,7 +109,7 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
     }
     try:
         found = rendezvous.join(
-            cluster, secret=secret, facts=facts, timeout_s=options.rendezvous_timeout_s
+            cluster, secret=secret, metadata=facts, timeout_s=options.rendezvous_timeout_s
         )
     except BaseException:
         if listener is not None:
@@ -117,8 +117,8 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
         raise
     job = JoinedJob(found, choice, listener)
     try:
-        compare(found.cluster, found.facts)
-        late = [rank for rank, fact in enumerate(found.facts) if fact["has_run"]]
+        compare(found.cluster, found.metadata)
+        late = [rank for rank, fact in enumerate(found.metadata) if fact["has_run"]]
         if late and choice.needs_strategy(found.cluster):
             raise StartError(f"{format_ranks(late)} can't start: {TOO_LATE}")
     except BaseException:

@@ -223,7 +223,7 @@ class Mesh:
         if not self._is_closed:
             self._tell(None, EXIT, how.encode()[: MAX_PAYLOAD_BYTES // 2])
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: closes the sockets, and makes every operation raise.
 
         With a copy of a socket in a child, peers wouldn't notice that this process has ended.

@@ -99,7 +99,7 @@ class TcpRendezvous:
                 connected.close()
             self._accepted.clear()
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: closes what it has inherited."""
         self._listener.close()
         for connected in list(self._accepted.values()):
