@@ -13,8 +13,7 @@ from tfddl.errors import ClusterError
 
 @pytest.fixture(autouse=True)
 def without_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("cores", "threads"):
-        monkeypatch.setattr(f"tfddl.{module}.cpu_quota", lambda: None)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)
 
 
 def usable(monkeypatch: pytest.MonkeyPatch, *, ours: int, parents: int = 0) -> None:

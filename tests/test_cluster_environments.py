@@ -31,7 +31,7 @@ from tests.environments import (
     tf_config,
 )
 from tfddl._src.cluster import Cluster, PartialCluster, detect
-from tfddl._src.cluster.detection import Source, choose
+from tfddl._src.cluster.detection import Source, detect_source
 from tfddl._src.cluster.environments import sagemaker, torchrun
 from tfddl.errors import ClusterError
 
@@ -552,8 +552,8 @@ def test_whose_rank_it_is() -> None:
 
 def test_pmi_is_slurms_only_where_it_says_the_same() -> None:
     task = SRUN_PMI2 | {"PMI_RANK": "0", "PMI_SIZE": "3"}
-    assert choose(SRUN_PMI2).source is Source.SLURM
-    assert choose(task).source is Source.MPI
+    assert detect_source(SRUN_PMI2).source is Source.SLURM
+    assert detect_source(task).source is Source.MPI
 
 
 def test_all_ranks_agree() -> None:

@@ -150,18 +150,18 @@ def test_the_remedy_has_the_right_number_of_slots(monkeypatch: pytest.MonkeyPatc
     )
     for local_size, slots in ((None, "hostA:1,hostB:3"), (3, "hostA:3,hostB:1")):
         with pytest.raises(ClusterError, match=f"TFDDL_HOSTS={slots} …"):
-            mpi.complete(_task(0, 4, 0, local_size), {})
+            mpi.build_cluster(_task(0, 4, 0, local_size), {})
 
 
 def test_slots_of_hosts() -> None:
     hosts = {"TFDDL_HOSTS": "a:2,b:1"}
     addresses = ("a:12345", "a:12346", "b:12345")
     for local_rank in (0, None):
-        assert mpi.complete(_task(2, 3, local_rank), hosts) == Cluster(addresses, 2)
+        assert mpi.build_cluster(_task(2, 3, local_rank), hosts) == Cluster(addresses, 2)
     with pytest.raises(ClusterError, match="65536 slots, but Some MPI started 3 workers"):
-        mpi.complete(_task(2, 3), {"TFDDL_HOSTS": "a:65536"})
+        mpi.build_cluster(_task(2, 3), {"TFDDL_HOSTS": "a:65536"})
     with pytest.raises(ClusterError, match="names more than 65536 workers"):
-        mpi.complete(_task(2, 3), {"TFDDL_HOSTS": "a:65536,b:1"})
+        mpi.build_cluster(_task(2, 3), {"TFDDL_HOSTS": "a:65536,b:1"})
 
 
 def test_whether_mpi_is_still_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who takes part in a job: read from the environment, checked, written back.
+"""Which workers take part in a job: read from the environment, checked, written back.
 
 Loads no TensorFlow.
 
@@ -8,9 +8,9 @@ Usage::
 
     from tfddl._src import cluster
 
-    me = cluster.detect(os.environ)  # TF_CONFIG, torchrun, MPI, SageMaker, Slurm, …; else alone
+    me = cluster.detect(os.environ)  # TF_CONFIG, torchrun, MPI, Slurm, …; else one worker
     print(me.rank, me.size)
-    if isinstance(me, cluster.Cluster):  # else rank 0 collects the addresses of the others
+    if isinstance(me, cluster.Cluster):  # else the rendezvous collects the addresses
         print(me.local_rank, me.hosts)
         text = cluster.tf_config.render(me)  # the TF_CONFIG that says the same
 """

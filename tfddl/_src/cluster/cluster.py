@@ -1,4 +1,4 @@
-"""Who takes part in a job: the facts, checked at construction."""
+"""The workers of a job: frozen, checked at construction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tfddl._src.cluster.parsing import MAX_PORT, quote
 from tfddl.errors import ClusterError
 
-_LONGEST_HOST = 255  # RFC 1035
+_MAX_HOST_CHARS = 255  # RFC 1035, 2.3.4
+# Underscores aren't allowed in host names (RFC 952), and are common in those of containers.
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
@@ -22,10 +23,10 @@ class Cluster:
 
     Attributes:
         addresses: "host:port" of every worker, in rank order; an IPv6 host stands in brackets,
-            "[::1]:12345". Empty for a worker that is alone and therefore needs no server.
+            "[::1]:12345". Empty for a single worker, which needs no server.
         rank: this worker, in [0, size).
-        job: what tells this job from others of the same addresses, as whatever started it names
-            it (a Slurm step, a PMIx namespace, torchrun's run id); "" where it has no name.
+        job: name of the job, as whatever started it gives it (a Slurm step, a PMIx namespace,
+            torchrun's run id); tells it from other jobs of the same addresses. "" if it has none.
 
     Raises:
         ClusterError: an address has no host, no port, or is repeated; or the rank is out of range.
@@ -40,7 +41,7 @@ class Cluster:
         for rank, address in enumerate(self.addresses):
             check_address(address, f"the address of rank {rank}")
             host, _, port = address.rpartition(":")
-            first = first_ranks.setdefault((_same_host(host), port), rank)
+            first = first_ranks.setdefault((_normalize_host(host), port), rank)
             if first != rank:
                 also = self.addresses[first]
                 spelled = "" if also == address else f" (as {also!r})"
@@ -58,7 +59,7 @@ class Cluster:
 
     @classmethod
     def single_worker(cls) -> Cluster:
-        """The cluster of a script that was started by itself: one worker, no server."""
+        """The cluster of a script that was started as one process: no server."""
         return cls(addresses=(), rank=0)
 
     @property
@@ -68,21 +69,21 @@ class Cluster:
 
     @property
     def host(self) -> str:
-        """The host of this worker, as `hosts` names it."""
+        """The host of this worker, spelled as in `hosts`."""
         return self.hosts_by_rank[self.rank]
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The hosts, each once, in the order of their first worker.
+        """The hosts, each once, in the order of their first ranks.
 
-        Names are in lower case and IPv6 addresses in their short form, without brackets, so that
-        one host has one name.
+        One host has one spelling: names are in lower case, IPv6 addresses in their short form
+        without brackets.
         """
         return tuple(dict.fromkeys(self.hosts_by_rank))
 
     @property
     def local_rank(self) -> int:
-        """This worker's number among those of its host."""
+        """This worker's index among those of its host."""
         return self.hosts_by_rank[: self.rank].count(self.host)
 
     @property
@@ -92,7 +93,7 @@ class Cluster:
 
     @functools.cached_property
     def ranks_of_hosts(self) -> tuple[tuple[int, ...], ...]:
-        """The ranks of the workers of each host, as `hosts` has them."""
+        """The ranks on each host, ascending, in the order of `hosts`."""
         found: dict[str, list[int]] = {}
         for rank, host in enumerate(self.hosts_by_rank):
             found.setdefault(host, []).append(rank)
@@ -100,7 +101,7 @@ class Cluster:
 
     @property
     def cross_rank(self) -> int:
-        """This host's number among the hosts that have a worker of this local rank."""
+        """This host's index among those that have a worker of this local rank, as in Horovod."""
         return self._hosts_with_this_local_rank.index(self.host)
 
     @property
@@ -110,10 +111,10 @@ class Cluster:
 
     @functools.cached_property
     def hosts_by_rank(self) -> tuple[str, ...]:
-        """The host of each worker, as `hosts` names it."""
+        """The host of each worker, in rank order, spelled as in `hosts`."""
         if not self.addresses:
             return ("localhost",)
-        return tuple(_same_host(address.rpartition(":")[0]) for address in self.addresses)
+        return tuple(_normalize_host(address.rpartition(":")[0]) for address in self.addresses)
 
     @property
     def _hosts_with_this_local_rank(self) -> tuple[str, ...]:
@@ -124,20 +125,19 @@ class Cluster:
 
 @dataclass(frozen=True)
 class PartialCluster:
-    """A worker that knows its rank, but of the other workers only where to find rank 0.
+    """A worker that knows its rank and the address of rank 0, not the other addresses.
 
-    MPI, torchrun and their like say no more. `rendezvous.join` collects the addresses of all
-    workers at rank 0, and makes the `Cluster` of it.
+    MPI's launchers, torchrun and similar ones say no more. `rendezvous.join` collects the addresses
+    of all workers at rank 0, and returns a `Cluster`.
 
     Attributes:
         rank: this worker, in [0, size).
         size: number of workers, at least 2.
-        master: "host:port" where rank 0 listens, and the others find it.
-        local_rank: this worker's number among those of its host, as its launcher says; None if
-            it doesn't.
-        local_size: how many those are; None if the launcher doesn't say.
+        master: "host:port" at which the others reach rank 0.
+        local_rank: this worker's index among those of its host; None if its launcher doesn't say.
+        local_size: number of workers on its host; None if the launcher doesn't say.
         job: see `Cluster`.
-        source: the variables that said so, for messages: "RANK, WORLD_SIZE, MASTER_ADDR".
+        source: the variables that this was read from, for errors: "RANK, WORLD_SIZE, MASTER_ADDR".
 
     Raises:
         ClusterError: a number is out of its range, or `master` is no address.
@@ -171,12 +171,12 @@ class PartialCluster:
 def block_addresses(
     hosts: Sequence[str], tasks_per_host: Sequence[int], ports: Sequence[int]
 ) -> tuple[str, ...]:
-    """The addresses of workers that fill one host after the other.
+    """The addresses of workers whose ranks fill one host after the other.
 
     Args:
-        hosts: host names in the order of their ranks; IPv6 without brackets.
+        hosts: names or IP addresses in rank order; IPv6 without brackets.
         tasks_per_host: number of workers of each host.
-        ports: the port of each local rank, alike on all hosts.
+        ports: the port of each local rank, the same on all hosts.
 
     Returns:
         "host:port" in rank order.
@@ -194,13 +194,14 @@ def join_address(host: str, port: int) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether "host:port" is an address that each host takes for itself."""
-    host = _same_host(address.rpartition(":")[0])
+    """Whether "host:port" is a loopback address, which means another host on each host."""
+    host = _normalize_host(address.rpartition(":")[0])
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def _same_host(host: str) -> str:
-    """The one spelling of a host: names don't tell case apart, and IPv6 has a short form."""
+def _normalize_host(host: str) -> str:
+    """The one spelling of a host."""
+    # Names are case-insensitive (RFC 4343); IPv6 has many spellings, and a short form (RFC 5952).
     if host.startswith("["):
         try:
             return str(ipaddress.IPv6Address(host.strip("[]")))
@@ -210,14 +211,14 @@ def _same_host(host: str) -> str:
 
 
 def check_address(address: object, what: str) -> None:
-    """Checks that this is "host:port".
+    """Checks that a value is "host:port".
 
     Args:
-        address: what was found.
-        what: what it is, as errors name it: "the address of rank 0".
+        address: the value.
+        what: what it is, for errors: "the address of rank 0".
 
     Raises:
-        ClusterError: it isn't.
+        ClusterError: it isn't; the message quotes it.
     """
     expected = 'expected "host:port", for instance "10.0.0.1:12345" or "[::1]:12345"'
     if not isinstance(address, str):
@@ -227,10 +228,11 @@ def check_address(address: object, what: str) -> None:
         raise ClusterError(f"{what} is {quote(address)}, without a port; {expected}")
     if not host:
         raise ClusterError(f"{what} is {quote(address)}, without a host; {expected}")
-    if len(host) > _LONGEST_HOST or not _HOST.fullmatch(host):
+    if len(host) > _MAX_HOST_CHARS or not _HOST.fullmatch(host):
         raise ClusterError(
             f"{what} is {quote(address)}, and {quote(host)} is no host name; {expected}"
         )
+    # Not "012345", which some parsers take for an octal number.
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= MAX_PORT:
         raise ClusterError(
             f"{what} is {quote(address)}; its port must be a number in 1..{MAX_PORT}, without "

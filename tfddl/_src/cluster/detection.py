@@ -1,22 +1,22 @@
-"""Finds out who takes part, from whatever started this process.
+"""Detects which launcher started this process, and reads its cluster.
 
-The order, and what is done where several speak at once:
+The order of precedence, and what happens where several launchers have set variables:
 
-1. TFDDL_ALONE=1: this process trains alone. A TF_CONFIG of several workers beside it is an error.
+1. TFDDL_ALONE=1: a single worker. A TF_CONFIG of several workers beside it is an error.
 2. TF_CONFIG, since a user or `tfddlrun` sets it for this very process. One of a single worker is
    an error beside a launcher that started several processes here.
-3. RANK, WORLD_SIZE and LOCAL_RANK: torchrun starts its processes last, inside of what mpirun, srun
-   or a pod gives it.
+3. RANK, WORLD_SIZE and LOCAL_RANK: torchrun is the innermost launcher, inside of mpirun, srun or a
+   pod.
 4. Open MPI, MVAPICH2, MPICH, Intel MPI, Cray PALS, Flux. `mpirun` may run in a Slurm allocation,
    and starts its own helpers by srun, whose variables its processes then inherit. PMI's variables
-   of Slurm itself (`srun --mpi=pmi2`) count as Slurm's, which tells more.
+   of Slurm itself (`srun --mpi=pmi2`) count as Slurm's, which has the addresses, too.
 5. RANK and WORLD_SIZE without LOCAL_RANK: one process per pod or node, or set by hand. Beside an
-   MPI launcher or a Slurm step that says something else they are an error.
+   MPI launcher or a Slurm step with another rank or size they are an error.
 6. SageMaker. 7. Slurm. 8. PET_NNODES (Kubeflow Trainer), one process per pod.
 
 A launcher of one process never overrules one of several: WORLD_SIZE=1 stays behind in shells, and
-`mpirun -np 1` may well be within a step of four tasks. With none of them, and no sign of others
-(see `indicators`), the process is alone.
+`mpirun -np 1` may well be within a step of four tasks. With none of them, and no indicator of
+other processes (see `indicators`), the process is a single worker.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tfddl.errors import ClusterError
 
 
 class Source(enum.Enum):
-    """What tells this process who takes part."""
+    """The variables that describe the cluster."""
 
     TF_CONFIG = "TF_CONFIG"
     TORCHRUN = "RANK and WORLD_SIZE"
@@ -54,11 +54,11 @@ class Source(enum.Enum):
 
 @dataclass(frozen=True)
 class Detected:
-    """Whose variables count.
+    """The variables that take precedence.
 
     Attributes:
-        source: whose.
-        task: what they say of this process, where it is a launcher's.
+        source: which.
+        task: this process as they describe it, where they are a launcher's.
     """
 
     source: Source
@@ -66,40 +66,40 @@ class Detected:
 
 
 def detect(environ: Mapping[str, str]) -> Cluster | PartialCluster:
-    """Reads the cluster from the environment; see above for the order.
+    """Reads the cluster from the environment; the module says in which order.
 
     Args:
         environ: usually `os.environ`, which only entry points read. It is never changed.
 
     Returns:
-        A `PartialCluster` where only rank, size and the address of rank 0 are known, for
-        `rendezvous.join`. An MPI job of several hosts may have to ask MPI for that address: then
-        all processes must call this together.
+        A `PartialCluster`, for `rendezvous.join`, where only rank, size and the address of rank 0
+        are known. For an MPI job of several hosts MPI may have to be asked for that address: all
+        processes must call this together.
 
     Raises:
-        ClusterError: what was found is wrong, contradicts itself, or speaks of others without
-            saying where they are. It is never taken for "alone", or every process would train by
-            itself.
+        ClusterError: the variables are wrong, contradict each other, or indicate other processes
+            without their addresses. Such a process is never taken for a single worker, or each of
+            them would train by itself.
     """
-    choice = choose(environ)
+    choice = detect_source(environ)
     task = choice.task
     if choice.source is Source.TF_CONFIG:
         return tf_config.parse(environ[tf_config.VARIABLE])
     if choice.source is Source.TORCHRUN and task is not None:
-        return torchrun.complete(task, environ)
+        return torchrun.build_cluster(task, environ)
     if choice.source is Source.MPI and task is not None:
-        return mpi.complete(task, environ)
+        return mpi.build_cluster(task, environ)
     if choice.source is Source.SAGEMAKER and (container := sagemaker.find(environ)):
-        return sagemaker.complete(container, environ)
+        return sagemaker.build_cluster(container, environ)
     if choice.source is Source.SLURM and (cluster := slurm.parse(environ)):
         return cluster
     if choice.source is Source.KUBEFLOW and (pod := kubeflow.find(environ)):
-        return kubeflow.complete(pod)
+        return kubeflow.build_cluster(pod)
     return Cluster.single_worker()
 
 
-def choose(environ: Mapping[str, str]) -> Detected:
-    """Decides whose variables count, without asking anybody; see above.
+def detect_source(environ: Mapping[str, str]) -> Detected:
+    """Decides which variables take precedence; communicates with nobody.
 
     Raises:
         ClusterError: as `detect`.
@@ -110,7 +110,7 @@ def choose(environ: Mapping[str, str]) -> Detected:
         return Detected(Source.NOTHING)
     choice = _choose_launcher(environ)
     if choice.source in (Source.TORCHRUN, Source.MPI):
-        _refuse_islands(environ, choice)
+        _refuse_separate_jobs(environ, choice)
     if choice.source is Source.NOTHING:
         indicators.refuse(environ)
     return choice
@@ -125,8 +125,8 @@ def _choose_tf_config(environ: Mapping[str, str]) -> Detected:
                 "them"
             )
         return Detected(Source.NOTHING)
-    others = _several(torchrun.find(environ)) if torchrun.is_per_process(environ) else None
-    others = others or _several(mpi.find(environ))
+    others = _if_several(torchrun.find(environ)) if torchrun.is_per_process(environ) else None
+    others = others or _if_several(mpi.find(environ))
     if size == 1 and others is not None:
         raise ClusterError(
             f"{tf_config.VARIABLE} names this worker alone, but {others.launcher} started "
@@ -137,11 +137,11 @@ def _choose_tf_config(environ: Mapping[str, str]) -> Detected:
 
 
 def _choose_launcher(environ: Mapping[str, str]) -> Detected:
-    torch_task = _several(torchrun.find(environ))
+    torch_task = _if_several(torchrun.find(environ))
     if torch_task and torchrun.is_per_process(environ):
         return Detected(Source.TORCHRUN, torch_task)
-    slurm_task = _several(slurm.find(environ))
-    mpi_task = _several(mpi.find(environ))
+    slurm_task = _if_several(slurm.find(environ))
+    mpi_task = _if_several(mpi.find(environ))
     if mpi_task:
         _refuse_contradiction(torch_task, mpi_task)
         if slurm_task and mpi.is_set_by_slurm(environ) and _are_alike(mpi_task, slurm_task):
@@ -165,7 +165,7 @@ def _choose_launcher(environ: Mapping[str, str]) -> Detected:
     return Detected(Source.NOTHING)
 
 
-def _several(task: Task | None) -> Task | None:
+def _if_several(task: Task | None) -> Task | None:
     return task if task is not None and task.size > 1 else None
 
 
@@ -182,11 +182,11 @@ def _refuse_contradiction(by_hand: Task | None, launched: Task | None) -> None:
         )
 
 
-def _refuse_islands(environ: Mapping[str, str], choice: Detected) -> None:
-    """Refuses jobs of one host each where an engine has started this on several.
+def _refuse_separate_jobs(environ: Mapping[str, str], choice: Detected) -> None:
+    """Refuses a job of one host where an engine has started this process on several hosts.
 
-    `torchrun --standalone` or `mpirun -np 8` on each of two hosts would be two jobs, each of
-    which believes to be the only one.
+    `torchrun --standalone` or `mpirun -np 8` on each of two hosts are two jobs that don't know of
+    each other.
     """
     task = choice.task
     if task is None or not task.is_on_one_host:
@@ -196,8 +196,8 @@ def _refuse_islands(environ: Mapping[str, str], choice: Detected) -> None:
         sagemaker.HOSTS: len(container.hosts) if container else 1,
         kubeflow.NODES: pod.num_nodes if pod else 1,
     }
-    step = _several(slurm.find(environ))
-    # mpirun's helpers on other hosts are a Slurm step of their own.
+    step = _if_several(slurm.find(environ))
+    # Not for MPI: mpirun's helpers on other hosts are a Slurm step of their own.
     if step and choice.source is Source.TORCHRUN and not _are_alike(step, task):
         outer[step.source] = step.size
     for name, number in outer.items():

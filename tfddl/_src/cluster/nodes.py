@@ -1,4 +1,4 @@
-"""For `tfddlrun`: which of the job's hosts this is, where an engine started it once on each."""
+"""The node rank of `tfddlrun`, where an engine has started it once on each host of a job."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _WORKERS = "NPROC_PER_NODE"  # Alibaba PAI's, beside RANK and WORLD_SIZE of node
 
 @dataclass(frozen=True)
 class NodeRank:
-    """One host among those on each of which `tfddlrun` was started.
+    """This host among those on which `tfddlrun` was started.
 
     Attributes:
         node_rank: this host, in [0, num_nodes). Node 0 has the first ranks.
         num_nodes: number of hosts; 1 where the engine started nothing but this.
-        master: "host:port" by which the others reach node 0, as the engine says; nobody listens
-            there yet. None where it doesn't say: ask the user (`--master-addr`) if `num_nodes` is
-            above 1.
-        workers_per_node: how many workers the engine wants on each host (PET_NPROC_PER_NODE,
-            SM_NUM_GPUS), at least 1; None where it leaves that to us ("auto", or nothing said).
+        master: "host:port" at which the others reach node 0, as the engine says; nothing listens
+            there yet. None where the engine doesn't say: then the user has to (`--master-addr`) if
+            `num_nodes` is above 1.
+        workers_per_node: number of workers that the engine wants on each host
+            (PET_NPROC_PER_NODE, SM_NUM_GPUS), at least 1; None where it leaves that to tfddlrun.
         job: see `tfddl._src.cluster.Cluster`.
-        source: the variables that said so, for messages: "SM_HOSTS, SM_CURRENT_HOST".
+        source: the variables that this was read from, for errors: "SM_HOSTS, SM_CURRENT_HOST".
 
     Raises:
         ClusterError: a number is out of its range, or `master` is no address.
@@ -75,22 +75,21 @@ class NodeRank:
 
 
 def detect_nodes(environ: Mapping[str, str], *, num_nodes: int | None = None) -> NodeRank | None:
-    """Reads from the environment which of the job's hosts this is.
+    """Reads the node rank from the environment.
 
     Args:
         environ: usually `os.environ`, which only entry points read.
-        num_nodes: the number of hosts, where a flag (`--nnodes`) says it. It is needed where the
-            environment doesn't have it (an Indexed Job of Kubernetes); where it does, the two have
-            to agree.
+        num_nodes: number of hosts given by `--nnodes`. It is needed where the environment doesn't
+            have it (an Indexed Job of Kubernetes); where it does, the two must agree.
 
     Returns:
-        None where nothing speaks of other hosts: a job on this host alone, or of the hosts that
-        `-H` names.
+        None where nothing indicates other hosts: a job on this host, or on the hosts that `-H`
+        names.
 
     Raises:
-        ClusterError: there are other hosts, and not all is known that is needed; or what was found
-            is wrong, or is about several processes per host. It is never taken for "this host
-            alone", or each would train by itself.
+        ClusterError: there are other hosts, and something that is needed isn't known; or the
+            variables are wrong, or of several processes per host. Such a host is never taken for
+            the only one, or each would train by itself.
     """
     if num_nodes == 1:
         return NodeRank(0, 1, source="--nnodes")
@@ -105,21 +104,29 @@ def detect_nodes(environ: Mapping[str, str], *, num_nodes: int | None = None) ->
 
 def _find(environ: Mapping[str, str], num_nodes: int | None) -> NodeRank | None:
     if environ.get(tf_config.VARIABLE, "").strip():
-        return _of_tf_config(environ)
+        return _from_tf_config(environ)
     if is_single_worker(environ):
         return None
-    for read in (_of_torchrun, _of_kubeflow, _of_mpi, _of_pods, _of_sagemaker, _of_slurm):
+    # The same precedence as in `detection`.
+    for read in (
+        _from_torchrun,
+        _from_kubeflow,
+        _from_mpi,
+        _from_pods,
+        _from_sagemaker,
+        _from_slurm,
+    ):
         found = read(environ)
         if found is not None:
             return found
     index = kubernetes.find_index(environ)
     if index is not None:
-        return _of_kubernetes(environ, index, num_nodes or kubernetes.find_num_nodes(environ))
+        return _from_kubernetes(environ, index, num_nodes or kubernetes.find_num_nodes(environ))
     indicators.refuse(environ)
     return None
 
 
-def _of_tf_config(environ: Mapping[str, str]) -> NodeRank:
+def _from_tf_config(environ: Mapping[str, str]) -> NodeRank:
     cluster = tf_config.parse(environ[tf_config.VARIABLE])
     if len(cluster.hosts) != cluster.size:
         raise ClusterError(
@@ -135,17 +142,17 @@ def _of_tf_config(environ: Mapping[str, str]) -> NodeRank:
     )
 
 
-def _of_torchrun(environ: Mapping[str, str]) -> NodeRank | None:
+def _from_torchrun(environ: Mapping[str, str]) -> NodeRank | None:
     task = torchrun.find(environ)
     if task is None or task.size == 1 or not torchrun.is_per_process(environ):
         return None
-    # Azure ML says nothing of a local size, but which node this is.
+    # Azure ML sets no local size, but NODE_RANK.
     if task.local_size is None and task.local_rank == 0 and environ.get(_NODE) == str(task.rank):
         task = dataclasses.replace(task, local_size=1)
-    return _of_task(task, read_master(environ))
+    return _from_task(task, read_master(environ))
 
 
-def _of_kubeflow(environ: Mapping[str, str]) -> NodeRank | None:
+def _from_kubeflow(environ: Mapping[str, str]) -> NodeRank | None:
     pod = kubeflow.find(environ)
     if pod is None:
         return None
@@ -159,18 +166,18 @@ def _of_kubeflow(environ: Mapping[str, str]) -> NodeRank | None:
     )
 
 
-def _of_mpi(environ: Mapping[str, str]) -> NodeRank | None:
+def _from_mpi(environ: Mapping[str, str]) -> NodeRank | None:
     task = mpi.find(environ)
     if task is None or task.size == 1:
         return None
     slurm_task = slurm.find(environ)
     if mpi.is_set_by_slurm(environ) and slurm_task is not None and slurm_task.size == task.size:
         return None
-    return _of_task(task, mpi.find_master(task, environ) if task.local_size == 1 else None)
+    return _from_task(task, mpi.find_master(task, environ) if task.local_size == 1 else None)
 
 
-def _of_pods(environ: Mapping[str, str]) -> NodeRank | None:
-    """RANK and WORLD_SIZE as pods and nodes are told them, not processes."""
+def _from_pods(environ: Mapping[str, str]) -> NodeRank | None:
+    """RANK and WORLD_SIZE of pods or nodes, not of processes."""
     task = torchrun.find(environ)
     if task is None or task.size == 1:
         return None
@@ -184,7 +191,7 @@ def _of_pods(environ: Mapping[str, str]) -> NodeRank | None:
     )
 
 
-def _of_sagemaker(environ: Mapping[str, str]) -> NodeRank | None:
+def _from_sagemaker(environ: Mapping[str, str]) -> NodeRank | None:
     container = sagemaker.find(environ)
     if container is None:
         return None
@@ -199,8 +206,9 @@ def _of_sagemaker(environ: Mapping[str, str]) -> NodeRank | None:
     )
 
 
-def _of_slurm(environ: Mapping[str, str]) -> NodeRank | None:
+def _from_slurm(environ: Mapping[str, str]) -> NodeRank | None:
     cluster = slurm.parse(environ)
+    # The bare script of `sbatch` is no step: tfddlrun then starts workers on the hosts of -H.
     if cluster is None:
         return None
     if len(cluster.hosts) != cluster.size:
@@ -219,7 +227,7 @@ def _of_slurm(environ: Mapping[str, str]) -> NodeRank | None:
     )
 
 
-def _of_kubernetes(environ: Mapping[str, str], index: int, num_nodes: int | None) -> NodeRank:
+def _from_kubernetes(environ: Mapping[str, str], index: int, num_nodes: int | None) -> NodeRank:
     if num_nodes is None:
         raise ClusterError(
             f"{kubernetes.INDEX} is {index}: this is a pod of an Indexed Job, which doesn't tell "
@@ -239,8 +247,8 @@ def _of_kubernetes(environ: Mapping[str, str], index: int, num_nodes: int | None
     )
 
 
-def _of_task(task: Task, master: tuple[str, str] | None) -> NodeRank:
-    """The node of a launcher that has started tfddlrun, once on each."""
+def _from_task(task: Task, master: tuple[str, str] | None) -> NodeRank:
+    """The node of a task; its launcher must have started tfddlrun once on each host."""
     if task.local_size != 1:
         here = "several" if task.local_size is None else f"{task.local_size}"
         raise ClusterError(

@@ -1,7 +1,6 @@
-"""Text from outside as values, with bounds: every reader of `tfddl._src.cluster` goes through here.
+"""Bounded parsers of text from environments, files and sockets, used by all of `cluster`.
 
-What is parsed comes from an environment, a file or a socket, and may be anything. Whatever it is,
-it ends in a value or in a `ClusterError`, in time that grows with its length only.
+Whatever the text is, they return a value or raise `ClusterError`, in time linear in its length.
 """
 
 from __future__ import annotations
@@ -14,37 +13,37 @@ from typing import Any, NoReturn
 from tfddl.errors import ClusterError
 
 MAX_JSON_BYTES = 2**20
-"""Longest JSON text that is parsed."""
+"""Length of the longest JSON text that is parsed."""
 
 MAX_JSON_DEPTH = 64
 """Deepest nesting of JSON that is parsed; `json` itself would end in a RecursionError."""
 
 MAX_WORKERS = 65536
-"""Most workers, hosts or tasks that a variable may speak of."""
+"""The largest number of workers, hosts or tasks that is accepted."""
 
 MAX_PORT = 65535
 
-_LONGEST_NUMBER = 20  # int() refuses 4300 digits and is quadratic below that.
-_LONGEST_QUOTE = 200
+_MAX_DIGITS = 20  # int() takes quadratic time, and refuses more than 4300 digits (CVE-2020-10735).
+_MAX_QUOTED_CHARS = 200
 _DIGITS = re.compile(r"[0-9]+")  # Not \d, which takes the digits of every script.
 # A string, closed or not (so that each character is looked at once), or a bracket.
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
 
 
 def parse_int(text: str, *, what: str, low: int = 0, high: int = MAX_WORKERS) -> int:
-    """Reads a number that is written in ASCII digits.
+    """Parses a non-negative decimal number.
 
     Args:
-        text: nothing but digits, without a sign or blanks.
-        what: what the number is, as errors name it: a variable, a flag.
-        low: the smallest that is accepted, at least 0.
-        high: the largest, at most 20 digits long.
+        text: ASCII digits only, without sign or blanks.
+        what: what the number is, for errors: a variable, a flag.
+        low: the smallest number that is accepted, at least 0.
+        high: the largest one, at most 20 digits long.
 
     Raises:
         ClusterError: the text is no such number, or out of range.
     """
     expected = f"expected a number in {low}..{high}"
-    if len(text) > _LONGEST_NUMBER or not _DIGITS.fullmatch(text):
+    if len(text) > _MAX_DIGITS or not _DIGITS.fullmatch(text):
         raise ClusterError(f"{what} is {quote(text)}; {expected}")
     value = int(text)
     if not low <= value <= high:
@@ -55,19 +54,19 @@ def parse_int(text: str, *, what: str, low: int = 0, high: int = MAX_WORKERS) ->
 def parse_json(
     text: str | bytes, *, what: str, most_bytes: int = MAX_JSON_BYTES, hint: str = ""
 ) -> Any:
-    """Reads one JSON value, as RFC 8259 has it.
+    """Parses one JSON value (RFC 8259).
 
-    Other than `json.loads` it refuses what two readers may understand differently: a key given
-    twice, NaN and Infinity, numbers that overflow, half a surrogate pair.
+    Unlike `json.loads` it refuses what parsers treat differently: duplicate keys, NaN and Infinity,
+    numbers that overflow, lone surrogates.
 
     Args:
         text: the value; bytes are UTF-8.
-        what: what the text is, as errors name it.
-        most_bytes: its greatest length.
-        hint: what to do about text that is no JSON; it follows the error.
+        what: what the text is, for errors.
+        most_bytes: the greatest length that is accepted.
+        hint: appended to the error where the text is no JSON.
 
     Raises:
-        ClusterError: the text is too long, nested too deeply, or no such value.
+        ClusterError: the text is too long, nested too deeply, or no such value; it is quoted.
     """
     if len(text) > most_bytes:
         raise ClusterError(f"{what} is {len(text)} bytes long; expected at most {most_bytes}")
@@ -78,6 +77,7 @@ def parse_json(
         raise ClusterError(f"{what} is not text in UTF-8: {quote(repr(text))}") from None
     if encoded > most_bytes:
         raise ClusterError(f"{what} is {encoded} bytes long; expected at most {most_bytes}")
+    # Before json.loads, which recurses for each level.
     _check_depth(decoded, what)
     try:
         value = json.loads(
@@ -87,20 +87,21 @@ def parse_json(
             parse_int=_integer,
             parse_float=_float,
         )
+        # json.loads accepts escapes of lone surrogates, which can't be encoded in UTF-8.
         if "\\u" in decoded:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ClusterError(f"{what} has half a surrogate pair in it: {quote(decoded)}") from None
+        raise ClusterError(f"{what} has a lone surrogate in it: {quote(decoded)}") from None
     except ValueError as error:
         raise ClusterError(f"{what} is not JSON ({error}): {quote(decoded)}{hint}") from None
     return value
 
 
 def quote(value: object) -> str:
-    """Writes a value for a message: what is long, in part, and everything on one line."""
+    """Formats a value for an error: on one line; a long one is cut."""
     text = value if isinstance(value, str) else json.dumps(value, default=repr)
-    if len(text) > _LONGEST_QUOTE:
-        text = text[:_LONGEST_QUOTE] + "…"
+    if len(text) > _MAX_QUOTED_CHARS:
+        text = text[:_MAX_QUOTED_CHARS] + "…"
     return repr(text) if isinstance(value, str) else text
 
 
@@ -129,7 +130,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _LONGEST_NUMBER:
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits is too long")
     return int(text)
 

@@ -15,15 +15,13 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Chooses ports that are free on every interface, all of them held at once.
+    """Chooses ports that are free on every interface.
 
-    They are let go on return, since the servers want to bind them: whoever is quick can still
-    take one. The system hands out ports of its ephemeral range to outgoing connections, those of
-    the workers among them (one that retries a peer's port can even get that port as its own and
-    meet itself), so the ports are chosen outside of it.
+    They are released on return, since the servers have to bind them: another program can still take
+    one in between.
 
     Raises:
-        LaunchError: there are not that many.
+        LaunchError: there aren't so many.
     """
     with hold_ports(count) as ports:
         return ports
@@ -31,14 +29,14 @@ def free_ports(count: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def hold_ports(count: int, *, excluded: Collection[int] = ()) -> Iterator[tuple[int, ...]]:
-    """`free_ports` that nobody else gets until the end of the `with` statement.
+    """Chooses free ports, and holds them until the end of the `with` statement.
 
     Args:
         count: how many.
-        excluded: ports that are not chosen, though they are free.
+        excluded: ports not to choose.
 
     Raises:
-        LaunchError: there are not that many.
+        LaunchError: there aren't so many.
     """
     chosen: list[int] = []
     with contextlib.ExitStack() as held:
@@ -54,7 +52,7 @@ def hold_ports(count: int, *, excluded: Collection[int] = ()) -> Iterator[tuple[
         if len(chosen) < count:
             raise LaunchError(
                 f"found {len(chosen)} free ports of the {count} that are needed in "
-                f"{_FIRST}..{_LAST}"
+                f"{_FIRST}..{_LAST}. HINT: end programs that listen there (ss -ltn)"
             )
         yield tuple(chosen)
 
@@ -69,24 +67,27 @@ def is_free(port: int) -> bool:
 
 
 def _candidates() -> list[int]:
+    # Outside of the ephemeral range, from which the kernel takes ports for outgoing connections, as
+    # those of the workers. One that retries a peer's port can even get that port as its own, and
+    # connect to itself (TCP's simultaneous open).
     try:
         low, high = (int(word) for word in _EPHEMERAL.read_text().split())
     except (OSError, ValueError):
-        low, high = 32768, 60999
+        low, high = 32768, 60999  # Linux' default.
     everything = range(_FIRST, _LAST + 1)
     outside = [port for port in everything if not low <= port <= high]
     return outside or list(everything)
 
 
 def listen_everywhere(port: int, *, after_others: bool = False) -> socket.socket:
-    """Holds a port on all interfaces, IPv6 and IPv4.
+    """Listens at a port on all interfaces, IPv6 and IPv4.
 
     Args:
         port: which one.
-        after_others: ignore connections that have just ended there.
+        after_others: ignore connections there that have just ended (state TIME_WAIT).
 
     Raises:
-        OSError: somebody has it on one of the interfaces.
+        OSError: another program has it on one of the interfaces.
     """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     holder = socket.socket(family, socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""What a launcher tells one of its processes: its numbers, but not where the others are."""
+"""A process as its launcher describes it: ranks and sizes, without the others' addresses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Task:
-    """One process of those that a launcher started together.
+    """One of the processes that a launcher has started together.
 
     Attributes:
-        launcher: its name, for messages: "Open MPI".
+        launcher: its name, for errors: "Open MPI".
         rank: this process, in [0, size).
         size: number of processes, at least 1.
-        local_rank: this process among those of its host, in [0, local_size); None if not said.
-        local_size: how many those are; None if not said.
+        local_rank: this process among those of its host, in [0, local_size); None if not known.
+        local_size: number of processes on its host; None if not known.
         job: see `Cluster`.
-        source: the variables that said so, for messages.
+        source: the variables that this was read from, for errors.
 
     Raises:
         ClusterError: the numbers contradict each other.
@@ -62,10 +62,10 @@ class Task:
 def build_local_cluster(
     task: Task, environ: Mapping[str, str], *, first_port: int = DEFAULT_PORT
 ) -> Cluster:
-    """The cluster of a task whose fellows are all on this host.
+    """The cluster of a task whose processes are all on this host.
 
     Args:
-        task: it says that they are.
+        task: this process.
         environ: TFDDL_PORT in it is the first of the ports.
         first_port: the first of the ports, where that isn't set.
 
@@ -84,15 +84,15 @@ def build_local_cluster(
 
 
 def build_partial_cluster(task: Task, master: str, *, said_by: str) -> PartialCluster:
-    """The cluster of a task of which only rank 0's address is known.
+    """The cluster of a task where only the address of rank 0 is known.
 
     Args:
         task: this process.
         master: "host:port" of rank 0.
-        said_by: the variables that say so, for messages.
+        said_by: the variables that have the address, for errors.
 
     Raises:
-        ClusterError: `master` is an address of every host's own, though there are several.
+        ClusterError: `master` is a loopback address, though there are several hosts.
     """
     if is_loopback(master) and task.local_size is not None and not task.is_on_one_host:
         raise ClusterError(

@@ -1,4 +1,4 @@
-"""Environment variables as numbers: read from a mapping, checked with their names."""
+"""Environment variables that are numbers: read from a mapping, and checked."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tfddl.errors import ClusterError
 PORT = "TFDDL_PORT"
 START_TIMEOUT = "TFDDL_START_TIMEOUT"
 CORES = "TFDDL_CORES"
-"""How many cores are a worker's own, since its affinity may or may not be shared with others."""
+"""How many cores are this worker's own: its CPU affinity may be shared with other workers."""
 
 ALONE = "TFDDL_ALONE"
-"""Set to 1 it says that this process trains alone, whatever its environment speaks of."""
+"""1: this process is a single worker, whatever other variables say."""
 
 DEFAULT_PORT = 12345
 
-# float() takes the digits of every script, and "1_0".
+# float() also takes digits of every script, "1_0", "inf" and "nan".
 _FLOAT = re.compile(r"[0-9.eE+-]{1,40}")
 
 
 def read_int(
     environ: Mapping[str, str], name: str, *, low: int = 0, high: int = MAX_WORKERS
 ) -> int:
-    """Reads a variable that has to be a number in `low`..`high`.
+    """Reads a number from `low` to `high`, both included.
 
     Raises:
-        ClusterError: it is not set, or is no such number.
+        ClusterError: the variable isn't set, or is no such number.
     """
     text = environ.get(name)
     if text is None:
@@ -38,7 +38,7 @@ def read_int(
 
 
 def read_start_timeout(environ: Mapping[str, str]) -> float | None:
-    """How many seconds workers wait for each other, by TFDDL_START_TIMEOUT; None if not set.
+    """Seconds that workers wait for each other at the start (TFDDL_START_TIMEOUT); None if not set.
 
     Raises:
         ClusterError: it is no number above 0.
@@ -56,7 +56,7 @@ def read_start_timeout(environ: Mapping[str, str]) -> float | None:
 
 
 def is_single_worker(environ: Mapping[str, str]) -> bool:
-    """Whether TFDDL_ALONE says that this process trains alone.
+    """Whether TFDDL_ALONE says that this process is a single worker.
 
     Raises:
         ClusterError: it is neither 0 nor 1.
@@ -68,7 +68,7 @@ def is_single_worker(environ: Mapping[str, str]) -> bool:
 
 
 def read_port(environ: Mapping[str, str]) -> int | None:
-    """The port that TFDDL_PORT asks for; None if not set.
+    """The port in TFDDL_PORT; None if not set.
 
     Raises:
         ClusterError: it is no port.
@@ -79,7 +79,7 @@ def read_port(environ: Mapping[str, str]) -> int | None:
 def consecutive_ports(
     environ: Mapping[str, str], count: int, *, default: int = DEFAULT_PORT
 ) -> range:
-    """The ports of a host's local ranks: TFDDL_PORT, or `default`, and those that follow.
+    """The ports of a host's local ranks: TFDDL_PORT, or else `default`, and the following ones.
 
     Raises:
         ClusterError: TFDDL_PORT is no port, or the ports don't end before 65536.

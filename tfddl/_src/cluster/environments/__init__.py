@@ -1,4 +1,5 @@
-"""One small reader per environment: who takes part, as the engine's variables say it.
+"""Readers of the variables that launchers and engines set, one module for each.
 
-Each reads a mapping, never `os.environ`, and returns None where its engine has started nothing.
+They read a mapping, never `os.environ`, and return None where their engine hasn't started this
+process.
 """

@@ -1,16 +1,15 @@
-"""Signs of other processes: variables that only a process among several has.
+"""Indicators of other processes: variables that are set where one of several was started.
 
-A process that sees one of them, and can't find the others, must not train alone: each of them
-would, and none would say so. What follows is decided here, and no false alarm is left without a
-way out (TFDDL_ALONE=1):
+A process that has one of them, and can't find the others, must not train by itself: each of them
+would, and none would report it. TFDDL_ALONE=1 overrules all indicators.
 
-- A size above 1 or a rank above 0 is a sign. A size of 1 or a rank of 0 is none: launchers set
-  them for single processes too, and they stay behind in shells and notebooks.
-- SLURM_NTASKS is none: it belongs to the allocation, and the bare script of `sbatch`, or a shell
-  of `salloc`, is one process there. A rank (SLURM_PROCID) above 0 is one.
+- A size above 1 or a rank above 0 is an indicator. A size of 1 and a rank of 0 are none: launchers
+  set them for single processes too, and they are left over in shells and notebooks.
+- SLURM_NTASKS is none: it belongs to the allocation, in which the bare script of `sbatch`, or a
+  shell of `salloc`, is one process. A rank (SLURM_PROCID) above 0 is one.
 - JOB_COMPLETION_INDEX above 0 is one. 0 is none, since a Job of one pod has it too; where there
-  are several, those above 0 refuse, and the Job fails.
-- What isn't a number is none: RANK and its like are common words, which others use too.
+  are several, those above 0 refuse to start, and the Job fails.
+- What isn't a number is none: other programs use names like RANK, too.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _SLURM = "start the workers by srun, as `srun python train.py`"
 _NODES = "run `tfddlrun --nnodes N python train.py` on each of the N nodes"
 _HOROVODRUN = "start the workers by tfddlrun instead of horovodrun"
 
-# Of each: the least number that is a sign, and what to do.
+# Each with its remedy. A size of 2, or a rank of 1, is the smallest that is an indicator.
 _SIZES = {
     "OMPI_COMM_WORLD_SIZE": _MPI,
     "PMI_SIZE": _MPI,
@@ -62,12 +61,12 @@ _RANKS = {
 
 @dataclass(frozen=True)
 class Indicator:
-    """A variable by which a process can tell that it is one of several.
+    """A variable that indicates other processes.
 
     Attributes:
         variable: its name.
-        value: its number.
-        hint: what to do where the others aren't found.
+        value: its value.
+        hint: what to do where the others can't be found.
     """
 
     variable: str
@@ -76,7 +75,7 @@ class Indicator:
 
 
 def find(environ: Mapping[str, str]) -> Indicator | None:
-    """The first sign of others that there is."""
+    """The first indicator that is set; None if none is."""
     for least, table in ((2, _SIZES), (1, _RANKS)):
         for name, hint in table.items():
             value = _number(environ.get(name, ""))
@@ -86,22 +85,22 @@ def find(environ: Mapping[str, str]) -> Indicator | None:
 
 
 def refuse(environ: Mapping[str, str]) -> None:
-    """Refuses to train alone where there are signs of others.
+    """Refuses to be a single worker where there is an indicator of others.
 
     Raises:
-        ClusterError: it names the variable, what to do, and how to train alone all the same.
+        ClusterError: it names the variable, what to do, and how to train alone nevertheless.
     """
-    sign = find(environ)
-    if sign is not None:
+    found = find(environ)
+    if found is not None:
         raise ClusterError(
-            f"{sign.variable} is {sign.value}: this process was started beside others, and its "
+            f"{found.variable} is {found.value}: this process was started beside others, and its "
             f"environment doesn't say how to find them. It doesn't train alone unasked. HINT: "
-            f"{sign.hint}; or, where it is to train alone, set {ALONE}=1 or unset {sign.variable}"
+            f"{found.hint}; or, where it is to train alone, set {ALONE}=1 or unset {found.variable}"
         )
 
 
 def _number(text: str) -> int | None:
-    # "1:4" is torchrun's range of nodes, which counts by its end.
+    # "1:4" is torchrun's range of numbers of nodes; its end counts.
     try:
         return parse_int(text.rpartition(":")[2], what="", high=10**9)
     except ClusterError:

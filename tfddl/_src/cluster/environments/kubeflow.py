@@ -1,7 +1,7 @@
-"""PET_NNODES and its like: Kubeflow Trainer's and PyTorchJob's words to torchrun, one per pod.
+"""PET_NNODES and similar ones: set for torchrun by Kubeflow Trainer and PyTorchJob, in each pod.
 
-They are torchrun's flags as variables, and tell a pod which of the job's nodes it is; the
-processes of the pod are to be started by what runs in it.
+They are torchrun's flags as variables, and say which of the job's nodes a pod is. What runs in the
+pod has to start its workers.
 
 References:
     PyTorch Elastic, `torch.distributed.run` ("PET_" before a flag's name); Kubeflow Trainer,
@@ -25,21 +25,21 @@ _PORT = "PET_MASTER_PORT"
 _WORKERS = "PET_NPROC_PER_NODE"
 _RUN_ID = "PET_RDZV_ID"
 
-# What torchrun takes besides a number.
+# What torchrun's `--nproc-per-node` accepts besides a number; all leave it to the node.
 _WORDS = ("", "auto", "cpu", "gpu")
 
 
 @dataclass(frozen=True)
 class Pod:
-    """What the PET_ variables say of this pod.
+    """This pod as the PET_ variables describe it.
 
     Attributes:
         node_rank: this pod, in [0, num_nodes).
         num_nodes: number of pods.
-        master: "host:port" of the first; None where not said.
-        workers_per_node: how many workers are wanted in each; None for "auto" and the like.
+        master: "host:port" of the first pod; None if not set.
+        workers_per_node: number of workers in each pod; None for "auto" and similar words.
         job: see `tfddl._src.cluster.Cluster`.
-        source: the variables that said so.
+        source: the variables that this was read from, for errors.
     """
 
     node_rank: int
@@ -51,11 +51,11 @@ class Pod:
 
 
 def find(environ: Mapping[str, str]) -> Pod | None:
-    """What the PET_ variables say of this pod; None where PET_NNODES isn't set.
+    """Reads the PET_ variables; None where PET_NNODES isn't set.
 
     Raises:
-        ClusterError: they are no numbers, contradict each other, or speak of a number of nodes
-            that changes.
+        ClusterError: they aren't numbers, contradict each other, or give a range of numbers of
+            nodes.
     """
     if not environ.get(NODES):
         return None
@@ -73,16 +73,16 @@ def find(environ: Mapping[str, str]) -> Pod | None:
         num_nodes=num_nodes,
         master=_master(environ),
         workers_per_node=_workers_per_node(environ),
-        job="" if run_id == "none" else run_id,
+        job="" if run_id == "none" else run_id,  # torchrun's default.
         source=f"{NODES}, {NODE_RANK}",
     )
 
 
-def complete(pod: Pod) -> PartialCluster:
-    """The cluster of a script that is started by itself in each of several pods.
+def build_cluster(pod: Pod) -> PartialCluster:
+    """The cluster of a script that runs once in each of several pods.
 
     Raises:
-        ClusterError: a pod is to have several workers, or nothing says where the first pod is.
+        ClusterError: a pod should have several workers, or the first pod's address isn't known.
     """
     _refuse_several(pod.workers_per_node)
     if pod.master is None:
@@ -102,9 +102,9 @@ def complete(pod: Pod) -> PartialCluster:
 
 
 def refuse_several_workers(environ: Mapping[str, str]) -> None:
-    """Refuses a script that is the one process of a pod which is to have several workers.
+    """Refuses a script that is the only process of a pod which should have several workers.
 
-    PyTorchJob's WORLD_SIZE then counts workers, but RANK pods.
+    PyTorchJob's WORLD_SIZE then counts workers, while its RANK counts pods.
 
     Raises:
         ClusterError: PET_NPROC_PER_NODE is above 1, or is no number of workers.

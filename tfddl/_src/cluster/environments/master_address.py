@@ -1,4 +1,4 @@
-"""The address of rank 0, where variables give it: TFDDL_MASTER, or MASTER_ADDR and MASTER_PORT."""
+"""The address of rank 0 from variables: TFDDL_MASTER, or MASTER_ADDR and MASTER_PORT."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ MASTER = "TFDDL_MASTER"
 ADDRESS = "MASTER_ADDR"
 PORT = "MASTER_PORT"
 
-# torchrun's agent on node 0 may keep MASTER_PORT for itself, as the store of its workers.
+# Set where torchrun's agent on node 0 listens at MASTER_PORT itself, as the store of its workers.
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 def read_master(environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """Where rank 0 can be found, and which variables said so.
+    """The address of rank 0, and the variables that it was read from.
 
-    TFDDL_MASTER comes first ("hostA", or "hostA:12345"), then MASTER_ADDR with MASTER_PORT. A
-    host without a port gets TFDDL_PORT, else 12345. An IPv6 address may stand without brackets
+    TFDDL_MASTER takes precedence ("hostA", or "hostA:12345"), then MASTER_ADDR with MASTER_PORT. A
+    host without a port gets TFDDL_PORT, or else 12345. An IPv6 address may stand without brackets
     where no port follows.
 
     Returns:
-        "host:port" and the names, or None where neither is set.
+        "host:port" and the names of the variables; None where neither is set.
 
     Raises:
-        ClusterError: what was found is no address.
+        ClusterError: a value is no address.
     """
     if environ.get(MASTER):
         return _with_port(environ, environ[MASTER], MASTER), MASTER
@@ -50,20 +50,21 @@ def master_port(environ: Mapping[str, str]) -> int:
     """
     port = read_int(environ, PORT, low=1, high=MAX_PORT)
     if environ.get(_AGENT_STORE) == "True":
+        # The same on all workers, so that they agree without asking each other.
         return port + 1 if port < MAX_PORT else port - 1
     return port
 
 
 def address_with_default_port(environ: Mapping[str, str], host: str, what: str) -> str:
-    """The address of a worker on a host of which no port is known.
+    """The address of a worker of which only the host is known.
 
     Args:
         environ: TFDDL_PORT in it is the port; 12345 if not set.
-        host: its name or IP address; IPv6 without brackets.
-        what: what it is, as errors name it.
+        host: name or IP address; IPv6 without brackets.
+        what: what the address is, for errors.
 
     Raises:
-        ClusterError: `host` is no name of a host.
+        ClusterError: `host` is no host name.
     """
     address = join_address(host, read_port(environ) or DEFAULT_PORT)
     check_address(address, what)
@@ -71,6 +72,7 @@ def address_with_default_port(environ: Mapping[str, str], host: str, what: str) 
 
 
 def _with_port(environ: Mapping[str, str], text: str, what: str) -> str:
+    # More than one colon without brackets: an IPv6 address without a port.
     brackets = text.startswith("[") and text.endswith("]")
     if brackets or text.count(":") != 1 and not text.startswith("["):
         return address_with_default_port(environ, text.strip("[]"), what)

@@ -1,6 +1,7 @@
-"""MPI's launchers, which only start the workers here: Open MPI, MPICH, Intel MPI, MVAPICH2, Cray.
+"""MPI's launchers: Open MPI, MPICH, Intel MPI, MVAPICH2, Cray PALS, Flux.
 
-Each tells a process its rank, and not where the others are.
+They start the workers, and tell each its rank, but not where the others are. MPI itself isn't
+needed, and carries nothing.
 
 References:
     Open MPI, "Environment variables that mpirun exports":
@@ -31,7 +32,7 @@ _HYDRA_LOCAL_RANK = "MPI_LOCALRANKID"
 
 @dataclass(frozen=True)
 class _Launcher:
-    """The names that one launcher gives its numbers; of several, the first that is set counts."""
+    """The variables of one launcher; of several names, the first one that is set counts."""
 
     name: str
     rank: str
@@ -48,7 +49,7 @@ _LAUNCHERS = (
         size="OMPI_COMM_WORLD_SIZE",
         local_rank=("OMPI_COMM_WORLD_LOCAL_RANK",),
         local_size=("OMPI_COMM_WORLD_LOCAL_SIZE",),
-        job=("PMIX_NAMESPACE",),
+        job=("PMIX_NAMESPACE",),  # Set by PMIx.
     ),
     _Launcher(
         name="MVAPICH2",
@@ -58,6 +59,7 @@ _LAUNCHERS = (
         local_size=("MV2_COMM_WORLD_LOCAL_SIZE",),
         job=(),
     ),
+    # Hydra (MPICH, Intel MPI), Cray PALS and Slurm's plugins share PMI's names.
     _Launcher(
         name="MPI",
         rank="PMI_RANK",
@@ -66,6 +68,7 @@ _LAUNCHERS = (
         local_size=("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
         job=("PALS_APID", "I_MPI_HYDRA_UUID", "PMI_JOBID"),
     ),
+    # Flux sets none for the number of tasks on a host.
     _Launcher(
         name="Flux",
         rank="FLUX_TASK_RANK",
@@ -78,10 +81,10 @@ _LAUNCHERS = (
 
 
 def find(environ: Mapping[str, str]) -> Task | None:
-    """What an MPI launcher says of this process; None if none started it.
+    """This process as an MPI launcher describes it; None if none has started it.
 
     Raises:
-        ClusterError: its variables are no numbers, contradict each other, or are there in part.
+        ClusterError: the variables aren't numbers, contradict each other, or some are missing.
     """
     for launcher in _LAUNCHERS:
         if launcher.rank in environ or launcher.size in environ:
@@ -90,7 +93,8 @@ def find(environ: Mapping[str, str]) -> Task | None:
 
 
 def is_set_by_slurm(environ: Mapping[str, str]) -> bool:
-    """Whether PMI's variables are Slurm's (`srun --mpi=pmi2`), and not those of Hydra."""
+    """Whether PMI's variables are Slurm's (`srun --mpi=pmi2`), not Hydra's."""
+    # Hydra sets both.
     return "PMI_RANK" in environ and _HYDRA_LOCAL_RANK not in environ
 
 
@@ -98,22 +102,22 @@ def parse(environ: Mapping[str, str]) -> Cluster | PartialCluster | None:
     """Reads the cluster of an `mpirun`.
 
     On one host nothing more is needed. On several, TFDDL_HOSTS names them with their slots in
-    rank order (`mpirun -x TFDDL_HOSTS=hostA:2,hostB:2 …`), or rank 0's address comes from
-    TFDDL_MASTER or MASTER_ADDR, or through mpi4py where it is installed (see `mpi_address`). Ports
-    are TFDDL_PORT (12345 if not set) plus the local rank.
+    rank order (`mpirun -x TFDDL_HOSTS=hostA:2,hostB:2 …`), or the address of rank 0 is read from
+    TFDDL_MASTER or MASTER_ADDR, or found by mpi4py where that is installed (see `mpi_address`).
+    Ports are TFDDL_PORT (12345 if not set) plus the local rank.
 
     Returns:
-        None if no MPI launcher started this process, or it alone.
+        None if no MPI launcher has started this process, or only this one.
 
     Raises:
-        ClusterError: the variables don't agree with each other, or nothing says where rank 0 is.
+        ClusterError: the variables contradict each other, or the address of rank 0 isn't known.
     """
     task = find(environ)
-    return None if task is None or task.size == 1 else complete(task, environ)
+    return None if task is None or task.size == 1 else build_cluster(task, environ)
 
 
-def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
-    """The cluster of a task that `find` has found, of several; see `parse`."""
+def build_cluster(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
+    """The cluster of a task of several processes that `find` has returned; see `parse`."""
     if environ.get(HOSTS):
         return _cluster_of_hosts(task, environ)
     if task.is_on_one_host:
@@ -132,12 +136,12 @@ def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster
 
 
 def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """Where rank 0 can be found, and what said so; None where nothing does.
+    """The address of rank 0, and what it was read from; None where it isn't known.
 
-    All processes must call it together, since they may have to ask each other.
+    All processes must call it together, since they may communicate through MPI.
 
     Raises:
-        ClusterError: a variable has no address in it, or mpi4py can't find out.
+        ClusterError: a variable has no address in it, or mpi4py can't find one.
     """
     found = read_master(environ)
     if found is not None:
@@ -151,6 +155,7 @@ def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | Non
     address = mpi_address.exchange(
         task.size,
         port=read_port(environ) or 0,
+        # One process of each host tries; all of them where local ranks aren't known.
         tries=task.local_rank in (0, None),
         source=task.source,
     )
@@ -158,10 +163,12 @@ def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | Non
 
 
 def is_launcher_gone(environ: Mapping[str, str]) -> bool:
-    """Whether what MPI would connect to is gone; it would end the process, without a word of ours.
+    """Whether the launcher that MPI would connect to has ended.
 
-    Open MPI's mpirun removes its directory when it ends. Hydra's processes inherit a connection.
+    MPI_Init would then abort the process (MPI_ERRORS_ARE_FATAL), and no error of ours be seen.
     """
+    # Open MPI's mpirun removes its session directory when it ends. Hydra's processes inherit a
+    # connected socket, which isn't open in processes that have only inherited the variables.
     directory = environ.get("PMIX_SERVER_TMPDIR")
     if directory and not os.path.isdir(directory):
         return True

@@ -1,8 +1,8 @@
-"""Rank 0's address through MPI itself, where mpi4py is installed.
+"""The address of rank 0, found through MPI where mpi4py is installed.
 
-MPI is used for this one exchange and ended at once, so that a rank that dies later doesn't leave
-the others in MPI_Finalize. A script that uses MPI itself imports `mpi4py.MPI` before
-`tfddl.init()`: MPI is then its own, and stays.
+MPI is used for this exchange only, and finalized at once: MPI_Finalize is collective, and a rank
+that died later would leave the others waiting in it. A script that uses MPI itself imports
+`mpi4py.MPI` before `tfddl.init()`: then MPI is left as it is.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ _MODULE = "mpi4py"
 _BYTES = 16
 _WAIT_S = 2.0
 _MOST_CANDIDATES = 16
-_BACKLOG = 4096  # One caller per host; the kernel's own limit may be lower.
-# Where the route to the outside begins; nothing is sent there (RFC 5737, RFC 3849).
+_BACKLOG = 4096  # One client per host; the kernel's limit may be lower (net.core.somaxconn).
+# Connecting a UDP socket sends nothing, and selects the interface of the default route. The
+# addresses are reserved for documentation (RFC 5737, RFC 3849).
 _OUTSIDE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
-_SIOCGIFADDR = 0x8915
+_SIOCGIFADDR = 0x8915  # ioctl(2): the IPv4 address of an interface; see netdevice(7).
 
 _HINT = "HINT: mpirun -x TFDDL_MASTER=hostA …, the host of rank 0, needs no MPI in the workers"
 
 
-@functools.cache  # MPI starts once in a process, and `init` may be called again.
+@functools.cache  # MPI can't be initialized twice in a process; `init` may be called again.
 def exchange(size: int, *, port: int, tries: bool, source: str) -> str | None:
-    """Finds an address of rank 0 that every host reaches. All processes must call it together.
+    """Finds an address of rank 0 that all hosts reach. All processes must call it together.
 
     Args:
-        size: number of processes, as the launcher's variables have it.
-        port: where rank 0 is to listen; 0 for a free one.
-        tries: whether this process tries rank 0's addresses; one on each host is enough.
-        source: the variables that said so, for messages.
+        size: number of processes, from the launcher's variables.
+        port: at which rank 0 will listen; 0 for a free one.
+        tries: whether this process tries the addresses; one process of each host is enough.
+        source: the launcher's variables, for errors.
 
     Returns:
-        "host:port" on which nobody listens any more; None where mpi4py isn't installed.
+        "host:port", at which nothing listens on return; None where mpi4py isn't installed.
 
     Raises:
-        ClusterError: MPI can't be loaded, speaks of another number of processes, was ended before,
-            or no address of rank 0 is reached by all.
+        ClusterError: MPI can't be loaded, has another number of processes, or was finalized before;
+            or no address of rank 0 is reached by all hosts.
     """
     if importlib.util.find_spec(_MODULE) is None:
         return None
@@ -77,7 +78,7 @@ def exchange(size: int, *, port: int, tries: bool, source: str) -> str | None:
 
 
 def _load() -> Any:
-    """`mpi4py.MPI`, which starts MPI when it is imported unless it is told not to."""
+    """`mpi4py.MPI`, which would initialize MPI when it is imported."""
     if f"{_MODULE}.MPI" not in sys.modules:
         settings = importlib.import_module(_MODULE).rc
         settings.initialize = settings.finalize = False
@@ -88,7 +89,7 @@ def _load() -> Any:
 
 
 def _exchange(mpi: Any, port: int, *, tries: bool) -> str:
-    """All ranks try one address of rank 0 after the other, until all have reached it."""
+    """All ranks try the addresses of rank 0, one after the other, until all reach one."""
     comm = mpi.COMM_WORLD
     with contextlib.ExitStack() as stack:
         server, offer = None, None
@@ -101,11 +102,11 @@ def _exchange(mpi: Any, port: int, *, tries: bool) -> str:
         offer = comm.bcast(offer, root=0)
         num_trying = comm.allreduce(int(tries), op=mpi.SUM)
         for host in offer.hosts:
-            came = tries and _call(host, offer.port, offer.nonce)
-            is_reached = comm.allreduce(int(came), op=mpi.SUM) == num_trying
-            # Some other program may have answered them.
+            reached = tries and _try_connect(host, offer.port, offer.nonce)
+            is_reached = comm.allreduce(int(reached), op=mpi.SUM) == num_trying
+            # Another program may have answered: rank 0 counts the connections with its nonce.
             if server is not None:
-                is_reached = is_reached and _have_come(server, num_trying, offer.nonce)
+                is_reached = is_reached and _count_clients(server, num_trying, offer.nonce)
             if comm.bcast(is_reached, root=0):
                 return join_address(host, offer.port)
     if offer.error:
@@ -118,7 +119,7 @@ def _exchange(mpi: Any, port: int, *, tries: bool) -> str:
 
 @dataclass(frozen=True)
 class _Offer:
-    """Where rank 0 listens, and what tells its callers from others."""
+    """Where rank 0 listens, and the nonce by which it knows its clients."""
 
     hosts: tuple[str, ...]
     port: int
@@ -132,9 +133,9 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server(("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
 
 
-def _call(host: str, port: int, nonce: bytes) -> bool:
-    """Whether something listens there; rank 0 then knows us by the nonce."""
-    # Nobody accepts meanwhile: the kernel keeps callers and what they have sent.
+def _try_connect(host: str, port: int, nonce: bytes) -> bool:
+    """Whether something listens there; sends it the nonce."""
+    # Rank 0 accepts later: meanwhile the kernel queues connections and what they have sent.
     with (
         contextlib.suppress(OSError),
         socket.create_connection((host, port), timeout=_WAIT_S) as connection,
@@ -144,8 +145,8 @@ def _call(host: str, port: int, nonce: bytes) -> bool:
     return False
 
 
-def _have_come(server: socket.socket, number: int, nonce: bytes) -> bool:
-    """Whether so many have called that know the nonce."""
+def _count_clients(server: socket.socket, number: int, nonce: bytes) -> bool:
+    """Whether so many clients with the nonce have connected."""
     end_s = time.monotonic() + _WAIT_S
     while number and (left_s := end_s - time.monotonic()) > 0:
         server.settimeout(left_s)
@@ -154,14 +155,15 @@ def _have_come(server: socket.socket, number: int, nonce: bytes) -> bool:
             with connection:
                 connection.settimeout(left_s)
                 number -= connection.recv(len(nonce), socket.MSG_WAITALL) == nonce
-                # A close that leaves nothing behind: the port stays free for the job.
+                # Closing with SO_LINGER 0 resets the connection. Without it the port would stay in
+                # TIME_WAIT for a minute, and rank 0 couldn't listen there.
                 linger = struct.pack("ii", 1, 0)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     return number == 0
 
 
 def _candidates() -> tuple[str, ...]:
-    """The addresses of this host, those first that others most likely reach."""
+    """The addresses of this host, most likely ones first."""
     found = [*_outgoing(), *_of_name(), *_of_interfaces()]
     kept = dict.fromkeys(
         host for host in found if not host.startswith(("127.", "fe80:")) and host != "::1"

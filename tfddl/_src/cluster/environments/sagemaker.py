@@ -1,4 +1,4 @@
-"""SageMaker's variables: one container per host, each with the names of all.
+"""SageMaker's variables: one container per host, each knows the names of all.
 
 References:
     sagemaker-training-toolkit, "Environment variables" (SM_HOSTS, SM_CURRENT_HOST, SM_NUM_GPUS,
@@ -27,13 +27,13 @@ _JOB = "TRAINING_JOB_NAME"
 
 @dataclass(frozen=True)
 class Container:
-    """What SageMaker says of this container.
+    """This container as SageMaker describes it.
 
     Attributes:
-        hosts: the names of all, sorted: the first has rank 0.
-        index: this one's place among them.
-        num_gpus: how many GPUs it has; 0 where not said.
-        job: the name of the training job; "" where not said.
+        hosts: names of all hosts, sorted: the first one has rank 0.
+        index: of this host among them.
+        num_gpus: number of its GPUs; 0 if not set.
+        job: name of the training job; "" if not set.
     """
 
     hosts: tuple[str, ...]
@@ -43,7 +43,7 @@ class Container:
 
 
 def find(environ: Mapping[str, str]) -> Container | None:
-    """What SageMaker says of this container; None elsewhere.
+    """Reads SageMaker's variables; None elsewhere.
 
     Raises:
         ClusterError: SM_HOSTS is no JSON list of names, or SM_CURRENT_HOST isn't in it.
@@ -64,11 +64,11 @@ def find(environ: Mapping[str, str]) -> Container | None:
     )
 
 
-def complete(container: Container, environ: Mapping[str, str]) -> Cluster:
-    """The cluster of a script that is started by itself on each host: one worker per host.
+def build_cluster(container: Container, environ: Mapping[str, str]) -> Cluster:
+    """The cluster of a script that runs once on each host.
 
     Raises:
-        ClusterError: a name is no host's.
+        ClusterError: a name is no host name.
     """
     addresses = tuple(
         address_with_default_port(environ, host, f"a host of {HOSTS}") for host in container.hosts
@@ -77,7 +77,7 @@ def complete(container: Container, environ: Mapping[str, str]) -> Cluster:
 
 
 def read_network_interface(environ: Mapping[str, str]) -> str | None:
-    """The interface that hosts reach each other by, as SageMaker says; None elsewhere."""
+    """The network interface between the hosts (SM_NETWORK_INTERFACE_NAME); None elsewhere."""
     return environ.get(_INTERFACE) or None
 
 
@@ -91,4 +91,5 @@ def _hosts(text: str) -> tuple[str, ...]:
         raise ClusterError(f'{HOSTS} is {quote(text)}; expected names like ["algo-1","algo-2"]')
     if len(set(hosts)) != len(hosts):
         raise ClusterError(f"{HOSTS} names a host twice: {quote(text)}")
+    # Every host must have the same order, whatever order it was given.
     return tuple(sorted(hosts))

@@ -1,4 +1,4 @@
-"""Slurm's variables: workers started by `srun`."""
+"""Slurm's variables, where `srun` has started the workers."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _PART = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
 _BRACKETS = re.compile(r"\[([^][]*)\]")
 _RANGE = re.compile(r"(?P<first>[0-9]{1,18})(-(?P<last>[0-9]{1,18}))?")
 _MASK = re.compile(r"(0x)?[0-9A-Fa-f]+")
-_LONGEST = 2**20
-_LONGEST_NAME = 255
-_MOST_BRACKETS = 8  # Slurm itself writes at most five.
-_MOST_CPUS = 2**16
+_MAX_CHARS = 2**20
+_MAX_NAME_CHARS = 255
+_MAX_BRACKETS = 8  # Slurm itself writes at most five.
+_MAX_CPUS = 2**16
 
 
 def find(environ: Mapping[str, str]) -> Task | None:
-    """What Slurm says of this process; None outside of a step.
+    """This process as Slurm describes it; None outside of a step.
 
-    The bare script of `sbatch`, and a shell of `salloc`, hold an allocation but are one process.
+    The bare script of `sbatch`, and a shell of `salloc`, have an allocation but are one process.
 
     Raises:
-        ClusterError: its variables are no numbers.
+        ClusterError: the variables aren't numbers.
     """
     if not environ.get(_STEP) or not environ.get(_SIZE):
         return None
     size = read_int(environ, _SIZE)
     if size == 0:
         return None
-    # As Slurm writes it: job 7, step 0 is "7.0". A step has no local size of its own.
+    # Step 0 of job 7 is "7.0", as Slurm writes it. Slurm has no variable for the local size.
     return Task(
         launcher="Slurm",
         rank=read_int(environ, _RANK) if size > 1 else 0,
@@ -65,15 +65,15 @@ def find(environ: Mapping[str, str]) -> Task | None:
 def parse(environ: Mapping[str, str]) -> Cluster | None:
     """Reads the cluster of an `srun` step.
 
-    Ranks fill one node after the other (Slurm's `--distribution=block`), or go round the nodes
-    (`cyclic`). Ports are those that Slurm reserved (`srun --resv-ports`), else TFDDL_PORT
-    (12345 if not set) plus the local rank.
+    Ranks fill one node after the other (Slurm's `--distribution=block`), or are distributed
+    round-robin (`cyclic`). Ports are those that Slurm has reserved (`srun --resv-ports`), or else
+    TFDDL_PORT (12345 if not set) plus the local rank.
 
     Returns:
         None outside of a step with several tasks.
 
     Raises:
-        ClusterError: the variables don't agree with each other, or can't be understood.
+        ClusterError: the variables contradict each other, or have an unknown form.
 
     References:
         srun(1), "OUTPUT ENVIRONMENT VARIABLES": https://slurm.schedmd.com/srun.html
@@ -100,29 +100,29 @@ def parse(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def find_task_cores(environ: Mapping[str, str], *, usable: int) -> int | None:
-    """How many cores are a task's own; None where its node's tasks share them all.
+    """How many cores are a task's own; None where the tasks of its node share all cores.
 
-    A task that is bound has the cores of its mask, divided among the tasks whose masks have one
-    of them too (`--cpu-bind=sockets`); one that isn't has as many as `--cpus-per-task` asked for.
+    A task that is bound has the cores of its mask, divided among the tasks whose masks overlap it
+    (`--cpu-bind=sockets`). Another one has as many as `--cpus-per-task` asked for.
 
     Args:
-        environ: SLURM_CPU_BIND_TYPE and _LIST, SLURM_LOCALID and SLURM_CPUS_PER_TASK are read. The
-            last may be left from the `sbatch` around, so that a mask comes first.
+        environ: SLURM_CPU_BIND_TYPE, SLURM_CPU_BIND_LIST, SLURM_LOCALID, SLURM_CPUS_PER_TASK.
         usable: number of cores that this process may use.
 
     Raises:
         ClusterError: SLURM_CPUS_PER_TASK is no number.
     """
+    # A mask takes precedence: SLURM_CPUS_PER_TASK may be that of the `sbatch` around.
     sharing = _tasks_sharing_cores(environ)
     if sharing is not None:
         return max(1, usable // sharing)
     if environ.get(_CPUS_PER_TASK):
-        return min(usable, read_int(environ, _CPUS_PER_TASK, low=1, high=_MOST_CPUS))
+        return min(usable, read_int(environ, _CPUS_PER_TASK, low=1, high=_MAX_CPUS))
     return None
 
 
 def _tasks_sharing_cores(environ: Mapping[str, str]) -> int | None:
-    """Among how many tasks the cores of this one's mask are divided; None if it has no mask."""
+    """Number of tasks whose masks overlap this one's, itself included; None if it has no mask."""
     local_rank = environ.get(_LOCAL_RANK, "")
     masks = environ.get(_BIND_LIST, "").split(",")
     if "mask_cpu" not in environ.get(_BIND_TYPE, "") or not all(map(_MASK.fullmatch, masks)):
@@ -141,12 +141,13 @@ def expand_hosts(text: str) -> tuple[str, ...]:
     Raises:
         ClusterError: the text is no such list, or names more hosts than a job can have.
     """
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_CHARS:
         raise _bad_host_list(text)
     parts = _PART.findall(text)
     if not parts or ",".join(parts) != text or any(map(_is_too_long, parts)):
         raise _bad_host_list(text)
     choices = [[_ranges(numbers, text) for numbers in _BRACKETS.findall(part)] for part in parts]
+    # Counted before they are expanded: "n[1-999999999]" is short.
     if sum(math.prod(map(_count, of_part)) for of_part in choices) > MAX_WORKERS:
         raise ClusterError(
             f"{_HOSTS} is {quote(text)}, more than {MAX_WORKERS} hosts; tfddl has no jobs of so "
@@ -161,7 +162,7 @@ def expand_hosts(text: str) -> tuple[str, ...]:
 
 def _is_too_long(part: str) -> bool:
     fixed = _BRACKETS.split(part)[::2]
-    return len(fixed) > _MOST_BRACKETS + 1 or sum(map(len, fixed)) > _LONGEST_NAME
+    return len(fixed) > _MAX_BRACKETS + 1 or sum(map(len, fixed)) > _MAX_NAME_CHARS
 
 
 def _expand(part: str, choices: list[list[re.Match[str]]]) -> list[str]:
@@ -243,7 +244,7 @@ def _ports(environ: Mapping[str, str], most_tasks: int) -> Sequence[int]:
 def _in_rank_order(
     environ: Mapping[str, str], hosts: Sequence[str], tasks: Sequence[int], ports: Sequence[int]
 ) -> tuple[str, ...]:
-    # "cyclic:block" and the like: only what comes before the colon places ranks on nodes.
+    # Of "cyclic:block" only the part before the colon places ranks on nodes; see srun(1).
     distribution = environ.get(_DISTRIBUTION, "block").partition(":")[0].partition(",")[0].lower()
     if distribution in ("block", "*", ""):
         return block_addresses(hosts, tasks, ports)
@@ -257,7 +258,7 @@ def _in_rank_order(
 
 
 def _check_place(environ: Mapping[str, str], cluster: Cluster) -> None:
-    """Compares with what Slurm told this task, should ranks be placed in another way."""
+    """Compares with SLURM_NODEID and SLURM_LOCALID, in case Slurm has placed ranks differently."""
     ours = {_NODE: cluster.hosts.index(cluster.host), _LOCAL_RANK: cluster.local_rank}
     for name, number in ours.items():
         if name in environ and read_int(environ, name) != number:

@@ -1,6 +1,6 @@
-"""TF_CONFIG, the variable by which TensorFlow's own runtime learns who takes part.
+"""TF_CONFIG, in which TensorFlow's own runtime reads the cluster.
 
-Engines write it too: Kubeflow's TFJob, Vertex AI, SageMaker, Alibaba PAI, each in its own words.
+Engines write it too (Kubeflow's TFJob, Vertex AI, SageMaker, Alibaba PAI), each in a dialect.
 
 References:
     TensorFlow, "Multi-worker training with Keras":
@@ -27,10 +27,10 @@ _EXAMPLE = (
     '"task": {"type": "worker", "index": 0}}'
 )
 _RUNNABLE = ("chief", "worker")
-# TensorFlow 1's word for a chief that evaluates too, which Vertex AI and SageMaker may still use.
+# TensorFlow 1's name of a chief that also evaluates; Vertex AI and SageMaker may still use it.
 _MASTER = "master"
 _SERVER = "ps"
-_MOST_NAMES = 8
+_MAX_NAMES = 8
 _EVALUATOR = "evaluator"
 
 
@@ -38,15 +38,15 @@ def parse(text: str) -> Cluster:
     """Reads and checks a TF_CONFIG.
 
     A cluster of "chief" (or "master") and "worker" is accepted: the chief is rank 0, and worker i
-    is rank i + 1. Evaluators are left out: they are no part of a training. Keys that don't say who
-    takes part ("environment", "rpc_layer", "job") are left alone, and so are types without tasks.
+    is rank i + 1. Evaluators are left out: they take no part in training. Other keys
+    ("environment", "rpc_layer", "job") and types without tasks are ignored.
 
     Args:
-        text: the variable's value. Nothing but blanks means one worker, alone.
+        text: the variable's value. Only blanks mean a single worker.
 
     Raises:
-        ClusterError: the message quotes what was found and says what was expected. An evaluator
-            gets one too, alone: the trainers go on without it.
+        ClusterError: the text is wrong; the message quotes it and says what was expected. Also in
+            evaluators and parameter servers, which tfddl hasn't: the workers train without them.
     """
     if not text.strip():
         return Cluster.single_worker()
@@ -63,7 +63,7 @@ def parse(text: str) -> Cluster:
 
 
 def render(cluster: Cluster) -> str:
-    """Writes a cluster as a TF_CONFIG that `parse` reads back; "" for a worker that is alone.
+    """Writes a cluster as a TF_CONFIG that `parse` reads back; "" for a single worker.
 
     A chief is written as worker 0, which means the same to TensorFlow.
     """
@@ -79,7 +79,7 @@ def _decode(text: str) -> dict[str, Any]:
 
 
 def _refuse_other_roles(config: dict[str, Any]) -> None:
-    """Refuses a process that was started to do something else than train."""
+    """Refuses processes that were started for another role than training."""
     task = config.get("task")
     kind = task.get("type") if isinstance(task, dict) else None
     if kind == _EVALUATOR:
@@ -96,7 +96,7 @@ def _refuse_other_roles(config: dict[str, Any]) -> None:
 
 
 def _tasks(config: dict[str, Any]) -> dict[str, list[Any]]:
-    """The addresses of chiefs and workers, the only types that we run."""
+    """The addresses of chiefs and workers."""
     if "cluster" not in config:
         raise ClusterError(
             f'{VARIABLE} has no "cluster" (keys found: {_names(config)}); expected {_EXAMPLE}. '
@@ -139,7 +139,7 @@ def _check_kind(kind: str, addresses: list[Any]) -> None:
 
 
 def _task(config: dict[str, Any], tasks: dict[str, list[Any]]) -> tuple[str, int]:
-    """The type and index of this process, known to be in the cluster."""
+    """The type and index of this process, which are in the cluster."""
     example = '{"type": "worker", "index": 0}'
     if "task" not in config:
         raise ClusterError(
@@ -154,6 +154,7 @@ def _task(config: dict[str, Any], tasks: dict[str, list[Any]]) -> tuple[str, int
         raise ClusterError(
             f"task.type in {VARIABLE} is {quote(kind)}; tfddl runs {_names(_RUNNABLE)} only"
         )
+    # bool is a subclass of int: "index": true would be 1.
     if not isinstance(index, int) or isinstance(index, bool):
         raise ClusterError(
             f"task.index in {VARIABLE} is {quote(index)}; expected an integer. HINT: it is "
@@ -180,4 +181,4 @@ def _object(value: object, what: str, example: str) -> dict[str, Any]:
 
 
 def _names(names: Iterable[str]) -> str:
-    return " and ".join(quote(name) for name in list(names)[:_MOST_NAMES]) or "nothing"
+    return " and ".join(quote(name) for name in list(names)[:_MAX_NAMES]) or "nothing"

@@ -1,8 +1,8 @@
-"""RANK, WORLD_SIZE and MASTER_ADDR: torchrun, and the many that speak as it does.
+"""RANK, WORLD_SIZE and MASTER_ADDR: torchrun, and launchers that set the same variables.
 
-torchrun, `accelerate`, `deepspeed` and Azure ML start the processes of a host, and tell each its
-LOCAL_RANK. Engines that start one process per host (Kubeflow's PyTorchJob, Alibaba PAI) set RANK
-and WORLD_SIZE without it.
+torchrun, `accelerate`, `deepspeed` and Azure ML start the processes of a host, and set LOCAL_RANK
+for each. Engines that start one process per host (Kubeflow's PyTorchJob, Alibaba PAI) set RANK and
+WORLD_SIZE without it.
 
 References:
     torchrun, "Environment Variables": https://docs.pytorch.org/docs/stable/elastic/run.html
@@ -33,10 +33,10 @@ RUN_ID = "TORCHELASTIC_RUN_ID"
 
 
 def find(environ: Mapping[str, str]) -> Task | None:
-    """What RANK and WORLD_SIZE say of this process; None unless both are set.
+    """This process as RANK and WORLD_SIZE describe it; None unless both are set.
 
     Raises:
-        ClusterError: they are no numbers, or contradict each other.
+        ClusterError: they aren't numbers, or contradict each other.
     """
     if not environ.get(RANK) or not environ.get(SIZE):
         return None
@@ -48,25 +48,24 @@ def find(environ: Mapping[str, str]) -> Task | None:
         size=read_int(environ, SIZE),
         local_rank=read_int(environ, LOCAL_RANK) if environ.get(LOCAL_RANK) else None,
         local_size=read_int(environ, LOCAL_SIZE) if environ.get(LOCAL_SIZE) else None,
-        job="" if run_id == "none" else run_id,  # torchrun's word for "not given".
+        job="" if run_id == "none" else run_id,  # torchrun's default.
         source=", ".join(names),
     )
 
 
 def is_per_process(environ: Mapping[str, str]) -> bool:
-    """Whether RANK was told to this process by what started it, and not to its whole host."""
+    """Whether RANK is the rank of this process, not of its node or pod."""
     return bool(environ.get(LOCAL_RANK) or environ.get(RUN_ID))
 
 
-def complete(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
-    """The cluster of a task that `find` has found, of several.
+def build_cluster(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCluster:
+    """The cluster of a task of several processes that `find` has returned.
 
-    Where all are on this host, ports are TFDDL_PORT, else MASTER_PORT, else 12345, and those that
-    follow.
+    Where all are on this host, ports begin at TFDDL_PORT, or else MASTER_PORT, or else 12345.
 
     Raises:
-        ClusterError: nothing says where rank 0 is; or this is one process of a host that is to
-            have several (PET_NPROC_PER_NODE).
+        ClusterError: the address of rank 0 isn't known; or this is the only process of a host that
+            should have several (PET_NPROC_PER_NODE).
     """
     if not is_per_process(environ):
         kubeflow.refuse_several_workers(environ)
