@@ -4,21 +4,21 @@ Each one also inherits the builtin that a caller would expect, so that ``except 
 works as usual::
 
     TfddlError
-    ├── ClusterError (ValueError)         who takes part: TF_CONFIG, Slurm's or Open MPI's variables
-    ├── ShardingError (ValueError)            arithmetic that can't be done: sizes, ranks, batches
-    ├── DataError (ValueError)            the examples themselves: lengths, files, kinds
+    ├── ClusterError (ValueError)         description of the cluster: TF_CONFIG, Slurm's variables, …
+    ├── ShardingError (ValueError)        sizes, ranks or batches that data can't be divided by
+    ├── DataError (ValueError)            the examples themselves: lengths, files, types
     ├── CheckpointError (ValueError)      a checkpoint: damaged, of another model, can't be written
     ├── NotInitializedError (ValueError)  tfddl.init() has not been called
     ├── StartError (RuntimeError)         init() can't start: too late, no GPU, a port taken
-    ├── UnsupportedError (ValueError)     asked for something that can't work, with what to do
-    │   └── UnimplementedError (NotImplementedError)  what could work, but isn't there
+    ├── UnsupportedError (ValueError)     something that can't work; the message says what does
+    │   └── UnimplementedError (NotImplementedError)  what could work, but isn't implemented
     ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
     ├── PeerLostError (ConnectionError)   a worker that this one waits for has ended
     ├── StalledError (TimeoutError)       not all workers have come to an operation in time
     │   └── DeadlockError (TimeoutError)  workers wait for each other, and none can go on
-    ├── ConnectError (ConnectionError)    a connection to another process that doesn't come about
-    │   └── UntrustedPeerError (ConnectionError)  where it should be, there is one of another user
-    ├── CommunicationError (RuntimeError)          the workers of a host can't share memory
+    ├── ConnectError (ConnectionError)    another process of the job can't be connected to
+    │   └── UntrustedPeerError (ConnectionError)  what answers there belongs to another user
+    ├── CommunicationError (RuntimeError) shared memory or TCP between workers doesn't work
     └── LaunchError (RuntimeError)        a job that can't be started, or a worker that failed
 """
 
@@ -32,11 +32,11 @@ class ClusterError(TfddlError, ValueError):
 
 
 class ShardingError(TfddlError, ValueError):
-    """A share of the data can't be computed from these numbers."""
+    """Data can't be divided by these numbers: sizes, ranks, batches, positions."""
 
 
 class DataError(TfddlError, ValueError):
-    """The data given can't be used."""
+    """The given data can't be used."""
 
 
 class CheckpointError(TfddlError, ValueError):
@@ -56,11 +56,11 @@ class UnsupportedError(TfddlError, ValueError):
 
 
 class UnimplementedError(UnsupportedError, NotImplementedError):
-    """What was asked for could work, but hasn't been built; the message says what has."""
+    """What was asked for could work, but isn't implemented; the message says what is."""
 
 
 class DisagreementError(TfddlError, RuntimeError):
-    """Ranks differ in something that has to be alike on all of them."""
+    """Ranks differ in something that must be alike on all of them."""
 
 
 class PeerLostError(TfddlError, ConnectionError):
@@ -76,11 +76,11 @@ class DeadlockError(StalledError, TimeoutError):
 
 
 class ConnectError(TfddlError, ConnectionError):
-    """A connection to another process of the job doesn't come about.
+    """Another process of the job can't be connected to.
 
     Attributes:
-        has_answered: whether something listens there, that may be it or not.
-        is_refused: whether it is a process of the job, and refuses us.
+        has_answered: whether something listens at the address, be it a process of the job or not.
+        is_refused: whether it is a process of the job, and refuses this one.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class ConnectError(TfddlError, ConnectionError):
 
 
 class UntrustedPeerError(ConnectError, ConnectionError):
-    """Where a process of the job was expected, there is one of another user."""
+    """Where a process of the job was expected, a process of another user answers."""
 
 
 class CommunicationError(TfddlError, RuntimeError):
-    """The workers of a host can't share memory; the message says why."""
+    """Workers can't share memory, or connect by TCP; the message says why."""
 
 
 class LaunchError(TfddlError, RuntimeError):
