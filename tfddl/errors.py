@@ -4,7 +4,7 @@ Each one also inherits the builtin that a caller would expect, so that ``except 
 works as usual::
 
     TfddlError
-    ├── ClusterError (ValueError)         description of the cluster: TF_CONFIG, Slurm's variables, …
+    ├── ClusterError (ValueError)         description of the cluster: TF_CONFIG, Slurm's variables
     ├── ShardingError (ValueError)        sizes, ranks or batches that data can't be divided by
     ├── DataError (ValueError)            the examples themselves: lengths, files, types
     ├── CheckpointError (ValueError)      a checkpoint: damaged, of another model, can't be written
