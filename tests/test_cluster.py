@@ -38,7 +38,7 @@ def raises(text: str) -> Any:
         (3, "c", 0, 1, 2, 3),
     ],
 )
-def test_places(  # noqa: PLR0913
+def test_ranks_and_sizes(  # noqa: PLR0913
     rank: int, host: str, local_rank: int, local_size: int, cross_rank: int, cross_size: int
 ) -> None:
     cluster = Cluster(FOUR, rank)
@@ -48,7 +48,7 @@ def test_places(  # noqa: PLR0913
     assert (cluster.cross_rank, cluster.cross_size) == (cross_rank, cross_size)
 
 
-def test_alone() -> None:
+def test_a_single_worker() -> None:
     alone = Cluster.single_worker()
     assert alone.addresses == ()
     assert (alone.size, alone.rank, alone.host, alone.hosts) == (1, 0, "localhost", ("localhost",))
@@ -101,7 +101,7 @@ def test_ipv6() -> None:
         (("a:1", "b:1"), True, "rank is True; it must be an integer"),
     ],
 )
-def test_refuses_bad_facts(addresses: Any, rank: Any, message: str) -> None:
+def test_refuses_bad_arguments(addresses: Any, rank: Any, message: str) -> None:
     with raises(message):
         Cluster(addresses, rank)
 
@@ -121,7 +121,7 @@ def test_tf_config_reads_what_it_writes(cluster: Cluster) -> None:
 
 
 @given(clusters())
-def test_places_are_consistent(cluster: Cluster) -> None:
+def test_ranks_and_sizes_are_consistent(cluster: Cluster) -> None:
     everybody = [Cluster(cluster.addresses, rank) for rank in range(cluster.size)]
     places = {(member.host, member.local_rank) for member in everybody}
     assert len(places) == cluster.size
@@ -138,7 +138,7 @@ def config(**changes: Any) -> str:
     return json.dumps({**whole, **changes})
 
 
-def test_tf_config_means() -> None:
+def test_tf_config() -> None:
     assert tf_config.parse(config()) == Cluster(("a:1", "b:1"), 1)
     assert tf_config.parse(config(environment="cloud", rpc_layer="grpc")).rank == 1
     assert tf_config.parse("  ") == Cluster.single_worker()
@@ -256,7 +256,7 @@ def step(**changes: str) -> dict[str, str]:
     } | changes
 
 
-def test_slurm_means() -> None:
+def test_slurm() -> None:
     block = ("n1:12345", "n1:12346", "n2:12345", "n2:12346", "n3:12345")
     assert slurm.parse(step()) == Cluster(block, 3, "7.0")
     assert slurm.parse(step(SLURM_NODEID="1", SLURM_LOCALID="1")) == Cluster(block, 3, "7.0")
@@ -271,7 +271,7 @@ def test_slurm_means() -> None:
     assert moved.addresses[:2] == ("n1:500", "n1:501")
 
 
-def test_slurm_outside_of_a_step_is_nothing() -> None:
+def test_slurm_outside_of_a_step_is_none() -> None:
     assert slurm.parse({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
     assert slurm.parse(step(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0")) is None
     assert slurm.parse({}) is None
@@ -325,7 +325,7 @@ def ompi(*numbers: int, **more: str) -> dict[str, str]:
     return {f"OMPI_COMM_WORLD_{name}": str(number) for name, number in values} | more
 
 
-def test_mpi_means() -> None:
+def test_mpi() -> None:
     assert mpi.parse({}) is None
     assert mpi.parse(ompi(0, 1, 0, 1)) is None  # alone, unless something else knows better
     one_host = ("127.0.0.1:12345", "127.0.0.1:12346", "127.0.0.1:12347")
@@ -381,7 +381,7 @@ def test_detects_in_order() -> None:
     assert detect({"HOME": "/"}) == Cluster.single_worker()
 
 
-def test_a_wrong_environment_is_never_alone() -> None:
+def test_a_wrong_environment_is_never_a_single_worker() -> None:
     with raises("TF_CONFIG is not JSON"):
         detect({**step(), "TF_CONFIG": "?"})
 

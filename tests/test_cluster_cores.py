@@ -94,14 +94,14 @@ def test_several_ranks_of_a_socket_divide_it(monkeypatch: pytest.MonkeyPatch) ->
     assert read_cores(eight) == 4
 
 
-def test_a_quota_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     usable(monkeypatch, ours=8, parents=16)
     monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: 4.0)
     assert read_cores(env.OPEN_MPI_5) == 2
     assert read_cores(slurm(cpus_per_task=8)) == 4  # Of a task, not of a host.
 
 
-def test_the_launcher_may_be_gone_or_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_may_have_ended_or_be_another_users(monkeypatch: pytest.MonkeyPatch) -> None:
     def affinity(process: int) -> set[int]:
         if process:
             raise PermissionError
@@ -111,7 +111,7 @@ def test_the_launcher_may_be_gone_or_somebody_else_s(monkeypatch: pytest.MonkeyP
     assert read_cores(env.OPEN_MPI_5) is None
 
 
-def test_where_nobody_says_how_many_share_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_local_size_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank and size alone, as old PMIs have it; or who started this one doesn't bind."""
     usable(monkeypatch, ours=2, parents=16)
     assert read_cores({"PMI_RANK": "1", "PMI_SIZE": "4", "TFDDL_MASTER": "a:1"}) is None

@@ -491,7 +491,7 @@ def test_rank_0_collects_the_addresses(environ: dict[str, str], expected: Partia
 
 
 @pytest.mark.parametrize("environ", ALONE.values(), ids=ALONE)
-def test_alone(environ: dict[str, str]) -> None:
+def test_single_workers(environ: dict[str, str]) -> None:
     assert detect(environ) == Cluster.single_worker()
 
 
@@ -502,7 +502,7 @@ def test_refused(environ: dict[str, str], message: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), SIGNS.items())
-def test_never_alone_beside_others(name: str, value: str) -> None:
+def test_indicators_of_others_refuse(name: str, value: str) -> None:
     message = (
         f"{name} is {value}: this process was started beside others, and its environment doesn't "
         "say how to find them. It doesn't train alone unasked. HINT: "
@@ -516,7 +516,7 @@ def test_never_alone_beside_others(name: str, value: str) -> None:
 @pytest.mark.parametrize(
     "hosts", ["[]", '["algo-1", ""]', '["algo-1", 2]', json.dumps([f"h{n}" for n in range(65537)])]
 )
-def test_what_are_no_hosts_of_sagemaker(hosts: str) -> None:
+def test_sagemaker_hosts_that_are_refused(hosts: str) -> None:
     with pytest.raises(ClusterError, match='SM_HOSTS is .*; expected names like ."algo-1"'):
         detect(SAGEMAKER | {"SM_HOSTS": hosts})
 
@@ -528,7 +528,7 @@ def test_as_many_hosts_of_sagemaker_as_a_job_has(monkeypatch: pytest.MonkeyPatch
         detect(SAGEMAKER | {"SM_HOSTS": '["algo-1", "algo-2", "algo-3"]'})
 
 
-def test_what_else_sagemaker_says() -> None:
+def test_sagemaker_gpus_and_interface() -> None:
     found = sagemaker.find(SAGEMAKER)
     assert found is not None
     assert (found.hosts, found.index) == (("algo-1", "algo-2"), 1)
@@ -543,14 +543,14 @@ def test_what_else_sagemaker_says() -> None:
     assert sagemaker.read_network_interface({}) is None
 
 
-def test_whose_rank_it_is() -> None:
+def test_which_rank_counts() -> None:
     """A process's own, or that of its whole host."""
     assert torchrun.is_per_process({"LOCAL_RANK": "0"})
     assert torchrun.is_per_process({"TORCHELASTIC_RUN_ID": "none"})
     assert not torchrun.is_per_process({"RANK": "0", "WORLD_SIZE": "2"})
 
 
-def test_pmi_is_slurms_only_where_it_says_the_same() -> None:
+def test_pmi_counts_as_slurm_only_where_both_agree() -> None:
     task = SRUN_PMI2 | {"PMI_RANK": "0", "PMI_SIZE": "3"}
     assert detect_source(SRUN_PMI2).source is Source.SLURM
     assert detect_source(task).source is Source.MPI

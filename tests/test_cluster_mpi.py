@@ -138,7 +138,7 @@ def test_the_port_is_taken() -> None:
             exchange(2, port=port)
 
 
-def test_this_hosts_addresses_are_not_its_own_alone() -> None:
+def test_candidate_addresses_are_not_loopback() -> None:
     found = mpi_address._candidates()
     assert not [host for host in found if host.startswith("127.") or host == "::1"]
     assert "127.0.0.1" in mpi_address._of_interfaces()
@@ -201,7 +201,7 @@ def test_left_from_another_mpirun(initialized: bool, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("initialized", [False, True])
-def test_mpi_ends_at_once_unless_it_is_the_scripts(
+def test_mpi_is_finalized_unless_it_is_the_scripts(
     initialized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mpi = PretendedMPI(initialized=initialized)
@@ -213,7 +213,7 @@ def test_mpi_ends_at_once_unless_it_is_the_scripts(
 
 
 @pytest.mark.usefixtures("installed")
-def test_mpi_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpi_was_finalized(monkeypatch: pytest.MonkeyPatch) -> None:
     mpi = PretendedMPI(initialized=True, finalized=True)
     monkeypatch.setattr(mpi_address, "_load", lambda: mpi)
     with pytest.raises(ClusterError, match=r"HINT: call tfddl\.init\(\) before MPI\.Finalize\(\)"):

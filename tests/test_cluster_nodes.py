@@ -294,7 +294,7 @@ def test_numbers_of_pods() -> None:
 
 
 @pytest.mark.usefixtures("pod_name")
-def test_the_flag_says_how_many() -> None:
+def test_the_flag_gives_the_number_of_nodes() -> None:
     index = {"JOB_COMPLETION_INDEX": "2"}
     found = detect_nodes(index, num_nodes=4)
     assert found is not None
@@ -308,7 +308,7 @@ def test_the_flag_says_how_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "message"),
+    ("arguments", "message"),
     [
         ({"node_rank": 2, "num_nodes": 2}, "the node rank is 2 among 2 nodes; it must be 0..1"),
         ({"node_rank": -1, "num_nodes": 2}, "the node rank is -1 among 2 nodes; it must be 0..1"),
@@ -323,9 +323,9 @@ def test_the_flag_says_how_many() -> None:
         ),
     ],
 )
-def test_facts(facts: dict[str, Any], message: str) -> None:
+def test_bad_node_ranks(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ClusterError, match=re.escape(message)):
-        NodeRank(**facts)
+        NodeRank(**arguments)
 
 
 def test_a_job_of_one_host_is_read_from_tf_config_of_tfddlrun() -> None:

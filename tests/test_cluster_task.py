@@ -63,7 +63,7 @@ def test_all_on_this_host() -> None:
 
 
 @pytest.mark.parametrize(("local_rank", "local_size"), [(None, None), (0, 3), (None, 3)])
-def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(
+def test_a_loopback_master_where_all_are_on_one_host(
     local_rank: int | None, local_size: int | None
 ) -> None:
     found = build_partial_cluster(
@@ -75,7 +75,7 @@ def test_an_address_of_every_host_s_own_is_one_where_all_are_on_it(
 
 
 @pytest.mark.parametrize("master", ["localhost:1", "LocalHost:1", "[::1]:1", "127.9.9.9:1"])
-def test_an_address_of_every_host_s_own_leads_nowhere_from_others(master: str) -> None:
+def test_a_loopback_master_of_several_hosts_is_refused(master: str) -> None:
     task = _task(0, 3, 0, 1)
     message = f"X_ADDR gives {master} as the address of rank 0, which every host takes for itself"
     with pytest.raises(ClusterError, match=re.escape(message)):
@@ -101,7 +101,7 @@ def _partial(
 
 
 @pytest.mark.parametrize("numbers", [(0, 2), (1, 2), (3, 4, 3), (3, 4, 1, 2), (3, 4, 3, 4)])
-def test_a_cluster_of_which_rank_0_is_known(numbers: tuple[int, ...]) -> None:
+def test_partial_clusters(numbers: tuple[int, ...]) -> None:
     cluster = _partial("a:1", *numbers)
     assert (cluster.rank, cluster.size, cluster.master) == (*numbers[:2], "a:1")
 
@@ -118,12 +118,14 @@ def test_a_cluster_of_which_rank_0_is_known(numbers: tuple[int, ...]) -> None:
         ("a:1", (0, 4, 0, 5), "local rank is 0 among 5 workers of a host, of 4 in all, in X"),
     ],
 )
-def test_what_such_a_cluster_cannot_be(master: str, numbers: tuple[int, ...], message: str) -> None:
+def test_partial_clusters_that_are_refused(
+    master: str, numbers: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(ClusterError, match=re.escape(message)):
         _partial(master, *numbers)
 
 
-def test_mpi_is_asked_at_the_port_that_is_wished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpi_exchange_uses_the_port_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
     def exchange(size: int, **options: Any) -> str:
@@ -139,12 +141,12 @@ def test_mpi_is_asked_at_the_port_that_is_wished(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_half_of_what_mpi_says_is_not_taken_for_nothing(name: str) -> None:
+def test_incomplete_mpi_variables_are_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="is not set; expected a number"):
         mpi.find({name: "1"})
 
 
-def test_the_remedy_has_the_right_number_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hint_has_the_right_number_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "tfddl._src.cluster.environments.mpi_address.exchange", lambda *_, **__: None
     )
@@ -164,7 +166,7 @@ def test_slots_of_hosts() -> None:
         mpi.build_cluster(_task(2, 3), {"TFDDL_HOSTS": "a:65536,b:1"})
 
 
-def test_whether_mpi_is_still_there(tmp_path: Path) -> None:
+def test_whether_the_mpi_launcher_has_ended(tmp_path: Path) -> None:
     assert mpi.is_launcher_gone({}) is False
     assert mpi.is_launcher_gone({"PMIX_SERVER_TMPDIR": str(tmp_path)}) is False
     assert mpi.is_launcher_gone({"PMIX_SERVER_TMPDIR": str(tmp_path / "gone")})

@@ -1,4 +1,4 @@
-"""Who is let in where workers listen, and what it costs to keep the others out."""
+"""Which clients an endpoint admits, and what refusing the others costs."""
 
 import contextlib
 import hmac
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.processes import wait_until
-from tests.strangers import attacking
+from tests.unauthenticated_clients import attacking
 from tfddl._src.cluster.ports import is_free
 from tfddl._src.rendezvous import endpoint, handshake
 from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_tcp, listen_unix
@@ -25,16 +25,16 @@ from tfddl._src.rendezvous.handshake import dial_tcp, dial_unix
 from tfddl.errors import ConnectError
 
 KEY = b"a key that only the workers of this job have"
-PATIENCE_S = 40.0
+TIMEOUT_S = 40.0
 STREAM, PACKETS = socket.SOCK_STREAM, socket.SOCK_SEQPACKET
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Listening:
-    """An endpoint, who has come to it, and how to call it."""
+    """An endpoint, the clients that it has admitted, and how to connect to it."""
 
     def __init__(self, by: str, *, refuse: str = "") -> None:
-        self.callers: list[Client] = []
+        self.clients: list[Client] = []
         self.name = f"tfddl-test-{os.getpid()}-{time.monotonic_ns()}"
         self._by = by
         kind = PACKETS if by == "packets" else STREAM
@@ -44,7 +44,7 @@ class Listening:
             if refuse:
                 raise RefuseError(f"{refuse} {hello['rank']}")
 
-        self.endpoint = Endpoint(listener, KEY, check=check, admit=self.callers.append)
+        self.endpoint = Endpoint(listener, KEY, check=check, admit=self.clients.append)
         self.endpoint.start()
 
     @property
@@ -57,19 +57,19 @@ class Listening:
 
     def dial(self, hello: Mapping[str, Any], *, key: bytes = KEY) -> socket.socket:
         if self._by == "tcp":
-            return dial_tcp("127.0.0.1", self.endpoint.port, key, hello, timeout_s=PATIENCE_S)
-        return dial_unix(self.name, self.kind, key, hello, timeout_s=PATIENCE_S)
+            return dial_tcp("127.0.0.1", self.endpoint.port, key, hello, timeout_s=TIMEOUT_S)
+        return dial_unix(self.name, self.kind, key, hello, timeout_s=TIMEOUT_S)
 
     def connect(self) -> socket.socket:
-        """Calls without a handshake."""
+        """Connects without a handshake."""
         family = socket.AF_INET if self._by == "tcp" else socket.AF_UNIX
         connection = socket.socket(family, self.kind)
-        connection.settimeout(PATIENCE_S)
+        connection.settimeout(TIMEOUT_S)
         connection.connect(self.address)
         return connection
 
     def wait_for(self, count: int) -> None:
-        wait_until(lambda: len(self.callers) >= count)
+        wait_until(lambda: len(self.clients) >= count)
 
 
 @pytest.fixture(params=["tcp", "stream", "packets"])
@@ -77,41 +77,41 @@ def listening(request: pytest.FixtureRequest) -> Iterator[Listening]:
     made = Listening(request.param)
     yield made
     made.endpoint.close()
-    for caller in made.callers:
-        caller.connection.close()
+    for client in made.clients:
+        client.connection.close()
 
 
-def test_who_knows_the_key_is_let_in(listening: Listening) -> None:
+def test_a_client_with_the_key_is_admitted(listening: Listening) -> None:
     for number in range(5):
         hello = {"rank": number, "text": "ü" * 600}
         with listening.dial(hello) as connection:
             listening.wait_for(number + 1)
-            caller = listening.callers[number]
-            assert caller.hello == hello
+            client = listening.clients[number]
+            assert client.hello == hello
             connection.sendall(b"there")
-            assert caller.connection.recv(100) == b"there"
-            caller.connection.sendall(b"and back")
+            assert client.connection.recv(100) == b"there"
+            client.connection.sendall(b"and back")
             assert connection.recv(100) == b"and back"
             assert not connection.get_inheritable()
-            assert not caller.connection.get_inheritable()
+            assert not client.connection.get_inheritable()
 
 
-def test_another_key(listening: Listening) -> None:
+def test_a_client_with_another_key_is_refused(listening: Listening) -> None:
     for key in (b"", b"x", KEY[:-1], KEY + b"x", KEY.upper()):
         with pytest.raises(ConnectError, match="hangs up") as caught:
             listening.dial({"rank": 1}, key=key)
         assert not caught.value.is_refused
-    assert not listening.callers
+    assert not listening.clients
 
 
 @pytest.mark.parametrize("by", ["tcp", "packets"])
-def test_who_is_refused_hears_why(by: str) -> None:
+def test_a_refused_client_is_told_why(by: str) -> None:
     made = Listening(by, refuse="nobody wants rank")
     with contextlib.closing(made.endpoint), pytest.raises(ConnectError) as caught:
         made.dial({"rank": 7})
     assert str(caught.value) == "nobody wants rank 7"
     assert caught.value.is_refused
-    assert not made.callers
+    assert not made.clients
 
 
 _HELLO = struct.Struct("<8s16s32sI")
@@ -126,7 +126,7 @@ def _hello(connection: socket.socket, text: bytes, *, label: bytes = b"caller") 
     return _HELLO.pack(magic, own, mac, len(text)) + text
 
 
-def _is_hung_up(connection: socket.socket) -> bool:
+def _is_closed(connection: socket.socket) -> bool:
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:  # Not all had been read.
@@ -158,11 +158,11 @@ def test_every_part_of_a_hello_is_checked(change: Callable[[bytes], bytes]) -> N
             connection.sendall(_hello(connection, text))
             assert len(connection.recv(36)) == 36
         made.wait_for(1)
-        made.callers[0].connection.close()
+        made.clients[0].connection.close()
         with made.connect() as connection:
             connection.sendall(change(_hello(connection, text)))
-            assert _is_hung_up(connection)
-        assert len(made.callers) == 1
+            assert _is_closed(connection)
+        assert len(made.clients) == 1
 
 
 @pytest.mark.parametrize("text", [b"[]", b"1", b"{", b'{"a": 1, "a": 2}', b"[" * 2000, b"\xff"])
@@ -171,11 +171,11 @@ def test_a_hello_that_is_no_object(text: bytes) -> None:
     with contextlib.closing(made.endpoint), made.connect() as connection:
         connection.sendall(_hello(connection, text))
         assert connection.recv(1) == b""
-        assert not made.callers
+        assert not made.clients
 
 
-def test_what_was_said_can_not_be_said_again() -> None:
-    """Neither to the same listener, whose nonce is another one, nor back to the caller."""
+def test_hellos_can_not_be_replayed() -> None:
+    """Neither to the same endpoint, which has another nonce, nor reflected to the client."""
     made = Listening("tcp")
     with contextlib.closing(made.endpoint):
         with made.connect() as connection:
@@ -183,7 +183,7 @@ def test_what_was_said_can_not_be_said_again() -> None:
             connection.sendall(hello)
             assert len(connection.recv(36)) == 36
         made.wait_for(1)
-        made.callers[0].connection.close()
+        made.clients[0].connection.close()
         with made.connect() as connection:
             connection.recv(24)
             connection.sendall(hello)
@@ -193,7 +193,7 @@ def test_what_was_said_can_not_be_said_again() -> None:
             assert connection.recv(1) == b""
 
 
-def test_a_listener_that_does_not_know_the_key_is_not_believed() -> None:
+def test_a_server_without_the_key_is_not_trusted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         pid = os.fork()
@@ -205,25 +205,25 @@ def test_a_listener_that_does_not_know_the_key_is_not_believed() -> None:
             connection.recv(4096)
             os._exit(0)
         with pytest.raises(ConnectError, match="doesn't know the secret of this job"):
-            dial_tcp("127.0.0.1", port, KEY, {"rank": 1}, timeout_s=PATIENCE_S)
+            dial_tcp("127.0.0.1", port, KEY, {"rank": 1}, timeout_s=TIMEOUT_S)
         os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("by", ["tcp", "stream", "packets"])
-def test_strangers_delay_nobody(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the handshake of a stranger, which may take very long here."""
-    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * PATIENCE_S)
+def test_unauthenticated_clients_delay_nobody(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for another client's handshake, which may take very long here."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * TIMEOUT_S)
     made = Listening(by)
     with contextlib.closing(made.endpoint), attacking(made.address, kind=made.kind):
-        for number in range(50):  # Each within `PATIENCE_S`.
+        for number in range(50):  # Each within `TIMEOUT_S`.
             made.dial({"rank": number}).close()
         made.wait_for(50)
-    for caller in made.callers:
-        caller.connection.close()
-    assert sorted(caller.hello["rank"] for caller in made.callers) == list(range(50))
+    for client in made.clients:
+        client.connection.close()
+    assert sorted(client.hello["rank"] for client in made.clients) == list(range(50))
 
 
-def test_no_more_handshakes_than_that_are_kept() -> None:
+def test_the_number_of_handshakes_is_limited() -> None:
     made = Listening("tcp")
     with contextlib.closing(made.endpoint), contextlib.ExitStack() as stack:
         silent = [stack.enter_context(made.connect()) for _ in range(endpoint.MAX_PENDING + 20)]
@@ -231,7 +231,7 @@ def test_no_more_handshakes_than_that_are_kept() -> None:
         for connection in silent[:-20]:
             assert len(connection.recv(24)) == 24
         for connection in silent[:20]:  # The oldest.
-            connection.settimeout(PATIENCE_S)
+            connection.settimeout(TIMEOUT_S)
             dropped += connection.recv(1) == b""
         assert dropped == 20
         made.dial({"rank": 1}).close()
@@ -239,46 +239,46 @@ def test_no_more_handshakes_than_that_are_kept() -> None:
         silent[-1].settimeout(0.05)
         with pytest.raises(TimeoutError):
             silent[-1].recv(1)
-    made.callers[0].connection.close()
+    made.clients[0].connection.close()
 
 
-def test_a_byte_from_time_to_time_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_of_a_handshake_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshake, "HANDSHAKE_S", 0.5)
     made = Listening("tcp")
     with contextlib.closing(made.endpoint), made.connect() as connection:
         connection.recv(24)
         connection.settimeout(0.3)
-        hung_up = False
+        is_closed = False
         for byte in b"tfddl\x00\x01\n" + bytes(40):  # 14 s, if they were all let come.
             try:
                 connection.send(bytes([byte]))
-                hung_up = connection.recv(1) == b""
+                is_closed = connection.recv(1) == b""
             except TimeoutError:
                 continue
             except OSError:
-                hung_up = True
-            if hung_up:
+                is_closed = True
+            if is_closed:
                 break
-    assert hung_up
+    assert is_closed
 
 
 OUT_OF_DESCRIPTORS = """
 import contextlib, resource, socket, time
 from tfddl._src.rendezvous.endpoint import Endpoint, listen_tcp
-callers = []
-endpoint = Endpoint(listen_tcp(), b"key", check=lambda hello: None, admit=callers.append)
+clients = []
+endpoint = Endpoint(listen_tcp(), b"key", check=lambda hello: None, admit=clients.append)
 endpoint.start()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 print(endpoint.port, flush=True)
-input()  # Strangers have come, more than there are descriptors.
+input()  # More clients have connected than there are descriptors.
 deadline = time.monotonic() + 30
-while len(callers) < 20 and time.monotonic() < deadline:
+while len(clients) < 20 and time.monotonic() < deadline:
     time.sleep(0.01)
-print(len(callers), flush=True)
+print(len(clients), flush=True)
 """
 
 
-def test_strangers_do_not_use_up_the_descriptors() -> None:
+def test_unauthenticated_clients_do_not_use_up_the_descriptors() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", OUT_OF_DESCRIPTORS],
         stdin=subprocess.PIPE,
@@ -302,7 +302,7 @@ def test_strangers_do_not_use_up_the_descriptors() -> None:
             connection.close()
 
 
-def test_a_child_keeps_nothing_open() -> None:
+def test_a_forked_child_keeps_nothing_open() -> None:
     made = Listening("tcp")
     with contextlib.closing(made.endpoint), made.dial({"rank": 1}) as connection:
         made.wait_for(1)
@@ -318,26 +318,26 @@ def test_a_child_keeps_nothing_open() -> None:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
         connection.sendall(b"x")
-    made.callers[0].connection.close()
+    made.clients[0].connection.close()
 
 
-def test_what_listens_no_longer_goes_on_serving() -> None:
+def test_connections_are_served_after_listening_has_stopped() -> None:
     served: list[bytes] = []
     made: list[Endpoint] = []
 
-    def admit(caller: Client) -> None:
+    def admit(client: Client) -> None:
         def on_readable() -> bool:
-            served.append(caller.connection.recv(100))
+            served.append(client.connection.recv(100))
             if not served[-1]:
-                caller.connection.close()
+                client.connection.close()
             return bool(served[-1])
 
-        made[0].serve(caller.connection, on_readable)
+        made[0].serve(client.connection, on_readable)
 
     made.append(Endpoint(listen_tcp(), KEY, check=lambda hello: None, admit=admit))
     made[0].start()
     port = made[0].port
-    with dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=PATIENCE_S) as connection:
+    with dial_tcp("127.0.0.1", port, KEY, {}, timeout_s=TIMEOUT_S) as connection:
         made[0].stop_listening()
         made[0].stop_listening()  # Again it does nothing.
         with pytest.raises(ConnectionRefusedError):

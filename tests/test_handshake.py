@@ -1,4 +1,4 @@
-"""The proofs of a handshake: every byte of the key and of what is said counts, on both sides."""
+"""The handshake: every byte of the key and of the messages counts, on both sides."""
 
 import contextlib
 import functools
@@ -37,7 +37,7 @@ def _hello(theirs: bytes, text: bytes, *, key: bytes = KEY) -> bytes:
 
 @contextlib.contextmanager
 def _pending() -> Iterator[tuple[PendingConnection, socket.socket, bytes]]:
-    """The listener's side, the caller's end of the connection, and the listener's nonce."""
+    """The server's side, the client's end of the connection, and the server's nonce."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         pending = PendingConnection(ours, KEY)
@@ -48,7 +48,7 @@ def _pending() -> Iterator[tuple[PendingConnection, socket.socket, bytes]]:
 
 
 def _received(pending: PendingConnection) -> dict[str, Any] | None:
-    """What the listener makes of all that has been sent."""
+    """What the server returns for all that has been sent."""
     for _ in range(3):  # The head, the text, and that nothing more comes.
         found = pending.receive()
         if found is not None or pending.is_bad:
@@ -90,7 +90,7 @@ def test_a_hello_may_come_in_pieces() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 4097, 2**32 - 1])
-def test_a_length_out_of_bounds_is_not_waited_for(length: int) -> None:
+def test_a_length_out_of_bounds_is_invalid(length: int) -> None:
     with _pending() as (pending, caller, _):
         caller.sendall(MAGIC + bytes(48) + struct.pack("<I", length))
         assert pending.receive() is None
@@ -98,7 +98,7 @@ def test_a_length_out_of_bounds_is_not_waited_for(length: int) -> None:
 
 
 @pytest.mark.parametrize("said", [b"tfddl\x00\x02\n", b"GET / HTTP", b"t\x00"])
-def test_another_protocol_is_known_by_its_first_bytes(said: bytes) -> None:
+def test_another_protocol_is_detected_by_its_first_bytes(said: bytes) -> None:
     with _pending() as (pending, caller, _):
         caller.sendall(said[:1])
         assert pending.receive() is None
@@ -108,7 +108,7 @@ def test_another_protocol_is_known_by_its_first_bytes(said: bytes) -> None:
         assert pending.is_bad
 
 
-def test_who_hangs_up_is_given_up() -> None:
+def test_a_client_that_closes_is_dropped() -> None:
     with _pending() as (pending, caller, _):
         caller.sendall(MAGIC)
         assert pending.receive() is None
@@ -140,7 +140,7 @@ def _dial(listen: Listener, *, timeout_s: float = TIMEOUT_S, **options: Any) -> 
         connection, _ = server.accept()
         with connection, contextlib.suppress(ConnectionError):
             listen(connection)
-            connection.recv(1)  # Until the caller hangs up.
+            connection.recv(1)  # Until the client closes.
 
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         done = pool.submit(accept)
@@ -170,7 +170,7 @@ def _says(
     return listen
 
 
-def test_every_byte_of_the_listeners_proof_counts() -> None:
+def test_every_byte_of_the_servers_proof_counts() -> None:
     _dial(_says())
     _dial(_says(json.dumps({"more": "x" * (4096 - 12)}).encode()))  # The longest there may be.
     for place in range(32):
@@ -194,14 +194,14 @@ ANSWERS: dict[str, tuple[Listener, str]] = {
 
 
 @pytest.mark.parametrize(("listen", "message"), ANSWERS.values(), ids=ANSWERS)
-def test_what_answers_otherwise_is_not_believed(listen: Listener, message: str) -> None:
+def test_another_answer_is_not_trusted(listen: Listener, message: str) -> None:
     with pytest.raises(ConnectError, match=message) as caught:
         _dial(listen, timeout_s=0.5 if "in time" in message else TIMEOUT_S)
     assert caught.value.has_answered
     assert not caught.value.is_refused
 
 
-def test_a_refusal_is_believed() -> None:
+def test_a_refusal_is_raised() -> None:
     for why in ("rank 1 is there already", "é" * 512):
         with pytest.raises(ConnectError) as caught:
             _dial(_says(json.dumps({"refused": why}).encode()))
@@ -214,7 +214,7 @@ def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_who_does_not_answer_at_all_is_told_apart() -> None:
+def test_no_answer_is_told_from_a_wrong_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     dials: list[Callable[[], socket.socket]] = [
@@ -238,7 +238,7 @@ def test_who_does_not_answer_at_all_is_told_apart() -> None:
         (OSError(), "no answer"),
     ],
 )
-def test_why_a_connection_does_not_come_about_is_said(
+def test_errors_say_why_a_connection_has_failed(
     error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -258,7 +258,7 @@ def test_why_a_connection_does_not_come_about_is_said(
         (OSError(), "no answer"),
     ],
 )
-def test_a_connection_that_breaks_meanwhile_had_been_answered(
+def test_a_connection_that_breaks_has_been_answered(
     error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> bytes:
@@ -288,7 +288,7 @@ class Trickle:
         return data
 
 
-def test_what_follows_is_left_to_others() -> None:
+def test_bytes_after_the_handshake_are_not_read() -> None:
     connection: Any = Trickle(b"0123456789")
     until_s = time.monotonic() + TIMEOUT_S
     assert handshake._receive(connection, 4, until_s, lambda: None) == b"0123"
@@ -296,7 +296,7 @@ def test_what_follows_is_left_to_others() -> None:
 
 
 @pytest.mark.parametrize("listen", [ANSWERS["text"][0], ANSWERS["nothing"][0], _says(b"x")])
-def test_whoever_is_not_believed_is_hung_up_on(listen: Listener) -> None:
+def test_connections_that_are_not_trusted_are_closed(listen: Listener) -> None:
     """`_dial` waits for that; and no file stays open."""
     before = _open_files()
     with contextlib.suppress(ConnectError):
@@ -304,7 +304,7 @@ def test_whoever_is_not_believed_is_hung_up_on(listen: Listener) -> None:
     assert _open_files() == before
 
 
-def test_who_has_gone_at_once_is_not_challenged() -> None:
+def test_a_client_that_has_closed_is_not_challenged() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours:
@@ -313,7 +313,7 @@ def test_who_has_gone_at_once_is_not_challenged() -> None:
 
 @pytest.mark.parametrize("kind", [STREAM, socket.SOCK_SEQPACKET])
 @pytest.mark.parametrize("refused", ["", "é" * handshake.MAX_REFUSAL_CHARS])
-def test_both_sides_of_it(kind: socket.SocketKind, refused: str) -> None:
+def test_both_sides(kind: socket.SocketKind, refused: str) -> None:
     name = f"tfddl-test-{os.getpid()}"
     hello = {"rank": 1, "text": "x" * 600}
 
@@ -346,7 +346,7 @@ def test_both_sides_of_it(kind: socket.SocketKind, refused: str) -> None:
         assert admitted.result(timeout=TIMEOUT_S) == hello
 
 
-def test_an_answer_to_who_has_gone_is_no_error() -> None:
+def test_answering_a_closed_connection_is_no_error() -> None:
     with _pending() as (pending, caller, nonce):
         caller.sendall(_hello(nonce, b"{}"))
         assert _received(pending) == {}
@@ -354,7 +354,7 @@ def test_an_answer_to_who_has_gone_is_no_error() -> None:
         pending.answer({})
 
 
-def test_whose_a_tcp_connection_is_nobody_can_tell() -> None:
+def test_tcp_has_no_peer_credentials() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as connection,
@@ -362,7 +362,7 @@ def test_whose_a_tcp_connection_is_nobody_can_tell() -> None:
         assert handshake.is_own_user(connection) is True
 
 
-def test_another_user_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_another_user_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"tfddl-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, STREAM) as listener:
         listener.bind(f"\0{name}")
@@ -380,7 +380,7 @@ def test_another_user_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
                 theirs.recv(1)
 
 
-def test_the_caller_asks_meanwhile_whether_to_go_on() -> None:
+def test_check_is_called_during_the_handshake() -> None:
     class Enough(Exception):
         pass
 
@@ -396,7 +396,7 @@ def test_the_caller_asks_meanwhile_whether_to_go_on() -> None:
     assert len(asked) == 3
 
 
-def test_after_a_handshake_the_connection_waits_for_ever() -> None:
+def test_a_connection_has_no_timeout_after_the_handshake() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as pool:
         done = pool.submit(_says(), theirs)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.native_workers import run
-from tests.strangers import attacking
+from tests.unauthenticated_clients import attacking
 from tfddl._src.comm.native import (
     Communicator,
     OpSignature,

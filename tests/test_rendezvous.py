@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.strangers import attacking
+from tests.unauthenticated_clients import attacking
 from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.cluster.ports import free_ports, is_free

@@ -50,7 +50,7 @@ def test_every_start_has_a_secret_of_its_own(tmp_path: Path) -> None:
     assert not [secret for secret in found if secret in out + err]
 
 
-def test_a_secret_that_the_user_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_the_user_has_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDDL_SECRET", CHOSEN)
     script = "print(os.environ['TFDDL_SECRET'])"
     options = two_workers(tmp_path, remote=True)
@@ -81,7 +81,7 @@ subprocess.run([{worker("")[0]!r}, "-m", "tfddl.launcher", *{inner[1:]!r}], chec
         assert sorted(done.stderr.splitlines()) == notices
 
 
-def test_whose_secret_is_taken() -> None:
+def test_which_secret_counts() -> None:
     assert given_secret({}) is given_secret({"TFDDL_SECRET": ""}) is None
     assert given_secret({"TFDDL_SECRET": CHOSEN}) == CHOSEN
     assert given_secret({"TFDDL_SECRET": f" {'AB' * 16}\n"}) == "ab" * 16
@@ -92,7 +92,7 @@ def test_whose_secret_is_taken() -> None:
 
 
 @pytest.mark.parametrize("secret", ["abc", "ab", "ab" * 15, "ab" * 16 + "c", "zz" * 16, "é" * 32])
-def test_what_is_no_secret_is_refused_and_not_shown(secret: str) -> None:
+def test_bad_secrets_are_refused_and_not_shown(secret: str) -> None:
     message = f"TFDDL_SECRET is {len(secret)} characters that aren't a secret; at least 32"
     with pytest.raises(LaunchError, match=message) as caught:
         given_secret({"TFDDL_SECRET": secret})

@@ -12,7 +12,7 @@ import pytest
 from tests.group import ROOT, WorkerGroup, on_one_host, workers
 from tests.hosts import HERE, stand_in
 from tests.launching import launch, of_ranks
-from tests.strangers import attacking
+from tests.unauthenticated_clients import attacking
 from tfddl._src.cluster import join_address
 
 SCRIPT = ROOT / "tests" / "scripts" / "no_server.py"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.strangers import attacking
+from tests.unauthenticated_clients import attacking
 from tfddl._src.comm.native import Address, TcpRendezvous
 from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, StreamSocket
 from tfddl._src.rendezvous import handshake

@@ -1,4 +1,4 @@
-"""Processes that aren't of the job, and call where its workers listen."""
+"""Clients that aren't of the job, and connect where its workers listen."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-_WORDS = (
+_MESSAGES = (
     b"GET / HTTP/1.1\r\n\r\n\n",
     b'{"rank": 1, "cluster": []}\n',
     b"[]\n",
@@ -17,25 +17,25 @@ _WORDS = (
     b"tfddl\x00\x01\n" + bytes(16) + bytes(32) + struct.pack("<I", 2) + b"{}",
     os.urandom(4096),
 )
-_PATIENCE_S = 60.0
-"""For a worker to listen: before, it may have to import TensorFlow."""
+_TIMEOUT_S = 60.0
+"""For a worker to listen, which may have to import TensorFlow before."""
 
 NUM_SILENT = 200
-"""More than handshakes are kept at a time."""
+"""More than an endpoint keeps handshakes at a time."""
 
 
 @contextlib.contextmanager
 def attacking(
     target: tuple[str, int] | str, *, kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> Iterator[None]:
-    """Calls there in every wrong way, while the block lasts.
+    """Connects in every wrong way, while the block lasts.
 
-    Some say nothing, and stay; some say a byte from time to time; some say what is wrong, again and
-    again. It begins when they are there.
+    Some clients send nothing; some send a byte from time to time; some send something wrong, again
+    and again. The block begins when the silent ones are connected.
 
     Args:
-        target: an address of TCP, or the name of a Unix socket.
-        kind: of the socket.
+        target: a TCP address, or the name of a Unix socket.
+        kind: type of the sockets.
     """
     stop, there = threading.Event(), threading.Event()
     with contextlib.ExitStack() as silent:
@@ -52,8 +52,8 @@ def attacking(
             return connection
 
         def stay() -> None:
-            held = [silent.enter_context(_patient(call)) for _ in range(NUM_SILENT)]
-            slow = silent.enter_context(_patient(call))
+            held = [silent.enter_context(_connect_when_listening(call)) for _ in range(NUM_SILENT)]
+            slow = silent.enter_context(_connect_when_listening(call))
             there.set()
             while not stop.wait(0.2):
                 with contextlib.suppress(OSError):
@@ -61,18 +61,18 @@ def attacking(
                 with contextlib.suppress(OSError):
                     held.append(silent.enter_context(call()))
 
-        def speak() -> None:
+        def send_wrong() -> None:
             while not stop.is_set():
-                for words in _WORDS:
+                for message in _MESSAGES:
                     with contextlib.suppress(OSError), call() as connection:
-                        connection.sendall(words)
+                        connection.sendall(message)
                 stop.wait(0.01)
 
-        threads = [threading.Thread(target=one) for one in (stay, speak)]
+        threads = [threading.Thread(target=one) for one in (stay, send_wrong)]
         for thread in threads:
             thread.start()
         try:
-            assert there.wait(_PATIENCE_S), "nobody listens"
+            assert there.wait(_TIMEOUT_S), "nothing listens"
             yield
         finally:
             stop.set()
@@ -80,9 +80,9 @@ def attacking(
                 thread.join(timeout=30)
 
 
-def _patient(call: Callable[[], socket.socket]) -> socket.socket:
-    """Calls until somebody listens."""
-    until_s = time.monotonic() + _PATIENCE_S
+def _connect_when_listening(call: Callable[[], socket.socket]) -> socket.socket:
+    """Tries until something listens."""
+    until_s = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             return call()
