@@ -67,7 +67,7 @@ class TcpRendezvous:
             self._listener = listen_tcp()
         except OSError as error:
             raise CommunicationError(
-                f"rank {rank} can't listen for the other hosts: {error.strerror}"
+                f"can't listen for the other hosts: {error.strerror}"
             ) from error
         self._port: int = self._listener.getsockname()[1]
         close_after_fork(self)
@@ -178,8 +178,7 @@ class TcpRendezvous:
                 is_busy = error.has_answered and not error.is_refused
                 if not is_busy or timer.is_expired():
                     raise CommunicationError(
-                        f"rank {self._rank} can't reach rank {peer} at {address.host}, port "
-                        f"{address.port}: {error}"
+                        f"can't reach rank {peer} at {address.host}, port {address.port}: {error}"
                     ) from error
             time.sleep(_POLL_S)
 

@@ -76,7 +76,7 @@ class _Acceptor:
             listener = listen_unix(_socket_name(config, config.rank), socket.SOCK_SEQPACKET)
         except OSError as error:
             raise CommunicationError(
-                f"local rank {config.rank} can't listen for the other workers: {error.strerror}"
+                f"can't listen for the other workers: {error.strerror}"
             ) from error
         self._endpoint = Endpoint(listener, config.secret, check=self._check, admit=self._admit)
         self._endpoint.start()
