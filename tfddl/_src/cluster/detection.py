@@ -142,6 +142,7 @@ def _choose_launcher(environ: Mapping[str, str]) -> Detected:
         return Detected(Source.TORCHRUN, torch_task)
     slurm_task = _if_several(slurm.find(environ))
     mpi_task = _if_several(mpi.find(environ))
+    # Before Slurm: mpirun may run in a Slurm allocation.
     if mpi_task:
         _refuse_contradiction(torch_task, mpi_task)
         if slurm_task and mpi.is_set_by_slurm(environ) and _are_alike(mpi_task, slurm_task):
@@ -165,6 +166,7 @@ def _choose_launcher(environ: Mapping[str, str]) -> Detected:
     return Detected(Source.NOTHING)
 
 
+# A size of 1 may be left over in a shell, and never overrules several processes.
 def _if_several(task: Task | None) -> Task | None:
     return task if task is not None and task.size > 1 else None
 

@@ -145,7 +145,7 @@ def _from_tf_config(environ: Mapping[str, str]) -> NodeRank:
 def _from_torchrun(environ: Mapping[str, str]) -> NodeRank | None:
     task = torchrun.find(environ)
     if task is None or task.size == 1 or not torchrun.is_per_process(environ):
-        return None
+        return None  # A size of 1 may be left over in a shell.
     # Azure ML sets no local size, but NODE_RANK.
     if task.local_size is None and task.local_rank == 0 and environ.get(_NODE) == str(task.rank):
         task = dataclasses.replace(task, local_size=1)

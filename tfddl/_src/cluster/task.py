@@ -78,6 +78,7 @@ def build_local_cluster(
             f"{task.launcher}'s variables: local rank is {task.local_rank} for rank {task.rank}, "
             f"though all {task.size} workers are on this host ({task.source})"
         )
+    # All workers compute the same list, without asking each other.
     ports = consecutive_ports(environ, task.size, default=first_port)
     addresses = block_addresses([_LOOPBACK], [task.size], ports)
     return Cluster(addresses=addresses, rank=task.rank, job=task.job)

@@ -176,6 +176,7 @@ class Identity:
         It depends on the secret, so that a stranger can't listen there before.
         """
         text = f"{self.master} {self.job}".encode()
+        # A key of blake2b has 64 bytes at most; longer secrets are cut here, not in the handshake.
         digest = hashlib.blake2b(text, key=secret[:64], digest_size=16).hexdigest()
         return f"tfddl-{os.getuid()}-{digest}"
 

@@ -70,6 +70,7 @@ class RendezvousClient(Rendezvous):
 
     def _request(self, request: Mapping[str, str]) -> dict[str, Any]:
         """Sends a request, and returns its answer."""
+        # One request at a time: answers have no numbers.
         with self._lock:
             until_s = time.monotonic() + ANSWER_S
             answers: list[dict[str, Any]] | None = []

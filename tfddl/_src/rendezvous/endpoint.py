@@ -154,6 +154,7 @@ class Endpoint:
 
     def _do(self, action: Callable[[], None]) -> None:
         """Makes the thread call a function soon."""
+        # A byte wakes the thread, which may sleep in `select`.
         self._actions.put(action)
         self._wakes.send(b".")
 
@@ -208,7 +209,7 @@ class Endpoint:
                 return
             try:
                 connection, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except (BlockingIOError, ConnectionAbortedError):  # None left; or it has closed before.
                 return
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
@@ -225,7 +226,7 @@ class Endpoint:
     def _make_room(self) -> bool:
         """Drops the oldest handshake, or stops accepting for a moment; True if it dropped."""
         now_s = time.monotonic()
-        oldest = next(iter(self._pending.values()), None)
+        oldest = next(iter(self._pending.values()), None)  # Dicts keep the order of insertion.
         if oldest is not None and now_s - oldest.since_s >= _MIN_HANDSHAKE_S:
             self._drop(oldest)
             return True
@@ -246,6 +247,7 @@ class Endpoint:
             return
         del self._pending[pending.connection.fileno()]
         self._selector.unregister(pending.connection)
+        # Blocking from here: an answer of a few bytes fits the empty buffer of the connection.
         pending.connection.settimeout(HANDSHAKE_S)
         try:
             self._check(hello)

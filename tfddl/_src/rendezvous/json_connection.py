@@ -60,6 +60,7 @@ class JsonConnection:
         except OSError:
             return None
         self._received += data
+        # A message may arrive in parts, or several at once: TCP keeps no boundaries.
         messages = []
         while len(self._received) >= _LENGTH.size:
             [length] = _LENGTH.unpack_from(self._received)

@@ -249,6 +249,7 @@ class RendezvousServer(Rendezvous):
         if connected.family == socket.AF_UNIX:
             return ""
         peer, own = (_ip_address(name()) for name in (connected.getpeername, connected.getsockname))
+        # A client that connects to an address of its own host has that address itself.
         if peer == own or ipaddress.ip_address(peer.partition("%")[0]).is_loopback:
             return ""
         self._own_host = self._own_host or own
@@ -267,7 +268,7 @@ class RendezvousServer(Rendezvous):
         if requests is not None:
             return True
         with self._changed:
-            if self._members.get(rank) is not member:
+            if self._members.get(rank) is not member:  # It has connected again meanwhile.
                 pass
             elif self._started_s is None:
                 del self._members[rank]  # It may connect again.

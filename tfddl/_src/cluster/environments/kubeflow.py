@@ -122,6 +122,7 @@ def _refuse_several(workers: int | None) -> None:
 
 
 def _number_of_nodes(text: str) -> int:
+    # torchrun's elastic jobs: "MIN:MAX" nodes.
     first, colon, last = text.partition(":")
     if colon and first != last:
         raise ClusterError(

@@ -59,6 +59,7 @@ def find(environ: Mapping[str, str]) -> Container | None:
     return Container(
         hosts=hosts,
         index=hosts.index(host),
+        # SageMaker sets 0 on instances without GPUs.
         num_gpus=read_int(environ, _GPUS) if environ.get(_GPUS) else 0,
         job=environ.get(_JOB, ""),
     )

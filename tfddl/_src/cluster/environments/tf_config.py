@@ -55,6 +55,7 @@ def parse(text: str) -> Cluster:
     tasks = _tasks(config)
     chiefs, workers = tasks.get("chief", []), tasks.get("worker", [])
     kind, index = _task(config, tasks)
+    # As TensorFlow orders them: the chief first.
     rank = index if kind == "chief" else len(chiefs) + index
     try:
         return Cluster(addresses=(*chiefs, *workers), rank=rank)

@@ -40,6 +40,7 @@ class BufferPool:
 
     def take(self, dtype: np.dtype, lengths: Sequence[int]) -> list[np.ndarray]:
         """One-dimensional arrays of these lengths in one buffer; their contents are arbitrary."""
+        # np.empty aligns to fewer bytes: up to the first multiple it is cut off.
         memory = self._take_bytes(aligned_size(dtype, lengths) + ALIGNMENT)
         return split_aligned(memory[-memory.ctypes.data % ALIGNMENT :], dtype, lengths)
 

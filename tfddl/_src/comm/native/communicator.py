@@ -104,6 +104,7 @@ class Communicator:
         Returns:
             Arrays of the same lengths, bit for bit the same on all workers.
         """
+        # The scale is multiplied in where inputs are copied: no extra pass over memory.
         inputs = FusionBuffer(arrays, scale=scale)
         self.counters.reduced += inputs.num_bytes
         with self._begin(signature, inputs, output_lengths=inputs.lengths) as operation:
@@ -323,6 +324,8 @@ class Communicator:
         with self._lock:
             occurrence = self._occurrences.get(name, 0)
             self._occurrences[name] = occurrence + 1
+        # The ranks are part of the hash: communicators of one network share its mailbox. Numbers
+        # wrap at 32 bits, when nothing of so old an operation is under way any more.
         return Tag(stable_hash(f"{self._key} {name}"), occurrence % 2**32, _FIRST)
 
     def _number_of(
@@ -344,6 +347,7 @@ class Communicator:
         """
         tag = tag._replace(step=_SEQUENCE)
         if self.rank == 0:
+            # One lock for number and memory: memory is assigned in the order of the numbers.
             with self._lock:
                 number = self._next_number
                 self._next_number += 1

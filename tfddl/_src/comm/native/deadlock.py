@@ -134,6 +134,7 @@ class DeadlockDetector:
             waits = [waiter.wait for waiter in probe.path]
             if own.wait in waits:
                 return forward, (*probe.path[waits.index(own.wait) + 1 :], own)
+            # Forwarded once: probes would multiply where several ranks wait for several others.
             key = (probe.path[0].wait, probe.round)
             data = Probe(probe.round, tag, (*probe.path, own)).pack()
             # A path that has this rank in an earlier wait is stale: that wait has ended.

@@ -154,6 +154,7 @@ class Mesh:
                 if not missing:
                     return self._mailbox.pop(wait.tag, {})
                 self._raise_if_lost(missing, wait.signature)
+                # One thread at a time may receive from a socket; it does so for all threads.
                 receives = not self._is_receiving
                 if receives:
                     self._is_receiving = True
@@ -171,6 +172,7 @@ class Mesh:
             text: of the error.
             kind: of the error.
         """
+        # The first reason counts: others follow from it.
         self._abort = self._abort or (kind, text)
 
     def raise_if_aborted(self) -> None:
@@ -260,12 +262,15 @@ class Mesh:
         finally:
             with self._changed:
                 self._is_receiving = False
+                # In a `finally`: what was taken from the sockets has to be delivered even where a
+                # signal's handler raises.
                 for peer, data in arrived:
                     self._deliver(peer, data)
                 self._changed.notify_all()
 
     def _deliver(self, peer: int, data: bytes) -> None:
         if data == END_OF_MESSAGES:
+            # After all that the peer has sent: sockets keep the order.
             self._sockets.mark_lost(peer)
             return
         tag, message = unpack_message(data)
@@ -281,6 +286,7 @@ class Mesh:
             self._mailbox.setdefault(tag, {})[peer] = message
 
     def _arrived(self, tag: Tag) -> Collection[int]:
+        # Without the lock: copying a dict's keys is atomic under CPython's GIL.
         return list(self._mailbox.get(tag, ()))
 
     def _send_when_possible(self, peer: int, data: bytes | None) -> None:
@@ -321,6 +327,7 @@ class Mesh:
 
     def _tell(self, peers: Iterable[int] | None, tag: Tag, payload: bytes) -> None:
         """Sends a control message; to all if `peers` is None. Not to those whose queue is full."""
+        # Without waiting for room: operations don't depend on control messages.
         data = pack_message(tag, Message(0, 0, payload))
         for peer in self._sockets.by_peer if peers is None else peers:
             self._offer(peer, data)

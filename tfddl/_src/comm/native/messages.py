@@ -15,6 +15,7 @@ MAX_PAYLOAD_BYTES = 64 * 2**10
 """Tensors of up to so many bytes travel within a message. Larger ones are moved by a `Backend`,
 which takes more messages: to agree on the order, and on each chunk."""
 
+# Tag (name_hash, occurrence, step), digest, value: 32 bytes.
 _HEADER = struct.Struct("<QIIQQ")
 MAX_MESSAGE_BYTES = _HEADER.size + MAX_PAYLOAD_BYTES
 """What a socket between workers has to carry at once."""
@@ -90,6 +91,8 @@ class OpSignature:
     @functools.cached_property
     def digest(self) -> int:
         """64-bit hash of the text."""
+        # Sent instead of the text, which may name hundreds of tensors. Different texts have one
+        # digest with a chance of 2**-64.
         return stable_hash(self.text)
 
     def __str__(self) -> str:

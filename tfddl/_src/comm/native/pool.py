@@ -96,6 +96,7 @@ class OutputPool:
             completed: how many operations have ended here. It must be read before this is called:
                 an operation that ends in between may have got a block that looks free here.
         """
+        # `list`: `take` may add a block in another thread meanwhile.
         free = sum(1 << n for n, block in list(self._blocks.items()) if block.is_free)
         return _COMPLETED.pack(completed) + free.to_bytes((free.bit_length() + 7) // 8, "little")
 
@@ -125,6 +126,7 @@ class OutputPool:
             block = self._blocks.pop(n)
             self._own.release(block.offset, block.shared.nbytes)
         if best is None:
+            # The lowest number that is free, so that the bits of offers stay few.
             best = next(n for n in range(len(self._blocks) + 1) if n not in self._blocks)
             try:
                 offset, shared = self._own.allocate(num_bytes)

@@ -162,6 +162,7 @@ class StallWatch:
         """
         own = None
         if waited_s >= wait.probe_s:
+            # Again after twice the time: what other threads do may have changed.
             wait.probe_s = waited_s + min(waited_s, _MAX_PROBE_INTERVAL_S)
             is_lowest = all(peer > self._rank for peer in self._arrived(wait.tag))
             if is_lowest or waited_s >= _ALL_PROBE_AFTER_S:
@@ -200,7 +201,7 @@ class StallWatch:
 
     def _describe(self, wait: Wait) -> str:
         missing = wait.missing
-        reports = dict(self._reports)  # A copy: another thread may receive meanwhile.
+        reports = dict(self._reports)  # Copied: another thread may receive meanwhile.
         others = [
             f"rank {self._global_ranks[peer]} waits in {reports[peer]} itself"
             for peer in missing

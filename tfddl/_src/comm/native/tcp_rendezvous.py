@@ -130,6 +130,7 @@ class TcpRendezvous:
         timer = StallTimer(abort_s=timeout_s)
         found: dict[int, socket.socket] = {}
         try:
+            # Each pair has one connection, made by its higher rank.
             for peer in peers:
                 if peer < self._rank:
                     found[peer] = self._dial(peer, purpose, timer, check)

@@ -47,6 +47,7 @@ def connect_local(config: PeerConfig) -> Network:
     sockets: dict[int, socket.socket] = {}
     try:
         with contextlib.closing(_Acceptor(config)) as acceptor:
+            # Each pair has one connection, made by its higher rank.
             for peer in range(config.rank):
                 sockets[peer] = _dial(config, peer, timer)
             sockets |= acceptor.wait(timer)
@@ -59,6 +60,7 @@ def connect_local(config: PeerConfig) -> Network:
     except CommunicationError:
         _close(sockets)
         raise
+    # SOCK_SEQPACKET: messages arrive whole, and need no length in front.
     links = {p: SeqpacketSocket(s, max_bytes=MAX_MESSAGE_BYTES) for p, s in sockets.items()}
     mesh = Mesh(config, links)
     make_backend = functools.partial(ShmBackend, mesh, memory=memory, peers=peers)
