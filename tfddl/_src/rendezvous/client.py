@@ -24,9 +24,8 @@ from tfddl._src.rendezvous.json_connection import ANSWER_S, JsonConnection
 from tfddl._src.stall_timer import StallTimer
 from tfddl.errors import ConnectError, DisagreementError, PeerLostError, StalledError
 
+# How much longer than rank 0 the others wait: it knows who is missing, and tells when it gives up.
 _GRACE_S = 5.0
-"""How much longer than rank 0 the others wait: it knows who is missing, and tells when it gives
-up."""
 
 
 class RendezvousClient(Rendezvous):

@@ -33,15 +33,15 @@ from tfddl.errors import ConnectError
 MAX_PENDING = 128
 """Handshakes at a time. Beyond, the oldest is dropped: one with a worker takes a millisecond."""
 
+# For a handshake, however many other clients connect meanwhile.
 _MIN_HANDSHAKE_S = 0.1
-"""For a handshake, however many other clients connect meanwhile."""
 
+# Connections that the kernel queues until they are accepted; it may queue fewer
+# (net.core.somaxconn). Clients that find no room try again.
 _BACKLOG = 1024
-"""Connections that the kernel queues until they are accepted; it may queue fewer
-(net.core.somaxconn). Clients that find no room try again."""
 
+# Until the next attempt to accept, where no descriptors are left.
 _PAUSE_S = 0.05
-"""Until the next attempt to accept, where no descriptors are left."""
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LOG = logging.getLogger("tfddl")

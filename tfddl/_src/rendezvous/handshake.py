@@ -49,8 +49,8 @@ _HELLO = struct.Struct(f"<8s{_NONCE_BYTES}s{_MAC_BYTES}sI")
 _ANSWER = struct.Struct(f"<{_MAC_BYTES}sI")
 _CREDENTIALS = struct.Struct("3i")
 _CLIENT_LABEL, _SERVER_LABEL = b"caller", b"listener"
+# Instead of infinity, which sockets don't take.
 _MAX_TIMEOUT_S = 1e6
-"""Instead of infinity, which sockets don't take."""
 
 
 class PendingConnection:

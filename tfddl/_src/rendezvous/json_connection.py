@@ -15,9 +15,9 @@ ANSWER_S = 10.0
 """For the other end to take a message, or to answer: its process may be busy, or stopped."""
 
 _LENGTH = struct.Struct("<I")
+# Metadata of a thousand workers is less than one million bytes. Longer messages are refused before
+# they are received: without a secret, a client may be any process of this user.
 _MAX_MESSAGE_BYTES = 2**26
-"""Metadata of a thousand workers is less than one million bytes. Longer messages are refused before
-they are received: without a secret, a client may be any process of this user."""
 
 
 class JsonConnection:

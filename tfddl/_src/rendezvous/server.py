@@ -37,12 +37,12 @@ from tfddl.errors import (
 
 SECRET_BYTES = 32
 
+# How long rank 0 stays after a start that has failed, to tell ranks that connect only then.
 _LINGER_S = 2.0
-"""How long rank 0 stays after a start that has failed, to tell ranks that connect only then."""
 
+# For how long after the start a second process of one rank ends the job, and not only itself: of
+# two jobs with the same addresses that start together, ranks may already be mixed.
 _CONFLICT_WINDOW_S = 30.0
-"""For how long after the start a second process of one rank ends the job, and not only itself: of
-two jobs with the same addresses that start together, ranks may already be mixed."""
 
 _MAX_RANKS_NAMED = 10
 
@@ -78,21 +78,21 @@ class RendezvousServer(Rendezvous):
         """
         self._identity = identity
         self._own_metadata = metadata
+        # Guards all that follows; notified when any of it has changed.
         self._changed = threading.Condition()
-        """Guards all that follows; notified when any of it has changed."""
         self._members: dict[int, _Member] = {}
         self._store: dict[str, str] = {}
+        # Why the start has failed, or the job is in conflict with another one.
         self._failure: TfddlError | None = None
-        """Why the start has failed, or the job is in conflict with another one."""
+        # How many have been told of the failure because they connected after it.
         self._num_refused = 0
-        """How many have been told of the failure because they connected after it."""
+        # By key of a gather, the ranks that have got its texts.
         self._gathered: dict[str, set[int]] = {}
-        """By key of a gather, the ranks that have got its texts."""
+        # Who has ended after the start, for people.
         self._lost: str | None = None
-        """Who has ended after the start, for people."""
         self._started_s: float | None = None
+        # The address of rank 0 by which workers of other hosts have found it.
         self._own_host = ""
-        """The address of rank 0 by which workers of other hosts have found it."""
         self._abort: Callable[[str], None] | None = None
         self._endpoint = Endpoint(listener, key, check=self._check, admit=self._admit)
         self._endpoint.start()

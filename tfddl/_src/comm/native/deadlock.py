@@ -86,10 +86,10 @@ class DeadlockDetector:
             has_sent: whether this rank has sent what belongs to a tag.
         """
         self._has_sent = has_sent
+        # The newest probe of each rank.
         self._received: dict[int, Probe] = {}
-        """The newest probe of each rank."""
+        # First wait and round of what was forwarded during `_own_wait`.
         self._forwarded: set[tuple[tuple[int, int], int]] = set()
-        """First wait and round of what was forwarded during `_own_wait`."""
         self._own_wait: tuple[int, int] | None = None
         self._rounds = 0
 

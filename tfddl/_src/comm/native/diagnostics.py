@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 _MAX_ERROR_CHARS = 500
 
+# How many of the tensors that differ are named.
 _MAX_TENSORS_SHOWN = 3
-"""How many of the tensors that differ are named."""
 
 
 def describe_difference(texts: Mapping[int, str]) -> str:

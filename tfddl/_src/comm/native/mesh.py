@@ -42,11 +42,11 @@ from tfddl.errors import (
     UnsupportedError,
 )
 
+# How often a thread that waits looks whether it should go on.
 _POLL_S = 1.0
-"""How often a thread that waits looks whether it should go on."""
 
+# How often a thread looks whether there is room again for its message.
 _FULL_POLL_S = 0.001
-"""How often a thread looks whether there is room again for its message."""
 
 
 class Closable(Protocol):
@@ -79,8 +79,8 @@ class Mesh:
         self.timeouts = config.timeouts
         self.waited_s = 0.0
         self._sockets = PeerSockets(sockets, spins=config.spins)
+        # What a forked child has to close, too.
         self._inherited: list[Closable] = list(sockets.values())
-        """What a forked child has to close, too."""
         self._owned: list[Closable] = []
         self._is_closed = False
         self._mailbox: dict[Tag, dict[int, Message]] = {}
@@ -88,10 +88,10 @@ class Mesh:
         self._stalls = StallWatch(
             self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self._arrived
         )
+        # Guards the mailbox, lost peers and `_is_receiving`; notified when any has changed.
         self._changed = threading.Condition()
-        """Guards the mailbox, lost peers and `_is_receiving`; notified when any has changed."""
+        # Whether a thread receives, for all.
         self._is_receiving = False
-        """Whether a thread receives, for all."""
         self._abort: tuple[type[TfddlError], str] | None = None
         close_after_fork(self)
 

@@ -8,8 +8,8 @@ import struct
 import threading
 
 _LENGTH = struct.Struct("<I")
+# Bytes taken from a socket by one system call; more than the longest message has.
 _RECEIVE_BYTES = 2**17
-"""Bytes taken from a socket by one system call; more than the longest message has."""
 
 END_OF_MESSAGES = b""
 """The last message that `MessageSocket.receive` ever returns: the other worker has ended."""

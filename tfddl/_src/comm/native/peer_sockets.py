@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from tfddl._src.comm.native.message_socket import MessageSocket
 
+# For how long to try before sleeping: to wake a thread up takes about as long.
 _SPIN_S = 50e-6
-"""For how long to try before sleeping: to wake a thread up takes about as long."""
 
 
 class PeerSockets:

@@ -22,17 +22,17 @@ from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.reductions import ReduceOp, reduce_into
 from tfddl._src.sharding import shard_range
 
+# What all workers together, and each one, reduce of a chunk at most: small enough for caches, large
+# enough for few system calls.
 _MAX_CHUNK_BYTES = 2**23
 _MAX_PART_BYTES = 2**19
-"""What all workers together, and each one, reduce of a chunk at most: small enough for caches,
-large enough for few system calls."""
 
+# How many chunks' inputs are under way before the first chunk's result is.
 _MAX_CHUNKS_AHEAD = 3
-"""How many chunks' inputs are under way before the first chunk's result is."""
 
+# A part of a chunk in more segments is copied into one buffer: a system call for each costs more
+# than the copy of what is small.
 _MAX_SEGMENTS = 4
-"""A part of a chunk in more segments is copied into one buffer: a system call for each costs more
-than the copy of what is small."""
 
 Transfers: TypeAlias = Iterator[np.ndarray | None]
 """The arrays to send, or to fill, one after the other; None where the next isn't ready yet. The

@@ -23,9 +23,9 @@ from tfddl._src.comm.native.thread_stacks import find_user_line, is_sole_caller
 from tfddl._src.stall_timer import StallTimer
 from tfddl.errors import DeadlockError, StalledError
 
+# Until then only the lowest rank of those that wait in an operation sends probes, which finds most
+# deadlocks with few messages.
 _ALL_PROBE_AFTER_S = 30.0
-"""Until then only the lowest rank of those that wait in an operation sends probes, which finds most
-deadlocks with few messages."""
 
 _MAX_PROBE_INTERVAL_S = 60.0
 
@@ -81,12 +81,12 @@ class StallWatch:
         self._tell, self._arrived = tell, arrived
         self._waits: dict[Tag, Wait] = {}
         self._numbers = itertools.count()
+        # Whether threads have waited at the same time, or may.
         self._is_concurrent = False
-        """Whether threads have waited at the same time, or may."""
+        # Occurrence and step of what was sent last, by the hash of the operation's name.
         self._sent: dict[int, tuple[int, int]] = {}
-        """Occurrence and step of what was sent last, by the hash of the operation's name."""
+        # What each peer waits in, as it has told last.
         self._reports: dict[int, str] = {}
-        """What each peer waits in, as it has told last."""
         self._detector = DeadlockDetector(self._has_sent)
 
     def begin(self, tag: Tag, signature: OpSignature) -> Wait:

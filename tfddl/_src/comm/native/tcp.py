@@ -12,8 +12,8 @@ from tfddl._src.comm.native.messages import PeerConfig
 from tfddl._src.comm.native.tcp_backend import TcpBackend
 from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous
 
+# The purpose of the sockets for messages, as `TcpRendezvous.connect` has it.
 _MESSAGES = 0
-"""The purpose of the sockets for messages, as `TcpRendezvous.connect` has it."""
 
 
 def connect_hosts(config: PeerConfig, rendezvous: TcpRendezvous, peers: Sequence[int]) -> Network:

@@ -34,8 +34,8 @@ from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous
 from tfddl._src.stall_timer import StallTimer
 from tfddl.errors import CommunicationError, PeerLostError, StalledError
 
+# How often an event loop that sleeps looks whether it should go on.
 _POLL_S = 1.0
-"""How often an event loop that sleeps looks whether it should go on."""
 
 _EMPTY = memoryview(b"")
 _LOG = logging.getLogger("tfddl")

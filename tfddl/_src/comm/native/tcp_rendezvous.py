@@ -59,8 +59,8 @@ class TcpRendezvous:
         self._rank = rank
         self._secret = b""
         self._addresses: tuple[Address, ...] = ()
+        # Connections of higher ranks, by rank and purpose, that `connect` hasn't returned yet.
         self._accepted: dict[tuple[int, int], socket.socket] = {}
-        """Connections of higher ranks, by rank and purpose, that `connect` hasn't returned yet."""
         self._changed = threading.Condition()
         self._endpoint: Endpoint | None = None
         try:

@@ -12,22 +12,22 @@ from types import FrameType
 UNKNOWN_THREAD = 0
 """A thread that Python hasn't made, of which nothing is known: one of TensorFlow's."""
 
+# Prefixes of the names of our threads that begin no operation by themselves.
 _OWN_THREADS = (
     *("tfddl-endpoint", "tfddl-progress", "tfddl-stall-inspector", "tfddl-writer"),
     "tfddl-channel",
 )
-"""Prefixes of the names of our threads that begin no operation by themselves."""
 
 # Private modules of TensorFlow, compared by their path: where these move, a deadlock is found
 # after `Timeouts.deadlock_s` instead of at once, and nothing else changes.
+# The file of a thread's last frame while TensorFlow runs a graph, or a collective, for it.
 _IN_TENSORFLOW = (
     "tensorflow/python/eager/execute.py",
     "tensorflow/python/ops/gen_collective_ops.py",
 )
-"""The file of a thread's last frame while TensorFlow runs a graph, or a collective, for it."""
 
+# The directory of a frame under which functions of a `tf.data` pipeline are traced.
 _IN_TF_DATA = "tensorflow/python/data/"
-"""The directory of a frame under which functions of a `tf.data` pipeline are traced."""
 
 _LIBRARIES = tuple(
     {
