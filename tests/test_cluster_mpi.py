@@ -147,7 +147,7 @@ def test_candidate_addresses_are_not_loopback() -> None:
 def test_where_nobody_listens_nobody_is_reached() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    assert not mpi_address._call("127.0.0.1", port, b"nonce")
+    assert not mpi_address._try_connect("127.0.0.1", port, b"nonce")
 
 
 class PretendedMPI:

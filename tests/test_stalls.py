@@ -102,20 +102,20 @@ def test_a_warning_comes_once_for_each_that_keeps_others_waiting() -> None:
     assert "no progress for 70 s" in warn(770.0, at(9, 8), at(8, 8))
 
 
-def test_a_board_is_only_written_where_it_is_one(tmp_path: Path) -> None:
+def test_a_page_is_only_written_where_it_is_one(tmp_path: Path) -> None:
     with ProgressPage.create() as page:
         copy = ProgressPage.from_environment({VARIABLE: str(os.dup(page.fileno()))})
         copy.count_step(epoch=2, step=7)
-        with copy.during(Stage.EVALUATING):
+        with copy.in_stage(Stage.EVALUATING):
             assert page.read().stage is Stage.EVALUATING
-        copy.tell((4, 3))
-        copy.set(WorkerFlags.SAVES_ON_SIGTERM)
+        copy.record_operations((4, 3))
+        copy.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
         expected = WorkerProgress(
             beats=3, epoch=2, step=7, steps=1, flags=WorkerFlags.SAVES_ON_SIGTERM
         )
         expected = WorkerProgress(**{**vars(expected), "begun": 4, "ended": 3})
         assert page.read() == expected
-        assert page.read().waits
+        assert page.read().is_waiting
         copy.close()
     other = tmp_path / "file"
     other.write_bytes(b"mine" * 2000)

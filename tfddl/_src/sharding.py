@@ -285,7 +285,8 @@ class BlockPlan:
         """The plan for the rest of an epoch, with this plan's workers and batch size.
 
         Raises:
-            ShardingError: The position is not of this data in block order, or nothing is left after it.
+            ShardingError: The position is not of this data in block order, or nothing is left
+                after it.
         """
         consumed = self.num_examples - self._remaining(position.spans)
         if position.consumed != consumed:

@@ -27,7 +27,7 @@ class Session:
         label: the transport in results.
         progress: says what is going on, on rank 0.
         cluster: who takes part.
-        transport: what moves the tensors of tfddl.
+        process_group: moves the tensors of tfddl.
         compares: whether TensorFlow's strategy is measured, too.
         leaders: the first rank of each host.
         machines: those of the job.
@@ -37,7 +37,7 @@ class Session:
     def __init__(self, config: Config, label: str, progress: Progress) -> None:
         self.config, self.label, self.progress = config, label, progress
         self.cluster: Cluster = current().cluster
-        self.transport: ProcessGroup = current().transport
+        self.process_group: ProcessGroup = current().process_group
         self.compares = config.compare and self.cluster.size > 1
         self.leaders = tuple(ranks[0] for ranks in self.cluster.ranks_of_hosts)
         here = Machine.here(self.cluster.host)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src.comm import ProcessGroup
+from tfddl._src.runtime import current
 from tfddl.bench import models
 from tfddl.bench.config import Style
 from tfddl.bench.devices import wait_for_devices
@@ -26,11 +27,11 @@ _DETAILED_STEPS = 10
 
 
 class StepClock(keras.callbacks.Callback):
-    """Notes when each step of a `fit` ends, and what the transport had counted until then."""
+    """Notes when each step of a `fit` ends, and what the process group had counted until then."""
 
-    def __init__(self, transport: ProcessGroup | None = None) -> None:
+    def __init__(self, process_group: ProcessGroup | None = None) -> None:
         super().__init__()
-        self._transport = transport
+        self._process_group = process_group
         self.ends: list[float] = []
         self.collective_s: list[float] = []
         self.counters: list[dict[str, int]] = []
@@ -40,9 +41,12 @@ class StepClock(keras.callbacks.Callback):
         if batch + 1 == self.params["steps"]:
             wait_for_devices()
         self.ends.append(time.perf_counter())
-        if self._transport is not None:
-            self.collective_s.append(self._transport.seconds())
-            self.counters.append({**self._transport.counters(), "sent": sent_bytes()})
+        if self._process_group is not None:
+            moved = self._process_group.counters
+            self.collective_s.append(current().instrumentation.seconds())
+            self.counters.append(
+                {"reduced": moved.reduced, "written": moved.written, "sent": sent_bytes()}
+            )
 
 
 class Fit:
@@ -164,12 +168,12 @@ def _speed(
 
 
 def _with_details(speed: TrainingSpeed, session: Session, fit: Fit) -> TrainingSpeed:
-    """Adds what some more steps tell, with the transport's clock running."""
-    transport = session.transport
-    clock = StepClock(transport)
-    can_measure = transport.measure(True)
+    """Adds what some more steps tell, with the clock of collectives running."""
+    instrumentation = current().instrumentation
+    clock = StepClock(session.process_group)
+    can_measure = instrumentation.measure(True)
     step_s = fit.run(_DETAILED_STEPS, clock)
-    transport.measure(False)
+    instrumentation.measure(False)
     collective_s = differences(clock.collective_s) if can_measure else []
     first, last = clock.counters[0], clock.counters[-1]
     of_ranks = tfddl.allgather_object(
@@ -177,8 +181,7 @@ def _with_details(speed: TrainingSpeed, session: Session, fit: Fit) -> TrainingS
     )
     counted = [counters for _, _, counters in of_ranks]
     reduced, written = (
-        sum(of_rank.get(name, 0) for of_rank in counted)
-        for name in ("bytes_reduced", "bytes_written")
+        sum(of_rank.get(name, 0) for of_rank in counted) for name in ("reduced", "written")
     )
     sent = [counted[rank]["sent"] // _DETAILED_STEPS for rank in session.leaders]
     return dataclasses.replace(

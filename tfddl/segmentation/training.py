@@ -42,8 +42,8 @@ def train(config: TrainConfig) -> None:
         config: The same on every rank.
 
     Raises:
-        ShardingError: The network can't halve the image size so often, or there are fewer examples to
-            train on, or to validate with, than workers.
+        ShardingError: The network can't halve the image size so often, or there are fewer examples
+            to train on, or to validate with, than workers.
         DataError: On all ranks: one of them can't read the data or write the results.
         DisagreementError: The ranks read different examples, or have different checkpoints.
         CheckpointError: The checkpoints are those of another model, or can't be written.

@@ -102,7 +102,7 @@ class NativeGroup(ProcessGroup):
         """
         network = shared.network
         self._wire = Communicator(network, members)
-        super().__init__(self._wire.rank, [network.mesh.names[member] for member in members])
+        super().__init__(self._wire.rank, [network.mesh.global_ranks[member] for member in members])
         self.name, self.overlaps = network.name, shared.overlaps
         self.counters = self._wire.counters
         self._shared = shared
@@ -114,7 +114,7 @@ class NativeGroup(ProcessGroup):
 
     def abort(self, text: str) -> None:
         """See `ProcessGroup.abort`; of all groups over the network."""
-        self._shared.network.mesh.end(text)
+        self._shared.network.mesh.abort(text)
 
     def all_reduce(
         self,

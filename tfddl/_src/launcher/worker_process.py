@@ -125,7 +125,7 @@ class WorkerProcess:
         self.returncode = found.si_status if by_itself else -found.si_status
         return True
 
-    def heartbeat(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
         """Its progress page, and whether the process that trains is stopped."""
         return {
             "reading": dataclasses.asdict(self._page.read()),
