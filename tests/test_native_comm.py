@@ -26,8 +26,15 @@ from tfddl._src.comm.native.buffer_pool import ALIGNMENT, BufferPool
 from tfddl._src.comm.native.deadlock import PROBE_AFTER_S
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.message_socket import SeqpacketSocket
-from tfddl._src.comm.native.messages import MAX_MESSAGE_BYTES, Message, Tag, stable_hash
-from tfddl.errors import CommunicationError, PeerLostError
+from tfddl._src.comm.native.messages import (
+    DEADLOCK_FOUND,
+    MAX_MESSAGE_BYTES,
+    Message,
+    Tag,
+    pack_message,
+    stable_hash,
+)
+from tfddl.errors import CommunicationError, DeadlockError, PeerLostError
 
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
 
@@ -217,6 +224,34 @@ def test_messages_sent_before_the_end_are_delivered() -> None:
         assert staying.collect(Tag(1, 0, 0), [0], signature) == {0: message}
         with pytest.raises(PeerLostError, match="rank 0 has ended"):
             staying.collect(Tag(1, 1, 0), [0], signature)
+
+
+class LateSocket(SeqpacketSocket):
+    """Read just before the first message arrives."""
+
+    is_early = True
+
+    def receive(self) -> list[bytes]:
+        if self.is_early:
+            self.is_early = False
+            return []
+        return super().receive()
+
+
+def test_a_deadlock_is_reported_though_an_end_is_received_before() -> None:
+    """Rank 1 has told ranks 0 and 2 of a deadlock, and rank 2 has ended of it."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    (first, finder), (second, ended) = pairs
+    sockets = {
+        1: LateSocket(first, max_bytes=MAX_MESSAGE_BYTES),
+        2: SeqpacketSocket(second, max_bytes=MAX_MESSAGE_BYTES),
+    }
+    mesh = Mesh(PeerConfig(job="three", rank=0, size=3, spins=False), sockets)
+    with contextlib.closing(mesh), finder:
+        finder.send(pack_message(DEADLOCK_FOUND, Message(0, 0, b"a cycle of ranks 1, 2")))
+        ended.close()
+        with pytest.raises(DeadlockError, match="a cycle of ranks 1, 2"):
+            mesh.collect(Tag(1, 0, 0), [1, 2], OpSignature("", "barrier"))
 
 
 def test_children_keep_no_sockets() -> None:

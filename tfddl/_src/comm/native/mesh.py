@@ -254,8 +254,12 @@ class Mesh:
             self.abort(str(error), DeadlockError)  # For the other threads of this worker.
             raise
 
-    def _receive(self, timeout_s: float) -> None:
-        """Receives for all threads; the caller has set `_is_receiving`."""
+    def _receive(self, timeout_s: float) -> bool:
+        """Receives for all threads; the caller has set `_is_receiving`, or holds `_changed`.
+
+        Returns:
+            Whether anything has arrived.
+        """
         arrived: list[tuple[int, bytes]] = []
         try:
             self._sockets.receive_into(arrived, timeout_s)
@@ -267,6 +271,7 @@ class Mesh:
                 for peer, data in arrived:
                     self._deliver(peer, data)
                 self._changed.notify_all()
+        return bool(arrived)
 
     def _deliver(self, peer: int, data: bytes) -> None:
         if data == END_OF_MESSAGES:
@@ -333,6 +338,13 @@ class Mesh:
             self._offer(peer, data)
 
     def _raise_if_lost(self, peers: Sequence[int], signature: OpSignature) -> None:
+        """The caller holds `_changed`."""
         lost = [peer for peer in peers if peer in self._sockets.lost]
-        if lost:
-            raise self.peer_lost_error(lost, signature)
+        if not lost:
+            return
+        # Another worker may have sent why these have ended (a deadlock) before that. Its message
+        # has arrived, and hasn't been received if its socket was read just before.
+        while not self._is_receiving and self._receive(0):
+            pass
+        self.raise_if_aborted()
+        raise self.peer_lost_error(lost, signature)
