@@ -116,7 +116,7 @@ def test_arrays_are_not_prepared_again(tmp_path: Path) -> None:
     make_pairs(tmp_path / "files", "1")
     prepare(_config(tmp_path))
     again = _config(tmp_path, input_dir=tmp_path / "arrays", output_dir=tmp_path / "more")
-    with pytest.raises(DataError, match="arrays has arrays already; there is nothing to prepare"):
+    with pytest.raises(DataError, match="arrays has arrays already: there is nothing to prepare"):
         prepare(again)
 
 
