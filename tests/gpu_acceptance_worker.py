@@ -24,7 +24,9 @@ from tests import placement
 from tests.cases import simulated, training
 from tests.cases.nccl import nccl
 from tests.gpu_acceptance import SLEEP_S, WARN_S
-from tfddl._src.comm import NCCL_DTYPES, Collective, ReduceOp, make_tensorflow_group
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.nccl_group import NCCL_DTYPES, make_tensorflow_group
+from tfddl._src.comm.process_group import Collective
 from tfddl._src.runtime import current
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32")

@@ -101,6 +101,38 @@ def test_lower_layers_load_no_tensorflow() -> None:
     assert wrong == []
 
 
+def test_importing_a_lower_layer_loads_no_tensorflow_by_its_parents() -> None:
+    """`import a.b.c` runs `a/b/__init__.py` as well, with all that it imports at its top."""
+
+    def at_import(module: str) -> set[str]:
+        body = ast.parse(MODULES[module].read_text()).body
+        found = set()
+        for node in body:  # Not within functions, nor under `if TYPE_CHECKING`.
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        found.add(module)
+        return {
+            ".".join(parts[:count])
+            for name in found
+            for parts in [name.split(".")]
+            for count in range(1, len(parts) + 1)
+        }
+
+    direct = {module: at_import(module) for module in MODULES}
+    for module in PRIVATE:
+        home = _home(module)
+        if home is None or LAYERS[home][1]:
+            continue
+        loaded, waiting = set(), {module}
+        while waiting:
+            name = waiting.pop()
+            loaded.add(name)
+            waiting |= direct.get(name, set()) - loaded
+        assert not loaded & TENSORFLOW, module
+
+
 def test_only_keras_hooks_touches_keras_private_parts() -> None:
     # `coordination_service` holds what TensorFlow's runtime has no public API for.
     allowed = ("tfddl._src.keras_hooks", "tfddl._src.comm.coordination_service")

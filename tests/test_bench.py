@@ -445,7 +445,7 @@ def test_where_workers_run() -> None:
         (["--json=/nowhere/x.json"], "--json: /nowhere isn't a directory that can be written to"),
         (["--plots=/dev/null/x"], "--plots /dev/null/x can't be made: Not a directory"),
         (["-H=a:2,b:2", "--workers=2,5"], "5 workers don't fit on 2 hosts with 4 slots. HINT: "),
-        (["-H=a:2,a:2"], "host a is named twice. HINT: a:4"),
+        (["-H=a:2,a:2"], "host a is named twice. HINT: once, as a:4"),
         (["-H=a:2", "--hostfile=x"], "both -H and --hostfile name hosts"),
         (["--hostfile=/no/such"], "can't read the hostfile /no/such"),
         (["-H=a:2", "-p", "0"], "the ssh port (-p) is 0; it must be 1..65535"),

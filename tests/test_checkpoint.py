@@ -342,7 +342,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from tfddl._src.directory_lock import DirectoryLock
-lock = FolderLock(Path(sys.argv[1]))
+lock = DirectoryLock(Path(sys.argv[1]))
 child = os.fork()
 if child:
     print(os.getpid(), child, flush=True)

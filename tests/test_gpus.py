@@ -12,14 +12,9 @@ import tensorflow as tf
 
 from tests import placement
 from tfddl._src.cluster import Cluster
-from tfddl._src.comm import (
-    NCCL_DTYPES,
-    Collective,
-    NcclGroup,
-    TensorFlowGroup,
-    make_tensorflow_group,
-)
-from tfddl._src.comm.nccl_group import host_device
+from tfddl._src.comm.nccl_group import NCCL_DTYPES, NcclGroup, host_device, make_tensorflow_group
+from tfddl._src.comm.process_group import Collective
+from tfddl._src.comm.tensorflow_group import TensorFlowGroup
 from tfddl._src.runtime import Options, choose_collective, devices, startup_checks
 from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives, gpu_identity
 from tfddl.errors import DisagreementError, StartError

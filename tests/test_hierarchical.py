@@ -12,11 +12,12 @@ import pytest
 
 from tests.group import Groups
 from tests.one_process import in_one_process
-from tfddl._src.comm import Instrumentation, connect_natively
+from tfddl._src.comm.instrumentation import Instrumentation
 from tfddl._src.comm.native import Network, PeerConfig
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.shm import SharedMemory
 from tfddl._src.comm.native.shm_backend import ShmBackend
+from tfddl._src.comm.native_group import connect_natively
 
 CASES = "tests.cases.collective_tables"
 TCP: dict[str, Any] = {"collective": "auto"}

@@ -31,7 +31,7 @@ def _run(script: str, log: Path, **variables: str) -> tuple[int, str]:
 def test_importing_tfddl_loads_no_tensorflow() -> None:
     script = (
         "import sys, tfddl, tfddl._src.cluster, tfddl._src.launcher.main, tfddl.errors\n"
-        "import tfddl._src.sharding\n"
+        "import tfddl._src.sharding, tfddl._src.comm.native\n"
         "tfddl.shard_range(5, 0, 2), dir(tfddl)\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
     )
@@ -119,7 +119,7 @@ def test_a_bad_tf_config_says_what_is_wrong(tmp_path: Path) -> None:
     [(None, 0, 4, "ring"), (None, 4, 4, "nccl"), ("ring", 4, 2, "ring"), ("nccl", 1, 1, "nccl")],
 )
 def test_choosing_the_collective(asked: str, gpus: int, local_size: int, expected: str) -> None:
-    from tfddl._src.comm import Collective
+    from tfddl._src.comm.process_group import Collective
     from tfddl._src.runtime import choose_collective
 
     choice = choose_collective(

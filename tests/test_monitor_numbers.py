@@ -20,18 +20,11 @@ from tfddl._src.callbacks.monitor_charts import (
 from tfddl._src.callbacks.monitor_meter import CounterValues, StepMeter, StepStats
 from tfddl._src.callbacks.monitor_picture import draw_ranks
 from tfddl._src.callbacks.monitor_tables import counted_table, rank_table, shard_table
-from tfddl._src.comm import (
-    UNNAMED,
-    Instrumentation,
-    InstrumentedGroup,
-    Invocation,
-    ProcessGroup,
-    ReduceOp,
-    SingleProcessGroup,
-)
 from tfddl._src.comm.errors import RankStalledError
-from tfddl._src.comm.instrumentation import Operation
-from tfddl._src.comm.native import OpSignature
+from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup, Operation
+from tfddl._src.comm.native import OpSignature, ReduceOp
+from tfddl._src.comm.process_group import UNNAMED, Invocation, ProcessGroup
+from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.sharding import BlockPlan, GlobalPlan
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.group import ROOT, on_one_host, workers
 from tfddl._src.collectives.timeline import trace
-from tfddl._src.comm import Event
+from tfddl._src.comm.instrumentation import Event
 
 ALL = (0, 1, 2)
 

@@ -16,16 +16,12 @@ import tensorflow as tf
 import tfddl
 from tests.cases import batch_slices, collective_tables, collectives
 from tfddl._src.collectives.negotiation import _AGREED
-from tfddl._src.comm import (
-    Collective,
-    Instrumentation,
-    InstrumentedGroup,
-    NcclGroup,
-    ReduceOp,
-    StallInspector,
-    make_tensorflow_group,
-)
 from tfddl._src.comm.errors import RankStalledError
+from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.nccl_group import NcclGroup, make_tensorflow_group
+from tfddl._src.comm.process_group import Collective
+from tfddl._src.comm.stall_inspector import StallInspector
 from tfddl._src.runtime import current
 
 _MADE: dict[str, NcclGroup] = {}

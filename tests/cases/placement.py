@@ -16,14 +16,10 @@ import tensorflow as tf
 import tfddl
 from tests import placement
 from tfddl._src.cluster import Cluster
-from tfddl._src.comm import (
-    Collective,
-    Instrumentation,
-    InstrumentedGroup,
-    ProcessGroup,
-    ReduceOp,
-    make_tensorflow_group,
-)
+from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.nccl_group import make_tensorflow_group
+from tfddl._src.comm.process_group import Collective, ProcessGroup
 from tfddl._src.gradients import matching, reduction
 from tfddl._src.keras_hooks import optimizer as optimizers
 from tfddl._src.runtime import current

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfddl._src import runtime
 from tfddl._src.cluster import detect, read_cores, read_secret, read_start_timeout
-from tfddl._src.comm import Between, Collective
+from tfddl._src.comm.process_group import Between, Collective
 from tfddl._src.heartbeat import ProgressPage
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl.errors import StartError

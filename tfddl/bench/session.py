@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src.cluster import Cluster
-from tfddl._src.comm import Collective, ProcessGroup
+from tfddl._src.comm.process_group import Collective, ProcessGroup
 from tfddl._src.runtime import choose_collective, current
 from tfddl.bench.config import Config, InitOptions
 from tfddl.bench.machines import Load, LoadMeter, Machine, foreign_load

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.comm import ProcessGroup
+from tfddl._src.comm.process_group import ProcessGroup
 from tfddl._src.runtime import current
 from tfddl.bench import models
 from tfddl.bench.config import Style

@@ -66,7 +66,8 @@ from tfddl._src.collectives.reducescatter import (
 from tfddl._src.collectives.sync_errors import on_all_ranks
 from tfddl._src.collectives.timeline import is_recording, start_timeline, stop_timeline
 from tfddl._src.collectives.variables import broadcast_variables
-from tfddl._src.comm import RanksDisagreeError, ReduceOp
+from tfddl._src.comm.errors import RanksDisagreeError
+from tfddl._src.comm.native import ReduceOp
 
 __all__ = [
     "GradientRule",

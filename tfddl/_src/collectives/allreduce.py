@@ -11,7 +11,7 @@ from tfddl._src.collectives.dense import ScaledOp, reduce_dense, times
 from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
-from tfddl._src.comm import ReduceOp
+from tfddl._src.comm.native import ReduceOp
 from tfddl.errors import UnimplementedError
 
 

@@ -15,7 +15,8 @@ from tfddl._src.collectives.negotiation import (
     serialized,
 )
 from tfddl._src.collectives.process_sets import GradientRule, Group
-from tfddl._src.comm import ProcessGroup, ReduceOp
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.process_group import ProcessGroup
 from tfddl.errors import UnsupportedError
 
 Gradient = Callable[..., list[tf.Tensor | None]]

@@ -14,7 +14,7 @@ import enum
 import operator
 from collections.abc import Iterable
 
-from tfddl._src.comm import UNNAMED, Invocation, ProcessGroup
+from tfddl._src.comm.process_group import UNNAMED, Invocation, ProcessGroup
 from tfddl._src.runtime import Runtime, current
 from tfddl.errors import UnsupportedError
 

@@ -23,7 +23,7 @@ from tfddl._src.collectives.negotiation import (
     serialized,
 )
 from tfddl._src.collectives.process_sets import GradientRule, Group, ProcessSet, group_of
-from tfddl._src.comm import ReduceOp
+from tfddl._src.comm.native import ReduceOp
 from tfddl._src.sharding import shard_range
 from tfddl.errors import UnsupportedError
 

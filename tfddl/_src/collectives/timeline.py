@@ -19,7 +19,7 @@ from typing import Any
 
 from tfddl._src.collectives.objects import allgather_object
 from tfddl._src.collectives.process_sets import ProcessSet
-from tfddl._src.comm import Event
+from tfddl._src.comm.instrumentation import Event
 from tfddl._src.runtime import PerRuntime, Runtime
 from tfddl.errors import StalledError, UnsupportedError
 

@@ -16,7 +16,7 @@ from tfddl._src.collectives import (
     sum_scaled,
 )
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.comm import flatten, unflatten
+from tfddl._src.comm.process_group import flatten, unflatten
 from tfddl._src.gradients.matching import Matching
 from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions
 from tfddl._src.runtime import current

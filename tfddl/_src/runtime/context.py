@@ -10,13 +10,11 @@ from types import FrameType
 import tensorflow as tf
 
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm import (
-    ForkedProcessGroup,
-    Instrumentation,
-    ProcessGroup,
-    SingleProcessGroup,
-    counter,
-)
+from tfddl._src.comm.forked_process import ForkedProcessGroup
+from tfddl._src.comm.instrumentation import Instrumentation
+from tfddl._src.comm.lazy_variable import counter
+from tfddl._src.comm.process_group import ProcessGroup
+from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.cpu import cores_of_worker
 from tfddl._src.heartbeat import ProgressPage, ProgressReporter
 from tfddl._src.runtime.devices import (

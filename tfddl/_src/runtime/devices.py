@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm import Collective
+from tfddl._src.comm.process_group import Collective
 from tfddl._src.runtime.gpu_discovery import gpu_identity
 from tfddl._src.runtime.options import Options
 from tfddl.errors import StartError

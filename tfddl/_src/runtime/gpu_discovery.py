@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfddl._src.comm import Collective
+from tfddl._src.comm.process_group import Collective
 from tfddl.errors import DisagreementError, StartError
 
 _DRIVER = "libcuda.so.1"

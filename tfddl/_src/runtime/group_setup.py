@@ -7,19 +7,14 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfddl._src.cluster import Cluster
-from tfddl._src.comm import (
-    Between,
-    Collective,
-    HierarchicalGroup,
-    Instrumentation,
-    InstrumentedGroup,
-    ProcessGroup,
-    SingleProcessGroup,
-    StallInspector,
-    connect_natively,
-    make_tensorflow_group,
-)
+from tfddl._src.comm.hierarchical_group import HierarchicalGroup
+from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
 from tfddl._src.comm.native import Network
+from tfddl._src.comm.native_group import connect_natively
+from tfddl._src.comm.nccl_group import make_tensorflow_group
+from tfddl._src.comm.process_group import Between, Collective, ProcessGroup
+from tfddl._src.comm.single_process import SingleProcessGroup
+from tfddl._src.comm.stall_inspector import StallInspector
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.runtime.native_setup import NativeSetup
 from tfddl._src.runtime.options import Options

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from tfddl._src.comm import Between, Collective
 from tfddl._src.comm.native import Timeouts
+from tfddl._src.comm.process_group import Between, Collective
 from tfddl.errors import StartError
 
 

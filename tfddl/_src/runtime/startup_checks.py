@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm import Between, Collective
 from tfddl._src.comm.native import TcpRendezvous, format_ranks
+from tfddl._src.comm.process_group import Between, Collective
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.rendezvous.endpoint import MAX_PENDING
 from tfddl._src.rlimits import require_descriptors
