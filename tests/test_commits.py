@@ -182,7 +182,7 @@ FIND = """
 import os
 from pathlib import Path
 from tfddl._src import commits
-store = commits.find(os.environ)
+store = commits.find_store(os.environ)
 if store is not None:
     store.write(b"x")
 """

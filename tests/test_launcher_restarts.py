@@ -36,7 +36,7 @@ from tfddl._src import commits
 with open(f"port.{start}.{rank}", "w") as file:
     file.write(str(port))
 print(f"start {start}")
-store = commits.find(os.environ)
+store = commits.find_store(os.environ)
 assert (store is None) == (rank > 0)
 if store is not None:
     assert store.newest == start - 1
@@ -156,7 +156,7 @@ def test_commits_outlive_hosts(tmp_path: Path) -> None:
         + """
 from tfddl._src import commits
 page.count_step(epoch=start, step=1)
-store = commits.find(os.environ)
+store = commits.find_store(os.environ)
 found = store.read() if store.newest >= 0 else b""
 Path(f"found.{start}.{rank}").write_text(f"{store.newest} {found[5_000_000:].decode()}")
 def commit(text):
