@@ -37,7 +37,7 @@ class Part(enum.StrEnum):
 
 
 class Operation(enum.StrEnum):
-    """A collective."""
+    """Which collective is measured."""
 
     ALLREDUCE = "allreduce"
     ALLGATHER = "allgather"
@@ -139,7 +139,7 @@ class Config:
 
     Attributes:
         workers: jobs of how many workers; more than cores share them. On hosts they are dealt out
-            round by round, one to each host that has room (default: 1,2,4, as far as there are
+            round-robin, one to each host with a free slot (default: 1,2,4, as far as there are
             cores, and 2 in any case; on hosts one per host, and one for each slot)
         only: some of collectives, training, start, reading (default: all but reading; start
             measures memory, too)

@@ -30,7 +30,7 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """In messages."""
+        """The hosts, separated by commas."""
         return ", ".join(self.hosts)
 
     @classmethod

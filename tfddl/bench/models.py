@@ -62,5 +62,5 @@ def make_batch(workload: Workload, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def gradient_bytes(model: keras.Model) -> int:
-    """Of one step."""
+    """Bytes of all gradients of one step."""
     return sum(int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in model.trainable_variables)

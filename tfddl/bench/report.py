@@ -110,7 +110,7 @@ def _training_row(speed: TrainingSpeed) -> list[str]:
         f"{speed.model} {speed.image_size} x {speed.batch_size}",
         *(str(speed.workers), speed.transport, _STYLES[speed.style]),
         f"{speed.images_per_s.median:.1f}",
-        f"{speed.lone_images_per_s.median:.1f}",
+        f"{speed.plain_images_per_s.median:.1f}",
         f"{speed.ratio.median:.3f}",
         f"{speed.ratio.least:.3f}..{speed.ratio.most:.3f}",
         _NOTHING if over is None else f"{over.median:.2f}",
@@ -141,9 +141,9 @@ def _starts(results: Results, render: Render) -> str:
 
 
 def _memory(results: Results, render: Render) -> str:
-    lone = {(s.model, s.workers): s for s in results.starts if s.transport == PLAIN}
+    plain = {(s.model, s.workers): s for s in results.starts if s.transport == PLAIN}
     rows = [
-        _memory_row(start, lone[start.model, start.workers])
+        _memory_row(start, plain[start.model, start.workers])
         for start in results.starts
         if start.transport not in (PLAIN, SINGLE)
     ]
@@ -151,13 +151,13 @@ def _memory(results: Results, render: Render) -> str:
     return _section(_MEMORY, headings, rows, render)
 
 
-def _memory_row(start: Start, lone: Start) -> list[str]:
-    more = start.kept_bytes - lone.kept_bytes
+def _memory_row(start: Start, plain: Start) -> list[str]:
+    more = start.kept_bytes - plain.kept_bytes
     return [
         *(start.model, str(start.workers), start.transport),
-        *(f"{count / 1e6:.0f}" for count in (start.kept_bytes, lone.kept_bytes)),
+        *(f"{count / 1e6:.0f}" for count in (start.kept_bytes, plain.kept_bytes)),
         f"{more / 1e6:+.0f}",
-        f"{(start.started_bytes - lone.started_bytes) / 1e6:+.0f}",
+        f"{(start.started_bytes - plain.started_bytes) / 1e6:+.0f}",
         f"{start.gradient_bytes / 1e6:.1f}",
         f"{more / start.gradient_bytes:+.1f}",
     ]

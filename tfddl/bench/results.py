@@ -43,11 +43,11 @@ class TrainingSpeed:
     transport: str
     style: Style
     images_per_s: Spread
-    lone_images_per_s: Spread
+    plain_images_per_s: Spread
     ratio: Spread
     over_strategy: Spread | None  # a ratio, too; None where TensorFlow's wasn't measured
     step_s: float  # median over all steps and ranks
-    lone_step_s: float
+    plain_step_s: float
     steps_per_round: int
     gradient_bytes: int = 0
     parts: StepTimes | None = None  # None where nothing measures the time in collectives

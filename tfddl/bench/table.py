@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Tables as aligned text."""
 
 from collections.abc import Callable, Sequence
 

@@ -158,12 +158,12 @@ def _speed(
         transport=STRATEGY if style is Style.STRATEGY else session.label,
         style=style,
         images_per_s=Spread.of(images[style]),
-        lone_images_per_s=Spread.of(images[Style.PLAIN]),
+        plain_images_per_s=Spread.of(images[Style.PLAIN]),
         ratio=ratios(images[style], images[Style.PLAIN]),
         over_strategy=over_strategy,
         steps_per_round=len(taken[style][0][0]),
         step_s=statistics.median(flat(taken[style])),
-        lone_step_s=statistics.median(flat(taken[Style.PLAIN])),
+        plain_step_s=statistics.median(flat(taken[Style.PLAIN])),
     )
 
 

@@ -29,7 +29,7 @@ class Workload:
             raise DataError(f"the batch size is {self.batch_size}; it must be at least 1.")
 
     def describe(self) -> str:
-        """For a caption."""
+        """Model, image size and batch size, for captions."""
         return f"{self.label}, {self.image_size} x {self.image_size}, batch {self.batch_size}"
 
 

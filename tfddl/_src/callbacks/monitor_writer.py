@@ -61,7 +61,7 @@ class EventWriter:
                 tf.summary.scalar(tag, value, description=DESCRIPTIONS.get(tag))
 
     def text(self, tag: str, markdown: str, step: int) -> None:
-        """Adds a text."""
+        """Adds Markdown text, for TensorBoard's text plugin."""
         with self._run(JOB).as_default(step):
             tf.summary.text(tag, markdown)
 

@@ -57,7 +57,7 @@ def parse_json(
     """Parses one JSON value (RFC 8259).
 
     Unlike `json.loads` it refuses what parsers treat differently: duplicate keys, NaN and Infinity,
-    numbers that overflow, lone surrogates.
+    numbers that overflow, unpaired surrogates.
 
     Args:
         text: the value; bytes are UTF-8.
@@ -87,11 +87,11 @@ def parse_json(
             parse_int=_integer,
             parse_float=_float,
         )
-        # json.loads accepts escapes of lone surrogates, which can't be encoded in UTF-8.
+        # json.loads accepts escapes of unpaired surrogates, which can't be encoded in UTF-8.
         if "\\u" in decoded:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ClusterError(f"{what} has a lone surrogate in it: {quote(decoded)}") from None
+        raise ClusterError(f"{what} has an unpaired surrogate in it: {quote(decoded)}") from None
     except ValueError as error:
         raise ClusterError(f"{what} is not JSON ({error}): {quote(decoded)}{hint}") from None
     return value

@@ -1,4 +1,4 @@
-"""barrier."""
+"""barrier: all ranks wait until all have called it."""
 
 import tensorflow as tf
 

@@ -75,7 +75,7 @@ class ProcessSet:
 
 
 global_process_set = ProcessSet()
-"""All ranks."""
+"""The set of all ranks."""
 
 
 class GradientRule(enum.Enum):

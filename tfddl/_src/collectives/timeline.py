@@ -51,7 +51,7 @@ class _Timeline:
         """Which trace of rank 0 this rank has been in last, counted from 1."""
 
     def start(self, path: Path) -> None:
-        """Begins a trace."""
+        """Starts recording; the trace is written to `path` at the end."""
         self.path = path
         self._number += 1
         self._recorded.start_tracing()

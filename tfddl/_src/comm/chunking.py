@@ -41,17 +41,17 @@ def cut(lengths: Sequence[int], *, most: int, itemsize: int) -> list[Chunk]:
     step = max(1, _ALIGNED_BYTES // itemsize)
     most = max(most // step, 1) * step
     chunks: list[Chunk] = []
-    room = 0
+    space = 0
     for tensor, length in enumerate(lengths):
-        if 0 < length <= room:
+        if 0 < length <= space:
             chunks[-1].append(Span(tensor, 0, length))
-            room -= length
+            space -= length
         elif length:
             number = -(-length // most)
             each = -(-length // (number * step)) * step
             starts = range(0, length, each)
             chunks += [[Span(tensor, i, min(i + each, length))] for i in starts]
-            room = most - length if number == 1 else 0
+            space = most - length if number == 1 else 0
     return chunks
 
 

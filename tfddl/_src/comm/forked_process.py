@@ -37,17 +37,17 @@ class ForkedProcessGroup(ProcessGroup):
         scale: tf.Tensor | None = None,
         invocation: Invocation = UNNAMED,
     ) -> list[tf.Tensor]:
-        """Refuses."""
+        """Raises UnsupportedError."""
         self._refuse()
 
     def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
-        """Refuses."""
+        """Raises UnsupportedError."""
         self._refuse()
 
     def broadcast(
         self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
     ) -> list[tf.Tensor]:
-        """Refuses."""
+        """Raises UnsupportedError."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

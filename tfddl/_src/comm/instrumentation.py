@@ -32,7 +32,7 @@ class Event:
 
     name: str
     ranks: tuple[int, ...]
-    """Who took part."""
+    """Those that took part."""
 
     num_bytes: int
     """What this rank gave."""

@@ -26,7 +26,7 @@ class LazyVariable:
 
     @property
     def value(self) -> tf.Variable:
-        """The variable."""
+        """The variable, created at the first use."""
         with self._lock:
             if self._variable is None:
                 self._variable = create_outside_graph(self._make)

@@ -21,7 +21,7 @@ class Collective(enum.StrEnum):
     """By which means TensorFlow's collectives move bytes."""
 
     RING = "ring"
-    """gRPC, for CPUs."""
+    """Over gRPC, for CPUs."""
 
     NCCL = "nccl"
     """NVIDIA's library, for GPUs."""

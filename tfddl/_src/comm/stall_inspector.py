@@ -95,7 +95,7 @@ class StallInspector:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Ends looking."""
+        """Stops inspecting."""
         self._stop.set()
         self._thread.join(timeout=5)
         atexit.unregister(self.close)

@@ -111,7 +111,7 @@ class Shared:
 
 
 class Launch(Protocol):
-    """Launches an op."""
+    """Launches one of TensorFlow's collective operations."""
 
     def __call__(self, chunk: tf.Tensor, channel: int) -> tf.Tensor:
         """Returns the result for a chunk, sent through a channel."""

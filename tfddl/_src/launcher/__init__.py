@@ -24,8 +24,8 @@ How it works, from the outside in:
 - The agent of this machine is an object in the supervisor's process (`local_client`): messages are
   calls. The agent of another host is a process there (`agent_server`): messages are `frames` on its
   standard input and output, through ssh (`ssh_client`). Its silence means that the host is lost.
-- On several nodes with a tfddlrun on each, `node_rendezvous` makes one job of them before any worker
-  starts; after that every tfddlrun supervises the workers of its own host.
+- On several nodes with a tfddlrun on each, `node_rendezvous` makes one job of them before any
+  worker starts; after that every tfddlrun supervises the workers of its own host.
 - Output goes from the agent to a `LogSink`, which shows it on the `Console` and writes the log.
 - Commits are kept in a `HostStore` by each agent; `commit_relay` carries the newest one from the
   hosts of one start to those of the next.

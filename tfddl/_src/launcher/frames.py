@@ -26,7 +26,7 @@ class FrameError(ValueError):
 
 
 def pack(message: Message, data: bytes = b"") -> bytes:
-    """Writes a frame."""
+    """The bytes of a frame: lengths, the message as JSON, the data."""
     text = json.dumps(message).encode("ascii")
     return _LENGTHS.pack(len(text), len(data)) + text + data
 

@@ -26,7 +26,7 @@ _REACH = (
 def add_flags(group: argparse._ArgumentGroup) -> None:
     """Adds them to a parser."""
     group.add_argument(
-        "-H", "--hosts", metavar="HOST:N,…", help="hosts, and how many workers each has room for"
+        "-H", "--hosts", metavar="HOST:N,…", help="hosts, and how many workers each takes"
     )
     group.add_argument(
         "--hostfile",

@@ -20,7 +20,7 @@ _SLOTS = re.compile(r"(slots|max_slots|max-slots)=(?P<number>.*)")
 
 @dataclass(frozen=True)
 class HostSlots:
-    """A host, and how many workers it has room for.
+    """A host, and how many workers it takes.
 
     Attributes:
         name: the name that ssh and the other hosts find it by; an IPv6 address has no brackets.
@@ -85,7 +85,7 @@ def fill_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlots,
     Raises:
         LaunchError: there are more workers than slots.
     """
-    _require_room(hosts, num_workers, asked="workers (-np)")
+    _require_slots(hosts, num_workers, asked="workers (-np)")
     filled: list[HostSlots] = []
     left = num_workers
     for host in hosts:
@@ -96,7 +96,7 @@ def fill_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlots,
 
 
 def spread_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlots, ...]:
-    """The hosts that so many workers are dealt out to, one to each that has room, round by round.
+    """The hosts that so many workers are placed on, round-robin, one to each with a free slot.
 
     Args:
         hosts: those that there are.
@@ -105,7 +105,7 @@ def spread_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlot
     Raises:
         LaunchError: there are more workers than slots.
     """
-    _require_room(hosts, num_workers, asked="workers")
+    _require_slots(hosts, num_workers, asked="workers")
     dealt = dict.fromkeys(hosts, 0)
     left = num_workers
     while left:
@@ -116,11 +116,11 @@ def spread_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlot
     return tuple(HostSlots(host.name, slots) for host, slots in dealt.items() if slots)
 
 
-def _require_room(hosts: Sequence[HostSlots], num_workers: int, *, asked: str) -> None:
-    room = sum(host.slots for host in hosts)
-    if num_workers > room:
+def _require_slots(hosts: Sequence[HostSlots], num_workers: int, *, asked: str) -> None:
+    slots = sum(host.slots for host in hosts)
+    if num_workers > slots:
         raise LaunchError(
-            f"{num_workers} {asked} don't fit on {len(hosts)} hosts with {room} slots. HINT: give "
+            f"{num_workers} {asked} don't fit on {len(hosts)} hosts with {slots} slots. HINT: give "
             "a host more slots, as in -H hostA:4"
         )
 

@@ -65,7 +65,7 @@ class LogFile:
             self._tell_loss(f"the log {self._path}", error)
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the file."""
         os.close(self._fd)
 
 

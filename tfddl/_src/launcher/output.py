@@ -210,16 +210,16 @@ class Console:
     def _fit(self, text: str, stream: Stream) -> str:
         """Cuts to the width of the terminal: a line that wraps can't be erased any more."""
         try:
-            room = os.get_terminal_size(self._fds[stream]).columns - 1
+            columns = os.get_terminal_size(self._fds[stream]).columns - 1
         except OSError:
             return text
-        if room <= 0:
+        if columns <= 0:
             return text
         pieces = []
         for piece in _ESCAPES.split(text):
             is_escape = piece.startswith("\x1b[")
-            pieces.append(piece if is_escape else piece[:room])
-            room -= 0 if is_escape else len(pieces[-1])
+            pieces.append(piece if is_escape else piece[:columns])
+            columns -= 0 if is_escape else len(pieces[-1])
         return "".join(pieces)
 
     def _put(self, stream: Stream, text: str) -> None:

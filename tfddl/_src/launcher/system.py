@@ -31,7 +31,7 @@ class HasFileno(Protocol):
     """Something that is open."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """The file descriptor."""
 
 
 def require_linux(program: str) -> None:

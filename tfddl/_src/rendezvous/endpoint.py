@@ -37,7 +37,7 @@ MAX_PENDING = 128
 _MIN_HANDSHAKE_S = 0.1
 
 # Connections that the kernel queues until they are accepted; it may queue fewer
-# (net.core.somaxconn). Clients that find no room try again.
+# (net.core.somaxconn). Clients that find no space try again.
 _BACKLOG = 1024
 
 # Until the next attempt to accept, where no descriptors are left.
@@ -205,7 +205,7 @@ class Endpoint:
     def _accept(self) -> None:
         """Accepts the connections that the kernel has queued."""
         for _ in range(MAX_PENDING):
-            if len(self._pending) >= MAX_PENDING and not self._make_room():
+            if len(self._pending) >= MAX_PENDING and not self._drop_oldest():
                 return
             try:
                 connection, _ = self._listener.accept()
@@ -214,7 +214,7 @@ class Endpoint:
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
                     raise
-                if not self._make_room():
+                if not self._drop_oldest():
                     return
                 continue
             pending = PendingConnection(connection, self._key)
@@ -223,7 +223,7 @@ class Endpoint:
             if not pending.challenge():
                 self._drop(pending)
 
-    def _make_room(self) -> bool:
+    def _drop_oldest(self) -> bool:
         """Drops the oldest handshake, or stops accepting for a moment; True if it dropped."""
         now_s = time.monotonic()
         oldest = next(iter(self._pending.values()), None)  # Dicts keep the order of insertion.

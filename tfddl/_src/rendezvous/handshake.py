@@ -78,7 +78,7 @@ class PendingConnection:
         if not is_own_user(self.connection):
             return False
         try:
-            # Not sendall: the buffer of a new connection is empty, and has room for it.
+            # Not sendall: the buffer of a new connection is empty, and has space for it.
             self.connection.send(_CHALLENGE.pack(_MAGIC, self._nonce))
         except OSError:
             return False

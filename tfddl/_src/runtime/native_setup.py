@@ -48,7 +48,7 @@ class NativeSetup:
 
     @property
     def cluster(self) -> Cluster:
-        """All workers."""
+        """All workers of the job."""
         return self.rendezvous.cluster
 
     def share_memory(self) -> native.Network | None:
@@ -58,7 +58,7 @@ class NativeSetup:
             None if it can't be done; the log says why.
         """
         cluster = self.cluster
-        seat = native.PeerConfig(
+        config = native.PeerConfig(
             # Hosts may be names of one machine.
             job=f"{self.rendezvous.secret.hex()} {cluster.host}",
             secret=self.rendezvous.secret,
@@ -69,7 +69,7 @@ class NativeSetup:
             spins=self._spins,
         )
         try:
-            return _announcing_exit(native.connect_local(seat))
+            return _announcing_exit(native.connect_local(config))
         except CommunicationError as error:
             _LOG.warning("rank %d can't share memory: %s", cluster.rank, error)
             return None
@@ -91,7 +91,7 @@ class NativeSetup:
         hosts = [cluster.hosts[host_of[rank]] for rank in range(cluster.size)]
         addresses = [native.Address(*at) for at in zip(hosts, ports, strict=True)]
         listener.start(addresses, self.rendezvous.secret)
-        seat = native.PeerConfig(
+        config = native.PeerConfig(
             job="",
             rank=cluster.rank,
             size=cluster.size,
@@ -101,7 +101,7 @@ class NativeSetup:
         )
         others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
         try:
-            return _announcing_exit(native.connect_hosts(seat, listener, others))
+            return _announcing_exit(native.connect_hosts(config, listener, others))
         except CommunicationError as error:
             _LOG.warning("rank %d can't speak to other hosts by itself: %s", cluster.rank, error)
             return None

@@ -45,7 +45,7 @@ from tfddl.errors import (
 # How often a thread that waits looks whether it should go on.
 _POLL_S = 1.0
 
-# How often a thread looks whether there is room again for its message.
+# How often a thread looks whether there is space again for its message.
 _FULL_POLL_S = 0.001
 
 
@@ -53,7 +53,7 @@ class Closable(Protocol):
     """What has to be closed."""
 
     def close(self) -> None:
-        """Closes it."""
+        """Releases its descriptors."""
 
 
 class Mesh:
@@ -104,7 +104,7 @@ class Mesh:
         self._inherited += sockets.values()
 
     def send(self, peers: Iterable[int], tag: Tag, message: Message) -> None:
-        """Sends a message to each of some peers; may wait for room, while receiving.
+        """Sends a message to each of some peers; may wait for space, while receiving.
 
         A peer that has ended is no error here, but where a message of it is waited for: what it
         sent before its end may be still unread.
@@ -295,7 +295,7 @@ class Mesh:
         return list(self._mailbox.get(tag, ()))
 
     def _send_when_possible(self, peer: int, data: bytes | None) -> None:
-        """Receives until a peer's queue has room: it may itself wait until we read ours.
+        """Receives until a peer's queue has space: it may itself wait until we read ours.
 
         Args:
             peer: who is to get it.
@@ -332,7 +332,7 @@ class Mesh:
 
     def _tell(self, peers: Iterable[int] | None, tag: Tag, payload: bytes) -> None:
         """Sends a control message; to all if `peers` is None. Not to those whose queue is full."""
-        # Without waiting for room: operations don't depend on control messages.
+        # Without waiting for space: operations don't depend on control messages.
         data = pack_message(tag, Message(0, 0, payload))
         for peer in self._sockets.by_peer if peers is None else peers:
             self._offer(peer, data)

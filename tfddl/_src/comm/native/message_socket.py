@@ -46,7 +46,7 @@ class MessageSocket(abc.ABC):
 
     @abc.abstractmethod
     def offer(self, message: bytes) -> bool:
-        """Takes a message for sending, if there is room for it.
+        """Takes a message for sending, if there is space for it.
 
         Returns:
             False if it wasn't taken. True, too, if the other end is gone: whoever waits for its

@@ -86,7 +86,7 @@ class OutputPool:
 
     @property
     def num_bytes(self) -> int:
-        """Of all blocks."""
+        """Size of all blocks together."""
         return sum(block.shared.nbytes for block in self._blocks.values())
 
     def offer_free(self, completed: int) -> bytes:
