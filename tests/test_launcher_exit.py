@@ -345,7 +345,7 @@ def test_a_killed_launcher_leaves_nothing(killed: str, remote: bool, tmp_path: P
             os.killpg(process.pid, signal.SIGKILL)
         else:
             lines = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in (process.pid, inner)}
-            named = [int(pid) for pid, text in lines.items() if "tfddl._src.launcher" in text]
+            named = [int(pid) for pid, text in lines.items() if "tfddl.launcher" in text]
             assert named == [process.pid]
             assert Path(f"/proc/{inner}/comm").read_text() == "tfddl-workers\n"
             os.kill(process.pid, signal.SIGKILL)

@@ -635,7 +635,7 @@ def test_nccl_keeps_to_the_interface(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert launch("-np", "1", *worker(script), cwd=tmp_path).stdout == "[0] None\n"
 
 
-@pytest.mark.parametrize("interface", [(), ("--network-interface", "ib0,cable")])
+@pytest.mark.parametrize("interface", [(), ("--network-interface", "ib0,veth0")])
 def test_nodes_on_hosts_of_their_own(interface: tuple[str, ...], tmp_path: Path) -> None:
     """Two network namespaces, and no ssh between them."""
     script = TELL.replace('"MINE"', '"NCCL_SOCKET_IFNAME"')
@@ -662,7 +662,7 @@ def test_nodes_on_hosts_of_their_own(interface: tuple[str, ...], tmp_path: Path)
     assert hosts == ["10.77.0.1", "10.77.0.1", "10.77.0.2"]
     assert {json.dumps(task["cluster"]) for task, _ in told} == {json.dumps(told[0][0]["cluster"])}
     assert {variables["NCCL_SOCKET_IFNAME"] for _, variables in told} == {
-        "=cable" if interface else None
+        "=veth0" if interface else None
     }
 
 

@@ -532,7 +532,7 @@ def test_hosts_of_their_own(tmp_path: Path) -> None:
         done = run("-H", addresses, *worker("print(task['cluster']['worker'][0])"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("] 10.77.0.1:") == 3
-        done = run("-H", addresses, "--network-interface", "cable", *worker("print('x')"))
+        done = run("-H", addresses, "--network-interface", "veth0", *worker("print('x')"))
         assert done.returncode == 0, done.stderr
         done = run("-H", "localhost:1,10.77.0.2:1", "true")
         assert done.returncode == 127

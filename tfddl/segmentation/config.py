@@ -70,7 +70,6 @@ class TrainConfig(JobConfig):
     resume: bool
     save_every_steps: int | None
     keep: int
-    pieces: int | None
     output_dir: Path
     tensorboard_dir: Path | None
 

@@ -37,20 +37,18 @@ flags.DEFINE_integer(
 )
 
 
-def run_job(config: JobConfig, work: Callable[[], Any], **options: Any) -> None:
+def run_job(config: JobConfig, work: Callable[[], Any]) -> None:
     """Calls `tfddl.init` as a configuration says, then `work`, then `tfddl.shutdown`.
 
     Args:
         config: The same on every rank.
         work: What the workers do together.
-        **options: More of `tfddl.init`.
     """
     tfddl.init(
         collective=config.collective,
         between_hosts=config.between_hosts,
         intra_op_threads=config.intra_op_threads,
         inter_op_threads=config.inter_op_threads,
-        **options,
     )
     work()
     tfddl.shutdown()

@@ -118,14 +118,6 @@ flags.DEFINE_integer(
     "[checkpoints] Save also within an epoch, every so many steps. [default: after each epoch]",
 )
 flags.DEFINE_integer("keep", 3, "[checkpoints] How many of the newest are kept, beside the best.")
-flags.DEFINE_integer(
-    "pieces",
-    None,
-    "[runtime] How many chunks of a large tensor TensorFlow's collectives send at once, 1 to 16. "
-    "[default: measured between two hosts, otherwise 8; 1 for nccl]",
-    lower_bound=1,
-    upper_bound=16,
-)
 flags.DEFINE_string(
     "output_dir",
     "runs/segmentation",
@@ -192,7 +184,7 @@ def _train() -> None:
     # Imported here: TensorFlow takes seconds, which --help and wrong flags needn't wait for.
     from tfddl.segmentation.training import train
 
-    job_flags.run_job(config, lambda: train(config), pieces=config.pieces)
+    job_flags.run_job(config, lambda: train(config))
 
 
 if __name__ == "__main__":
