@@ -320,7 +320,7 @@ def test_horovod_scripts_run_on_hosts(tmp_path: Path) -> None:
     script = """
 names = "RANK SIZE LOCAL_RANK LOCAL_SIZE CROSS_RANK CROSS_SIZE HOSTNAME".split()
 print(*(os.environ[f"HOROVOD_{name}"] for name in names))
-assert os.environ["PYTHONPATH"].split(":")[0].endswith("tfddl/horovod/site")
+assert os.environ["PYTHONPATH"].split(":")[0].endswith("tfddl/_src/horovod/site")
 """
     options = (*TWO, "--horovod", "--ssh-command", stand_in(tmp_path / "ssh"))
     done = launch(*options, "--max-restarts", "1", *worker(script), cwd=tmp_path)
@@ -332,7 +332,7 @@ assert os.environ["PYTHONPATH"].split(":")[0].endswith("tfddl/horovod/site")
     ]
     shown = launch(*options, "--dry-run", "true", cwd=tmp_path).stdout
     assert shown.count("HOROVOD_LOCAL_SIZE=2") == 2
-    assert shown.count("tfddl/horovod/site") == 3
+    assert shown.count("tfddl/_src/horovod/site") == 3
 
 
 def test_addresses_of_an_interface(tmp_path: Path) -> None:

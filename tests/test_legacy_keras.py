@@ -42,7 +42,7 @@ class SGD:  # Keras 2's: not one of Keras 3's classes.
 try:
     tfddl.DistributedOptimizer(SGD())
 except tfddl.errors.UnsupportedError as error:
-    assert "takes a Keras 3 optimizer" in str(error)
+    assert "expected a Keras 3 optimizer" in str(error)
 print("trained")
 """
 
