@@ -49,7 +49,7 @@ def nccl() -> Iterator[NcclGroup]:
     recorded = Instrumentation(tfddl.size())
     recorded.keep_on(made.device, stays_there=made.stays_on_device)
     inspector = StallInspector(
-        runtime.job.rendezvous, runtime.options.patience, recorded, made.abort
+        runtime.job.rendezvous, runtime.options.timeouts, recorded, made.abort
     )
     runtime.process_group, runtime.instrumentation = InstrumentedGroup(made, recorded), recorded
     agreed = _AGREED.current().copy()

@@ -32,13 +32,13 @@ def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     """
     if tensor.dtype in group.process_group.dtypes:
         return tensor
-    carrier = TRANSFER_DTYPES.get(tensor.dtype, tensor.dtype)
-    if carrier not in group.process_group.dtypes:
+    transfer_dtype = TRANSFER_DTYPES.get(tensor.dtype, tensor.dtype)
+    if transfer_dtype not in group.process_group.dtypes:
         known = sorted(d.name for d in {*group.process_group.dtypes, *TRANSFER_DTYPES})
         raise UnsupportedError(
             f"{tensor.dtype.name} can't travel between workers; these can: {', '.join(known)}."
         )
-    return tf.cast(tensor, carrier)
+    return tf.cast(tensor, transfer_dtype)
 
 
 def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:

@@ -101,16 +101,18 @@ class NativeGroup(ProcessGroup):
             members: As the network numbers them, ascending.
         """
         network = shared.network
-        self._wire = Communicator(network, members)
-        super().__init__(self._wire.rank, [network.mesh.global_ranks[member] for member in members])
+        self._communicator = Communicator(network, members)
+        super().__init__(
+            self._communicator.rank, [network.mesh.global_ranks[member] for member in members]
+        )
         self.name, self.overlaps = network.name, shared.overlaps
-        self.counters = self._wire.counters
+        self.counters = self._communicator.counters
         self._shared = shared
 
     def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         if len(ranks) == 1:
             return SingleProcessGroup(self.ranks[ranks[0]])
-        return self._shared.group(tuple(self._wire.ranks[rank] for rank in ranks))
+        return self._shared.group(tuple(self._communicator.ranks[rank] for rank in ranks))
 
     def abort(self, text: str) -> None:
         """See `ProcessGroup.abort`; of all groups over the network."""
@@ -127,7 +129,7 @@ class NativeGroup(ProcessGroup):
         """See `ProcessGroup.all_reduce`."""
 
         def work(call: OpSignature, arrays: Arrays, factor: float | None) -> Arrays:
-            return self._wire.all_reduce(arrays, op, call, scale=factor)
+            return self._communicator.all_reduce(arrays, op, call, scale=factor)
 
         return self._run_alike(work, tensors, scale, invocation)
 
@@ -135,7 +137,7 @@ class NativeGroup(ProcessGroup):
         """See `ProcessGroup.all_gather`."""
 
         def work(call: OpSignature, arrays: Arrays) -> Arrays:
-            return [self._wire.all_gather(arrays[0].reshape(-1), call)]
+            return [self._communicator.all_gather(arrays[0].reshape(-1), call)]
 
         [rows] = self._run(work, [flat], [flat.dtype], invocation)
         rows.set_shape([self.size, flat.shape[0]])
@@ -147,7 +149,7 @@ class NativeGroup(ProcessGroup):
         """See `ProcessGroup.broadcast`."""
 
         def work(call: OpSignature, arrays: Arrays, _: float | None) -> Arrays:
-            return self._wire.broadcast(arrays, root, call)
+            return self._communicator.broadcast(arrays, root, call)
 
         return self._run_alike(work, tensors, None, invocation)
 
@@ -163,7 +165,7 @@ class NativeGroup(ProcessGroup):
 
         def work(call: OpSignature, arrays: Arrays) -> Arrays:
             flat, each = arrays
-            return [self._wire.reduce_scatter(flat, each.tolist(), op, call)]
+            return [self._communicator.reduce_scatter(flat, each.tolist(), op, call)]
 
         each = tf.convert_to_tensor(lengths, tf.int64)
         [part] = self._run(work, [flat, each], [flat.dtype], invocation)
@@ -179,7 +181,7 @@ class NativeGroup(ProcessGroup):
             flat, each = arrays
             each = each.reshape(self.size, self.size)
             parts = np.split(flat, np.cumsum(each[self.rank])[:-1])
-            return [self._wire.all_to_all(parts, each, call)]
+            return [self._communicator.all_to_all(parts, each, call)]
 
         [joined] = self._run(work, [flat, tf.cast(lengths, tf.int64)], [flat.dtype], invocation)
         joined.set_shape([None])

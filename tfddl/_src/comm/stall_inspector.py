@@ -23,7 +23,7 @@ from tfddl._src.rendezvous import Rendezvous
 from tfddl.errors import PeerLostError, StalledError
 
 _KEY = "tfddl/waits/{}"
-_CIRCLE = "tfddl/circle"
+_DEADLOCK = "tfddl/deadlock"
 """What rank 0 writes where all ranks wait for each other."""
 
 COMPARING = "comparing the ranks before"
@@ -35,7 +35,7 @@ _LOOKS = 10
 """How often to look, at least, within the time until something is done."""
 
 _OTHERWISE_S = 60.0
-"""Instead of that time, where nothing is to be done but to find circles."""
+"""Instead of that time, where only deadlocks are looked for."""
 
 _TELL = 0.1
 """The part of that time after which a rank writes down that it waits. Early: whoever enters later
@@ -67,7 +67,7 @@ class StallInspector:
     def __init__(
         self,
         notes: Rendezvous,
-        patience: Timeouts,
+        timeouts: Timeouts,
         instrumentation: Instrumentation,
         abort: Callable[[str], None],
     ) -> None:
@@ -75,16 +75,16 @@ class StallInspector:
 
         Args:
             notes: Where all ranks can read and write.
-            patience: After how long to warn, and to end what waits.
+            timeouts: After how long to warn, and to end what waits.
             instrumentation: What this rank is in.
             abort: Ends what waits, with a text.
         """
         self._rank = notes.cluster.rank
-        self._notes, self._patience = notes, patience
+        self._notes, self._timeouts = notes, timeouts
         self._instrumentation, self._abort = instrumentation, abort
         self._written = ""
         self._stop = threading.Event()
-        times_s = [s for s in (patience.warn_s, patience.abort_s) if s > 0]
+        times_s = [s for s in (timeouts.warn_s, timeouts.abort_s) if s > 0]
         self._thread = threading.Thread(
             target=self._look,
             args=(min(times_s, default=_OTHERWISE_S),),
@@ -113,15 +113,15 @@ class StallInspector:
             waited_s = now_s - since_s
             if waited_s >= min(PROBE_AFTER_S, _TELL * first_s) and not self._written:
                 self._write(self._note(ended))
-            text = self._find_circle(waited_s) if self._written else ""
-            if self._patience.abort_s and waited_s >= self._patience.abort_s:
+            text = self._find_deadlock(waited_s) if self._written else ""
+            if self._timeouts.abort_s and waited_s >= self._timeouts.abort_s:
                 text = text or self._describe(waited_s)
             if text:
                 self._abort(text)
                 return
-            if self._patience.warn_s and waited_s >= warned_s + self._patience.warn_s:
+            if self._timeouts.warn_s and waited_s >= warned_s + self._timeouts.warn_s:
                 warned_s = waited_s
-                _LOG.warning("%s; %s", self._describe(waited_s), self._patience.limit)
+                _LOG.warning("%s; %s", self._describe(waited_s), self._timeouts.limit)
 
     def _note(self, ended: int) -> str:
         """What this rank writes, as text."""
@@ -137,10 +137,10 @@ class StallInspector:
         )
         return json.dumps([mine.text, find_user_line(UNKNOWN_THREAD), ended, is_certain])
 
-    def _find_circle(self, waited_s: float) -> str:
+    def _find_deadlock(self, waited_s: float) -> str:
         """What to tell where all ranks wait, and not for the same; otherwise ""."""
         if self._rank:
-            return self._get(_CIRCLE)
+            return self._get(_DEADLOCK)
         notes = {rank: self._read(rank) for rank in range(self._notes.cluster.size)}
         waiting = {rank: note for rank, note in notes.items() if note is not None}
         by_text: dict[str, list[int]] = {}
@@ -154,7 +154,7 @@ class StallInspector:
             and len({note.ended for note in waiting.values()}) == 1
             and not all(text.startswith(COMPARING) for text in by_text)
         )
-        deadlock_s = self._patience.deadlock_s
+        deadlock_s = self._timeouts.deadlock_s
         if not is_certain and not 0 < deadlock_s <= waited_s:
             return ""
         places = {
@@ -163,7 +163,7 @@ class StallInspector:
         }
         found = describe_deadlock(places, waited_s=None if is_certain else waited_s)
         with contextlib.suppress(PeerLostError, StalledError):
-            self._notes.put(_CIRCLE, found)
+            self._notes.put(_DEADLOCK, found)
         return found
 
     def _describe(self, waited_s: float) -> str:

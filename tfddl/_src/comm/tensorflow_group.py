@@ -177,7 +177,7 @@ class TensorFlowGroup(ProcessGroup):
 
     def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
-        carrier = _GATHERED_AS.get(flat.dtype, flat.dtype)
+        transfer_dtype = _GATHERED_AS.get(flat.dtype, flat.dtype)
 
         def launch(chunk: tf.Tensor, channel: int) -> tf.Tensor:
             rows = tf.raw_ops.CollectiveGatherV2(
@@ -185,7 +185,9 @@ class TensorFlowGroup(ProcessGroup):
             )
             return tf.reshape(rows, [self.size, -1])
 
-        gathered = self._cut_last_axis(tf.bitcast(flat, carrier), launch, empty_rows=self.size)
+        gathered = self._cut_last_axis(
+            tf.bitcast(flat, transfer_dtype), launch, empty_rows=self.size
+        )
         return tf.bitcast(self._in_rank_order(gathered), flat.dtype)
 
     def _in_rank_order(self, rows: tf.Tensor) -> tf.Tensor:

@@ -97,7 +97,7 @@ class GroupSetup:
     def _instrumented(self, group: ProcessGroup) -> ProcessGroup:
         """A group that knows by itself neither what it does nor whom it waits for."""
         self.instrumentation.keep_on(group.device, stays_there=group.stays_on_device)
-        StallInspector(self.rendezvous, self.options.patience, self.instrumentation, group.abort)
+        StallInspector(self.rendezvous, self.options.timeouts, self.instrumentation, group.abort)
         return InstrumentedGroup(group, self.instrumentation)
 
     def _unread(self) -> Instrumentation:

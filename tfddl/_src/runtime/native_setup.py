@@ -113,11 +113,11 @@ class NativeSetup:
     @property
     def _timeouts(self) -> native.Timeouts:
         """Of two levels, the stall inspector gives up first: it knows who is missing elsewhere."""
-        patience = self.options.patience
+        timeouts = self.options.timeouts
         sizes = [len(ranks) for ranks in self.cluster.ranks_of_hosts]
-        if len(sizes) == 1 or max(sizes) == 1 or not patience.abort_s:
-            return patience
-        return dataclasses.replace(patience, abort_s=patience.abort_s + _AFTER_INSPECTOR_S)
+        if len(sizes) == 1 or max(sizes) == 1 or not timeouts.abort_s:
+            return timeouts
+        return dataclasses.replace(timeouts, abort_s=timeouts.abort_s + _AFTER_INSPECTOR_S)
 
 
 def _announcing_exit(network: native.Network) -> native.Network:

@@ -55,7 +55,7 @@ class Options:
         return self.timeout_s if self.start_timeout_s is None else self.start_timeout_s
 
     @property
-    def patience(self) -> Timeouts:
+    def timeouts(self) -> Timeouts:
         """How long to wait for others in an operation."""
         return Timeouts(
             warn_s=self.stall_warning_s,
