@@ -148,13 +148,15 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "callbacks":
-        return importlib.import_module("tfddl.callbacks")
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"tfddl._src.{module}"), name)
-    raise AttributeError(f"module 'tfddl' has no attribute {name!r}")
+if not TYPE_CHECKING:  # A type checker would take any name for one that is there.
+
+    def __getattr__(name: str) -> Any:
+        if name == "callbacks":
+            return importlib.import_module("tfddl.callbacks")
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"tfddl._src.{module}"), name)
+        raise AttributeError(f"module 'tfddl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
