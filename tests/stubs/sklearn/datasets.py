@@ -5,6 +5,6 @@ from typing import Any
 from tests import digits
 
 
-def load_digits(*, return_X_y: bool = False) -> Any:  # noqa: N803 - scikit-learn's name
+def load_digits(*, return_X_y: bool = False) -> Any:
     drawn = digits.load_digits()
     return (drawn.data, drawn.target) if return_X_y else drawn
