@@ -64,8 +64,7 @@ def test_an_exception_is_raised_in_order() -> None:
 
 
 def test_a_host_s_workers_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("cores", "threads"):  # `tests/test_cores.py` tries quotas.
-        monkeypatch.setattr(f"tfddl.{room}.cpu_quota", lambda: None)
+    monkeypatch.setattr("tfddl._src.cpu.cpu_quota", lambda: None)  # `test_cores.py` tries quotas.
     usable = len(os.sched_getaffinity(0))
     assert cores_of_worker(1) == usable
     assert cores_of_worker(1000) == 1
