@@ -1,0 +1,89 @@
+"""The documentation is true as far as a test can tell: snippets run, texts and names are there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tfddl
+from tests import error_texts
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")])
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_index_of_error_texts_is_current() -> None:
+    hint = "HINT: python -m tests.error_texts"
+    assert error_texts.PAGE.read_text() == error_texts.render(), hint
+
+
+def test_quoted_messages_are_tfddls() -> None:
+    """Each text in quotation marks of the troubleshooting page, between its "…"."""
+    strings = []
+    for path in (ROOT / "tfddl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                strings.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                values = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                strings.append("".join(map(str, values)))
+    said = "\n".join(strings)
+    page = (DOCS / "troubleshooting.md").read_text()
+    quoted = re.findall(r'\*\*"([^"*]+)"\*\*', page)
+    assert len(quoted) > 5
+    for text in quoted:
+        for fragment in re.split(r"…|\d+", text):
+            assert fragment.strip() in said, fragment
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    entries = set(re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
+    names = {f"tfddl.{name}" for name in tfddl.__all__} - {"tfddl.callbacks"}
+    names |= {f"tfddl.callbacks.{name}" for name in tfddl.callbacks.__all__}
+    names -= {"tfddl.callbacks.load_checkpoint"}  # It is tfddl.load_checkpoint.
+    assert entries == names | {"tfddl.models.unet"}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = set(re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert named == {path.name for path in DOCS.glob("*.md")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text):
+        assert (page.parent / link).exists(), link
+    named = re.findall(r"`((?:tests|launch|examples|tfddl)/[\w./]+\.\w+)`", text)
+    named += re.findall(r"\./(launch/[a-z]+\.sh)", text)
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.long
+def test_the_first_script_trains(tmp_path: Path) -> None:
+    text = (DOCS / "getting-started.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    script = tmp_path / "train.py"
+    script.write_text(lines + "print('loss', round(model.history.history['loss'][-1], 6))\n")
+    for launcher in ([], [sys.executable, "-m", "tfddl.launcher", "-np", "2"]):
+        done = subprocess.run(
+            [*launcher, sys.executable, str(script)],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses = re.findall(r"loss ([\d.]+)$", done.stdout, re.MULTILINE)
+        assert len(losses) == (2 if launcher else 1)
+        assert len(set(losses)) == 1
