@@ -10,10 +10,10 @@ PAGE = ROOT / "docs" / "errors.md"
 _HEAD = """\
 # Error texts
 
-Every text of tfddl's errors that is spelled in one place, by class, for the search of this page; "…"
-stands for what differs: a rank, a name, a number. What most of them come from, and what to do, is in
-[troubleshooting](troubleshooting.md). Each class is in `tfddl.errors`, and also inherits the builtin
-exception in parentheses. This page is written by `python -m tests.error_texts`.
+Every text of tfddl's errors that is spelled in one place, by class, for the search of this page;
+"…" stands for what differs: a rank, a name, a number. What most of them come from, and what to do,
+is in [troubleshooting](troubleshooting.md). Each class is in `tfddl.errors`, and also inherits the
+builtin exception in parentheses. This page is written by `python -m tests.error_texts`.
 """
 
 
