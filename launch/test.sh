@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks everything: lint, format, types, documentation, tests.
 #
-#   ./launch/test.sh                        some 13 minutes on two cores
+#   ./launch/test.sh                        some 10 minutes on two cores
 #   ./launch/test.sh --all                  the long tests too, at most 90 minutes
 #   ./launch/test.sh --ring                 several workers over TensorFlow's collectives instead of
 #                                           shared memory, wherever a test leaves the choice

@@ -118,7 +118,7 @@ def test_json() -> None:
         ("[-Infinity]", "X is not JSON (-Infinity is no number of JSON)"),
         ("1e999", "X is not JSON (the number '1e999' is too large)"),
         ("1" * 5000, "X is not JSON (a number of 5000 digits is too long)"),
-        ('"\\ud800"', "X has a lone surrogate in it"),
+        ('"\\ud800"', "X has an unpaired surrogate in it"),
         ("\udcff", "X is not text in UTF-8"),  # as os.environ gives bytes that are no UTF-8
         (b"\xff", "X is not text in UTF-8"),
         ('"' + '\\"' * 500_000, "X is not JSON (Unterminated string"),
