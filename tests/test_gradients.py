@@ -60,7 +60,7 @@ SMALL, LARGE = 200_000, 300_000
 def test_the_way_of_a_gradient(groups: Groups, length: int, operations: int) -> None:
     """It is short, the documentation has all of it, and small gradients go it once per step."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    section = text.split("## The way of a gradient\n")[1].split("\n## ")[0]
+    section = text.split("## Path of a gradient\n")[1].split("\n## ")[0]
     documented = re.findall(r"^\d+\. `([^`]*)`", section, re.MULTILINE)
     assert len(documented) <= 12
     for found in groups(2).run(f"{CASES}:way", length=length):

@@ -92,10 +92,11 @@ Available Frameworks:
 
 Available Controllers:
     [ ] MPI
-    [X] TensorFlow's coordination service, instead of Gloo
+    [X] tfddl's rendezvous (Unix sockets, TCP), instead of Gloo
 
 Available Tensor Operations:
     [X] shared memory, between the workers of a CPU host
+    [X] TCP, between CPU hosts
     [X] RING, TensorFlow's collectives for CPUs
     [?] NCCL, where TensorFlow sees a GPU for each worker; tfddlrun --check says
     [ ] DDL
