@@ -63,7 +63,7 @@ TESTS: dict[str, list[str]] = {
     "tfddl._src.cluster.task": ["tests/test_cluster_task.py", *_readers("cluster_environments")],
     "tfddl._src.cluster.environments.tf_config": _readers("cluster"),
     "tfddl._src.cluster.environments.torchrun": _readers("cluster_environments"),
-    "tfddl._src.cluster.variables": _readers("cluster_environments"),
+    "tfddl._src.cluster.environment_variables": _readers("cluster_environments"),
     "tfddl._src.sharding": ["tests/test_sharding.py"],
     "tfddl._src.comm.native.fusion_buffer": [
         "tests/test_fusion_buffer.py",

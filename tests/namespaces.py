@@ -109,8 +109,8 @@ def sshd(folder: Path, *, address: str, inside: tuple[str, ...] = ()) -> Iterato
     _write_files(folder, address, *free_ports(1))
     log = folder / "log"
     with ExitStack() as stack:
-        # sshd needs it when root runs it (privilege separation), for each new connection: so it stays,
-        # or a test that ends would take it from the sshd of another one.
+        # sshd needs it when root runs it (privilege separation), for each new connection. It stays:
+        # a test that ends would take it from the sshd of another one.
         if os.geteuid() == 0:
             _RUN.mkdir(mode=0o755, exist_ok=True)
         line = [*inside, _SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]

@@ -134,8 +134,8 @@ def test_importing_a_lower_layer_loads_no_tensorflow_by_its_parents() -> None:
 
 
 def test_only_keras_hooks_touches_keras_private_parts() -> None:
-    # `coordination_service` holds what TensorFlow's runtime has no public API for.
-    allowed = ("tfddl._src.keras_hooks", "tfddl._src.comm.coordination_service")
+    # `tensorflow_private` holds what TensorFlow's runtime has no public API for.
+    allowed = ("tfddl._src.keras_hooks", "tfddl._src.comm.tensorflow_private")
     for module in PRIVATE:
         if not module.startswith(allowed):
             private = [n for n in IMPORTS[module] if n.startswith("keras.src") or ".python" in n]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.group import ROOT
 from tfddl._src.cluster import Cluster
-from tfddl._src.launcher import horovod as launched
+from tfddl._src.launcher import horovod_environment as launched
 from tfddl.errors import UnsupportedError
 
 DEVICES = "device_dense='', device_sparse=''"

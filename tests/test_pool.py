@@ -10,7 +10,7 @@ import pytest
 from tests.group import Groups
 from tests.native_workers import run
 from tfddl._src.comm.native import PeerConfig, connect_local
-from tfddl._src.comm.native.pool import OutputPool
+from tfddl._src.comm.native.shared_results import OutputPool
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl.errors import CommunicationError
 

@@ -17,11 +17,11 @@ Usage::
 
 from tfddl._src.cluster.cluster import Cluster, PartialCluster, join_address
 from tfddl._src.cluster.detection import detect
+from tfddl._src.cluster.environment_variables import CORES, START_TIMEOUT, read_start_timeout
 from tfddl._src.cluster.environments import mpi, sagemaker, slurm, tf_config
 from tfddl._src.cluster.nodes import NodeRank, detect_nodes
 from tfddl._src.cluster.parsing import parse_int, parse_json
 from tfddl._src.cluster.secret import SECRET, read_secret
-from tfddl._src.cluster.variables import CORES, START_TIMEOUT, read_start_timeout
 from tfddl._src.cluster.worker_cpus import read_cores
 
 __all__ = [

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import Cluster, PartialCluster
+from tfddl._src.cluster.environment_variables import ALONE, is_single_worker
 from tfddl._src.cluster.environments import (
     indicators,
     kubeflow,
@@ -36,7 +37,6 @@ from tfddl._src.cluster.environments import (
     torchrun,
 )
 from tfddl._src.cluster.task import Task
-from tfddl._src.cluster.variables import ALONE, is_single_worker
 from tfddl.errors import ClusterError
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import check_address
+from tfddl._src.cluster.environment_variables import is_single_worker
 from tfddl._src.cluster.environments import (
     indicators,
     kubeflow,
@@ -21,7 +22,6 @@ from tfddl._src.cluster.environments import (
 from tfddl._src.cluster.environments.master_address import address_with_default_port, read_master
 from tfddl._src.cluster.parsing import MAX_WORKERS, parse_int
 from tfddl._src.cluster.task import Task
-from tfddl._src.cluster.variables import is_single_worker
 from tfddl.errors import ClusterError
 
 _NODE = "NODE_RANK"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import Cluster, PartialCluster, block_addresses, is_loopback
-from tfddl._src.cluster.variables import DEFAULT_PORT, consecutive_ports
+from tfddl._src.cluster.environment_variables import DEFAULT_PORT, consecutive_ports
 from tfddl.errors import ClusterError
 
 _LOOPBACK = "127.0.0.1"

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 
 from tfddl._src.cluster.detection import Detected, Source, detect_source
+from tfddl._src.cluster.environment_variables import CORES, read_int
 from tfddl._src.cluster.environments import slurm
-from tfddl._src.cluster.variables import CORES, read_int
 from tfddl._src.cpu import num_quota_cores
 
 _MOST_CORES = 2**16

@@ -43,6 +43,7 @@ from tfddl._src.collectives.allreduce import (
 from tfddl._src.collectives.alltoall import alltoall
 from tfddl._src.collectives.barrier import barrier
 from tfddl._src.collectives.broadcast import broadcast, broadcast_in, grouped_broadcast
+from tfddl._src.collectives.broadcast_variables import broadcast_variables
 from tfddl._src.collectives.dense import ScaledOp
 from tfddl._src.collectives.negotiation import (
     DisplayName,
@@ -51,6 +52,7 @@ from tfddl._src.collectives.negotiation import (
     describe_tensor,
 )
 from tfddl._src.collectives.objects import allgather_object, broadcast_object
+from tfddl._src.collectives.on_all_ranks import on_all_ranks
 from tfddl._src.collectives.process_sets import (
     GradientRule,
     Group,
@@ -63,9 +65,7 @@ from tfddl._src.collectives.reducescatter import (
     reducescatter,
     reducescatter_in,
 )
-from tfddl._src.collectives.sync_errors import on_all_ranks
 from tfddl._src.collectives.timeline import is_recording, start_timeline, stop_timeline
-from tfddl._src.collectives.variables import broadcast_variables
 from tfddl._src.comm.errors import RanksDisagreeError
 from tfddl._src.comm.native import ReduceOp
 

@@ -8,7 +8,7 @@ from tfddl._src.collectives.negotiation import failing_together
 from tfddl._src.collectives.process_sets import Group
 from tfddl.errors import UnsupportedError
 
-_PACK_BYTES = 16 * 2**20
+_FUSION_BYTES = 16 * 2**20
 """So many that it is no longer the start that costs, so few that others are computed meanwhile."""
 
 _EVERYTHING = 2**62
@@ -59,7 +59,7 @@ def fuse(
         sent = [cast_for_transfer(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
     for positions in positions_by_dtype(tensors):
-        most = _PACK_BYTES if group.process_group.overlaps else _EVERYTHING
+        most = _FUSION_BYTES if group.process_group.overlaps else _EVERYTHING
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
         for run in plan_buffers(sizes, most):
             members = [positions[i] for i in run]

@@ -17,12 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives.process_sets import Group
-from tfddl._src.comm.coordination_service import is_for_xla
 from tfddl._src.comm.errors import RanksDisagreeError, RefusedError
 from tfddl._src.comm.lazy_variable import create_outside_graph
 from tfddl._src.comm.native import OpSignature, describe_difference, format_ranks
 from tfddl._src.comm.process_group import Invocation
 from tfddl._src.comm.stall_inspector import COMPARING
+from tfddl._src.comm.tensorflow_private import is_for_xla
 from tfddl._src.runtime import PerRuntime
 from tfddl.errors import TfddlError, UnsupportedError
 

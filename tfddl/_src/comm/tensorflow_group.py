@@ -31,7 +31,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from tfddl._src.comm import coordination_service
+from tfddl._src.comm import tensorflow_private
 from tfddl._src.comm.abort_guard import AbortGuard
 from tfddl._src.comm.chunking import Chunk, chunk_bytes, cut
 from tfddl._src.comm.native import ReduceOp
@@ -214,7 +214,7 @@ class TensorFlowGroup(ProcessGroup):
     def abort(self, text: str) -> None:
         """See `ProcessGroup.abort`; of all TensorFlow's collectives of this process."""
         self._shared.guard.abort(text)
-        coordination_service.abort_collectives(text)
+        tensorflow_private.abort_collectives(text)
 
     def reduce_scatter(
         self,

@@ -13,7 +13,7 @@ from tfddl import __version__
 from tfddl._src.cluster import NodeRank
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.command_line import accept_underscores
-from tfddl._src.launcher import horovodrun, host_flags, node_flags
+from tfddl._src.launcher import horovodrun_flags, host_flags, node_flags
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.doctor import check_hosts
 from tfddl._src.launcher.dry_run import describe
@@ -93,13 +93,13 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     parser = make_parser(prog)
     arguments = parser.parse_args(argv)
     if arguments.check_build:
-        sys.stdout.write(f"{horovodrun.describe_build()}\n")
+        sys.stdout.write(f"{horovodrun_flags.describe_build()}\n")
         return 0
     if arguments.caller is not None:
         die_with_caller(arguments.caller)
-    horovodrun.translate(arguments)
+    horovodrun_flags.translate(arguments)
     try:
-        horovodrun.refuse(arguments)
+        horovodrun_flags.refuse(arguments)
         node = None if arguments.check else node_flags.read_nodes(arguments, environment)
         notices = _resolve_num_workers(arguments, node, environment)
         fleet = _read_fleet(arguments)
@@ -117,7 +117,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
             return 0
     except LaunchError as error:
         parser.error(str(error))
-    for notice in (*notices, *horovodrun.notices(arguments)):
+    for notice in (*notices, *horovodrun_flags.notices(arguments)):
         _say(prog, notice)
     try:
         require_linux(prog)
@@ -215,7 +215,7 @@ def _read_options(
         fleet=fleet,
         nodes=nodes,
         binding=Binding(arguments.bind),
-        exports=(*map(Export.parse, arguments.x), *horovodrun.exports(arguments)),
+        exports=(*map(Export.parse, arguments.x), *horovodrun_flags.exports(arguments)),
         start_timeout_s=arguments.start_timeout,
         trusts_network=arguments.trusted_network or bool(environment.get(TRUSTED_NETWORK)),
         descriptors=arguments.pass_fds,
@@ -284,7 +284,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     node_flags.add_flags(parser.add_argument_group("several nodes, with a tfddlrun on each"))
     _add_worker_flags(parser.add_argument_group("workers"))
     _add_recovery_flags(parser.add_argument_group("when something fails"))
-    horovodrun.add_flags(parser)
+    horovodrun_flags.add_flags(parser)
     _add_other_flags(parser.add_argument_group("instead of running"))
     _add_hidden_flags(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from tfddl._src.cluster import NodeRank, detect_nodes, join_address
+from tfddl._src.cluster.environment_variables import DEFAULT_PORT, PORT
 from tfddl._src.cluster.environments import sagemaker
 from tfddl._src.cluster.parsing import MAX_PORT, parse_int
-from tfddl._src.cluster.variables import DEFAULT_PORT, PORT
 from tfddl._src.launcher.environment import is_worker
 from tfddl._src.launcher.hosts import MAX_WORKERS
 from tfddl.errors import ClusterError, LaunchError

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from tfddl._src.cluster import Cluster, join_address
 from tfddl._src.cluster.environments import tf_config
-from tfddl._src.launcher import horovod
+from tfddl._src.launcher import horovod_environment
 from tfddl._src.launcher.cores import Binding
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -120,7 +120,7 @@ def plan_processes(  # noqa: PLR0913
                     **DEFAULTS,
                     **_nccl_variables(allocation),
                     **environment,
-                    **(horovod.variables(cluster, environment) if as_horovod else {}),
+                    **(horovod_environment.variables(cluster, environment) if as_horovod else {}),
                     tf_config.VARIABLE: tf_config.render(cluster),
                 }
             ),

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tfddl._src.cluster.environment_variables import ALONE
 from tfddl._src.cluster.parsing import parse_int
-from tfddl._src.cluster.variables import ALONE
 from tfddl.errors import ClusterError
 
 _ADDRESS = "set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in every process"

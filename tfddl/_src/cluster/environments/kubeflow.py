@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import PartialCluster, check_address, join_address
+from tfddl._src.cluster.environment_variables import read_int
 from tfddl._src.cluster.parsing import MAX_PORT, parse_int, quote
-from tfddl._src.cluster.variables import read_int
 from tfddl.errors import ClusterError
 
 NODES = "PET_NNODES"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tfddl._src.cluster.variables import read_int
+from tfddl._src.cluster.environment_variables import read_int
 
 INDEX = "JOB_COMPLETION_INDEX"
 NODES = "TFDDL_NNODES"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfddl._src.cluster.cluster import check_address, join_address
+from tfddl._src.cluster.environment_variables import DEFAULT_PORT, read_int, read_port
 from tfddl._src.cluster.parsing import MAX_PORT
-from tfddl._src.cluster.variables import DEFAULT_PORT, read_int, read_port
 
 MASTER = "TFDDL_MASTER"
 ADDRESS = "MASTER_ADDR"

@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import Cluster, PartialCluster, block_addresses
+from tfddl._src.cluster.environment_variables import ALONE, consecutive_ports, read_int, read_port
 from tfddl._src.cluster.environments import mpi_address
 from tfddl._src.cluster.environments.master_address import MASTER, read_master
 from tfddl._src.cluster.parsing import MAX_WORKERS, parse_int, quote
 from tfddl._src.cluster.task import Task, build_local_cluster, build_partial_cluster
-from tfddl._src.cluster.variables import ALONE, consecutive_ports, read_int, read_port
 from tfddl.errors import ClusterError
 
 HOSTS = "TFDDL_HOSTS"

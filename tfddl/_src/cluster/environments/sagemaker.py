@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfddl._src.cluster.cluster import Cluster
+from tfddl._src.cluster.environment_variables import read_int
 from tfddl._src.cluster.environments.master_address import address_with_default_port
 from tfddl._src.cluster.parsing import MAX_WORKERS, parse_json, quote
-from tfddl._src.cluster.variables import read_int
 from tfddl.errors import ClusterError
 
 HOSTS = "SM_HOSTS"

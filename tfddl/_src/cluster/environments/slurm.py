@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from tfddl._src.cluster.cluster import Cluster, block_addresses, join_address
+from tfddl._src.cluster.environment_variables import consecutive_ports, read_int
 from tfddl._src.cluster.parsing import MAX_PORT, MAX_WORKERS, parse_int, quote
 from tfddl._src.cluster.task import Task
-from tfddl._src.cluster.variables import consecutive_ports, read_int
 from tfddl.errors import ClusterError
 
 _STEP = "SLURM_STEP_ID"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfddl._src.cluster.cluster import Cluster, PartialCluster
+from tfddl._src.cluster.environment_variables import DEFAULT_PORT, read_int
 from tfddl._src.cluster.environments import kubeflow
 from tfddl._src.cluster.environments.master_address import (
     ADDRESS,
@@ -22,7 +23,6 @@ from tfddl._src.cluster.environments.master_address import (
     read_master,
 )
 from tfddl._src.cluster.task import Task, build_local_cluster, build_partial_cluster
-from tfddl._src.cluster.variables import DEFAULT_PORT, read_int
 from tfddl.errors import ClusterError
 
 RANK = "RANK"

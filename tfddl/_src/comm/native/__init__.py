@@ -24,7 +24,7 @@ from tfddl._src.comm.native.diagnostics import (
 )
 from tfddl._src.comm.native.messages import OpSignature, PeerConfig, Timeouts
 from tfddl._src.comm.native.reductions import ReduceOp
-from tfddl._src.comm.native.tcp import connect_hosts
+from tfddl._src.comm.native.tcp_connect import connect_hosts
 from tfddl._src.comm.native.tcp_rendezvous import Address, TcpRendezvous
 from tfddl._src.comm.native.unix_rendezvous import connect_local
 

@@ -24,8 +24,8 @@ from tfddl._src.comm.native.buffer_pool import split_aligned
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.operation import Operation, OutputBuffers
-from tfddl._src.comm.native.pool import OutputPool
 from tfddl._src.comm.native.reductions import ReduceOp, reduce_into
+from tfddl._src.comm.native.shared_results import OutputPool
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl._src.sharding import shard_range
 
