@@ -73,7 +73,7 @@ def test_the_first_script_trains(tmp_path: Path) -> None:
     text = (DOCS / "getting-started.md").read_text()
     (lines,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     script = tmp_path / "train.py"
-    script.write_text(lines + "print('loss', round(model.history.history['loss'][-1], 6))\n")
+    script.write_text(lines + "print(f'loss {model.history.history[\"loss\"][-1]:.9f}')\n")
     for launcher in ([], [sys.executable, "-m", "tfddl.launcher", "-np", "2"]):
         done = subprocess.run(
             [*launcher, sys.executable, str(script)],
