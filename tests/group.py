@@ -120,8 +120,8 @@ class WorkerGroup:
         for process in self._processes:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            except ProcessLookupError:  # It has ended, or has not become a session of its own yet.
+                process.kill()
         for process in self._processes:
             process.wait(timeout=30)
         for connection in self._connections:

@@ -347,3 +347,9 @@ def test_a_saved_model_loads_where_tfddl_is_not(groups: Groups, tmp_path: Path) 
     log = tmp_path / "log"
     process = fork_server.start("tests.fork_server:execute", script, log=log)
     assert process.wait(timeout=120) == 0, log.read_text()
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_end"])
+def test_a_callback_may_shut_down(groups: Groups, hook: str) -> None:
+    for error, text, _ in groups(2).run(f"{CASES}:shut_down_within", hook=hook):
+        assert (error, text) == ("no error", "")

@@ -95,8 +95,8 @@ def test_training_is_that_of_one_level(
 ) -> None:
     size = sum(hosts)
     arguments: dict[str, Any] = {"kind": "sequential", "options": {}}
-    ranks = groups(size, hosts=hosts, **init).run("tests.cases.scope:doors", **arguments)
-    ring = groups(size, collective="ring").run("tests.cases.scope:doors", **arguments)
+    ranks = groups(size, hosts=hosts, **init).run("tests.cases.scope:both_apis", **arguments)
+    ring = groups(size, collective="ring").run("tests.cases.scope:both_apis", **arguments)
     for rank in ranks:
         for a, b in zip(rank["weights"][0], ring[0]["weights"][0], strict=True):
             assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()

@@ -353,6 +353,7 @@ def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
             # Nor are workers that are started there any more.
             plan = ProcessPlan(rank=0, argv=("true",), environment={}, host=HERE[0])
             worker = deaf.start(plan, [])
+            deaf.turn(is_readable=False)
             assert (worker.lost, worker.returncode, worker.is_done) == (deaf.lost, LOST, True)
     with closing(_client("exec dd of=/dev/null status=none")) as slow:
         with pytest.MonkeyPatch.context() as patch:

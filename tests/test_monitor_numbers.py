@@ -299,3 +299,24 @@ def test_picture_of_the_ranks(size: int) -> None:
     assert longest.min() > 0.8 * len(picture) - 40, "the last bar is the slowest rank's"
     assert draw_ranks(works[:1]) is None
     assert draw_ranks([_work(1.0, collective_s=math.nan)] * 2) is None
+
+
+@pytest.mark.parametrize(
+    ("stretches", "seconds"),
+    [
+        ([(0, 10)], 10),
+        ([(0, 1), (1, 2), (5, 6)], 3),
+        ([(0, 2), (1, 3)], 3),
+        ([(2, 3), (0, 10)], 10),  # within another one, which ends later
+        ([(0, 2), (3, 5), (1, 6)], 6),  # over two that have ended, in part
+        ([(4, 5), (1, 6), (0, 7)], 7),
+    ],
+)
+def test_each_moment_in_operations_counts_once(
+    stretches: list[tuple[float, float]], seconds: float
+) -> None:
+    """In the order of their ends, as they are recorded."""
+    recorded = Instrumentation(2)
+    for begin_s, end_s in stretches:
+        recorded._cover(begin_s, end_s)
+    assert recorded.seconds() == seconds

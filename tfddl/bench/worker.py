@@ -14,6 +14,8 @@ from tfddl.bench.jobs import Kind, Report, Task
 from tfddl.bench.progress import Progress
 from tfddl.bench.results import Results
 
+_END_S = 600.0
+
 
 def main() -> None:
     """Does its task, and reports."""
@@ -39,8 +41,6 @@ def main() -> None:
 
 def _measured(task: Task) -> Report:
     """What `Kind.MEASURE` and `Kind.READ` report; all ranks call it together."""
-    import tfddl
-
     if task.kind is Kind.MEASURE:
         results, others = measure(
             task.config, task.options, say=lambda text: Report(progress=text).write()
@@ -52,8 +52,21 @@ def _measured(task: Task) -> Report:
         session.start(task.options)
         found = reading.measure_reading(Path(task.directory), task.config)
         report = Report(results=Results(reading=found))
-    tfddl.barrier()  # Nobody is missed by a worker that is still at it.
+    _wait_for_all()
     return report
+
+
+def _wait_for_all() -> None:
+    """Returns when all ranks have come to it: none may be missed by one that is still measuring.
+
+    By the rendezvous, since a collective of TensorFlow's ends on one rank while another one still
+    reads from it, and this process ends at once.
+    """
+    from tfddl._src.runtime import current
+
+    job = current().job
+    if job is not None:
+        job.rendezvous.gather("the end of tfddl-bench", "done", timeout_s=_END_S)
 
 
 def measure(

@@ -87,7 +87,7 @@ class StepMeter:
 
     Usage::
 
-        meter = Meter(read)
+        meter = StepMeter(read)
         meter.resume()              # steps begin
         meter.step_ended(1)         # after each
         meter.note()                # before anything that isn't part of a step

@@ -20,6 +20,7 @@ from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
 from tfddl._src.comm.process_group import UNNAMED, Invocation, Lengths, ProcessGroup
 
+_MAX_STRETCHES = 64
 _MAX_EVENTS = 1_000_000
 
 Launch = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
@@ -111,7 +112,9 @@ class Instrumentation:
         self.is_tracing = False
         """Whether events are collected."""
         self._is_wanted = LazyVariable(self._new_flag)
-        self._seconds = self._last_end_s = 0.0
+        self._seconds = 0.0
+        self._covered: list[tuple[float, float]] = []
+        """The last stretches of time that `_seconds` has, disjoint and ascending."""
         self._events: collections.deque[Event] = collections.deque(maxlen=_MAX_EVENTS)
         self._lock = threading.Lock()
         self.has_subgroups = False
@@ -277,13 +280,23 @@ class Instrumentation:
         now_s = time.perf_counter()
         with self._lock:
             if self._measures:
-                self._seconds += now_s - max(begin_s, self._last_end_s)
-                self._last_end_s = now_s
+                self._cover(begin_s, now_s)
             if self.is_tracing:
                 end_s = time.time()
                 begin_s += end_s - now_s
                 event = Event(operation.name, operation.ranks, num_bytes, begin_s, end_s)
                 self._events.append(event)
+
+    def _cover(self, begin_s: float, end_s: float) -> None:
+        """Adds what isn't counted yet of an operation that ends now: others may overlap with it."""
+        counted_s, start_s = 0.0, begin_s
+        while self._covered and self._covered[-1][1] > begin_s:
+            first_s, last_s = self._covered.pop()
+            counted_s += last_s - first_s
+            start_s = min(start_s, first_s)
+        self._covered.append((start_s, end_s))
+        del self._covered[:-_MAX_STRETCHES]
+        self._seconds += end_s - start_s - counted_s
 
     def _new_flag(self) -> tf.Variable:
         with tf.device("CPU:0"):

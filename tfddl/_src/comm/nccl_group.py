@@ -13,7 +13,7 @@ It is written after TensorFlow's sources, and tested over RING with soft placeme
   a copy (`CopyGPUTensorToCPU`, `CopyCPUTensorToGPU` in gpu_util.cc), and so also an edge that only
   says what comes first (graph_partition.cc sends an empty tensor for it). Nothing would overlap
   with the backward pass. So all that an operation needs of its own stays on the GPU: counters,
-  the note of what this rank is in, the flag of `Guard`. Tensors of int32 are in host memory on
+  the note of what this rank is in, the flag of `AbortGuard`. Tensors of int32 are in host memory on
   TensorFlow's GPUs, and are copied to and fro.
 """
 

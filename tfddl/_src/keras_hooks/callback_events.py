@@ -27,7 +27,7 @@ from tfddl._src.keras_hooks.builtin_callbacks import flatten_callbacks
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks
 from tfddl._src.keras_hooks.fit_state import FitState, job_callbacks
 from tfddl._src.keras_hooks.step_state import step_state, warn_of_uneven_steps
-from tfddl._src.runtime import current
+from tfddl._src.runtime import current, is_started
 
 
 class Heartbeat(keras.callbacks.Callback):
@@ -35,14 +35,19 @@ class Heartbeat(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Reports one batch."""
-        current().progress_page.beat()
+        _beat()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Reports one batch."""
-        current().progress_page.beat()
+        _beat()
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
         """Reports one batch."""
+        _beat()
+
+
+def _beat() -> None:
+    if is_started():  # Scripts may call `tfddl.shutdown` in a callback.
         current().progress_page.beat()
 
 
@@ -51,7 +56,8 @@ class EpochCallback(Heartbeat):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before any callback that may iterate over the data."""
-        epoch_state().epoch = epoch
+        if is_started():
+            epoch_state().epoch = epoch
 
 
 class FirstCallback(EpochCallback):
@@ -84,9 +90,9 @@ class FirstCallback(EpochCallback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Reports the step, before a callback can end the process."""
-        current().progress_page.count_step(
-            epoch=self._fit.epoch, step=_steps_done(self._fit, batch)
-        )
+        if is_started():
+            step = _steps_done(self._fit, batch)
+            current().progress_page.count_step(epoch=self._fit.epoch, step=step)
 
 
 class LastCallback(keras.callbacks.Callback):
@@ -105,6 +111,8 @@ class LastCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Compares the learning rates that callbacks have set."""
+        if not is_started():
+            return
         if self._fit.together:
             consistency.compare_learning_rates(self._fit.model, epoch)
         for callback in job_callbacks(self._fit):
@@ -113,6 +121,8 @@ class LastCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Ends training on all ranks after the same step, where any of them wants it to end."""
+        if not is_started():
+            return
         fit = self._fit
         fit.done = _steps_done(fit, batch)
         if fit.together and stopping.stop_within_epoch(fit):
@@ -122,6 +132,8 @@ class LastCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Ends training on all ranks after this epoch, where any of them wants it to end."""
+        if not is_started():
+            return
         fit = self._fit
         if fit.together:
             stopping.stop_after_epoch(fit)

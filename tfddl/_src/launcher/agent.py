@@ -228,6 +228,11 @@ class Agent:
             }
         )
 
+    def kill_all(self) -> None:
+        """Sends SIGKILL to all workers and the processes of their groups."""
+        for worker in self._workers.values():
+            worker.signal_group(signal.SIGKILL)
+
     def _reap(self, worker: WorkerProcess, message: Message) -> None:
         worker.reap()
         for pipe in worker.outputs:

@@ -115,6 +115,8 @@ class AgentServer:
         except OSError as error:
             sys.stderr.write(f"tfddl agent: the connection was lost: {error.strerror}\n")
         finally:
+            # All at once: `kill_orphans` waits for the end of parents before it sees children.
+            self._agent.kill_all()
             kill_orphans()
 
     def _turn(self) -> bool:

@@ -78,22 +78,6 @@ def resolve_texts(name: str) -> list[str]:
     return [str(address) for address in resolve(name)]
 
 
-def address_towards(name: str) -> Address | None:
-    """This host's address in a connection to another; None where no way leads there.
-
-    Nothing is sent: the kernel tells which address it would take.
-    """
-    for address in resolve(name):
-        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as asked:
-            try:
-                asked.connect((str(address), _ANY_PORT))
-            except OSError:
-                continue
-            return ipaddress.ip_address(str(asked.getsockname()[0]).partition("%")[0])
-    return None
-
-
 def is_this_host(name: str) -> bool:
     """Whether a name means the machine that asks, so that it can be reached without ssh.
 

@@ -79,7 +79,7 @@ class Outcome:
             reads our output any more.
         num_oom_kills: processes that the kernel ended for want of memory meanwhile, on the whole
             machine.
-        limits: those of cgroups that were reached meanwhile, see `LimitWatch`.
+        limits: those of cgroups that were reached meanwhile, see `LimitMonitor`.
     """
 
     exits: tuple[WorkerExit, ...]

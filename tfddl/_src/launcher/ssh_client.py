@@ -89,6 +89,10 @@ class SshAgentClient(AgentClient):
         if is_readable and self.lost is None:
             self._read()
         self.beat()
+        # Not where the loss is noticed: that may be while the console waits for its reader, in the
+        # middle of a line, and losing a worker shows what it had begun to write.
+        if self.lost is not None:
+            self._lose_workers(self.lost)
 
     def timeout_s(self) -> float:
         """Until the next heartbeat is due."""
@@ -185,6 +189,8 @@ class SshAgentClient(AgentClient):
             return
         self.heard_s = time.monotonic()
         for message, payload in frames:
+            if self.lost is not None:  # Noticed while a frame before was shown.
+                return
             if message["is"] == "hello":
                 self.greeting = message
             else:
@@ -205,7 +211,6 @@ class SshAgentClient(AgentClient):
                 returncode=self._process.returncode,
                 stderr_lines=self._tail(),
             )
-        self._lose_workers(self.lost)
 
     def _end_process(self, *, wait_s: float) -> None:
         self.hang_up()

@@ -1,6 +1,6 @@
 """What this process has started: the context that all layers above share.
 
-The one mutable module global of tfddl lives here.
+What these keep for it, they keep in a `PerRuntime` of their own.
 """
 
 import atexit

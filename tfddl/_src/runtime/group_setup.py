@@ -89,16 +89,20 @@ class GroupSetup:
             if hosts is None
             else connect_natively(hosts, self._unread(), overlaps=self.num_cores > 1)
         )
-        group = self._instrumented(world if memory is None else self._in_two_levels(memory, world))
-        if hosts is None:
-            self._check_order(group)
-        return group
-
-    def _instrumented(self, group: ProcessGroup) -> ProcessGroup:
-        """A group that knows by itself neither what it does nor whom it waits for."""
+        group = world if memory is None else self._in_two_levels(memory, world)
+        # It knows by itself neither what it does nor whom it waits for.
         self.instrumentation.keep_on(group.device, stays_there=group.stays_on_device)
-        StallInspector(self.rendezvous, self.options.timeouts, self.instrumentation, group.abort)
-        return InstrumentedGroup(group, self.instrumentation)
+        inspector = StallInspector(
+            self.rendezvous, self.options.timeouts, self.instrumentation, group.abort
+        )
+        instrumented = InstrumentedGroup(group, self.instrumentation)
+        if hosts is None:
+            try:
+                self._check_order(instrumented)
+            except BaseException:
+                inspector.close()
+                raise
+        return instrumented
 
     def _unread(self) -> Instrumentation:
         """For a group within another one, which is recorded as a whole."""
