@@ -574,8 +574,10 @@ def test_examples_that_are_missed_are_noticed() -> None:
         check_all_were_read([reads[0], reads[0]], 4)
 
 
-def test_the_commands_of_the_readme_and_the_help_are_understood() -> None:
-    text = (ROOT / "README.md").read_text() + flags.make_parser("tfddl-bench").format_help()
+def test_the_commands_of_the_documentation_and_the_help_are_understood() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text() + flags.make_parser(
+        "tfddl-bench"
+    ).format_help()
     commands = re.findall(r"^ *(?:srun \S+ )?tfddl-bench( [-#].*)?$", text, re.MULTILINE)
     lines = [command.partition("#")[0].split() for command in commands]
     assert len(lines) > 10

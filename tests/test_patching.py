@@ -70,7 +70,7 @@ def test_a_method_that_has_changed_is_named(
         wrap_method(derived, name, parameters, lambda original, *args: None)
     assert str(raised.value) == (
         f"Keras {keras.__version__} has changed where tfddl relies on it: {text}. "
-        "HINT: use a Keras that tfddl's README names, or a newer tfddl."
+        "HINT: use a Keras that docs/where-it-runs.md names, or a newer tfddl."
     )
 
 

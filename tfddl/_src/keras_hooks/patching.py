@@ -100,7 +100,7 @@ def changed(what: str, *, library: ModuleType = keras) -> str:
     name = {keras: "Keras", tf: "TensorFlow"}[library]
     return (
         f"{name} {library.__version__} has changed where tfddl relies on it: {what}. "
-        f"HINT: use a {name} that tfddl's README names, or a newer tfddl."
+        f"HINT: use a {name} that docs/where-it-runs.md names, or a newer tfddl."
     )
 
 
