@@ -33,7 +33,8 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 
 def _readers(first: str) -> list[str]:
     """Those of the readers of environments; first the one that is likely to notice."""
-    names = ["cluster_nodes", "cluster_mpi", "cluster_environments", "cluster", "cluster_parsing"]
+    names = ["nodes", "mpi", "environments", "variables", "parsing"]
+    names = ["cluster", *(f"cluster_{name}" for name in names)]
     return [f"tests/test_{name}.py" for name in sorted(names, key=lambda name: name != first)]
 
 
@@ -46,9 +47,9 @@ TESTS: dict[str, list[str]] = {
     "tfddl._src.cluster.worker_cpus": ["tests/test_cluster_cores.py"],
     "tfddl._src.cluster.detection": _readers("cluster_environments"),
     "tfddl._src.rendezvous.handshake": ["tests/test_handshake.py"],
-    "tfddl._src.cluster.environments.kubeflow": _readers("cluster_environments"),
+    "tfddl._src.cluster.environments.kubeflow": _readers("cluster_variables"),
     "tfddl._src.cluster.environments.kubernetes": _readers("cluster_nodes"),
-    "tfddl._src.cluster.environments.master_address": _readers("cluster_environments"),
+    "tfddl._src.cluster.environments.master_address": _readers("cluster_variables"),
     "tfddl._src.cluster.environments.mpi": [
         "tests/test_cluster_task.py",
         *_readers("cluster_environments"),
@@ -63,7 +64,7 @@ TESTS: dict[str, list[str]] = {
     "tfddl._src.cluster.task": ["tests/test_cluster_task.py", *_readers("cluster_environments")],
     "tfddl._src.cluster.environments.tf_config": _readers("cluster"),
     "tfddl._src.cluster.environments.torchrun": _readers("cluster_environments"),
-    "tfddl._src.cluster.environment_variables": _readers("cluster_environments"),
+    "tfddl._src.cluster.environment_variables": _readers("cluster_variables"),
     "tfddl._src.sharding": ["tests/test_sharding.py"],
     "tfddl._src.comm.native.fusion_buffer": [
         "tests/test_fusion_buffer.py",

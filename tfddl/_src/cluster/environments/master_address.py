@@ -75,6 +75,6 @@ def _with_port(environ: Mapping[str, str], text: str, what: str) -> str:
     # More than one colon without brackets: an IPv6 address without a port.
     brackets = text.startswith("[") and text.endswith("]")
     if brackets or text.count(":") != 1 and not text.startswith("["):
-        return address_with_default_port(environ, text.strip("[]"), what)
+        return address_with_default_port(environ, text[1:-1] if brackets else text, what)
     check_address(text, what)
     return text
