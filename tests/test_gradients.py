@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.cases.gradients import X, Y
-from tests.group import ROOT, Groups
+from tests.group import ROOT, Groups, default_collective
 
 CASES = "tests.cases.gradients"
 KERNEL = np.array([[0.5], [0.5]])
@@ -67,7 +67,8 @@ def test_the_way_of_a_gradient(groups: Groups, length: int, operations: int) -> 
         assert found["operations"] == operations
         # Three steps along the mean gradient, (1 * 1 + 2 * 2) / 3.
         assert found["weight"] == pytest.approx(-5.0)
-        assert found["files"] == sorted(documented)
+        if default_collective() == "auto":  # The documented path is that of shared memory.
+            assert found["files"] == sorted(documented)
 
 
 @pytest.mark.parametrize("counted", [True, False])

@@ -1,5 +1,6 @@
 """Ctrl-C in a training: the script may catch KeyboardInterrupt, and save."""
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from tests.launching import launched, pids
 from tests.processes import in_sessions, wait_until
+from tfddl._src.keras_hooks.interrupts import keyboard_interrupts
 
 SCRIPT = """
 import os, sys
@@ -57,3 +59,18 @@ def test_a_training_is_interrupted_and_saved(collective: str, tmp_path: Path) ->
     assert process.returncode == 128 + signal.SIGINT
     assert err.endswith("tfddlrun: ended by SIGINT, and all workers with it\n")
     assert not in_sessions(left)
+
+
+# What TensorFlow 2.21 raised where a peer's end and Ctrl-C came at once.
+REPLACED = (
+    "pybind11::error_already_set: MISMATCH of original and normalized active exception types: "
+    "ORIGINAL UnknownError REPLACED BY KeyboardInterrupt: <EMPTY MESSAGE>\n\nAt:\n  (265): __init__"
+)
+
+
+def test_an_interrupt_that_pybind11_has_replaced() -> None:
+    with pytest.raises(KeyboardInterrupt), keyboard_interrupts():
+        raise RuntimeError(REPLACED)
+    for text in (REPLACED.replace("KeyboardInterrupt", "SystemError"), "KeyboardInterrupt"):
+        with pytest.raises(RuntimeError, match=re.escape(text)), keyboard_interrupts():
+            raise RuntimeError(text)

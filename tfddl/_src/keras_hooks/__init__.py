@@ -15,7 +15,7 @@ a Keras that has changed raises an error that says in what.
 * `logs`, `loss_metrics`: what is logged is the job's, a mean over examples.
 * `evaluate`, `predictions`: these are the job's, except for models that Horovod's names compiled.
 * `replicated_data`, `scope_data`: arrays that all ranks have got are sharded. `data_errors`: an
-  error in reading data ends all ranks.
+  error in reading data ends all ranks. `interrupts`: so does Ctrl-C, as KeyboardInterrupt.
 * `resume`: an epoch goes on where an earlier run left it.
 * `builtin_callbacks`: Keras' own callbacks write files on rank 0 only, atomically; their state.
 * `moving_statistics`: BatchNormalization's moving statistics are those of all ranks' examples.

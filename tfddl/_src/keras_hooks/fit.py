@@ -37,6 +37,7 @@ from tfddl._src.keras_hooks.fit_state import (
     entered,
     job_callbacks,
 )
+from tfddl._src.keras_hooks.interrupts import keyboard_interrupts
 from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.runtime import current, is_started
 from tfddl._src.sharding import BlockPlan, Order, Plan
@@ -67,7 +68,7 @@ def _fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
                 fit = _prepare(self, given)
             first = EpochCallback() if fit is None else FirstCallback(fit)
             last = None if fit is None else LastCallback(fit)
-            with entered(fit, epoch=epoch), installed(given, first, last):
+            with entered(fit, epoch=epoch), installed(given, first, last), keyboard_interrupts():
                 return original(*call.args, **call.kwargs)
     finally:
         for callback in () if fit is None else job_callbacks(fit):
