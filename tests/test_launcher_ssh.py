@@ -347,13 +347,18 @@ def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssh_client, "_SEND_S", 0.2)
         with closing(_client("exec sleep 30")) as deaf:
+            plan = ProcessPlan(rank=0, argv=("true",), environment={}, host=HERE[0])
+            before = deaf.start(plan, [])
             for _ in range(3):
                 deaf.send({"do": "take commit"}, bytes(1 << 20))
             assert deaf.lost == f"{HERE[0]} has taken no message for 10 s"
-            # Nor are workers that are started there any more.
-            plan = ProcessPlan(rank=0, argv=("true",), environment={}, host=HERE[0])
-            worker = deaf.start(plan, [])
+            # That may be while the console waits in the middle of a line: only a turn may end a
+            # worker's output, which shows what it had begun to write.
+            assert (before.lost, before.ended_s) == (None, None)
             deaf.turn(is_readable=False)
+            assert (before.lost, before.returncode) == (deaf.lost, LOST)
+            # Nor are workers that are started there any more.
+            worker = deaf.start(plan, [])
             assert (worker.lost, worker.returncode, worker.is_done) == (deaf.lost, LOST, True)
     with closing(_client("exec dd of=/dev/null status=none")) as slow:
         with pytest.MonkeyPatch.context() as patch:
