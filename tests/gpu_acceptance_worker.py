@@ -26,7 +26,7 @@ from tests.cases.nccl import nccl
 from tests.gpu_acceptance import SLEEP_S, WARN_S
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.nccl_group import NCCL_DTYPES, make_tensorflow_group
-from tfddl._src.comm.process_group import Collective
+from tfddl._src.comm.process_group import Transport
 from tfddl._src.runtime import current
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32")
@@ -65,7 +65,7 @@ def alone() -> None:
     """NCCL with a single member; on a machine without a GPU, what stands for it there."""
     gpus = tf.config.list_physical_devices("GPU")
     device = f"/device:{'GPU' if gpus else 'CPU'}:0"
-    group = make_tensorflow_group(0, 1, device, Collective.NCCL)
+    group = make_tensorflow_group(0, 1, device, Transport.NCCL)
     wrong = []
     for length in LENGTHS:
         x = tf.range(length, dtype=tf.float32)

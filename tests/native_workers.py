@@ -19,7 +19,7 @@ from tfddl._src.comm.native import (
     Communicator,
     Network,
     PeerConfig,
-    TcpRendezvous,
+    TcpConnector,
     Timeouts,
     connect_hosts,
     connect_local,
@@ -93,11 +93,11 @@ def _write(path: Path, data: bytes) -> None:
 def _connected(config: PeerConfig, by: str, directory: Path) -> Network:
     if by == "memory":
         return connect_local(config)
-    rendezvous = TcpRendezvous(config.rank)
-    _write(directory / f"port {config.rank}", str(rendezvous.port).encode())
+    connector = TcpConnector(config.rank)
+    _write(directory / f"port {config.rank}", str(connector.port).encode())
     ports = [directory / f"port {rank}" for rank in range(config.size)]
     wait_until(lambda: all(path.exists() for path in ports))
     addresses = [Address("localhost", int(path.read_text())) for path in ports]
-    rendezvous.start(addresses, config.job.encode())
+    connector.start(addresses, config.job.encode())
     others = [rank for rank in range(config.size) if rank != config.rank]
-    return connect_hosts(config, rendezvous, others)
+    return connect_hosts(config, connector, others)

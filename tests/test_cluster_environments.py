@@ -522,7 +522,7 @@ def test_sagemaker_hosts_that_are_refused(hosts: str) -> None:
 
 
 def test_as_many_hosts_of_sagemaker_as_a_job_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sagemaker, "MAX_WORKERS", 2)
+    monkeypatch.setattr(sagemaker, "MAX_CLUSTER_SIZE", 2)
     assert detect(SAGEMAKER).size == 2
     with pytest.raises(ClusterError, match="SM_HOSTS is "):
         detect(SAGEMAKER | {"SM_HOSTS": '["algo-1", "algo-2", "algo-3"]'})

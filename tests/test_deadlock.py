@@ -18,7 +18,7 @@ from tfddl._src.comm.native.deadlock import (
 from tfddl._src.comm.native.messages import Tag
 
 
-class Operation(NamedTuple):
+class ProgramStep(NamedTuple):
     """An operation of some ranks, as the programs of these have it."""
 
     tag: Tag
@@ -28,7 +28,7 @@ class Operation(NamedTuple):
 class Rank:
     """One rank at its place in its program."""
 
-    def __init__(self, number: int, program: list[Operation]) -> None:
+    def __init__(self, number: int, program: list[ProgramStep]) -> None:
         self.number, self.program = number, program
         self.at = 0
         self.is_waiting = False
@@ -37,7 +37,7 @@ class Rank:
         self.detector = DeadlockDetector(lambda tag: tag in self.sent)
 
     @property
-    def operation(self) -> Operation:
+    def operation(self) -> ProgramStep:
         return self.program[self.at]
 
     @property
@@ -55,13 +55,13 @@ class Rank:
         return self.detector.examine(self.waiter, self.operation.tag)
 
 
-def programs(rng: random.Random) -> list[list[Operation]]:
+def programs(rng: random.Random) -> list[list[ProgramStep]]:
     """What each rank calls: the same, but that some calls are exchanged, or left out."""
     size = rng.randint(2, 5)
     common = []
     for number in range(rng.randint(1, 6)):
         members = frozenset(rng.sample(range(size), rng.randint(2, size)))
-        common.append(Operation(Tag(number, 0, 0), members))
+        common.append(ProgramStep(Tag(number, 0, 0), members))
     found = []
     for rank in range(size):
         mine = [operation for operation in common if rank in operation.members]
@@ -74,7 +74,7 @@ def programs(rng: random.Random) -> list[list[Operation]]:
     return found
 
 
-def final_positions(given: list[list[Operation]]) -> list[int]:
+def final_positions(given: list[list[ProgramStep]]) -> list[int]:
     """How far each rank comes, however long that takes."""
     position = [0] * len(given)
     while True:
@@ -99,7 +99,7 @@ def final_positions(given: list[list[Operation]]) -> list[int]:
             position[rank] += 1
 
 
-def has_cycle(given: list[list[Operation]], position: list[int]) -> bool:
+def has_cycle(given: list[list[ProgramStep]], position: list[int]) -> bool:
     """Whether ranks that come no further wait for each other."""
     begun = [{operation.tag for operation in p[: position[r] + 1]} for r, p in enumerate(given)]
     waits = {
@@ -118,7 +118,7 @@ def has_cycle(given: list[list[Operation]], position: list[int]) -> bool:
     return bool(left)
 
 
-def run(given: list[list[Operation]], rng: random.Random, *, steps: int) -> list[Waiter]:
+def run(given: list[list[ProgramStep]], rng: random.Random, *, steps: int) -> list[Waiter]:
     """A cycle that was found while these programs ran."""
     ranks = [Rank(number, program) for number, program in enumerate(given)]
     queues: dict[tuple[int, int], collections.deque[Tag | bytes]] = collections.defaultdict(

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.group import SOON_S, Groups
-from tfddl._src.comm.errors import RankLostError
+from tfddl._src.comm.errors import PeerLostOpError
 from tfddl._src.keras_hooks import evaluate
 
 CASES = "tests.cases.evaluate"
@@ -51,7 +51,7 @@ def test_what_only_one_rank_calls_is_named_with_its_line(groups: Groups, call: s
     (kind, message, seconds), (other_kind, other, _) = groups(2).run(
         f"{CASES}:on_one_rank", call=call
     )
-    assert kind == other_kind == "RanksDisagreeError"
+    assert kind == other_kind == "DisagreementOpError"
     for text in (message, other):
         assert f"rank 0: allgather <model.{call}, which all ranks call together>" in text
         assert "rank 1: barrier" in text
@@ -69,7 +69,7 @@ def test_validation_on_one_rank_is_named(groups: Groups) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RankLostError("rank 1 has ended"), tf.errors.UnavailableError(None, None, "closed")]
+    "error", [PeerLostOpError("rank 1 has ended"), tf.errors.UnavailableError(None, None, "closed")]
 )
 def test_a_call_that_other_ranks_have_left_is_named_with_its_line(error: Exception) -> None:
     runtime = SimpleNamespace(cluster=SimpleNamespace(rank=0))

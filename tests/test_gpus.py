@@ -13,13 +13,13 @@ import tensorflow as tf
 from tests import placement
 from tfddl._src.cluster import Cluster
 from tfddl._src.comm.nccl_group import NCCL_DTYPES, NcclGroup, host_device, make_tensorflow_group
-from tfddl._src.comm.process_group import Collective
+from tfddl._src.comm.process_group import Transport
 from tfddl._src.comm.tensorflow_group import TensorFlowGroup
-from tfddl._src.runtime import Options, choose_collective, devices, startup_checks
-from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives, gpu_identity
+from tfddl._src.runtime import Options, choose_transport, devices, startup_checks
+from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_transports, gpu_identity
 from tfddl.errors import DisagreementError, StartError
 
-NCCL, RING = Collective.NCCL, Collective.RING
+NCCL, RING = Transport.NCCL, Transport.RING
 ON_ONE_HOST = tuple(f"a:{port}" for port in range(1, 5))
 
 
@@ -54,7 +54,7 @@ def test_which_gpu_is_taken(
 ) -> None:
     noted = see(monkeypatch, num_gpus)
     cluster = Cluster(ON_ONE_HOST, rank)
-    assert devices.resolve_collective(cluster, Options()) is NCCL
+    assert devices.resolve_transport(cluster, Options()) is NCCL
     devices.set_up_gpus(cluster)
     assert noted["gpu"] == f"/physical_device:GPU:{expected}"
     with mock.patch.object(devices, "gpu_identity", str):
@@ -77,7 +77,7 @@ def test_fewer_gpus_than_workers(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(StartError) as caught:
-        devices.resolve_collective(Cluster(ON_ONE_HOST, 0), Options())
+        devices.resolve_transport(Cluster(ON_ONE_HOST, 0), Options())
     assert str(caught.value) == (
         "4 workers run on this host, but TensorFlow sees 2 GPUs (CUDA_VISIBLE_DEVICES "
         f"{shown}); every worker needs one of its own. HINT: start at most 2 workers here, or set "
@@ -118,7 +118,7 @@ def test_no_gpu_is_called_idle(
 
 
 @pytest.mark.parametrize(("collective", "expected"), [(NCCL, NcclGroup), (RING, None)])
-def test_ring_runs_on_the_host(collective: Collective, expected: type | None) -> None:
+def test_ring_runs_on_the_host(collective: Transport, expected: type | None) -> None:
     device = "/job:worker/replica:0/task:3/device:GPU:0"
     assert host_device(device) == "/job:worker/replica:0/task:3/device:CPU:0"
     made = make_tensorflow_group(0, 2, "/device:GPU:0", collective)
@@ -179,7 +179,7 @@ def test_two_ranks_on_one_gpu() -> None:
 
 def test_hosts_with_and_without_gpus() -> None:
     with pytest.raises(DisagreementError) as caught:
-        compare_collectives([NCCL, NCCL, RING], ["a", "a", "b"])
+        compare_transports([NCCL, NCCL, RING], ["a", "a", "b"])
     assert str(caught.value) == (
         "rank 0 on a sees a GPU and would use NCCL, but rank 2 on b would use RING; all ranks must "
         "use the same. HINT: if b has GPUs, see there what nvidia-smi and tfddl-doctor say, and "
@@ -187,8 +187,8 @@ def test_hosts_with_and_without_gpus() -> None:
         'tfddl.init(collective="ring").'
     )
     with pytest.raises(DisagreementError, match=r"^rank 0 on a would.*HINT: if a has GPUs"):
-        compare_collectives([RING, NCCL], ["a", "b"])
-    compare_collectives([NCCL] * 3, ["a"] * 3)
+        compare_transports([RING, NCCL], ["a", "b"])
+    compare_transports([NCCL] * 3, ["a"] * 3)
 
 
 def test_the_strategy_is_told_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,8 +291,8 @@ def test_what_else_is_relied_on(
 
 
 def test_choosing_with_one_gpu() -> None:
-    assert choose_collective(None, num_gpus=1, local_size=4) is NCCL
-    assert choose_collective(RING, num_gpus=1, local_size=4) is RING
+    assert choose_transport(None, num_gpus=1, local_size=4) is NCCL
+    assert choose_transport(RING, num_gpus=1, local_size=4) is RING
 
 
 MEETING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -119,20 +119,20 @@ def test_a_bad_tf_config_says_what_is_wrong(tmp_path: Path) -> None:
     [(None, 0, 4, "ring"), (None, 4, 4, "nccl"), ("ring", 4, 2, "ring"), ("nccl", 1, 1, "nccl")],
 )
 def test_choosing_the_collective(asked: str, gpus: int, local_size: int, expected: str) -> None:
-    from tfddl._src.comm.process_group import Collective
-    from tfddl._src.runtime import choose_collective
+    from tfddl._src.comm.process_group import Transport
+    from tfddl._src.runtime import choose_transport
 
-    choice = choose_collective(
-        None if asked is None else Collective(asked), num_gpus=gpus, local_size=local_size
+    choice = choose_transport(
+        None if asked is None else Transport(asked), num_gpus=gpus, local_size=local_size
     )
     assert choice == expected
 
 
 def test_more_workers_than_gpus() -> None:
-    from tfddl._src.runtime import choose_collective
+    from tfddl._src.runtime import choose_transport
 
     with pytest.raises(StartError, match="4 workers run on this host, but TensorFlow sees 2 GPUs"):
-        choose_collective(None, num_gpus=2, local_size=4)
+        choose_transport(None, num_gpus=2, local_size=4)
 
 
 def test_ranks_that_were_told_of_different_clusters_say_so(tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_hosts_whose_ports_cannot_be_reached(tmp_path: Path, asked: str) -> None
     """Rank 0 listens where it doesn't say: to rank 1 that is a port behind a firewall."""
     script = (
         "import json, os, logging, tensorflow as tf, tfddl\n"
-        "from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous\n"
+        "from tfddl._src.comm.native.tcp_connector import TcpConnector\n"
         "from tfddl._src.runtime import current\n"
         "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
-        "if rank == 0: TcpRendezvous.port = property(lambda _: 9)\n"
+        "if rank == 0: TcpConnector.port = property(lambda _: 9)\n"
         "from tfddl._src.runtime import native_setup; native_setup._REACH_S = 3.0\n"
         f"tfddl.init(between_hosts={asked!r})\n"
         "print(current().process_group.name, tfddl.allreduce(tf.constant([1.0]), 'sum').numpy())\n"

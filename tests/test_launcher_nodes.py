@@ -26,10 +26,10 @@ from tfddl._src.cluster.ports import free_ports, hold_ports
 from tfddl._src.heartbeat import Stage, WorkerProgress
 from tfddl._src.launcher import JobOptions, node_flags
 from tfddl._src.launcher.main import make_parser
-from tfddl._src.launcher.node_rendezvous import (
+from tfddl._src.launcher.multi_node import (
+    JoinedNodes,
     NodeFacts,
     NodeOptions,
-    NodeRendezvous,
     join_nodes,
     make_allocations,
 )
@@ -37,7 +37,7 @@ from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import HostAllocation
 from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.signals import Signals
-from tfddl._src.launcher.stalls import StallDetector
+from tfddl._src.launcher.stall_detector import StallDetector
 from tfddl.errors import ClusterError, LaunchError, StartError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -710,7 +710,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     monkeypatch.setattr("random.sample", lambda ports, k: ports[:k])
     options = NodeOptions(NodeRank(0, 2, master, job="j", source="X"), timeout_s=9.0)
 
-    def meet(secret: str | None) -> NodeRendezvous:
+    def meet(secret: str | None) -> JoinedNodes:
         with Signals() as signals:
             return join_nodes(
                 options,

@@ -20,10 +20,10 @@ from tfddl._src.callbacks.monitor_charts import (
 from tfddl._src.callbacks.monitor_meter import CounterValues, StepMeter, StepStats
 from tfddl._src.callbacks.monitor_picture import draw_ranks
 from tfddl._src.callbacks.monitor_tables import counted_table, rank_table, shard_table
-from tfddl._src.comm.errors import RankStalledError
-from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup, Operation
+from tfddl._src.comm.errors import StalledOpError
+from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup, OperationInfo
 from tfddl._src.comm.native import OpSignature, ReduceOp
-from tfddl._src.comm.process_group import UNNAMED, Invocation, ProcessGroup
+from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, ProcessGroup
 from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.sharding import BlockPlan, GlobalPlan
 
@@ -37,7 +37,7 @@ class _Slow(SingleProcessGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         return [_wait(tensor) for tensor in tensors]
 
@@ -106,7 +106,7 @@ def test_no_moment_of_the_clock_counts_twice() -> None:
     both_began = threading.Barrier(2)
 
     def work() -> None:
-        with recorded.record(Operation("sum", "sum", (0, 1)), 8):
+        with recorded.record(OperationInfo("sum", "sum", (0, 1)), 8):
             both_began.wait(timeout=60)
             time.sleep(0.2)
 
@@ -123,7 +123,7 @@ def test_no_moment_of_the_clock_counts_twice() -> None:
 def test_what_is_traced_and_what_is_under_way() -> None:
     recorded = Instrumentation(2)
     group = InstrumentedGroup(_Slow(), recorded)
-    some = Invocation(OpSignature("", "allreduce sum <loss>\nfloat32 (3)"))
+    some = DynamicSignature(OpSignature("", "allreduce sum <loss>\nfloat32 (3)"))
     seen: list[str] = []
 
     def look(value: np.ndarray) -> np.ndarray:
@@ -131,11 +131,13 @@ def test_what_is_traced_and_what_is_under_way() -> None:
         return value
 
     class _Looking(SingleProcessGroup):
-        def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+        def all_gather(
+            self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED
+        ) -> tf.Tensor:
             return tf.numpy_function(look, [flat], flat.dtype)
 
     looking = InstrumentedGroup(_Looking(), recorded)
-    graph = tf.function(lambda x: looking.all_gather(x, invocation=some))
+    graph = tf.function(lambda x: looking.all_gather(x, signature=some))
     graph(tf.ones([3]))
     assert recorded.current_operation().text == "allreduce sum <loss> of float32 (3)"
     looking.all_gather(tf.ones([3]))
@@ -159,15 +161,17 @@ def test_an_operation_that_fails_is_over() -> None:
     """Otherwise it would look as if this rank waited in it."""
 
     class _Failing(SingleProcessGroup):
-        def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
-            raise RankStalledError("it took too long")
+        def all_gather(
+            self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED
+        ) -> tf.Tensor:
+            raise StalledOpError("it took too long")
 
     recorded = Instrumentation(1)
     group = InstrumentedGroup(_Failing(), recorded)
-    with pytest.raises(RankStalledError):
+    with pytest.raises(StalledOpError):
         group.all_gather(tf.ones([3]))
-    with pytest.raises(RankStalledError), recorded.record(Operation("sum", "sum", (0,)), 8):
-        raise RankStalledError("it took too long")
+    with pytest.raises(StalledOpError), recorded.record(OperationInfo("sum", "sum", (0,)), 8):
+        raise StalledOpError("it took too long")
     assert recorded.counts() == (2, 2)
     assert recorded.current_operation().text == "the first operation"
 

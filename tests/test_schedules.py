@@ -22,7 +22,7 @@ from tfddl._src.comm.native import ReduceOp, schedules, shm_backend
 from tfddl._src.comm.native.buffer_pool import BufferPool, aligned_size
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Operation, OutputBuffers
+from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
 from tfddl._src.comm.native.schedules import (
     AllReduceSchedule,
     BroadcastSchedule,
@@ -538,14 +538,14 @@ class Host:
             backends.append(ShmBackend(mesh, range(size), memory=memories[rank], peers=peers))
         return cls(backends, Scheduler(size, choose))
 
-    def operation(self, rank: int) -> Operation:
+    def operation(self, rank: int) -> OperationContext:
         """Of a new operation, which begins once all have come to it."""
         operation = StubOperation(self.scheduler, rank)
         operation.barrier()
-        return cast(Operation, operation)
+        return cast(OperationContext, operation)
 
     def outputs(
-        self, operation: Operation, rank: int, number: int, arrays: list[np.ndarray]
+        self, operation: OperationContext, rank: int, number: int, arrays: list[np.ndarray]
     ) -> OutputBuffers:
         """Memory of all for results like these arrays; garbage, or those of an operation before."""
         dtype, lengths = arrays[0].dtype, [len(array) for array in arrays]
@@ -646,7 +646,7 @@ def test_shared_memory_is_right_whichever_worker_is_first(size: int) -> None:
 
 
 def _exchanged(
-    backend: ShmBackend, operation: Operation, parts: list[list[np.ndarray]], rank: int
+    backend: ShmBackend, operation: OperationContext, parts: list[list[np.ndarray]], rank: int
 ) -> list[list[float]]:
     """What each worker has had for this one, in bounds one behind the other."""
     expected = [len(row[rank]) for row in parts]

@@ -20,7 +20,7 @@ from tests.configs import default_config
 from tests.group import Groups
 from tests.pictures import damage
 from tfddl.segmentation import train
-from tfddl.segmentation.augment import TRANSFORMS
+from tfddl.segmentation.augmentation import TRANSFORMS
 from tfddl.segmentation.config import PrepareConfig, TrainConfig
 from tfddl.segmentation.preprocessing import prepare
 from tfddl.segmentation.synthetic import write_dataset

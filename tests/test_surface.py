@@ -37,7 +37,6 @@ EXPORTED = [
     "local_rank",
     "local_size",
     "loss_count",
-    "pool_batch_normalization",
     "rank",
     "reducescatter",
     "shard_dataset",
@@ -47,6 +46,7 @@ EXPORTED = [
     "start_timeline",
     "stop_timeline",
     "strategy",
+    "sync_moving_statistics",
 ]
 
 

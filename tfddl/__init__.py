@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     )
     from tfddl._src.data import shard_dataset
     from tfddl._src.gradients import Compression, DistributedGradientTape, loss_count
-    from tfddl._src.keras_hooks import pool_batch_normalization
+    from tfddl._src.keras_hooks import sync_moving_statistics
     from tfddl._src.keras_hooks.optimizer import DistributedOptimizer
     from tfddl._src.sharding import Order, shard_range
 
@@ -94,7 +94,6 @@ __all__ = [
     "local_rank",
     "local_size",
     "loss_count",
-    "pool_batch_normalization",
     "rank",
     "reducescatter",
     "shard_dataset",
@@ -104,6 +103,7 @@ __all__ = [
     "start_timeline",
     "stop_timeline",
     "strategy",
+    "sync_moving_statistics",
 ]
 
 _MODULES = {
@@ -141,7 +141,7 @@ _MODULES = {
         "stop_timeline",
     ),
     "data": ("shard_dataset",),
-    "keras_hooks": ("pool_batch_normalization",),
+    "keras_hooks": ("sync_moving_statistics",),
     "gradients": ("Compression", "DistributedGradientTape", "loss_count"),
     "keras_hooks.optimizer": ("DistributedOptimizer",),
     "sharding": ("Order", "shard_range"),

@@ -500,7 +500,7 @@ def batch_statistics(by_hand: bool) -> dict[str, np.ndarray]:
         tfddl.broadcast_variables(model.variables)
         for _ in range(2):
             model(x, training=True)
-        tfddl.pool_batch_normalization(model, count=count)
+        tfddl.sync_moving_statistics(model, count=count)
     else:
         model.compile(tfddl.DistributedOptimizer(problem.optimizer(SPEC)), loss=loss)
         model.fit(x, problem.labels(SPEC)[:count], batch_size=8, epochs=2, verbose=0)

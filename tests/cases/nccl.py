@@ -16,11 +16,11 @@ import tensorflow as tf
 import tfddl
 from tests.cases import batch_slices, collective_tables, collectives
 from tfddl._src.collectives.negotiation import _AGREED
-from tfddl._src.comm.errors import RankStalledError
+from tfddl._src.comm.errors import StalledOpError
 from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.nccl_group import NcclGroup, make_tensorflow_group
-from tfddl._src.comm.process_group import Collective
+from tfddl._src.comm.process_group import Transport
 from tfddl._src.comm.stall_inspector import StallInspector
 from tfddl._src.runtime import current
 
@@ -31,7 +31,7 @@ def _group() -> NcclGroup:
     """One per process: two would take each other's messages."""
     if "nccl" not in _MADE:
         device = tfddl.strategy().extended.worker_devices[0]
-        made = make_tensorflow_group(tfddl.rank(), tfddl.size(), device, Collective.NCCL)
+        made = make_tensorflow_group(tfddl.rank(), tfddl.size(), device, Transport.NCCL)
         assert isinstance(made, NcclGroup)
         _MADE["nccl"] = made
     return _MADE["nccl"]
@@ -138,6 +138,6 @@ def cut_short() -> dict[str, str]:
             found["graph"] = error.message
         try:
             found["eager"] = str(made.all_reduce([x], ReduceOp.SUM)[0])
-        except RankStalledError as error:
+        except StalledOpError as error:
             found["eager"] = str(error)
     return found

@@ -19,7 +19,7 @@ from tfddl._src.cluster import Cluster
 from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.nccl_group import make_tensorflow_group
-from tfddl._src.comm.process_group import Collective, ProcessGroup
+from tfddl._src.comm.process_group import ProcessGroup, Transport
 from tfddl._src.gradients import matching, reduction
 from tfddl._src.keras_hooks import optimizer as optimizers
 from tfddl._src.runtime import current
@@ -35,7 +35,7 @@ class Step:
     got: list[tf.Tensor]
 
 
-def _group(collective: Collective) -> ProcessGroup:
+def _group(collective: Transport) -> ProcessGroup:
     made = make_tensorflow_group(0, 2, _DEVICE, collective)
     instrumentation = Instrumentation(2)
     instrumentation.keep_on(made.device, stays_there=made.stays_on_device)
@@ -56,7 +56,7 @@ def _model(compression: str) -> keras.Model:
     return model
 
 
-def trace(collective: Collective, batch: int | None, compression: str) -> Step:
+def trace(collective: Transport, batch: int | None, compression: str) -> Step:
     """Traces a training step of `fit`."""
     runtime = current()
     runtime.cluster = Cluster(("a:1", "a:2"), 0)
@@ -89,13 +89,13 @@ def found(collective: str, batch: int | None, compression: str = "none") -> dict
 
     The forward and the backward pass are Keras': what they copy doesn't count.
     """
-    step = trace(Collective(collective), batch, compression)
+    step = trace(Transport(collective), batch, compression)
     within = placement.between(step.given, step.got)
     theirs = placement.ancestors(step.given)
     ours = [op for op in placement.ancestors(step.got) if op not in theirs]
     return {
         "operations": len(within),
-        "collectives": sum(op.type.startswith("Collective") for op in within),
+        "collectives": sum(op.type.startswith("Transport") for op in within),
         "on the CPU": sorted(f"{o.type} {o.name}" for o in within if placement.runs_on_cpu(o)),
         "copied": sorted(placement.copies(ours)),
     }
@@ -103,7 +103,7 @@ def found(collective: str, batch: int | None, compression: str = "none") -> dict
 
 def collectives() -> dict[str, Any]:
     """All collectives, each traced by itself."""
-    nccl = make_tensorflow_group(0, 2, _DEVICE, Collective.NCCL)
+    nccl = make_tensorflow_group(0, 2, _DEVICE, Transport.NCCL)
     calls: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
         "all_reduce": lambda x: nccl.all_reduce([x], ReduceOp.SUM)[0],
         "all_gather": nccl.all_gather,

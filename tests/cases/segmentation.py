@@ -18,10 +18,10 @@ import tfddl
 from tfddl.errors import TfddlError
 from tfddl.segmentation import image_io as pixels_module
 from tfddl.segmentation import inference, training_data
-from tfddl.segmentation.augment import Augmentation
+from tfddl.segmentation.augmentation import Augmentation
 from tfddl.segmentation.config import PredictConfig, TrainConfig
 from tfddl.segmentation.dice import exact_dice_loss
-from tfddl.segmentation.training import train
+from tfddl.segmentation.training_run import train
 
 
 def run(config: TrainConfig, data_dirs: tuple[Path | None, ...] = (None,)) -> dict[str, Any]:

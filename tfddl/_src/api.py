@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfddl._src import runtime
 from tfddl._src.cluster import detect, read_cores, read_secret, read_start_timeout
-from tfddl._src.comm.process_group import Between, Collective
+from tfddl._src.comm.process_group import InterHostTransport, Transport
 from tfddl._src.heartbeat import ProgressPage
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl.errors import StartError
@@ -84,8 +84,8 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
     from tfddl._src import keras_hooks
 
     options = runtime.Options(
-        collective=_choice("collective", collective, Collective),
-        between_hosts=_choice("between_hosts", between_hosts, Between),
+        collective=_choice("collective", collective, Transport),
+        between_hosts=_choice("between_hosts", between_hosts, InterHostTransport),
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
         timeout_s=timeout_s or 0.0,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tfddl._src.launcher.hosts import MAX_WORKERS
+from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS
 from tfddl.bench.codec import to_json
 from tfddl.bench.workloads import WORKLOADS, Workload
 from tfddl.errors import DataError
@@ -204,8 +204,8 @@ class Config:
                 raise DataError(f"--{flag} is empty; give it values, separated by commas.")
             if len(set(values)) < len(values):
                 raise DataError(f"--{flag} has something twice: {', '.join(map(str, values))}.")
-        if min(self.workers) < 1 or max(self.workers) > MAX_WORKERS:
-            raise DataError(f"--workers is {self.workers}; each must be 1..{MAX_WORKERS}.")
+        if min(self.workers) < 1 or max(self.workers) > MAX_LAUNCHED_WORKERS:
+            raise DataError(f"--workers is {self.workers}; each must be 1..{MAX_LAUNCHED_WORKERS}.")
         for size in self.sizes:
             if size < _FLOAT_BYTES or size % _FLOAT_BYTES:
                 raise DataError(f"--sizes has {size} bytes; a float32 tensor has a multiple of 4.")

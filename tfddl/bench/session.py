@@ -8,8 +8,8 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src.cluster import Cluster
-from tfddl._src.comm.process_group import Collective, ProcessGroup
-from tfddl._src.runtime import choose_collective, current
+from tfddl._src.comm.process_group import ProcessGroup, Transport
+from tfddl._src.runtime import choose_transport, current
 from tfddl.bench.config import Config, InitOptions
 from tfddl.bench.machines import Load, LoadMeter, Machine, foreign_load
 from tfddl.bench.progress import Progress
@@ -74,9 +74,9 @@ def other_collectives() -> tuple[str, ...]:
     cluster, name = current().cluster, current().process_group.name
     num_gpus = len(tf.config.list_physical_devices("GPU"))
     found = []
-    for choice in Collective if cluster.size > 1 else ():
+    for choice in Transport if cluster.size > 1 else ():
         try:
-            choose_collective(choice, num_gpus=num_gpus, local_size=cluster.local_size)
+            choose_transport(choice, num_gpus=num_gpus, local_size=cluster.local_size)
         except StartError:
             continue
         if choice.name != name:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfddl.errors import UnsupportedError
-from tfddl.segmentation.augment import Augmentation
+from tfddl.segmentation.augmentation import Augmentation
 from tfddl.segmentation.presets import PRESETS
 
 CHANNELS = (1, 3, 4)

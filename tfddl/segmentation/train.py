@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from tfddl.segmentation import command, job_flags
-from tfddl.segmentation.augment import TRANSFORMS
+from tfddl.segmentation.augmentation import TRANSFORMS
 from tfddl.segmentation.config import (
     DECAYS,
     LOSSES,
@@ -182,7 +182,7 @@ def run() -> None:
 def _train() -> None:
     config = config_from_flags()
     # Imported here: TensorFlow takes seconds, which --help and wrong flags needn't wait for.
-    from tfddl.segmentation.training import train
+    from tfddl.segmentation.training_run import train
 
     job_flags.run_job(config, lambda: train(config))
 

@@ -49,7 +49,7 @@ class BroadcastGlobalVariables(BroadcastCallback):
         """Broadcasts after the first batch, if planned.
 
         Raises:
-            RanksDisagreeError: Ranks have different variables.
+            DisagreementOpError: Ranks have different variables.
         """
         if self._is_due:
             self._is_due = False

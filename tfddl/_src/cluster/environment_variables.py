@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from tfddl._src.cluster.parsing import MAX_PORT, MAX_WORKERS, parse_int, quote
+from tfddl._src.cluster.parsing import MAX_CLUSTER_SIZE, MAX_PORT, parse_int, quote
 from tfddl.errors import ClusterError
 
 PORT = "TFDDL_PORT"
@@ -24,7 +24,7 @@ _FLOAT = re.compile(r"[0-9.eE+-]{1,40}")
 
 
 def read_int(
-    environ: Mapping[str, str], name: str, *, low: int = 0, high: int = MAX_WORKERS
+    environ: Mapping[str, str], name: str, *, low: int = 0, high: int = MAX_CLUSTER_SIZE
 ) -> int:
     """Reads a number from `low` to `high`, both included.
 

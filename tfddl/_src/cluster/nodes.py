@@ -20,7 +20,7 @@ from tfddl._src.cluster.environments import (
     torchrun,
 )
 from tfddl._src.cluster.environments.master_address import address_with_default_port, read_master
-from tfddl._src.cluster.parsing import MAX_WORKERS, parse_int
+from tfddl._src.cluster.parsing import MAX_CLUSTER_SIZE, parse_int
 from tfddl._src.cluster.task import Task
 from tfddl.errors import ClusterError
 
@@ -56,9 +56,9 @@ class NodeRank:
 
     def __post_init__(self) -> None:
         said = f" in {self.source}" if self.source else ""
-        if not 1 <= self.num_nodes <= MAX_WORKERS:
+        if not 1 <= self.num_nodes <= MAX_CLUSTER_SIZE:
             raise ClusterError(
-                f"the number of nodes is {self.num_nodes}{said}; it must be 1..{MAX_WORKERS}"
+                f"the number of nodes is {self.num_nodes}{said}; it must be 1..{MAX_CLUSTER_SIZE}"
             )
         if not 0 <= self.node_rank < self.num_nodes:
             raise ClusterError(
@@ -67,10 +67,10 @@ class NodeRank:
             )
         if self.master is not None:
             check_address(self.master, "the address of node 0")
-        if self.workers_per_node is not None and not 1 <= self.workers_per_node <= MAX_WORKERS:
+        if self.workers_per_node is not None and not 1 <= self.workers_per_node <= MAX_CLUSTER_SIZE:
             raise ClusterError(
                 f"the number of workers of a node is {self.workers_per_node}{said}; it must be "
-                f"1..{MAX_WORKERS}"
+                f"1..{MAX_CLUSTER_SIZE}"
             )
 
 

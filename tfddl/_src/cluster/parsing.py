@@ -18,8 +18,8 @@ MAX_JSON_BYTES = 2**20
 MAX_JSON_DEPTH = 64
 """Deepest nesting of JSON that is parsed; `json` itself would end in a RecursionError."""
 
-MAX_WORKERS = 65536
-"""The largest number of workers, hosts or tasks that is accepted."""
+MAX_CLUSTER_SIZE = 65536
+"""The most workers, hosts or tasks in a description of a cluster, whoever starts them."""
 
 MAX_PORT = 65535
 
@@ -30,7 +30,7 @@ _DIGITS = re.compile(r"[0-9]+")  # Not \d, which takes the digits of every scrip
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
 
 
-def parse_int(text: str, *, what: str, low: int = 0, high: int = MAX_WORKERS) -> int:
+def parse_int(text: str, *, what: str, low: int = 0, high: int = MAX_CLUSTER_SIZE) -> int:
     """Parses a non-negative decimal number.
 
     Args:

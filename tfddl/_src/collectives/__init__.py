@@ -13,7 +13,7 @@ Every rank must call the same operations in the same order, with tensors that ag
 shape (`allgather`, `alltoall`: but for the first dimension). Where ranks differ, each of them
 raises an error that names the operation and says what each has, and the next operation works:
 
-* Eagerly it is found before every operation. It is a `RanksDisagreeError`: a `DisagreementError`,
+* Eagerly it is found before every operation. It is a `DisagreementOpError`: a `DisagreementError`,
   and a `tf.errors.FailedPreconditionError`, which Horovod raises.
 * In a graph it is found when a kind of operation (name, dtypes, shapes) is first run, and at every
   run where the graph doesn't know the shapes. It is a `tf.errors.InvalidArgumentError`.
@@ -66,7 +66,7 @@ from tfddl._src.collectives.reducescatter import (
     reducescatter_in,
 )
 from tfddl._src.collectives.timeline import is_recording, start_timeline, stop_timeline
-from tfddl._src.comm.errors import RanksDisagreeError
+from tfddl._src.comm.errors import DisagreementOpError
 from tfddl._src.comm.native import ReduceOp
 
 __all__ = [
@@ -75,7 +75,7 @@ __all__ = [
     "DisplayName",
     "NoDimensionError",
     "ProcessSet",
-    "RanksDisagreeError",
+    "DisagreementOpError",
     "ReduceOp",
     "ScaledOp",
     "WrongArgumentError",

@@ -14,8 +14,8 @@ from tfddl._src.collectives.dense import (
 )
 from tfddl._src.collectives.fusion import all_gather, positions_by_dtype
 from tfddl._src.collectives.negotiation import (
+    CollectiveRequest,
     NoDimensionError,
-    Signature,
     failing_together,
     negotiate,
     serialized,
@@ -42,7 +42,7 @@ def allgather(
         Horovod's names it is their average, as in Horovod.)
 
     Raises:
-        RanksDisagreeError: Ranks came with different dtypes or inner dimensions.
+        DisagreementOpError: Ranks came with different dtypes or inner dimensions.
         NoDimensionError: The tensor has no dimension.
         UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
@@ -83,14 +83,14 @@ def stack(
         Shape (size, n), in rank order, the same on every rank.
 
     Raises:
-        RanksDisagreeError: Ranks came with different dtypes or lengths, or about something else.
+        DisagreementOpError: Ranks came with different dtypes or lengths, or about something else.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     group = group_of(process_set)
 
     @serialized(group)
     def stacked() -> tf.Tensor:
-        bound = negotiate(group, Signature.of(group, "stack", name, [tensor]).about(about))
+        bound = negotiate(group, CollectiveRequest.of(group, "stack", name, [tensor]).about(about))
         return all_gather(bound, tf.stop_gradient(tensor))
 
     return stacked()
@@ -111,8 +111,8 @@ def allgather_in(
     @tf.custom_gradient
     @serialized(group)
     def joined(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        signature = Signature.of(group, operation, name, inputs, free_first_dimension=True)
-        bound = negotiate(group, signature)
+        request = CollectiveRequest.of(group, operation, name, inputs, free_first_dimension=True)
+        bound = negotiate(group, request)
         with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
         # How many rows each rank has of each tensor.

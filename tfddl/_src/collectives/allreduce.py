@@ -9,7 +9,7 @@ from tfddl._src.collectives.allgather import allgather_in
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import ScaledOp, reduce_dense, times
 from tfddl._src.collectives.fusion import fuse
-from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
+from tfddl._src.collectives.negotiation import CollectiveRequest, negotiate, serialized
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl._src.comm.native import ReduceOp
 from tfddl.errors import UnimplementedError
@@ -46,7 +46,7 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
         is the same reduction with every op, as in Horovod.)
 
     Raises:
-        RanksDisagreeError: Ranks came with different dtypes, shapes, ops or factors.
+        DisagreementOpError: Ranks came with different dtypes, shapes, ops or factors.
         UnimplementedError: `tf.IndexedSlices` with another op; it is a `NotImplementedError` too.
         UnsupportedError: No such op, a dtype that can't travel, or a process set that this rank
             isn't in.
@@ -86,7 +86,7 @@ def grouped_allreduce(  # noqa: PLR0913 - as Horovod's users know it
         The reduced tensors, in the order given.
 
     Raises:
-        RanksDisagreeError: Ranks came with different tensors, ops or factors.
+        DisagreementOpError: Ranks came with different tensors, ops or factors.
         UnimplementedError: As for `allreduce`.
         UnsupportedError: As for `allreduce`.
         NotInitializedError: `tfddl.init()` has not been called.
@@ -136,17 +136,17 @@ def sum_numbers(
         The same shape and dtype.
 
     Raises:
-        RanksDisagreeError: Ranks came with different numbers of them, or about something else.
+        DisagreementOpError: Ranks came with different numbers of them, or about something else.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     group = group_of(process_set)
 
     @serialized(group)
     def summed() -> tf.Tensor:
-        signature = Signature.of(group, "allreduce sum", name, [numbers])
-        bound = negotiate(group, signature.about(about))
+        request = CollectiveRequest.of(group, "allreduce sum", name, [numbers])
+        bound = negotiate(group, request.about(about))
         [total] = bound.process_group.all_reduce(
-            [tf.stop_gradient(numbers)], ReduceOp.SUM, invocation=bound.invocation
+            [tf.stop_gradient(numbers)], ReduceOp.SUM, signature=bound.signature
         )
         return total
 
@@ -176,7 +176,7 @@ def sum_scaled(
         The sums, in the order given.
 
     Raises:
-        RanksDisagreeError: Ranks came with different tensors.
+        DisagreementOpError: Ranks came with different tensors.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     if not tensors:
@@ -185,13 +185,15 @@ def sum_scaled(
 
     @serialized(group)
     def summed() -> list[tf.Tensor]:
-        bound = negotiate(group, Signature.of(group, "allreduce sum, scaled,", name, tensors))
+        bound = negotiate(
+            group, CollectiveRequest.of(group, "allreduce sum, scaled,", name, tensors)
+        )
         return fuse(
             bound,
             # In 16 bits, what is scaled would be rounded before it is added up.
             [tf.cast(t, tf.float32) if t.dtype.size == 2 else t for t in tensors],
             lambda pack: bound.process_group.all_reduce(
-                pack, ReduceOp.SUM, scale=scale, invocation=bound.invocation
+                pack, ReduceOp.SUM, scale=scale, signature=bound.signature
             ),
         )
 
@@ -216,7 +218,7 @@ def sum_narrow(
         The sums, in the order given.
 
     Raises:
-        RanksDisagreeError: Ranks came with different tensors.
+        DisagreementOpError: Ranks came with different tensors.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     scaled_op = ScaledOp(op=ReduceOp.SUM, narrow=True)

@@ -8,8 +8,8 @@ import tensorflow as tf
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.fusion import all_gather, cast_for_transfer
 from tfddl._src.collectives.negotiation import (
+    CollectiveRequest,
     NoDimensionError,
-    Signature,
     WrongArgumentError,
     failing_together,
     negotiate,
@@ -42,7 +42,7 @@ def alltoall(
         gradient goes the way back: it is the derivative of the sum of all ranks' losses.
 
     Raises:
-        RanksDisagreeError: Ranks came with different dtypes or inner dimensions.
+        DisagreementOpError: Ranks came with different dtypes or inner dimensions.
         NoDimensionError: The tensor has no dimension.
         WrongArgumentError: On every rank, eagerly, where on one of them the splits don't add up, or
             the first dimension can't be cut into equal parts. In a graph it is found when it runs,
@@ -63,8 +63,8 @@ def _exchange(
     def exchanged(
         value: tf.Tensor,
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
-        signature = Signature.of(group, "alltoall", name, [value], free_first_dimension=True)
-        bound = negotiate(group, signature)
+        request = CollectiveRequest.of(group, "alltoall", name, [value], free_first_dimension=True)
+        bound = negotiate(group, request)
         with failing_together(bound):
             NoDimensionError.check("alltoall", name, [value])
         rows = _rows(bound, value, splits, name)
@@ -84,7 +84,7 @@ def _travel(group: Group, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     inner = tf.shape(value, tf.int64)[1:]
     flat = cast_for_transfer(group, tf.reshape(value, [-1]))
     arrived = group.process_group.all_to_all(
-        flat, rows * tf.reduce_prod(inner), invocation=group.invocation
+        flat, rows * tf.reduce_prod(inner), signature=group.signature
     )
     shape = tf.concat([[tf.reduce_sum(rows[:, group.rank])], inner], axis=0)
     static = tf.TensorShape([None]).concatenate(value.shape[1:])

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.fusion import all_gather
-from tfddl._src.collectives.negotiation import Signature, negotiate, serialized
+from tfddl._src.collectives.negotiation import CollectiveRequest, negotiate, serialized
 from tfddl._src.collectives.process_sets import ProcessSet, group_of
 
 
@@ -19,7 +19,7 @@ def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -
         process_set: Between which ranks; without it, all.
 
     Raises:
-        RanksDisagreeError: Ranks called something else.
+        DisagreementOpError: Ranks called something else.
         UnsupportedError: A process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
@@ -27,7 +27,7 @@ def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -
 
     @serialized(group)
     def wait() -> None:
-        bound = negotiate(group, Signature.of(group, "barrier", name, []))
+        bound = negotiate(group, CollectiveRequest.of(group, "barrier", name, []))
         all_gather(bound, tf.zeros([1], tf.int32))
 
     wait()

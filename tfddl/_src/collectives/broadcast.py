@@ -14,7 +14,7 @@ from tfddl._src.collectives.dense import (
 )
 from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import (
-    Signature,
+    CollectiveRequest,
     WrongArgumentError,
     failing_together,
     negotiate,
@@ -46,7 +46,7 @@ def broadcast(
         as in Horovod.)
 
     Raises:
-        RanksDisagreeError: Ranks came with different dtypes, shapes or roots.
+        DisagreementOpError: Ranks came with different dtypes, shapes or roots.
         WrongArgumentError: There is no such rank in the set.
         UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
@@ -79,14 +79,14 @@ def broadcast_in(
     @serialized(group)
     def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         bound = negotiate(
-            group, Signature.of(group, f"broadcast from rank {root_rank}", name, inputs)
+            group, CollectiveRequest.of(group, f"broadcast from rank {root_rank}", name, inputs)
         )
         with failing_together(bound):
             root = _place(group, root_rank)
         outputs = fuse(
             bound,
             inputs,
-            lambda p: bound.process_group.broadcast(p, root, invocation=bound.invocation),
+            lambda p: bound.process_group.broadcast(p, root, signature=bound.signature),
         )
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:

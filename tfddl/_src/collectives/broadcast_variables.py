@@ -22,7 +22,7 @@ def broadcast_variables(
         process_set: Between which ranks; without it, all.
 
     Raises:
-        RanksDisagreeError: Ranks have different variables.
+        DisagreementOpError: Ranks have different variables.
         WrongArgumentError: There is no such rank in the set.
         UnsupportedError: A process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tfddl._src.collectives.fusion import TRANSFER_DTYPES, fuse
 from tfddl._src.collectives.negotiation import (
+    CollectiveRequest,
     DisplayName,
-    Signature,
     failing_together,
     negotiate,
     serialized,
@@ -133,11 +133,13 @@ def reduce_dense(
     @tf.custom_gradient
     @serialized(group)
     def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        bound = negotiate(group, Signature.of(group, f"allreduce {scaled_op}", name, inputs))
+        bound = negotiate(
+            group, CollectiveRequest.of(group, f"allreduce {scaled_op}", name, inputs)
+        )
         with failing_together(bound):
             sent = [scaled_op.before(tensor, bound.process_group) for tensor in inputs]
         exchange = functools.partial(
-            bound.process_group.all_reduce, op=scaled_op.summed_by, invocation=bound.invocation
+            bound.process_group.all_reduce, op=scaled_op.summed_by, signature=bound.signature
         )
         totals = fuse(bound, sent, exchange)
 

@@ -43,9 +43,7 @@ def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
 
 def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
     """`ProcessGroup.all_gather` for every dtype."""
-    rows = group.process_group.all_gather(
-        cast_for_transfer(group, flat), invocation=group.invocation
-    )
+    rows = group.process_group.all_gather(cast_for_transfer(group, flat), signature=group.signature)
     return tf.cast(rows, flat.dtype)
 
 

@@ -17,17 +17,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives.process_sets import Group
-from tfddl._src.comm.errors import RanksDisagreeError, RefusedError
+from tfddl._src.comm.errors import DisagreementOpError, GraphDisagreementError
 from tfddl._src.comm.lazy_variable import create_outside_graph
 from tfddl._src.comm.native import OpSignature, describe_difference, format_ranks
-from tfddl._src.comm.process_group import Invocation
+from tfddl._src.comm.process_group import DynamicSignature
 from tfddl._src.comm.stall_inspector import COMPARING
 from tfddl._src.comm.tensorflow_private import is_for_xla
 from tfddl._src.runtime import PerRuntime
 from tfddl.errors import TfddlError, UnsupportedError
 
 _AGREED: PerRuntime[dict[str, tf.Variable]] = PerRuntime(lambda _: {})
-"""Signatures that all ranks have compared inside a graph, and whether they have yet."""
+"""Requests that all ranks have compared inside a graph, and whether they have yet."""
 
 _EAGER_TURN = PerRuntime(lambda _: threading.RLock())
 """Held by the thread whose eager operation is under way, where they can't be told apart."""
@@ -57,7 +57,7 @@ class CompiledError(tf.errors.InvalidArgumentError, UnsupportedError):
     """A collective in what XLA is to compile."""
 
     @classmethod
-    def check(cls, signature: "Signature") -> None:
+    def check(cls, request: "CollectiveRequest") -> None:
         """Makes sure that XLA stays out.
 
         Raises:
@@ -67,7 +67,7 @@ class CompiledError(tf.errors.InvalidArgumentError, UnsupportedError):
             raise cls(
                 None,
                 None,
-                f"{signature.kind} is called within a tf.function(jit_compile=True): XLA can't "
+                f"{request.kind} is called within a tf.function(jit_compile=True): XLA can't "
                 "compile what travels between the workers. HINT: leave jit_compile out there; let "
                 "XLA compile a function of its own that only computes, such as the loss, and call "
                 "it from this one",
@@ -95,8 +95,8 @@ class NoDimensionError(tf.errors.FailedPreconditionError, UnsupportedError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Signature:
-    """What has to be alike on all ranks."""
+class CollectiveRequest:
+    """What a rank asks for by calling a collective, all of which has to be alike on all ranks."""
 
     kind: str
     """The operation, its options, its name, its ranks: "allreduce average <loss>"."""
@@ -119,7 +119,7 @@ class Signature:
         tensors: Sequence[tf.Tensor],
         *,
         free_first_dimension: bool = False,
-    ) -> "Signature":
+    ) -> "CollectiveRequest":
         """Describes an operation of a group on tensors.
 
         Args:
@@ -139,7 +139,7 @@ class Signature:
             running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
         )
 
-    def about(self, lines: Sequence[str]) -> "Signature":
+    def about(self, lines: Sequence[str]) -> "CollectiveRequest":
         """The same, with more that has to be alike, a line each; all shapes are known."""
         return dataclasses.replace(self, tensors=(*self.tensors, *lines))
 
@@ -153,17 +153,17 @@ class Signature:
 
     @property
     def digest(self) -> int:
-        """A signed 64-bit number that stands for the signature."""
+        """A signed 64-bit number that stands for the request."""
         digest = hashlib.blake2b(str(self).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)
 
 
-def negotiate(group: Group, signature: Signature) -> Group:
+def negotiate(group: Group, request: CollectiveRequest) -> Group:
     """Makes sure that all ranks of a group are about to do the same.
 
     A process group that compares by itself does so with every operation. Otherwise, eagerly, this
     compares at every call. In a graph it adds ops that compare when the graph first has the
-    signature, because each comparison costs a round trip; where shapes are known only when the
+    request, because each comparison costs a round trip; where shapes are known only when the
     graph runs, they compare these at every run.
 
     Ranks that name different process sets wait for each other: they don't match.
@@ -173,23 +173,23 @@ def negotiate(group: Group, signature: Signature) -> Group:
 
     Raises:
         CompiledError: XLA is to compile the graph.
-        RanksDisagreeError: Eagerly, on every rank, where the signatures differ.
+        DisagreementOpError: Eagerly, on every rank, where the requests differ.
     """
     if group.size == 1:
         return group
-    CompiledError.check(signature)
+    CompiledError.check(request)
     if not group.process_group.compares:
-        comparing = OpSignature("", f"{COMPARING} {signature.lines}")
-        asking = dataclasses.replace(group, invocation=Invocation(comparing))
+        comparing = OpSignature("", f"{COMPARING} {request.lines}")
+        asking = dataclasses.replace(group, signature=DynamicSignature(comparing))
         if tf.executing_eagerly():
-            _agree_eagerly(asking, signature)
-        elif signature.running:
-            _agree_at_every_run(asking, signature)
+            _agree_eagerly(asking, request)
+        elif request.running:
+            _agree_at_every_run(asking, request)
         else:
-            _agree_in_graph(asking, signature)
-    call = OpSignature(signature.key, signature.lines)
+            _agree_in_graph(asking, request)
+    call = OpSignature(request.key, request.lines)
     # What isn't known yet is compared when it is.
-    return dataclasses.replace(group, invocation=Invocation(call, signature.running))
+    return dataclasses.replace(group, signature=DynamicSignature(call, request.running))
 
 
 def serialized(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
@@ -216,10 +216,10 @@ def serialized(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 @contextlib.contextmanager
 def failing_together(bound: Group) -> Iterator[None]:
-    """Around checks of what the signature tells, which come before anything is moved.
+    """Around checks of what the request tells, which come before anything is moved.
 
     What fails a check on all ranks raises on all of them. Where others don't fail, they have other
-    signatures: then all raise that they differ, instead of waiting for this rank.
+    requests: then all raise that they differ, instead of waiting for this rank.
     """
     try:
         yield
@@ -229,12 +229,12 @@ def failing_together(bound: Group) -> Iterator[None]:
         raise
 
 
-def _agree_eagerly(group: Group, signature: Signature) -> None:
-    digests = _all_gather(group, tf.constant([signature.digest], tf.int64)).numpy()
+def _agree_eagerly(group: Group, request: CollectiveRequest) -> None:
+    digests = _all_gather(group, tf.constant([request.digest], tf.int64)).numpy()
     if (digests == digests[0]).all():
         return
-    lengths, rows = _texts_of_all(group, tf.constant(signature.lines))
-    raise RanksDisagreeError(None, None, _difference(group, lengths.numpy(), rows.numpy()))
+    lengths, rows = _texts_of_all(group, tf.constant(request.lines))
+    raise DisagreementOpError(None, None, _difference(group, lengths.numpy(), rows.numpy()))
 
 
 def _new_flag() -> tf.Variable:
@@ -242,15 +242,15 @@ def _new_flag() -> tf.Variable:
         return tf.Variable(False, trainable=False, name="tfddl_agreed")
 
 
-def _agree_in_graph(group: Group, signature: Signature) -> None:
+def _agree_in_graph(group: Group, request: CollectiveRequest) -> None:
     agreed = _AGREED.of(group.runtime)
-    key = str(signature)
+    key = str(request)
     if key not in agreed:
         agreed[key] = create_outside_graph(_new_flag)
 
     def compare() -> tf.Tensor:
-        digest = tf.constant([signature.digest], tf.int64)
-        checked = _checked(group, digest, lambda: tf.constant(signature.lines))
+        digest = tf.constant([request.digest], tf.int64)
+        checked = _checked(group, digest, lambda: tf.constant(request.lines))
         return _set(agreed[key], checked)
 
     if not group.process_group.stays_on_device:
@@ -269,9 +269,9 @@ def _set(flag: tf.Variable, value: tf.Tensor) -> tf.Tensor:
         return flag.assign(value, read_value=True)
 
 
-def _agree_at_every_run(group: Group, signature: Signature) -> None:
-    lines = [tf.constant(signature.kind)]
-    for tensor, shape in zip(signature.tensors, signature.running, strict=True):
+def _agree_at_every_run(group: Group, request: CollectiveRequest) -> None:
+    lines = [tf.constant(request.kind)]
+    for tensor, shape in zip(request.tensors, request.running, strict=True):
         numbers = tf.strings.reduce_join(tf.strings.as_string(shape), separator=", ")
         lines.append(tf.strings.join([tensor, ": (", numbers, ")"]))
     text = tf.strings.join(lines, separator="\n")
@@ -283,7 +283,7 @@ def _checked(group: Group, digest: tf.Tensor, text: Callable[[], tf.Tensor]) -> 
     """True, once all ranks have the same digest; fails with everybody's text where they don't."""
 
     def refuse(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        raise RefusedError(_difference(group, lengths, rows))
+        raise GraphDisagreementError(_difference(group, lengths, rows))
 
     def fail() -> tf.Tensor:
         return tf.ensure_shape(
@@ -308,7 +308,7 @@ def _texts_of_all(group: Group, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
-    return group.process_group.all_gather(flat, invocation=group.invocation)
+    return group.process_group.all_gather(flat, signature=group.signature)
 
 
 def _difference(group: Group, lengths: np.ndarray, rows: np.ndarray) -> str:

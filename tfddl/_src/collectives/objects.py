@@ -33,7 +33,7 @@ def broadcast_object(
         On the root the object itself, elsewhere a copy.
 
     Raises:
-        RanksDisagreeError: Ranks named different roots.
+        DisagreementOpError: Ranks named different roots.
         WrongArgumentError: There is no such rank in the set.
         UnsupportedError: A process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.

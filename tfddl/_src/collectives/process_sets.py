@@ -14,7 +14,7 @@ import enum
 import operator
 from collections.abc import Iterable
 
-from tfddl._src.comm.process_group import UNNAMED, Invocation, ProcessGroup
+from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, ProcessGroup
 from tfddl._src.runtime import Runtime, current
 from tfddl.errors import UnsupportedError
 
@@ -101,7 +101,7 @@ class Group:
     process_group: ProcessGroup
     gradients: GradientRule = GradientRule.SUM_OF_LOSSES
 
-    invocation: Invocation = UNNAMED
+    signature: DynamicSignature = UNNAMED
     """The call that operations belong to, once the ranks have negotiated it."""
 
     @property

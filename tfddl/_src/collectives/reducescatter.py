@@ -16,8 +16,8 @@ from tfddl._src.collectives.dense import (
 )
 from tfddl._src.collectives.fusion import fuse
 from tfddl._src.collectives.negotiation import (
+    CollectiveRequest,
     NoDimensionError,
-    Signature,
     failing_together,
     negotiate,
     serialized,
@@ -57,7 +57,7 @@ def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
         (Under Horovod's names it is that many times as large, as in Horovod.)
 
     Raises:
-        RanksDisagreeError: Ranks came with different dtypes, shapes, ops or factors.
+        DisagreementOpError: Ranks came with different dtypes, shapes, ops or factors.
         NoDimensionError: The tensor has no dimension.
         UnsupportedError: No such op, a dtype that can't travel, or a process set that this rank
             isn't in.
@@ -101,7 +101,7 @@ def reducescatter_in(
     @serialized(group)
     def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         operation = f"reducescatter {scaled_op}"
-        bound = negotiate(group, Signature.of(group, operation, name, inputs))
+        bound = negotiate(group, CollectiveRequest.of(group, operation, name, inputs))
         with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
             sent = [scaled_op.before(tensor, bound.process_group) for tensor in inputs]
@@ -150,7 +150,7 @@ def _scattered(group: Group, op: ReduceOp, pack: list[tf.Tensor]) -> list[tf.Ten
         by_rank = [tf.reshape(part, [-1]) for parts in zip(*cut, strict=True) for part in parts]
         joined = tf.concat(by_rank, axis=0)
     arrived = group.process_group.reduce_scatter(
-        joined, tf.add_n(lengths), op, invocation=group.invocation
+        joined, tf.add_n(lengths), op, signature=group.signature
     )
     mine = [length[group.rank] for length in lengths]
     parts = tf.split(arrived, mine) if len(pack) > 1 else [arrived]

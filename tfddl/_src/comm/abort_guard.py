@@ -4,7 +4,7 @@ import itertools
 
 import tensorflow as tf
 
-from tfddl._src.comm.errors import RankStalledError
+from tfddl._src.comm.errors import StalledOpError
 
 _ENDED = (
     "the collectives of this process were ended while this one was under way: its result is not "
@@ -56,12 +56,12 @@ class AbortGuard:
                 themselves, and need it not.
 
         Raises:
-            RankStalledError: Eagerly, after `abort`. A graph raises a
+            StalledOpError: Eagerly, after `abort`. A graph raises a
                 `tf.errors.InvalidArgumentError`.
         """
         if tf.executing_eagerly():
             if self._text:
-                raise RankStalledError(self._text)
+                raise StalledOpError(self._text)
             return result
         if not in_graphs:
             return result

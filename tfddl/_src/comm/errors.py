@@ -5,7 +5,7 @@ import tensorflow as tf
 from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
 
 
-class RanksDisagreeError(tf.errors.FailedPreconditionError, DisagreementError):
+class DisagreementOpError(tf.errors.FailedPreconditionError, DisagreementError):
     """Ranks are about to do different things. All of them raise it, and the next operation works.
 
     It is the kind of error that Horovod's users catch, too. It is made as TensorFlow's errors are
@@ -14,25 +14,25 @@ class RanksDisagreeError(tf.errors.FailedPreconditionError, DisagreementError):
     """
 
 
-class RankLostError(tf.errors.UnavailableError, PeerLostError):
+class PeerLostOpError(tf.errors.UnavailableError, PeerLostError):
     """A rank that this one waits for has ended."""
 
     def __init__(self, message: str) -> None:
         tf.errors.UnavailableError.__init__(self, None, None, message)
 
 
-class RankStalledError(tf.errors.DeadlineExceededError, StalledError):
+class StalledOpError(tf.errors.DeadlineExceededError, StalledError):
     """Not all ranks have entered an operation in time."""
 
     def __init__(self, message: str) -> None:
         tf.errors.DeadlineExceededError.__init__(self, None, None, message)
 
 
-class RankDeadlockError(RankStalledError, DeadlockError):
+class DeadlockOpError(StalledOpError, DeadlockError):
     """Ranks wait for each other in different operations, and none of them can go on."""
 
 
-class RefusedError(ValueError):
+class GraphDisagreementError(ValueError):
     """What a graph is told instead of a `DisagreementError`.
 
     TensorFlow makes an `tf.errors.InvalidArgumentError` of a ValueError, and an `UnknownError` of

@@ -6,7 +6,7 @@ from typing import NoReturn
 import tensorflow as tf
 
 from tfddl._src.comm.native import ReduceOp, describe_fork
-from tfddl._src.comm.process_group import UNNAMED, Invocation, ProcessGroup
+from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, ProcessGroup
 from tfddl.errors import UnsupportedError
 
 
@@ -35,17 +35,17 @@ class ForkedProcessGroup(ProcessGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """Raises UnsupportedError."""
         self._refuse()
 
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """Raises UnsupportedError."""
         self._refuse()
 
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """Raises UnsupportedError."""
         self._refuse()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfddl._src.comm.native import ReduceOp
-from tfddl._src.comm.process_group import UNNAMED, Invocation, ProcessGroup
+from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, ProcessGroup
 
 Layout = tuple[tuple[int, ...], ...]
 """Members of each host, as the group counts them, ascending; hosts in the order of their firsts."""
@@ -74,7 +74,7 @@ class HierarchicalGroup(ProcessGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.all_reduce`."""
         partial = self._within.all_reduce(tensors, op, scale=scale)
@@ -82,7 +82,7 @@ class HierarchicalGroup(ProcessGroup):
             partial = self._leaders.all_reduce(partial, op)
         return self._within.broadcast(partial, 0)
 
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
         most = max(map(len, self._layout))
         of_host = self._within.all_gather(flat)
@@ -98,7 +98,7 @@ class HierarchicalGroup(ProcessGroup):
         return tf.ensure_shape(gathered, [self.size, flat.shape[0]])
 
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`."""
         home = next(h for h, ranks in enumerate(self._layout) if root in ranks)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfddl._src.comm.lazy_variable import LazyVariable, counter
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
-from tfddl._src.comm.process_group import UNNAMED, Invocation, Lengths, ProcessGroup
+from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, Lengths, ProcessGroup
 
 _MAX_STRETCHES = 64
 _MAX_EVENTS = 1_000_000
@@ -45,8 +45,8 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True)
-class Operation:
-    """A kind of operation of some ranks."""
+class OperationInfo:
+    """What is recorded of an operation, the same each time: its names and ranks."""
 
     name: str
     """What a trace calls it: "allreduce sum <loss>"."""
@@ -58,9 +58,9 @@ class Operation:
     """Who takes part, as the job counts them."""
 
     @classmethod
-    def of(cls, invocation: Invocation, ranks: tuple[int, ...]) -> "Operation":
-        """An invocation of some ranks."""
-        call = invocation.call
+    def of(cls, signature: DynamicSignature, ranks: tuple[int, ...]) -> "OperationInfo":
+        """What is recorded of a signature's operation."""
+        call = signature.static
         return cls(call.text.partition("\n")[0], str(call), ranks)
 
 
@@ -121,10 +121,12 @@ class Instrumentation:
         """Whether there are operations of some ranks only, which not all ranks count."""
         self.is_in_pipelines = False
         """Whether there are operations in `tf.data` pipelines, whose threads nobody sees."""
-        self._operations: list[Operation] = [Operation("", "the first operation", self._everyone)]
-        self._numbers: dict[Operation, int] = {}
+        self._operations: list[OperationInfo] = [
+            OperationInfo("", "the first operation", self._everyone)
+        ]
+        self._numbers: dict[OperationInfo, int] = {}
         self._current = counter("tfddl_current_operation")
-        self._eager: Operation | None = None
+        self._eager: OperationInfo | None = None
 
     def keep_on(self, device: str, *, stays_there: bool) -> None:
         """Says where counters of graphs are kept; to be called before anything is recorded.
@@ -182,12 +184,12 @@ class Instrumentation:
         self._events.clear()
         return events
 
-    def current_operation(self) -> Operation:
+    def current_operation(self) -> OperationInfo:
         """The operation of TensorFlow's that this rank has entered last; any thread may ask."""
         return self._eager or self._operations[self._current.number]
 
     @contextlib.contextmanager
-    def record(self, operation: Operation, num_bytes: int) -> Iterator[None]:
+    def record(self, operation: OperationInfo, num_bytes: int) -> Iterator[None]:
         """Around an operation that runs in Python.
 
         Args:
@@ -203,7 +205,7 @@ class Instrumentation:
                 self._add(operation, num_bytes, begin_s)
 
     def around(
-        self, operation: Operation, tensors: Sequence[tf.Tensor], launch: Launch
+        self, operation: OperationInfo, tensors: Sequence[tf.Tensor], launch: Launch
     ) -> list[tf.Tensor]:
         """Launches an operation of TensorFlow's, eagerly or in a graph.
 
@@ -252,10 +254,10 @@ class Instrumentation:
         with tf.control_dependencies([] if is_eager else [ended]):
             return [tf.identity(tensor) for tensor in arrived]
 
-    def _counts_of(self, operation: Operation) -> _Counts:
+    def _counts_of(self, operation: OperationInfo) -> _Counts:
         return self._of_everyone if operation.ranks == self._everyone else self._of_some
 
-    def _number_of(self, operation: Operation) -> int:
+    def _number_of(self, operation: OperationInfo) -> int:
         with self._lock:
             if operation not in self._numbers:
                 self._numbers[operation] = len(self._operations)
@@ -263,7 +265,7 @@ class Instrumentation:
             return self._numbers[operation]
 
     def _add_in_graph(
-        self, operation: Operation, tensors: Sequence[tf.Tensor], begin_s: tf.Tensor
+        self, operation: OperationInfo, tensors: Sequence[tf.Tensor], begin_s: tf.Tensor
     ) -> None:
         def add(begin_s: Any, num_bytes: Any) -> Any:
             self._add(operation, int(num_bytes), float(begin_s))
@@ -276,7 +278,7 @@ class Instrumentation:
         with tf.device("CPU:0"):
             tf.cond(begin_s > 0, added, _zero)
 
-    def _add(self, operation: Operation, num_bytes: int, begin_s: float) -> None:
+    def _add(self, operation: OperationInfo, num_bytes: int, begin_s: float) -> None:
         now_s = time.perf_counter()
         with self._lock:
             if self._measures:
@@ -351,29 +353,29 @@ class InstrumentedGroup(ProcessGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.all_reduce`."""
         return self._recorded(
-            invocation,
+            signature,
             tensors,
-            lambda given: self._group.all_reduce(given, op, scale=scale, invocation=invocation),
+            lambda given: self._group.all_reduce(given, op, scale=scale, signature=signature),
         )
 
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
         return self._recorded_one(
-            invocation, flat, lambda given: self._group.all_gather(given, invocation=invocation)
+            signature, flat, lambda given: self._group.all_gather(given, signature=signature)
         )
 
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`."""
         return self._recorded(
-            invocation,
+            signature,
             tensors,
-            lambda given: self._group.broadcast(given, root, invocation=invocation),
+            lambda given: self._group.broadcast(given, root, signature=signature),
         )
 
     def reduce_scatter(
@@ -382,32 +384,32 @@ class InstrumentedGroup(ProcessGroup):
         lengths: Lengths,
         op: ReduceOp,
         *,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> tf.Tensor:
         """See `ProcessGroup.reduce_scatter`."""
         return self._recorded_one(
-            invocation,
+            signature,
             flat,
-            lambda given: self._group.reduce_scatter(given, lengths, op, invocation=invocation),
+            lambda given: self._group.reduce_scatter(given, lengths, op, signature=signature),
         )
 
     def all_to_all(
-        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, signature: DynamicSignature = UNNAMED
     ) -> tf.Tensor:
         """See `ProcessGroup.all_to_all`."""
         return self._recorded_one(
-            invocation,
+            signature,
             flat,
-            lambda given: self._group.all_to_all(given, lengths, invocation=invocation),
+            lambda given: self._group.all_to_all(given, lengths, signature=signature),
         )
 
     def _recorded_one(
-        self, invocation: Invocation, flat: tf.Tensor, launch: Callable[[tf.Tensor], tf.Tensor]
+        self, signature: DynamicSignature, flat: tf.Tensor, launch: Callable[[tf.Tensor], tf.Tensor]
     ) -> tf.Tensor:
-        return self._recorded(invocation, [flat], lambda given: [launch(given[0])])[0]
+        return self._recorded(signature, [flat], lambda given: [launch(given[0])])[0]
 
     def _recorded(
-        self, invocation: Invocation, tensors: Sequence[tf.Tensor], launch: Launch
+        self, signature: DynamicSignature, tensors: Sequence[tf.Tensor], launch: Launch
     ) -> list[tf.Tensor]:
-        operation = Operation.of(invocation, self.ranks)
+        operation = OperationInfo.of(signature, self.ranks)
         return self._instrumentation.around(operation, tensors, launch)

@@ -18,20 +18,20 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.comm.errors import (
-    RankDeadlockError,
-    RankLostError,
-    RanksDisagreeError,
-    RankStalledError,
-    RefusedError,
+    DeadlockOpError,
+    DisagreementOpError,
+    GraphDisagreementError,
+    PeerLostOpError,
+    StalledOpError,
 )
-from tfddl._src.comm.instrumentation import Instrumentation, Operation
+from tfddl._src.comm.instrumentation import Instrumentation, OperationInfo
 from tfddl._src.comm.lazy_variable import counter
 from tfddl._src.comm.native import Communicator, Network, OpSignature, ReduceOp
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
 from tfddl._src.comm.process_group import (
     ALL_DTYPES,
     UNNAMED,
-    Invocation,
+    DynamicSignature,
     Lengths,
     ProcessGroup,
     with_small_joined,
@@ -84,7 +84,7 @@ def connect_natively(
 
 
 class NativeGroup(ProcessGroup):
-    """A `Communicator` between workers. Compares invocations by itself.
+    """A `Communicator` between workers. Compares signatures by itself.
 
     `connect_natively` makes the first one of a network.
     """
@@ -124,34 +124,34 @@ class NativeGroup(ProcessGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.all_reduce`."""
 
         def work(call: OpSignature, arrays: Arrays, factor: float | None) -> Arrays:
             return self._communicator.all_reduce(arrays, op, call, scale=factor)
 
-        return self._run_alike(work, tensors, scale, invocation)
+        return self._run_alike(work, tensors, scale, signature)
 
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
 
         def work(call: OpSignature, arrays: Arrays) -> Arrays:
             return [self._communicator.all_gather(arrays[0].reshape(-1), call)]
 
-        [rows] = self._run(work, [flat], [flat.dtype], invocation)
+        [rows] = self._run(work, [flat], [flat.dtype], signature)
         rows.set_shape([self.size, flat.shape[0]])
         return rows
 
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`."""
 
         def work(call: OpSignature, arrays: Arrays, _: float | None) -> Arrays:
             return self._communicator.broadcast(arrays, root, call)
 
-        return self._run_alike(work, tensors, None, invocation)
+        return self._run_alike(work, tensors, None, signature)
 
     def reduce_scatter(
         self,
@@ -159,7 +159,7 @@ class NativeGroup(ProcessGroup):
         lengths: Lengths,
         op: ReduceOp,
         *,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> tf.Tensor:
         """See `ProcessGroup.reduce_scatter`."""
 
@@ -168,12 +168,12 @@ class NativeGroup(ProcessGroup):
             return [self._communicator.reduce_scatter(flat, each.tolist(), op, call)]
 
         each = tf.convert_to_tensor(lengths, tf.int64)
-        [part] = self._run(work, [flat, each], [flat.dtype], invocation)
+        [part] = self._run(work, [flat, each], [flat.dtype], signature)
         part.set_shape([None])
         return part
 
     def all_to_all(
-        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, signature: DynamicSignature = UNNAMED
     ) -> tf.Tensor:
         """See `ProcessGroup.all_to_all`."""
 
@@ -183,7 +183,7 @@ class NativeGroup(ProcessGroup):
             parts = np.split(flat, np.cumsum(each[self.rank])[:-1])
             return [self._communicator.all_to_all(parts, each, call)]
 
-        [joined] = self._run(work, [flat, tf.cast(lengths, tf.int64)], [flat.dtype], invocation)
+        [joined] = self._run(work, [flat, tf.cast(lengths, tf.int64)], [flat.dtype], signature)
         joined.set_shape([None])
         return joined
 
@@ -192,7 +192,7 @@ class NativeGroup(ProcessGroup):
         work: Callable[[OpSignature, Arrays, float | None], Arrays],
         tensors: Sequence[tf.Tensor],
         scale: tf.Tensor | None,
-        invocation: Invocation,
+        signature: DynamicSignature,
     ) -> list[tf.Tensor]:
         """Runs what returns arrays of the lengths that it got; small neighbours go joined.
 
@@ -212,7 +212,7 @@ class NativeGroup(ProcessGroup):
                 ]
 
             dtypes = [tensor.dtype for tensor in tensors]
-            arrived = self._run(run, [*tensors, *scales], dtypes, invocation)
+            arrived = self._run(run, [*tensors, *scales], dtypes, signature)
             for tensor, like in zip(arrived, tensors, strict=True):
                 tensor.set_shape(like.shape)
             return arrived
@@ -224,21 +224,21 @@ class NativeGroup(ProcessGroup):
         work: Callable[[OpSignature, Arrays], Arrays],
         inputs: Sequence[tf.Tensor],
         dtypes: Sequence[tf.DType],
-        invocation: Invocation,
+        signature: DynamicSignature,
     ) -> list[tf.Tensor]:
         instrumentation = self._shared.instrumentation
-        operation = Operation.of(invocation, self.ranks)
+        operation = OperationInfo.of(signature, self.ranks)
 
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
-            call = _with_shapes(invocation.call, arrays[len(inputs) :])
+            call = _with_shapes(signature.static, arrays[len(inputs) :])
             arrays = arrays[: len(inputs)]
             with instrumentation.record(operation, sum(array.nbytes for array in arrays)):
                 return work(call, arrays)
 
         if is_in_pipeline():
             self._shared.network.mesh.expect_concurrent_calls()
-        given = [*inputs, *invocation.shapes]
+        given = [*inputs, *signature.shapes]
         if tf.executing_eagerly():
             return _run_eagerly(run, given)
         return self._run_in_graph(run, given, dtypes)
@@ -250,7 +250,7 @@ class NativeGroup(ProcessGroup):
             try:
                 return [np.asarray(ticket + 1), *run(*given)]
             except DisagreementError as error:
-                raise RefusedError(str(error)) from None
+                raise GraphDisagreementError(str(error)) from None
             except DeadlockError:
                 raise
             except StalledError as error:
@@ -299,12 +299,12 @@ def _run_eagerly(run: Callable[..., Arrays], inputs: Sequence[tf.Tensor]) -> lis
     try:
         arrived = run(*(tensor.numpy() for tensor in inputs))
     except DisagreementError as error:
-        raise RanksDisagreeError(None, None, str(error)) from None
+        raise DisagreementOpError(None, None, str(error)) from None
     except PeerLostError as error:
-        raise RankLostError(str(error)) from None
+        raise PeerLostOpError(str(error)) from None
     except DeadlockError as error:
-        raise RankDeadlockError(str(error)) from None
+        raise DeadlockOpError(str(error)) from None
     except StalledError as error:
-        raise RankStalledError(str(error)) from None
+        raise StalledOpError(str(error)) from None
     with tf.device("CPU:0"):
         return [tf.convert_to_tensor(array) for array in arrived]

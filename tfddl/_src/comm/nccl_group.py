@@ -26,10 +26,10 @@ from tfddl._src.comm.abort_guard import assert_on_host
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import (
     UNNAMED,
-    Collective,
-    Invocation,
+    DynamicSignature,
     Lengths,
     ProcessGroup,
+    Transport,
     flatten,
     unflatten,
 )
@@ -54,7 +54,7 @@ each, sums took a third less time than whole, and no less with up to 64."""
 
 
 def make_tensorflow_group(
-    rank: int, size: int, device: str, collective: Collective, *, channels: int = RING_CHANNELS
+    rank: int, size: int, device: str, transport: Transport, *, channels: int = RING_CHANNELS
 ) -> TensorFlowGroup:
     """TensorFlow's collectives between all workers, after the strategy was made.
 
@@ -62,17 +62,17 @@ def make_tensorflow_group(
         rank: This rank.
         size: How many there are.
         device: The strategy's device of this worker.
-        collective: By which means bytes move.
+        transport: By which means bytes move.
         channels: How many chunks RING moves at once; the same on all ranks.
 
     Returns:
         By NCCL on the device; by RING on the host, also where the device is a GPU.
     """
-    if collective is Collective.NCCL:
+    if transport is Transport.NCCL:
         # It takes one collective after the other: several would wait for each other for ever.
-        return NcclGroup(rank, range(size), Shared(device, collective, channels=1))
+        return NcclGroup(rank, range(size), Shared(device, transport, channels=1))
     # RING reduces with TensorFlow's kernels, of which those of a GPU want int32 in host memory.
-    return TensorFlowGroup(rank, range(size), Shared(host_device(device), collective, channels))
+    return TensorFlowGroup(rank, range(size), Shared(host_device(device), transport, channels))
 
 
 def host_device(device: str) -> str:
@@ -98,7 +98,7 @@ class NcclGroup(TensorFlowGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.all_reduce`."""
         dtype = tensors[0].dtype
@@ -112,13 +112,13 @@ class NcclGroup(TensorFlowGroup):
             totals = super().all_reduce(wide, op, scale=scale)
             return [tf.cast(total, dtype) for total in totals]
 
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
         with tf.device(self.device):
             return super().all_gather(flat)
 
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`: the sum of the root's bits and everyone else's zeros.
 
@@ -137,7 +137,7 @@ class NcclGroup(TensorFlowGroup):
         lengths: Lengths,
         op: ReduceOp,
         *,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> tf.Tensor:
         """See `ProcessGroup.reduce_scatter`: a part of the sum."""
         with tf.device(self.device):
@@ -149,7 +149,7 @@ class NcclGroup(TensorFlowGroup):
             return total[start : start + length]
 
     def all_to_all(
-        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, signature: DynamicSignature = UNNAMED
     ) -> tf.Tensor:
         """See `ProcessGroup.all_to_all`: a gather of all parts, of which each rank takes its own.
 

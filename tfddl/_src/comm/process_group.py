@@ -17,8 +17,8 @@ Lengths: TypeAlias = Sequence[int] | tf.Tensor
 when the graph runs."""
 
 
-class Collective(enum.StrEnum):
-    """By which means TensorFlow's collectives move bytes."""
+class Transport(enum.StrEnum):
+    """What TensorFlow's collectives send bytes through."""
 
     RING = "ring"
     """Over gRPC, for CPUs."""
@@ -27,8 +27,8 @@ class Collective(enum.StrEnum):
     """NVIDIA's library, for GPUs."""
 
 
-class Between(enum.StrEnum):
-    """By which means the first workers of CPU hosts speak to each other."""
+class InterHostTransport(enum.StrEnum):
+    """What the first workers of CPU hosts send bytes through, to each other."""
 
     TCP = "tcp"
     """Streams of our own."""
@@ -56,17 +56,18 @@ ALL_DTYPES = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Invocation:
-    """The call of a user's that operations of a process group belong to."""
+class DynamicSignature:
+    """What has to be alike about an operation on all ranks, shapes known only in a run included."""
 
-    call: OpSignature = OpSignature("", "an operation")
+    static: OpSignature = OpSignature("", "an operation")
+    """What is known when the operation is called, or its graph is made."""
 
     shapes: tuple[tf.Tensor, ...] = ()
-    """Of each tensor, int64 or int32, where the call doesn't tell them all because they are known
-    only when the graph runs: what of it has to be alike."""
+    """The dynamic shape of each tensor, int64 or int32: what of it has to be alike. Empty where
+    `static` has them all."""
 
 
-UNNAMED = Invocation()
+UNNAMED = DynamicSignature()
 """Operations of nobody's call: those of a group within another one."""
 
 
@@ -77,7 +78,7 @@ class ProcessGroup(abc.ABC):
     lengths and dtype; it works eagerly and in a graph (loops and branches included). Within a
     graph, operations run in program order, also those of several groups.
 
-    Data operations raise `RankLostError`, `RankStalledError` and `RankDeadlockError`; in a graph
+    Data operations raise `PeerLostOpError`, `StalledOpError` and `DeadlockOpError`; in a graph
     TensorFlow makes other errors of them, with the same text.
 
     Attributes:
@@ -92,8 +93,9 @@ class ProcessGroup(abc.ABC):
         stays_on_device: Whether an operation between tensors of the device may use nothing but the
             device: it is a GPU, and a detour by the CPU waits for all that the GPU was given
             before.
-        compares: Whether operations compare the members' invocations before anything is moved, and
-            raise `RanksDisagreeError` (in a graph `RefusedError`) on all members where they differ.
+        compares: Whether operations compare the members' signatures before anything is moved, and
+            raise `DisagreementOpError` (in a graph `GraphDisagreementError`) on all members where
+            they differ.
         counters: Bytes that have been reduced and written so far, where that is counted.
     """
 
@@ -154,7 +156,7 @@ class ProcessGroup(abc.ABC):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """Reduces tensors elementwise over the ranks, together.
 
@@ -163,19 +165,19 @@ class ProcessGroup(abc.ABC):
             op: How; not AVERAGE.
             scale: Scalar, floating point: what this rank's tensors, floats, are multiplied with
                 before. 0 makes zeros even of what isn't a number.
-            invocation: What the operation belongs to.
+            signature: What the members compare, and messages name.
 
         Returns:
             The same shapes and dtype, bit for bit the same on every rank.
         """
 
     @abc.abstractmethod
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """Collects the tensors of all ranks.
 
         Args:
             flat: Shape (n,), n >= 0, a dtype of `dtypes`.
-            invocation: What the operation belongs to.
+            signature: What the members compare, and messages name.
 
         Returns:
             Shape (size, n), in rank order.
@@ -183,14 +185,14 @@ class ProcessGroup(abc.ABC):
 
     @abc.abstractmethod
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """Gives every rank the tensors of one.
 
         Args:
             tensors: As for `all_reduce`; only the root's values matter.
             root: Whose: its place in the group.
-            invocation: What the operation belongs to.
+            signature: What the members compare, and messages name.
 
         Returns:
             The same shapes and dtype, bit for bit what the root has.
@@ -202,7 +204,7 @@ class ProcessGroup(abc.ABC):
         lengths: Lengths,
         op: ReduceOp,
         *,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> tf.Tensor:
         """Reduces elementwise over the ranks; each rank gets its own part.
 
@@ -210,18 +212,18 @@ class ProcessGroup(abc.ABC):
             flat: Shape (n,), n >= 0, a dtype of `dtypes`.
             lengths: How many elements each rank gets; their sum is n. The same on all ranks.
             op: How; not AVERAGE.
-            invocation: What the operation belongs to.
+            signature: What the members compare, and messages name.
 
         Returns:
             Shape (lengths[rank],), the same dtype.
         """
-        [total] = self.all_reduce([flat], op, invocation=invocation)
+        [total] = self.all_reduce([flat], op, signature=signature)
         each = tf.convert_to_tensor(lengths, tf.int64)
         start = tf.reduce_sum(each[: self.rank])
         return total[start : start + each[self.rank]]
 
     def all_to_all(
-        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, signature: DynamicSignature = UNNAMED
     ) -> tf.Tensor:
         """Gives every rank a part of its own from each rank.
 
@@ -230,7 +232,7 @@ class ProcessGroup(abc.ABC):
                 order. n may differ per rank.
             lengths: Shape (size, size), int64: row i says how many elements rank i sends to each
                 rank, so that row `rank` adds up to n. The same on all ranks.
-            invocation: What the operation belongs to.
+            signature: What the members compare, and messages name.
 
         Returns:
             Shape (sum of column `rank`,), the same dtype: what each rank has sent, in rank
@@ -238,7 +240,7 @@ class ProcessGroup(abc.ABC):
         """
         longest = tf.reduce_max(tf.reduce_sum(lengths, axis=1))
         padded = tf.pad(flat, [[0, longest - tf.size(flat, tf.int64)]])
-        rows = self.all_gather(padded, invocation=invocation)
+        rows = self.all_gather(padded, signature=signature)
         starts = tf.cumsum(lengths, axis=1, exclusive=True)[:, self.rank]
         ends = starts + lengths[:, self.rank]
         return tf.concat([rows[r, starts[r] : ends[r]] for r in range(self.size)], axis=0)

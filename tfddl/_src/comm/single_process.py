@@ -8,7 +8,7 @@ from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import (
     ALL_DTYPES,
     UNNAMED,
-    Invocation,
+    DynamicSignature,
     Lengths,
     ProcessGroup,
     scaled,
@@ -41,17 +41,17 @@ class SingleProcessGroup(ProcessGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """The tensors themselves, or scaled."""
         return [tf.identity(tensor) for tensor in scaled(tensors, scale)]
 
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """The tensor as the only row."""
         return flat[tf.newaxis]
 
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """The tensors themselves."""
         return [tf.identity(tensor) for tensor in tensors]
@@ -62,13 +62,13 @@ class SingleProcessGroup(ProcessGroup):
         lengths: Lengths,
         op: ReduceOp,
         *,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> tf.Tensor:
         """The tensor itself."""
         return tf.identity(flat)
 
     def all_to_all(
-        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, signature: DynamicSignature = UNNAMED
     ) -> tf.Tensor:
         """The tensor itself."""
         return tf.identity(flat)

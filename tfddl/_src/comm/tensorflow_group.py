@@ -38,10 +38,10 @@ from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import (
     OVER_ROWS,
     UNNAMED,
-    Collective,
-    Invocation,
+    DynamicSignature,
     Lengths,
     ProcessGroup,
+    Transport,
     flatten,
     scaled,
     unflatten,
@@ -93,15 +93,15 @@ _BITS_AS = {
 class Shared:
     """What the groups of a process have in common, whatever their ranks."""
 
-    def __init__(self, device: str, collective: Collective, channels: int) -> None:
+    def __init__(self, device: str, transport: Transport, channels: int) -> None:
         """Makes variables, after the strategy has started the servers that the ops need.
 
         Args:
             device: The strategy's device of this worker, where the tensors have to be.
-            collective: By which means bytes move.
+            transport: By which means bytes move.
             channels: How many chunks of what is large travel at once; the same on all ranks.
         """
-        self.device, self.collective, self.channels = device, collective, channels
+        self.device, self.transport, self.channels = device, transport, channels
         with tf.device(device):
             self.ordering_tokens = tuple(
                 tf.Variable(0.0, trainable=False, name=f"tfddl_ordering_token_{channel}")
@@ -138,7 +138,7 @@ class TensorFlowGroup(ProcessGroup):
             shared: The same for all groups of the process.
         """
         super().__init__(rank, ranks)
-        self.name = shared.collective.name
+        self.name = shared.transport.name
         self._shared = shared
         self._group_keys = [_group_key(self.ranks, channel) for channel in range(shared.channels)]
         self._order = tensorflow_order(self.ranks)
@@ -156,7 +156,7 @@ class TensorFlowGroup(ProcessGroup):
         op: ReduceOp,
         *,
         scale: tf.Tensor | None = None,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.all_reduce`."""
         launch = functools.partial(self._launch_reduce, op=op)
@@ -175,7 +175,7 @@ class TensorFlowGroup(ProcessGroup):
                 for total, tensor in zip(totals, tensors, strict=True)
             ]
 
-    def all_gather(self, flat: tf.Tensor, *, invocation: Invocation = UNNAMED) -> tf.Tensor:
+    def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
         transfer_dtype = _GATHERED_AS.get(flat.dtype, flat.dtype)
 
@@ -198,7 +198,7 @@ class TensorFlowGroup(ProcessGroup):
             return tf.gather(rows, _inverse(self._order))
 
     def broadcast(
-        self, tensors: Sequence[tf.Tensor], root: int, *, invocation: Invocation = UNNAMED
+        self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.broadcast`: the sum of the root's bits and everyone else's zeros.
 
@@ -222,7 +222,7 @@ class TensorFlowGroup(ProcessGroup):
         lengths: Lengths,
         op: ReduceOp,
         *,
-        invocation: Invocation = UNNAMED,
+        signature: DynamicSignature = UNNAMED,
     ) -> tf.Tensor:
         """See `ProcessGroup.reduce_scatter`: an exchange, and arithmetic here.
 
@@ -236,7 +236,7 @@ class TensorFlowGroup(ProcessGroup):
         return tf.cast(OVER_ROWS[op](wide, axis=0), flat.dtype)
 
     def all_to_all(
-        self, flat: tf.Tensor, lengths: tf.Tensor, *, invocation: Invocation = UNNAMED
+        self, flat: tf.Tensor, lengths: tf.Tensor, *, signature: DynamicSignature = UNNAMED
     ) -> tf.Tensor:
         """See `ProcessGroup.all_to_all`: TensorFlow's op, which wants parts of one length."""
         bits = tf.bitcast(flat, _EXCHANGED_AS[flat.dtype])
@@ -274,7 +274,7 @@ class TensorFlowGroup(ProcessGroup):
             "group_key": self._group_keys[channel],
             "instance_key": family * 2**_LENGTH_BITS + length,
             "ordering_token": [self._shared.ordering_tokens[channel].handle],
-            "communication_hint": self._shared.collective.value,
+            "communication_hint": self._shared.transport.value,
             # Not TensorFlow's own: for each op it keeps a thread that sleeps all that time.
             "timeout_seconds": 0.0,
         }

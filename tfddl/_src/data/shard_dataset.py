@@ -23,7 +23,7 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     *,
     batch_size: int,
     seed: int | None = None,
-    order: str = Order.GLOBAL,
+    order: Order | str = Order.GLOBAL,
     epoch: int = 0,
     load: Callable[..., Any] | None = None,
     augment: Callable[..., Any] | None = None,

@@ -28,9 +28,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives import (
+    DisagreementOpError,
     DisplayName,
     ProcessSet,
-    RanksDisagreeError,
     describe_tensor,
     group_of,
     stack,
@@ -121,7 +121,7 @@ class Matching:
             options: How they are averaged.
 
         Raises:
-            RanksDisagreeError: Ranks have other variables; or others don't trace.
+            DisagreementOpError: Ranks have other variables; or others don't trace.
         """
         self._gradients, self._variables = gradients, variables
         self._own = tuple(Kind.of(gradient, options) for gradient in gradients)
@@ -243,8 +243,8 @@ def _everyone(
                 name=DisplayName(f"which gradients there are{more}"),
                 process_set=process_set,
             ).numpy()
-    except RanksDisagreeError as error:
-        raise RanksDisagreeError(None, None, f"{error.message}\n{_HINT}") from None
+    except DisagreementOpError as error:
+        raise DisagreementOpError(None, None, f"{error.message}\n{_HINT}") from None
     return [tuple(row) for row in rows.tolist()]
 
 

@@ -51,7 +51,7 @@ def reduce_gradients(
         `tf.IndexedSlices` where some have these and none a dense gradient.
 
     Raises:
-        RanksDisagreeError: Ranks have other variables; or only some of them trace a graph that has
+        DisagreementOpError: Ranks have other variables; or only some of them trace a graph that has
             gradients of other variables than any before.
     """
     if options.size == 1:
@@ -315,7 +315,7 @@ def weight_gradients(
         In the same order; None where all ranks have None, zeros where only others have a gradient.
 
     Raises:
-        RanksDisagreeError: As for `reduce_gradients`.
+        DisagreementOpError: As for `reduce_gradients`.
     """
     finite = None if check_finite is None else check_finite(gradients)
     shared = _shared(variables, options)

@@ -75,7 +75,7 @@ class DistributedGradientTape:
             The structure of ``sources``; the same on all ranks, None where all have None.
 
         Raises:
-            RanksDisagreeError: Ranks have other sources; or one traces a function again, alone,
+            DisagreementOpError: Ranks have other sources; or one traces a function again, alone,
                 with gradients that were None on all.
         """
         is_weighted = count is not None and self._options.op is ReduceOp.AVERAGE

@@ -52,7 +52,7 @@ from tfddl._src.keras_hooks.fit_state import JobCallback as JobCallback
 from tfddl._src.keras_hooks.initial_state import broadcast_model as broadcast_model
 from tfddl._src.keras_hooks.legacy import warn_of_keras_2 as warn_of_keras_2
 from tfddl._src.keras_hooks.moving_statistics import (
-    pool_batch_normalization as pool_batch_normalization,
+    sync_moving_statistics as sync_moving_statistics,
 )
 from tfddl._src.keras_hooks.step_state import step_state as step_state
 

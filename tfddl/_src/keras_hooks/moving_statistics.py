@@ -26,7 +26,7 @@ _AVERAGED = ("moving_stddev", "renorm_mean", "renorm_stddev")
 """Further state of a BatchNormalization with renorm=True, in Keras that has it."""
 
 
-def pool_batch_normalization(model: keras.Model, *, count: Any = None) -> None:
+def sync_moving_statistics(model: keras.Model, *, count: Any = None) -> None:
     """Makes the moving statistics of BatchNormalization those of all ranks' examples.
 
     For loops written by hand, before a validation or a save; `fit` pools in every step. All ranks

@@ -71,7 +71,7 @@ def DistributedOptimizer(
             op or compression that there isn't.
         NotInitializedError: `tfddl.init()` has not been called.
 
-    Gradients that are then applied raise a `RanksDisagreeError` (a `DisagreementError`), or in a
+    Gradients that are then applied raise a `DisagreementOpError` (a `DisagreementError`), or in a
     graph a `tf.errors.InvalidArgumentError`, on all ranks where the variables differ, or where a
     function that is traced again on some ranks alone has gradients that were None on all.
 

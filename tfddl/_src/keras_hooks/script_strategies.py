@@ -80,7 +80,7 @@ def _check_arguments(cluster_resolver: Any, communication_options: Any) -> None:
         )
     asked = getattr(communication_options, "implementation", None)
     implementations = tf.distribute.experimental.CommunicationImplementation
-    found = current().collective.name
+    found = current().transport.name
     if asked not in (None, implementations.AUTO, implementations[found]):
         raise UnsupportedError(
             f"MultiWorkerMirroredStrategy was asked for {asked.name}, but the collectives of "

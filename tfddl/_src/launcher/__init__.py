@@ -16,7 +16,7 @@ How it works, from the outside in:
 - `main` reads the flags, `job` starts the job, and starts it again where `recovery` says so.
 - `guard` makes two processes of tfddlrun: the outer one passes signals on, the inner one does the
   work. Whichever is killed, the other one finds and kills all that the workers have started.
-- `supervise` runs one start of a job. It knows workers only as `WorkerHandle`s: their last report,
+- `supervisor` runs one start of a job. It knows workers only as `WorkerHandle`s: their last report,
   and the orders to them. It decides who has failed, who is stalled, and when all have to end.
 - Every worker belongs to the `Agent` of its host, which starts it, reads its output and its
   progress page, notices its end, and decides nothing. Supervisor and agents exchange messages, by
@@ -24,7 +24,7 @@ How it works, from the outside in:
 - The agent of this machine is an object in the supervisor's process (`local_client`): messages are
   calls. The agent of another host is a process there (`agent_server`): messages are `frames` on its
   standard input and output, through ssh (`ssh_client`). Its silence means that the host is lost.
-- On several nodes with a tfddlrun on each, `node_rendezvous` makes one job of them before any
+- On several nodes with a tfddlrun on each, `multi_node` makes one job of them before any
   worker starts; after that every tfddlrun supervises the workers of its own host.
 - Output goes from the agent to a `LogSink`, which shows it on the `Console` and writes the log.
 - Commits are kept in a `HostStore` by each agent; `commit_relay` carries the newest one from the

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tfddl._src.launcher.fleet import CONNECT_S, FleetOptions
 from tfddl._src.launcher.hosts import HostSlots, parse_hosts, read_hostfile
-from tfddl._src.launcher.node_rendezvous import RENDEZVOUS_S
+from tfddl._src.launcher.multi_node import NODE_TIMEOUT_S
 from tfddl._src.launcher.ssh import SshOptions
 from tfddl.errors import LaunchError
 
@@ -64,7 +64,7 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="S",
         help="seconds that hosts have to answer, or nodes to arrive, and then workers to call "
-        f"tfddl.init() (default: {CONNECT_S:g}, {RENDEZVOUS_S:g} for nodes, and what the script "
+        f"tfddl.init() (default: {CONNECT_S:g}, {NODE_TIMEOUT_S:g} for nodes, and what the script "
         "says in tfddl.init)",
     )
 

@@ -11,7 +11,9 @@ from tfddl._src.cluster import join_address
 from tfddl._src.cluster.parsing import parse_int, quote
 from tfddl.errors import ClusterError, LaunchError
 
-MAX_WORKERS = 1024
+MAX_LAUNCHED_WORKERS = 1024
+"""The most workers of one job of `tfddlrun`."""
+
 _MOST_SLOTS = 10**9  # beyond it is no number of anything; HostSlots says what is too many
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
@@ -39,9 +41,9 @@ class HostSlots:
                 f"{self.name!r} is no host name; letters, digits, '.', '-' and '_' are expected, "
                 "or an IP address. HINT: another user, port or key belongs into ~/.ssh/config"
             )
-        if not 1 <= self.slots <= MAX_WORKERS:
+        if not 1 <= self.slots <= MAX_LAUNCHED_WORKERS:
             raise LaunchError(
-                f"host {self.name} has {self.slots} slots; it must be 1..{MAX_WORKERS}"
+                f"host {self.name} has {self.slots} slots; it must be 1..{MAX_LAUNCHED_WORKERS}"
             )
 
 

@@ -21,15 +21,15 @@ from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, local_fleet, prepared
 from tfddl._src.launcher.guard import guarded
 from tfddl._src.launcher.host_store import HostStore
-from tfddl._src.launcher.hosts import MAX_WORKERS, HostSlots, ranks_of
-from tfddl._src.launcher.node_rendezvous import NodeOptions, join_nodes
+from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS, HostSlots, ranks_of
+from tfddl._src.launcher.multi_node import NodeOptions, join_nodes
 from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import HostAllocation, ProcessPlan, local_allocation, plan_processes
 from tfddl._src.launcher.recovery import Recovery
 from tfddl._src.launcher.report import Outcome, WorkerExit, outcome_report
 from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.signals import Interrupted, Signals
-from tfddl._src.launcher.supervise import SupervisorOptions, supervise
+from tfddl._src.launcher.supervisor import SupervisorOptions, supervise
 from tfddl._src.launcher.system import require_files, working_directory
 from tfddl._src.launcher.worker_handle import LOST
 from tfddl.errors import LaunchError
@@ -85,9 +85,10 @@ class JobOptions:
     descriptors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_workers <= MAX_WORKERS:
+        if not 1 <= self.num_workers <= MAX_LAUNCHED_WORKERS:
             raise LaunchError(
-                f"the number of workers (-np) is {self.num_workers}; it must be 1..{MAX_WORKERS}"
+                f"the number of workers (-np) is {self.num_workers}; it must be "
+                f"1..{MAX_LAUNCHED_WORKERS}"
             )
         if not self.grace_s >= 0:
             raise LaunchError(f"--grace-period is {self.grace_s}; it must be 0 or more seconds")

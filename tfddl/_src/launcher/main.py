@@ -24,7 +24,7 @@ from tfddl._src.launcher.guard import die_with_caller
 from tfddl._src.launcher.hosts import HostSlots, fill_slots
 from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.job import JobOptions, requested_variables, run_job
-from tfddl._src.launcher.node_rendezvous import RENDEZVOUS_S, NodeOptions
+from tfddl._src.launcher.multi_node import NODE_TIMEOUT_S, NodeOptions
 from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.system import require_linux, working_directory
 from tfddl._src.launcher.worker_count import count_workers
@@ -201,7 +201,9 @@ def _read_options(
         nodes = NodeOptions(
             node,
             interfaces=host_flags.read_interfaces(arguments) or node_flags.interfaces(environment),
-            timeout_s=RENDEZVOUS_S if arguments.start_timeout is None else arguments.start_timeout,
+            timeout_s=NODE_TIMEOUT_S
+            if arguments.start_timeout is None
+            else arguments.start_timeout,
         )
     return JobOptions(
         num_workers=num_workers,

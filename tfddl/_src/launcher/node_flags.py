@@ -11,7 +11,7 @@ from tfddl._src.cluster.environment_variables import DEFAULT_PORT, PORT
 from tfddl._src.cluster.environments import sagemaker
 from tfddl._src.cluster.parsing import MAX_PORT, parse_int
 from tfddl._src.launcher.environment import is_worker
-from tfddl._src.launcher.hosts import MAX_WORKERS
+from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS
 from tfddl.errors import ClusterError, LaunchError
 
 _ADDRESS, _ADDRESS_PORT = "MASTER_ADDR", "MASTER_PORT"
@@ -101,7 +101,7 @@ def interfaces(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _number(
-    arguments: argparse.Namespace, name: str, *, low: int = 0, high: int = MAX_WORKERS
+    arguments: argparse.Namespace, name: str, *, low: int = 0, high: int = MAX_LAUNCHED_WORKERS
 ) -> int | None:
     text = getattr(arguments, name)
     if text is None:

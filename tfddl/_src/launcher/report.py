@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tfddl._src.heartbeat import SAVED_STATUS, Stage, WorkerFlags, WorkerProgress
-from tfddl._src.launcher.stalls import Stall
+from tfddl._src.launcher.stall_detector import Stall
 
 _REPORTED_LINES = 20
 _STACKS_LINES = 100

@@ -12,7 +12,7 @@ from tfddl._src.launcher.log_sink import LogSink
 from tfddl._src.launcher.output import Stream
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.report import WorkerExit
-from tfddl._src.launcher.stalls import Stall
+from tfddl._src.launcher.stall_detector import Stall
 from tfddl.errors import LaunchError
 
 LOST = 255

@@ -21,7 +21,7 @@ from tfddl._src.launcher.cores import Binding, bind_to, share_of_cores, usable_c
 from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.output import Stream
 from tfddl._src.launcher.plan import ProcessPlan
-from tfddl._src.launcher.stalls import is_stopped
+from tfddl._src.launcher.stall_detector import is_stopped
 from tfddl._src.launcher.system import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, load_prctl
 from tfddl.errors import LaunchError
 

@@ -33,7 +33,7 @@ from tfddl._src.rendezvous.base import (
 )
 from tfddl._src.rendezvous.client import connect
 from tfddl._src.rendezvous.server import SECRET_BYTES, serve
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 
 __all__ = ["PORT_TAKEN", "SECRET_BYTES", "Rendezvous", "check_port_free", "join"]
 
@@ -60,7 +60,7 @@ def join(
         DisagreementError: the workers were told of different clusters, or two claim one rank.
         ClusterError: where the workers are contradicts what their launcher said.
     """
-    timer = StallTimer(warn_s=warn_s, abort_s=timeout_s)
+    timer = WaitTimer(warn_s=warn_s, abort_s=timeout_s)
     identity = Identity.of(cluster)
     run = serve if cluster.rank == 0 else connect
     return run(identity, secret, dict(metadata), timer)

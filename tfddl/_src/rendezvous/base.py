@@ -15,7 +15,7 @@ from typing import Any
 
 from tfddl._src.cluster.cluster import Cluster, PartialCluster
 from tfddl._src.rendezvous.handshake import dial_tcp, dial_unix
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import ClusterError, DisagreementError, StalledError, StartError, TfddlError
 
 PORT_TAKEN = "can't listen on port"
@@ -97,7 +97,7 @@ class Rendezvous(abc.ABC):
             StalledError: ranks, which are named, haven't called it in time.
             PeerLostError: one of them has ended.
         """
-        timer = StallTimer(warn_s=WARN_S, abort_s=timeout_s)
+        timer = WaitTimer(warn_s=WARN_S, abort_s=timeout_s)
         poll_s = _POLL_S
         self.put(f"{key}/{self.cluster.rank}", text)
 
@@ -191,7 +191,7 @@ class Identity:
 
 
 def check_timer(
-    timer: StallTimer,
+    timer: WaitTimer,
     describe: Callable[[], str],
     *,
     error: type[TfddlError] = StartError,

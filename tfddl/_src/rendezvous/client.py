@@ -21,7 +21,7 @@ from tfddl._src.rendezvous.base import (
 )
 from tfddl._src.rendezvous.endpoint import close_after_fork
 from tfddl._src.rendezvous.json_connection import ANSWER_S, JsonConnection
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import ConnectError, DisagreementError, PeerLostError, StalledError
 
 # How much longer than rank 0 the others wait: it knows who is missing, and tells when it gives up.
@@ -92,7 +92,7 @@ class RendezvousClient(Rendezvous):
 
 
 def connect(
-    identity: Identity, secret: bytes, metadata: dict[str, Any], timer: StallTimer
+    identity: Identity, secret: bytes, metadata: dict[str, Any], timer: WaitTimer
 ) -> Rendezvous:
     """Connects to rank 0, and waits until all ranks have; see `rendezvous.join`."""
     problem = "no answer"
@@ -138,7 +138,7 @@ def connect(
 
 
 def _join(
-    identity: Identity, connection: JsonConnection, request: Mapping[str, Any], timer: StallTimer
+    identity: Identity, connection: JsonConnection, request: Mapping[str, Any], timer: WaitTimer
 ) -> Rendezvous | None:
     """Sends the request to join, and waits for the answer; None if the connection is closed."""
     try:

@@ -25,7 +25,7 @@ from tfddl._src.rendezvous.base import (
 )
 from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_tcp, listen_unix
 from tfddl._src.rendezvous.json_connection import JsonConnection
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import (
     ClusterError,
     ConnectError,
@@ -97,7 +97,7 @@ class RendezvousServer(Rendezvous):
         self._endpoint = Endpoint(listener, key, check=self._check, admit=self._admit)
         self._endpoint.start()
 
-    def start(self, timer: StallTimer) -> None:
+    def start(self, timer: WaitTimer) -> None:
         """Waits for all others, and tells them to begin.
 
         Raises:
@@ -365,7 +365,7 @@ class RendezvousServer(Rendezvous):
 
 
 def serve(
-    identity: Identity, secret: bytes, metadata: dict[str, Any], timer: StallTimer
+    identity: Identity, secret: bytes, metadata: dict[str, Any], timer: WaitTimer
 ) -> Rendezvous:
     """Listens, and waits until all ranks have connected; see `rendezvous.join`."""
     host, port = split_address(identity.master)

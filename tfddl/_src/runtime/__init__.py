@@ -12,7 +12,7 @@
 """
 
 from tfddl._src.runtime.context import Runtime, current, is_started, start, stop
-from tfddl._src.runtime.devices import JobResolver, choose_collective
+from tfddl._src.runtime.devices import JobResolver, choose_transport
 from tfddl._src.runtime.grpc_servers import calling_line
 from tfddl._src.runtime.options import Options
 from tfddl._src.runtime.per_runtime import PerRuntime
@@ -23,7 +23,7 @@ __all__ = [
     "PerRuntime",
     "Runtime",
     "calling_line",
-    "choose_collective",
+    "choose_transport",
     "current",
     "is_started",
     "start",

@@ -17,12 +17,7 @@ from tfddl._src.comm.process_group import ProcessGroup
 from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.cpu import cores_of_worker
 from tfddl._src.heartbeat import ProgressPage, ProgressReporter
-from tfddl._src.runtime.devices import (
-    make_strategy,
-    resolve_collective,
-    set_up_gpus,
-    set_up_threads,
-)
+from tfddl._src.runtime.devices import make_strategy, resolve_transport, set_up_gpus, set_up_threads
 from tfddl._src.runtime.forked_children import in_children
 from tfddl._src.runtime.group_setup import GroupSetup
 from tfddl._src.runtime.grpc_servers import calling_line, start_servers
@@ -42,7 +37,7 @@ class Runtime:
         asked: What `start` was told of the cluster; `cluster` is what came of it.
         options: What `tfddl.init()` was asked for.
         cluster: Who takes part, and which of them this worker is.
-        collective: Which of TensorFlow's collectives there would be.
+        transport: Which of TensorFlow's collectives there would be.
         num_cores: How many cores this worker may count on.
         job: Where all ranks have joined; None for one worker.
         process_group: All workers, and how tensors travel between them.
@@ -74,10 +69,10 @@ class Runtime:
         self.job = join_job(cluster, options, secret) if cluster.size > 1 else None
         if self.job is None:
             assert isinstance(cluster, Cluster)
-            self.cluster, self.collective = cluster, resolve_collective(cluster, options)
+            self.cluster, self.transport = cluster, resolve_transport(cluster, options)
         else:
             self.cluster = self.job.rendezvous.cluster
-            self.collective = self.job.choice.collective
+            self.transport = self.job.choice.transport
         self.num_cores = cores_of_worker(self.cluster.local_size, own=options.cores)
         set_up_threads(self.cluster, options, self.num_cores)
         try:
@@ -106,7 +101,7 @@ class Runtime:
         if self.started_strategy is not None:
             return self.started_strategy
         if self.job is None:
-            self.started_strategy = make_strategy(self.cluster, self.collective)
+            self.started_strategy = make_strategy(self.cluster, self.transport)
         else:
             self.started_strategy = start_servers(
                 self.job.rendezvous,

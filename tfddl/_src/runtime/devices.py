@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm.process_group import Collective
+from tfddl._src.comm.process_group import Transport
 from tfddl._src.runtime.gpu_discovery import gpu_identity
 from tfddl._src.runtime.options import Options
 from tfddl.errors import StartError
@@ -24,9 +24,9 @@ TOO_LATE = (
 )
 
 
-def choose_collective(
-    asked: Collective | None, *, num_gpus: int, local_size: int, visible: str | None = None
-) -> Collective:
+def choose_transport(
+    asked: Transport | None, *, num_gpus: int, local_size: int, visible: str | None = None
+) -> Transport:
     """NCCL where there are GPUs, RING on CPUs, or as asked.
 
     A single GPU may be each worker's own: schedulers show each task no other (Slurm's
@@ -43,7 +43,7 @@ def choose_collective(
         StartError: NCCL without a GPU, or more workers on this host than GPUs, of which there is
             more than one.
     """
-    if asked is Collective.NCCL and not num_gpus:
+    if asked is Transport.NCCL and not num_gpus:
         raise StartError(
             'collective="nccl" needs GPUs, but TensorFlow sees none on this host. Use "auto" or '
             '"ring" for CPUs; for GPUs install tensorflow[and-cuda] and check nvidia-smi.'
@@ -55,16 +55,16 @@ def choose_collective(
             f"({_VISIBLE} {shown}); every worker needs one of its own. HINT: start at most "
             f'{num_gpus} workers here, or set {_VISIBLE}="" to train on CPUs.'
         )
-    return asked or (Collective.NCCL if num_gpus else Collective.RING)
+    return asked or (Transport.NCCL if num_gpus else Transport.RING)
 
 
-def resolve_collective(cluster: Cluster | PartialCluster, options: Options) -> Collective:
+def resolve_transport(cluster: Cluster | PartialCluster, options: Options) -> Transport:
     """Which of TensorFlow's collectives this worker would use.
 
     Raises:
-        StartError: See `choose_collective`.
+        StartError: See `choose_transport`.
     """
-    return choose_collective(
+    return choose_transport(
         options.collective,
         num_gpus=len(tf.config.list_physical_devices("GPU")),
         local_size=cluster.local_size or 1,
@@ -176,7 +176,7 @@ class JobResolver(tf.distribute.cluster_resolver.SimpleClusterResolver):
     """Tells a strategy of the workers of this job: by it, `make_strategy`'s is told from others."""
 
 
-def make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Strategy:
+def make_strategy(cluster: Cluster, transport: Transport) -> tf.distribute.Strategy:
     """The `MultiWorkerMirroredStrategy` of the job; for one worker, TensorFlow's default.
 
     Raises:
@@ -197,7 +197,7 @@ def make_strategy(cluster: Cluster, collective: Collective) -> tf.distribute.Str
         num_accelerators={"GPU": num_gpus} if num_gpus else None,
     )
     options = tf.distribute.experimental.CommunicationOptions(
-        implementation=tf.distribute.experimental.CommunicationImplementation[collective.name]
+        implementation=tf.distribute.experimental.CommunicationImplementation[transport.name]
     )
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(

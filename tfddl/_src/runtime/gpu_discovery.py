@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfddl._src.comm.process_group import Collective
+from tfddl._src.comm.process_group import Transport
 from tfddl.errors import DisagreementError, StartError
 
 _DRIVER = "libcuda.so.1"
@@ -77,21 +77,21 @@ def _instance(driver: Any, index: int) -> str | None:
 
 
 def check_gpu_sharing(
-    collective: Collective, gpus: Sequence[str | None], ranks_of_hosts: Sequence[Sequence[int]]
+    transport: Transport, gpus: Sequence[str | None], ranks_of_hosts: Sequence[Sequence[int]]
 ) -> None:
     """Makes sure that no two workers of a host use one GPU, where NCCL needs one for each.
 
     RING may share one: it only needs the memory for it.
 
     Args:
-        collective: What all ranks use.
+        transport: What all ranks use.
         gpus: `gpu_identity` of each rank's GPU; None where it isn't known, or there is none.
         ranks_of_hosts: The ranks of each host.
 
     Raises:
         StartError: Two do.
     """
-    if collective is not Collective.NCCL:
+    if transport is not Transport.NCCL:
         return
     for ranks in ranks_of_hosts:
         users: dict[str, int] = {}
@@ -109,8 +109,8 @@ def check_gpu_sharing(
             users[gpu] = rank
 
 
-def compare_collectives(resolved: Sequence[Collective], hosts: Sequence[str]) -> None:
-    """Makes sure that all ranks have chosen the same collective: none has a GPU, or all have.
+def compare_transports(resolved: Sequence[Transport], hosts: Sequence[str]) -> None:
+    """Makes sure that all ranks have chosen the same transport: none has a GPU, or all have.
 
     To be asked before TensorFlow starts, which would wait for ever.
 
@@ -125,8 +125,8 @@ def compare_collectives(resolved: Sequence[Collective], hosts: Sequence[str]) ->
     other = next((rank for rank, chosen in enumerate(resolved) if chosen is not first), None)
     if other is None:
         return
-    found = {Collective.NCCL: "sees a GPU and would use NCCL", Collective.RING: "would use RING"}
-    lacking = hosts[0] if first is Collective.RING else hosts[other]
+    found = {Transport.NCCL: "sees a GPU and would use NCCL", Transport.RING: "would use RING"}
+    lacking = hosts[0] if first is Transport.RING else hosts[other]
     raise DisagreementError(
         f"rank 0 on {hosts[0]} {found[first]}, but rank {other} on {hosts[other]} "
         f"{found[resolved[other]]}; all ranks must use the same. HINT: if {lacking} has GPUs, see "

@@ -12,7 +12,7 @@ from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
 from tfddl._src.comm.native import Network
 from tfddl._src.comm.native_group import connect_natively
 from tfddl._src.comm.nccl_group import make_tensorflow_group
-from tfddl._src.comm.process_group import Between, Collective, ProcessGroup
+from tfddl._src.comm.process_group import InterHostTransport, ProcessGroup, Transport
 from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.comm.stall_inspector import StallInspector
 from tfddl._src.rendezvous import Rendezvous
@@ -65,9 +65,9 @@ class GroupSetup:
         return self.job.choice.options
 
     @property
-    def collective(self) -> Collective:
+    def transport(self) -> Transport:
         """Which of TensorFlow's collectives there would be."""
-        return self.job.choice.collective
+        return self.job.choice.transport
 
     def connect(self) -> ProcessGroup:
         """Chooses the process group of all workers, and makes sure that it works.
@@ -145,13 +145,11 @@ class GroupSetup:
         return HierarchicalGroup(self._cluster.rank, self._cluster.ranks_of_hosts, within, between)
 
     def _tensorflow_group(self, *, shares_memory: bool) -> ProcessGroup:
-        why = f"collectives go through TensorFlow's {self.collective.name}"
+        why = f"collectives go through TensorFlow's {self.transport.name}"
         if self.options.collective is None and not shares_memory:
             why += ", since the workers of a host can't share memory"
         device = self.start_strategy(why).extended.worker_devices[0]
-        return make_tensorflow_group(
-            self._cluster.rank, self._cluster.size, device, self.collective
-        )
+        return make_tensorflow_group(self._cluster.rank, self._cluster.size, device, self.transport)
 
     def _check_order(self, group: ProcessGroup) -> None:
         rank, size = self._cluster.rank, self._cluster.size
@@ -176,7 +174,7 @@ class GroupSetup:
             found.close()
         elif listener is not None:
             listener.close()
-        if self.options.between_hosts is Between.TCP:
+        if self.options.between_hosts is InterHostTransport.TCP:
             raise StartError(f"between_hosts is 'tcp', but {missing}")
         if self._cluster.rank == 0:
             _LOG.warning("TensorFlow's RING speaks between hosts, which is slower: %s", missing)

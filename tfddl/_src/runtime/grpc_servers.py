@@ -55,7 +55,7 @@ def start_servers(
         warning = server_warning(cluster)
         if warning is not None:
             _LOG.warning("%s", warning)
-    return make_strategy(cluster, choice.collective)
+    return make_strategy(cluster, choice.transport)
 
 
 def calling_line() -> str:

@@ -23,7 +23,7 @@ _REACH_S = 15.0
 _LOG = logging.getLogger("tfddl")
 
 
-def listen_for_hosts(rank: int) -> native.TcpRendezvous | None:
+def listen_for_hosts(rank: int) -> native.TcpConnector | None:
     """Listens for connections of the other hosts.
 
     Args:
@@ -33,7 +33,7 @@ def listen_for_hosts(rank: int) -> native.TcpRendezvous | None:
         None if it can't be done; the log says why.
     """
     try:
-        return native.TcpRendezvous(rank)
+        return native.TcpConnector(rank)
     except CommunicationError as error:
         _LOG.warning("rank %d: %s", rank, error)
         return None
@@ -75,7 +75,7 @@ class NativeSetup:
             return None
 
     def reach_hosts(
-        self, listener: native.TcpRendezvous, ports: Sequence[int]
+        self, listener: native.TcpConnector, ports: Sequence[int]
     ) -> native.Network | None:
         """Connects to all workers of other hosts. All ranks must call it together.
 

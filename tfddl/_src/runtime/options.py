@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from tfddl._src.comm.native import Timeouts
-from tfddl._src.comm.process_group import Between, Collective
+from tfddl._src.comm.process_group import InterHostTransport, Transport
 from tfddl.errors import StartError
 
 
@@ -12,8 +12,8 @@ from tfddl.errors import StartError
 class Options:
     """What `tfddl.init()` was asked for; None leaves the choice to us."""
 
-    collective: Collective | None = None
-    between_hosts: Between | None = None
+    collective: Transport | None = None
+    between_hosts: InterHostTransport | None = None
     intra_op_threads: int | None = None
     inter_op_threads: int | None = None
     timeout_s: float = 600.0
@@ -39,7 +39,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
-        if self.collective is not None and self.between_hosts is Between.TCP:
+        if self.collective is not None and self.between_hosts is InterHostTransport.TCP:
             raise StartError(
                 f"collective is {self.collective.value!r}, by which all workers speak to each "
                 "other; between_hosts='tcp' goes with collective='auto' only."

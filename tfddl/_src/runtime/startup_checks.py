@@ -8,19 +8,19 @@ import tensorflow as tf
 
 from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, PartialCluster
-from tfddl._src.comm.native import TcpRendezvous, format_ranks
-from tfddl._src.comm.process_group import Between, Collective
+from tfddl._src.comm.native import TcpConnector, format_ranks
+from tfddl._src.comm.process_group import InterHostTransport, Transport
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.rendezvous.endpoint import MAX_PENDING
 from tfddl._src.rlimits import require_descriptors
 from tfddl._src.runtime.devices import (
     TOO_LATE,
-    choose_collective,
+    choose_transport,
     identity_of_gpu,
     operations_have_run,
-    resolve_collective,
+    resolve_transport,
 )
-from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_collectives
+from tfddl._src.runtime.gpu_discovery import check_gpu_sharing, compare_transports
 from tfddl._src.runtime.native_setup import listen_for_hosts
 from tfddl._src.runtime.options import Options
 from tfddl.errors import DisagreementError, StartError
@@ -33,13 +33,13 @@ class Choice:
     options: Options
     """What was asked for."""
 
-    collective: Collective
+    transport: Transport
     """Which of TensorFlow's collectives there would be."""
 
     @property
     def has_own_networks(self) -> bool:
         """Whether gradients may go otherwise than by TensorFlow's collectives."""
-        return self.options.collective is None and self.collective is Collective.RING
+        return self.options.collective is None and self.transport is Transport.RING
 
     def wants_shared_memory(self, cluster: Cluster) -> bool:
         """Whether the workers of each host are to share memory."""
@@ -47,7 +47,7 @@ class Choice:
 
     def wants_tcp(self, cluster: Cluster | PartialCluster) -> bool:
         """Whether hosts are to speak TCP; True, too, where their number isn't known yet."""
-        if not self.has_own_networks or self.options.between_hosts is Between.RING:
+        if not self.has_own_networks or self.options.between_hosts is InterHostTransport.RING:
             return False
         return isinstance(cluster, PartialCluster) or len(cluster.hosts) > 1
 
@@ -63,7 +63,7 @@ class JoinedJob:
 
     rendezvous: Rendezvous
     choice: Choice
-    listener: TcpRendezvous | None
+    listener: TcpConnector | None
     """Where the other hosts connect to this worker, if they may."""
 
     def close(self) -> None:
@@ -90,17 +90,17 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
     """
     problem = ""
     try:
-        choice = Choice(options, resolve_collective(cluster, options))
+        choice = Choice(options, resolve_transport(cluster, options))
         _require_descriptors(cluster)
     except StartError as error:
-        choice, problem = Choice(options, Collective.RING), str(error)
+        choice, problem = Choice(options, Transport.RING), str(error)
     listener = None
     if not problem and choice.wants_tcp(cluster):
         listener = listen_for_hosts(cluster.rank)
     facts = {
         "collective": str(options.collective or "auto"),
         "between_hosts": str(options.between_hosts or "auto"),
-        "resolved": str(choice.collective),
+        "resolved": str(choice.transport),
         "port": listener.port if listener is not None else 0,
         "num_gpus": len(tf.config.list_physical_devices("GPU")),
         "gpu": identity_of_gpu(cluster),
@@ -149,13 +149,13 @@ def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
                 f"tfddl.init got {name}={values[0]!r} on rank 0, but {name}={values[other]!r} on "
                 f"rank {other}. HINT: give all ranks the same."
             )
-    resolved = [Collective(fact["resolved"]) for fact in facts]
-    compare_collectives(resolved, cluster.hosts_by_rank)
+    resolved = [Transport(fact["resolved"]) for fact in facts]
+    compare_transports(resolved, cluster.hosts_by_rank)
     check_gpu_sharing(resolved[0], [fact["gpu"] for fact in facts], cluster.ranks_of_hosts)
     for ranks in cluster.ranks_of_hosts:
         for rank in ranks:
             # Again: not every launcher has said how many workers a host has.
-            choose_collective(None, num_gpus=facts[rank]["num_gpus"], local_size=len(ranks))
+            choose_transport(None, num_gpus=facts[rank]["num_gpus"], local_size=len(ranks))
 
 
 def _require_descriptors(cluster: Cluster | PartialCluster) -> None:

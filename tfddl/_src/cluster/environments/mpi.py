@@ -22,7 +22,7 @@ from tfddl._src.cluster.cluster import Cluster, PartialCluster, block_addresses
 from tfddl._src.cluster.environment_variables import ALONE, consecutive_ports, read_int, read_port
 from tfddl._src.cluster.environments import mpi_address
 from tfddl._src.cluster.environments.master_address import MASTER, read_master
-from tfddl._src.cluster.parsing import MAX_WORKERS, parse_int, quote
+from tfddl._src.cluster.parsing import MAX_CLUSTER_SIZE, parse_int, quote
 from tfddl._src.cluster.task import Task, build_local_cluster, build_partial_cluster
 from tfddl.errors import ClusterError
 
@@ -235,6 +235,6 @@ def _hosts_and_slots(text: str) -> tuple[list[str], list[int]]:
             )
         hosts.append(host.strip("[]"))
         slots.append(parse_int(count, what=f"the slots of {quote(host)} in {HOSTS}", low=1))
-        if sum(slots) > MAX_WORKERS:
-            raise ClusterError(f"{HOSTS} names more than {MAX_WORKERS} workers")
+        if sum(slots) > MAX_CLUSTER_SIZE:
+            raise ClusterError(f"{HOSTS} names more than {MAX_CLUSTER_SIZE} workers")
     return hosts, slots

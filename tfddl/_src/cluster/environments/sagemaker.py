@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tfddl._src.cluster.cluster import Cluster
 from tfddl._src.cluster.environment_variables import read_int
 from tfddl._src.cluster.environments.master_address import address_with_default_port
-from tfddl._src.cluster.parsing import MAX_WORKERS, parse_json, quote
+from tfddl._src.cluster.parsing import MAX_CLUSTER_SIZE, parse_json, quote
 from tfddl.errors import ClusterError
 
 HOSTS = "SM_HOSTS"
@@ -86,7 +86,7 @@ def _hosts(text: str) -> tuple[str, ...]:
     hosts = parse_json(text, what=HOSTS)
     if (
         not isinstance(hosts, list)
-        or not 1 <= len(hosts) <= MAX_WORKERS
+        or not 1 <= len(hosts) <= MAX_CLUSTER_SIZE
         or not all(isinstance(host, str) and host for host in hosts)
     ):
         raise ClusterError(f'{HOSTS} is {quote(text)}; expected names like ["algo-1","algo-2"]')

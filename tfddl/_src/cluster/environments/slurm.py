@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from tfddl._src.cluster.cluster import Cluster, block_addresses, join_address
 from tfddl._src.cluster.environment_variables import consecutive_ports, read_int
-from tfddl._src.cluster.parsing import MAX_PORT, MAX_WORKERS, parse_int, quote
+from tfddl._src.cluster.parsing import MAX_CLUSTER_SIZE, MAX_PORT, parse_int, quote
 from tfddl._src.cluster.task import Task
 from tfddl.errors import ClusterError
 
@@ -148,10 +148,10 @@ def expand_hosts(text: str) -> tuple[str, ...]:
         raise _bad_host_list(text)
     choices = [[_ranges(numbers, text) for numbers in _BRACKETS.findall(part)] for part in parts]
     # Counted before they are expanded: "n[1-999999999]" is short.
-    if sum(math.prod(map(_count, of_part)) for of_part in choices) > MAX_WORKERS:
+    if sum(math.prod(map(_count, of_part)) for of_part in choices) > MAX_CLUSTER_SIZE:
         raise ClusterError(
-            f"{_HOSTS} is {quote(text)}, more than {MAX_WORKERS} hosts; tfddl has no jobs of so "
-            "many"
+            f"{_HOSTS} is {quote(text)}, more than {MAX_CLUSTER_SIZE} hosts; tfddl has no jobs "
+            "of so many"
         )
     return tuple(
         host
@@ -213,8 +213,10 @@ def _tasks_per_host(text: str) -> list[int]:
             )
         tasks = parse_int(match["tasks"], what=f"a count of {_TASKS_PER_HOST}", low=1)
         times = parse_int(match["times"] or "1", what=f"a count of {_TASKS_PER_HOST}", low=1)
-        if sum(counts) + tasks * times > MAX_WORKERS:
-            raise ClusterError(f"{_TASKS_PER_HOST} is {quote(text)}, more than {MAX_WORKERS} tasks")
+        if sum(counts) + tasks * times > MAX_CLUSTER_SIZE:
+            raise ClusterError(
+                f"{_TASKS_PER_HOST} is {quote(text)}, more than {MAX_CLUSTER_SIZE} tasks"
+            )
         counts += [tasks] * times
     return counts
 

@@ -24,9 +24,9 @@ from tfddl._src.comm.native.diagnostics import (
 )
 from tfddl._src.comm.native.messages import OpSignature, PeerConfig, Timeouts
 from tfddl._src.comm.native.reductions import ReduceOp
-from tfddl._src.comm.native.tcp_connect import connect_hosts
-from tfddl._src.comm.native.tcp_rendezvous import Address, TcpRendezvous
-from tfddl._src.comm.native.unix_rendezvous import connect_local
+from tfddl._src.comm.native.tcp_connector import Address, TcpConnector
+from tfddl._src.comm.native.tcp_network import connect_hosts
+from tfddl._src.comm.native.unix_network import connect_local
 
 __all__ = [
     "Address",
@@ -36,7 +36,7 @@ __all__ = [
     "OpSignature",
     "PeerConfig",
     "ReduceOp",
-    "TcpRendezvous",
+    "TcpConnector",
     "Timeouts",
     "connect_hosts",
     "connect_local",

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Operation, OutputBuffers
+from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
 from tfddl._src.comm.native.reductions import ReduceOp
 
 
@@ -86,7 +86,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def all_reduce(
         self,
-        operation: Operation,
+        operation: OperationContext,
         inputs: FusionBuffer,
         outputs: FusionBuffer,
         reduction: ReduceOp,
@@ -101,7 +101,7 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def all_gather(self, operation: Operation, row: np.ndarray, rows: np.ndarray) -> None:
+    def all_gather(self, operation: OperationContext, row: np.ndarray, rows: np.ndarray) -> None:
         """Gives every worker the rows of all.
 
         Args:
@@ -112,7 +112,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def broadcast(
-        self, operation: Operation, inputs: FusionBuffer, outputs: FusionBuffer, root: int
+        self, operation: OperationContext, inputs: FusionBuffer, outputs: FusionBuffer, root: int
     ) -> None:
         """Gives every worker the arrays of one.
 
@@ -126,7 +126,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def all_to_all(
         self,
-        operation: Operation,
+        operation: OperationContext,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,

@@ -29,7 +29,7 @@ from tfddl._src.comm.native.messages import (
     Tag,
     stable_hash,
 )
-from tfddl._src.comm.native.operation import Operation, OutputBuffers, Sequencer
+from tfddl._src.comm.native.operation import OperationContext, OutputBuffers, Sequencer
 from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduce_into
 from tfddl.errors import (
     CommunicationError,
@@ -39,7 +39,7 @@ from tfddl.errors import (
     StalledError,
 )
 
-# Steps of an operation count up from 1 (see `Operation`); these are the others.
+# Steps of an operation count up from 1 (see `OperationContext`); these are the others.
 _FIRST, _SEQUENCE, _DIFFERENCE = 0, 2**32 - 2, 2**32 - 1
 
 
@@ -238,7 +238,7 @@ class Communicator:
         *,
         num_bytes: int | None = None,
         output_lengths: Sequence[int] = (),
-    ) -> Iterator[Operation]:
+    ) -> Iterator[OperationContext]:
         """Exchanges the first messages, and compares; a large operation then waits for its turn.
 
         Args:
@@ -272,7 +272,7 @@ class Communicator:
         inputs: FusionBuffer,
         num_bytes: int,
         output_lengths: Sequence[int],
-    ) -> Iterator[Operation]:
+    ) -> Iterator[OperationContext]:
         is_inline = num_bytes <= MAX_PAYLOAD_BYTES
         if is_inline:
             payload = inputs.read(0, inputs.length).tobytes()
@@ -286,7 +286,7 @@ class Communicator:
             # Sizes are shown only where signatures are alike, and so don't explain the difference.
             is_same = all(m.digest == signature.digest for m in others)
             self._raise_difference(tag, signature, num_bytes if is_same else None)
-        operation = Operation(signature, tag, received, self._exchange)
+        operation = OperationContext(signature, tag, received, self._exchange)
         if is_inline:
             arrays = [np.empty(length, inputs.dtype) for length in output_lengths]
             operation.outputs = OutputBuffers(arrays, arrays)

@@ -30,9 +30,9 @@ from tfddl._src.comm.native.messages import (
     unpack_message,
 )
 from tfddl._src.comm.native.peer_sockets import PeerSockets
-from tfddl._src.comm.native.stall_watch import StallWatch, Wait
+from tfddl._src.comm.native.wait_tracker import Wait, WaitTracker
 from tfddl._src.rendezvous.endpoint import close_after_fork
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import (
     CommunicationError,
     DeadlockError,
@@ -85,7 +85,7 @@ class Mesh:
         self._is_closed = False
         self._mailbox: dict[Tag, dict[int, Message]] = {}
         self._exit_texts: dict[int, str] = {}
-        self._stalls = StallWatch(
+        self._stalls = WaitTracker(
             self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self._arrived
         )
         # Guards the mailbox, lost peers and `_is_receiving`; notified when any has changed.
@@ -301,7 +301,7 @@ class Mesh:
             peer: who is to get it.
             data: the message; None if the socket has taken it and not sent all of it.
         """
-        timer = StallTimer(abort_s=self.timeouts.abort_s)
+        timer = WaitTimer(abort_s=self.timeouts.abort_s)
         while peer not in self._sockets.lost:
             with self._changed:
                 receives = not self._is_receiving

@@ -25,8 +25,8 @@ class OutputBuffers(NamedTuple):
     """What the caller gets. Its writes to these arrays change no other worker's results."""
 
 
-class Operation:
-    """One operation, after all workers have said that they begin it.
+class OperationContext:
+    """What a backend knows of one operation, after all workers have said that they begin it.
 
     Attributes:
         signature: what it is.

@@ -23,7 +23,7 @@ from tfddl._src.comm.native.backend import Backend
 from tfddl._src.comm.native.buffer_pool import split_aligned
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.operation import Operation, OutputBuffers
+from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
 from tfddl._src.comm.native.reductions import ReduceOp, reduce_into
 from tfddl._src.comm.native.shared_results import OutputPool
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
@@ -77,7 +77,7 @@ class ShmBackend(Backend):
 
     def all_reduce(
         self,
-        operation: Operation,
+        operation: OperationContext,
         inputs: FusionBuffer,
         outputs: FusionBuffer,
         reduction: ReduceOp,
@@ -88,12 +88,12 @@ class ShmBackend(Backend):
             self._reduce_part(inputs, outputs, chunk, slots, reduction)
         operation.barrier()  # All parts of the results are there.
 
-    def all_gather(self, operation: Operation, row: np.ndarray, rows: np.ndarray) -> None:
+    def all_gather(self, operation: OperationContext, row: np.ndarray, rows: np.ndarray) -> None:
         rows[self._rank] = row
         operation.barrier()
 
     def broadcast(
-        self, operation: Operation, inputs: FusionBuffer, outputs: FusionBuffer, root: int
+        self, operation: OperationContext, inputs: FusionBuffer, outputs: FusionBuffer, root: int
     ) -> None:
         if self._rank == root:
             for output, own in zip(outputs.arrays, inputs.arrays, strict=True):
@@ -102,7 +102,7 @@ class ShmBackend(Backend):
 
     def all_to_all(
         self,
-        operation: Operation,
+        operation: OperationContext,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
@@ -122,7 +122,7 @@ class ShmBackend(Backend):
             column = slice(self._rank * width, self._rank * width + min(width, longest - at))
             consume(at, [slot.view(dtype)[column] for slot in staged])
 
-    def _staging_areas(self, operation: Operation) -> list[np.ndarray]:
+    def _staging_areas(self, operation: OperationContext) -> list[np.ndarray]:
         """The staging area of each worker, in rank order; made by the first large operation."""
         if self._staging is None:
             size = _NUM_SLOTS * CHUNK_BYTES
@@ -136,7 +136,7 @@ class ShmBackend(Backend):
             ]
         return self._staging
 
-    def _slots(self, operation: Operation) -> Iterator[list[np.ndarray]]:
+    def _slots(self, operation: OperationContext) -> Iterator[list[np.ndarray]]:
         """For each chunk: the slot of each worker, in rank order."""
         areas = self._staging_areas(operation)
         while True:

@@ -22,7 +22,7 @@ from tfddl._src.comm.native.diagnostics import format_ranks
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.messages import OpSignature, stable_hash
-from tfddl._src.comm.native.operation import Operation, OutputBuffers
+from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
 from tfddl._src.comm.native.reductions import ReduceOp
 from tfddl._src.comm.native.schedules import (
     AllReduceSchedule,
@@ -30,8 +30,8 @@ from tfddl._src.comm.native.schedules import (
     Partition,
     Transfers,
 )
-from tfddl._src.comm.native.tcp_rendezvous import TcpRendezvous
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.comm.native.tcp_connector import TcpConnector
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import CommunicationError, PeerLostError, StalledError
 
 # How often an event loop that sleeps looks whether it should go on.
@@ -44,16 +44,16 @@ _LOG = logging.getLogger("tfddl")
 class TcpBackend(Backend):
     """TCP between hosts. Connections are made by the first large operation."""
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int], *, rendezvous: TcpRendezvous) -> None:
+    def __init__(self, mesh: Mesh, ranks: Sequence[int], *, connector: TcpConnector) -> None:
         """Sends nothing yet.
 
         Args:
             mesh: connects the workers.
             ranks: who takes part, ascending, this worker among them.
-            rendezvous: makes the connections.
+            connector: makes the connections.
         """
         super().__init__(mesh, ranks)
-        self._rendezvous = rendezvous
+        self._connector = connector
         self._partition = Partition(self._rank, self._size)
         self._sockets: dict[int, socket.socket] = {}
         self._pool = BufferPool()
@@ -67,7 +67,7 @@ class TcpBackend(Backend):
 
     def all_reduce(
         self,
-        operation: Operation,
+        operation: OperationContext,
         inputs: FusionBuffer,
         outputs: FusionBuffer,
         reduction: ReduceOp,
@@ -77,12 +77,12 @@ class TcpBackend(Backend):
         # Each other worker's input for this worker's part, that part, and the others' parts.
         self.counters.written += 2 * inputs.num_bytes - inputs.num_bytes // self._size
 
-    def all_gather(self, operation: Operation, row: np.ndarray, rows: np.ndarray) -> None:
+    def all_gather(self, operation: OperationContext, row: np.ndarray, rows: np.ndarray) -> None:
         rows[self._rank] = row
         self._run(operation, lambda _: iter([rows[self._rank]]), lambda peer: iter([rows[peer]]))
 
     def broadcast(
-        self, operation: Operation, inputs: FusionBuffer, outputs: FusionBuffer, root: int
+        self, operation: OperationContext, inputs: FusionBuffer, outputs: FusionBuffer, root: int
     ) -> None:
         if self._rank == root:
             for output, own in zip(outputs.arrays, inputs.arrays, strict=True):
@@ -92,7 +92,7 @@ class TcpBackend(Backend):
 
     def all_to_all(
         self,
-        operation: Operation,
+        operation: OperationContext,
         parts: Sequence[np.ndarray],
         expected: Sequence[int],
         longest: int,
@@ -106,7 +106,7 @@ class TcpBackend(Backend):
 
     def _run(
         self,
-        operation: Operation,
+        operation: OperationContext,
         sends: Callable[[int], Transfers],
         receives: Callable[[int], Transfers],
     ) -> None:
@@ -131,7 +131,7 @@ class TcpBackend(Backend):
         if not self._sockets:
             peers = [self._ranks[peer] for peer in self._partition.others]
             try:
-                found = self._rendezvous.connect(
+                found = self._connector.connect(
                     peers,
                     stable_hash(f"streams between {self._ranks}"),
                     timeout_s=self._mesh.timeouts.abort_s,
@@ -258,7 +258,7 @@ class _EventLoop:
             if one.events:
                 poll.register(one, one.events)
         timeouts = self._mesh.timeouts
-        timer = StallTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
+        timer = WaitTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
         while not poll.poll(_POLL_S * 1000):
             self._mesh.raise_if_aborted()
             if timer.should_warn():

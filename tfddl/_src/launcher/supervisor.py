@@ -16,7 +16,7 @@ from tfddl._src.launcher.output import Console, Stream
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.report import Outcome, WorkerExit
 from tfddl._src.launcher.signals import Signals
-from tfddl._src.launcher.stalls import StallDetector
+from tfddl._src.launcher.stall_detector import StallDetector
 from tfddl._src.launcher.worker_handle import WorkerHandle
 
 # The end of those whose peer is dead is to be quick: TensorFlow's processes don't end at a SIGTERM,

@@ -15,7 +15,7 @@ from tests.launching import PAGE, launch, launched, pids, two_workers, worker
 from tests.processes import in_sessions
 from tfddl._src.comm.native.thread_stacks import is_in_pipeline
 from tfddl._src.heartbeat import VARIABLE, ProgressPage, Stage, WorkerFlags, WorkerProgress
-from tfddl._src.launcher.stalls import Stall, StallDetector, find_suspects
+from tfddl._src.launcher.stall_detector import Stall, StallDetector, find_suspects
 
 
 def at(begun: int, ended: int, *, beats: int = 5, stage: Stage = Stage.TRAINING) -> WorkerProgress:

@@ -15,7 +15,7 @@ from tfddl._src.checkpoint import CheckpointStore
 from tfddl._src.collectives import on_all_ranks
 from tfddl.errors import DataError
 from tfddl.models import unet
-from tfddl.segmentation.augment import Augmentation
+from tfddl.segmentation.augmentation import Augmentation
 from tfddl.segmentation.config import TrainConfig
 from tfddl.segmentation.coordination import make_writable_directory, print_on_chief
 from tfddl.segmentation.dice import dice, dice_crossentropy, dice_loss, exact_dice_loss

@@ -20,7 +20,7 @@ from tfddl._src import rendezvous
 from tfddl._src.cluster import NodeRank, PartialCluster, join_address
 from tfddl._src.cluster.cluster import is_loopback
 from tfddl._src.cluster.ports import hold_ports
-from tfddl._src.launcher.hosts import MAX_WORKERS
+from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS
 from tfddl._src.launcher.interfaces import identity, interface_of
 from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import LOOPBACK, HostAllocation
@@ -28,7 +28,7 @@ from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.rendezvous import Rendezvous
 from tfddl.errors import LaunchError, TfddlError
 
-RENDEZVOUS_S = 600.0
+NODE_TIMEOUT_S = 600.0
 """How long nodes wait for each other, by default (`--start-timeout`)."""
 
 _LOOK_S = 0.02
@@ -51,7 +51,7 @@ class NodeOptions:
 
     node: NodeRank
     interfaces: tuple[str, ...] = ()
-    timeout_s: float = RENDEZVOUS_S
+    timeout_s: float = NODE_TIMEOUT_S
 
     def __post_init__(self) -> None:
         node = self.node
@@ -68,7 +68,7 @@ class NodeOptions:
 
 
 @dataclass(frozen=True)
-class NodeRendezvous:
+class JoinedNodes:
     """What the nodes have agreed on.
 
     Attributes:
@@ -114,7 +114,7 @@ class NodeFacts:
         texts = [fields.get(name) for name in ("address", "identity")]
         if not (
             isinstance(ports, list | tuple)
-            and 1 <= len(ports) <= MAX_WORKERS
+            and 1 <= len(ports) <= MAX_LAUNCHED_WORKERS
             and all(type(port) is int and 0 < port <= _LAST_PORT for port in ports)
             and all(isinstance(text, str) for text in texts)
         ):
@@ -132,7 +132,7 @@ def join_nodes(
     secret: str | None,
     console: Console,
     signals: Signals,
-) -> NodeRendezvous:
+) -> JoinedNodes:
     """Waits for all nodes, and makes one job of their workers. All nodes must call it together.
 
     Args:
@@ -166,7 +166,7 @@ def join_nodes(
     ranks = _ranks_of_allocations(allocations)[node.node_rank]
     total = sum(len(allocation.ports) for allocation in allocations)
     console.say(f"all {node.num_nodes} nodes are there; rank {ranks} of {total} here")
-    return NodeRendezvous(allocations=allocations, secret=secret or joined.secret.hex())
+    return JoinedNodes(allocations=allocations, secret=secret or joined.secret.hex())
 
 
 def make_allocations(
@@ -184,9 +184,10 @@ def make_allocations(
         LaunchError: there are too many workers, or one node can't be reached by the others.
     """
     total = sum(len(node.ports) for node in facts)
-    if total > MAX_WORKERS:
+    if total > MAX_LAUNCHED_WORKERS:
         raise LaunchError(
-            f"the {len(facts)} nodes have {total} workers; at most {MAX_WORKERS} can take part"
+            f"the {len(facts)} nodes have {total} workers; at most {MAX_LAUNCHED_WORKERS} can "
+            "take part"
         )
     # Two launchers on one machine name it alike, so that their workers know they share it.
     addresses: dict[str, str] = {}

@@ -8,7 +8,7 @@ _REPORT_PART = 0.9
 """The part of the time until something is logged or raised after which the others are told."""
 
 
-class StallTimer:
+class WaitTimer:
     """The time that one wait has taken; it begins when the timer is made. Not thread-safe.
 
     Attributes:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from tfddl._src import stall_timer
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src import wait_timer
+from tfddl._src.wait_timer import WaitTimer
 
 
 class Clock:
@@ -19,11 +19,11 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(stall_timer, "time", clock)
+    monkeypatch.setattr(wait_timer, "time", clock)
     return clock
 
 
-def _events(timer: StallTimer, clock: Clock, until_s: int) -> dict[str, list[int]]:
+def _events(timer: WaitTimer, clock: Clock, until_s: int) -> dict[str, list[int]]:
     """The seconds at which each is due, asked once a second."""
     found: dict[str, list[int]] = {"report": [], "warn": [], "expired": []}
     for second in range(until_s + 1):
@@ -57,7 +57,7 @@ def test_what_is_due_when(  # noqa: PLR0913
     warn: list[int],
     expired: list[int],
 ) -> None:
-    timer = StallTimer(warn_s=warn_s, abort_s=abort_s)
+    timer = WaitTimer(warn_s=warn_s, abort_s=abort_s)
     assert timer.abort_s == abort_s
     events = _events(timer, clock, until_s=30)
     assert events == {"report": report, "warn": warn, "expired": expired}
@@ -65,7 +65,7 @@ def test_what_is_due_when(  # noqa: PLR0913
 
 
 def test_a_warning_that_is_late_is_not_made_up_for(clock: Clock) -> None:
-    timer = StallTimer(warn_s=10.0)
+    timer = WaitTimer(warn_s=10.0)
     clock.now_s += 35.0
     assert timer.should_warn()
     assert not timer.should_warn()
@@ -74,10 +74,10 @@ def test_a_warning_that_is_late_is_not_made_up_for(clock: Clock) -> None:
 
 
 def test_time_that_remains(clock: Clock) -> None:
-    timer = StallTimer(abort_s=5.0)
+    timer = WaitTimer(abort_s=5.0)
     assert timer.remaining_s == 5.0
     clock.now_s += 7.0
     assert timer.remaining_s == -2.0
     assert timer.is_expired(grace_s=2.0)
     assert not timer.is_expired(grace_s=2.5)
-    assert StallTimer().remaining_s == math.inf
+    assert WaitTimer().remaining_s == math.inf

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tfddl.errors import UnsupportedError
-from tfddl.segmentation.augment import TRANSFORMS, Augmentation
+from tfddl.segmentation.augmentation import TRANSFORMS, Augmentation
 
 Pixels = NDArray[np.uint8]
 MOVES = ("flip", "flip_vertical", "shift", "scale", "rotate")

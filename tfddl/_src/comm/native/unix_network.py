@@ -26,7 +26,7 @@ from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl._src.comm.native.shm_backend import ShmBackend
 from tfddl._src.rendezvous.endpoint import Client, Endpoint, RefuseError, listen_unix
 from tfddl._src.rendezvous.handshake import dial_unix
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import CommunicationError, ConnectError, UntrustedPeerError
 
 _RETRY_S = 0.01
@@ -43,7 +43,7 @@ def connect_local(config: PeerConfig) -> Network:
     """
     if not sys.platform.startswith("linux"):
         raise CommunicationError(f"{sys.platform} has no shared memory without a name (memfd)")
-    timer = StallTimer(abort_s=config.connect_timeout_s)
+    timer = WaitTimer(abort_s=config.connect_timeout_s)
     sockets: dict[int, socket.socket] = {}
     try:
         with contextlib.closing(_Acceptor(config)) as acceptor:
@@ -83,7 +83,7 @@ class _Acceptor:
         self._endpoint = Endpoint(listener, config.secret, check=self._check, admit=self._admit)
         self._endpoint.start()
 
-    def wait(self, timer: StallTimer) -> dict[int, socket.socket]:
+    def wait(self, timer: WaitTimer) -> dict[int, socket.socket]:
         """Their sockets by rank, once all have connected."""
         expected = range(self._config.rank + 1, self._config.size)
         with self._changed:
@@ -118,7 +118,7 @@ def _socket_name(config: PeerConfig, rank: int) -> str:
     return f"tfddl-{os.getuid()}-{stable_hash(config.job):016x}-{rank}"
 
 
-def _dial(config: PeerConfig, peer: int, timer: StallTimer) -> socket.socket:
+def _dial(config: PeerConfig, peer: int, timer: WaitTimer) -> socket.socket:
     """Connects to a worker of a lower rank, once it listens."""
     while True:
         left_s = max(_RETRY_S, timer.remaining_s)
@@ -134,7 +134,7 @@ def _dial(config: PeerConfig, peer: int, timer: StallTimer) -> socket.socket:
 
 
 def _exchange_memory(
-    config: PeerConfig, sockets: dict[int, socket.socket], memory: SharedMemory, timer: StallTimer
+    config: PeerConfig, sockets: dict[int, socket.socket], memory: SharedMemory, timer: WaitTimer
 ) -> dict[int, PeerMemory]:
     """Sends this worker's memfd to all others, and receives theirs (SCM_RIGHTS, unix(7))."""
     found = {}

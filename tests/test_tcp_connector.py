@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.unauthenticated_clients import attacking
-from tfddl._src.comm.native import Address, TcpRendezvous
+from tfddl._src.comm.native import Address, TcpConnector
 from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, StreamSocket
 from tfddl._src.rendezvous import handshake
 from tfddl._src.rendezvous.handshake import dial_tcp
@@ -20,8 +20,8 @@ SECRET = b"known to us only"
 
 
 @contextlib.contextmanager
-def _rendezvous(count: int) -> Iterator[list[TcpRendezvous]]:
-    workers = [TcpRendezvous(rank) for rank in range(count)]
+def _connectors(count: int) -> Iterator[list[TcpConnector]]:
+    workers = [TcpConnector(rank) for rank in range(count)]
     addresses = [Address("127.0.0.1", worker.port) for worker in workers]
     for worker in workers:
         worker.start(addresses, SECRET)
@@ -32,7 +32,7 @@ def _rendezvous(count: int) -> Iterator[list[TcpRendezvous]]:
             worker.close()
 
 
-def _connect(workers: list[TcpRendezvous], purpose: int) -> list[dict[int, socket.socket]]:
+def _connect(workers: list[TcpConnector], purpose: int) -> list[dict[int, socket.socket]]:
     """Each in a thread of its own, as each is in a process of its own."""
 
     def one(rank: int) -> dict[int, socket.socket]:
@@ -52,7 +52,7 @@ def _close(found: list[dict[int, socket.socket]]) -> None:
 def test_unauthenticated_clients_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handshakes may take longer here than the workers wait."""
     monkeypatch.setattr(handshake, "HANDSHAKE_S", 10 * TIMEOUT_S)
-    with _rendezvous(3) as workers, attacking(("127.0.0.1", workers[0].port)):
+    with _connectors(3) as workers, attacking(("127.0.0.1", workers[0].port)):
         found = _connect(workers, purpose=7)
         assert [sorted(sockets) for sockets in found] == [[1, 2], [0, 2], [0, 1]]
         for rank, sockets in enumerate(found):
@@ -66,7 +66,7 @@ def test_unauthenticated_clients_keep_nobody_waiting(monkeypatch: pytest.MonkeyP
 
 
 def test_a_client_without_the_secret_or_with_a_wrong_rank_is_refused() -> None:
-    with _rendezvous(3) as workers:
+    with _connectors(3) as workers:
         at = ("127.0.0.1", workers[1].port)
         with pytest.raises(ConnectError, match="hangs up"):
             dial_tcp(*at, b"another secret", {"rank": 2, "purpose": 7}, timeout_s=TIMEOUT_S)
@@ -88,7 +88,7 @@ def test_a_client_without_the_secret_or_with_a_wrong_rank_is_refused() -> None:
 
 
 def test_connecting_twice_for_different_purposes() -> None:
-    with _rendezvous(2) as workers:
+    with _connectors(2) as workers:
         for purpose in (1, 2):
             found = _connect(workers, purpose)
             assert [sorted(sockets) for sockets in found] == [[1], [0]]
@@ -96,7 +96,7 @@ def test_connecting_twice_for_different_purposes() -> None:
 
 
 def test_a_worker_that_cannot_be_reached_or_does_not_connect_is_named() -> None:
-    with _rendezvous(2) as (first, second):
+    with _connectors(2) as (first, second):
         with pytest.raises(
             CommunicationError, match=r"rank 1 hasn't connected to rank 0 within 0\.3 s"
         ):
@@ -139,5 +139,5 @@ def test_a_wait_that_cannot_end_raises() -> None:
     def check() -> None:
         raise PeerLostError("rank 1 has ended")
 
-    with _rendezvous(2) as (first, _), pytest.raises(PeerLostError, match="rank 1 has ended"):
+    with _connectors(2) as (first, _), pytest.raises(PeerLostError, match="rank 1 has ended"):
         first.connect([1], 0, timeout_s=0, check=check)

@@ -20,7 +20,7 @@ from tfddl._src.comm.native.messages import (
     Timeouts,
 )
 from tfddl._src.comm.native.thread_stacks import find_user_line, is_sole_caller
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import DeadlockError, StalledError
 
 # Until then only the lowest rank of those that wait in an operation sends probes, which finds most
@@ -50,13 +50,13 @@ class Wait:
     def __init__(self, number: int, tag: Tag, signature: OpSignature, timeouts: Timeouts) -> None:
         self.number, self.tag, self.signature = number, tag, signature
         self.thread = threading.get_ident()
-        self.timer = StallTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
+        self.timer = WaitTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
         self.missing: Sequence[int] = ()
         self.probe_s = deadlock.PROBE_AFTER_S
         self.is_in_cycle = False
 
 
-class StallWatch:
+class WaitTracker:
     """Watches the waits of one worker. Threads call `check` for their own waits."""
 
     def __init__(

@@ -23,7 +23,7 @@ from tfddl._src.rendezvous.endpoint import (
     listen_tcp,
 )
 from tfddl._src.rendezvous.handshake import dial_tcp
-from tfddl._src.stall_timer import StallTimer
+from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import CommunicationError, ConnectError
 
 _POLL_S = 0.05
@@ -44,7 +44,7 @@ class Address:
     port: int
 
 
-class TcpRendezvous:
+class TcpConnector:
     """One worker's listening socket. Several threads may connect, for different purposes."""
 
     def __init__(self, rank: int) -> None:
@@ -127,7 +127,7 @@ class TcpRendezvous:
         Raises:
             CommunicationError: a worker can't be reached, or hasn't connected in time.
         """
-        timer = StallTimer(abort_s=timeout_s)
+        timer = WaitTimer(abort_s=timeout_s)
         found: dict[int, socket.socket] = {}
         try:
             # Each pair has one connection, made by its higher rank.
@@ -161,7 +161,7 @@ class TcpRendezvous:
             return {peer: self._accepted.pop((peer, purpose)) for peer in connected()}
 
     def _dial(
-        self, peer: int, purpose: int, timer: StallTimer, check: Callable[[], None]
+        self, peer: int, purpose: int, timer: WaitTimer, check: Callable[[], None]
     ) -> socket.socket:
         address = self._addresses[peer]
         while True:
