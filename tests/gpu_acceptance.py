@@ -220,7 +220,7 @@ def _exactness(
 
 def _sleeper(plan: Plan, done: subprocess.CompletedProcess[str]) -> Row:
     late = plan.workers - 1
-    named = re.search(rf"rank {late} hasn't come to it", done.stdout)
+    named = re.search(rf"rank {late} hasn't called it", done.stdout)
     problem = "" if named else f"nobody named rank {late}: {_last_lines(done.stdout)}"
     if done.returncode != 0:
         problem = f"status {done.returncode}: {_last_lines(done.stdout)}"

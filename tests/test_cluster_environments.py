@@ -383,7 +383,7 @@ REFUSED = {
     ),
     "no master": (
         {"RANK": "1", "WORLD_SIZE": "2"},
-        "RANK, WORLD_SIZE speak of 2 workers, and nothing says where rank 0 is; expected "
+        "by RANK, WORLD_SIZE there are 2 workers, but no address of rank 0 is set; expected "
         "MASTER_ADDR and MASTER_PORT, or TFDDL_MASTER. HINT: TFDDL_MASTER=hostA in every process",
     ),
     "no master port": (
@@ -392,10 +392,10 @@ REFUSED = {
     ),
     "WORLD_SIZE without RANK": (
         {"WORLD_SIZE": "4", "MASTER_ADDR": "a"},
-        "WORLD_SIZE is 4: this process was started beside others, and its environment doesn't say "
-        "how to find them. It doesn't train alone unasked. HINT: set RANK, WORLD_SIZE, MASTER_ADDR "
-        "and MASTER_PORT in every process; or, where it is to train alone, set TFDDL_ALONE=1 or "
-        "unset WORLD_SIZE",
+        "WORLD_SIZE is 4: this process was started beside others, and its environment doesn't "
+        "say how to find them. It doesn't train alone unless told to. HINT: set RANK, "
+        "WORLD_SIZE, MASTER_ADDR and MASTER_PORT in every process; or, where it is to train "
+        "alone, set TFDDL_ALONE=1 or unset WORLD_SIZE",
     ),
     "RANK against srun": (
         SRUN | {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "a"},
@@ -410,14 +410,14 @@ REFUSED = {
     ),
     "several workers per pod": (
         PYTORCHJOB | {"PET_NPROC_PER_NODE": "4", "WORLD_SIZE": "8"},
-        "PET_NPROC_PER_NODE asks for 4 workers in this pod, and this is a single process that "
-        "nothing has started as one of them. HINT: run `tfddlrun python train.py` in the pod, or "
+        "PET_NPROC_PER_NODE asks for 4 workers in this pod, but this is a single process, which "
+        "no launcher has started. HINT: run `tfddlrun python train.py` in the pod, or "
         "ask for one worker per node",
     ),
     "several workers per node": (
         TRAINER | {"PET_NPROC_PER_NODE": "2"},
-        "PET_NPROC_PER_NODE asks for 2 workers in this pod, and this is a single process that "
-        "nothing has started as one of them. HINT: run `tfddlrun python train.py` in the pod, or "
+        "PET_NPROC_PER_NODE asks for 2 workers in this pod, but this is a single process, which "
+        "no launcher has started. HINT: run `tfddlrun python train.py` in the pod, or "
         "ask for one worker per node",
     ),
     "an elastic number of nodes": (
@@ -428,17 +428,16 @@ REFUSED = {
     "torchrun --standalone on each of two hosts": (
         SAGEMAKER | STANDALONE,
         "torchrun started all of its 2 workers on this host (RANK, WORLD_SIZE, LOCAL_RANK, "
-        "LOCAL_WORLD_SIZE), but SM_HOSTS speak of 2 on which this was started. Each of them would "
-        "train by itself. HINT: one job over all hosts, as by tfddlrun on each of them; or unset "
-        "SM_HOSTS, where they are to train apart",
+        "LOCAL_WORLD_SIZE), but was itself started 2 times, by SM_HOSTS. Each group would train "
+        "by itself. HINT: one job over all hosts, as by tfddlrun on each of them; or unset "
+        "SM_HOSTS, to train separately",
     ),
     "torchrun --standalone in each task": (
         SRUN | STANDALONE,
         "torchrun started all of its 2 workers on this host (RANK, WORLD_SIZE, LOCAL_RANK, "
-        "LOCAL_WORLD_SIZE), but SLURM_STEP_NUM_TASKS, SLURM_PROCID speak of 4 on which this was "
-        "started. Each of them would train by itself. HINT: one job over all hosts, as by tfddlrun "
-        "on each of them; or unset SLURM_STEP_NUM_TASKS, SLURM_PROCID, where they are to train "
-        "apart",
+        "LOCAL_WORLD_SIZE), but was itself started 4 times, by SLURM_STEP_NUM_TASKS, SLURM_PROCID. "
+        "Each group would train by itself. HINT: one job over all hosts, as by tfddlrun "
+        "on each of them; or unset SLURM_STEP_NUM_TASKS, SLURM_PROCID, to train separately",
     ),
     "a stranger to SageMaker": (
         SAGEMAKER | {"SM_CURRENT_HOST": "algo-3"},
@@ -505,7 +504,7 @@ def test_refused(environ: dict[str, str], message: str) -> None:
 def test_indicators_of_others_refuse(name: str, value: str) -> None:
     message = (
         f"{name} is {value}: this process was started beside others, and its environment doesn't "
-        "say how to find them. It doesn't train alone unasked. HINT: "
+        "say how to find them. It doesn't train alone unless told to. HINT: "
     )
     end = f"; or, where it is to train alone, set TFDDL_ALONE=1 or unset {name}"
     with pytest.raises(ClusterError, match=f"^{re.escape(message)}.*{re.escape(end)}$"):

@@ -124,8 +124,8 @@ def test_no_address_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpi_address, "_WAIT_S", 0.2)
     monkeypatch.setattr(mpi_address, "_candidates", lambda: ("192.0.2.77",))
     message = (
-        r"^no address of rank 0 \(192\.0\.2\.77; port \d+\) is reached from every host; a firewall "
-        r"may be in between\. HINT: mpirun -x TFDDL_MASTER=hostA …"
+        r"^no address of rank 0 \(192\.0\.2\.77; port \d+\) can be reached from every host; is "
+        r"there a firewall\? HINT: mpirun -x TFDDL_MASTER=hostA …"
     )
     with pytest.raises(ClusterError, match=message):
         exchange(2)
@@ -190,9 +190,9 @@ def test_left_from_another_mpirun(initialized: bool, monkeypatch: pytest.MonkeyP
     mpi = PretendedMPI(initialized=initialized)
     monkeypatch.setattr(mpi_address, "_load", lambda: mpi)
     message = (
-        "X speak of 4 workers, but MPI of 1. They are left from another mpirun, or mpi4py is built "
-        "for another MPI than this mpirun's (Some MPI v1). HINT: mpirun -x TFDDL_MASTER=hostA …, "
-        "the host of rank 0, needs no MPI in the workers"
+        "by X there are 4 workers, but 1 by MPI. They are left from another mpirun, or mpi4py is "
+        "built for another MPI than this mpirun's (Some MPI v1). HINT: mpirun -x "
+        "TFDDL_MASTER=hostA …, the host of rank 0, needs no MPI in the workers"
     )
     with pytest.raises(ClusterError, match=f"^{re.escape(message)}$"):
         call(4)

@@ -235,7 +235,7 @@ REFUSED = {
         {"JOB_COMPLETION_INDEX": "0"},
         "JOB_COMPLETION_INDEX is 0: this is a pod of an Indexed Job, which doesn't tell how many "
         "there are. HINT: tfddlrun --nnodes N …, the completions of the Job; or TFDDL_NNODES=N in "
-        "its manifest; or --nnodes 1, where each pod trains apart",
+        "its manifest; or --nnodes 1, where each pod trains by itself",
     ),
     "a pod beyond the last": (
         {"JOB_COMPLETION_INDEX": "3", "TFDDL_NNODES": "3"},
@@ -250,9 +250,9 @@ REFUSED = {
     "a sign": (
         {"HOROVOD_SIZE": "2"},
         "HOROVOD_SIZE is 2: this process was started beside others, and its environment doesn't "
-        "say how to find them. It doesn't train alone unasked. HINT: start the workers by tfddlrun "
-        "instead of horovodrun; or, where it is to train alone, set TFDDL_ALONE=1 or unset "
-        "HOROVOD_SIZE",
+        "say how to find them. It doesn't train alone unless told to. HINT: start the workers by "
+        "tfddlrun instead of horovodrun; or, where it is to train alone, set TFDDL_ALONE=1 or "
+        "unset HOROVOD_SIZE",
     ),
 }
 

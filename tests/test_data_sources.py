@@ -320,7 +320,7 @@ def test_a_dataset_that_fails_says_where() -> None:
 @pytest.mark.parametrize(
     ("dataset", "arguments", "error", "message"),
     [
-        (lambda d: d.repeat(), {}, DataError, r"without an end.*dataset.take\(n\)"),
+        (lambda d: d.repeat(), {}, DataError, r"infinite dataset.*dataset.take\(n\)"),
         (lambda d: d.filter(lambda _: True), {}, DataError, r"assert_cardinality\(n\)"),
         (lambda d: d.take(0), {}, DataError, "x has no examples"),
         (lambda d: d.take(1), {"y": [1]}, DataError, r"tf.data.Dataset.zip\(\(x, y\)\)"),

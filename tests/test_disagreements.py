@@ -174,16 +174,16 @@ def test_refusals(groups: Groups, init: dict[str, Any]) -> None:
         (["InvalidArgument", *unsupported], "root_rank is -1; it must be 0..1."),
         (
             unsupported,
-            "string can't travel between workers; these can: bfloat16, bool, float16, float32, "
+            "string can't be sent between workers; these can: bfloat16, bool, float16, float32, "
             "float64, int16, int32, int64, int8, uint16, uint32, uint8.",
         ),
-        (unsupported, "sum of bool has no meaning; use min or max."),
+        (unsupported, "sum of bool is undefined; use min or max."),
         (unsupported, "op is 'mean'; it must be one of average, sum, min, max, product."),
         (unsupported, "prescale_factor is 'much'; it must be a number."),
         (
             [*unsupported, "NotImplementedError"],
-            "allreduce max of tf.IndexedSlices isn't built; only average and sum are. Make a dense "
-            "tensor of them first: tf.convert_to_tensor(slices).",
+            "allreduce max of tf.IndexedSlices isn't implemented; only average and sum are. Make "
+            "a dense tensor of them first: tf.convert_to_tensor(slices).",
         ),
         (["InvalidArgument", *unsupported], "root_rank is 99; it must be 0..1."),
         (

@@ -169,7 +169,7 @@ def test_two_ranks_on_one_gpu() -> None:
     assert str(caught.value) == (
         "rank 2 and rank 3 use the same GPU of their host (x), but NCCL needs one for each. HINT: "
         "start one worker per GPU; or let your scheduler give each task its own (Slurm: "
-        '--gpus-per-task=1); or share it, slowly, by tfddl.init(collective="ring").'
+        '--gpus-per-task=1); or share it, more slowly, by tfddl.init(collective="ring").'
     )
     # The same id on two hosts; ids that nobody knows; RING.
     check_gpu_sharing(NCCL, ["x", "y", "x", "y"], hosts)

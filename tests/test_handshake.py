@@ -188,7 +188,10 @@ ANSWERS: dict[str, tuple[Listener, str]] = {
         "something else answers",
     ),
     "text": (_says(change=lambda a: _flipped(a, len(a) - 1)), "doesn't know the secret"),
-    "nothing": (lambda c: c.shutdown(socket.SHUT_WR), "hangs up: it is no process of this job"),
+    "nothing": (
+        lambda c: c.shutdown(socket.SHUT_WR),
+        "closed the connection: it belongs to another job",
+    ),
     "less": (_says(change=lambda a: a[:20]), "no answer in time"),
 }
 

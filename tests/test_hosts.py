@@ -70,7 +70,7 @@ def test_hosts_are_read(text: str, hosts: list[tuple[str, int]]) -> None:
         (
             "me@a:2",
             "'me@a' is no host name; letters, digits, '.', '-' and '_' are expected, or an "
-            "IP address. HINT: another user, port or key belongs into ~/.ssh/config",
+            "IP address. HINT: another user, port or key belongs in ~/.ssh/config",
         ),
         ("$(id):2", "'$(id)' is no host name"),
         ("a b:2", "'a b' is no host name"),
@@ -90,7 +90,7 @@ def test_a_hostfile(tmp_path: Path) -> None:
     for text, message in (
         ("a slots=2\n-x slots=1", f"{path}, line 2: '-x' is no host name"),
         ("a slots=two", f"{path}, line 1: host a has 'two' slots; a number is expected"),
-        ("a sluts=2", "'a sluts=2' isn't understood; 'hostA slots=2' is expected"),
+        ("a sluts=2", "'a sluts=2' can't be parsed; 'hostA slots=2' is expected"),
         ("# nobody", f"the hostfile {path} names no host. HINT: lines like 'hostA slots=2'"),
         ("a\na", "host a is named twice. HINT: once, as a:2"),
     ):

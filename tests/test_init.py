@@ -72,7 +72,7 @@ REFUSED = {
     "tfddl.init(collective='mpi')": "collective is 'mpi'; it must be one of auto, ring, nccl",
     "tfddl.init(between_hosts='udp')": "between_hosts is 'udp'; it must be one of auto, tcp, ring",
     "tfddl.init(collective='ring', between_hosts='tcp')": (
-        "collective is 'ring', by which all workers speak to each other; between_hosts='tcp' goes"
+        "collective is 'ring', which all workers use, on whatever host; between_hosts='tcp'"
     ),
     "tfddl.init(intra_op_threads=0)": "intra_op_threads is 0; it must be at least 1, or None",
     "tfddl.init(timeout_s=-1)": "timeout_s is -1; it must be 0 (never) or more",
@@ -146,7 +146,7 @@ def test_ranks_that_were_told_of_different_clusters_say_so(tmp_path: Path) -> No
             assert process.wait(timeout=90) != 0
     for number in range(2):
         output = (tmp_path / str(number)).read_text()
-        assert "the workers were told of different clusters" in output
+        assert "the workers have different descriptions of the cluster" in output
         assert f"localhost:{ports[1]}" in output
 
 
@@ -232,11 +232,11 @@ def test_a_worker_too_few_is_named(tmp_path: Path) -> None:
     ("hosts", "collective", "expected"),
     [
         pytest.param(
-            *((2,), "auto", "in allreduce average of float32 (): rank 1 hasn't come to it"),
+            *((2,), "auto", "in allreduce average of float32 (): rank 1 hasn't called it"),
             marks=pytest.mark.long,
         ),
         ((2,), "ring", "comparing the ranks before allreduce average of float32 (): rank 1 hasn't"),
-        ((2, 1), "auto", "ranks before allreduce average of float32 (): rank 2 hasn't come to it"),
+        ((2, 1), "auto", "ranks before allreduce average of float32 (): rank 2 hasn't called it"),
     ],
 )
 def test_a_rank_that_does_not_come_ends_the_others_wait(

@@ -98,7 +98,7 @@ def outcome(*exits: WorkerExit, root: int | None = 0, num_oom_kills: int = 0) ->
             outcome(end(2, 1, reading=WorkerProgress(rounds=7, begun=9, ended=8))),
             [
                 "rank 2 failed: exit code 1 after 2.0 s",
-                "it had come to about step 7 of a loop by hand",
+                "its progress: about step 7 of a loop by hand",
                 "it wrote nothing to stderr",
             ],
         ),

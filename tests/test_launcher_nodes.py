@@ -323,8 +323,9 @@ NODE = NodeRank(1, 2, master="a:7")
         (lambda: NodeOptions(NodeRank(0, 1)), "the number of nodes is 1; it must be at least 2"),
         (
             lambda: NodeOptions(NO_MASTER),
-            "this is node 2 of 3 (JOB_COMPLETION_INDEX), and nothing says where node 0 is. HINT: "
-            "--master-addr HOST[:PORT], the same on all nodes, or MASTER_ADDR in the environment",
+            "this is node 2 of 3 (JOB_COMPLETION_INDEX), and the address of node 0 isn't given. "
+            "HINT: --master-addr HOST[:PORT], the same on all nodes, or MASTER_ADDR in the "
+            "environment",
         ),
         (lambda: NodeOptions(NODE, timeout_s=0.0), "--start-timeout is 0.0; it must be above 0 s"),
         (
@@ -373,12 +374,12 @@ def test_places(nodes: list[NodeFacts], hosts: list[str], addresses: list[str]) 
         (
             [facts("x", 1), facts("y", 1)],
             ["localhost", "10.0.0.2"],
-            "node 0 is reached at localhost, which leads other hosts nowhere. HINT: --master-addr",
+            "node 0 is reached at localhost, which other hosts can't reach. HINT: --master-addr",
         ),
         (
             [facts("x", 1), facts("y", 1), facts("y", 2)],
             ["10.0.0.1", "127.0.0.1", "b"],
-            "node 1 is reached at 127.0.0.1, which leads other hosts nowhere",
+            "node 1 is reached at 127.0.0.1, which other hosts can't reach",
         ),
         (
             [facts("x", *range(1, 701)), facts("y", *range(1, 701))],
@@ -508,8 +509,8 @@ def test_two_nodes_become_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (secret,) = secrets
     assert re.fullmatch("[0-9a-f]{64}", secret)
     assert re.search(r"node 0 of 2, rendezvous at 127\.0\.0\.1:\d+ \(--nnodes, ", err)
-    assert "tfddlrun: all 2 nodes are there; rank 0-1 of 3 here" in err
-    assert "tfddlrun: all 2 nodes are there; rank 2 of 3 here" in other_err
+    assert "tfddlrun: all 2 nodes have joined; rank 0-1 of 3 here" in err
+    assert "tfddlrun: all 2 nodes have joined; rank 2 of 3 here" in other_err
     assert sorted(os.listdir(tmp_path / "logs")) == ["rank.0", "rank.1", "rank.2"]
 
 
@@ -593,7 +594,7 @@ def test_a_dry_run_says_how_the_nodes_meet(tmp_path: Path) -> None:
         (("--nnodes", "2", "-np", "1", "true"), "nothing says which of the nodes this is"),
         (
             ("--nnodes", "2", "--node-rank", "0", "-np", "1", "true"),
-            "this is node 0 of 2 (--nnodes, --node-rank), and nothing says where node 0 is",
+            "this is node 0 of 2 (--nnodes, --node-rank), and the address of node 0 isn't given",
         ),
         (
             ("--nnodes=2", "--node-rank=0", "--master-addr=a", "--min-np=1", "-np=2", "true"),
@@ -733,7 +734,7 @@ def test_a_meeting(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     assert said == [
         f"tfddlrun: node 0 of 2, rendezvous at {master} (X)",
         "tfddlrun: rank 1 is late",
-        "tfddlrun: all 2 nodes are there; rank 0-1 of 4 here",
+        "tfddlrun: all 2 nodes have joined; rank 0-1 of 4 here",
     ]
     # A secret that all know never goes over the network.
     assert meet(SECRET).secret == SECRET

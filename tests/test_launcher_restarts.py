@@ -55,9 +55,9 @@ if start < 2:
     assert done.returncode == 0, done.stderr
     report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
     assert [line for line in report if "restart" in line or "come to" in line] == [
-        "tfddlrun: it had come to step 4 of epoch 1",
+        "tfddlrun: its progress: step 4 of epoch 1",
         "tfddlrun: starting again on other ports (restart 1 of 2)",
-        "tfddlrun: it had come to step 5 of epoch 1",
+        "tfddlrun: its progress: step 5 of epoch 1",
         "tfddlrun: starting again on other ports (restart 2 of 2)",
     ]
     assert sum("rank 1 failed: killed by SIGKILL" in line for line in report) == 2
@@ -217,7 +217,7 @@ with page.in_stage(Stage.TRAINING):
     assert process.returncode == 255
     report = [line for line in err.splitlines() if line.startswith("tfddlrun: ")]
     assert report[0].startswith(f"tfddlrun: rank 1 on {HERE[1]} failed: lost with its host after")
-    assert report[1] == "tfddlrun: it had come to step 1 of epoch 1, training"
+    assert report[1] == "tfddlrun: its progress: step 1 of epoch 1, training"
     assert re.fullmatch(rf"tfddlrun: nothing was heard from {HERE[1]} for \d+ s", report[2])
     after = "ended by tfddlrun: rank 0" if stalls else "failed as well: rank 0 (exit code 1)"
     assert report[-1] == f"tfddlrun: after that, {after}"

@@ -288,7 +288,7 @@ def test_a_working_folder_that_is_not_there(
         timeout=TIMEOUT_S,
     )
     assert done.returncode == status
-    assert "can't tell which folder this is, to start workers there: No such file" in done.stderr
+    assert "can't find the working directory to start workers in: No such file" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -79,7 +79,7 @@ ABORT = ("before", FATAL, "*** Check failure stack trace: ***") + (
         (ABORT, -signal.SIGABRT, (), ["HINT: no more threads or processes could be started; ulim"]),
         (("RuntimeError: can't start new thread",), 1, (), ["HINT: no more threads or processes"]),
         (("  what():  std::bad_alloc",), -signal.SIGABRT, (), ["HINT: there was no memory to be"]),
-        (("MemoryError",), 1, (), ["HINT: there was no memory to be had; ulimit -v says"]),
+        (("MemoryError",), 1, (), ["HINT: memory could not be allocated; ulimit -v says"]),
         (("MyMemoryErrors",), 1, (), []),
     ],
 )

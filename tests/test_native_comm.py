@@ -151,15 +151,15 @@ def test_threads_that_could_still_call_are_waited_for_until_a_limit() -> None:
 def test_stall_errors_say_what_every_rank_waits_in() -> None:
     first, second, third = run("stalls_in_sets", 3, timeouts=Timeouts(warn_s=1.0, abort_s=5.0))
     assert len(first) == 2
-    assert "in allreduce <a>: ranks 11..12 haven't come to it" in first[0]
+    assert "in allreduce <a>: ranks 11..12 haven't called it" in first[0]
     assert "rank 12 waits in allreduce <d> itself" in first[0]
     (text,) = second
-    assert "in allreduce <c>: ranks 10, 12 haven't come to it" in text
+    assert "in allreduce <c>: ranks 10, 12 haven't called it" in text
     assert "allreduce <a>" in text
     assert "allreduce <b>" in text
     assert "rank 12 waits in allreduce <d> itself" in text
     (text,) = third
-    assert "in allreduce <d>: rank 11 hasn't come to it; rank 11 waits in allreduce <c>" in text
+    assert "in allreduce <d>: rank 11 hasn't called it; rank 11 waits in allreduce <c>" in text
 
 
 @BY

@@ -67,7 +67,7 @@ def test_refusals(groups: Groups) -> None:
             not_in,
             not_in,
             not_in,
-            "ProcessSet([0, 7]) names ranks that a job of 2 hasn't.",
+            "ProcessSet([0, 7]) names ranks outside of the job's 2.",
             "ranks is []; it must be at least one rank, each once and 0 or more.",
             "ranks is [0, 0]; it must be at least one rank, each once and 0 or more.",
             "ranks is [-1]; it must be at least one rank, each once and 0 or more.",

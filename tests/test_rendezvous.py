@@ -163,8 +163,8 @@ def test_local_ranks_that_contradict_the_launcher() -> None:
     [port] = free_ports(1)
     partial = [PartialCluster(r, 2, f"localhost:{port}", local_rank=0) for r in range(2)]
     for message in _errors(_join(partial)):
-        assert message.startswith("ClusterError: rank 1 is number 0 on its host, as its launcher")
-        assert "but number 1 by the addresses" in message
+        assert message.startswith("ClusterError: rank 1 has local rank 0 by its launcher")
+        assert "but 1 by the addresses" in message
     assert issubclass(ClusterError, ValueError)
 
 
@@ -176,7 +176,9 @@ def test_workers_with_different_addresses_all_raise(other: str, number: int) -> 
     name = second.replace("127.0.0.1", other) if other == "localhost" else third
     told = [(first, second), (first, name)]
     for message in _errors(_join([Cluster(told[number], 0), Cluster(told[1 - number], 1)])):
-        assert message.startswith("DisagreementError: the workers were told of different clusters")
+        assert message.startswith(
+            "DisagreementError: the workers have different descriptions of the cluster"
+        )
         assert f"rank 0: {list(told[number])}" in message
         assert f"rank 1: {list(told[1 - number])}" in message
         assert "give every worker the same list" in message
@@ -185,7 +187,7 @@ def test_workers_with_different_addresses_all_raise(other: str, number: int) -> 
 def test_other_numbers_of_workers() -> None:
     addresses = _addresses(3)
     messages = _errors(_join([Cluster(addresses[:2], 0), Cluster(addresses, 2)]))
-    assert all("told of different clusters" in message for message in messages)
+    assert all("different descriptions of the cluster" in message for message in messages)
 
 
 @pytest.mark.parametrize("hosts", [ONE_HOST, TWO_HOSTS], ids=["one host", "two hosts"])
@@ -323,7 +325,7 @@ def test_another_secret_is_refused() -> None:
     clusters = [Cluster(addresses, rank) for rank in range(2)]
     first, second = _errors(_join(clusters, secrets=[SECRET, b"x" * 32], timeout_s=1.0))
     assert "rank 0 of 2 is waiting for rank 1" in first
-    assert "hangs up: it is no process of this job, or of another one" in second
+    assert "closed the connection: it belongs to another job, or isn't tfddl" in second
 
 
 @pytest.mark.parametrize("hosts", [ONE_HOST, TWO_HOSTS], ids=["one host", "two hosts"])
@@ -361,7 +363,7 @@ def test_something_else_at_the_address_of_rank_0() -> None:
             pool.submit(answer)
             [message] = _errors(_join([Cluster(addresses, 1)], timeout_s=1.0))
             server.shutdown(socket.SHUT_RDWR)
-    assert "something else answers there" in message
+    assert "what listens there isn't tfddl" in message
 
 
 def test_the_key_value_store() -> None:

@@ -165,7 +165,7 @@ with page.in_stage(Stage.TRAINING):
     assert re.search(
         r"rank 1( on \S+)? failed: no progress for [1-9] s, killed by SIGKILL after", report
     )
-    assert "it had come to step 3 of epoch 2, training" in report
+    assert "its progress: step 3 of epoch 2, training" in report
     for text in texts:
         assert text in report
     assert "restart 1 of 1" in report
@@ -209,7 +209,7 @@ def test_a_loop_by_hand_that_gets_no_further_is_found(tmp_path: Path) -> None:
     assert process.returncode == 137, err
     report = "\n".join(line for line in err.splitlines() if line.startswith("tfddlrun: "))
     assert re.search(r"rank 1 failed: no progress for [4-9] s, killed by SIGKILL after", report)
-    assert re.search(r"it had come to about step (9\d|100) of a loop by hand", report)
+    assert re.search(r"its progress: about step (9\d|100) of a loop by hand", report)
     assert "rank 0 waited for it; it was running, was asked for the stacks" in report
     assert "in loop_without_end" in report
 

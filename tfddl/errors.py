@@ -14,7 +14,7 @@ works as usual::
     │   └── UnimplementedError (NotImplementedError)  what could work, but isn't implemented
     ├── DisagreementError (RuntimeError)  ranks differ where they must be alike
     ├── PeerLostError (ConnectionError)   a worker that this one waits for has ended
-    ├── StalledError (TimeoutError)       not all workers have come to an operation in time
+    ├── StalledError (TimeoutError)       not all workers have called an operation in time
     │   └── DeadlockError (TimeoutError)  workers wait for each other, and none can go on
     ├── ConnectError (ConnectionError)    another process of the job can't be connected to
     │   └── UntrustedPeerError (ConnectionError)  what answers there belongs to another user
@@ -68,7 +68,7 @@ class PeerLostError(TfddlError, ConnectionError):
 
 
 class StalledError(TfddlError, TimeoutError):
-    """Not all workers have come to an operation in time."""
+    """Not all workers have called an operation in time."""
 
 
 class DeadlockError(StalledError, TimeoutError):

@@ -206,7 +206,7 @@ def _refuse_separate_jobs(environ: Mapping[str, str], choice: Detected) -> None:
         if number > 1:
             raise ClusterError(
                 f"{task.launcher} started all of its {task.size} workers on this host "
-                f"({task.source}), but {name} speak of {number} on which this was started. Each of "
-                f"them would train by itself. HINT: one job over all hosts, as by tfddlrun on each "
-                f"of them; or unset {name}, where they are to train apart"
+                f"({task.source}), but was itself started {number} times, by {name}. Each group "
+                "would train by itself. HINT: one job over all hosts, as by tfddlrun on each of "
+                f"them; or unset {name}, to train separately"
             )

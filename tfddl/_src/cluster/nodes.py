@@ -231,8 +231,8 @@ def _from_kubernetes(environ: Mapping[str, str], index: int, num_nodes: int | No
     if num_nodes is None:
         raise ClusterError(
             f"{kubernetes.INDEX} is {index}: this is a pod of an Indexed Job, which doesn't tell "
-            "how many there are. HINT: tfddlrun --nnodes N …, the completions of the Job; "
-            f"or {kubernetes.NODES}=N in its manifest; or --nnodes 1, where each pod trains apart"
+            "how many there are. HINT: tfddlrun --nnodes N …, the completions of the Job; or "
+            f"{kubernetes.NODES}=N in its manifest; or --nnodes 1, where each pod trains by itself"
         )
     found = read_master(environ)
     master = found[0] if found else None

@@ -44,7 +44,7 @@ def allgather(
     Raises:
         DisagreementOpError: Ranks came with different dtypes or inner dimensions.
         NoDimensionError: The tensor has no dimension.
-        UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
+        UnsupportedError: A dtype that can't be sent, or a process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     return grouped_allgather([tensor], name=name, process_set=process_set)[0]

@@ -48,7 +48,7 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
     Raises:
         DisagreementOpError: Ranks came with different dtypes, shapes, ops or factors.
         UnimplementedError: `tf.IndexedSlices` with another op; it is a `NotImplementedError` too.
-        UnsupportedError: No such op, a dtype that can't travel, or a process set that this rank
+        UnsupportedError: No such op, a dtype that can't be sent, or a process set that this rank
             isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
@@ -105,8 +105,8 @@ def allreduce_in(
     dense = [i for i in range(len(outputs)) if i not in sparse]
     if sparse and not scaled_op.is_linear:
         raise UnimplementedError(
-            f"allreduce {scaled_op.op} of tf.IndexedSlices isn't built; only average and sum are. "
-            "Make a dense tensor of them first: tf.convert_to_tensor(slices)."
+            f"allreduce {scaled_op.op} of tf.IndexedSlices isn't implemented; only average and sum "
+            "are. Make a dense tensor of them first: tf.convert_to_tensor(slices)."
         )
     reduced = reduce_dense(group, [outputs[i] for i in dense], scaled_op, name=name)
     for i, total in zip(dense, reduced, strict=True):

@@ -47,7 +47,7 @@ def alltoall(
         WrongArgumentError: On every rank, eagerly, where on one of them the splits don't add up, or
             the first dimension can't be cut into equal parts. In a graph it is found when it runs,
             as a `tf.errors.InvalidArgumentError` with the same text.
-        UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
+        UnsupportedError: A dtype that can't be sent, or a process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     group = group_of(process_set)

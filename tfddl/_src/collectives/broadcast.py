@@ -48,7 +48,7 @@ def broadcast(
     Raises:
         DisagreementOpError: Ranks came with different dtypes, shapes or roots.
         WrongArgumentError: There is no such rank in the set.
-        UnsupportedError: A dtype that can't travel, or a process set that this rank isn't in.
+        UnsupportedError: A dtype that can't be sent, or a process set that this rank isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     return grouped_broadcast([tensor], root_rank, name=name, process_set=process_set)[0]

@@ -90,7 +90,7 @@ class ScaledOp:
     def before(self, tensor: tf.Tensor, group: ProcessGroup) -> tf.Tensor:
         """A rank's tensor as it travels: scaled, in a dtype in which the result is right."""
         if tensor.dtype == tf.bool and self.op not in (ReduceOp.MIN, ReduceOp.MAX):
-            raise UnsupportedError(f"{self.op} of bool has no meaning; use min or max.")
+            raise UnsupportedError(f"{self.op} of bool is undefined; use min or max.")
         wide = tensor.dtype
         if not (group.rounds_once and self._is_plain):
             wide = TRANSFER_DTYPES.get(wide, wide)

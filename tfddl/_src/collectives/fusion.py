@@ -36,7 +36,7 @@ def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     if transfer_dtype not in group.process_group.dtypes:
         known = sorted(d.name for d in {*group.process_group.dtypes, *TRANSFER_DTYPES})
         raise UnsupportedError(
-            f"{tensor.dtype.name} can't travel between workers; these can: {', '.join(known)}."
+            f"{tensor.dtype.name} can't be sent between workers; these can: {', '.join(known)}."
         )
     return tf.cast(tensor, transfer_dtype)
 

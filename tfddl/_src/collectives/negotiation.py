@@ -68,7 +68,7 @@ class CompiledError(tf.errors.InvalidArgumentError, UnsupportedError):
                 None,
                 None,
                 f"{request.kind} is called within a tf.function(jit_compile=True): XLA can't "
-                "compile what travels between the workers. HINT: leave jit_compile out there; let "
+                "compile communication between workers. HINT: leave jit_compile out there; let "
                 "XLA compile a function of its own that only computes, such as the loss, and call "
                 "it from this one",
             )

@@ -141,7 +141,7 @@ def group_of(
     runtime = current()
     cluster, chosen = runtime.cluster, process_set or global_process_set
     if chosen.ranks[-1] >= cluster.size:
-        raise UnsupportedError(f"{chosen} names ranks that a job of {cluster.size} hasn't.")
+        raise UnsupportedError(f"{chosen} names ranks outside of the job's {cluster.size}.")
     if cluster.rank not in chosen.ranks:
         raise UnsupportedError(
             f"This is rank {cluster.rank}, which is not in {chosen}. Only its members may use it: "

@@ -59,7 +59,7 @@ def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
     Raises:
         DisagreementOpError: Ranks came with different dtypes, shapes, ops or factors.
         NoDimensionError: The tensor has no dimension.
-        UnsupportedError: No such op, a dtype that can't travel, or a process set that this rank
+        UnsupportedError: No such op, a dtype that can't be sent, or a process set that this rank
             isn't in.
         NotInitializedError: `tfddl.init()` has not been called.
     """

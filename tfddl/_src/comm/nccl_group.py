@@ -42,7 +42,7 @@ _SUMMED_AS = {tf.bfloat16: tf.float32}
 
 _NOT_NARROW = (
     "bfloat16 is added up as float32 by NCCL in TensorFlow, so that compression='bf16' saves "
-    "nothing. HINT: compression='fp16' halves what travels."
+    "nothing. HINT: compression='fp16' halves what is sent."
 )
 
 _LOG = logging.getLogger("tfddl")

@@ -177,7 +177,7 @@ class StallInspector:
         have = "has" if len(missing) == 1 else "have"
         return "; ".join(
             [
-                f"{said}{format_ranks(missing)} {have}n't come to it",
+                f"{said}{format_ranks(missing)} {have}n't called it",
                 *(f"rank {r} waits in {others[r]} itself" for r in missing if others[r]),
                 "all ranks must call the same operations",
             ]

@@ -404,6 +404,6 @@ def _family(kind: ReduceOp | str, dtype: tf.DType) -> int:
         return _FAMILIES[kind, dtype]
     except KeyError:
         raise UnsupportedError(
-            f"{dtype.name} can't travel through TensorFlow's collectives; "
+            f"{dtype.name} can't be sent through TensorFlow's collectives; "
             f"these can: {', '.join(d.name for d in _REDUCED)}."
         ) from None

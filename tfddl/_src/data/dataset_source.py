@@ -93,7 +93,7 @@ def _length(dataset: tf.data.Dataset) -> int:
     length = int(dataset.cardinality())
     if length == tf.data.INFINITE_CARDINALITY:
         raise DataError(
-            "x is a dataset without an end; expected the examples of one epoch. HINT: leave "
+            "x is an infinite dataset; expected the examples of one epoch. HINT: leave "
             "repeat() out, or cut it, dataset.take(n)."
         )
     if length == tf.data.UNKNOWN_CARDINALITY:

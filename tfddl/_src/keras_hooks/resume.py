@@ -28,7 +28,7 @@ def resume_from(fit: FitState, position: Position, *, size: int) -> None:
         size: How many workers the earlier run had.
 
     Raises:
-        UnsupportedError: The position is within an epoch, and the data can't be entered there.
+        UnsupportedError: The position is within an epoch, and the data can't be resumed there.
     """
     start_at_epoch(fit, position.epoch)
     fit.restored_size = size
@@ -37,7 +37,7 @@ def resume_from(fit: FitState, position: Position, *, size: int) -> None:
     if fit.shard is None:
         raise UnsupportedError(
             f"An earlier run stopped within epoch {position.epoch}, after {position.consumed} "
-            "examples of it, but the data that fit has got can't be entered there. HINT: give fit "
+            "examples of it, but the data that fit got can't be resumed there. HINT: give fit "
             "what tfddl.shard_dataset returned (map and prefetch may follow), as the earlier run "
             "did."
         )

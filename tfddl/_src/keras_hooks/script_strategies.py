@@ -38,7 +38,7 @@ def refuse_other_strategies(model: Any) -> None:
         return
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise UnsupportedError(
-            "The model was made under a tf.distribute.MultiWorkerMirroredStrategy that is none of "
+            "The model was made under a tf.distribute.MultiWorkerMirroredStrategy that isn't "
             "this job's: it was made before tfddl.init(). HINT: call tfddl.init() first; after it, "
             "MultiWorkerMirroredStrategy() is the same as tfddl.strategy()."
         )
@@ -83,7 +83,7 @@ def _check_arguments(cluster_resolver: Any, communication_options: Any) -> None:
     found = current().transport.name
     if asked not in (None, implementations.AUTO, implementations[found]):
         raise UnsupportedError(
-            f"MultiWorkerMirroredStrategy was asked for {asked.name}, but the collectives of "
-            f"TensorFlow are by {found} in this job: tfddl.init(collective=…) decides. HINT: leave "
+            f"MultiWorkerMirroredStrategy was asked for {asked.name}, but TensorFlow's collectives "
+            f"use {found} in this job: tfddl.init(collective=…) decides. HINT: leave "
             "communication_options out, or write strategy = tfddl.strategy()."
         )

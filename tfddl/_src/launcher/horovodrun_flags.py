@@ -118,7 +118,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         dest="no_stall_check",
         action="store_false",
         default=None,
-        help="warn of ranks that haven't come to an operation (the default)",
+        help="warn of ranks that haven't called an operation (the default)",
     )
     switch.add_argument(
         "--no-stall-check",

@@ -122,6 +122,6 @@ def _split(line: str) -> tuple[str, ...]:
         return tuple(shlex.split(line))
     except ValueError as error:
         raise LaunchError(
-            f"--ssh-command is {line!r}, which is no line for a shell: {error}. HINT: "
+            f"--ssh-command is {line!r}, which a shell can't parse: {error}. HINT: "
             "--ssh-command 'ssh -F FILE'"
         ) from error

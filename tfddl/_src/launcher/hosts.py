@@ -39,7 +39,7 @@ class HostSlots:
         if not _NAME.fullmatch(self.name):
             raise LaunchError(
                 f"{self.name!r} is no host name; letters, digits, '.', '-' and '_' are expected, "
-                "or an IP address. HINT: another user, port or key belongs into ~/.ssh/config"
+                "or an IP address. HINT: another user, port or key belongs in ~/.ssh/config"
             )
         if not 1 <= self.slots <= MAX_LAUNCHED_WORKERS:
             raise LaunchError(
@@ -159,7 +159,7 @@ def _parse_line(words: Sequence[str]) -> HostSlots:
     name, *rest = words
     numbers = [match["number"] for match in map(_SLOTS.fullmatch, rest) if match]
     if len(numbers) != len(rest):
-        raise LaunchError(f"{' '.join(words)!r} isn't understood; 'hostA slots=2' is expected")
+        raise LaunchError(f"{' '.join(words)!r} can't be parsed; 'hostA slots=2' is expected")
     return HostSlots(name.strip("[]"), _parse_slots(name, numbers[0]))
 
 

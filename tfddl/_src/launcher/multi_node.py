@@ -46,7 +46,7 @@ class NodeOptions:
         timeout_s: seconds that the nodes wait for each other, above 0.
 
     Raises:
-        LaunchError: there is no other node, or nothing says where node 0 is.
+        LaunchError: there is no other node, or the address of node 0 isn't given.
     """
 
     node: NodeRank
@@ -59,9 +59,9 @@ class NodeOptions:
             raise LaunchError(f"the number of nodes is {node.num_nodes}; it must be at least 2")
         if node.master is None:
             raise LaunchError(
-                f"this is node {node.node_rank} of {node.num_nodes} ({node.source}), and nothing "
-                "says where node 0 is. HINT: --master-addr HOST[:PORT], the same on all nodes, or "
-                "MASTER_ADDR in the environment"
+                f"this is node {node.node_rank} of {node.num_nodes} ({node.source}), and the "
+                "address of node 0 isn't given. HINT: --master-addr HOST[:PORT], the same on all "
+                "nodes, or MASTER_ADDR in the environment"
             )
         if not self.timeout_s > 0:
             raise LaunchError(f"--start-timeout is {self.timeout_s}; it must be above 0 seconds")
@@ -165,7 +165,7 @@ def join_nodes(
     allocations = make_allocations(found, hosts, node_rank=node.node_rank, interface=interface)
     ranks = _ranks_of_allocations(allocations)[node.node_rank]
     total = sum(len(allocation.ports) for allocation in allocations)
-    console.say(f"all {node.num_nodes} nodes are there; rank {ranks} of {total} here")
+    console.say(f"all {node.num_nodes} nodes have joined; rank {ranks} of {total} here")
     return JoinedNodes(allocations=allocations, secret=secret or joined.secret.hex())
 
 
@@ -203,8 +203,8 @@ def make_allocations(
     elif unreachable:
         rank = unreachable[0]
         raise LaunchError(
-            f"node {rank} is reached at {addresses[facts[rank].identity]}, which leads other hosts "
-            "nowhere. HINT: --master-addr has to be an address of node 0 that all nodes know; or "
+            f"node {rank} is reached at {addresses[facts[rank].identity]}, which other hosts can't "
+            "reach. HINT: --master-addr has to be an address of node 0 that all nodes know; or "
             "--network-interface"
         )
     return tuple(

@@ -23,7 +23,7 @@ _SIGNS = (
     ),
     (
         re.compile(r"std::bad_alloc|\bMemoryError\b|Cannot allocate memory"),
-        "HINT: there was no memory to be had; ulimit -v says how much a process may have. A "
+        "HINT: memory could not be allocated; ulimit -v says how much a process may have. A "
         "smaller batch, fewer workers, or data read from disk",
     ),
 )
@@ -39,7 +39,7 @@ class WorkerExit:
         after_s: seconds from its start.
         stderr_lines: the last lines of its stderr.
         ended_with: the signal that we had sent before, or None if it ended by itself.
-        reading: how far it had come.
+        reading: its last progress report.
         stall: why it was killed, where it made no progress; or None.
         host: where it ran; "" for this machine.
         lost: why nothing more is known of it, since its host can't be reached; or None.
@@ -77,7 +77,7 @@ class Outcome:
         root: the root cause, the first failure; None if there was none.
         interrupted_by: the signal that ended the job from outside, or None. SIGPIPE if nobody
             reads our output any more.
-        num_oom_kills: processes that the kernel ended for want of memory meanwhile, on the whole
+        num_oom_kills: processes that the kernel's OOM killer ended meanwhile, on the whole
             machine.
         limits: those of cgroups that were reached meanwhile, see `LimitMonitor`.
     """
@@ -92,7 +92,7 @@ class Outcome:
     def has_saved(self) -> bool:
         """Whether SIGTERM has asked the job to end, and it has saved before."""
         if self.interrupted_by not in (None, signal.SIGTERM):
-            return False  # Nor does Ctrl-C wait for it, though workers may have come to it.
+            return False  # Nor does Ctrl-C wait for it, though workers may have saved by then.
         ends = self.exits if self.root is None else (self.root,)
         return bool(ends) and all(end.has_saved for end in ends)
 
@@ -165,7 +165,7 @@ def failure_report(outcome: Outcome) -> str:
     how = describe_exit(root.returncode) if root.lost is None else "lost with its host"
     lines = [f"rank {root.rank}{where} failed: {stall}{how} after {root.after_s:.1f} s"]
     if root.reading.beats or root.reading.rounds:
-        lines.append(f"it had come to {describe_progress(root.reading)}")
+        lines.append(f"its progress: {describe_progress(root.reading)}")
     lines += [f"meanwhile a limit was reached: {limit}" for limit in outcome.limits]
     hint = root.lost or _hint(root, outcome)
     if root.stall is not None:
@@ -224,7 +224,7 @@ def _hint(root: WorkerExit, outcome: Outcome) -> str:
     if returncode == -signal.SIGKILL:
         if outcome.num_oom_kills:
             return (
-                "out of memory: the kernel killed a process of the machine for it meanwhile. "
+                "out of memory: the kernel killed a process on the machine meanwhile. "
                 "HINT: a smaller batch, fewer workers, or data read from disk"
             )
         return (

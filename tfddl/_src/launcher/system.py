@@ -67,7 +67,7 @@ def working_directory(environment: Mapping[str, str]) -> str:
         return os.getcwd()
     except OSError as error:
         raise LaunchError(
-            f"can't tell which folder this is, to start workers there: {error.strerror}. HINT: "
+            f"can't find the working directory to start workers in: {error.strerror}. HINT: "
             "it may have been removed since; cd to one that is there"
         ) from error
 

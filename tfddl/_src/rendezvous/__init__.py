@@ -57,7 +57,8 @@ def join(
 
     Raises:
         StartError: another program has the port, or not all workers have connected in time.
-        DisagreementError: the workers were told of different clusters, or two claim one rank.
+        DisagreementError: the workers have different descriptions of the cluster, or two claim
+            one rank.
         ClusterError: where the workers are contradicts what their launcher said.
     """
     timer = WaitTimer(warn_s=warn_s, abort_s=timeout_s)

@@ -195,7 +195,7 @@ def dial_unix(
         raise ConnectError(error.strerror or str(error)) from error
     if not is_own_user(connection):
         connection.close()
-        raise UntrustedPeerError("a process of another user has the name of a worker")
+        raise UntrustedPeerError("a process of another user listens at a worker's address")
     return _authenticate(connection, key, hello, until_s=until_s)
 
 
@@ -224,7 +224,7 @@ def _authenticate(
     try:
         magic, theirs = _CHALLENGE.unpack(_receive(connection, _CHALLENGE.size, until_s, check))
         if magic != _MAGIC:
-            raise ConnectError("something else answers there", has_answered=True)
+            raise ConnectError("what listens there isn't tfddl", has_answered=True)
         nonce, text = secrets.token_bytes(_NONCE_BYTES), _encode(hello)
         mac = _mac(key, _CLIENT_LABEL, theirs, nonce, text)
         # Two messages, as the server receives them: SOCK_SEQPACKET keeps them apart.
@@ -232,11 +232,11 @@ def _authenticate(
         connection.sendall(text)
         mac, length = _ANSWER.unpack(_receive(connection, _ANSWER.size, until_s, check))
         if length > MAX_HELLO_BYTES:
-            raise ConnectError("something else answers there", has_answered=True)
+            raise ConnectError("what listens there isn't tfddl", has_answered=True)
         text = _receive(connection, length, until_s, check)
         if not hmac.compare_digest(mac, _mac(key, _SERVER_LABEL, theirs, nonce, text)):
             raise ConnectError(
-                "what answers there doesn't know the secret of this job", has_answered=True
+                "what listens there doesn't know the secret of this job", has_answered=True
             )
         answer = _decode(text) or {}
         if "refused" in answer:
@@ -271,7 +271,8 @@ def _receive(
             continue
         if not data:
             raise ConnectError(
-                "what answers there hangs up: it is no process of this job, or of another one",
+                "what listens there closed the connection: it belongs to another job, or isn't "
+                "tfddl",
                 has_answered=True,
             )
         received += data

@@ -102,7 +102,7 @@ class RendezvousServer(Rendezvous):
 
         Raises:
             StartError: not all have connected in time.
-            DisagreementError: the workers were told of different clusters.
+            DisagreementError: the workers have different descriptions of the cluster.
             ClusterError: where they are contradicts what their launcher said.
         """
         with self._changed:
@@ -284,7 +284,7 @@ class RendezvousServer(Rendezvous):
                 # Admitted before the start, and too late to be told with the others.
                 self._num_refused += 1
                 self._changed.notify_all()
-                connection.send(_failed(self._failure or StartError("the job has begun")))
+                connection.send(_failed(self._failure or StartError("the job runs already")))
             elif "join" in request:
                 self._compare(rank, request)
                 member.request = {name: request[name] for name in ("facts", "port", "local_rank")}
@@ -312,7 +312,7 @@ class RendezvousServer(Rendezvous):
         other = theirs or f"{request['size']} workers, at {request['master']}"
         self._fail(
             DisagreementError(
-                "the workers were told of different clusters:\n"
+                "the workers have different descriptions of the cluster:\n"
                 f"  rank 0: {mine}\n"
                 f"  rank {rank}: {other}\n"
                 "HINT: give every worker the same list of addresses, and each a task.index of its "
@@ -337,10 +337,10 @@ class RendezvousServer(Rendezvous):
             found = Cluster(cluster.addresses, rank).local_rank
             if local_rank is not None and local_rank != found:
                 raise ClusterError(
-                    f"rank {rank} is number {local_rank} on its host, as its launcher says, but "
-                    f"number {found} by the addresses that the workers have connected from: "
-                    f"{', '.join(addresses)}. HINT: do hosts share an address (NAT), or ranks go "
-                    "round the hosts? TF_CONFIG can name all workers"
+                    f"rank {rank} has local rank {local_rank} by its launcher, but "
+                    f"{found} by the addresses that the workers have connected from: "
+                    f"{', '.join(addresses)}. HINT: name all workers in "
+                    "TF_CONFIG where hosts share an address (NAT), or ranks are dealt out in turn"
                 )
         return cluster
 

@@ -202,7 +202,7 @@ def start(
     Raises:
         StartError: A TensorFlow operation ran before; a port is taken, or not all workers came in
             time; or a runtime with other settings is there.
-        DisagreementError: The ranks were told of different clusters.
+        DisagreementError: The ranks have different descriptions of the cluster.
     """
     if _SLOT.runtime is None:
         runtime = _SLOT.runtime = Runtime(cluster, options, progress_page, secret)

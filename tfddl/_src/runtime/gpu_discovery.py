@@ -104,7 +104,7 @@ def check_gpu_sharing(
                     f"rank {users[gpu]} and rank {rank} use the same GPU of their host ({gpu}), "
                     "but NCCL needs one for each. HINT: start one worker per GPU; or let your "
                     "scheduler give each task its own (Slurm: --gpus-per-task=1); or share it, "
-                    'slowly, by tfddl.init(collective="ring").'
+                    'more slowly, by tfddl.init(collective="ring").'
                 )
             users[gpu] = rank
 

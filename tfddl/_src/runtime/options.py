@@ -41,8 +41,8 @@ class Options:
                 raise StartError(f"{name} is {value}; it must be at least 1, or None.")
         if self.collective is not None and self.between_hosts is InterHostTransport.TCP:
             raise StartError(
-                f"collective is {self.collective.value!r}, by which all workers speak to each "
-                "other; between_hosts='tcp' goes with collective='auto' only."
+                f"collective is {self.collective.value!r}, which all workers use, on whatever "
+                "host; between_hosts='tcp' can be combined with collective='auto' only."
             )
         for name in ("timeout_s", "deadlock_timeout_s", "start_timeout_s", "stall_warning_s"):
             seconds = getattr(self, name)

@@ -85,7 +85,7 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
 
     Raises:
         StartError: This worker, or another one, can't start; or not all have joined in time.
-        DisagreementError: They were told of different clusters, or were asked for different things.
+        DisagreementError: They have different descriptions of the cluster, or different options.
         ClusterError: See `rendezvous.join`.
     """
     problem = ""

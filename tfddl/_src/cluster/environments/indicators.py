@@ -94,8 +94,9 @@ def refuse(environ: Mapping[str, str]) -> None:
     if found is not None:
         raise ClusterError(
             f"{found.variable} is {found.value}: this process was started beside others, and its "
-            f"environment doesn't say how to find them. It doesn't train alone unasked. HINT: "
-            f"{found.hint}; or, where it is to train alone, set {ALONE}=1 or unset {found.variable}"
+            "environment doesn't say how to find them. It doesn't train alone unless told to. "
+            f"HINT: {found.hint}; or, where it is to train alone, set {ALONE}=1 or unset "
+            f"{found.variable}"
         )
 
 

@@ -87,7 +87,7 @@ def build_cluster(pod: Pod) -> PartialCluster:
     _refuse_several(pod.workers_per_node)
     if pod.master is None:
         raise ClusterError(
-            f"{NODES} is {pod.num_nodes}, and nothing says where the first of them is; expected "
+            f"{NODES} is {pod.num_nodes}, but the address of the first of them isn't set; expected "
             f"{_ADDRESS} and {_PORT}"
         )
     return PartialCluster(
@@ -115,9 +115,9 @@ def refuse_several_workers(environ: Mapping[str, str]) -> None:
 def _refuse_several(workers: int | None) -> None:
     if workers is not None and workers > 1:
         raise ClusterError(
-            f"{_WORKERS} asks for {workers} workers in this pod, and this is a single process that "
-            "nothing has started as one of them. HINT: run `tfddlrun python train.py` in the pod, "
-            "or ask for one worker per node"
+            f"{_WORKERS} asks for {workers} workers in this pod, but this is a single process, "
+            "which no launcher has started. HINT: run `tfddlrun python train.py` in the pod, or "
+            "ask for one worker per node"
         )
 
 

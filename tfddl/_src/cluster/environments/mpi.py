@@ -148,9 +148,9 @@ def find_master(task: Task, environ: Mapping[str, str]) -> tuple[str, str] | Non
         return found
     if is_launcher_gone(environ):
         raise ClusterError(
-            f"{task.source} speak of {task.size} workers, but the mpirun that set them has ended, "
-            "or isn't this process's own; MPI can't be asked where rank 0 is. HINT: unset them, "
-            f"set {ALONE}=1, or say where rank 0 is: {MASTER}=hostA"
+            f"by {task.source} there are {task.size} workers, but the mpirun that set them has "
+            "ended, or isn't this process's own; MPI can't be asked where rank 0 is. HINT: unset "
+            f"them, set {ALONE}=1, or say where rank 0 is: {MASTER}=hostA"
         )
     address = mpi_address.exchange(
         task.size,

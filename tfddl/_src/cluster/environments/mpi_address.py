@@ -67,7 +67,7 @@ def exchange(size: int, *, port: int, tries: bool, source: str) -> str | None:
     try:
         if mpi.COMM_WORLD.size != size:
             raise ClusterError(
-                f"{source} speak of {size} workers, but MPI of {mpi.COMM_WORLD.size}. They are "
+                f"by {source} there are {size} workers, but {mpi.COMM_WORLD.size} by MPI. They are "
                 "left from another mpirun, or mpi4py is built for another MPI than this mpirun's "
                 f"({mpi.Get_library_version().partition(chr(10))[0][:80]}). {_HINT}"
             )
@@ -112,8 +112,8 @@ def _exchange(mpi: Any, port: int, *, tries: bool) -> str:
     if offer.error:
         raise ClusterError(f"rank 0 can't listen on port {port}: {offer.error}. {_HINT}")
     raise ClusterError(
-        f"no address of rank 0 ({', '.join(offer.hosts) or 'it has none'}; port {offer.port}) is "
-        f"reached from every host; a firewall may be in between. {_HINT}, by a name that all reach"
+        f"no address of rank 0 ({', '.join(offer.hosts) or 'it has none'}; port {offer.port}) can "
+        f"be reached from every host; is there a firewall? {_HINT}, by a name that all can reach"
     )
 
 

@@ -150,8 +150,8 @@ def expand_hosts(text: str) -> tuple[str, ...]:
     # Counted before they are expanded: "n[1-999999999]" is short.
     if sum(math.prod(map(_count, of_part)) for of_part in choices) > MAX_CLUSTER_SIZE:
         raise ClusterError(
-            f"{_HOSTS} is {quote(text)}, more than {MAX_CLUSTER_SIZE} hosts; tfddl has no jobs "
-            "of so many"
+            f"{_HOSTS} is {quote(text)}, more than {MAX_CLUSTER_SIZE} hosts; a job can't have "
+            "so many"
         )
     return tuple(
         host
@@ -254,7 +254,7 @@ def _in_rank_order(
         turns = sorted((turn, host) for host, count in enumerate(tasks) for turn in range(count))
         return tuple(join_address(hosts[host], ports[turn]) for turn, host in turns)
     raise ClusterError(
-        f"{_DISTRIBUTION} is {quote(environ[_DISTRIBUTION])}; tfddl knows where ranks are with "
+        f"{_DISTRIBUTION} is {quote(environ[_DISTRIBUTION])}; tfddl supports "
         "'block' and 'cyclic' only. HINT: srun --distribution=block"
     )
 

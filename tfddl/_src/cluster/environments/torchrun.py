@@ -75,7 +75,7 @@ def build_cluster(task: Task, environ: Mapping[str, str]) -> Cluster | PartialCl
     found = read_master(environ)
     if found is None:
         raise ClusterError(
-            f"{task.source} speak of {task.size} workers, and nothing says where rank 0 is; "
+            f"by {task.source} there are {task.size} workers, but no address of rank 0 is set; "
             f"expected {ADDRESS} and {PORT}, or {MASTER}. HINT: {MASTER}=hostA in every process"
         )
     return build_partial_cluster(task, found[0], said_by=found[1])

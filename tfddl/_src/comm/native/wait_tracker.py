@@ -145,7 +145,7 @@ class WaitTracker:
         deadlock_s = self._timeouts.deadlock_s
         if wait.is_in_cycle and deadlock_s:
             return (
-                "they wait for each other, and unless another thread comes to it, "
+                "they wait for each other, and unless another thread calls it, "
                 f"it ends with an error after {deadlock_s:g} s"
             )
         return self._timeouts.limit
@@ -212,7 +212,7 @@ class WaitTracker:
             [
                 f"rank {self._global_ranks[self._rank]} has waited for "
                 f"{wait.timer.elapsed_s:.0f} s in {wait.signature}: {self._names(missing)} "
-                f"{have}n't come to it",
+                f"{have}n't called it",
                 *others,
                 "all ranks must call the same operations",
             ]
