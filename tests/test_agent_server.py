@@ -1,4 +1,4 @@
-"""The agent of another host, as a process that this one speaks to by pipes: no ssh, no TensorFlow."""
+"""The agent of another host, as a process that is spoken to by pipes: no ssh, no TensorFlow."""
 
 import os
 import subprocess

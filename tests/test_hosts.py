@@ -270,7 +270,7 @@ def answer(identity: str, **resolved: list[str]) -> dict[str, Any]:
                 "a": answer("1", a=["10.0.0.1"], b=["10.0.0.2"]),
                 "b": answer("2", a=["127.0.0.1", "::1"], b=["10.0.0.2"]),
             },
-            ["a is 127.0.0.1 on b, which leads nowhere but to b itself. HINT: a name or an"],
+            ["a is 127.0.0.1 on b, where it reaches only b itself. HINT: a name or an"],
         ),
         (
             {

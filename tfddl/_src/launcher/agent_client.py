@@ -20,7 +20,7 @@ class AgentClient(abc.ABC):
         host: which host; "" for this machine.
         lost: why nothing more is heard of it; None as long as it is reached.
         heard_s: when its last message came (`time.monotonic`).
-        num_oom_kills: processes that the kernel of that host has killed for want of memory.
+        num_oom_kills: processes that the kernel of that host has killed when memory ran out.
         limits: those of its agent's cgroups that were reached.
     """
 

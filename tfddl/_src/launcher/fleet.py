@@ -105,7 +105,7 @@ class Fleet:
 
     @property
     def num_oom_kills(self) -> int:
-        """Processes that the hosts' kernels have killed for want of memory."""
+        """Processes that the hosts' kernels have killed when memory ran out."""
         return sum(client.num_oom_kills for client in self.clients)
 
     @property
@@ -183,37 +183,39 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
         }
         if problems:
             raise UnreachableError(problems)
-        names = [host.name for host in options.hosts]
-        for client, host in zip(clients, options.hosts, strict=True):
-            client.send(
-                {
-                    "do": "prepare",
-                    "num_workers": host.slots,
-                    "interfaces": options.interfaces,
-                    "directory": directory,
-                    "names": names,
-                }
-            )
-        answers = ask(clients, signals=signals, wait_s=options.connect_s)
-        _refuse(
-            f"on {client.host}, {answer['error']}"
-            for client, answer in zip(clients, answers, strict=True)
-            if "error" in answer
-        )
-        by_host = dict(zip(names, answers, strict=True))
-        if not options.interfaces:
-            _refuse(find_unreachable_names(by_host))
+        allocations = _allocate(clients, options, directory=directory, signals=signals)
         adopt_orphans()
         try:
-            yield Fleet(
-                clients=clients,
-                allocations=tuple(_allocation(host, answer) for host, answer in by_host.items())
-                if len(names) > 1
-                else (_sole_allocation(names[0], answers[0]),),
-            )
+            yield Fleet(clients, allocations)
         finally:
             close_all(clients)  # before ssh is killed as an orphan
             kill_orphans()
+
+
+def _allocate(
+    clients: Sequence[AgentClient], options: FleetOptions, *, directory: str, signals: Signals
+) -> tuple[HostAllocation, ...]:
+    """Has each host check what its workers need, and choose their ports."""
+    names = [host.name for host in options.hosts]
+    for client, host in zip(clients, options.hosts, strict=True):
+        client.send(
+            {
+                "do": "prepare",
+                "num_workers": host.slots,
+                "interfaces": options.interfaces,
+                "directory": directory,
+                "names": names,
+            }
+        )
+    answers = dict(zip(names, ask(clients, signals=signals, wait_s=options.connect_s), strict=True))
+    _refuse(
+        f"on {host}, {answer['error']}" for host, answer in answers.items() if "error" in answer
+    )
+    if not options.interfaces:
+        _refuse(find_unreachable_names(answers))
+    if len(names) == 1:
+        return (_sole_allocation(names[0], answers[names[0]]),)
+    return tuple(_allocation(host, answer) for host, answer in answers.items())
 
 
 def ask(clients: Sequence[AgentClient], *, signals: Signals, wait_s: float) -> list[Message]:
@@ -310,7 +312,7 @@ def find_unreachable_names(answers: Mapping[str, Message]) -> list[str]:
                 )
             elif other and all(ipaddress.ip_address(text).is_loopback for text in addresses):
                 problems.append(
-                    f"{name} is {addresses[0]} on {asked}, which leads nowhere but to {asked} "
+                    f"{name} is {addresses[0]} on {asked}, where it reaches only {asked} "
                     "itself. HINT: a name or an address by which the others reach it, or "
                     "--network-interface"
                 )

@@ -189,6 +189,20 @@ def make_allocations(
             f"the {len(facts)} nodes have {total} workers; at most {MAX_LAUNCHED_WORKERS} can "
             "take part"
         )
+    addresses = _addresses(facts, hosts)
+    return tuple(
+        HostAllocation(
+            host="" if rank == node_rank else f"node {rank}",
+            address=addresses[node.identity],
+            ports=node.ports,
+            interface=interface if rank == node_rank else "",
+        )
+        for rank, node in enumerate(facts)
+    )
+
+
+def _addresses(facts: Sequence[NodeFacts], hosts: Sequence[str]) -> dict[str, str]:
+    """By identity, the address of each machine, which all nodes can reach."""
     # Two launchers on one machine name it alike, so that their workers know they share it.
     addresses: dict[str, str] = {}
     for node, host in zip(facts, hosts, strict=True):
@@ -199,23 +213,15 @@ def make_allocations(
         if is_loopback(join_address(addresses[node.identity], node.ports[0]))
     ]
     if len(addresses) == 1 and unreachable:
-        addresses = dict.fromkeys(addresses, LOOPBACK)
-    elif unreachable:
+        return dict.fromkeys(addresses, LOOPBACK)
+    if unreachable:
         rank = unreachable[0]
         raise LaunchError(
             f"node {rank} is reached at {addresses[facts[rank].identity]}, which other hosts can't "
             "reach. HINT: --master-addr has to be an address of node 0 that all nodes know; or "
             "--network-interface"
         )
-    return tuple(
-        HostAllocation(
-            host="" if rank == node_rank else f"node {rank}",
-            address=addresses[node.identity],
-            ports=node.ports,
-            interface=interface if rank == node_rank else "",
-        )
-        for rank, node in enumerate(facts)
-    )
+    return addresses
 
 
 def _ranks_of_allocations(allocations: Sequence[HostAllocation]) -> list[str]:
@@ -241,26 +247,11 @@ def _join(
     The rendezvous waits in a thread, so that signals are noticed here. It is a daemon thread, to
     end with the process where a signal ends the job.
     """
-    node = options.node
-    assert node.master is not None
     results: queue.Queue[Rendezvous | BaseException] = queue.Queue()
 
     def work() -> None:
         try:
-            results.put(
-                rendezvous.join(
-                    PartialCluster(
-                        rank=node.node_rank,
-                        size=node.num_nodes,
-                        master=str(node.master),
-                        job=node.job,
-                        source=node.source,
-                    ),
-                    secret=bytes.fromhex(secret or ""),
-                    metadata=dataclasses.asdict(own),
-                    timeout_s=options.timeout_s,
-                )
-            )
+            results.put(_connect(options, own, secret=secret))
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             results.put(error)
 
@@ -287,6 +278,24 @@ def _join(
         raise joined
     joined.close()
     return joined
+
+
+def _connect(options: NodeOptions, own: NodeFacts, *, secret: str | None) -> Rendezvous:
+    """Meets the other nodes, each of which is a rank of the rendezvous."""
+    node = options.node
+    cluster = PartialCluster(
+        rank=node.node_rank,
+        size=node.num_nodes,
+        master=str(node.master),
+        job=node.job,
+        source=node.source,
+    )
+    return rendezvous.join(
+        cluster,
+        secret=bytes.fromhex(secret or ""),
+        metadata=dataclasses.asdict(own),
+        timeout_s=options.timeout_s,
+    )
 
 
 @contextlib.contextmanager

@@ -105,35 +105,31 @@ def plan_processes(  # noqa: PLR0913
         ClusterError: the ports are no ports, or repeat.
     """
     addresses = tuple(join_address(p.address, port) for p in allocations for port in p.ports)
-    slots = [
-        (allocation, local_rank)
-        for allocation in allocations
-        for local_rank in range(len(allocation.ports))
-    ]
-
-    return tuple(
-        ProcessPlan(
-            rank=cluster.rank,
-            argv=tuple(command),
-            environment=MappingProxyType(
-                {
-                    **DEFAULTS,
-                    **_nccl_variables(allocation),
-                    **environment,
-                    **(horovod_environment.variables(cluster, environment) if as_horovod else {}),
-                    tf_config.VARIABLE: tf_config.render(cluster),
-                }
-            ),
-            host=allocation.host,
-            local_rank=local_rank,
-            local_size=len(allocation.ports),
-            binding=binding,
-            directory=directory,
-        )
-        for cluster, (allocation, local_rank) in (
-            (Cluster(addresses, rank), slot) for rank, slot in enumerate(slots)
-        )
-    )
+    plans: list[ProcessPlan] = []
+    for allocation in allocations:
+        for local_rank in range(len(allocation.ports)):
+            cluster = Cluster(addresses, rank=len(plans))
+            as_horovods = horovod_environment.variables(cluster, environment) if as_horovod else {}
+            variables = {
+                **DEFAULTS,
+                **_nccl_variables(allocation),
+                **environment,
+                **as_horovods,
+                tf_config.VARIABLE: tf_config.render(cluster),
+            }
+            plans.append(
+                ProcessPlan(
+                    rank=cluster.rank,
+                    argv=tuple(command),
+                    environment=MappingProxyType(variables),
+                    host=allocation.host,
+                    local_rank=local_rank,
+                    local_size=len(allocation.ports),
+                    binding=binding,
+                    directory=directory,
+                )
+            )
+    return tuple(plans)
 
 
 def _nccl_variables(allocation: HostAllocation) -> dict[str, str]:
