@@ -88,11 +88,14 @@ class CommitStore:
         if last.offset < offset + len(data):  # It would overwrite the newest commit.
             offset = max(offset, last.offset + last.length)
         record = _Record(last.number + 1, offset, len(data), b"")
+        # The data first, then its slot: whoever is killed in between leaves the other slot, which
+        # still is that of the newest whole commit.
         write_all(self._fd, data, offset)
         digest = record.digest_of(data)
         slot = _SLOT.pack(record.number, record.offset, record.length, digest)
         write_all(self._fd, slot, record.number % _SLOTS * _SLOT.size)
         self.has_written = True
+        # Gives back what only older commits had; the one before stays readable.
         os.ftruncate(self._fd, max(last.offset + last.length, offset + len(data)))
 
     def _find(self) -> tuple[_Record, bytes] | None:

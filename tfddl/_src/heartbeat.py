@@ -222,6 +222,8 @@ class ProgressPage:
 
     def beat(self) -> None:
         """Records that a step, a batch or a stage was completed."""
+        # Not atomic: of two threads that beat at once, one beat may be lost. Only that it grows
+        # counts.
         self._words[_Word.BEATS] += 1
 
     def count_step(self, *, epoch: int, step: int) -> None:

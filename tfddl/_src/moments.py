@@ -119,6 +119,7 @@ def _of_this_rank(
     """Counts (one for all channels, or one each), means, sums of squared deviations."""
     if keep is None:
         channels = next(x.shape[axis] for axis in range(x.shape.rank) if axis not in axes)
+        # In int64, since float32 counts exactly up to 2**24 only; it is rounded once, below.
         counts = tf.reshape(tf.size(x, tf.int64) // channels, [1])
     else:
         counts = tf.math.count_nonzero(keep, axes)
@@ -136,6 +137,8 @@ def _of_this_rank(
 def _merged(mine: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Count, mean and variance of all ranks."""
     dtype = mine[0].dtype
+    # Merged in float64, by every rank in rank order: all get the same bits, and the deviation of
+    # the means isn't lost where it is small beside them.
     rows = tf.cast(stack(tf.concat(mine, axis=0), name=DisplayName("moments")), tf.float64)
     counts, means, squares = tf.split(rows, [part.shape[0] for part in mine], axis=1)
     count = tf.reduce_sum(counts, axis=0)

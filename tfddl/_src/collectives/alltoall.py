@@ -98,6 +98,8 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
     """
     first = tf.shape(value, tf.int64)[0]
     mine, number = _splits(group, first, splits)
+    # A round trip of its own: nobody knows how much it will get before all have told, and sizes of
+    # messages have to be known on both sides.
     told = all_gather(group, tf.concat([[number, first], mine], axis=0))
     call = f"alltoall <{name}>" if name else "alltoall"
     rule = (

@@ -101,6 +101,7 @@ class ScaledOp:
     def after(self, total: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:
         """What users get of what arrived, in their dtype."""
         if self.op is ReduceOp.AVERAGE and total.dtype.is_integer:
+            # Rounded down, as Python's // does: of a negative sum away from zero.
             total //= tf.cast(size, total.dtype)
         elif self.op is ReduceOp.AVERAGE:
             total /= size
@@ -119,6 +120,7 @@ def times(tensor: tf.Tensor, factor: float) -> tf.Tensor:
     if factor == 1.0:
         return tensor
     if tensor.dtype.is_integer:
+        # Exact for integers up to 2**53.
         return tf.cast(tf.cast(tensor, tf.float64) * factor, tensor.dtype)
     return tensor * factor
 
@@ -195,6 +197,8 @@ def _to_the_extremum(
         raise UnsupportedError(
             "allreduce product has no gradient here; sum the logarithms instead."
         )
+    # Where the extremum is NaN nobody has reached it (NaN != NaN): 0 / 0 then makes the gradient
+    # NaN, too.
     reached = [
         tf.cast(mine == best, u.dtype) for mine, best, u in zip(sent, totals, upstream, strict=True)
     ]

@@ -57,6 +57,8 @@ def fuse(
         sent = [cast_for_transfer(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
     for positions in positions_by_dtype(tensors):
+        # With one core nothing is computed while tensors travel: then it is only the number of
+        # operations that costs.
         most = _FUSION_BYTES if group.process_group.overlaps else _EVERYTHING
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
         for run in plan_buffers(sizes, most):

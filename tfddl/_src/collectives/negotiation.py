@@ -154,6 +154,8 @@ class CollectiveRequest:
     @property
     def digest(self) -> int:
         """A signed 64-bit number that stands for the request."""
+        # Not hash(), which Python salts in each process. Two texts share 64 bits with a chance of
+        # 2**-64.
         digest = hashlib.blake2b(str(self).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)
 
@@ -275,6 +277,8 @@ def _agree_at_every_run(group: Group, request: CollectiveRequest) -> None:
         numbers = tf.strings.reduce_join(tf.strings.as_string(shape), separator=", ")
         lines.append(tf.strings.join([tensor, ": (", numbers, ")"]))
     text = tf.strings.join(lines, separator="\n")
+    # FarmHash's fingerprint, which TensorFlow promises never to change: the same in all processes
+    # and on all machines. 2**62: buckets are of int64.
     digest = tf.strings.to_hash_bucket_fast(text, 2**62)
     _checked(group, digest[tf.newaxis], lambda: text)
 

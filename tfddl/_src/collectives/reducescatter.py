@@ -148,6 +148,7 @@ def _scattered(group: Group, op: ReduceOp, pack: list[tf.Tensor]) -> list[tf.Ten
     else:
         cut = [tf.split(t, number, num=group.size) for t, number in zip(pack, rows, strict=True)]
         by_rank = [tf.reshape(part, [-1]) for parts in zip(*cut, strict=True) for part in parts]
+        # Rank by rank, all tensors' parts side by side: one exchange for the pack.
         joined = tf.concat(by_rank, axis=0)
     arrived = group.process_group.reduce_scatter(
         joined, tf.add_n(lengths), op, signature=group.signature

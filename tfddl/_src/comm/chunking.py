@@ -48,6 +48,7 @@ def cut(lengths: Sequence[int], *, most: int, itemsize: int) -> list[Chunk]:
             space -= length
         elif length:
             number = -(-length // most)
+            # All chunks alike, but the last: one that is much shorter would leave its channel idle.
             each = -(-length // (number * step)) * step
             starts = range(0, length, each)
             chunks += [[Span(tensor, i, min(i + each, length))] for i in starts]

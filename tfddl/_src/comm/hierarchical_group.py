@@ -77,6 +77,8 @@ class HierarchicalGroup(ProcessGroup):
         signature: DynamicSignature = UNNAMED,
     ) -> list[tf.Tensor]:
         """See `ProcessGroup.all_reduce`."""
+        # Everybody of a host has its sum then, though only the leader needs it: within shared
+        # memory that costs nothing more than a reduce to one.
         partial = self._within.all_reduce(tensors, op, scale=scale)
         if self._leaders is not None:
             partial = self._leaders.all_reduce(partial, op)
@@ -84,6 +86,8 @@ class HierarchicalGroup(ProcessGroup):
 
     def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
+        # Hosts may have different numbers of workers, and the leaders' gather wants one length:
+        # each host's rows are padded to those of the largest.
         most = max(map(len, self._layout))
         of_host = self._within.all_gather(flat)
         padded = tf.pad(of_host, [[0, most - len(self._layout[self._host])], [0, 0]])

@@ -68,6 +68,7 @@ class _Counts:
     """Operations that have begun and ended: in Python, and in TensorFlow's graphs."""
 
     def __init__(self) -> None:
+        # Python's and graphs' counts are apart: a lock in Python can't guard what a graph adds to.
         self._begun = self._ended = 0
         self._lock = threading.Lock()
         self.keep_on("CPU:0")
@@ -196,6 +197,8 @@ class Instrumentation:
             operation: What it is.
             num_bytes: What this rank gives.
         """
+        # perf_counter is monotonic, so that no clock that is set makes a time negative; an event
+        # gets the time of day only in the end, which hosts can compare.
         begin_s = time.perf_counter()
         try:
             with self._counts_of(operation).counted():

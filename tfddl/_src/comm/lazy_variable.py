@@ -41,6 +41,8 @@ class LazyVariable:
     @property
     def number(self) -> int:
         """What an integer variable holds; 0 where nobody has made it."""
+        # Without the lock: the stall inspector and the reporter of progress ask from threads of
+        # their own, while `value` may be making it.
         return 0 if self._variable is None else int(self._variable.numpy())
 
 
@@ -52,6 +54,7 @@ def create_outside_graph(make: Callable[[], tf.Variable]) -> tf.Variable:
     allows no new variables, not even in an init_scope; and a strategy's scope would make it one of
     the strategy's.
     """
+    # Graphs, devices, scopes and strategies are thread-local in TensorFlow: a new thread has none.
     with ThreadPoolExecutor(1) as outside:
         return outside.submit(make).result()
 

@@ -236,6 +236,8 @@ class NativeGroup(ProcessGroup):
             with instrumentation.record(operation, sum(array.nbytes for array in arrays)):
                 return work(call, arrays)
 
+        # Threads of tf.data aren't Python's: a wait in one of them looks as if nothing else could
+        # run, and might be taken for a deadlock.
         if is_in_pipeline():
             self._shared.network.mesh.expect_concurrent_calls()
         given = [*inputs, *signature.shapes]
@@ -246,6 +248,8 @@ class NativeGroup(ProcessGroup):
     def _run_in_graph(
         self, run: Callable[..., Arrays], inputs: Sequence[tf.Tensor], dtypes: Sequence[tf.DType]
     ) -> list[tf.Tensor]:
+        # What Python raises here, TensorFlow turns into one of its own errors by type (ValueError:
+        # InvalidArgumentError; most others: UnknownError) and keeps only the text.
         def run_or_refuse(ticket: Any, _: Any, *given: Any) -> Arrays:
             try:
                 return [np.asarray(ticket + 1), *run(*given)]
@@ -265,6 +269,7 @@ class NativeGroup(ProcessGroup):
                 run_or_refuse, [*order, *inputs], [tf.int64, *dtypes], name="tfddl_collective"
             )
             variable.assign(next_ticket, read_value=False)
+        # numpy_function tells no shapes, not even the rank.
         next_ticket.set_shape([])
         graph.get_collection_ref(_TICKETS)[:] = [next_ticket]
         return arrived
@@ -291,6 +296,8 @@ def _starving() -> str:
 
 def _last_ticket(graph: tf.Graph, default: tf.Tensor) -> tf.Tensor:
     """What the operation before gave out, if it is in the same graph."""
+    # An inner graph (a branch, a loop's body) begins with a copy of the outer one's collections
+    # (FuncGraph.__init__, func_graph.py), whose tensors it would have to capture.
     mine = [ticket for ticket in graph.get_collection_ref(_TICKETS) if ticket.graph is graph]
     return mine[-1] if mine else default
 

@@ -128,6 +128,7 @@ class NcclGroup(TensorFlowGroup):
             flat = flatten(tensors)
             bits = _as_int64(flat)
             mine = bits if self.rank == root else tf.zeros_like(bits)
+            # Bits plus zeros, in integers: exact for any dtype, NaN and -0.0 included.
             [total] = self.all_reduce([mine], ReduceOp.SUM)
             return unflatten(_from_int64(total, like=flat), tensors)
 

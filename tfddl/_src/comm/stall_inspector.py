@@ -92,6 +92,7 @@ class StallInspector:
             daemon=True,
         )
         self._thread.start()
+        # The thread has to end before the interpreter frees what it calls.
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -105,6 +106,8 @@ class StallInspector:
         while not self._stop.wait(min(_LOOK_S, first_s / _LOOKS)):
             now, now_s = self._instrumentation.counts_of_all_groups(), time.monotonic()
             begun, ended = now
+            # Anything that begins or ends is progress: what is looked for is silence, however long
+            # one operation takes by itself.
             if begun == ended or now != seen:
                 seen, since_s, warned_s = now, now_s, 0.0
                 if self._written:

@@ -62,6 +62,8 @@ def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
     def summed(own: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         total = allreduce(tf.concat([[count], own], axis=0), ReduceOp.SUM, name=DisplayName("loss"))
         weight = tf.math.divide_no_nan(total[0], count) if step.averages else tf.ones_like(count)
+        # The ranks' gradients are averaged later, each by count / total: this one has to be as many
+        # times larger.
         return total[1:], lambda upstream: upstream * weight
 
     return summed(tf.where(count > 0, values, tf.zeros_like(values)))

@@ -144,6 +144,7 @@ class Matching:
     @property
     def dtype(self) -> tf.DType:
         """That of the header: no less than that of any gradient that a rank may have."""
+        # float32 holds counts exactly up to 2**24, more examples than a step has.
         is_double = any(tf.as_dtype(v.dtype) == tf.float64 for v in self._variables)
         return tf.float64 if is_double else tf.float32
 

@@ -114,6 +114,7 @@ class ReductionOptions:
 
     def is_local(self, variable: Any) -> bool:
         """Whether a variable's gradient stays the rank's own."""
+        # `in` would compare by ==, which for variables is elementwise, or refused.
         return any(variable is own for own in self.local)
 
     def in_groups(self, positions: Sequence[int], variables: Sequence[Any]) -> list[list[int]]:

@@ -133,6 +133,8 @@ class _Header:
         dtype = matching.dtype
         self._divides = options.op is ReduceOp.AVERAGE
         self._count = tf.constant(1.0, dtype) if step.count is None else tf.cast(step.count, dtype)
+        # `scale_loss` has divided the loss by the number of ranks already: where all have the same
+        # count, what gradients are multiplied with is then 1, exactly.
         scale = options.scale * step.loss_divisor
         self.weight_sent = self._count * scale if self._divides else tf.constant(1.0, dtype)
         """What this rank's gradients are multiplied with before they are added up."""
@@ -173,6 +175,8 @@ class _Header:
         if not gradients:
             self.weight(after=[])
             return []
+        # multiply_no_nan(x, y) is zero where y is, even for a NaN in x (not the other way round): a
+        # rank whose batch is only padding contributes nothing, whatever its gradients are.
         weighted = tf.math.multiply_no_nan(flatten(gradients), self.weight_sent)
         total = sum_numbers(
             tf.concat([self.mine, weighted], axis=0),
@@ -198,6 +202,8 @@ class _Header:
             mine, about=matching.about, name=matching.name, process_set=self._process_set
         )
         weight = tf.math.divide_no_nan(self.weight_sent, self.received(total))
+        # NaN times anything is NaN: the loss-scale optimizer of every rank then finds gradients
+        # that aren't finite, and skips the step.
         return tf.where(total[2] > 0, tf.constant(float("nan"), weight.dtype), weight)
 
 
@@ -246,6 +252,8 @@ def _summed(
     process_set = options.process_set
     if options.compression is Compression.NONE:
         return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)
+    # float16 has no number above 65504. An average was weighted by count / total before: the sum is
+    # no larger than the largest gradient.
     narrow = [options.compress(value) for value in values]
     sums = sum_narrow(narrow, name=name, process_set=process_set)
     return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]

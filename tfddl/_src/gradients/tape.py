@@ -81,6 +81,8 @@ class DistributedGradientTape:
         is_weighted = count is not None and self._options.op is ReduceOp.AVERAGE
         with loss_count(count) if is_weighted else contextlib.nullcontext():
             gradients = self._tape.gradient(target, sources, output_gradients)
+            # IndexedSlices are composites: expanded, their indices would be averaged as if they
+            # were gradients.
             flat = tf.nest.flatten(gradients, expand_composites=False)
             variables = tf.nest.flatten(sources, expand_composites=False)
             reduced = reduce_gradients(flat, self._options, variables, current_step())

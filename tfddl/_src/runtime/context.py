@@ -206,6 +206,7 @@ def start(
     """
     if _SLOT.runtime is None:
         runtime = _SLOT.runtime = Runtime(cluster, options, progress_page, secret)
+        # Registered once per process: os.register_at_fork has no way back.
         in_children(runtime.disown, own_handler=lambda: runtime.sigterm_handler)
     elif (_SLOT.runtime.asked, _SLOT.runtime.options) != (cluster, options):
         raise StartError(

@@ -95,6 +95,8 @@ def operations_have_run() -> bool:
 
     TensorFlow has no function that tells; but numbers of threads can't be changed then, either.
     """
+    # Context.intra_op_parallelism_threads (tensorflow/python/eager/context.py) raises once the
+    # context is initialized, but takes the number that it has at any time: hence + 1.
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads + 1)
@@ -165,6 +167,8 @@ def set_up_gpus(cluster: Cluster) -> None:
     _warn_of_idle(cluster, len(gpus))
     try:
         for gpu in gpus:
+            # By default TensorFlow maps nearly all of a GPU's memory at once, of which NCCL, or
+            # another worker that shares the GPU, needs some.
             tf.config.experimental.set_memory_growth(gpu, True)
         if gpus:
             tf.config.set_visible_devices(gpus[gpu_of(cluster, len(gpus)) or 0], "GPU")

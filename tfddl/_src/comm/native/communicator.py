@@ -259,6 +259,8 @@ class Communicator:
             ):
                 yield operation
         except DisagreementError:
+            # All workers raise it, after the same messages and before anything large is moved: none
+            # is ahead, so that the next operation works.
             raise
         except BaseException as error:
             self._failure = error
@@ -273,6 +275,8 @@ class Communicator:
         num_bytes: int,
         output_lengths: Sequence[int],
     ) -> Iterator[OperationContext]:
+        # One message from each worker instead of three or more: for small tensors the latency of
+        # messages is all that counts.
         is_inline = num_bytes <= MAX_PAYLOAD_BYTES
         if is_inline:
             payload = inputs.read(0, inputs.length).tobytes()
@@ -283,6 +287,7 @@ class Communicator:
         received = self._mesh.collect(tag, self._others, signature)
         others = list(received.values())
         if any(m.digest != signature.digest or m.value != num_bytes for m in others):
+            # All workers have all first messages: where one sees a difference, all do.
             # Sizes are shown only where signatures are alike, and so don't explain the difference.
             is_same = all(m.digest == signature.digest for m in others)
             self._raise_difference(tag, signature, num_bytes if is_same else None)

@@ -131,6 +131,8 @@ class DeadlockDetector:
             probe = self._received.pop(first)
             if self._has_sent(probe.tag):
                 continue  # The message is on its way: the sender doesn't wait for this rank.
+            # A wait is identified by rank and number, not by rank alone: a rank that has gone on,
+            # and waits again, isn't the one that the path names.
             waits = [waiter.wait for waiter in probe.path]
             if own.wait in waits:
                 return forward, (*probe.path[waits.index(own.wait) + 1 :], own)

@@ -98,4 +98,6 @@ class FusionBuffer:
             # In float32, rounded once: NumPy would round the scale to 16 bits first.
             target[:] = segment.astype(np.float32) * np.float32(self._scale)
         else:
+            # float32 is multiplied in float32, as TensorFlow's kernel would: the scale is rounded
+            # first.
             np.multiply(segment, self.dtype.type(self._scale), out=target)

@@ -159,6 +159,7 @@ class Mesh:
                 if receives:
                     self._is_receiving = True
                 else:
+                    # Not for ever: this thread has an abort, and its own stall, to notice.
                     self._changed.wait(_POLL_S)
             if receives:
                 self._receive(_POLL_S)
@@ -288,6 +289,8 @@ class Mesh:
         elif tag == DEADLOCK_FOUND:
             self.abort(message.payload.decode(errors="replace"), DeadlockError)
         else:
+            # It stays until this worker is in the operation, too. That is bounded: a peer gets no
+            # further ahead than a message or two, since each step waits for those of all.
             self._mailbox.setdefault(tag, {})[peer] = message
 
     def _arrived(self, tag: Tag) -> Collection[int]:

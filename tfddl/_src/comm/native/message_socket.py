@@ -83,6 +83,8 @@ class SeqpacketSocket(MessageSocket):
                 kernel discards the rest of a message that doesn't.
         """
         super().__init__(connected)
+        # Nor may it be longer than SO_SNDBUF - 32 (EMSGSIZE, unix_dgram_sendmsg in the kernel's
+        # net/unix/af_unix.c): by default net.core.wmem_default, 208 KiB.
         assert max_bytes <= _RECEIVE_BYTES
 
     def offer(self, message: bytes) -> bool:
@@ -106,6 +108,8 @@ class SeqpacketSocket(MessageSocket):
             return []
         except OSError:
             return [END_OF_MESSAGES]
+        # At the end recv gives 0 bytes, which is `END_OF_MESSAGES`: no message is empty, as each
+        # has a header.
         return [bytes(memoryview(_BUFFER.data)[:count])]
 
 

@@ -50,6 +50,8 @@ def reduce_into(operands: Sequence[np.ndarray], reduction: ReduceOp, out: np.nda
         reduction: how.
         out: of the same length and dtype; it may be the first operand.
     """
+    # np.minimum and np.maximum give NaN where either operand is NaN, so that their results don't
+    # depend on the order, either.
     function: Callable[..., np.ndarray] = _UFUNCS[reduction]
     # bfloat16 is a type of ml_dtypes, whose kind isn't "f" to NumPy.
     if out.dtype.itemsize == 2 and out.dtype.kind not in "iu":
@@ -57,6 +59,8 @@ def reduce_into(operands: Sequence[np.ndarray], reduction: ReduceOp, out: np.nda
         total = operands[0]
         for operand in operands[1:]:
             function(total, operand, out=total)
+        # Rounded to nearest, ties to even, by NumPy and ml_dtypes alike: once, whatever the number
+        # of workers.
         out[:] = total
         return
     if len(operands) == 1:

@@ -47,6 +47,8 @@ class _Block:
     @property
     def is_free(self) -> bool:
         """Whether nobody here refers to it; slices and TensorFlow's tensors do."""
+        # CPython's own count, exact while the GIL is held. TensorFlow's tensors that alias the
+        # memory hold a reference to the array until they are gone.
         # The view itself has one reference, the argument of getrefcount is another one.
         return sys.getrefcount(self.view.array) == 2
 
@@ -157,6 +159,8 @@ class OutputPool:
                 "fewer workers on this host, or a larger limit of its container"
             )
         if self._first is not None:
+            # This worker has offered them as free: nobody here refers to them, so that this unmaps
+            # them.
             for [dropped] in _BLOCK_ID.iter_unpack(rest):
                 del self._blocks[dropped]
             if block_id not in self._blocks:

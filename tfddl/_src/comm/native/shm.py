@@ -29,6 +29,8 @@ class SharedMemory:
         Raises:
             OSError: the system has no memfd, or no descriptor is left.
         """
+        # The name only shows in /proc/PID/fd and maps; any number of memfds may have it
+        # (memfd_create(2)).
         self._fd = os.memfd_create("tfddl", os.MFD_CLOEXEC)
         self._size = 0
         self._lock = threading.Lock()
@@ -86,6 +88,8 @@ class SharedMemory:
 
     def release(self, offset: int, num_bytes: int) -> None:
         """Gives an area's memory back to the system; nobody may use the area any more."""
+        # Not ftruncate: areas behind this one are in use, and to touch a mapping beyond the end of
+        # its file ends the process by SIGBUS (mmap(2)).
         mapped = mmap.mmap(self._fd, num_bytes, mmap.MAP_SHARED, offset=offset)
         # MADV_REMOVE punches a hole into the file. Kernels without it just keep the memory.
         with mapped, contextlib.suppress(OSError):
@@ -121,14 +125,18 @@ class PrivateView:
     """
 
     def __init__(self, fd: int, offset: int, num_bytes: int) -> None:
+        # Pages are copied only when they are written, but where vm.overcommit_memory is 2, the
+        # kernel counts the whole view against its commit limit (kernel documentation,
+        # overcommit-accounting).
         access = mmap.PROT_READ | mmap.PROT_WRITE
         self._mapped = mmap.mmap(fd, num_bytes, mmap.MAP_PRIVATE, access, offset=offset)
         self.array = np.frombuffer(self._mapped, np.uint8)
 
     def discard_writes(self) -> None:
         """Drops this process' copies of pages; nobody may use the array meanwhile."""
-        # MADV_DONTNEED unmaps all pages, and each costs a page fault when it is read next. So it
-        # is only called where there is something to drop.
+        # MADV_DONTNEED drops the copies, so that what is read next comes from the file again. It
+        # unmaps all pages, and each costs a page fault when it is read next: so it is only called
+        # where there is something to drop.
         if self._has_copies():
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -151,10 +159,14 @@ class PrivateView:
             return True
         if len(entries) < count:
             return True
+        # Without CAP_SYS_ADMIN the kernel (since Linux 4.2) zeroes the page frame numbers in the
+        # lower bits, but not these flags.
         flags = entries >> np.uint64(61)
         # Present or swapped out, and not of the file: a copy.
         return bool(((flags > 1) & (flags % 2 == 0)).any())
 
 
 def _map_shared(fd: int, offset: int, num_bytes: int) -> np.ndarray:
+    # The array, and each slice of it, keeps the mapping as its base: unmapped with the last of
+    # them.
     return np.frombuffer(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, offset=offset), np.uint8)

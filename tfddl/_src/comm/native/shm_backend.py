@@ -82,6 +82,8 @@ class ShmBackend(Backend):
         outputs: FusionBuffer,
         reduction: ReduceOp,
     ) -> None:
+        # `strict=False`: `_slots` has no end. Stores to a slot come before the barrier, loads after
+        # it; that orders them between the processes, see `OperationContext.barrier`.
         for chunk, slots in zip(inputs.chunks(CHUNK_BYTES), self._slots(operation), strict=False):
             self._stage(inputs, chunk, slots[self._rank])
             operation.barrier()
@@ -109,7 +111,7 @@ class ShmBackend(Backend):
         consume: Callable[[int, list[np.ndarray]], None],
     ) -> None:
         dtype = parts[0].dtype
-        # Each slot has a column for each receiver.
+        # Each slot has a column for each receiver, of whole elements, so that it is aligned.
         width = CHUNK_BYTES // self._size // dtype.itemsize
         slots = self._slots(operation)
         for at in range(0, longest, width):
@@ -148,6 +150,7 @@ class ShmBackend(Backend):
 
     def _stage(self, inputs: FusionBuffer, chunk: range, slot: np.ndarray) -> None:
         """Writes the other workers' parts of a chunk into this worker's slot."""
+        # This worker's own part isn't staged: `_reduce_part` reads it where it is.
         for rank in range(self._size):
             if rank != self._rank:
                 start, stop = shard_range(len(chunk), rank, self._size)

@@ -62,6 +62,7 @@ class TcpBackend(Backend):
         self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]
     ) -> OutputBuffers:
         del assigned
+        # No other process sees this memory: what the caller writes to it needs no private view.
         own = self._pool.take(dtype, lengths)
         return OutputBuffers(own, own)
 
@@ -220,6 +221,7 @@ class _Connection:
 def _receive(connected: socket.socket, view: memoryview) -> int:
     count = connected.recv_into(view)
     if count == 0:
+        # The other end has shut down, though its schedule still owes us something.
         raise ConnectionResetError
     return count
 
@@ -236,6 +238,8 @@ class _EventLoop:
         """Returns when everything was sent and received; the seconds that it slept."""
         slept_s = 0.0
         while active := [one for one in self._connections if not one.is_done]:
+            # All connections, one after the other, as long as any moves: the first to block must
+            # not keep the others idle. Only then poll, which costs a system call.
             if not self._advance(active):
                 begin_s = time.monotonic()
                 self._sleep(active)
@@ -255,6 +259,8 @@ class _EventLoop:
         """Waits until the system can send or receive for a connection."""
         poll = select.poll()
         for one in connections:
+            # POLLERR and POLLHUP are reported whatever is asked for (poll(2)): a lost peer wakes
+            # us, and the next `advance` raises.
             if one.events:
                 poll.register(one, one.events)
         timeouts = self._mesh.timeouts

@@ -203,6 +203,9 @@ def _set_options(connected: socket.socket) -> None:
     connected.set_inheritable(False)
     # Without it Nagle's algorithm holds small messages back until the last one is acknowledged.
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Only on an idle connection: with unacknowledged data, Linux retransmits instead, for some 15
+    # minutes (tcp(7), tcp_retries2). TCP_USER_TIMEOUT would end that sooner, but also connections
+    # to a stopped peer whose buffer is full.
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)

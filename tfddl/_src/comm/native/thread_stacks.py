@@ -53,6 +53,8 @@ def is_sole_caller(waiting: int) -> bool:
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     callers = 0
+    # A snapshot under the GIL, of CPython only. Threads that C++ has made appear while they are in
+    # Python.
     for ident, frame in sys._current_frames().items():
         if ident == waiting or names.get(ident, "").startswith(_OWN_THREADS):
             continue
@@ -94,6 +96,7 @@ def find_user_line(waiting: int) -> str:
         frame = frame.f_back
     if frame is None:
         return ""
+    # Read from another thread, the line may have moved on by now: it is for people only.
     name, number = frame.f_code.co_filename, frame.f_lineno
     line = linecache.getline(name, number).strip()
     return f"{name}, line {number}" + (f": {line}" if line else "")

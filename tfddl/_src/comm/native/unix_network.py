@@ -115,6 +115,8 @@ class _Acceptor:
 
 
 def _socket_name(config: PeerConfig, rank: int) -> str:
+    # At most 39 bytes: the kernel takes 107 in an abstract name (unix(7)). The user is in it so
+    # that jobs of two users can't meet; `dial_unix` checks whose process answers.
     return f"tfddl-{os.getuid()}-{stable_hash(config.job):016x}-{rank}"
 
 
@@ -139,7 +141,8 @@ def _exchange_memory(
     """Sends this worker's memfd to all others, and receives theirs (SCM_RIGHTS, unix(7))."""
     found = {}
     for connected in sockets.values():
-        # With a byte of data, which unix(7) asks for.
+        # With a byte of data, which unix(7) asks for. All send before any receives: byte and
+        # descriptor wait in the peer's queue.
         socket.send_fds(connected, [b"m"], [memory.fileno()])
     for peer, connected in sockets.items():
         connected.settimeout(max(_RETRY_S, timer.remaining_s))

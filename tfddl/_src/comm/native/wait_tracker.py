@@ -125,7 +125,8 @@ class WaitTracker:
         """
         if wait.timer.should_report():
             self.report()
-        # The oldest wait speaks for this worker where several threads wait.
+        # The oldest wait speaks for this worker where several threads wait: dicts keep the order of
+        # insertion. The list is a copy, since other threads begin and end waits meanwhile.
         if wait is next(iter(list(self._waits.values()))):
             waited_s = wait.timer.elapsed_s
             if waited_s >= deadlock.PROBE_AFTER_S:
