@@ -182,10 +182,10 @@ def test_every_byte_of_the_servers_proof_counts() -> None:
 
 
 ANSWERS: dict[str, tuple[Listener, str]] = {
-    "another magic": (lambda c: c.sendall(_flipped(MAGIC, 7) + NONCE), "something else answers"),
+    "another magic": (lambda c: c.sendall(_flipped(MAGIC, 7) + NONCE), "isn't tfddl"),
     "too long": (
         _says(change=lambda a: a[:32] + struct.pack("<I", 4097) + a[36:]),
-        "something else answers",
+        "what listens there isn't tfddl",
     ),
     "text": (_says(change=lambda a: _flipped(a, len(a) - 1)), "doesn't know the secret"),
     "nothing": (
@@ -372,7 +372,7 @@ def test_a_process_of_another_user_is_not_trusted(monkeypatch: pytest.MonkeyPatc
         listener.listen()
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         before = _open_files()
-        with pytest.raises(UntrustedPeerError, match="a process of another user has the name"):
+        with pytest.raises(UntrustedPeerError, match="a process of another user listens"):
             dial_unix(name, STREAM, KEY, {}, timeout_s=TIMEOUT_S)
         assert _open_files() == before
         ours, theirs = socket.socketpair()

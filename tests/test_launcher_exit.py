@@ -89,7 +89,7 @@ def outcome(*exits: WorkerExit, root: int | None = 0, num_oom_kills: int = 0) ->
             outcome(end(0, -signal.SIGKILL), num_oom_kills=1),
             [
                 "rank 0 failed: killed by SIGKILL after 2.0 s",
-                "out of memory: the kernel killed a process of the machine for it meanwhile. "
+                "out of memory: the kernel killed a process on the machine meanwhile. "
                 "HINT: a smaller batch, fewer workers, or data read from disk",
                 "it wrote nothing to stderr",
             ],

@@ -54,7 +54,7 @@ if start < 2:
     done = launch(*options, *worker(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = [line for line in done.stderr.splitlines() if line.startswith("tfddlrun: ")]
-    assert [line for line in report if "restart" in line or "come to" in line] == [
+    assert [line for line in report if "restart" in line or "progress" in line] == [
         "tfddlrun: its progress: step 4 of epoch 1",
         "tfddlrun: starting again on other ports (restart 1 of 2)",
         "tfddlrun: its progress: step 5 of epoch 1",

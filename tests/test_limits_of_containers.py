@@ -78,7 +78,7 @@ ABORT = ("before", FATAL, "*** Check failure stack trace: ***") + (
         (ABORT, -signal.SIGABRT, ("/x/pids.max (9)",), ["meanwhile a limit was reached: /x/pids"]),
         (ABORT, -signal.SIGABRT, (), ["HINT: no more threads or processes could be started; ulim"]),
         (("RuntimeError: can't start new thread",), 1, (), ["HINT: no more threads or processes"]),
-        (("  what():  std::bad_alloc",), -signal.SIGABRT, (), ["HINT: there was no memory to be"]),
+        (("  what():  std::bad_alloc",), -signal.SIGABRT, (), ["HINT: memory could not be alloc"]),
         (("MemoryError",), 1, (), ["HINT: memory could not be allocated; ulimit -v says"]),
         (("MyMemoryErrors",), 1, (), []),
     ],

@@ -142,6 +142,7 @@ class GlobalPlan:
     @property
     def steps(self) -> int:
         """Steps until the end of the epoch, the same on every rank."""
+        # Rounded up, in integers: exact, as math.ceil of a float isn't.
         return -(-self._remaining // (self.size * self.batch_size))
 
     @property

@@ -29,6 +29,7 @@ class BackgroundWriter:
             except BaseException as error:  # noqa: BLE001 - `wait` returns or raises it
                 self._error = error
 
+        # Writing and fsync release the GIL: training goes on beside it.
         self._thread = threading.Thread(target=run, name="tfddl-writer")
         self._thread.start()
 

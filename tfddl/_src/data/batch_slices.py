@@ -40,6 +40,7 @@ def slice_batches(dataset: tf.data.Dataset, *, rank: int, size: int, pad: bool) 
     @tf.autograph.experimental.do_not_convert
     def cut(*parts: Any) -> Any:
         n = tf.shape(tf.nest.flatten(parts)[0])[0]
+        # The same batch on every rank: where it is too small, all fail.
         enough = tf.debugging.assert_greater_equal(n, 1 if pad else size, _too_few(size))
         with tf.control_dependencies([enough]):
             start, stop = _range(tf.identity(n), rank, size)

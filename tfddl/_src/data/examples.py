@@ -110,9 +110,8 @@ class Examples:
         rows = [np.empty((count, *s.shape), s.dtype.as_numpy_dtype) for s in specs]
         for i, example in enumerate(examples):
             for row, leaf in zip(rows, example, strict=True):
-                row[i] = leaf[
-                    ()
-                ]  # The string itself, where the leaf is an object array of shape ().
+                # [()]: the string itself, where the leaf is an object array of shape ().
+                row[i] = leaf[()]
         return rows
 
     def _naming(self, number: int) -> contextlib.AbstractContextManager[None]:

@@ -85,6 +85,7 @@ class AgentClient(abc.ABC):
         return self._answers.pop(0) if self._answers else None
 
     def _receive(self, message: Message, data: bytes = b"", /) -> None:
+        # Reports name a worker; answers don't, and come in the order of the questions.
         if "rank" in message:
             self.num_oom_kills = max(self.num_oom_kills, message.get("num_oom_kills", 0))
             self.limits = tuple(message.get("limits", self.limits))

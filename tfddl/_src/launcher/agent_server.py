@@ -123,6 +123,7 @@ class AgentServer:
         """Waits for something, and does what follows; False once the connection has ended."""
         is_full = self._outbox.num_bytes >= _MOST_WAITING
         self._agent.hold_output(is_full)
+        # Only then: a pipe with space is always writable, and poll would return at once for ever.
         if self._outbox.num_bytes:
             self._selector.register(self._stdout, selectors.EVENT_WRITE, self._outbox.flush)
         wait_s = _PROGRESS_S if self._agent.has_workers else BEAT_S / 2

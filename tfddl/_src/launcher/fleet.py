@@ -274,6 +274,7 @@ def wait_for(
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return
+            # At most a second: heartbeats of hosts that are connected already are due meanwhile.
             ready = {key.fileobj for key, _ in selector.select(min(left_s, 1.0))}
             for client in clients:
                 client.turn(is_readable=client in ready)

@@ -49,6 +49,7 @@ def guarded(work: Callable[[Signals], int], *, program: str) -> int:
         LaunchError: the work has raised it, or there can be no other process.
     """
     to_inner, from_outer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)[::-1]
+    # Not a pipe, which nobody reads before the end, and which would fill up.
     why = os.memfd_create("tfddl-error")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -98,6 +99,8 @@ def _wait(inner: int, signals: Signals, to_inner: int) -> int:
         pid, status = os.waitpid(inner, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
+        # No race: SIGCHLD makes `signals` readable, also where it has come since the child was
+        # asked for.
         poll.poll()
         signals.read()
         for number in signals.take_ending():
@@ -129,6 +132,7 @@ def _work(
         for file in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 file.flush()
+        # Not sys.exit: atexit functions, and what stands above this call, are the outer process's.
         os._exit(status)
 
 
@@ -136,6 +140,9 @@ def _rename(outer: int) -> None:
     """Changes the name and the arguments that `ps`, `pgrep` and `pkill` see."""
     load_prctl()(PR_SET_NAME, _NAME)
     with contextlib.suppress(OSError, IndexError, ValueError):
+        # As setproctitle does: prctl's PR_SET_MM would take CAP_SYS_RESOURCE (prctl(2)). The first
+        # of these fields is the third of proc(5), since the name may have spaces and parentheses in
+        # it.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
         text = _NAME + f" of process {outer}".encode()

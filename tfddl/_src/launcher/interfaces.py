@@ -101,6 +101,8 @@ def identity() -> str:
 
 def _is_up(asked: socket.socket, name: str) -> bool:
     answer = _ask(asked, name, _SIOCGIFFLAGS)
+    # struct ifreq: 16 bytes of name, then the flags, or a sockaddr: 2 bytes of family, 2 of port,
+    # the address.
     return answer is not None and bool(struct.unpack_from("H", answer, 16)[0] & _IFF_UP)
 
 

@@ -388,6 +388,7 @@ def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:
     the worker had only just started: a worker that has trained is never started again for it.
     """
     root = outcome.root
+    # Killed by a signal, or ended well: a server that can't listen makes its worker raise.
     if root is None or root.returncode <= 0:
         return None
     if not any(sign in line for line in root.stderr_lines for sign in _PORT_TAKEN):

@@ -267,6 +267,7 @@ def _join(
         while thread.is_alive() or not reports.empty():
             while not reports.empty():
                 console.say(reports.get())
+            # By polling: a thread can't be waited for together with a descriptor.
             if not signals.sleep(_LOOK_S):
                 raise Interrupted
     joined = results.get()

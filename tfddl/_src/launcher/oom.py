@@ -13,4 +13,5 @@ def count_oom_kills() -> int:
         lines = _VMSTAT.read_text().splitlines()
     except OSError:
         return 0
+    # Since Linux 4.13, and of the whole machine: other containers' are among them.
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

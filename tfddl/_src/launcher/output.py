@@ -14,6 +14,7 @@ from tfddl._src.launcher.signals import Signals
 
 _TOKENS = re.compile(r"[^\n\r\x08]+|\n|\r|\x08+")
 _ESCAPES = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z])")
+# To the first column; then erases to the end of the line (ECMA-48, EL).
 _ERASE_LINE = "\r\x1b[K"
 # TensorFlow logs so at its start whatever TF_CPP_MIN_LOG_LEVEL says
 # (https://github.com/tensorflow/tensorflow/issues/100442).

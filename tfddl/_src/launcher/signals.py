@@ -61,6 +61,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._reader, self._writer = self._pipe or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # The handler in C writes the number of a signal to the pipe, whatever Python is in. A full
+        # pipe (64 KiB) drops signals: there are enough of them in it.
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -98,6 +100,8 @@ class Signals:
         if number == OUTER_DIED:
             self._ending.append(signal.SIGKILL)
         elif number & ~FORWARDED in _ENDING:
+            # Sent to both processes, a signal comes here directly, and passed on. The nth by one
+            # way is the nth by the other: only the first of both counts.
             self._counts[number] += 1
             if self._counts[number] > self._counts[number ^ FORWARDED]:
                 self._ending.append(signal.Signals(number & ~FORWARDED))

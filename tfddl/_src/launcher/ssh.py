@@ -74,6 +74,8 @@ def agent_argv(options: SshOptions, host: str | None) -> tuple[str, ...]:
         return agent
     settings = (
         "BatchMode=yes",  # nobody is there to answer a question
+        # 15 s of silence end the connection (ssh_config(5)), also where TCP alone would wait for
+        # hours.
         "ServerAliveInterval=5",
         "ServerAliveCountMax=3",
         "ControlMaster=no",  # a master of ours would outlive the job, or be killed with it
@@ -81,11 +83,13 @@ def agent_argv(options: SshOptions, host: str | None) -> tuple[str, ...]:
     )
     return (
         *options.command,
+        # No terminal: it would change bytes on their way.
         "-T",
         *(f"-o{setting}" for setting in settings),
         *_connection_flags(options),
         "--",  # what follows is a host, even if it begins with a dash
         host,
+        # exec: no shell stays in between, which might outlive the agent, or hide its exit status.
         "exec " + shlex.join(agent),
     )
 

@@ -308,6 +308,7 @@ class _Job:
 
 def _root_cause_key(worker: WorkerHandle) -> tuple[bool, bool, int]:
     """Sort key of workers found dead at the same moment: first those killed by a signal."""
+    # Workers that fail because another one is gone raise an error, and exit by themselves.
     return worker.returncode >= 0, worker.lost is None, worker.rank
 
 

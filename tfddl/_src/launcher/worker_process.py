@@ -117,6 +117,7 @@ class WorkerProcess:
         """
         if self.ended_s is not None:
             return False
+        # Not `Popen.poll`, which reaps.
         found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is None:
             return False
@@ -164,6 +165,8 @@ class WorkerProcess:
         """The process that trains: the worker itself, or one that its command has started."""
         pid = self._page.read().pid
         with contextlib.suppress(ProcessLookupError):
+            # Its number may be another process's by now: only one of the worker's session is
+            # signalled.
             if pid and os.getsid(pid) == self.pid:
                 return pid
         return self.pid
@@ -245,6 +248,7 @@ def _hint_at_failed_start(error: OSError, environment: Mapping[str, str]) -> str
 
 def die_with_parent(then: Callable[[], None] | None = None) -> Callable[[], None]:
     """What a child does before its exec, so that even our SIGKILL leaves no worker."""
+    # Before the fork: between fork and exec nothing may be loaded, and as little as possible done.
     prctl, parent = load_prctl(), os.getpid()
 
     def set_death_signal() -> None:

@@ -72,6 +72,7 @@ class RendezvousClient(Rendezvous):
         # One request at a time: answers have no numbers.
         with self._lock:
             until_s = time.monotonic() + ANSWER_S
+            # [] is none yet, None the end of the connection.
             answers: list[dict[str, Any]] | None = []
             with contextlib.suppress(TimeoutError):
                 try:

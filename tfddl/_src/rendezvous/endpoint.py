@@ -204,6 +204,8 @@ class Endpoint:
 
     def _accept(self) -> None:
         """Accepts the connections that the kernel has queued."""
+        # Not without end: who connects faster than this accepts must not keep the others from being
+        # served. The selector reports the listener again.
         for _ in range(MAX_PENDING):
             if len(self._pending) >= MAX_PENDING and not self._drop_oldest():
                 return

@@ -95,6 +95,8 @@ class PendingConnection:
         if len(self._received) >= _HELLO.size:
             wanted += self._length
         try:
+            # Never more than belongs to the message: of SOCK_SEQPACKET the kernel drops the rest of
+            # one that isn't taken whole, and on a stream it is the worker's.
             data = self.connection.recv(wanted - len(self._received))
         except BlockingIOError:
             return None
@@ -264,6 +266,7 @@ def _receive(
         left_s = until_s - time.monotonic()
         if left_s <= 0:
             raise ConnectError("no answer in time", has_answered=True)
+        # Not until the deadline: `check` has to be asked several times a second.
         connection.settimeout(min(left_s, 0.2))
         try:
             data = connection.recv(count - len(received))

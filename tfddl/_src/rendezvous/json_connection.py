@@ -38,6 +38,8 @@ class JsonConnection:
         Raises:
             OSError: the connection is closed, or the other end doesn't read for `ANSWER_S`.
         """
+        # Rank 0 answers all others in one thread: a client that doesn't read delays them, but for
+        # no longer than this. As a rule the kernel's buffer takes a message at once.
         self.socket.settimeout(ANSWER_S)
         text = json.dumps(message).encode()
         self.socket.sendall(_LENGTH.pack(len(text)) + text)

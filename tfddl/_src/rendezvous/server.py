@@ -242,6 +242,7 @@ class RendezvousServer(Rendezvous):
         member.host = self._host_of(connected)
         with self._changed:
             self._members[rank] = member
+        # The member is passed along: by the time of a call, the rank may have connected again.
         self._endpoint.serve(connected, lambda: self._serve(rank, member))
 
     def _host_of(self, connected: socket.socket) -> str:
