@@ -81,6 +81,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         StalledError: Connected ranks don't get as far as this one in time.
         PeerLostError: One of them has ended meanwhile.
     """
+    # Here, since it imports Keras: `import tfddl; tfddl.rank` needs none of it.
     from tfddl._src import keras_hooks
 
     options = runtime.Options(
@@ -101,6 +102,7 @@ def init(  # noqa: PLR0913 - the settings of a job, all by name
         ProgressPage.from_environment(os.environ),
         secret=read_secret(os.environ),
     )
+    # After the runtime: a start that fails leaves Keras as it was.
     keras_hooks.install()
     if rank() == 0:
         keras_hooks.warn_of_keras_2(os.environ)

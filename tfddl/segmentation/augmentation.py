@@ -116,6 +116,7 @@ def _warp(image: Pixels, mask: Pixels, affine: _Affine) -> tuple[Pixels, Pixels]
     sources = inverse @ corners
     # Pixels that the result takes from outside the image: so much is padded by mirroring.
     beyond = max(*-sources.min(1), *(sources.max(1) - (width, height)), 0)
+    # One more, for the neighbours that bilinear interpolation looks at.
     margin = math.ceil(beyond) + 1
     inverse[:, 2] += margin
     return (
@@ -137,6 +138,8 @@ def _resample(
 
 
 def _brighten(image: Pixels, factor: float) -> Pixels:
+    # + 0.5: astype cuts off. In float32: NumPy would make float64 of it, eight times as large as
+    # the image.
     bright = np.clip(image * np.float32(factor) + np.float32(0.5), 0, 255).astype(np.uint8)
     if image.shape[-1] == 4:
         bright[..., 3] = image[..., 3]

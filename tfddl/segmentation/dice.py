@@ -84,6 +84,8 @@ def exact_dice_loss(y_true: Any, y_pred: Any) -> Any:
     y_true, y_pred = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
     own = ops.stack([ops.sum(y_true * y_pred), ops.sum(y_true) + ops.sum(y_pred)])
     sums = sum_over_ranks(own)
+    # The quotient of the sums, not the sum of quotients: that is what one process would compute of
+    # all images.
     return -(2 * sums[0] + 1) / (sums[1] + 1)
 
 

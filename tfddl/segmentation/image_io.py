@@ -109,6 +109,7 @@ def scale_image(image: Image.Image, image_size: tuple[int, int]) -> NDArray[np.u
 def scale_mask(mask: Image.Image, image_size: tuple[int, int]) -> NDArray[np.uint8]:
     """The foreground of a mask scaled to (height, width), as uint8 0 or 1 of (height, width, 1)."""
     foreground = Image.fromarray(foreground_of(np.asarray(mask)) * np.uint8(255))
+    # Scaled first: a pixel is foreground where the foreground covers most of it.
     return (np.asarray(_scaled(foreground, image_size)) > 127).astype(np.uint8)[..., None]
 
 
@@ -117,6 +118,7 @@ def foreground_of(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     So masks of 0 and 1, of 0 and 255, and with smooth edges are all read correctly.
     """
+    # Nothing is brighter than 0: an empty mask stays empty.
     return (values > values.max() // 2).astype(np.uint8)
 
 

@@ -58,7 +58,7 @@ class Checkpoint(JobCallback):
     While `fit` runs, SIGTERM to any worker makes all of them save after the next step (or, during
     validation, after it) and end with status 75. The same command resumes from there. It needs
     `fit` to run in the main thread, and a script without a handler of its own for that signal. With
-    data that can't be entered within an epoch, it resumes from the last epoch boundary.
+    data that can't be resumed within an epoch, it resumes from the last epoch boundary.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Checkpoint(JobCallback):
             CheckpointError: On all ranks: the directory can't be written, or another job has it;
                 the checkpoint is of another model, optimizer or data set.
             DisagreementError: Another rank has a checkpoint, and rank 0 has none.
-            UnsupportedError: It is within an epoch, where the data can't be entered.
+            UnsupportedError: It is within an epoch, where the data can't be resumed.
         """
         optimizer = fit.model.optimizer
         # Its slots are restored, too; by itself it would make them in the first step.
@@ -144,7 +144,7 @@ class Checkpoint(JobCallback):
         elif self._every and not fit.has_position and current().cluster.rank == 0:
             _LOG.warning(
                 "save_every_steps=%d has no effect: the data isn't what tfddl.shard_dataset "
-                "returned, and can't be entered within an epoch. Saving at epoch boundaries only.",
+                "returned, and can't be resumed within an epoch. Saving at epoch boundaries only.",
                 self._every,
             )
         self._preemption.listen()
@@ -306,9 +306,8 @@ class Checkpoint(JobCallback):
             )
             return None
         value = float(logs[name])
-        if not math.isfinite(
-            value
-        ):  # NaN is neither better nor worse, and infinity would stay the best.
+        # NaN is neither better nor worse, and infinity would stay the best.
+        if not math.isfinite(value):
             return None
         if self._best_of != name:  # An earlier run was given another `monitor`.
             self._best, self._best_of = None, name

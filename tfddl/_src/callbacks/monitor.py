@@ -173,6 +173,7 @@ class Monitor(JobCallback):
         return EventWriter(self._log_dir) if current().cluster.rank == 0 else None
 
     def _read(self, fit: FitState) -> CounterValues:
+        # NaN goes through all sums: what isn't known shows nowhere.
         seconds = current().instrumentation.seconds() if self._is_measured else math.nan
         return CounterValues(examples=_examples_done(fit), collective_s=seconds)
 

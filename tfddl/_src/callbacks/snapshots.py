@@ -114,7 +114,7 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
 
     Raises:
         CheckpointError: On all ranks: it is of another model, optimizer or data set.
-        UnsupportedError: On all ranks: it is within an epoch, where the data can't be entered.
+        UnsupportedError: On all ranks: it is within an epoch, where the data can't be resumed.
     """
     meta: dict[str, Any] = broadcast_object(None if snapshot is None else dict(snapshot.meta))
     arrays = {} if snapshot is None else snapshot.arrays

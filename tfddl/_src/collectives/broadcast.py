@@ -92,6 +92,8 @@ def broadcast_in(
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
             places = differentiable_positions(inputs)
             arrived = [upstream[i] for i in places]
+            # All ranks' losses depend on the root's tensor: its gradient is the sum (or Horovod's
+            # average) of theirs.
             totals = reduce_dense(group, arrived, gradient_op(group), name=name)
             # Not a plain zero elsewhere: differentiated again, all have to call what the root does.
             mine = [tf.where(group.rank == root, t, tf.zeros_like(t)) for t in totals]

@@ -23,6 +23,7 @@ from tfddl._src.comm.instrumentation import Event
 from tfddl._src.runtime import PerRuntime, Runtime
 from tfddl.errors import StalledError, UnsupportedError
 
+# The Trace Event Format counts in microseconds; "X" is an event with a duration, "M" names a row.
 _US = 1e6
 _RANKS = "tfddl/timeline/{}"
 """The note that says whose events a trace of rank 0 has."""

@@ -55,6 +55,8 @@ class _AliasFinder(MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition(".")[0] != _HOROVOD:
             return None
+        # The same module object under both names: classes have one identity, so that isinstance
+        # works for scripts that mix them.
         target_name = _TFDDL + fullname.removeprefix(_HOROVOD)
         try:
             found = importlib.util.find_spec(target_name)

@@ -113,11 +113,15 @@ class State:
             UnsupportedError: It is of another model.
         """
         store = commit_store()
+        # What this start has committed isn't an earlier one's: a later call of `run` must not
+        # restore it.
         mine = -1 if store is None or store.has_written else store.newest
         known = tfddl.allgather_object(mine, name="commits")
         self._run, self._is_persistent = run, True
         if max(known) < 0:
             return False
+        # Stores of hosts may differ: where a worker was killed while it wrote, the commit before is
+        # there still.
         root = known.index(max(known))
         data = None if store is None or tfddl.rank() != root else store.read()
         saved = pickle.loads(tfddl.broadcast_object(data, root, name="commit"))

@@ -45,6 +45,7 @@ class CommitRelay:
             for client in there:
                 client.send({"do": "describe commit"})
             answers = answers_of(there, signals=signals, wait_s=_ANSWER_S)
+            # Hosts may differ: a worker was killed before, or while, it wrote its own.
             newest = max(answers, key=lambda client: answers[client]["number"], default=None)
             if newest is None or answers[newest]["number"] <= self._store.newest:
                 return ""

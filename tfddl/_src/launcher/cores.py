@@ -38,6 +38,8 @@ def share_of_cores(cores: Sequence[int], *, local_rank: int, local_size: int) ->
 
 def usable_cores() -> tuple[int, ...]:
     """The cores that this process may use, so that the threads of one core are neighbours."""
+    # sched_getaffinity(2), not the number of cores: a container, or taskset, may have left us only
+    # some.
     return tuple(sorted(os.sched_getaffinity(0), key=_place))
 
 

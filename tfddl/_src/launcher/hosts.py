@@ -16,6 +16,8 @@ MAX_LAUNCHED_WORKERS = 1024
 
 _MOST_SLOTS = 10**9  # beyond it is no number of anything; HostSlots says what is too many
 
+# A host name, or an IPv6 address, perhaps with its interface (fe80::1%eth0). No dash comes first:
+# ssh would take it for an option.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _SLOTS = re.compile(r"(slots|max_slots|max-slots)=(?P<number>.*)")
 

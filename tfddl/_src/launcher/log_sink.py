@@ -11,6 +11,7 @@ from tfddl._src.launcher.log_file import LogFile
 from tfddl._src.launcher.output import Console, LineAssembler, Stream, without_startup_logs
 from tfddl._src.launcher.plan import LOG_LEVEL, ProcessPlan
 
+# For the report: more than it shows, since frames of native code are left out there.
 _KEPT_LINES = 200
 _PROGRESS_S = 10.0
 

@@ -23,6 +23,7 @@ _STARTUP_LOGS = re.compile(
 )
 # Of the prefixes, by rank: cyan, yellow, green, magenta, blue, and their bright variants.
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
+# A program that never ends its line must not fill our memory: then it is cut here.
 _LONGEST_LINE = 1 << 20
 # Characters, escapes among them.
 _WIDEST = 1 << 13

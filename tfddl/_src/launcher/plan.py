@@ -110,6 +110,7 @@ def plan_processes(  # noqa: PLR0913
         for local_rank in range(len(allocation.ports)):
             cluster = Cluster(addresses, rank=len(plans))
             as_horovods = horovod_environment.variables(cluster, environment) if as_horovod else {}
+            # What comes later wins: the user's own settings, but for TF_CONFIG and Horovod's ranks.
             variables = {
                 **DEFAULTS,
                 **_nccl_variables(allocation),

@@ -58,6 +58,7 @@ class Recovery:
         stepped = any(end.reading.steps or end.reading.rounds for end in outcome.exits)
         places = [(e.reading.epoch, e.reading.step) for e in outcome.exits if e.reading.steps]
         reached = max(places, default=(0, 0))
+        # A failure after steps that no start had done before is no sign that the host can't work.
         progressed = reached > self._farthest
         self._farthest = max(reached, self._farthest)
         self._failures.append(

@@ -152,6 +152,7 @@ def _exclusions(
     records = {host: _Record() for host in hosts}
     exclusions: list[tuple[float, str, int]] = []
     for failure in failures:
+        # Any progress clears all hosts: whatever failed before, the job gets on with them.
         if failure.progressed:
             for record in records.values():
                 record.failures = 0

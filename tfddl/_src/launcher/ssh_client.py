@@ -178,6 +178,7 @@ class SshAgentClient(AgentClient):
                 return  # the other direction ends too, and is where it is noticed
 
     def _read(self) -> None:
+        # Not the rest of a frame, which might take long to come: `Unpacker` keeps parts.
         data = os.read(self.fileno(), 1 << 18)
         try:
             frames = self._unpacker.feed(data)

@@ -47,6 +47,8 @@ def find_suspects(
     """
     if stopped:
         return tuple(sorted(stopped & set(readings)))
+    # Read one after the other, while workers run: an exact snapshot isn't needed, as what is found
+    # has to stay so for long.
     fewest = min((reading.begun for reading in readings.values()), default=0)
     behind = [rank for rank, reading in readings.items() if reading.begun == fewest]
     busy = [rank for rank in behind if not readings[rank].is_waiting]

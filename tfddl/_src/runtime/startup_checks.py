@@ -93,6 +93,7 @@ def join_job(cluster: Cluster | PartialCluster, options: Options, secret: bytes)
         choice = Choice(options, resolve_transport(cluster, options))
         _require_descriptors(cluster)
     except StartError as error:
+        # It joins all the same, to tell the others why they can't start.
         choice, problem = Choice(options, Transport.RING), str(error)
     listener = None
     if not problem and choice.wants_tcp(cluster):
