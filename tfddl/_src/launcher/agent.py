@@ -110,6 +110,7 @@ class Agent:
 
     def turn(self, wait_s: float = 0.0) -> None:
         """Waits so long for something to happen, and reports it."""
+        # What each key has for data is what to do: not only pipes are waited for here.
         for key, _ in self._selector.select(wait_s):
             key.data()
         now_s = time.monotonic()
@@ -164,6 +165,7 @@ class Agent:
         return bool(self._workers)
 
     def _start(self, message: Message) -> None:
+        # Through JSON, from another host, tuples have become lists, and enums their values.
         fields = message["plan"]
         plan = ProcessPlan(
             **{

@@ -163,6 +163,8 @@ def reach(host: str, numbers: list[int]) -> dict[str, Any]:
                 ]
                 sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
                 sock.setblocking(False)
+                # EINPROGRESS: once the socket is writable, SO_ERROR says what has come of it
+                # (connect(2)).
                 sock.connect_ex(address)
                 selector.register(sock, selectors.EVENT_WRITE, port)
             except OSError as error:
@@ -216,6 +218,7 @@ def _latency(sock: socket.socket) -> float | None:
         except OSError:
             return best
         took = time.monotonic() - begin
+        # The shortest, which has waited for nothing but the network.
         best = took if best is None else min(best, took)
     return best
 

@@ -77,6 +77,7 @@ class Unpacker:
             return None
         text_length, data_length = _LENGTHS.unpack_from(self._buffer)
         end = _LENGTHS.size + text_length + data_length
+        # Checked before it is waited for: the bytes may be a shell's, not an agent's.
         if end > _LONGEST:
             raise FrameError(f"a frame of {end} bytes; it must be at most {_LONGEST}")
         if len(self._buffer) < end:

@@ -206,6 +206,8 @@ def _start(
     environment = {**environment, **recovery.variables}
     if not resources.signals.sleep(recovery.backoff_s):
         return _interrupted(resources.signals)
+    # Ports are chosen before the servers of workers bind them, so that another program can be
+    # faster. Not restarts of the job: these count failures.
     for restarts in range(_PORT_RESTARTS + 1):
         supervisor = SupervisorOptions(
             grace_s=options.grace_s,

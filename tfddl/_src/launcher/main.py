@@ -95,6 +95,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     if arguments.check_build:
         sys.stdout.write(f"{horovodrun_flags.describe_build()}\n")
         return 0
+    # Before all else: the caller may die at any moment.
     if arguments.caller is not None:
         die_with_caller(arguments.caller)
     horovodrun_flags.translate(arguments)

@@ -255,6 +255,7 @@ def _join(
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             results.put(error)
 
+    # It ends before workers are started, which takes a process without other threads.
     thread = threading.Thread(target=work, name="tfddlrun-rendezvous", daemon=True)
     with _reports() as reports:
         try:

@@ -257,6 +257,7 @@ class Console:
         except BlockingIOError:
             return 0
         except OSError as error:
+            # EIO of a terminal: it was closed.
             if error.errno == errno.EPIPE or self._terminals[stream]:
                 self.broken = error
                 return 0

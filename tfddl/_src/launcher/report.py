@@ -11,6 +11,7 @@ from tfddl._src.heartbeat import SAVED_STATUS, Stage, WorkerFlags, WorkerProgres
 from tfddl._src.launcher.stall_detector import Stall
 
 _REPORTED_LINES = 20
+# Of a worker that stalled: the stacks of all its threads are the report.
 _STACKS_LINES = 100
 # Of the stack that TensorFlow's abort writes; it hides the line that says why.
 _FRAME = re.compile(r"\s*@\s+0x[0-9a-f]+\b")

@@ -73,6 +73,7 @@ class WorkerHandle:
             self.reading = WorkerProgress(**{**fields, **enums})
             self.is_stopped = message["is_stopped"]
         elif kind == "ended":
+            # By our clock: those of the hosts differ.
             self.ended_s, self.returncode = time.monotonic(), message["returncode"]
         elif kind == "refused":
             where = f"on {self.host}, " if self.host else ""
