@@ -377,9 +377,9 @@ REFUSED = {
     ),
     "a loopback master": (
         OPEN_MPI_4 | {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
-        "MASTER_ADDR, MASTER_PORT gives localhost:29500 as the address of rank 0, which every host "
-        f"takes for itself, but only 2 of 4 workers are on this one ({OMPI_NAMES}). HINT: the name "
-        "or IP address of rank 0's host",
+        "MASTER_ADDR, MASTER_PORT gives localhost:29500 as the address of rank 0, which on each "
+        f"host means that host, but only 2 of 4 workers are on this one ({OMPI_NAMES}). HINT: the "
+        "name or IP address of rank 0's host",
     ),
     "no master": (
         {"RANK": "1", "WORLD_SIZE": "2"},

@@ -77,7 +77,7 @@ def test_a_loopback_master_where_all_are_on_one_host(
 @pytest.mark.parametrize("master", ["localhost:1", "LocalHost:1", "[::1]:1", "127.9.9.9:1"])
 def test_a_loopback_master_of_several_hosts_is_refused(master: str) -> None:
     task = _task(0, 3, 0, 1)
-    message = f"X_ADDR gives {master} as the address of rank 0, which every host takes for itself"
+    message = f"X_ADDR gives {master} as the address of rank 0, which on each host means that host"
     with pytest.raises(ClusterError, match=re.escape(message)):
         build_partial_cluster(task, master, said_by="X_ADDR")
     for other in ("hostA:1", "128.0.0.1:1", "[::2]:1", "localhost2:1"):

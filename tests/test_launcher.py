@@ -160,7 +160,11 @@ def test_flags_are_pinned() -> None:
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
-        (("true",), 2, "how many workers? HINT: -np 2, -np auto, or -H hostA:2,hostB:2"),
+        (
+            ("true",),
+            2,
+            "the number of workers is not given. HINT: -np 2, -np auto, or -H hostA:2,hostB:2",
+        ),
         (("-np", "2"), 2, "there is no command to run"),
         (("-np", "0", "true"), 2, "the number of workers (-np) is 0; it must be 1..1024"),
         (("-np", "x", "true"), 2, "'x' is neither a number nor 'auto'"),

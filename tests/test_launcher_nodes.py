@@ -602,7 +602,7 @@ def test_a_dry_run_says_how_the_nodes_meet(tmp_path: Path) -> None:
         ),
         (
             ("--nnodes=2", "--node-rank=0", "--master-addr=a", "true"),
-            "how many workers? HINT: -np 2, -np auto, or",
+            "the number of workers is not given. HINT: -np 2, -np auto, or",
         ),
     ],
 )

@@ -264,7 +264,7 @@ def test_sigterm_lets_workers_save(asked: str, remote: bool, tmp_path: Path) -> 
     assert process.returncode == 75, err
     assert err == (
         "tfddlrun: ended by SIGTERM, after the training was saved at step 9 of epoch 1; the same "
-        "command goes on from there\n"
+        "command resumes from there\n"
     )
     assert not in_sessions(workers)
 

@@ -97,8 +97,8 @@ def build_partial_cluster(task: Task, master: str, *, said_by: str) -> PartialCl
     """
     if is_loopback(master) and task.local_size is not None and not task.is_on_one_host:
         raise ClusterError(
-            f"{said_by} gives {master} as the address of rank 0, which every host takes for "
-            f"itself, but only {task.local_size} of {task.size} workers are on this one "
+            f"{said_by} gives {master} as the address of rank 0, which on each host means that "
+            f"host, but only {task.local_size} of {task.size} workers are on this one "
             f"({task.source}). HINT: the name or IP address of rank 0's host"
         )
     return PartialCluster(

@@ -98,7 +98,7 @@ def _length(dataset: tf.data.Dataset) -> int:
         )
     if length == tf.data.UNKNOWN_CARDINALITY:
         raise DataError(
-            "x is a dataset of unknown length; without it the steps can't be planned. HINT: tell "
+            "x is a dataset of unknown length; without it the steps can't be planned. HINT: set "
             "it, dataset.apply(tf.data.experimental.assert_cardinality(n))."
         )
     if length == 0:

@@ -110,7 +110,7 @@ class JobOptions:
             raise LaunchError(
                 "--max-restarts and --min-np can't be used with several nodes, where no tfddlrun "
                 "knows how the others' workers end. HINT: let the engine start all nodes again "
-                "(Slurm's requeue, Kubernetes' backoffLimit); training goes on from its checkpoint"
+                "(Slurm's requeue, Kubernetes' backoffLimit); training resumes from its checkpoint"
             )
         if not self.command:
             raise LaunchError("there is no command to run. HINT: tfddlrun -np 2 python train.py")

@@ -58,16 +58,16 @@ several nodes:
 
 when something fails:
   With --max-restarts a job that fails starts again on other ports, with TFDDL_RESTARTS=1, 2, …; a
-  training with tfddl.callbacks.Checkpoint goes on from its newest checkpoint. With --min-np M it
+  training with tfddl.callbacks.Checkpoint resumes from its newest checkpoint. With --min-np M it
   may go on with fewer workers where one keeps failing, and without a host that keeps failing, or
   can't be reached any more. SIGTERM, to tfddlrun or to a worker, makes such a training save at the
-  next step, and end with status 75; the same command goes on from there. Ctrl-C goes on to the
+  next step, and end with status 75; the same command resumes from there. Ctrl-C is passed on to the
   workers: a script may catch KeyboardInterrupt, and save. All this holds for any
   hosts. The commits of Horovod's elastic states outlive restarts, and hosts as long as one is left.
 
 exit status:
   0        all workers ended well
-  75       SIGTERM has come, and the training is saved: the same command goes on
+  75       SIGTERM has come, and the training is saved: the same command resumes it
   N        the first worker that failed ended with N; 128 + N if signal N killed it (137 also for
            one that made no progress); with --max-restarts, of the last start
   255      the connection to a worker's host was lost
@@ -229,7 +229,9 @@ def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
     """The hosts that -H or --hostfile name, with the workers of -np dealt out to them."""
     hosts = host_flags.read_hosts(arguments)
     if not hosts and arguments.num_proc is None and not arguments.check:
-        raise LaunchError("how many workers? HINT: -np 2, -np auto, or -H hostA:2,hostB:2")
+        raise LaunchError(
+            "the number of workers is not given. HINT: -np 2, -np auto, or -H hostA:2,hostB:2"
+        )
     if not hosts:
         return None
     if arguments.num_proc is not None:

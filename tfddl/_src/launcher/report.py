@@ -138,7 +138,7 @@ def outcome_report(outcome: Outcome, *, broken: OSError | None = None) -> str:
     if outcome.has_saved:
         return (
             "ended by SIGTERM, after the training was saved at "
-            f"{describe_progress(outcome.exits[0].reading)}; the same command goes on from there"
+            f"{describe_progress(outcome.exits[0].reading)}; the same command resumes from there"
         )
     if outcome.root is not None:
         return failure_report(outcome)
