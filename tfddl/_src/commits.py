@@ -27,6 +27,7 @@ _NAME = "tfddl-store"
 # Number of the commit (0: none), offset and length of its data, digest of all these and the data.
 _SLOT = struct.Struct("<QQQ32s")
 _SLOTS = 2
+# More than the slots need: the data begin at a page.
 _HEADER_BYTES = 4096
 
 

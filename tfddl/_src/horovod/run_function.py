@@ -168,6 +168,8 @@ def _run_launcher(command: Sequence[str], descriptors: Sequence[int]) -> int:
         errors="replace",
         pass_fds=descriptors,
     )
+    # Copied by threads, since sys.stdout of a notebook has no descriptor that a process could
+    # inherit.
     copiers = [
         threading.Thread(target=_copy, args=(process.stdout, sys.stdout), daemon=True),
         threading.Thread(target=_copy, args=(process.stderr, sys.stderr), daemon=True),

@@ -170,6 +170,8 @@ class Runtime:
             start_strategy=start_strategy,
         )
         group = setup.connect()
+        # Two jobs with the same addresses may have been mixed at the start: whoever finds it ends
+        # what waits.
         job.rendezvous.on_conflict(group.abort)
         return group
 

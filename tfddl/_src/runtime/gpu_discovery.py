@@ -12,6 +12,7 @@ from typing import Any
 from tfddl._src.comm.process_group import Transport
 from tfddl.errors import DisagreementError, StartError
 
+# Of the driver, which every machine with a GPU has, also without a CUDA toolkit.
 _DRIVER = "libcuda.so.1"
 _SUCCESS = 0
 _BUS_ID_BYTES = 32
@@ -50,6 +51,7 @@ def _ask(function: Any, *arguments: Any) -> None:
 
 
 def _device(driver: Any, index: int) -> ctypes.c_int:
+    # Any number of times, by anybody: later calls do nothing. It makes no context.
     _ask(driver.cuInit, 0)
     device = ctypes.c_int()
     _ask(driver.cuDeviceGet, ctypes.byref(device), index)

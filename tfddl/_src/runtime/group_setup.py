@@ -77,6 +77,8 @@ class GroupSetup:
                 can't be started any more; or TCP was asked for, and can't be had.
             StalledError: Not all ranks have got as far as this one in time.
         """
+        # Each step is agreed on by all ranks: where one can't share memory or reach a host, none
+        # goes on with that, or the others would wait for it in its network.
         setup = NativeSetup(self.rendezvous, self.options)
         memory = self._share_memory(setup)
         shares_memory = memory is not None or not self.job.choice.wants_shared_memory(self._cluster)

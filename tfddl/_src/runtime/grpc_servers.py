@@ -49,6 +49,7 @@ def start_servers(
             f"{why}, which starts TensorFlow's servers, but on {format_ranks(late)} operations of "
             f"TensorFlow have run before. HINT: {hint}"
         )
+    # On rank 0 the rendezvous has the port that TensorFlow's server is about to listen at.
     met.stop_listening()
     rendezvous.check_port_free(cluster)
     if cluster.local_rank == 0 and not options.trusts_network:

@@ -124,6 +124,8 @@ def _announcing_exit(network: native.Network) -> native.Network:
     """Lets a network tell the other workers, in the end, how the script of this one has ended."""
 
     def announce() -> None:
+        # Python sets it when it has printed an uncaught exception, before it calls functions of
+        # atexit.
         network.mesh.announce_exit(native.describe_exit(getattr(sys, "last_value", None)))
 
     atexit.register(announce)
