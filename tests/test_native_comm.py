@@ -319,7 +319,7 @@ def test_a_process_of_another_user_is_not_trusted() -> None:
     stranger.start()
     try:
         assert ready.wait(30)
-        with pytest.raises(CommunicationError, match="a process of another user has the name"):
+        with pytest.raises(CommunicationError, match="a process of another user listens"):
             connect_local(PeerConfig(job="stolen", rank=1, size=2, connect_timeout_s=40.0))
     finally:
         done.set()

@@ -106,7 +106,7 @@ def test_a_batch_of_fewer_examples_than_workers(groups: Groups) -> None:
         ("single examples", "DataError", "HINT: dataset.batch("),
         ("a mirrored strategy", "UnsupportedError", "each of the 2 workers would train by itself"),
         ("another resolver", "UnsupportedError", "SimpleClusterResolver, but tfddl.init() has fo"),
-        ("other collectives", "UnsupportedError", "was asked for NCCL, but the collectives of"),
+        ("other collectives", "UnsupportedError", "was asked for NCCL, but TensorFlow's col"),
         ("other orders", "DisagreementError", "data: rank 0: "),
     ],
 )

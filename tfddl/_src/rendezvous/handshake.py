@@ -185,7 +185,7 @@ def dial_unix(
         timeout_s: for connecting and the handshake.
 
     Raises:
-        UntrustedPeerError: a process of another user has the name.
+        UntrustedPeerError: a process of another user listens there.
         ConnectError: as `dial_tcp`.
     """
     until_s = time.monotonic() + timeout_s
