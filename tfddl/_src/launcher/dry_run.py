@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from tfddl._src.cluster import SECRET
 from tfddl._src.cluster.environments import tf_config
+from tfddl._src.launcher.fleet import FleetOptions
 from tfddl._src.launcher.job import JobOptions
 from tfddl._src.launcher.plan import (
     DEFAULTS,
@@ -37,7 +38,6 @@ def describe(options: JobOptions, *, directory: str, environment: Mapping[str, s
         environment=environment,
         as_horovod=options.as_horovod,
     )
-    fleet = options.fleet
     if options.nodes is not None:
         node = options.nodes.node
         lines.append(
@@ -48,21 +48,31 @@ def describe(options: JobOptions, *, directory: str, environment: Mapping[str, s
             _line(plan, directory, environment, name=f"local rank {plan.local_rank}")
             for plan in plans
         ]
-        return "\n".join(lines)
-    if fleet is None:
+    elif options.fleet is None:
         lines.append("# this machine")
         lines += [_line(plan, directory, environment) for plan in plans]
-        return "\n".join(lines)
+    else:
+        lines += _fleet_lines(options.fleet, plans, directory, environment)
+    return "\n".join(lines)
+
+
+def _fleet_lines(
+    fleet: FleetOptions,
+    plans: Sequence[ProcessPlan],
+    directory: str,
+    environment: Mapping[str, str],
+) -> Iterator[str]:
     if fleet.interfaces:
-        lines.append(
+        yield (
             "# Instead of the hosts' names their addresses on "
             f"{' or '.join(fleet.interfaces)} will be used."
         )
     for host in fleet.hosts:
-        lines.append(f"# {host.name}, reached by (no ssh, if it is this machine):")
-        lines.append(shlex.join(agent_argv(fleet.ssh, host.name)))
-        lines += [_line(plan, directory, environment) for plan in plans if plan.host == host.name]
-    return "\n".join(lines)
+        yield f"# {host.name}, reached by (no ssh, if it is this machine):"
+        yield shlex.join(agent_argv(fleet.ssh, host.name))
+        for plan in plans:
+            if plan.host == host.name:
+                yield _line(plan, directory, environment)
 
 
 def _places(options: JobOptions) -> list[HostAllocation]:
