@@ -21,6 +21,7 @@ from tfddl._src.comm.native import (
     ReduceOp,
     Timeouts,
     connect_local,
+    tcp_backend,
 )
 from tfddl._src.comm.native.buffer_pool import ALIGNMENT, BufferPool
 from tfddl._src.comm.native.deadlock import PROBE_AFTER_S
@@ -252,6 +253,19 @@ def test_a_deadlock_is_reported_though_an_end_is_received_before() -> None:
         ended.close()
         with pytest.raises(DeadlockError, match="a cycle of ranks 1, 2"):
             mesh.collect(Tag(1, 0, 0), [1, 2], OpSignature("", "barrier"))
+
+
+def test_a_peer_that_is_cut_off_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream stays silent, and doesn't fail; the mesh's connection does."""
+    monkeypatch.setattr(tcp_backend, "_SILENCE_S", 0.0)
+    ending, staying = _pair()
+    ending.close()
+    first, second = socket.socketpair()
+    with contextlib.closing(staying), first, second:
+        first.setblocking(False)
+        stream = tcp_backend._Connection(first, 0, iter([]), iter([np.zeros(4)]))
+        with pytest.raises(PeerLostError, match="rank 0 has ended"):
+            tcp_backend._EventLoop([stream], staying, OpSignature("", "sum")).run()
 
 
 def test_children_keep_no_sockets() -> None:

@@ -37,6 +37,11 @@ from tfddl.errors import CommunicationError, PeerLostError, StalledError
 # How often an event loop that sleeps looks whether it should go on.
 _POLL_S = 1.0
 
+# After how long without a byte a peer may be cut off. TCP doesn't probe a connection that has
+# unacknowledged data, and sends that again for up to fifteen minutes (tcp(7), tcp_retries2). The
+# mesh's connection to the same peer is idle meanwhile: its keepalive probes tell.
+_SILENCE_S = 10.0
+
 _EMPTY = memoryview(b"")
 _LOG = logging.getLogger("tfddl")
 
@@ -267,6 +272,10 @@ class _EventLoop:
         timer = WaitTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
         while not poll.poll(_POLL_S * 1000):
             self._mesh.raise_if_aborted()
+            # Not sooner: the mesh's connection may end while the rest of what that peer has sent
+            # here is on its way.
+            if timer.elapsed_s >= _SILENCE_S:
+                self._mesh.raise_if_unreachable([one.peer for one in connections], self._signature)
             if timer.should_warn():
                 _LOG.warning("%s", self._describe(connections, timer.elapsed_s))
             if timer.is_expired():

@@ -30,7 +30,8 @@ _POLL_S = 0.05
 
 # TCP asks a silent host for a sign of life after 4 s, then twice more, every 2 s: a host that is
 # cut off is noticed after ten seconds, when TensorFlow's servers notice it, too. Keepalive probes
-# are answered by the kernel: a process that is busy, or stopped, isn't taken for a lost one.
+# are answered by the kernel: a process that is busy, or stopped, isn't taken for a lost one. They
+# run on idle connections only; `tcp_backend` says what a stream does.
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 4, 2, 3
 
 
