@@ -158,9 +158,7 @@ def reach(host: str, numbers: list[int]) -> dict[str, Any]:
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         for port in numbers:
             try:
-                family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
-                    0
-                ]
+                (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
                 sock.setblocking(False)
                 # EINPROGRESS: once the socket is writable, SO_ERROR says what has come of it

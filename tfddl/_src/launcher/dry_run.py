@@ -11,6 +11,7 @@ from tfddl._src.launcher.fleet import FleetOptions
 from tfddl._src.launcher.job import JobOptions
 from tfddl._src.launcher.plan import (
     DEFAULTS,
+    LOOPBACK,
     HostAllocation,
     ProcessPlan,
     local_allocation,
@@ -80,7 +81,7 @@ def _places(options: JobOptions) -> list[HostAllocation]:
         return [local_allocation(_ports(options.num_workers))]
     hosts = options.fleet.hosts
     if len(hosts) == 1:
-        return [HostAllocation(hosts[0].name, local_allocation(()).address, _ports(hosts[0].slots))]
+        return [HostAllocation(hosts[0].name, LOOPBACK, _ports(hosts[0].slots))]
     return [HostAllocation(host=h.name, address=h.name, ports=_ports(h.slots)) for h in hosts]
 
 

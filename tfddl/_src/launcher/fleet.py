@@ -18,7 +18,7 @@ from tfddl._src.launcher.hosts import HostSlots, ranks_of
 from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.local_client import LocalAgentClient
 from tfddl._src.launcher.log_sink import LogSink
-from tfddl._src.launcher.plan import HostAllocation, ProcessPlan, local_allocation
+from tfddl._src.launcher.plan import LOOPBACK, HostAllocation, ProcessPlan
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.ssh import SshOptions
 from tfddl._src.launcher.ssh_client import SshAgentClient
@@ -213,9 +213,16 @@ def _allocate(
     )
     if not options.interfaces:
         _refuse(find_unreachable_names(answers))
-    if len(names) == 1:
-        return (_sole_allocation(names[0], answers[names[0]]),)
-    return tuple(_allocation(host, answer) for host, answer in answers.items())
+    return tuple(
+        HostAllocation(
+            host=host,
+            # Workers of the only host need to reach nobody but each other.
+            address=answer["address"] or (host if len(names) > 1 else LOOPBACK),
+            ports=tuple(answer["ports"]),
+            interface=answer["interface"],
+        )
+        for host, answer in answers.items()
+    )
 
 
 def ask(clients: Sequence[AgentClient], *, signals: Signals, wait_s: float) -> list[Message]:
@@ -275,14 +282,33 @@ def wait_for(
             if left_s <= 0:
                 return
             # At most a second: heartbeats of hosts that are connected already are due meanwhile.
-            ready = {key.fileobj for key, _ in selector.select(min(left_s, 1.0))}
-            for client in clients:
-                client.turn(is_readable=client in ready)
-                if client.lost is not None and client in selector.get_map():
-                    selector.unregister(client)
-            signals.read()
+            turn(clients, selector=selector, signals=signals, wait_s=min(left_s, 1.0))
             if signals.have_ended_job:
                 raise Interrupted
+
+
+def turn(
+    clients: Iterable[AgentClient],
+    *,
+    selector: selectors.BaseSelector,
+    signals: Signals,
+    wait_s: float | None,
+) -> None:
+    """Waits for something to happen, and takes what the agents have sent.
+
+    Args:
+        clients: connections to them.
+        selector: where these are registered, and the signals; those that are lost are taken out.
+        signals: are read.
+        wait_s: for how long; None for any time.
+    """
+    ready = {key.fileobj for key, _ in selector.select(wait_s)}
+    # First: of a child that ends after it was looked at, the signal is still to be read.
+    signals.read()
+    for client in clients:
+        client.turn(is_readable=client in ready)
+        if client.lost is not None and client in selector.get_map():
+            selector.unregister(client)
 
 
 def close_all(clients: Sequence[SshAgentClient]) -> None:
@@ -318,26 +344,6 @@ def find_unreachable_names(answers: Mapping[str, Message]) -> list[str]:
                     "--network-interface"
                 )
     return problems
-
-
-def _allocation(host: str, answer: Message) -> HostAllocation:
-    return HostAllocation(
-        host=host,
-        address=answer["address"] or host,
-        ports=tuple(answer["ports"]),
-        interface=answer["interface"],
-    )
-
-
-def _sole_allocation(host: str, answer: Message) -> HostAllocation:
-    """The allocation of the only host, whose workers need to reach nobody but each other."""
-    loopback = local_allocation(answer["ports"])
-    return HostAllocation(
-        host=host,
-        address=answer["address"] or loopback.address,
-        ports=loopback.ports,
-        interface=answer["interface"],
-    )
 
 
 def failures(

@@ -70,7 +70,7 @@ def guarded(work: Callable[[Signals], int], *, program: str) -> int:
         if status < 0:
             kill_orphans()
             how = describe_exit(status)
-            _say(f"{program}: its process {inner} was {how}, and all workers with it")
+            say(program, f"its process {inner} was {how}, and all workers with it")
             return 128 - status
         if text := os.pread(why, os.fstat(why).st_size, 0):
             raise LaunchError(text.decode(errors="surrogateescape"))
@@ -89,6 +89,13 @@ def die_with_caller(pid: int) -> None:
     load_prctl()(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def say(program: str, text: str) -> None:
+    """Writes lines to stderr; that it can't be written doesn't change the exit status."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write("".join(f"{program}: {line}\n" for line in text.splitlines()))
+        sys.stderr.flush()
 
 
 def _wait(inner: int, signals: Signals, to_inner: int) -> int:
@@ -149,9 +156,3 @@ def _rename(outer: int) -> None:
         if start and end > start:
             ctypes.memset(start, 0, end - start)
             ctypes.memmove(start, text, min(len(text), end - start - 1))
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()

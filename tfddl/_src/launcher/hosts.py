@@ -143,16 +143,22 @@ def ranks_of(hosts: Sequence[HostSlots]) -> dict[str, range]:
     return found
 
 
+def split_host(text: str) -> tuple[str, str | None]:
+    """Host, without brackets, and number of "host", "host:number", "::1" or "[::1]:number"."""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, rest.removeprefix(":") or None
+    if text.count(":") == 1:
+        host, _, number = text.partition(":")
+        return host, number
+    return text, None
+
+
 def _parse_entry(entry: str) -> HostSlots:
-    name, slots = entry, "1"
-    if entry.startswith("["):
-        name, _, rest = entry[1:].partition("]")
-        slots = rest.removeprefix(":") or "1"
-    elif entry.count(":") == 1:
-        name, _, slots = entry.partition(":")
+    name, slots = split_host(entry)
     if not name:
         raise LaunchError(f"there is no host name in {entry!r}. HINT: -H hostA:2,hostB:2")
-    return HostSlots(name, _parse_slots(name, slots))
+    return HostSlots(name, 1 if slots is None else _parse_slots(name, slots))
 
 
 def _parse_line(words: Sequence[str]) -> HostSlots:

@@ -16,7 +16,6 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _SIOCGIFFLAGS, _SIOCGIFADDR = 0x8913, 0x8915
 _IFF_UP = 1
-_ANY_PORT = 9
 _IF_INET6 = Path("/proc/net/if_inet6")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

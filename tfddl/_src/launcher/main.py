@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from tfddl._src.launcher.dry_run import describe
 from tfddl._src.launcher.environment import Export, is_worker
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import FleetOptions
-from tfddl._src.launcher.guard import die_with_caller
+from tfddl._src.launcher.guard import die_with_caller, say
 from tfddl._src.launcher.hosts import HostSlots, fill_slots
 from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.job import JobOptions, requested_variables, run_job
@@ -119,20 +118,13 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     except LaunchError as error:
         parser.error(str(error))
     for notice in (*notices, *horovodrun_flags.notices(arguments)):
-        _say(prog, notice)
+        say(prog, notice)
     try:
         require_linux(prog)
         return run_job(options, environment=environment)
     except LaunchError as error:
-        _say(prog, str(error))
+        say(prog, str(error))
         return _CANT_START
-
-
-def _say(prog: str, text: str) -> None:
-    """Writes lines to stderr; that it can't be written doesn't change the exit status."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write("".join(f"{prog}: {line}\n" for line in text.splitlines()))
-        sys.stderr.flush()
 
 
 def run() -> None:

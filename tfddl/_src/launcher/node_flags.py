@@ -11,7 +11,7 @@ from tfddl._src.cluster.environment_variables import DEFAULT_PORT, PORT
 from tfddl._src.cluster.environments import sagemaker
 from tfddl._src.cluster.parsing import MAX_PORT, parse_int
 from tfddl._src.launcher.environment import is_worker
-from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS
+from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS, split_host
 from tfddl.errors import ClusterError, LaunchError
 
 _ADDRESS, _ADDRESS_PORT = "MASTER_ADDR", "MASTER_PORT"
@@ -60,6 +60,19 @@ def read_nodes(arguments: argparse.Namespace, environment: Mapping[str, str]) ->
         LaunchError: there are other nodes, and not all is known that is needed; flags and
             variables contradict each other; or -H names hosts though each has a `tfddlrun`.
     """
+    try:
+        return _read_nodes(arguments, environment)
+    except ClusterError as error:
+        raise LaunchError(str(error)) from None
+
+
+def interfaces(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The network interface that the engine wants the nodes to use; none where it says nothing."""
+    name = sagemaker.read_network_interface(environment)
+    return (name,) if name else ()
+
+
+def _read_nodes(arguments: argparse.Namespace, environment: Mapping[str, str]) -> NodeRank | None:
     num_nodes, node_rank = _number(arguments, "nnodes", low=1), _number(arguments, "node_rank")
     port = _number(arguments, "master_port", low=1, high=MAX_PORT)
     given = [
@@ -94,22 +107,13 @@ def read_nodes(arguments: argparse.Namespace, environment: Mapping[str, str]) ->
     return _with_master(found, arguments.master_addr, port, environment)
 
 
-def interfaces(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The network interface that the engine wants the nodes to use; none where it says nothing."""
-    name = sagemaker.read_network_interface(environment)
-    return (name,) if name else ()
-
-
 def _number(
     arguments: argparse.Namespace, name: str, *, low: int = 0, high: int = MAX_LAUNCHED_WORKERS
 ) -> int | None:
     text = getattr(arguments, name)
     if text is None:
         return None
-    try:
-        return parse_int(text, what=f"--{name.replace('_', '-')}", low=low, high=high)
-    except ClusterError as error:
-        raise LaunchError(str(error)) from None
+    return parse_int(text, what=f"--{name.replace('_', '-')}", low=low, high=high)
 
 
 def _detect(
@@ -147,10 +151,7 @@ def _combine(found: NodeRank | None, num_nodes: int | None, node_rank: int | Non
                 f"--nnodes is {num_nodes}, and nothing says which of the nodes this is. HINT: "
                 "--node-rank 0 on the first, 1 on the next, and so on"
             )
-        try:
-            return NodeRank(node_rank, num_nodes, source="--nnodes, --node-rank")
-        except ClusterError as error:
-            raise LaunchError(str(error)) from None
+        return NodeRank(node_rank, num_nodes, source="--nnodes, --node-rank")
     if node_rank is not None and node_rank != found.node_rank:
         raise LaunchError(
             f"--node-rank is {node_rank}, but by {found.source} it is {found.node_rank}. HINT: "
@@ -173,7 +174,7 @@ def _with_master(
         text, what = environment.get(_ADDRESS, ""), _ADDRESS
     if not text:
         return node
-    host, own_port = _split(text)
+    host, own_port = split_host(text)
     if own_port is not None and port is not None and own_port != str(port):
         raise LaunchError(f"{what} has the port {own_port}, and --master-port is {port}")
     master = join_address(host, port or _port(own_port, what, environment))
@@ -183,17 +184,6 @@ def _with_master(
         raise LaunchError(f"{what} is {text!r}: {error}") from None
 
 
-def _split(text: str) -> tuple[str, str | None]:
-    """Host, without brackets, and port of "host", "host:port", "::1" or "[::1]:port"."""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        return host, rest.removeprefix(":") or None
-    if text.count(":") == 1:
-        host, _, port = text.partition(":")
-        return host, port
-    return text, None
-
-
 def _port(text: str | None, what: str, environment: Mapping[str, str]) -> int:
     for name, value in (
         (f"the port of {what}", text),
@@ -201,8 +191,5 @@ def _port(text: str | None, what: str, environment: Mapping[str, str]) -> int:
         (PORT, environment.get(PORT)),
     ):
         if value:
-            try:
-                return parse_int(value, what=name, low=1, high=MAX_PORT)
-            except ClusterError as error:
-                raise LaunchError(str(error)) from None
+            return parse_int(value, what=name, low=1, high=MAX_PORT)
     return DEFAULT_PORT

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfddl._src.launcher.fleet import Fleet
+from tfddl._src.launcher.fleet import Fleet, turn
 from tfddl._src.launcher.log_sink import LogSink
 from tfddl._src.launcher.output import Console, Stream
 from tfddl._src.launcher.plan import ProcessPlan
@@ -150,13 +150,12 @@ class _Job:
 
     def turn(self) -> None:
         """Waits for something to happen, and does what follows from it."""
-        ready = {key.fileobj for key, _ in self._selector.select(self._timeout_s())}
-        if self._signals in ready:
-            self._signals.read()
-        for client in self._fleet.clients:
-            client.turn(is_readable=client in ready)
-            if client.lost is not None and client in self._selector.get_map():
-                self._selector.unregister(client)
+        turn(
+            self._fleet.clients,
+            selector=self._selector,
+            signals=self._signals,
+            wait_s=self._timeout_s(),
+        )
         self._notice_interruption()
         self._notice_ends()
         self._notice_stalls()
