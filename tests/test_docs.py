@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,18 @@ import pytest
 
 import tfddl
 from tests import error_texts
+from tests.group import Groups
+from tfddl._src.launcher.main import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+
+FOR_OTHER_PACKAGES = {"sagemaker.md"}
+STARTS_WORKERS = DOCS / "engines" / "notebooks.md"
+WITH_PYTHON = [
+    page for page in PAGES if page != STARTS_WORKERS and "```python\n" in page.read_text()
+]
 
 
 def test_the_readme_is_one_screen() -> None:
@@ -53,8 +62,8 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    named = set(re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
-    assert named == {path.name for path in DOCS.glob("*.md")}
+    named = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert named == {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -68,22 +77,37 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.long
-def test_the_first_script_trains(tmp_path: Path) -> None:
-    text = (DOCS / "getting-started.md").read_text()
-    (lines,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    script = tmp_path / "train.py"
-    script.write_text(lines + "print(f'loss {model.history.history[\"loss\"][-1]:.9f}')\n")
-    for launcher in ([], [sys.executable, "-m", "tfddl.launcher", "-np", "2"]):
-        done = subprocess.run(
-            [*launcher, sys.executable, str(script)],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            timeout=150,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        losses = re.findall(r"loss ([\d.]+)$", done.stdout, re.MULTILINE)
-        assert len(losses) == (2 if launcher else 1)
-        assert len(set(losses)) == 1
+@pytest.mark.parametrize(
+    "page", sorted({*WITH_PYTHON} - {STARTS_WORKERS}), ids=lambda page: page.name
+)
+def test_python_snippets_run(groups: Groups, page: Path) -> None:
+    """On two workers; what fails names the page and its line."""
+    case = "tests.cases.snippets:run"
+    counts = groups(2).run(case, page=str(page.relative_to(ROOT)), timeout_s=120)
+    assert counts[0] == counts[1]
+    assert counts[0] > 0 or page.name in FOR_OTHER_PACKAGES
+
+
+def test_the_function_of_the_notebooks_page_runs(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", STARTS_WORKERS.read_text(), flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", lines + "print(results)"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 1]"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_command_lines_are_understood(page: Path) -> None:
+    """Every `tfddlrun` line: its flags are there, and their values are accepted."""
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "tfddlrun" in words and words[0] != "pip":
+                argv = words[words.index("tfddlrun") + 1 :]
+                assert make_parser("tfddlrun").parse_args(argv) is not None, line
