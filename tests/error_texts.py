@@ -8,6 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "errors.md"
 _HEAD = """\
+---
+search:
+  boost: 4
+---
+
 # Error texts
 
 Every text of tfddl's errors that is spelled in one place, by class, for the search of this page;

@@ -46,7 +46,7 @@ def test_quoted_messages_are_tfddls() -> None:
                 strings.append("".join(map(str, values)))
     said = "\n".join(strings)
     page = (DOCS / "troubleshooting.md").read_text()
-    quoted = re.findall(r'\*\*"([^"*]+)"\*\*', page)
+    quoted = re.findall(r'^### "([^"]+)"', page, flags=re.MULTILINE)
     assert len(quoted) > 5
     for text in quoted:
         for fragment in re.split(r"…|\d+", text):
