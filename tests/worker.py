@@ -5,6 +5,7 @@ import gc
 import importlib
 import os
 import signal
+import time
 import traceback
 from multiprocessing.connection import Client
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import tfddl
 from tests.group import AUTHKEY
 from tfddl._src.cluster import detect
+from tfddl._src.runtime import current, is_started
+
+_END_S = 30.0
 
 
 def init(*, with_strategy: bool = True, **settings: Any) -> None:
@@ -21,6 +25,19 @@ def init(*, with_strategy: bool = True, **settings: Any) -> None:
         tfddl.strategy()
     # Each clear_session collects garbage: not through all that TensorFlow's import has made.
     gc.freeze()
+
+
+def _await_end_of_operations() -> None:
+    """No case leaves an operation that seems to be under way: a later stall would be its fault."""
+    if not is_started():
+        return
+    recorded, deadline_s = current().instrumentation, time.monotonic() + _END_S
+    while (counts := recorded.counts_of_all_groups())[0] != counts[1]:
+        if time.monotonic() > deadline_s:
+            begun, ended = counts
+            last = recorded.current_operation().text
+            raise AssertionError(f"{begun} operations began, {ended} ended; the last: {last}")
+        time.sleep(0.02)
 
 
 def main(address: str) -> None:
@@ -35,6 +52,7 @@ def main(address: str) -> None:
             module, _, name = path.partition(":")
             try:
                 outcome = (True, getattr(importlib.import_module(module), name)(**arguments))
+                _await_end_of_operations()
             except Exception:  # noqa: BLE001 - whatever it is, the test wants to see it
                 outcome = (False, traceback.format_exc())
             connection.send(outcome)

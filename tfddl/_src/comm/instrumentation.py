@@ -208,14 +208,21 @@ class Instrumentation:
                 self._add(operation, num_bytes, begin_s)
 
     def around(
-        self, operation: OperationInfo, tensors: Sequence[tf.Tensor], launch: Launch
+        self,
+        operation: OperationInfo,
+        tensors: Sequence[tf.Tensor],
+        launch: Launch,
+        *,
+        needs: Sequence[tf.Tensor] = (),
     ) -> list[tf.Tensor]:
         """Launches an operation of TensorFlow's, eagerly or in a graph.
 
         Args:
-            operation: What it is; it begins when the tensors are there.
+            operation: What it is; it begins when all that it gets is there.
             tensors: What this rank gives.
             launch: Launches it.
+            needs: What else it gets. Where a check that this depends on fails, the operation
+                has never begun; otherwise it would seem to be under way for ever.
 
         Returns:
             What `launch` has returned, once the operation is recorded.
@@ -229,7 +236,7 @@ class Instrumentation:
             one = tf.constant(1, tf.int64)
             number = None if is_eager else tf.constant(self._number_of(operation), tf.int64)
         before: list[Any] = []
-        with tf.control_dependencies(list(tensors)):
+        with tf.control_dependencies([*tensors, *needs]):
             if is_timed:
                 with tf.device("CPU:0"):
                     before.append(tf.cond(self._is_wanted.value, _now, _zero))
@@ -363,6 +370,7 @@ class InstrumentedGroup(ProcessGroup):
             signature,
             tensors,
             lambda given: self._group.all_reduce(given, op, scale=scale, signature=signature),
+            needs=[] if scale is None else [scale],
         )
 
     def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
@@ -394,6 +402,7 @@ class InstrumentedGroup(ProcessGroup):
             signature,
             flat,
             lambda given: self._group.reduce_scatter(given, lengths, op, signature=signature),
+            needs=[lengths] if isinstance(lengths, tf.Tensor) else [],
         )
 
     def all_to_all(
@@ -404,15 +413,26 @@ class InstrumentedGroup(ProcessGroup):
             signature,
             flat,
             lambda given: self._group.all_to_all(given, lengths, signature=signature),
+            needs=[lengths],
         )
 
     def _recorded_one(
-        self, signature: DynamicSignature, flat: tf.Tensor, launch: Callable[[tf.Tensor], tf.Tensor]
+        self,
+        signature: DynamicSignature,
+        flat: tf.Tensor,
+        launch: Callable[[tf.Tensor], tf.Tensor],
+        *,
+        needs: Sequence[tf.Tensor] = (),
     ) -> tf.Tensor:
-        return self._recorded(signature, [flat], lambda given: [launch(given[0])])[0]
+        return self._recorded(signature, [flat], lambda given: [launch(given[0])], needs=needs)[0]
 
     def _recorded(
-        self, signature: DynamicSignature, tensors: Sequence[tf.Tensor], launch: Launch
+        self,
+        signature: DynamicSignature,
+        tensors: Sequence[tf.Tensor],
+        launch: Launch,
+        *,
+        needs: Sequence[tf.Tensor] = (),
     ) -> list[tf.Tensor]:
         operation = OperationInfo.of(signature, self.ranks)
-        return self._instrumentation.around(operation, tensors, launch)
+        return self._instrumentation.around(operation, tensors, launch, needs=needs)
