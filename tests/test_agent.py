@@ -5,6 +5,7 @@ import selectors
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from tfddl._src.launcher import agent as module
 from tfddl._src.launcher.agent import Agent, start_message
 from tfddl._src.launcher.frames import Unpacker, pack
 from tfddl._src.launcher.host_store import HostStore
+from tfddl._src.launcher.log_sink import LogSink
+from tfddl._src.launcher.output import Console, Stream
 from tfddl._src.launcher.plan import ProcessPlan, local_allocation, plan_processes
+from tfddl._src.launcher.signals import Signals
 from tfddl._src.launcher.worker_handle import WorkerHandle
 
 
@@ -103,3 +107,29 @@ def test_a_worker_that_has_ended_is_not_lost_with_its_host() -> None:
     assert not handle.was_lost_before(1.0)
     handle.signal_group(signal.SIGTERM)
     assert orders == [{"do": "signal", "rank": 0, "number": signal.SIGTERM}]
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_cuda_s_failure_is_shown_where_the_worker_s_host_has_a_gpu(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "has_gpu", lambda: has_gpu)
+    failure = "E0000 00:00:1.2    3 cuda_platform.cc:52] failed call to cuInit: UNKNOWN ERROR (303)"
+    plan = ProcessPlan(rank=0, argv=("true",), environment={"TF_CPP_MIN_LOG_LEVEL": "1"}, host="a")
+    with (
+        Signals() as signals,
+        (tmp_path / "shown").open("w+") as shown,
+        closing(HostStore()) as store,
+    ):
+        console = Console(signals, stdout_fd=shown.fileno(), stderr_fd=shown.fileno())
+        sinks = [LogSink(plan, s, console=console, log_folder=None) for s in Stream]
+        handle = WorkerHandle(plan, sinks, send=lambda message: None)
+        reports = _Reports(store)
+        reports.start(f"print({failure!r}, file=sys.stderr)")
+        reports.wait_for("closed", 2)
+        reports.agent.receive({"do": "reap", "rank": 0})
+        for report in reports.found:
+            handle.receive(report, report["data"])
+        text = shown.seek(0) or shown.read()
+    assert text == (f"[0] {failure}\n" if has_gpu else "")
+    assert list(sinks[1].tail()) == ([failure] if has_gpu else [])

@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from tests.launching import (
 )
 from tests.processes import in_sessions, wait_until
 from tfddl._src.launcher.output import LineAssembler
+from tfddl._src.startup_logs import has_gpu, without_startup_logs
 
 KERAS_BAR = (
     "Epoch 1/2\n"
@@ -94,11 +96,20 @@ def test_a_bar_is_shown_now_and_then_where_it_cant_be_rewritten() -> None:
     assembler = LineAssembler(progress_s=10.0)
     shown = [
         line
-        for second in range(35)
+        for second in range(2500)
         for line in assembler.feed(f"\r{second} s".encode(), now_s=float(second))
     ]
-    assert shown == ["10 s", "20 s", "30 s"]
-    assert assembler.feed(b"\n", now_s=35.0) == ["34 s"]
+    # Less and less often, at least every 600 s.
+    assert shown == [f"{n} s" for n in (10, 30, 70, 150, 310, 630, 1230, 1830, 2430)]
+    assert assembler.feed(b"\n", now_s=2500.0) == ["2499 s"]
+    # The next line begins anew; of short ones only the end is shown.
+    assert assembler.feed(b"\ra", now_s=2501.0) + assembler.feed(b"\rb", now_s=2502.0) == []
+    assert assembler.feed(b"\rc", now_s=2512.0) == ["b"]
+    assert assembler.feed(b"\n", now_s=2512.0) == ["c"]
+    for start in (2512, 2521, 2530):
+        for second in range(start, start + 9):
+            assert assembler.feed(f"\r{second} s".encode(), now_s=float(second)) == []
+        assert assembler.feed(b"\n", now_s=start + 9.0) == [f"{start + 8} s"]
 
 
 def test_a_line_without_end_is_given_out_in_parts() -> None:
@@ -203,20 +214,62 @@ def test_a_bar_is_readable_without_a_terminal(tmp_path: Path) -> None:
     assert done.stdout == "[0] Epoch 1/2\n[0] 3/3 ━━━━━━ 0s 50ms/step\n[0] done\n"
 
 
-def test_what_the_log_level_should_hide_is_hidden(tmp_path: Path) -> None:
-    lines = [
-        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
-        "I0000 00:00:1795386800.169345    5940 port.cc:153] oneDNN custom operations are on.",
-        "E0000 00:00:1795386793.026942    5827 cuda_platform.cc:52] failed call to cuInit",
-        "WARNING: mine",
-    ]
-    script = worker(f"print(*{lines!r}, sep='\\n', file=sys.stderr)")
-    done = launch("-np", "1", "--output-filename", "logs", *script, cwd=tmp_path)
-    assert done.stderr.splitlines() == [f"[0] {line}" for line in lines[2:]]
-    assert (tmp_path / "logs/rank.0/stderr").read_text().splitlines() == lines
-    script = ["env", "TF_CPP_MIN_LOG_LEVEL=0", *LAUNCHER, "-np", "1", *script]
-    done = launch("-np", "1", *script, cwd=tmp_path)
-    assert done.stderr.splitlines() == [f"[0] [0] {line}" for line in lines]
+def _tensorflow(script: str) -> list[str]:
+    """A worker that loads TensorFlow, and looks for GPUs."""
+    preamble = "import sys, tensorflow as tf\ntf.config.list_physical_devices()\n"
+    return [sys.executable, "-c", preamble + script]
+
+
+# Half of a JPEG: TensorFlow logs an error and a warning that are about the user's data.
+HALF_AN_IMAGE = """
+image = tf.io.encode_jpeg(tf.cast(tf.random.uniform((64, 64, 3), 0, 255, tf.int32), tf.uint8))
+try:
+    tf.io.decode_jpeg(tf.strings.substr(image, 0, tf.strings.length(image) // 2))
+except tf.errors.InvalidArgumentError:
+    sys.exit("not a whole image")
+"""
+
+
+@pytest.mark.skipif(has_gpu(), reason="CUDA's failure is shown where there is a GPU")
+def test_what_tensorflow_logs_though_nothing_is_wrong_is_hidden(tmp_path: Path) -> None:
+    options = ("-np", "1", "--output-filename", "logs")
+    done = launch(*options, *_tensorflow(HALF_AN_IMAGE), cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    shown = [line.removeprefix("[0] ") for line in lines if line.startswith("[0] ")]
+    assert [line for line in shown if not re.search("JPEG|not a whole image$", line)] == []
+    assert len([line for line in shown if re.match("E0000 .* Premature end of JPEG", line)]) == 1
+    assert len([line for line in shown if re.match("W0000 .* INVALID_ARGUMENT: jpeg", line)]) == 1
+    start = lines.index("tfddlrun: the last lines of its stderr:") + 1
+    assert [line.removeprefix("tfddlrun:   ") for line in lines[start:]] == shown
+    # The log has all.
+    logged = (tmp_path / "logs/rank.0/stderr").read_text().splitlines()
+    assert [line for line in logged if re.match("E0000 .* failed call to cuInit", line)]
+    assert without_startup_logs(logged, has_gpu=False) == shown
+
+
+@pytest.mark.skipif(has_gpu(), reason="CUDA's failure is shown where there is a GPU")
+def test_all_is_shown_if_asked_for(tmp_path: Path) -> None:
+    done = launch("-np", "1", "--verbose", *_tensorflow(""), cwd=tmp_path)
+    assert re.search(r"^\[0\] I0000 .* oneDNN custom operations are on", done.stderr, re.MULTILINE)
+    assert re.search(r"^\[0\] I0000 .* This TensorFlow binary is optim", done.stderr, re.MULTILINE)
+    assert re.search(r"^\[0\] E0000 .* failed call to cuInit", done.stderr, re.MULTILINE)
+
+
+def test_a_log_level_of_the_user_s_is_kept(tmp_path: Path) -> None:
+    lines = ["I0000 00:00:1795386800.169345    5940 port.cc:153] oneDNN is on.", "mine"]
+    script = worker(
+        f"print(*{lines!r}, os.environ['TF_CPP_MIN_LOG_LEVEL'], sep='\\n', file=sys.stderr)"
+    )
+    for options, shown in (
+        (("-np", "1"), [lines[1], "1"]),
+        (("-np", "1", "-x", "TF_CPP_MIN_LOG_LEVEL=2"), [lines[1], "2"]),
+        (("-np", "1", "-x", "TF_CPP_MIN_LOG_LEVEL=0"), [*lines, "0"]),
+        (("-np", "1", "--verbose"), [*lines, "0"]),
+        (("-np", "1", "--verbose", "-x", "TF_CPP_MIN_LOG_LEVEL=2"), [lines[1], "2"]),
+    ):
+        done = launch(*options, *script, cwd=tmp_path)
+        said = [line for line in done.stderr.splitlines() if line.startswith("[0] ")]
+        assert said == [f"[0] {line}" for line in shown], options
 
 
 def test_a_reader_that_leaves_ends_the_job(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tfddl._src.launcher.oom import count_oom_kills
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.system import require_files
 from tfddl._src.launcher.worker_process import OutputPipe, WorkerProcess
+from tfddl._src.startup_logs import has_gpu
 from tfddl.errors import LaunchError
 
 # What a worker that has ended may leave to its children: a `tee` that still has lines to write.
@@ -81,6 +82,7 @@ class Agent:
         self._holds_output = False
         self._probe = DoctorProbe(selector)
         self._oom_kills, self._limits = count_oom_kills(), LimitMonitor()
+        self._has_gpu = has_gpu()
         self._reported: dict[int, Message] = {}
         self._orders: Mapping[str, Callable[[Message], None]] = {
             "start": self._start,
@@ -182,6 +184,7 @@ class Agent:
             self._send({"is": "refused", "rank": plan.rank, "why": str(error)})
             return
         self._workers[plan.rank] = worker
+        self._send({"is": "started", "rank": plan.rank, "has_gpu": self._has_gpu})
         if not self._holds_output:
             for pipe in worker.outputs:
                 self._watch(worker, pipe)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tfddl._src import rendezvous
+from tfddl._src import rendezvous, startup_logs
 from tfddl._src.cluster import SECRET, START_TIMEOUT
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.launcher.commit_relay import CommitRelay
@@ -53,7 +53,7 @@ class JobOptions:
         restarts: whether the job starts again when it has failed.
         logs: a folder for every worker's whole output, or None.
         as_horovod: whether `import horovod` finds tfddl in the workers.
-        verbose: also show hosts and ports.
+        verbose: also show hosts and ports, and all that TensorFlow logs.
         fleet: the hosts that the workers run on; None for this machine.
         nodes: the other hosts where a `tfddlrun` starts workers of this job; None where there are
             none. `num_workers` are then those of this host.
@@ -173,9 +173,10 @@ def requested_variables(options: JobOptions, environment: Mapping[str, str]) -> 
         LaunchError: one is to be taken from the environment, and isn't there.
     """
     own = {TRUSTED_NETWORK: "1"} if options.trusts_network else {}
+    level = {startup_logs.LOG_LEVEL: startup_logs.INFORMATION} if options.verbose else {}
     if options.start_timeout_s is not None:
         own[START_TIMEOUT] = f"{options.start_timeout_s:g}"
-    return {**exported(environment, options.exports), **own}
+    return {**level, **exported(environment, options.exports), **own}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tfddl._src import startup_logs
 from tfddl._src.launcher.log_file import LogFile
-from tfddl._src.launcher.output import Console, LineAssembler, Stream, without_startup_logs
-from tfddl._src.launcher.plan import LOG_LEVEL, ProcessPlan
+from tfddl._src.launcher.output import Console, LineAssembler, Stream
+from tfddl._src.launcher.plan import ProcessPlan
 
 # For the report: more than it shows, since frames of native code are left out there.
 _KEPT_LINES = 200
@@ -21,6 +22,7 @@ class LogSink:
 
     Attributes:
         is_open: whether more may come.
+        has_gpu: whether the worker's host has a GPU; until that is known, it may have one.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class LogSink:
         Raises:
             LaunchError: the log can't be opened.
         """
-        self.is_open = True
+        self.is_open = self.has_gpu = True
         self._tail: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._rank, self._outlet, self._console = plan.rank, stream, console
         self._log = None
@@ -53,11 +55,8 @@ class LogSink:
             self._log = LogFile(
                 log_folder, name, appends=appends_log, report_loss=console.report_loss
             )
-        self._hides_startup_logs = stream is Stream.STDERR and plan.environment.get(LOG_LEVEL) in (
-            "1",
-            "2",
-            "3",
-        )
+        self._is_stderr = stream is Stream.STDERR
+        self._shows_startup_logs = not startup_logs.are_hidden(plan.environment)
         self._is_live = console.shows_live(plan.rank, stream)
         self._assembler = LineAssembler(progress_s=None if self._is_live else _PROGRESS_S)
 
@@ -79,12 +78,13 @@ class LogSink:
             self._log.close()
 
     def tail(self) -> Iterable[str]:
-        """The last 200 lines."""
+        """The last 200 lines of a stderr, without TensorFlow's startup logs."""
         return self._tail
 
     def _show(self, lines: list[str]) -> None:
-        if self._hides_startup_logs:
-            lines = without_startup_logs(lines)
-        self._tail.extend(lines)
+        if self._is_stderr:
+            kept = startup_logs.without_startup_logs(lines, has_gpu=self.has_gpu)
+            self._tail.extend(kept)
+            lines = lines if self._shows_startup_logs else kept
         pending = self._assembler.pending() if self._is_live else ""
         self._console.show(self._rank, self._outlet, lines=lines, pending=pending)

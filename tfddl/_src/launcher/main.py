@@ -275,7 +275,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         help="run a script written for Horovod: `import horovod` finds tfddl, and Keras 2 idioms "
         "still work, with one deprecation warning each",
     )
-    parser.add_argument("--verbose", action="store_true", help="also show ports and hosts")
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="also show ports and hosts, and all that TensorFlow logs",
+    )
     parser.add_argument("-v", "--version", action="version", version=f"%(prog)s {__version__}")
     _add_host_flags(parser.add_argument_group("hosts, by ssh"))
     node_flags.add_flags(parser.add_argument_group("several nodes, with a tfddlrun on each"))

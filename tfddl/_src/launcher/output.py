@@ -16,11 +16,6 @@ _TOKENS = re.compile(r"[^\n\r\x08]+|\n|\r|\x08+")
 _ESCAPES = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z])")
 # To the first column; then erases to the end of the line (ECMA-48, EL).
 _ERASE_LINE = "\r\x1b[K"
-# TensorFlow logs so at its start whatever TF_CPP_MIN_LOG_LEVEL says
-# (https://github.com/tensorflow/tensorflow/issues/100442).
-_STARTUP_LOGS = re.compile(
-    r"I0000 00:00:[0-9.]+ |WARNING: All log messages before absl::InitializeLog"
-)
 # Of the prefixes, by rank: cyan, yellow, green, magenta, blue, and their bright variants.
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 # A program that never ends its line must not fill our memory: then it is cut here.
@@ -28,6 +23,7 @@ _LONGEST_LINE = 1 << 20
 # Characters, escapes among them.
 _WIDEST = 1 << 13
 _POLL_MS = 200
+_LONGEST_PAUSE_S = 600.0
 
 
 class Stream(enum.Enum):
@@ -47,12 +43,13 @@ class LineAssembler:
         """Begins with an empty line.
 
         Args:
-            progress_s: a line that is rewritten in place is also given out in between, at most
-                once in so many seconds. None: only when it is finished.
+            progress_s: a line that is rewritten in place is also given out in between, first after
+                so many seconds, then after twice as many, and so on up to 600 s. None: only when
+                it is finished.
         """
         # One by one: a string would be copied, all of it, whenever its end is rewritten.
         self._line: list[str] = []
-        self._progress_s = progress_s
+        self._progress_s = self._pause_s = progress_s
         self._shown_s: float | None = None
         self._backspaces = 0
         self._returned = False
@@ -88,6 +85,7 @@ class LineAssembler:
         line = "".join(self._line)
         self._line.clear()
         self._returned, self._backspaces = False, 0
+        self._shown_s, self._pause_s = None, self._progress_s
         return line
 
     def _rewind(self, now_s: float) -> list[str]:
@@ -105,19 +103,14 @@ class LineAssembler:
 
     def _is_due(self, now_s: float) -> bool:
         """Whether it is time to give out a line that is rewritten."""
-        if self._progress_s is None:
+        if self._pause_s is None:
             return False
         if self._shown_s is None:
             self._shown_s = now_s
-        if now_s - self._shown_s < self._progress_s:
+        if now_s - self._shown_s < self._pause_s:
             return False
-        self._shown_s = now_s
+        self._shown_s, self._pause_s = now_s, min(2 * self._pause_s, _LONGEST_PAUSE_S)
         return True
-
-
-def without_startup_logs(lines: Sequence[str]) -> list[str]:
-    """Leaves out the lines that TensorFlow logs at its start whatever its log level says."""
-    return [line for line in lines if not _STARTUP_LOGS.match(line)]
 
 
 class Console:

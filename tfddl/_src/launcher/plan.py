@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from tfddl._src import startup_logs
 from tfddl._src.cluster import Cluster, join_address
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.launcher import horovod_environment
 from tfddl._src.launcher.cores import Binding
-
-LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 NCCL_INTERFACE = "NCCL_SOCKET_IFNAME"
 
@@ -21,8 +20,8 @@ DEFAULTS = MappingProxyType(
     {
         # Lines must come as they are printed, not by the 8 KiB, through a pipe.
         "PYTHONUNBUFFERED": "1",
-        # TensorFlow logs a screen at the start of each worker; 2 leaves its errors.
-        LOG_LEVEL: "2",
+        # TensorFlow logs a screen of information at the start of each worker.
+        startup_logs.LOG_LEVEL: startup_logs.WARNINGS,
     }
 )
 

@@ -63,7 +63,10 @@ class WorkerHandle:
             LaunchError: it can't be started.
         """
         kind = message["is"]
-        if kind == "output":
+        if kind == "started":
+            for sink in self.sinks:
+                sink.has_gpu = message["has_gpu"]
+        elif kind == "output":
             self._sink(message).take(data)
         elif kind == "closed":
             self._sink(message).close()
