@@ -77,3 +77,25 @@ def test_batches_by_hand_log_the_rank_s_own(groups: Groups) -> None:
     for logged in groups(2).run(f"{CASES}:batches_by_hand"):
         for found, true in logged:
             assert found == pytest.approx(true, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("own_data", "verbose", "rates"),
+    [
+        (False, 1, ["3.8000"]),  # 19 examples in the 5 seconds after the first of 6 steps
+        (True, 1, [None]),
+        (False, 1, ["7.5000", "7.5000"]),  # 8, 8 and 7
+        (False, 2, ["7.5000", "7.5000"]),
+        # Each takes the other to have as many as itself, of 23.
+        (True, 1, ["8.0000", "7.0000"]),
+    ],
+)
+def test_the_progress_bar_shows_the_job_s_examples_per_second(
+    groups: Groups, own_data: bool, verbose: int, rates: list[str | None]
+) -> None:
+    ranks = groups(len(rates)).run(
+        f"{CASES}:examples_per_second", own_data=own_data, verbose=verbose
+    )
+    for found, rate in zip(ranks, rates, strict=True):
+        assert found["rates"] == [[] if rate is None else [rate]] * 2
+        assert found["logged"] == ["loss", "val_loss"]

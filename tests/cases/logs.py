@@ -1,14 +1,19 @@
 """Cases about what a job logs of its losses and metrics, against NumPy; run by every worker."""
 
 import contextlib
+import io
+import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.keras_hooks import progress_bar
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(23, 3)).astype("float32")
@@ -297,3 +302,34 @@ def batches_by_hand() -> list[list[dict[str, float]]]:
             found = on_batch(X[part], y, return_dict=True)
             logged.append([found, _true(model, "dictionary", part, None)])
     return logged
+
+
+def examples_per_second(*, own_data: bool, verbose: int) -> dict[str, Any]:
+    """Two epochs whose steps end a second after each other; what is shown and what is logged."""
+    rank, size = tfddl.rank(), tfddl.size()
+    dataset = tf.data.Dataset.from_tensor_slices((X[rank::size], A[rank::size])).batch(4)
+    if not own_data:
+        dataset = tfddl.shard_dataset(X, A, batch_size=4)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(tfddl.DistributedOptimizer(keras.optimizers.SGD(0.0)), loss="mse")
+    seconds = iter(range(1000))
+    clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    seen: set[str] = set()
+    recorder = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.update(logs),
+        on_epoch_end=lambda epoch, logs: seen.update(logs),
+    )
+    with (
+        mock.patch.object(progress_bar, "time", clock),
+        contextlib.redirect_stdout(io.StringIO()) as shown,
+    ):
+        history = model.fit(
+            dataset,
+            epochs=2,
+            validation_data=tfddl.shard_dataset(X, A, batch_size=4),
+            verbose=verbose,
+            callbacks=[recorder],
+        )
+    lines = [line.split("\r")[-1] for line in shown.getvalue().split("\n")]
+    rates = [re.findall(r" examples/s: ([\d.]+)", line) for line in lines if " loss: " in line]
+    return {"rates": rates, "logged": sorted(seen | set(history.history))}

@@ -26,6 +26,7 @@ from tfddl._src.keras_hooks import consistency, initial_state, stopping
 from tfddl._src.keras_hooks.builtin_callbacks import flatten_callbacks
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks
 from tfddl._src.keras_hooks.fit_state import FitState, job_callbacks
+from tfddl._src.keras_hooks.progress_bar import JobProgressBar
 from tfddl._src.keras_hooks.step_state import step_state, warn_of_uneven_steps
 from tfddl._src.runtime import current, is_started
 
@@ -91,40 +92,44 @@ class FirstCallback(EpochCallback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Reports the step, before a callback can end the process."""
         if is_started():
-            step = _steps_done(self._fit, batch)
+            step = self._fit.steps_done(batch)
             current().progress_page.count_step(epoch=self._fit.epoch, step=step)
 
 
 class LastCallback(keras.callbacks.Callback):
-    """What comes after all other callbacks in a `fit` that the job follows."""
+    """What comes after all other callbacks in a `fit` that the job follows.
+
+    Attributes:
+        fit: that `fit`.
+    """
 
     def __init__(self, fit: FitState) -> None:
         super().__init__()
-        self._fit = fit
+        self.fit = fit
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Compares the ranks once more, and gives all of them the same state."""
-        if self._fit.together:
-            initial_state.synchronize(self._fit)
-        for callback in job_callbacks(self._fit):
-            callback.after_train_begin(self._fit)
+        if self.fit.together:
+            initial_state.synchronize(self.fit)
+        for callback in job_callbacks(self.fit):
+            callback.after_train_begin(self.fit)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Compares the learning rates that callbacks have set."""
         if not is_started():
             return
-        if self._fit.together:
-            consistency.compare_learning_rates(self._fit.model, epoch)
-        for callback in job_callbacks(self._fit):
-            callback.after_epoch_begin(self._fit)
-        self._fit.training = True
+        if self.fit.together:
+            consistency.compare_learning_rates(self.fit.model, epoch)
+        for callback in job_callbacks(self.fit):
+            callback.after_epoch_begin(self.fit)
+        self.fit.training = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Ends training on all ranks after the same step, where any of them wants it to end."""
         if not is_started():
             return
-        fit = self._fit
-        fit.done = _steps_done(fit, batch)
+        fit = self.fit
+        fit.done = fit.steps_done(batch)
         if fit.together and stopping.stop_within_epoch(fit):
             raise_on_all_ranks(fit)
         for callback in job_callbacks(fit):
@@ -134,7 +139,7 @@ class LastCallback(keras.callbacks.Callback):
         """Ends training on all ranks after this epoch, where any of them wants it to end."""
         if not is_started():
             return
-        fit = self._fit
+        fit = self.fit
         if fit.together:
             stopping.stop_after_epoch(fit)
             warn_of_uneven_steps(fit)
@@ -144,14 +149,9 @@ class LastCallback(keras.callbacks.Callback):
             callback.after_epoch(fit, logs or {})
 
 
-def _steps_done(fit: FitState, batch: int) -> int:
-    # Keras counts whole executions of several steps; the last of an epoch may have fewer.
-    return batch + 1 if fit.steps is None else min(batch + 1, fit.steps)
-
-
 @contextmanager
 def installed(
-    given: dict[str, Any], first: keras.callbacks.Callback, last: keras.callbacks.Callback | None
+    given: dict[str, Any], first: keras.callbacks.Callback, last: LastCallback | None
 ) -> Iterator[None]:
     """Puts callbacks of ours around those that `fit`, `evaluate` or `predict` has got.
 
@@ -162,7 +162,7 @@ def installed(
     """
     callbacks = given.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
-        around: Sequence[Any] = [] if last is None else [*_defaults(given), last]
+        around: Sequence[Any] = [] if last is None else [*_defaults(given, last.fit), last]
         given["callbacks"] = [first, *flatten_callbacks(callbacks), *around]
         yield
         return
@@ -180,10 +180,13 @@ def installed(
         callbacks.callbacks = before
 
 
-def _defaults(given: dict[str, Any]) -> list[Any]:
-    """Keras' own callbacks that aren't among the user's."""
+def _defaults(given: dict[str, Any], fit: FitState) -> list[Any]:
+    """What Keras would add to the user's callbacks."""
     callbacks = flatten_callbacks(given.get("callbacks"))
-    kinds = [keras.callbacks.History]
-    if given.get("verbose", "auto") != 0:
-        kinds.append(keras.callbacks.ProgbarLogger)
-    return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
+    defaults: list[Any] = []
+    if not any(isinstance(callback, keras.callbacks.History) for callback in callbacks):
+        defaults.append(keras.callbacks.History())
+    has_bar = any(isinstance(callback, keras.callbacks.ProgbarLogger) for callback in callbacks)
+    if given.get("verbose", "auto") != 0 and not has_bar:
+        defaults.append(JobProgressBar(fit))
+    return defaults

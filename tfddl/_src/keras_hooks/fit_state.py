@@ -80,14 +80,26 @@ class FitState:
 
     def position(self) -> Position:
         """The place in the data after the steps that are done."""
-        if self.is_complete:
-            return Position(self.epoch + 1, 0)
-        if not self.done or self.shard is None:
+        return Position(self.epoch + 1, 0) if self.is_complete else self.position_after(self.done)
+
+    def position_after(self, steps: int) -> Position:
+        """The place in the data after so many steps of the epoch, those before a resume included.
+
+        Without a shard, it is the epoch's beginning.
+        """
+        if not steps or self.shard is None:
             return Position(self.epoch, 0)
         rest = self.rest_of_epoch
         if rest is not None:
-            return rest.plan.position(epoch=self.epoch, steps=self.done - rest.skipped)
-        return self.shard.plan.position(epoch=self.epoch, steps=self.done)
+            return rest.plan.position(epoch=self.epoch, steps=steps - rest.skipped)
+        return self.shard.plan.position(epoch=self.epoch, steps=steps)
+
+    def steps_done(self, batch: int) -> int:
+        """Steps of the epoch that are done at the end of what Keras calls this batch.
+
+        Keras counts whole executions of several steps; the last of an epoch may have fewer.
+        """
+        return batch + 1 if self.steps is None else min(batch + 1, self.steps)
 
     def data_error(self) -> DataError | None:
         """The error of this rank's data, if reading it has failed."""
