@@ -9,7 +9,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,18 @@ def worker(script: str) -> list[str]:
 
 @contextmanager
 def launched(
-    *line: str, cwd: Path, prefix: tuple[str, ...] = (), **more: Any
+    *line: str,
+    cwd: Path,
+    prefix: Sequence[str] = (),
+    command: Sequence[str] = LAUNCHER,
+    **more: Any,
 ) -> Iterator[subprocess.Popen[str]]:
     """A running launcher, killed at the end if it is still there; a command may come before it."""
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "TFDDL_TRUSTED_NETWORK": "1"}
     with subprocess.Popen(
-        [*prefix, *LAUNCHER, *line],
+        [*prefix, *command, *line],
         cwd=cwd,
         env=environment,
         text=True,
@@ -84,9 +88,9 @@ def of_ranks(lines: list[str], start: str, workers: int) -> list[str]:
 
 @contextmanager
 def launched_on_terminal(
-    *line: str, columns: int = 80, cwd: Path
+    *line: str, columns: int = 80, cwd: Path, command: Sequence[str] = LAUNCHER
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A launcher whose input and output are a terminal, and the other end of that."""
+    """A launcher or another command, with a terminal as input and output; and the other end."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (25, columns))
     files: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
@@ -94,6 +98,7 @@ def launched_on_terminal(
         with launched(
             *line,
             cwd=cwd,
+            command=command,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             **files,
@@ -104,10 +109,10 @@ def launched_on_terminal(
         os.close(ours)
 
 
-def read_terminal(terminal: int, *, until: str = "") -> str:
+def read_terminal(terminal: int, *, until: str = "", timeout_s: float = TIMEOUT_S) -> str:
     """All that is written until nobody holds the other end, or until this has been written."""
     data = b""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
         try:
             data += os.read(terminal, 65536)
@@ -115,7 +120,7 @@ def read_terminal(terminal: int, *, until: str = "") -> str:
             return data.decode()
         if until and until.encode() in data:
             return data.decode()
-    raise AssertionError(f"still open after {TIMEOUT_S} s: {data!r}")
+    raise AssertionError(f"still open after {timeout_s} s: {data!r}")
 
 
 def screen(text: str) -> list[str]:

@@ -15,9 +15,11 @@ import pytest
 import tfddl
 from tests import plain_yaml
 from tests.hosts import HERE, stand_in, two_hosts
+from tests.launching import launched_on_terminal, read_terminal, screen
 from tests.processes import wait_until
 from tfddl._src.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
+from tfddl._src.startup_logs import has_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
@@ -110,18 +112,39 @@ def test_worker_ends_with_the_status_of_the_command(tmp_path: Path) -> None:
     assert run("worker.sh", *line, cwd=tmp_path).returncode == 7
 
 
-def test_local_trains_on_two_workers(tmp_path: Path) -> None:
+# What a user sees of a training on a terminal: ours and Keras' lines, and no other.
+SHOWN = (
+    r"tfddl: .+",
+    r"Epoch \d+/2",
+    r"2/2 ━+ \d+m?s \d+m?s/step - dice: \S+ - loss: \S+ - examples/s: \S+ - val_dice: \S+ - "
+    r"val_loss: \S+ *",
+)
+
+
+@pytest.mark.skipif(has_gpu(), reason="what TensorFlow logs of GPUs is shown")
+def test_local_trains_on_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDDL_PYTHON", sys.executable)
     data = ("--num_examples", "16", "--image_size", "16", "--validation_split", "0.25")
-    model = ("--filters", "2,4", "--epochs", "1", "--output_dir", "my runs")
-    done = run("local.sh", "--workers", "2", "--", *data, *model, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    model = ("--filters", "2,4", "--epochs", "2", "--output_dir", "my runs")
+    line = ("--workers", "2", "--", *data, *model)
+    script = [str(LAUNCH / "local.sh")]
+    with launched_on_terminal(*line, command=script, columns=200, cwd=tmp_path) as (
+        process,
+        terminal,
+    ):
+        shown = screen(read_terminal(terminal, timeout_s=200))
+        assert process.wait(timeout=10) == 0, "\n".join(shown)
     assert list(tmp_path.glob("my runs/**/*.keras"))
     assert list(tmp_path.glob("my runs/**/*.png"))
-    # One progress bar, and one result.
-    lines = [line for line in done.stdout.splitlines() if "val_dice:" in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("[0] ")
-    assert done.stdout.lower().count("validation dice") == 1
+    assert shown.pop() == ""
+    kinds = [
+        [pattern for pattern in SHOWN if re.fullmatch(rf"\[0\] {pattern}", line)] for line in shown
+    ]
+    assert [line for line, found in zip(shown, kinds, strict=True) if not found] == []
+    # One progress bar, one line for an epoch, and one result.
+    epochs = [SHOWN.index(kind) for (kind,) in kinds if kind != SHOWN[0]]
+    assert epochs == [1, 2, 1, 2]
+    assert "\n".join(shown).count("validation Dice") == 1
 
 
 def test_ssh_runs_the_command_on_all_hosts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from absl import app, flags
 
 from tfddl import __version__
 from tfddl._src.command_line import absl_arguments
+from tfddl._src.launcher.environment import is_worker
 from tfddl.errors import TfddlError
 
 Config = TypeVar("Config")
@@ -82,3 +84,13 @@ def config_from_flags(kind: type[Config], **parsers: Callable[[Any], Any]) -> Co
 def optional_path(text: str | None) -> Path | None:
     """The path of a flag that may be missing."""
     return None if text is None else Path(text)
+
+
+def progress_kind(given: str | None) -> str:
+    """How progress is shown: as --progress says, or as it can be.
+
+    `tfddlrun` makes lines of a bar where its own output isn't a terminal.
+    """
+    if given is not None:
+        return given
+    return "bar" if sys.stdout.isatty() or is_worker(os.environ) else "lines"

@@ -36,6 +36,7 @@ class JobConfig(_CommandConfig):
     between_hosts: str
     intra_op_threads: int | None
     inter_op_threads: int | None
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,11 +1,15 @@
 """Flags of the commands that several workers run as one job, and the life of such a job."""
 
+import contextlib
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
 import tfddl
+from tfddl._src import startup_logs
+from tfddl._src.launcher.environment import is_worker
 from tfddl.segmentation.config import BETWEEN_HOSTS, COLLECTIVES, JobConfig
 
 flags.DEFINE_enum(
@@ -37,18 +41,36 @@ flags.DEFINE_integer(
 )
 
 
-def run_job(config: JobConfig, work: Callable[[], Any]) -> None:
-    """Calls `tfddl.init` as a configuration says, then `work`, then `tfddl.shutdown`.
+flags.DEFINE_bool(
+    "verbose",
+    False,
+    "[runtime] Also show all that TensorFlow logs. With tfddlrun, its own --verbose does.",
+)
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+def run_job(config: Config, load: Callable[[], Callable[[Config], Any]]) -> None:
+    """Calls `tfddl.init` as a configuration says, then a function, then `tfddl.shutdown`.
 
     Args:
         config: The same on every rank.
-        work: What the workers do together.
+        load: Imports TensorFlow, and returns what the workers do together.
     """
-    tfddl.init(
-        collective=config.collective,
-        between_hosts=config.between_hosts,
-        intra_op_threads=config.intra_op_threads,
-        inter_op_threads=config.inter_op_threads,
-    )
-    work()
-    tfddl.shutdown()
+    with _filtered_stderr(verbose=config.verbose):
+        work = load()
+        tfddl.init(
+            collective=config.collective,
+            between_hosts=config.between_hosts,
+            intra_op_threads=config.intra_op_threads,
+            inter_op_threads=config.inter_op_threads,
+        )
+        work(config)
+        tfddl.shutdown()
+
+
+def _filtered_stderr(*, verbose: bool) -> contextlib.AbstractContextManager[None]:
+    """Hides what TensorFlow logs at its start, where tfddlrun doesn't, and the user wants it."""
+    if verbose or is_worker(os.environ) or not startup_logs.are_hidden(os.environ):
+        return contextlib.nullcontext()
+    return startup_logs.filtered_stderr()

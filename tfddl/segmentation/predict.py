@@ -3,7 +3,7 @@
 --skip_existing continues a run that was interrupted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -45,7 +45,11 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_integer("batch_size", 8, "[runtime] How many images one worker predicts at a time.")
 flags.DEFINE_enum(
-    "progress", "bar", PROGRESS, "[runtime] What rank 0 prints of the job's progress."
+    "progress",
+    None,
+    PROGRESS,
+    "[runtime] What rank 0 prints of the job's progress. [default: a bar on a terminal and under "
+    "tfddlrun, else lines]",
 )
 
 
@@ -55,7 +59,13 @@ def config_from_flags() -> PredictConfig:
     Raises:
         UnsupportedError: A value is out of its range.
     """
-    return command.config_from_flags(PredictConfig, model=Path, input_dir=Path, output_dir=Path)
+    return command.config_from_flags(
+        PredictConfig,
+        model=Path,
+        input_dir=Path,
+        output_dir=Path,
+        progress=command.progress_kind,
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,11 +79,14 @@ def run() -> None:
 
 
 def _predict() -> None:
-    config = config_from_flags()
+    job_flags.run_job(config_from_flags(), _load)
+
+
+def _load() -> Callable[[PredictConfig], object]:
     # Imported here: TensorFlow takes seconds, which --help and wrong flags needn't wait for.
     from tfddl.segmentation.inference import predict
 
-    job_flags.run_job(config, lambda: predict(config))
+    return predict
 
 
 if __name__ == "__main__":

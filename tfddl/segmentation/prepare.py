@@ -57,7 +57,7 @@ def config_from_flags() -> PrepareConfig:
         input_dir=Path,
         output_dir=Path,
         image_size=parse_image_size,
-        progress=lambda kind: kind or ("bar" if sys.stdout.isatty() else "lines"),
+        progress=command.progress_kind,
     )
 
 

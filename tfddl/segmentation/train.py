@@ -5,7 +5,7 @@ checkpoints, and charts for TensorBoard. The same command resumes a training tha
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -131,9 +131,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_enum(
     "progress",
-    "bar",
+    None,
     PROGRESS,
-    "[output] What rank 0 prints of the training: a bar, one line per epoch, or nothing.",
+    "[output] What rank 0 prints of the training: a bar, one line per epoch, or nothing. [default: "
+    "a bar on a terminal and under tfddlrun, else lines]",
 )
 
 
@@ -152,6 +153,7 @@ def config_from_flags() -> TrainConfig:
         filters=parse_filters,
         checkpoint_dir=lambda text: Path(text or output_dir / "checkpoints"),
         output_dir=Path,
+        progress=command.progress_kind,
         tensorboard_dir=lambda text: _tensorboard_dir(text, output_dir),
     )
     not_given = {
@@ -180,11 +182,14 @@ def run() -> None:
 
 
 def _train() -> None:
-    config = config_from_flags()
+    job_flags.run_job(config_from_flags(), _load)
+
+
+def _load() -> Callable[[TrainConfig], object]:
     # Imported here: TensorFlow takes seconds, which --help and wrong flags needn't wait for.
     from tfddl.segmentation.training_run import train
 
-    job_flags.run_job(config, lambda: train(config))
+    return train
 
 
 if __name__ == "__main__":
