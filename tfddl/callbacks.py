@@ -12,6 +12,7 @@ from tfddl._src.callbacks import LearningRateSchedule as LearningRateSchedule
 from tfddl._src.callbacks import LearningRateWarmup as LearningRateWarmup
 from tfddl._src.callbacks import MetricAverage as MetricAverage
 from tfddl._src.callbacks import Monitor as Monitor
+from tfddl._src.callbacks import OnRankZero as OnRankZero
 from tfddl._src.callbacks import load_checkpoint as load_checkpoint
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "LearningRateWarmup",
     "MetricAverage",
     "Monitor",
+    "OnRankZero",
     "load_checkpoint",
 ]

@@ -15,6 +15,7 @@ from tfddl._src.callbacks.synchronization import (
     BroadcastGlobalVariables as BroadcastGlobalVariables,
 )
 from tfddl._src.callbacks.synchronization import MetricAverage as MetricAverage
+from tfddl._src.keras_hooks import OnRankZero as OnRankZero
 
 __all__ = [
     "BroadcastGlobalVariables",
@@ -24,5 +25,6 @@ __all__ = [
     "LearningRateWarmup",
     "MetricAverage",
     "Monitor",
+    "OnRankZero",
     "load_checkpoint",
 ]

@@ -18,6 +18,7 @@ a Keras that has changed raises an error that says in what.
   error in reading data ends all ranks. `interrupts`: so does Ctrl-C, as KeyboardInterrupt.
 * `resume`: an epoch goes on where an earlier run left it.
 * `builtin_callbacks`: Keras' own callbacks write files on rank 0 only, atomically; their state.
+  `rank_zero`: trackers' callbacks, and `OnRankZero`, act there only, and change nothing.
 * `moving_statistics`: BatchNormalization's moving statistics are those of all ranks' examples.
   `sync_batch_norm`: with synchronized=True it normalizes by the batch of all ranks.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
@@ -39,6 +40,7 @@ from tfddl._src.keras_hooks import (
     logs,
     loss_metrics,
     loss_scaling,
+    rank_zero,
     resume,
     scope,
     script_strategies,
@@ -54,11 +56,12 @@ from tfddl._src.keras_hooks.legacy import warn_of_keras_2 as warn_of_keras_2
 from tfddl._src.keras_hooks.moving_statistics import (
     sync_moving_statistics as sync_moving_statistics,
 )
+from tfddl._src.keras_hooks.rank_zero import OnRankZero as OnRankZero
 from tfddl._src.keras_hooks.step_state import step_state as step_state
 
 _PARTS = (
     *(script_strategies, scope, compile, train_step, loss_metrics, fit, logs, evaluate, resume),
-    *(builtin_callbacks, loss_scaling, sync_batch_norm),
+    *(builtin_callbacks, rank_zero, loss_scaling, sync_batch_norm),
 )
 
 

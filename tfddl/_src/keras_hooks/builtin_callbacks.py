@@ -11,6 +11,7 @@ import keras
 
 from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.patching import private, wrap_method
+from tfddl._src.keras_hooks.rank_zero import OnRankZero, is_tracker
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -40,7 +41,7 @@ def install() -> None:
 
 
 def select_for_rank(callbacks: Any) -> Any:
-    """The callbacks that run on this rank: those that write files only on rank 0.
+    """The callbacks that run on this rank: those that write files or report only on rank 0.
 
     Args:
         callbacks: As `fit` takes them. A CallbackList is changed and returned.
@@ -62,8 +63,18 @@ def select_for_rank(callbacks: Any) -> Any:
                 "resumes within an epoch too."
             )
     if current().cluster.rank == 0:
-        return listed
-    return [callback for callback in listed if not isinstance(callback, _WRITERS)]
+        return [_on_rank_zero(callback) for callback in listed]
+    alone = (OnRankZero, *_WRITERS)
+    return [one for one in listed if not isinstance(one, alone) and not is_tracker(one)]
+
+
+def _on_rank_zero(callback: Any) -> Any:
+    """A callback as it runs on rank 0."""
+    if isinstance(callback, OnRankZero) and isinstance(callback.callback, _WRITERS):
+        return callback.callback  # It may have a state, which checkpoints look for.
+    if isinstance(callback, (OnRankZero, *_WRITERS)) or not is_tracker(callback):
+        return callback
+    return OnRankZero(callback)
 
 
 def flatten_callbacks(callbacks: Any) -> list[Any]:

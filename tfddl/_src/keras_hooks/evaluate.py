@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfddl._src.collectives import DisplayName
 from tfddl._src.data import clear_errors, epoch_state, find_shard
 from tfddl._src.heartbeat import Stage
-from tfddl._src.keras_hooks import replicated_data, scope, scope_data
+from tfddl._src.keras_hooks import builtin_callbacks, replicated_data, scope, scope_data
 from tfddl._src.keras_hooks.callback_events import Heartbeat, installed
 from tfddl._src.keras_hooks.compile import evaluates_together
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks, reraise_data_errors
@@ -83,7 +83,7 @@ def _evaluate_together(
         given["x"], given["y"], given["sample_weight"] = replicated_data.shard_arrays(*parts)
     elif scope.contains(model) and isinstance(given.get("x"), tf.data.Dataset):
         given["x"] = scope_data.shard_batches(given["x"], pad=True)
-    _one_progress_bar(given)
+    _report_on_rank_zero(given)
     job = FitState(model=model, together=True, shard=None, validating=True, datasets=(parts[0],))
     with entered(job, epoch=0):  # A shard then has the order of the first epoch.
         return original(*call.args, **call.kwargs)
@@ -115,7 +115,7 @@ def _predict_together(
         is_replicated = replicated_data.is_replicated(given["x"], name=name)
     if is_replicated:
         return _predict_replicated(original, call)
-    _one_progress_bar(given)
+    _report_on_rank_zero(given)
     if find_shard(given["x"]) is None:
         return original(*call.args, **call.kwargs)
     return _predict_shard(original, call, model, together=True)
@@ -143,14 +143,15 @@ def _predict_replicated(original: Callable[..., Any], call: inspect.BoundArgumen
     # A rank without an example runs the first, to know the shape and dtype of a prediction.
     low, high = (start, stop) if start < stop else (0, 1)
     given["x"] = replicated_data.take_rows(x, low, high)
-    _one_progress_bar(given)
+    _report_on_rank_zero(given)
     mine = original(*call.args, **call.kwargs)
     return tf.nest.map_structure(lambda rows: gather_rows(rows[: stop - start]), mine)
 
 
-def _one_progress_bar(given: dict[str, Any]) -> None:
+def _report_on_rank_zero(given: dict[str, Any]) -> None:
+    given["callbacks"] = builtin_callbacks.select_for_rank(given.get("callbacks"))
     if current().cluster.rank:
-        given.setdefault("verbose", 0)
+        given.setdefault("verbose", 0)  # One progress bar is enough.
 
 
 @contextmanager
