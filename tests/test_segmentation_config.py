@@ -171,6 +171,18 @@ def test_directories_are_in_the_output_directory_unless_given() -> None:
         config = train.config_from_flags()
     assert config.checkpoint_dir == Path("y")
     assert config.tensorboard_dir is None
+    with flagsaver.flagsaver(checkpoint_dir="gs://bucket/a", tensorboard_dir="gs://bucket/b"):
+        config = train.config_from_flags()
+    assert (config.checkpoint_dir, config.tensorboard_dir) == ("gs://bucket/a", "gs://bucket/b")
+
+
+@pytest.mark.parametrize("name", ["output_dir", "data_dir"])
+def test_a_url_is_no_path_of_this_machine(name: str) -> None:
+    with (
+        flagsaver.flagsaver(**{name: "gs://bucket/a"}),
+        pytest.raises(UnsupportedError, match="'gs://bucket/a'; expected a path on this machine"),
+    ):
+        train.config_from_flags()
 
 
 def test_help_of_the_installed_command_lists_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:

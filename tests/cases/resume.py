@@ -192,7 +192,7 @@ def slow_disk(directory: str) -> list[str]:
 
     @dataclasses.dataclass(frozen=True)
     class Slow(CheckpointStore):
-        def write(self, *args: Any, **kwargs: Any) -> Path:
+        def write(self, *args: Any, **kwargs: Any) -> Any:
             on_time = done.wait(timeout=30)
             path = super().write(*args, **kwargs)
             told.append(f"written {path.name}{'' if on_time else ', too late'}")
@@ -435,7 +435,7 @@ def best(directory: str, what: str) -> dict[int, tuple[int, float]]:
 
     @dataclasses.dataclass(frozen=True)
     class Full(CheckpointStore):
-        def write(self, *args: Any, step: int, **kwargs: Any) -> Path:
+        def write(self, *args: Any, step: int, **kwargs: Any) -> Any:
             if step == fails_after:
                 raise OSError("No space left on device")
             return super().write(*args, step=step, **kwargs)

@@ -214,7 +214,7 @@ def _store(store: CheckpointStore, recorder: Recorder) -> CheckpointStore:
 
     @dataclasses.dataclass(frozen=True)
     class FailingStore(CheckpointStore):
-        def write(self, snapshot: Snapshot, *, step: int, is_best: bool = False) -> Path:
+        def write(self, snapshot: Snapshot, *, step: int, is_best: bool = False) -> Any:
             if recorder.fails_while_writing():
                 array: Any = _FailingArray(recorder)
                 snapshot = Snapshot(snapshot.meta, {**snapshot.arrays, "last": array})

@@ -14,6 +14,13 @@ References:
     disk."
     All File Systems Are Not Created Equal, Pillai et al., OSDI 2014: what file systems reorder.
 
+In a store (a URL) there is no fsync. Object stores show an object once its upload is complete, and
+not before. Hadoop's file system shows what has been written so far, but renames atomically. So a
+file is written under a temporary name, compared with the number of bytes that were written, and
+renamed: on Hadoop's an atomic step, on object stores a copy within the store. The checksums find
+what has gone wrong nevertheless. That the store can't be reached is no damage: it is raised, and
+no file is set aside for it.
+
 Usage:
     store = Store(directory, keep=3)
     store.write(snapshot, step=1200, is_best=True)
@@ -31,7 +38,8 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +47,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.directory_lock import DirectoryLock
+from tfddl._src.remote import (
+    RemoteError,
+    RemoteLock,
+    RemoteNotFoundError,
+    RemotePath,
+    check_held,
+)
 from tfddl.errors import CheckpointError
 
 FORMAT = 1
@@ -72,12 +87,16 @@ class Snapshot:
     """By name; any dtype of NumPy or TensorFlow (bfloat16, float8)."""
 
 
-def write(path: Path, snapshot: Snapshot) -> None:
+def write(path: Path | RemotePath, snapshot: Snapshot) -> None:
     """Writes a file atomically; see the top of this file.
 
     Raises:
-        OSError: It can't be written; what was there is unchanged, no temporary file is left.
+        OSError: It can't be written; what was there is unchanged, no temporary file is left, unless
+            a store can't be reached any more.
     """
+    if isinstance(path, RemotePath):
+        _write_remote(path, snapshot)
+        return
     descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -92,19 +111,22 @@ def write(path: Path, snapshot: Snapshot) -> None:
     _sync_directory(path.parent)
 
 
-def read(path: Path) -> Snapshot:
+def read(path: Path | RemotePath) -> Snapshot:
     """Reads a whole file, and verifies its checksums.
 
     Raises:
         CheckpointError: It is missing or damaged, or a newer tfddl has written it.
+        RemoteError: A store can't be read, or has no such file.
     """
     try:
-        with _open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with _open(path) as file, zipfile.ZipFile(file) as archive:
             members = {name: _member(archive, name) for name in archive.namelist()}
         meta = json.loads(members.pop(f"{_META}.npy").tobytes())
         written_by = meta["format"]
         dtypes = meta["dtypes"]
         arrays = {name: members[f"{name}.npy"].view(_dtype(dtypes[name])) for name in dtypes}
+    except RemoteError:
+        raise
     except _READ_ERRORS as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if written_by != FORMAT:
@@ -118,7 +140,7 @@ def read(path: Path) -> Snapshot:
 class CheckpointStore:
     """The checkpoint directory of one training."""
 
-    directory: Path
+    directory: Path | RemotePath
     keep: int = 3
     """How many of the newest are kept, besides the best."""
 
@@ -126,7 +148,7 @@ class CheckpointStore:
         if self.keep < 1:
             raise CheckpointError(f"keep is {self.keep}; it must be at least 1.")
 
-    def prepare(self) -> DirectoryLock:
+    def prepare(self) -> DirectoryLock | RemoteLock:
         """Creates the directory, locks it for this job, and removes what a crash has left.
 
         Returns:
@@ -135,13 +157,11 @@ class CheckpointStore:
         Raises:
             CheckpointError: The directory can't be created or written, or another job has it.
         """
-        lock: DirectoryLock | None = None
+        lock: DirectoryLock | RemoteLock | None = None
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = DirectoryLock(self.directory)
-            # Fails now, rather than at the first checkpoint, where it can't be written.
-            with tempfile.NamedTemporaryFile(prefix=_TEMPORARY, dir=self.directory) as file:
-                file.write(b"tfddl")
+            _make_directory(self.directory)
+            lock = _lock(self.directory)
+            _try_to_write(self.directory)
             if lock.is_held:  # otherwise another job may be writing them
                 for left in self.directory.glob(f"{_TEMPORARY}*"):
                     left.unlink(missing_ok=True)
@@ -149,12 +169,16 @@ class CheckpointStore:
         except OSError as error:
             if lock is not None:
                 lock.release()
+            if isinstance(error, RemoteError):  # It has a hint.
+                raise CheckpointError(
+                    f"Checkpoints can't be written to {self.directory}: {error}"
+                ) from error
             raise CheckpointError(
                 f"Checkpoints can't be written to {self.directory}: {error}. HINT: choose another "
                 "directory."
             ) from error
 
-    def write(self, snapshot: Snapshot, *, step: int, is_best: bool = False) -> Path:
+    def write(self, snapshot: Snapshot, *, step: int, is_best: bool = False) -> Path | RemotePath:
         """Writes a checkpoint, then removes the oldest ones beyond `keep`.
 
         Args:
@@ -164,37 +188,49 @@ class CheckpointStore:
 
         Raises:
             OSError: It can't be written; the other checkpoints are unchanged.
+            CheckpointError: The directory is in a store, and another job has taken it.
         """
+        if isinstance(self.directory, RemotePath):
+            check_held(self.directory)
         path = self.directory / f"step-{step:010d}.npz"
         write(path, snapshot)
         if is_best:
-            self._link(path, self.directory / BEST)
+            _link(path, self.directory / BEST, snapshot)
         for old in self.files()[self.keep :]:
             old.unlink(missing_ok=True)
         return path
 
-    def files(self) -> list[Path]:
+    def files(self) -> Sequence[Path | RemotePath]:
         """Paths of the checkpoints, the newest first."""
         if not self.directory.is_dir():
             return []
         found = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: int(path.stem.split("-")[1]), reverse=True)
 
-    def newest_first(self) -> Iterator[tuple[Path, Snapshot | CheckpointError]]:
-        """Reads one checkpoint after the other; a damaged one is yielded as its error."""
+    def newest_first(self) -> Iterator[tuple[Path | RemotePath, Snapshot | CheckpointError]]:
+        """Reads one checkpoint after the other; a damaged one is yielded as its error.
+
+        Raises:
+            RemoteError: A store can't be read.
+        """
         for path in self.files():
             try:
                 yield path, read(path)
+            except RemoteNotFoundError:  # Some stores go on listing for a while what was removed.
+                continue
             except CheckpointError as error:
                 yield path, error
 
-    def set_aside(self, path: Path) -> Path:
+    def set_aside(self, path: Path | RemotePath) -> Path | RemotePath:
         """Renames a damaged checkpoint, so that it doesn't count as one of those to keep.
 
         Raises:
             OSError: It can't be renamed.
         """
-        return path.rename(path.with_name(f"{path.name}.damaged"))
+        name = f"{path.name}.damaged"
+        if isinstance(path, RemotePath):
+            return path.rename(path.with_name(name))
+        return path.rename(path.with_name(name))
 
     def best(self) -> Snapshot:
         """The best checkpoint.
@@ -215,7 +251,7 @@ class CheckpointStore:
         """
         if not self.directory.is_dir():
             return
-        lock = DirectoryLock(self.directory)
+        lock = _lock(self.directory)
         try:
             for pattern in ("step-*.npz*", BEST):
                 for path in self.directory.glob(pattern):
@@ -223,15 +259,82 @@ class CheckpointStore:
         finally:
             lock.release()
 
-    def _link(self, path: Path, name: Path) -> None:
-        """Gives a file a second name atomically; link(2) itself can't replace a file."""
-        temporary = name.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}")
-        try:
-            os.link(path, temporary)
-            os.replace(temporary, name)
-        except OSError:  # A file system without hard links.
-            write(name, read(path))
-        _sync_directory(name.parent)
+
+def _make_directory(directory: Path | RemotePath) -> None:
+    if isinstance(directory, RemotePath):
+        directory.make_directory()
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def _lock(directory: Path | RemotePath) -> DirectoryLock | RemoteLock:
+    if isinstance(directory, RemotePath):
+        return RemoteLock(directory)
+    return DirectoryLock(directory)
+
+
+def _try_to_write(directory: Path | RemotePath) -> None:
+    """Fails now, rather than at the first checkpoint, where it can't be written."""
+    if isinstance(directory, RemotePath):
+        probe = directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
+        probe.write_bytes(b"tfddl")
+        probe.unlink()
+        return
+    with tempfile.NamedTemporaryFile(prefix=_TEMPORARY, dir=directory) as file:
+        file.write(b"tfddl")
+
+
+def _open(path: Path | RemotePath) -> AbstractContextManager[Any]:
+    return path.open("rb") if isinstance(path, RemotePath) else _open_regular(path)
+
+
+class _Stream:
+    """The end of a file in a store, which can be written to only; `zipfile` needs no more."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        """Appends to the file."""
+        self._file.write(bytes(data))
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Does nothing: stores take a file as a whole, when it is closed."""
+
+
+def _write_remote(path: RemotePath, snapshot: Snapshot) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            stream = _Stream(file)
+            _write(stream, snapshot)
+        size = temporary.size()
+        if size != stream.size:
+            raise RemoteError(
+                f"{temporary} has {size} bytes; expected {stream.size}. HINT: look at the store."
+            )
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(RemoteError):  # The next job removes it.
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _link(path: Path | RemotePath, name: Path | RemotePath, snapshot: Snapshot) -> None:
+    """Gives a file a second name atomically; link(2) itself can't replace a file."""
+    if isinstance(path, RemotePath) or isinstance(name, RemotePath):
+        write(name, snapshot)
+        return
+    temporary = name.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}")
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, name)
+    except OSError:  # A file system without hard links.
+        write(name, snapshot)
+    _sync_directory(name.parent)
 
 
 def _write(file: Any, snapshot: Snapshot) -> None:

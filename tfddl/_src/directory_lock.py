@@ -80,16 +80,12 @@ class DirectoryLock:
                 _LOG.warning(
                     "%s is in use by %s. Waiting %.0f s, in case that host is lost",
                     directory,
-                    _describe(holder),
+                    describe_holder(holder),
                     _OTHER_HOST_S,
                 )
             timeout_s = _SAME_HOST_S if is_here else _OTHER_HOST_S
             if time.monotonic() - begin_s > timeout_s:
-                raise CheckpointError(
-                    f"{directory} is in use by another job: {_describe(holder)}. Two jobs would "
-                    "take each other's checkpoints for their own. HINT: choose another directory, "
-                    "or end that job first."
-                )
+                raise in_use(directory, holder)
             time.sleep(_POLL_S)
 
     @property
@@ -180,7 +176,17 @@ def _read_holder(path: Path) -> dict[str, object]:
     return {}
 
 
-def _describe(holder: dict[str, object]) -> str:
+def in_use(directory: object, holder: dict[str, object]) -> CheckpointError:
+    """The error of a job that finds a directory locked by another one."""
+    return CheckpointError(
+        f"{directory} is in use by another job: {describe_holder(holder)}. Two jobs would take "
+        "each other's checkpoints for their own. HINT: choose another directory, or end that job "
+        "first."
+    )
+
+
+def describe_holder(holder: dict[str, object]) -> str:
+    """The process that a lock names, for messages."""
     if not holder:
         return "an unknown process"
     return f"process {holder.get('pid')} on {holder.get('host')}"

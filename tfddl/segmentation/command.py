@@ -13,7 +13,7 @@ from absl import app, flags
 from tfddl import __version__
 from tfddl._src.command_line import absl_arguments
 from tfddl._src.launcher.environment import is_worker
-from tfddl.errors import TfddlError
+from tfddl.errors import TfddlError, UnsupportedError
 
 Config = TypeVar("Config")
 
@@ -81,11 +81,6 @@ def config_from_flags(kind: type[Config], **parsers: Callable[[Any], Any]) -> Co
     return kind(**{**values, **parsed})
 
 
-def optional_path(text: str | None) -> Path | None:
-    """The path of a flag that may be missing."""
-    return None if text is None else Path(text)
-
-
 def progress_kind(given: str | None) -> str:
     """How progress is shown: as --progress says, or as it can be.
 
@@ -94,3 +89,22 @@ def progress_kind(given: str | None) -> str:
     if given is not None:
         return given
     return "bar" if sys.stdout.isatty() or is_worker(os.environ) else "lines"
+
+
+def local_path(text: str) -> Path:
+    """The path of a flag that has to be on this machine.
+
+    Raises:
+        UnsupportedError: It is a URL.
+    """
+    if "://" in text:
+        raise UnsupportedError(
+            f"A flag has {text!r}; expected a path on this machine: only --checkpoint_dir and "
+            "--tensorboard_dir may be URLs. HINT: mount the store, or copy from and to it."
+        )
+    return Path(text)
+
+
+def path_or_url(text: str) -> Path | str:
+    """The path of a flag that may also be a URL, which `Path` can't hold."""
+    return text if "://" in text else Path(text)

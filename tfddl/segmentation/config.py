@@ -67,12 +67,12 @@ class TrainConfig(JobConfig):
     epochs: int
     learning_rate: float
     learning_rate_decay: str
-    checkpoint_dir: Path
+    checkpoint_dir: Path | str
     resume: bool
     save_every_steps: int | None
     keep: int
     output_dir: Path
-    tensorboard_dir: Path | None
+    tensorboard_dir: Path | str | None
 
     def __post_init__(self) -> None:
         """Checks each value by itself; what depends on the data is checked where they are read."""

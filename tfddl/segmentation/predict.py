@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -61,10 +60,10 @@ def config_from_flags() -> PredictConfig:
     """
     return command.config_from_flags(
         PredictConfig,
-        model=Path,
-        input_dir=Path,
-        output_dir=Path,
         progress=command.progress_kind,
+        model=command.local_path,
+        input_dir=command.local_path,
+        output_dir=command.local_path,
     )
 
 

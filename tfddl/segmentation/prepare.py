@@ -5,7 +5,6 @@ Writes images.npy, masks.npy and names.json to a directory that `tfddl-train --d
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -54,8 +53,8 @@ def config_from_flags() -> PrepareConfig:
     """
     return command.config_from_flags(
         PrepareConfig,
-        input_dir=Path,
-        output_dir=Path,
+        input_dir=command.local_path,
+        output_dir=command.local_path,
         image_size=parse_image_size,
         progress=command.progress_kind,
     )

@@ -104,8 +104,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "checkpoint_dir",
     None,
-    "[checkpoints] Where they are written to, and resumed from. [default: checkpoints in "
-    "--output_dir]",
+    "[checkpoints] Where they are written to, and resumed from; may be a URL (gs://). [default: "
+    "checkpoints in --output_dir]",
 )
 flags.DEFINE_bool(
     "resume",
@@ -126,8 +126,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "tensorboard_dir",
     None,
-    "[output] Where event files for TensorBoard are written; empty for none. [default: "
-    "tensorboard in --output_dir]",
+    "[output] Where event files for TensorBoard are written; may be a URL; empty for none. "
+    "[default: tensorboard in --output_dir]",
 )
 flags.DEFINE_enum(
     "progress",
@@ -144,16 +144,18 @@ def config_from_flags() -> TrainConfig:
     Raises:
         UnsupportedError: A value is out of its range.
     """
-    output_dir = Path(flags.FLAGS.output_dir)
+    output_dir = command.local_path(flags.FLAGS.output_dir)
     config = command.config_from_flags(
         TrainConfig,
-        data_dir=command.optional_path,
+        data_dir=lambda text: None if text is None else command.local_path(text),
         image_size=parse_image_size,
         augment=parse_names,
         filters=parse_filters,
-        checkpoint_dir=lambda text: Path(text or output_dir / "checkpoints"),
-        output_dir=Path,
         progress=command.progress_kind,
+        checkpoint_dir=lambda text: (
+            command.path_or_url(text) if text else output_dir / "checkpoints"
+        ),
+        output_dir=command.local_path,
         tensorboard_dir=lambda text: _tensorboard_dir(text, output_dir),
     )
     not_given = {
@@ -164,11 +166,11 @@ def config_from_flags() -> TrainConfig:
     return dataclasses.replace(config, **not_given)
 
 
-def _tensorboard_dir(text: str | None, output_dir: Path) -> Path | None:
+def _tensorboard_dir(text: str | None, output_dir: Path) -> Path | str | None:
     """An empty text turns TensorBoard off; without the flag, it has its place in the output."""
     if text is None:
         return output_dir / "tensorboard"
-    return Path(text) if text else None
+    return command.path_or_url(text) if text else None
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 import tfddl
 from tfddl._src.checkpoint import CheckpointStore
 from tfddl._src.collectives import on_all_ranks
+from tfddl._src.remote import make_path
 from tfddl.errors import DataError
 from tfddl.models import unet
 from tfddl.segmentation.augmentation import Augmentation
@@ -193,12 +195,14 @@ def _make_directories(config: TrainConfig) -> None:
     """Fails before the training rather than after it where results can't be written."""
     make_writable_directory(config.output_dir)
     if tfddl.rank() == 0 and not config.resume:
-        CheckpointStore(config.checkpoint_dir).clear()
+        CheckpointStore(make_path(config.checkpoint_dir)).clear()
         if config.tensorboard_dir is not None:
             _remove_event_files(config.tensorboard_dir)
 
 
-def _remove_event_files(directory: Path) -> None:
+def _remove_event_files(directory: Path | str) -> None:
     """Removes what `callbacks.Monitor` wrote (under job/); other event files stay."""
-    for path in (directory / "job").rglob("events.out.tfevents.*"):
-        path.unlink(missing_ok=True)
+    for folder, _, names in tf.io.gfile.walk(tf.io.gfile.join(str(directory), "job")):
+        for name in names:
+            if name.startswith("events.out.tfevents."):
+                tf.io.gfile.remove(tf.io.gfile.join(folder, name))

@@ -17,6 +17,7 @@ from tfddl._src.collectives import ReduceOp, allgather_object, allreduce, on_all
 from tfddl._src.directory_lock import DirectoryLock
 from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
 from tfddl._src.keras_hooks import FitState, JobCallback, resume
+from tfddl._src.remote import RemoteLock, RemotePath, make_path
 from tfddl._src.runtime import current
 from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
 
@@ -75,7 +76,8 @@ class Checkpoint(JobCallback):
         Args:
             directory: The checkpoint directory, made if it isn't there; one for each training.
                 While it trains, rank 0 has a lock on it: where another job uses it, training ends
-                with a `CheckpointError` that says which.
+                with a `CheckpointError` that says which. A URL (``gs://bucket/run-1``) is a
+                directory in a store that `tf.io.gfile` reaches; rank 0 alone needs access.
             save_every_steps: Also saves within epochs, whenever so many steps have been done since
                 the last save; at least 1. None saves at the end of each epoch, after validation.
             keep: How many of the newest checkpoints stay, at least 1. The best one stays besides,
@@ -87,7 +89,8 @@ class Checkpoint(JobCallback):
 
         Raises:
             CheckpointError: ``keep`` is less than 1.
-            UnsupportedError: ``save_every_steps`` or ``mode`` is none of these.
+            UnsupportedError: ``save_every_steps`` or ``mode`` is none of these; or ``directory``
+                is a URL in a `pathlib.Path`, which can't hold one.
         """
         super().__init__()
         if save_every_steps is not None and save_every_steps < 1:
@@ -96,7 +99,7 @@ class Checkpoint(JobCallback):
             )
         if mode not in ("auto", "min", "max"):
             raise UnsupportedError(f"mode is {mode!r}; expected auto, min or max.")
-        self.store = CheckpointStore(Path(directory), keep)
+        self.store = CheckpointStore(make_path(directory), keep)
         self._every = save_every_steps
         self._monitor = monitor
         self._mode = mode
@@ -107,7 +110,7 @@ class Checkpoint(JobCallback):
         self._restored: snapshots.Restored | None = None
         self._writer = BackgroundWriter()
         self._preemption = Preemption()
-        self._lock: DirectoryLock | None = None
+        self._lock: DirectoryLock | RemoteLock | None = None
 
     def wait(self) -> None:
         """Waits until the last checkpoint is on the disk, or logs why it isn't; rank 0 writes."""
@@ -231,7 +234,7 @@ class Checkpoint(JobCallback):
         if current().cluster.rank == 0:
             self._lock = self.store.prepare()
 
-    def _newest(self) -> tuple[Path, Snapshot] | None:
+    def _newest(self) -> tuple[Path | RemotePath, Snapshot] | None:
         """The newest valid checkpoint, on rank 0."""
         if current().cluster.rank:
             return None
@@ -242,13 +245,14 @@ class Checkpoint(JobCallback):
             _LOG.warning("%s; it is now %s, and the one before it is tried", found, aside.name)
         return None
 
-    def _compare(self, mine: Path | None) -> Path | None:
+    def _compare(self, mine: Path | RemotePath | None) -> Path | RemotePath | None:
         """The checkpoint that rank 0 resumes from; all ranks must call it together.
 
         Where the directory isn't shared, and rank 0 has come to another host than before, it finds
-        nothing, and would start anew and later overwrite what there is.
+        nothing, and would start anew and later overwrite what there is. A store is shared.
         """
-        if current().cluster.rank:  # By now rank 0 has set aside what is damaged.
+        is_shared = isinstance(self.store.directory, RemotePath)
+        if current().cluster.rank and not is_shared:  # By now rank 0 has set aside what is damaged.
             mine = next(iter(self.store.files()), None)
         names = allgather_object(None if mine is None else mine.name)
         if names[0] is None and any(names):
@@ -260,7 +264,7 @@ class Checkpoint(JobCallback):
             )
         return self.store.directory / names[0] if names[0] else None
 
-    def _restore(self, fit: FitState, snapshot: Snapshot | None, path: Path) -> None:
+    def _restore(self, fit: FitState, snapshot: Snapshot | None, path: Path | RemotePath) -> None:
         self._restored = restored = snapshots.restore(fit, snapshot)
         self._best, self._best_of = restored.best["value"], restored.best["of"]
         position = restored.position

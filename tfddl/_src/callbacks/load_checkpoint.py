@@ -1,7 +1,6 @@
 """`load_checkpoint`: the weights of a checkpoint, for what comes after training."""
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -9,6 +8,7 @@ import keras
 from tfddl._src.callbacks import snapshots
 from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.collectives import broadcast_object, broadcast_variables, on_all_ranks
+from tfddl._src.remote import make_path
 from tfddl._src.runtime import current
 from tfddl.errors import CheckpointError, UnsupportedError
 
@@ -25,7 +25,7 @@ def load_checkpoint(
     training: predictions, a model to keep.
 
     Args:
-        directory: The directory that `tfddl.callbacks.Checkpoint` was given.
+        directory: The directory that `tfddl.callbacks.Checkpoint` was given, or its URL.
         model: The model that was trained, built; it need not be compiled.
         which: The newest valid checkpoint, or the best.
 
@@ -40,7 +40,7 @@ def load_checkpoint(
     """
     if which not in ("newest", "best"):
         raise UnsupportedError(f"which is {which!r}; expected newest or best.")
-    store = CheckpointStore(Path(directory))
+    store = CheckpointStore(make_path(directory))
 
     def find() -> Snapshot | None:
         if current().cluster.rank:

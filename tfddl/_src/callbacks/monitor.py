@@ -27,6 +27,7 @@ from tfddl._src.comm.native import format_ranks
 from tfddl._src.keras_hooks import FitState, JobCallback
 from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.keras_hooks.step_state import step_state
+from tfddl._src.remote import make_path
 from tfddl._src.runtime import current
 from tfddl.errors import DataError, DisagreementError, UnsupportedError
 
@@ -67,8 +68,9 @@ class Monitor(JobCallback):
         """Checks the arguments.
 
         Args:
-            log_dir: A directory of this training's own, which rank 0 makes and writes. To compare
-                trainings, give each a directory, and TensorBoard the one that these are in.
+            log_dir: A directory of this training's own, or its URL, which rank 0 makes and writes.
+                To compare trainings, give each a directory, and TensorBoard the one that these are
+                in.
             update_every_steps: About how many steps there are between two points of ``step/`` and
                 ``speed/``, at least 1. An epoch is cut into about equal parts of about that length.
             hparams: The flags of the training: numbers, booleans, strings; others become strings.
@@ -82,14 +84,15 @@ class Monitor(JobCallback):
                         return {"masks": np.concatenate([images / 255, masks], axis=2)}
 
         Raises:
-            UnsupportedError: update_every_steps is not a positive integer.
+            UnsupportedError: update_every_steps is not a positive integer, or log_dir is a URL in a
+                `pathlib.Path`, which can't hold one.
         """
         super().__init__()
         if not isinstance(update_every_steps, int) or update_every_steps < 1:
             raise UnsupportedError(
                 f"update_every_steps is {update_every_steps!r}; expected an integer of at least 1."
             )
-        self._log_dir = os.fspath(log_dir)
+        self._log_dir = str(make_path(log_dir))
         self._update_every_steps = update_every_steps
         self._hparams = None if hparams is None else dict(hparams)
         self._predictions = predictions
