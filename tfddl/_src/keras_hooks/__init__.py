@@ -40,7 +40,6 @@ from tfddl._src.keras_hooks import (
     logs,
     loss_metrics,
     loss_scaling,
-    rank_zero,
     resume,
     scope,
     script_strategies,
@@ -61,7 +60,7 @@ from tfddl._src.keras_hooks.step_state import step_state as step_state
 
 _PARTS = (
     *(script_strategies, scope, compile, train_step, loss_metrics, fit, logs, evaluate, resume),
-    *(builtin_callbacks, rank_zero, loss_scaling, sync_batch_norm),
+    *(builtin_callbacks, loss_scaling, sync_batch_norm),
 )
 
 

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 
 from tfddl._src.keras_hooks.fit_state import JobCallback, running_fit
-from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -111,13 +110,6 @@ for _event in _EVENTS:
     setattr(OnRankZero, _event, _forwarding(_event))
 
 
-def install() -> None:
-    """Hooks into assignments of variables, which are looked at while a callback acts alone."""
-    # Layers, models and optimizers set their variables by it; tf.Variable.assign under it is for
-    # Keras alone (keras/src/backend/common/variables.py, Keras 3.11 to 3.15).
-    wrap_method(keras.Variable, "assign", ("value",), _assign)
-
-
 def is_tracker(callback: Any) -> bool:
     """Whether a callback is of an experiment tracker's package, or derived from one that is."""
     return any(base.__module__.partition(".")[0] in _TRACKERS for base in type(callback).__mro__)
@@ -127,7 +119,7 @@ def _refuse(kind: type) -> None:
     if issubclass(kind, _TRAINING):
         raise UnsupportedError(
             f"OnRankZero was given {kind.__name__}, which changes the training, and must act on "
-            "every rank. HINT: give it to fit as it is; what it writes is written by rank 0 only."
+            "every rank. HINT: give it to fit as it is, on every rank."
         )
 
 
@@ -150,10 +142,6 @@ class _Watch:
         return [v.path for v, before in entries if np.array(v).tobytes() != before.tobytes()]
 
 
-_watches: list[_Watch] = []
-"""Of the callbacks that act alone at the moment; fits nest."""
-
-
 @contextmanager
 def _watched(callback: Any, model: Any, event: str) -> Iterator[None]:
     """Raises where a callback changes on rank 0 what the ranks must have alike.
@@ -167,11 +155,8 @@ def _watched(callback: Any, model: Any, event: str) -> Iterator[None]:
         yield
         return
     watch = _Watch(model)
-    _watches.append(watch)
-    try:
+    with _noting_assignments(watch):
         yield
-    finally:
-        _watches.remove(watch)
     if changed := watch.changed():
         more = f" and {len(changed) - 1} more" if changed[1:] else ""
         raise UnsupportedError(
@@ -182,7 +167,20 @@ def _watched(callback: Any, model: Any, event: str) -> Iterator[None]:
         )
 
 
-def _assign(original: Callable[..., Any], self: Any, value: Any) -> Any:
-    for watch in _watches:
-        watch.note(self)
-    return original(self, value)
+@contextmanager
+def _noting_assignments(watch: _Watch) -> Iterator[None]:
+    # Layers, models and optimizers set their variables by this method, and assign_add comes to it
+    # too (keras/src/backend/common/variables.py, Keras 3.11 to 3.15). It is replaced for the time
+    # of the event only: a training step then doesn't pass here.
+    home: Any = next(base for base in keras.Variable.__mro__ if "assign" in vars(base))
+    original = home.assign
+
+    def assign(variable: Any, value: Any) -> Any:
+        watch.note(variable)
+        return original(variable, value)
+
+    home.assign = assign
+    try:
+        yield
+    finally:
+        home.assign = original
