@@ -96,6 +96,28 @@ def test_a_rank_that_dies_is_noticed_at_once(length: int, by: str) -> None:
     assert all(loss[by] in text for text in texts)
 
 
+@pytest.mark.parametrize(("size", "length"), [(2, 7), (3, 7), (4, 60_000)])
+@BY
+def test_ranks_that_have_joined_count_as_zeros(size: int, length: int, by: str) -> None:
+    for rank, (wrong, lasts, told) in enumerate(run("joins", size, by=by, length=length)):
+        assert wrong == []
+        assert lasts == [size - 1, 0]
+        refused = [text for text in told if text.startswith("allgather <g> needs all ranks, but ")]
+        assert len(refused) == len(told) - len([t for t in told if "different things" in t])
+        if rank in (0, size - 1):  # Each was the last in one of the rounds.
+            alone = "rank 10 has" if size == 2 else f"ranks 10..{8 + size} have"
+            if rank:
+                assert any(f"but {alone} called join; until all have" in text for text in refused)
+            assert len(refused) == size - 1
+
+
+@BY
+def test_a_rank_that_has_joined_and_dies_is_noticed(by: str) -> None:
+    first, second, _ = run("dies_joined", 3, by=by)
+    # One of the two may notice by the end of the other, which notices first.
+    assert any("waits in allreduce <step>, but rank 12 " in text for text in (first, second))
+
+
 CASES = re.escape(str(Path(__file__).parent / "cases" / "native_comm.py"))
 
 

@@ -1,5 +1,6 @@
 """Cases about `tfddl._src.comm.native`, run by every worker of `tests.native_workers`."""
 
+import functools
 import hashlib
 import os
 import resource
@@ -197,6 +198,70 @@ def dies(communicator: Communicator, network: Network, length: int) -> tuple[str
     except PeerLostError as error:
         return str(error), time.monotonic() - begin_s
     return "no error", 0.0
+
+
+def joins(communicator: Communicator, network: Network, length: int) -> list[Any]:
+    """In each of two rounds, rank r takes part in 2 + r operations of each kind, or the first in
+    most, and joins; what is wrong, who was the last, and what the last one was told."""
+    size, rank = communicator.size, communicator.rank
+    wrong: list[str] = []
+    lasts: list[int] = []
+    told: set[str] = set()
+    for order in (list(range(size)), list(range(size))[::-1]):
+        for number in range(2 + order[rank]):
+            here = [r for r in range(size) if number < 2 + order[r]]
+            for reduction in REDUCED:
+                mine = _made(rank, length, np.float32) + 1
+                rows = [_made(r, length, np.float32) + 1 for r in here]
+                rows += [np.zeros(length, np.float32)] * (size > len(here))
+                found = np.concatenate(
+                    communicator.all_reduce(
+                        np.array_split(mine, 3), reduction, OpSignature("", f"{reduction}")
+                    )
+                )
+                if not np.array_equal(found, functools.reduce(_FUNCTIONS[reduction], rows)):
+                    wrong.append(f"{reduction} {number}")
+            rows = [(_made(r, length, np.float32) + 1) * (r in here) for r in range(size)]
+            rows_found = communicator.all_gather(mine, OpSignature("", "rows"), joinable=True)
+            if not np.array_equal(rows_found, np.stack(rows)):
+                wrong.append(f"rows {number}")
+            told |= _refused_after_joining(communicator, mine)
+        joined = communicator.join(OpSignature("", "join"))
+        lasts.append(joined.last)
+        if joined.missed != (len(REDUCED) + 3) * (size - 1 - order[rank]):
+            wrong.append(f"missed {joined.missed}")
+        left = len(network.mesh._mailbox)
+        communicator.all_reduce([mine], ReduceOp.SUM, OpSignature("", "in between"))
+        if left > 1:  # What the others do in between may have come.
+            wrong.append(f"{left} messages left")
+    return [wrong, lasts, sorted(told)]
+
+
+def _refused_after_joining(communicator: Communicator, mine: np.ndarray) -> set[str]:
+    """What ranks are told that gather, or differ, while others have joined."""
+    name = "allreduce <mine>" if communicator.rank % 2 else "allreduce <other>"
+    told = set()
+    for call in (
+        lambda: communicator.all_gather(mine, OpSignature("g", "allgather <g>")),
+        lambda: communicator.all_reduce([mine], ReduceOp.SUM, OpSignature("", name)),
+    ):
+        try:
+            call()
+        except DisagreementError as error:
+            told.add(str(error))
+    return told
+
+
+def dies_joined(communicator: Communicator, network: Network) -> str:
+    """The last rank is killed once it has joined, which the others wait for."""
+    if communicator.rank == communicator.size - 1:
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGKILL]).start()
+        communicator.join(OpSignature("", "join"))
+    try:
+        while True:
+            _sum(communicator, "step")
+    except PeerLostError as error:
+        return str(error)
 
 
 def exits(communicator: Communicator, network: Network, problem: str) -> list[str]:

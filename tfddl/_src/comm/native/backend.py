@@ -34,13 +34,15 @@ class Backend(abc.ABC):
     `PeerLostError` and `StalledError`.
     """
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int]) -> None:
+    def __init__(self, mesh: Mesh, ranks: Sequence[int], purpose: str = "") -> None:
         """Sends nothing yet.
 
         Args:
             mesh: connects the workers.
             ranks: who takes part, as the mesh numbers them, ascending, this worker among them.
+            purpose: tells it from other backends of the same ranks.
         """
+        self._purpose = purpose
         self.counters = ByteCounters()
         self._mesh, self._ranks = mesh, tuple(ranks)
         self._rank, self._size = self._ranks.index(mesh.rank), len(self._ranks)
@@ -155,8 +157,9 @@ class Network:
     mesh: Mesh
     """Messages between all of them."""
 
-    make_backend: Callable[[Sequence[int]], Backend]
-    """Makes what moves large arrays between some of them, as the mesh numbers them."""
+    make_backend: Callable[[Sequence[int], str], Backend]
+    """Makes what moves large arrays between some of them, as the mesh numbers them, for a
+    purpose (see `Backend`)."""
 
     def __enter__(self) -> Network:
         return self

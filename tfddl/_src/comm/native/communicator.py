@@ -20,8 +20,9 @@ import numpy as np
 
 from tfddl._src.comm.native.backend import Network
 from tfddl._src.comm.native.buffer_pool import BufferPool, aligned_size
-from tfddl._src.comm.native.diagnostics import describe_difference
+from tfddl._src.comm.native.diagnostics import describe_difference, describe_joined
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
+from tfddl._src.comm.native.join import Joined, Joins
 from tfddl._src.comm.native.messages import (
     MAX_PAYLOAD_BYTES,
     Message,
@@ -62,28 +63,56 @@ class Communicator:
         counters: bytes moved.
     """
 
-    def __init__(self, network: Network, ranks: Sequence[int]) -> None:
+    def __init__(self, network: Network, ranks: Sequence[int], purpose: str = "") -> None:
         """Sends nothing yet.
 
         Args:
             network: connects the workers.
             ranks: who takes part, ascending, this worker among them.
+            purpose: tells it from other communicators of the same ranks.
         """
         mesh = network.mesh
         self.ranks = tuple(ranks)
         self.rank = self.ranks.index(mesh.rank)
         self.size = len(self.ranks)
         self._mesh = mesh
-        self._backend = network.make_backend(self.ranks)
+        self._network = network
+        self._backend = network.make_backend(self.ranks, purpose)
         self.counters = self._backend.counters
         self._others = [rank for rank in self.ranks if rank != mesh.rank]
-        self._key = ",".join(map(str, self.ranks))
+        self._key = ",".join(map(str, self.ranks)) + purpose
+        self._joins = Joins(mesh, self.ranks, self._key)
+        self._remaining: dict[tuple[int, ...], Communicator] = {}
         self._occurrences: dict[str, int] = {}
         self._lock = threading.Lock()
         self._sequencer = Sequencer()
         self._next_number = 0
         self._pool = BufferPool()
         self._failure: BaseException | None = None
+
+    def join(self, signature: OpSignature) -> Joined:
+        """Takes part in nothing more until all workers have joined, for which it waits.
+
+        In reductions of the others this worker counts as zeros; their other operations raise
+        `DisagreementError`. They notice if it is lost meanwhile.
+
+        Args:
+            signature: of the call, for messages.
+
+        Returns:
+            The last one is an index among these workers.
+        """
+        with self._keeping_failures():
+            with self._lock:
+                known = dict(self._occurrences)
+            joined = self._joins.join(sum(known.values()), signature)
+            # What others sent before they knew that this worker has joined.
+            for name, number in known.items():
+                while self._mesh.discard(self._tag(name, number, self._joins.rounds - 1)):
+                    number += 1
+            with self._lock:
+                self._occurrences.clear()
+        return joined._replace(last=self.ranks.index(joined.last))
 
     def all_reduce(
         self,
@@ -107,31 +136,47 @@ class Communicator:
         # The scale is multiplied in where inputs are copied: no extra pass over memory.
         inputs = FusionBuffer(arrays, scale=scale)
         self.counters.reduced += inputs.num_bytes
-        with self._begin(signature, inputs, output_lengths=inputs.lengths) as operation:
+        with self._begin(
+            signature, inputs, output_lengths=inputs.lengths, joinable=True
+        ) as operation:
             outputs = FusionBuffer(operation.outputs.shared)
             if operation.is_inline:
                 outputs.write(0, reduce(operation.inline_rows(inputs, self.ranks), reduction))
                 self.counters.written += inputs.num_bytes
+            elif operation.joined:
+                rest = self._without(operation.joined)
+                total = FusionBuffer(rest.all_reduce(arrays, reduction, signature, scale=scale))
+                zeros = np.zeros(inputs.length, inputs.dtype)
+                outputs.write(0, reduce([total.read(0, total.length), zeros], reduction))
             else:
                 self._backend.all_reduce(operation, inputs, outputs, reduction)
         return operation.outputs.private
 
-    def all_gather(self, array: np.ndarray, signature: OpSignature) -> np.ndarray:
+    def all_gather(
+        self, array: np.ndarray, signature: OpSignature, *, joinable: bool = False
+    ) -> np.ndarray:
         """Gives every worker the arrays of all.
 
         Args:
             array: shape (length,), the same length everywhere.
             signature: of the operation.
+            joinable: whether it goes on without workers that have joined, whose rows are zeros.
 
         Returns:
             Shape (size, length), rows in rank order.
         """
         inputs = FusionBuffer([array])
         shape = (self.size, inputs.length)
-        with self._begin(signature, inputs, output_lengths=[shape[0] * shape[1]]) as operation:
+        lengths = [shape[0] * shape[1]]
+        with self._begin(signature, inputs, output_lengths=lengths, joinable=joinable) as operation:
             rows = operation.outputs.shared[0].reshape(shape)
             if operation.is_inline:
                 rows[:] = operation.inline_rows(inputs, self.ranks)
+            elif operation.joined:
+                rows[:] = 0
+                rest = self._without(operation.joined)
+                present = [rank not in operation.joined for rank in self.ranks]
+                rows[present] = rest.all_gather(array, signature)
             else:
                 self._backend.all_gather(operation, array, rows)
         return operation.outputs.private[0].reshape(shape)
@@ -238,6 +283,7 @@ class Communicator:
         *,
         num_bytes: int | None = None,
         output_lengths: Sequence[int] = (),
+        joinable: bool = False,
     ) -> Iterator[OperationContext]:
         """Exchanges the first messages, and compares; a large operation then waits for its turn.
 
@@ -246,18 +292,27 @@ class Communicator:
             inputs: sent along if they are small.
             num_bytes: has to be alike everywhere; by default that of `inputs`.
             output_lengths: of the results that are alike everywhere.
+            joinable: whether it goes on without workers that have joined; others raise.
         """
+        num_bytes = inputs.num_bytes if num_bytes is None else num_bytes
+        # np.errstate: a script may have made NumPy's warnings (overflow, NaN) errors. One
+        # would end this worker in the middle of an operation, and leave the others waiting.
+        with (
+            self._keeping_failures(),
+            np.errstate(all="ignore"),
+            self._exchange_first(
+                signature, inputs, num_bytes, output_lengths, joinable
+            ) as operation,
+        ):
+            yield operation
+
+    @contextlib.contextmanager
+    def _keeping_failures(self) -> Iterator[None]:
+        """Around what others wait for: if it fails in the middle, nothing after it can work."""
         self._mesh.raise_if_aborted()
         self._raise_after_failure()
-        num_bytes = inputs.num_bytes if num_bytes is None else num_bytes
         try:
-            # np.errstate: a script may have made NumPy's warnings (overflow, NaN) errors. One
-            # would end this worker in the middle of an operation, and leave the others waiting.
-            with (
-                np.errstate(all="ignore"),
-                self._exchange_first(signature, inputs, num_bytes, output_lengths) as operation,
-            ):
-                yield operation
+            yield
         except DisagreementError:
             # All workers raise it, after the same messages and before anything large is moved: none
             # is ahead, so that the next operation works.
@@ -274,6 +329,7 @@ class Communicator:
         inputs: FusionBuffer,
         num_bytes: int,
         output_lengths: Sequence[int],
+        joinable: bool,
     ) -> Iterator[OperationContext]:
         # One message from each worker instead of three or more: for small tensors the latency of
         # messages is all that counts.
@@ -283,16 +339,23 @@ class Communicator:
         else:
             payload = self._backend.offer_free(self._sequencer.completed)
         tag = self._next_tag(signature.name)
-        self._mesh.send(self._others, tag, Message(signature.digest, num_bytes, payload))
-        received = self._mesh.collect(tag, self._others, signature)
+        gone = self._mesh.arrived(self._joins.tag)
+        peers = [rank for rank in self._others if rank not in gone] if gone else self._others
+        self._mesh.send(peers, tag, Message(signature.digest, num_bytes, payload))
+        received = self._mesh.collect(tag, self._others, signature, excuse=self._joins.tag)
         others = list(received.values())
         if any(m.digest != signature.digest or m.value != num_bytes for m in others):
             # All workers have all first messages: where one sees a difference, all do.
             # Sizes are shown only where signatures are alike, and so don't explain the difference.
             is_same = all(m.digest == signature.digest for m in others)
-            self._raise_difference(tag, signature, num_bytes if is_same else None)
-        operation = OperationContext(signature, tag, received, self._exchange)
-        if is_inline:
+            peers = [rank for rank in self._others if rank in received]
+            self._raise_difference(tag, signature, num_bytes if is_same else None, peers)
+        joined = [rank for rank in self._others if rank not in received]
+        if joined and not joinable:
+            ranks = [self._mesh.global_ranks[rank] for rank in joined]
+            raise DisagreementError(describe_joined(str(signature), ranks))
+        operation = OperationContext(signature, tag, received, self._exchange, joined)
+        if operation.is_inline or joined:
             arrays = [np.empty(length, inputs.dtype) for length in output_lengths]
             operation.outputs = OutputBuffers(arrays, arrays)
             yield operation
@@ -329,9 +392,20 @@ class Communicator:
         with self._lock:
             occurrence = self._occurrences.get(name, 0)
             self._occurrences[name] = occurrence + 1
+        return self._tag(name, occurrence, self._joins.rounds)
+
+    def _tag(self, name: str, occurrence: int, rounds: int) -> Tag:
         # The ranks are part of the hash: communicators of one network share its mailbox. Numbers
         # wrap at 32 bits, when nothing of so old an operation is under way any more.
-        return Tag(stable_hash(f"{self._key} {name}"), occurrence % 2**32, _FIRST)
+        return Tag(stable_hash(f"{self._key}/{rounds} {name}"), occurrence % 2**32, _FIRST)
+
+    def _without(self, joined: Sequence[int]) -> Communicator:
+        """The communicator of those that haven't joined, for what is too large for messages."""
+        ranks = tuple(rank for rank in self.ranks if rank not in joined)
+        if ranks not in self._remaining:
+            purpose = f" of {self._key}"
+            self._remaining[ranks] = Communicator(self._network, ranks, purpose)
+        return self._remaining[ranks]
 
     def _number_of(
         self, tag: Tag, signature: OpSignature, num_bytes: int, offers: Sequence[bytes]
@@ -366,22 +440,19 @@ class Communicator:
         return message.value, message.payload
 
     def _raise_difference(
-        self, tag: Tag, signature: OpSignature, num_bytes: int | None
+        self, tag: Tag, signature: OpSignature, num_bytes: int | None, peers: Sequence[int]
     ) -> NoReturn:
         """Exchanges what each worker is about to do; all of them have noticed a difference."""
         tag = tag._replace(step=_DIFFERENCE)
         text = signature.text if num_bytes is None else f"{signature.text}\n{num_bytes} bytes"
         own = Message(0, 0, text.encode()[:MAX_PAYLOAD_BYTES])
-        self._mesh.send(self._others, tag, own)
-        messages = {
-            **self._mesh.collect(tag, self._others, signature),
-            self._mesh.rank: own,
-        }
+        self._mesh.send(peers, tag, own)
+        messages = {**self._mesh.collect(tag, peers, signature), self._mesh.rank: own}
         raise DisagreementError(
             describe_difference(
                 {
                     self._mesh.global_ranks[rank]: messages[rank].payload.decode(errors="replace")
-                    for rank in self.ranks
+                    for rank in sorted(messages)
                 }
             )
         )

@@ -32,6 +32,22 @@ def describe_difference(texts: Mapping[int, str]) -> str:
     )
 
 
+def describe_joined(operation: str, ranks: Sequence[int]) -> str:
+    """Why an operation isn't done while workers have joined.
+
+    Args:
+        operation: which.
+        ranks: of those that have joined.
+    """
+    have = "has" if len(ranks) == 1 else "have"
+    return (
+        f"{operation} needs all ranks, but {format_ranks(ranks)} {have} called join; until all "
+        "have, only allreduce works. HINT: call join after the last operation of another kind; "
+        "gradients that are tf.IndexedSlices become dense by sparse_as_dense=True. The next "
+        "operation can go on."
+    )
+
+
 def describe_fork(rank: int) -> str:
     """Why a process that was forked from a worker can't take part.
 

@@ -86,7 +86,7 @@ class Mesh:
         self._mailbox: dict[Tag, dict[int, Message]] = {}
         self._exit_texts: dict[int, str] = {}
         self._stalls = WaitTracker(
-            self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self._arrived
+            self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self.arrived
         )
         # Guards the mailbox, lost peers and `_is_receiving`; notified when any has changed.
         self._changed = threading.Condition()
@@ -120,25 +120,35 @@ class Mesh:
             if not is_taken or not self._sockets.by_peer[peer].flush():
                 self._send_when_possible(peer, None if is_taken else data)
 
-    def collect(self, tag: Tag, peers: Sequence[int], signature: OpSignature) -> dict[int, Message]:
+    def collect(
+        self,
+        tag: Tag,
+        peers: Sequence[int],
+        signature: OpSignature,
+        *,
+        excuse: Tag | None = None,
+        is_timed: bool = True,
+    ) -> dict[int, Message]:
         """Waits for a message of each of some peers.
 
         Args:
             tag: of the messages; one thread at a time may wait for it.
             peers: who sends one.
             signature: of the operation, for errors.
+            excuse: of messages, which stay in the mailbox: whoever has sent one isn't waited for.
+            is_timed: whether a long wait is reported, and given up.
 
         Returns:
-            The messages by peer.
+            The messages by peer, in the order in which they arrived.
 
         Raises:
             PeerLostError: one of the peers has ended without sending it.
             StalledError: not all have arrived in time.
             DeadlockError: they can't arrive.
         """
-        wait = self._stalls.begin(tag, signature)
+        wait = self._stalls.begin(tag, signature, is_timed=is_timed)
         try:
-            messages = self._wait_for_messages(wait, peers)
+            messages = self._wait_for_messages(wait, peers, excuse)
         finally:
             self.waited_s += wait.timer.elapsed_s
             self._stalls.end(wait)
@@ -146,14 +156,19 @@ class Mesh:
             self._stalls.report()  # That this worker no longer waits in it.
         return messages
 
-    def _wait_for_messages(self, wait: Wait, peers: Sequence[int]) -> dict[int, Message]:
+    def _wait_for_messages(
+        self, wait: Wait, peers: Sequence[int], excuse: Tag | None
+    ) -> dict[int, Message]:
         while True:
             with self._changed:
                 arrived = self._mailbox.get(wait.tag, {})
-                wait.missing = missing = [peer for peer in peers if peer not in arrived]
+                silent = [peer for peer in peers if peer not in arrived]
+                excused = self._mailbox.get(excuse, {}) if excuse else {}
+                wait.missing = missing = [peer for peer in silent if peer not in excused]
+                if silent:  # Who is excused has to be alive nevertheless.
+                    self._raise_if_lost(silent, wait.signature)
                 if not missing:
                     return self._mailbox.pop(wait.tag, {})
-                self._raise_if_lost(missing, wait.signature)
                 # One thread at a time may receive from a socket; it does so for all threads.
                 receives = not self._is_receiving
                 if receives:
@@ -165,6 +180,16 @@ class Mesh:
                 self._receive(_POLL_S)
             self.raise_if_aborted()
             self._check_stall(wait)
+
+    def arrived(self, tag: Tag) -> Collection[int]:
+        """The peers whose messages of a tag are in the mailbox, in the order of their arrival."""
+        # Without the lock: copying a dict's keys is atomic under CPython's GIL.
+        return list(self._mailbox.get(tag, ()))
+
+    def discard(self, tag: Tag) -> bool:
+        """Forgets messages that nobody will collect. Returns whether there were any."""
+        with self._changed:
+            return bool(self._mailbox.pop(tag, None))
 
     def abort(self, text: str, kind: type[TfddlError] = StalledError) -> None:
         """Makes all threads that wait here raise an error within a second; for any thread.
@@ -292,10 +317,6 @@ class Mesh:
             # It stays until this worker is in the operation, too. That is bounded: a peer gets no
             # further ahead than a message or two, since each step waits for those of all.
             self._mailbox.setdefault(tag, {})[peer] = message
-
-    def _arrived(self, tag: Tag) -> Collection[int]:
-        # Without the lock: copying a dict's keys is atomic under CPython's GIL.
-        return list(self._mailbox.get(tag, ()))
 
     def _send_when_possible(self, peer: int, data: bytes | None) -> None:
         """Receives until a peer's queue has space: it may itself wait until we read ours.

@@ -32,6 +32,7 @@ class OperationContext:
         signature: what it is.
         is_inline: whether the tensors have travelled within the first messages.
         outputs: memory for the results that are alike on all workers; empty where there are none.
+        joined: who has joined (see `Communicator.join`), and so takes no part.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class OperationContext:
         tag: Tag,
         received: Mapping[int, Message],
         exchange: Callable[[Tag, int, OpSignature], Mapping[int, Message]],
+        joined: Sequence[int] = (),
     ) -> None:
         """Takes the first messages.
 
@@ -48,11 +50,13 @@ class OperationContext:
             tag: of the first messages.
             received: the first message of each other worker.
             exchange: sends a number to all others, and waits for theirs.
+            joined: who has sent none, since it has joined.
         """
         self.signature = signature
         # Sizes were compared before: all workers decide alike.
         self.is_inline = all(m.value <= MAX_PAYLOAD_BYTES for m in received.values())
         self.outputs = OutputBuffers([], [])
+        self.joined = tuple(joined)
         self._tag, self._received, self._exchange = tag, received, exchange
         self._step = _FIRST_STEP
 
@@ -76,6 +80,8 @@ class OperationContext:
     def inline_rows(self, inputs: FusionBuffer, ranks: Sequence[int]) -> list[np.ndarray]:
         """The tensors that came with the first messages, in the order of these ranks.
 
+        Ranks that have joined have zeros.
+
         Args:
             inputs: those of this worker, which is one of the ranks.
             ranks: whose.
@@ -83,6 +89,8 @@ class OperationContext:
         return [
             np.frombuffer(self._received[rank].payload, inputs.dtype)
             if rank in self._received
+            else np.zeros(inputs.length, inputs.dtype)
+            if rank in self.joined
             else inputs.read(0, inputs.length)
             for rank in ranks
         ]

@@ -43,6 +43,7 @@ class ShmBackend(Backend):
         self,
         mesh: Mesh,
         ranks: Sequence[int],
+        purpose: str = "",
         *,
         memory: SharedMemory,
         peers: Mapping[int, PeerMemory],
@@ -52,10 +53,11 @@ class ShmBackend(Backend):
         Args:
             mesh: connects all workers of the host.
             ranks: who takes part, ascending, this worker among them.
+            purpose: tells it from other backends of the same ranks.
             memory: this worker's, which all others have mapped.
             peers: the memory of each other worker.
         """
-        super().__init__(mesh, ranks)
+        super().__init__(mesh, ranks, purpose)
         self._memory, self._peers = memory, peers
         self._pool = OutputPool(memory, None if self._rank == 0 else peers[self._ranks[0]])
         self._staging: list[np.ndarray] | None = None

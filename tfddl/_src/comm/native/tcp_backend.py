@@ -49,15 +49,18 @@ _LOG = logging.getLogger("tfddl")
 class TcpBackend(Backend):
     """TCP between hosts. Connections are made by the first large operation."""
 
-    def __init__(self, mesh: Mesh, ranks: Sequence[int], *, connector: TcpConnector) -> None:
+    def __init__(
+        self, mesh: Mesh, ranks: Sequence[int], purpose: str = "", *, connector: TcpConnector
+    ) -> None:
         """Sends nothing yet.
 
         Args:
             mesh: connects the workers.
             ranks: who takes part, ascending, this worker among them.
+            purpose: tells it from other backends of the same ranks.
             connector: makes the connections.
         """
-        super().__init__(mesh, ranks)
+        super().__init__(mesh, ranks, purpose)
         self._connector = connector
         self._partition = Partition(self._rank, self._size)
         self._sockets: dict[int, socket.socket] = {}
@@ -139,7 +142,7 @@ class TcpBackend(Backend):
             try:
                 found = self._connector.connect(
                     peers,
-                    stable_hash(f"streams between {self._ranks}"),
+                    stable_hash(f"streams between {self._ranks} {self._purpose}"),
                     timeout_s=self._mesh.timeouts.abort_s,
                     check=lambda: self._mesh.raise_if_unreachable(peers, signature),
                 )

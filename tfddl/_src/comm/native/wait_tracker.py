@@ -31,6 +31,8 @@ _MAX_PROBE_INTERVAL_S = 60.0
 
 _MAX_REPORT_BYTES = MAX_PAYLOAD_BYTES // 2
 
+_UNTIMED = Timeouts(warn_s=0.0, abort_s=0.0)
+
 _LOG = logging.getLogger("tfddl")
 
 
@@ -89,9 +91,10 @@ class WaitTracker:
         self._reports: dict[int, str] = {}
         self._detector = DeadlockDetector(self._has_sent)
 
-    def begin(self, tag: Tag, signature: OpSignature) -> Wait:
-        """The calling thread begins to wait."""
-        wait = Wait(next(self._numbers), tag, signature, self._timeouts)
+    def begin(self, tag: Tag, signature: OpSignature, *, is_timed: bool) -> Wait:
+        """The calling thread begins to wait; if it isn't timed, without warnings or a limit."""
+        timeouts = self._timeouts if is_timed else _UNTIMED
+        wait = Wait(next(self._numbers), tag, signature, timeouts)
         self._waits[tag] = wait
         self._is_concurrent |= len(self._waits) > 1
         return wait

@@ -1,0 +1,88 @@
+"""Workers that have joined take part in no operation until all have.
+
+A worker that has nothing more to give tells it to each other one, once, and waits. Whoever waits
+for its message in an operation finds that one instead: sockets keep the order, so that all others
+agree about the operations in which it takes no part, and nobody asks before.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tfddl._src.comm.native.mesh import Mesh
+from tfddl._src.comm.native.messages import Message, OpSignature, Tag, stable_hash
+
+_LAST = 1
+"""The step in which the first worker tells which one was the last."""
+
+_MOST = struct.Struct("<Q")
+
+
+class Joined(NamedTuple):
+    """What workers know once all have joined."""
+
+    last: int
+    """The one that has taken part in most operations; of several, the one that joined last, as the
+    first worker has seen it. The same on all workers."""
+
+    missed: int
+    """In how many operations of the last one this worker has taken no part."""
+
+
+class Joins:
+    """Who of some workers has joined.
+
+    Attributes:
+        rounds: how often all of them have. Operations before and after don't match: those that had
+            joined haven't counted the others' operations.
+    """
+
+    def __init__(self, mesh: Mesh, ranks: Sequence[int], key: str) -> None:
+        """Sends nothing yet.
+
+        Args:
+            mesh: connects the workers.
+            ranks: who takes part, ascending, this worker among them.
+            key: of these workers.
+        """
+        self.rounds = 0
+        self._mesh, self._ranks = mesh, tuple(ranks)
+        self._others = [rank for rank in ranks if rank != mesh.rank]
+        self._hash = stable_hash(f"join {key}")
+
+    @property
+    def tag(self) -> Tag:
+        """Of the messages by which workers join."""
+        return Tag(self._hash, self.rounds % 2**32, 0)
+
+    def join(self, num_operations: int, signature: OpSignature) -> Joined:
+        """Waits, without a limit, until all have joined.
+
+        Args:
+            num_operations: how many this worker has taken part in since all had joined before.
+            signature: of the call, for messages.
+
+        Returns:
+            The last one is a rank, as the mesh numbers them.
+        """
+        tag = self.tag
+        were_first = list(self._mesh.arrived(tag))
+        self._mesh.send(self._others, tag, Message(0, num_operations, b""))
+        received = self._mesh.collect(tag, self._others, signature, is_timed=False)
+        self.rounds += 1
+        first = self._ranks[0]
+        tag = tag._replace(step=_LAST)
+        if self._mesh.rank != first:
+            message = self._mesh.collect(tag, [first], signature)[first]
+            [most] = _MOST.unpack(message.payload)
+            return Joined(message.value, most - num_operations)
+        later = [rank for rank in received if rank not in were_first]
+        numbers = {rank: message.value for rank, message in received.items()}
+        numbers[first] = num_operations
+        # `max` takes the first of those that are alike.
+        last = max([*reversed(later), first, *reversed(were_first)], key=numbers.__getitem__)
+        most = numbers[last]
+        self._mesh.send(self._others, tag, Message(0, last, _MOST.pack(most)))
+        return Joined(last, most - num_operations)
