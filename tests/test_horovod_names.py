@@ -203,7 +203,6 @@ def test_the_tape_s_methods_are_horovod_s() -> None:
     ("call", "message"),
     [
         (lambda h: h.Adasum, "Adasum isn't supported. HINT: op=hvd.Average"),
-        (lambda h: h.join(), "join isn't supported. HINT: tfddl.shard_dataset"),
         (lambda h: h.add_process_set(h.ProcessSet([0])), "hvd.init\\(process_sets="),
         (lambda h: h.broadcast_global_variables(0), "HINT: hvd.broadcast_variables"),
         (lambda h: h.init(comm=[0, 1]), "needs MPI"),

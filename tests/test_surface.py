@@ -33,6 +33,7 @@ EXPORTED = [
     "grouped_reducescatter",
     "init",
     "is_initialized",
+    "join",
     "load_checkpoint",
     "local_rank",
     "local_size",

@@ -1,5 +1,6 @@
 """allgather, and its gradient."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -80,7 +81,7 @@ def stack(
         process_set: Between which ranks; without it, all.
 
     Returns:
-        Shape (size, n), in rank order, the same on every rank.
+        Shape (size, n), in rank order, the same on every rank. Ranks that have joined have zeros.
 
     Raises:
         DisagreementOpError: Ranks came with different dtypes or lengths, or about something else.
@@ -91,6 +92,8 @@ def stack(
     @serialized(group)
     def stacked() -> tf.Tensor:
         bound = negotiate(group, CollectiveRequest.of(group, "stack", name, [tensor]).about(about))
+        signature = dataclasses.replace(bound.signature, joinable=True)
+        bound = dataclasses.replace(bound, signature=signature)
         return all_gather(bound, tf.stop_gradient(tensor))
 
     return stacked()

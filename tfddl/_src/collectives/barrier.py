@@ -3,9 +3,9 @@
 import tensorflow as tf
 
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.collectives.fusion import all_gather
 from tfddl._src.collectives.negotiation import CollectiveRequest, negotiate, serialized
 from tfddl._src.collectives.process_sets import ProcessSet, group_of
+from tfddl._src.comm.native import ReduceOp
 
 
 @no_autograph
@@ -28,6 +28,9 @@ def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -
     @serialized(group)
     def wait() -> None:
         bound = negotiate(group, CollectiveRequest.of(group, "barrier", name, []))
-        all_gather(bound, tf.zeros([1], tf.int32))
+        # Not a gather, which ranks that have joined can't be left out of.
+        bound.process_group.all_reduce(
+            [tf.zeros([1], tf.int32)], ReduceOp.SUM, signature=bound.signature
+        )
 
     wait()

@@ -160,7 +160,7 @@ class CollectiveRequest:
         return int.from_bytes(digest, "little", signed=True)
 
 
-def negotiate(group: Group, request: CollectiveRequest) -> Group:
+def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True) -> Group:
     """Makes sure that all ranks of a group are about to do the same.
 
     A process group that compares by itself does so with every operation. Otherwise, eagerly, this
@@ -169,6 +169,11 @@ def negotiate(group: Group, request: CollectiveRequest) -> Group:
     graph runs, they compare these at every run.
 
     Ranks that name different process sets wait for each other: they don't match.
+
+    Args:
+        group: Who takes part.
+        request: What this rank is about to do.
+        compare: Whether ranks have to do it together.
 
     Returns:
         The group, whose operations belong to this call.
@@ -180,7 +185,7 @@ def negotiate(group: Group, request: CollectiveRequest) -> Group:
     if group.size == 1:
         return group
     CompiledError.check(request)
-    if not group.process_group.compares:
+    if compare and not group.process_group.compares:
         comparing = OpSignature("", f"{COMPARING} {request.lines}")
         asking = dataclasses.replace(group, signature=DynamicSignature(comparing))
         if tf.executing_eagerly():

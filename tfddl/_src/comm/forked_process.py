@@ -50,5 +50,9 @@ class ForkedProcessGroup(ProcessGroup):
         """Raises UnsupportedError."""
         self._refuse()
 
+    def join(self, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
+        """Raises UnsupportedError."""
+        self._refuse()
+
     def _refuse(self) -> NoReturn:
         raise UnsupportedError(describe_fork(self.rank))

@@ -21,6 +21,9 @@ from tfddl._src.comm.native.thread_stacks import is_in_pipeline
 from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, Lengths, ProcessGroup
 
 _MAX_STRETCHES = 64
+
+_AHEAD = 2**40
+"""More operations than any job has."""
 _MAX_EVENTS = 1_000_000
 
 Launch = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
@@ -86,6 +89,11 @@ class _Counts:
         finally:
             with self._lock:
                 self._ended += 1
+
+    def skip(self, number: int) -> None:
+        with self._lock:
+            self._begun += number
+            self._ended += number
 
     def read(self) -> tuple[int, int]:
         return self._begun + self.begun.number, self._ended + self.ended.number
@@ -206,6 +214,23 @@ class Instrumentation:
         finally:
             if self._measures or self.is_tracing:
                 self._add(operation, num_bytes, begin_s)
+
+    @contextlib.contextmanager
+    def joining(self, ranks: tuple[int, ...]) -> Iterator[Callable[[int], None]]:
+        """Around a wait in which this rank isn't to blame for operations that it hasn't begun.
+
+        Args:
+            ranks: Who waits.
+
+        Yields:
+            To be told how many operations the others had meanwhile, which then count here, too.
+        """
+        counts = self._of_everyone if ranks == self._everyone else self._of_some
+        counts.skip(_AHEAD)
+        try:
+            yield counts.skip
+        finally:
+            counts.skip(-_AHEAD)
 
     def around(
         self,

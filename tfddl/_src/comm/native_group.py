@@ -137,7 +137,8 @@ class NativeGroup(ProcessGroup):
         """See `ProcessGroup.all_gather`."""
 
         def work(call: OpSignature, arrays: Arrays) -> Arrays:
-            return [self._communicator.all_gather(arrays[0].reshape(-1), call)]
+            flat, joinable = arrays[0].reshape(-1), signature.joinable
+            return [self._communicator.all_gather(flat, call, joinable=joinable)]
 
         [rows] = self._run(work, [flat], [flat.dtype], signature)
         rows.set_shape([self.size, flat.shape[0]])
@@ -152,6 +153,19 @@ class NativeGroup(ProcessGroup):
             return self._communicator.broadcast(arrays, root, call)
 
         return self._run_alike(work, tensors, None, signature)
+
+    def join(self, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
+        """See `ProcessGroup.join`."""
+
+        def work(call: OpSignature, _: Arrays) -> Arrays:
+            with self._shared.instrumentation.joining(self.ranks) as count_missed:
+                joined = self._communicator.join(call)
+                count_missed(joined.missed)
+            return [np.asarray(joined.last, np.int32)]
+
+        [last] = self._run(work, [], [tf.int32], signature)
+        last.set_shape([])
+        return last
 
     def reduce_scatter(
         self,

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import tensorflow as tf
 
 from tfddl._src.comm.native import ByteCounters, OpSignature, ReduceOp
+from tfddl.errors import UnsupportedError
 
 Lengths: TypeAlias = Sequence[int] | tf.Tensor
 """How many elements go to each rank, in rank order: numbers, or shape (size,), int64, known only
@@ -65,6 +66,9 @@ class DynamicSignature:
     shapes: tuple[tf.Tensor, ...] = ()
     """The dynamic shape of each tensor, int64 or int32: what of it has to be alike. Empty where
     `static` has them all."""
+
+    joinable: bool = False
+    """Whether `all_gather` goes on without ranks that have joined, whose rows are zeros."""
 
 
 UNNAMED = DynamicSignature()
@@ -197,6 +201,28 @@ class ProcessGroup(abc.ABC):
         Returns:
             The same shapes and dtype, bit for bit what the root has.
         """
+
+    def join(self, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
+        """Takes part in nothing more until all members have joined, for which it waits.
+
+        Meanwhile this rank counts as zeros in the others' `all_reduce`; their other operations
+        raise `DisagreementOpError` (in a graph `GraphDisagreementError`).
+
+        Args:
+            signature: What it belongs to.
+
+        Returns:
+            Scalar, int32: the place in the group of the rank that has joined last, the same on all.
+
+        Raises:
+            UnsupportedError: Members can't be left out of the group's operations.
+        """
+        raise UnsupportedError(
+            f"rank {self.ranks[self.rank]} has called join, which {self.name} doesn't know: all "
+            "ranks take part in each of its operations. HINT: join works between CPUs, on one host "
+            "or with one worker per host; and tfddl.shard_dataset gives all ranks the same number "
+            "of steps, so that none has to wait."
+        )
 
     def reduce_scatter(
         self,

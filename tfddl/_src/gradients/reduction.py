@@ -138,6 +138,10 @@ class _Header:
         scale = options.scale * step.loss_divisor
         self.weight_sent = self._count * scale if self._divides else tf.constant(1.0, dtype)
         """What this rank's gradients are multiplied with before they are added up."""
+        self._size: float | None = None
+        if self._divides and not options.by_count and step.count is None:
+            # As in Horovod, also where some have joined, and so have no count.
+            self._size = float(options.size)
         stop = 0.0 if step.stop is None else tf.convert_to_tensor(step.stop)
         broken = 0.0 if finite is None else 1.0 - tf.cast(finite, dtype)
         examples = tf.constant(1.0, dtype) if step.examples is None else step.examples
@@ -164,6 +168,8 @@ class _Header:
         if self._step.statistics is not None:
             changes = total[4 : self._own_length]
             self._step.statistics.take(tf.math.divide_no_nan(changes, total[3]))
+        if self._size is not None:
+            return tf.constant(self._size, total.dtype)
         return total[0] if self._divides else tf.ones_like(total[0])
 
     def sum_with(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:

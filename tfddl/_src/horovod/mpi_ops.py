@@ -247,17 +247,12 @@ def barrier(process_set: ProcessSet = global_process_set) -> None:
     tfddl.barrier(process_set=resolve_process_set(process_set))
 
 
-def join() -> int:
-    """Not supported: equal numbers of steps replace it.
+def join() -> tf.Tensor:
+    """`tfddl.join`: waits until all ranks have called it; returns the last one's rank.
 
-    Raises:
-        UnsupportedError: Always.
+    Averages, also of gradients, are divided by the number of all ranks meanwhile.
     """
-    raise UnsupportedError(
-        "join isn't supported. HINT: tfddl.shard_dataset(x, y, batch_size=…) gives all ranks the "
-        "same number of steps; in a custom training loop, a rank without data can take part with "
-        "any example and DistributedGradientTape(tape).gradient(…, count=0) of tfddl."
-    )
+    return tfddl.join()
 
 
 def broadcast_global_variables(root_rank: int) -> None:
