@@ -27,7 +27,9 @@ from tfddl.errors import StartError
         ({"HOROVOD_TIMELINE": "trace.json"}, Settings(timeline="trace.json")),
         # `start_timeline` will be called.
         ({"HOROVOD_TIMELINE": "DYNAMIC"}, Settings()),
-        ({"HOROVOD_CYCLE_TIME": "nonsense"}, Settings()),
+        ({"HOROVOD_CYCLE_TIME": "x"}, Settings(without_effect=("HOROVOD_CYCLE_TIME",))),
+        ({"HOROVOD_FUSION_THRESHOLD": "4096"}, Settings(fusion_bytes=4096)),
+        ({"HOROVOD_DYNAMIC_PROCESS_SETS": "1"}, Settings(dynamic_process_sets=True)),
     ],
 )
 def test_variables_with_an_effect_are_read(environ: dict[str, str], expected: Settings) -> None:
@@ -41,6 +43,11 @@ def test_variables_with_an_effect_are_read(environ: dict[str, str], expected: Se
 def test_values_that_are_no_seconds_are_refused(name: str, text: str) -> None:
     with pytest.raises(StartError, match=f"{name} is '{text}'; expected seconds"):
         Settings.of({name: text})
+
+
+def test_no_number_of_bytes_is_refused() -> None:
+    with pytest.raises(StartError, match="HOROVOD_FUSION_THRESHOLD is '-1'; expected a number of"):
+        Settings.of({"HOROVOD_FUSION_THRESHOLD": "-1"})
 
 
 @pytest.mark.long

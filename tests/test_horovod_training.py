@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.cases.horovod_training import LAYERS, SETTINGS, STEPS, gradient, kernels
+from tests.cases.horovod_training import LAYERS, SETTINGS, STEPS, Halved, gradient, kernels
 from tests.group import Groups
 
 CASES = "tests.cases.horovod_training"
@@ -90,6 +90,64 @@ def test_gradients_are_divided_into_local_and_global_ones(groups: Groups) -> Non
     for rank, (local, others) in enumerate(groups(3).run(f"{CASES}:local_and_global")):
         assert local == [("mine:0", pytest.approx(rank / 3))]
         assert others == [("ours:0", pytest.approx(1.0))]
+
+
+@pytest.mark.parametrize("init", [{}, pytest.param({"collective": "ring"}, marks=pytest.mark.long)])
+def test_process_sets_made_while_running(groups: Groups, init: dict[str, Any]) -> None:
+    for rank, (found, refused) in enumerate(
+        groups(3, **init).run(f"{CASES}:sets_made_while_running")
+    ):
+        ids = [None, 1, 2, 3]
+        sums = [] if rank == 1 else [4.0]
+        removed = [True, False, True, False]
+        # Horovod gives the id that has been free for longest.
+        assert found == [*ids, 2, *sums, *removed, None, 2, 1, True, True]
+        assert 'hvd.init(process_sets="dynamic"), or HOROVOD_DYNAMIC_PROCESS_SETS=1' in refused[0]
+        assert refused[1].startswith("ProcessSet([0]) has an id already, or it is the set of all")
+        assert refused[2].startswith("ProcessSet([0, 1, 2]) has an id already")
+        assert refused[3] == "ProcessSet([3]) names ranks that a job of 3 hasn't."
+        for one in range(3):
+            assert f"rank {one}: barrier <add_process_set ProcessSet([{one}])>" in refused[4]
+        assert "There is no process set with the id 1, but 1 with others" in refused[5]
+
+
+def test_a_script_s_own_compressor(groups: Groups) -> None:
+    for found in groups(2).run(f"{CASES}:compressed"):
+        assert found == {
+            "allreduce": [3.0, 3.0],
+            "grouped": [[3.0, 3.0]] * 2,
+            "reducescatter": [3.0],
+            "in a graph": [3.0, 3.0],
+            "fp16": ["float16", "float64"],
+            "rounded": 1.0,
+            "integers": "int32",
+            "none": True,
+        }
+    options: dict[str, Any] = {"compression": Halved, "op": "sum"}
+    for found in groups(2).run(f"{CASES}:optimizer", **options):
+        plain = groups(2).run(f"{CASES}:optimizer", op="sum")[0]
+        for kind in ("eager", "graph"):
+            for one, other in zip(found[kind], plain[kind], strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_averages_of_slices_are_divided_as_horovod_does(groups: Groups) -> None:
+    for found in groups(2).run(f"{CASES}:slices"):
+        # An integer divided by an integer is a float64 in TensorFlow.
+        for dtype, result in (("int32", "float64"), ("float32", "float32")):
+            halves = [[0.5, 0.5], [1.0, 1.0]]
+            assert found[dtype] == [
+                *(result, halves, [0, 1]),
+                *([1.5, 1.5], halves, [[1, 1], [2, 2]]),
+            ]
+        assert "only average and sum are" in found["refused"][0]
+        for text in found["refused"][1:]:
+            assert text.startswith("prescale_factor and postscale_factor aren't there for tf.Ind")
+
+
+def test_a_variable_made_local_later(groups: Groups) -> None:
+    found = groups(2).run(f"{CASES}:local_variable")
+    assert found == [[pytest.approx((rank + 1) / 2), pytest.approx(1.5)] for rank in range(2)]
 
 
 def test_a_process_set_is_registered_once(groups: Groups) -> None:

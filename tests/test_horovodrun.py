@@ -21,6 +21,7 @@ SHOW = "import os; print({k: v for k, v in os.environ.items() if k.startswith('H
         ),
         (("--no-stall-check",), {"STALL_CHECK_DISABLE": "1"}),
         (("--timeline-filename", "trace.json"), {"TIMELINE": "trace.json"}),
+        (("--fusion-threshold-mb", "2"), {"FUSION_THRESHOLD": "2097152"}),
     ],
 )
 def test_what_init_has_to_know_reaches_it(
@@ -37,7 +38,7 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
     hosts.write_text("localhost slots=1\n")
     done = launch(
         *("-hostfile", str(hosts), "--min-num-proc", "1", "--reset-limit", "2"),
-        *("--elastic-timeout", "60", "--fusion-threshold-mb", "32", "--cycle_time_ms", "3.5"),
+        *("--elastic-timeout", "60", "--cycle_time_ms", "3.5"),
         *("--autotune", "--blacklist-cooldown-range", "60", "300", "--max-np", "4", "--gloo"),
         *(sys.executable, "-S", "-c", "print('ran')", "--autotune"),
         cwd=tmp_path,
@@ -47,7 +48,7 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
     assert all(line.startswith("tfddlrun: without effect: ") for line in lines)
     told = [line.split(" (")[0].removeprefix("tfddlrun: without effect: ") for line in lines]
     assert told == [
-        "--fusion-threshold-mb, --cycle-time-ms, --autotune",
+        "--cycle-time-ms, --autotune",
         "--blacklist-cooldown-range",
         "--max-np",
         "--gloo",
@@ -70,6 +71,7 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
         (("--config-file", "c.yaml"), "HINT: give them on the command line"),
         (("--stall-check-warning-time-seconds", "-1"), "must be 0 (never) or more seconds"),
         (("--stall-check-shutdown-time-seconds", "nan"), "must be 0 (never) or more seconds"),
+        (("--fusion-threshold-mb", "-1"), "--fusion-threshold-mb is -1; it must be 0 or more"),
     ],
 )
 def test_what_can_not_be_done_says_what_to_use(

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfddl
 import tfddl.horovod.tensorflow as hvd
 import tfddl.horovod.tensorflow.keras as hvd_keras
+from tfddl._src.horovod.process_sets import REGISTERED
 
 LAYERS = ("own", "ours", "more")
 STEPS = 6
@@ -132,6 +133,111 @@ def local_and_global() -> list[list[tuple[str, float]]]:
     tape.register_local_source(mine)
     parts = tape.get_local_and_global_gradients(loss, [ours, mine])
     return [[(v.name, float(g)) for v, g in part] for part in parts]
+
+
+def sets_made_while_running() -> list[Any]:
+    """Ids, sums and what is refused, of sets that are added and removed; then the same again."""
+    rank, size = tfddl.rank(), tfddl.size()
+    REGISTERED.current().is_dynamic = False
+    refused = [_refusal(lambda: hvd.add_process_set([0]))]
+    hvd.init(process_sets="dynamic")
+    first, second = hvd.add_process_set([0]), hvd.add_process_set(hvd.ProcessSet([size - 1, 0]))
+    last = hvd.ProcessSet([size - 1])
+    found: list[Any] = [last.process_set_id]
+    hvd.add_process_set(last)
+    found += [one.process_set_id for one in (first, second, last)]
+    found += [int(hvd.size_op(second.process_set_id or 0))]
+    refused += [
+        _refusal(lambda: hvd.add_process_set([0])),
+        _refusal(lambda: hvd.add_process_set(range(size))),
+        _refusal(lambda: hvd.add_process_set([size])),
+        _refusal(lambda: hvd.add_process_set([rank])),
+    ]
+    if second.included():
+        found.append(float(hvd.allreduce(rank + 1.0, op=hvd.Sum, process_set=second)))
+    found += [hvd.remove_process_set(one) for one in (first, hvd.global_process_set, last, first)]
+    found += [first.process_set_id, second.process_set_id]
+    refused.append(_refusal(lambda: hvd.size_op(1)))
+    again = hvd.add_process_set([1])
+    found.append(again.process_set_id)
+    found += [hvd.remove_process_set(one) for one in (again, second)]
+    return [found, refused]
+
+
+def _refusal(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except (ValueError, tf.errors.FailedPreconditionError) as error:
+        return str(error)
+    return "no error"
+
+
+class Halved:
+    """A script's own compressor, in whose hands a tensor becomes its half, as float64."""
+
+    @staticmethod
+    def compress(tensor: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        return tf.cast(tensor, tf.float64) / 2, tensor.dtype
+
+    @staticmethod
+    def decompress(tensor: tf.Tensor, ctx: Any) -> tf.Tensor:
+        assert tensor.dtype == tf.float64
+        return tf.cast(tensor * 2, ctx)
+
+
+def compressed() -> dict[str, Any]:
+    """What arrives through `Halved`, and what Horovod's own two do."""
+    mine = tf.fill([tfddl.size()], tfddl.rank() + 1.0)
+    options: dict[str, Any] = {"op": hvd.Sum, "compression": Halved}
+    wide = tf.constant([1.0 + 2**-12], tf.float64)
+    narrow, context = hvd.Compression.fp16.compress(wide)
+    integers, _ = hvd.Compression.fp16.compress(tf.constant([3]))
+    return {
+        "allreduce": hvd.allreduce(mine, **options).numpy().tolist(),
+        "grouped": [t.numpy().tolist() for t in hvd.grouped_allreduce([mine, mine], **options)],
+        "reducescatter": hvd.reducescatter(mine, **options).numpy().tolist(),
+        "in a graph": tf.function(lambda: hvd.allreduce(mine, **options))().numpy().tolist(),
+        "fp16": [narrow.dtype.name, hvd.Compression.fp16.decompress(narrow, context).dtype.name],
+        "rounded": float(hvd.allreduce(wide, compression=hvd.Compression.fp16)[0]),
+        "integers": integers.dtype.name,
+        "none": hvd.Compression.none.compress(mine)[0] is mine,
+    }
+
+
+def slices() -> dict[str, Any]:
+    """Averages of slices, also of integers, alone and among dense tensors; what is refused."""
+    rank = tfddl.rank()
+
+    def made(dtype: Any) -> tf.IndexedSlices:
+        return tf.IndexedSlices(tf.fill([1, 2], tf.cast(rank + 1, dtype)), [rank], [5, 2])
+
+    found = {}
+    for dtype in (tf.int32, tf.float32):
+        average = hvd.allreduce(made(dtype))
+        grouped = hvd.grouped_allreduce([tf.fill([2], rank + 1.0), made(dtype)])
+        found[dtype.name] = [
+            average.values.dtype.name,
+            average.values.numpy().tolist(),
+            average.indices.numpy().tolist(),
+            grouped[0].numpy().tolist(),
+            grouped[1].values.numpy().tolist(),
+            hvd.allreduce(made(dtype), op=hvd.Sum).values.numpy().tolist(),
+        ]
+    found["refused"] = [
+        _refusal(lambda: hvd.allreduce(made(tf.float32), op=hvd.Max)),
+        _refusal(lambda: hvd.allreduce(made(tf.float32), prescale_factor=0.5)),
+        _refusal(lambda: hvd.grouped_allreduce([made(tf.float32)], postscale_factor=2.0)),
+    ]
+    return found
+
+
+def local_variable() -> list[float]:
+    """Two weights of 0 after a step of an optimizer that keeps the first one's gradient."""
+    mine, ours = keras.Variable(0.0), keras.Variable(0.0)
+    wrapped = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0))
+    wrapped.register_local_var(mine)
+    wrapped.apply([tf.constant(-1.0 - tfddl.rank())] * 2, [mine, ours])
+    return [float(mine), float(ours)]
 
 
 def twice_the_same_set() -> list[str]:

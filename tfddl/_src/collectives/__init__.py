@@ -45,6 +45,7 @@ from tfddl._src.collectives.barrier import barrier
 from tfddl._src.collectives.broadcast import broadcast, broadcast_in, grouped_broadcast
 from tfddl._src.collectives.broadcast_variables import broadcast_variables
 from tfddl._src.collectives.dense import ScaledOp
+from tfddl._src.collectives.fusion import limit_fusion
 from tfddl._src.collectives.join import join
 from tfddl._src.collectives.negotiation import (
     DisplayName,
@@ -100,6 +101,7 @@ __all__ = [
     "grouped_reducescatter",
     "is_recording",
     "join",
+    "limit_fusion",
     "on_all_ranks",
     "reducescatter",
     "reducescatter_in",

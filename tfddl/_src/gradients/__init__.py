@@ -19,13 +19,20 @@ Usage::
 """
 
 from tfddl._src.gradients.loss_count import loss_count, sum_over_ranks
-from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions, make_options
+from tfddl._src.gradients.options import (
+    Compression,
+    Compressor,
+    Gradient,
+    ReductionOptions,
+    make_options,
+)
 from tfddl._src.gradients.reduction import reduce_gradients, sum_gradients, weight_gradients
 from tfddl._src.gradients.tape import DistributedGradientTape
 
 __all__ = [
     "ReductionOptions",
     "Compression",
+    "Compressor",
     "DistributedGradientTape",
     "Gradient",
     "sum_gradients",

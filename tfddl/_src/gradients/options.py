@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -27,6 +27,16 @@ class Compression(enum.StrEnum):
     BF16 = "bf16"
 
 
+class Compressor(Protocol):
+    """Makes tensors smaller while they travel; a class whose methods are static is one, too."""
+
+    def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        """Returns what travels instead, floating point, and what `decompress` has to know."""
+
+    def decompress(self, tensor: tf.Tensor, ctx: Any) -> tf.Tensor:
+        """Returns the result of what has arrived."""
+
+
 _COMPRESSED = {Compression.FP16: tf.float16, Compression.BF16: tf.bfloat16}
 
 
@@ -37,7 +47,7 @@ class ReductionOptions:
     op: ReduceOp = ReduceOp.AVERAGE
     """AVERAGE: of the mean over all examples. SUM: the plain sum of the ranks' gradients."""
 
-    compression: Compression = Compression.NONE
+    compression: Compression | Compressor = Compression.NONE
     """16 bits halve what travels, and round what arrives."""
 
     sparse_as_dense: bool = False
@@ -77,7 +87,8 @@ class ReductionOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "op", ReduceOp(self.op))
-        object.__setattr__(self, "compression", Compression(self.compression))
+        if isinstance(self.compression, str):
+            object.__setattr__(self, "compression", Compression(self.compression))
         if self.op not in (ReduceOp.AVERAGE, ReduceOp.SUM):
             raise UnsupportedError(
                 f"Gradients can't be combined by {self.op}; op must be average or sum."
@@ -106,11 +117,25 @@ class ReductionOptions:
         """Whether losses may be divided by `size`: all gradients are averaged, none stays local."""
         return self.op is ReduceOp.AVERAGE and self.scale == 1.0 and not self.local
 
-    def compress(self, value: tf.Tensor) -> tf.Tensor:
-        """A dense gradient as it travels."""
-        if self.compression is Compression.NONE or value.dtype not in (tf.float32, tf.float64):
-            return value
-        return tf.cast(value, _COMPRESSED[self.compression])
+    def compress(self, value: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        """A dense gradient as it travels, and what `decompress` has to know."""
+        if isinstance(self.compression, Compression):
+            narrow = _COMPRESSED.get(self.compression, value.dtype)
+            is_wide = value.dtype in (tf.float32, tf.float64)
+            return (tf.cast(value, narrow) if is_wide else value), value.dtype
+        compressed, context = self.compression.compress(value)
+        if not compressed.dtype.is_floating:
+            raise UnsupportedError(
+                f"{self.compression!r} makes {compressed.dtype.name} of a gradient; expected "
+                "floating point, of which averages can be made."
+            )
+        return compressed, context
+
+    def decompress(self, value: tf.Tensor, context: Any) -> tf.Tensor:
+        """What has arrived of a gradient, in its dtype."""
+        if isinstance(self.compression, Compression):
+            return tf.cast(value, context)
+        return self.compression.decompress(value, context)
 
     def is_local(self, variable: Any) -> bool:
         """Whether a variable's gradient stays the rank's own."""

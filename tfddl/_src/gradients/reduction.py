@@ -241,9 +241,15 @@ def _sum_of_scaled(
             name=DisplayName("gradients"),
             process_set=options.process_set,
         )
-    else:
+    elif isinstance(options.compression, Compression):
         scaled = [_scaled(values[i], before) for i in dense]
         sums = _summed(scaled, options, name=DisplayName("gradients"))
+    else:  # A script's own compresses gradients as they are, as in Horovod.
+        compressed = [options.compress(values[i]) for i in dense]
+        sent = [_scaled(value, before) for value, _ in compressed]
+        arrived = sum_narrow(sent, name=DisplayName("gradients"), process_set=options.process_set)
+        contexts = [context for _, context in compressed]
+        sums = list(map(options.decompress, arrived, contexts))
     reduced = list(values)
     for i, total in zip(dense, sums, strict=True):
         reduced[i] = _divided(total, options)
@@ -261,8 +267,8 @@ def _summed(
     # float16 has no number above 65504. An average was weighted by count / total before: the sum is
     # no larger than the largest gradient.
     narrow = [options.compress(value) for value in values]
-    sums = sum_narrow(narrow, name=name, process_set=process_set)
-    return [tf.cast(total, value.dtype) for total, value in zip(sums, values, strict=True)]
+    sums = sum_narrow([value for value, _ in narrow], name=name, process_set=process_set)
+    return list(map(options.decompress, sums, [context for _, context in narrow]))
 
 
 def _spread(options: ReductionOptions) -> float:

@@ -1,5 +1,6 @@
 """`init`, `shutdown`, ranks and sizes, by Horovod's names (horovod/common/basics.py)."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 import tfddl
+from tfddl._src.collectives import limit_fusion
 from tfddl._src.horovod.elastic_store import find_store
 from tfddl._src.horovod.process_sets import (
     REGISTERED,
@@ -18,6 +20,8 @@ from tfddl._src.horovod.settings import Settings
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
+_LOG = logging.getLogger("tfddl")
+
 _START_TIMEOUT_S = 600.0
 """How long `init` waits for the other workers; the default of `tfddl.init`."""
 
@@ -28,18 +32,20 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
     As in Horovod, the environment has options: HOROVOD_STALL_CHECK_TIME_SECONDS (60), after which
     missing ranks are logged; HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, after which the operation fails
     (0 is never; unset, never for a rank that is busy, and after 600 s where ranks wait for each
-    other); HOROVOD_TIMELINE, the file of a timeline from the start on. Where `tfddl.init` was
-    called before, its options hold.
+    other); HOROVOD_TIMELINE, the file of a timeline from the start on; HOROVOD_FUSION_THRESHOLD,
+    how many bytes travel together, the same on all ranks. Where `tfddl.init` was called before, its
+    options hold.
 
     Args:
         comm: In Horovod an MPI communicator, or ranks; must be None.
-        process_sets: Process sets that get ids, in this order, the same on all ranks; or "dynamic",
-            which has no effect: sets need not be registered.
+        process_sets: Process sets that get ids, in this order, the same on all ranks; or "dynamic":
+            `add_process_set` gives ids while the job runs, as it does with
+            HOROVOD_DYNAMIC_PROCESS_SETS=1.
 
     Raises:
         UnsupportedError: There is a ``comm``; ``process_sets`` is something else; or two sets have
             the same ranks (the set of all ranks is always there).
-        StartError: A variable of the environment is no number of seconds.
+        StartError: A variable of the environment is no number of seconds, or of bytes.
         TfddlError: As `tfddl.init`.
     """
     if comm is not None:
@@ -47,7 +53,8 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
             "init(comm=…) needs MPI, which tfddl doesn't use. HINT: start only the ranks that take "
             "part with tfddlrun, or use init(process_sets=[hvd.ProcessSet(ranks)])."
         )
-    sets = _checked(process_sets)
+    is_dynamic = isinstance(process_sets, str) and process_sets.lower() == "dynamic"
+    sets = _checked(None if is_dynamic else process_sets)
     settings = Settings.of(os.environ)
     if not tfddl.is_initialized():
         tfddl.init(
@@ -56,15 +63,26 @@ def init(comm: Any = None, process_sets: Sequence[ProcessSet] | str | None = Non
             stall_warning_s=settings.stall_warning_s,
         )
     _refuse_duplicates([global_process_set, *sets])
-    is_first = not REGISTERED.current().sets
-    REGISTERED.current().sets = (global_process_set, *sets)
+    known = REGISTERED.current()
+    is_first = not known.is_initialized
+    if is_first or sets:
+        known.assign(sets)
+    known.is_initialized = True
+    known.is_dynamic |= is_dynamic or settings.dynamic_process_sets
+    if settings.fusion_bytes is not None:
+        limit_fusion(settings.fusion_bytes)
+    if settings.without_effect and is_first and tfddl.rank() == 0:
+        _LOG.warning(
+            "without effect: %s (nothing waits for a cycle, or is tuned while the job runs)",
+            ", ".join(settings.without_effect),
+        )
     find_store(os.environ)
     if settings.timeline is not None and is_first:
         tfddl.start_timeline(settings.timeline)
 
 
 def _checked(process_sets: Any) -> list[ProcessSet]:
-    if process_sets is None or process_sets == "dynamic":
+    if process_sets is None:
         return []
     if not isinstance(process_sets, list | tuple) or not all(
         isinstance(one, ProcessSet) for one in process_sets

@@ -7,8 +7,8 @@ from typing import Any
 import h5py
 import keras
 
+from tfddl._src.horovod.compression import Compression
 from tfddl._src.horovod.optimizers import WrapperOptions, wrap_optimizer
-from tfddl._src.horovod.reductions import Compression
 from tfddl.errors import UnsupportedError
 
 _HDF5 = (".h5", ".hdf5")

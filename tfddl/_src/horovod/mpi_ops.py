@@ -13,16 +13,11 @@ import tensorflow as tf
 import tfddl
 from tfddl._src import collectives
 from tfddl._src.collectives import GradientRule, Group, ScaledOp, group_of
-from tfddl._src.gradients import ReductionOptions
+from tfddl._src.comm.native import ReduceOp
+from tfddl._src.horovod.compression import Compression, resolve_compressor
 from tfddl._src.horovod.process_sets import ProcessSet, global_process_set, resolve_process_set
-from tfddl._src.horovod.reductions import (
-    Average,
-    Compression,
-    resolve_compression,
-    resolve_op,
-    warn_no_device,
-)
-from tfddl.errors import UnsupportedError
+from tfddl._src.horovod.reductions import Average, resolve_op, warn_no_device
+from tfddl.errors import UnimplementedError, UnsupportedError
 
 
 def allreduce(  # noqa: PLR0913 - Horovod's signature
@@ -41,7 +36,14 @@ def allreduce(  # noqa: PLR0913 - Horovod's signature
     """`tfddl.allreduce`, where ``op`` defaults to `Average`.
 
     Its gradient is an allreduce of the gradients with the same op and factors, whatever the op.
-    With `Compression.fp16`, floating-point tensors are sent in 16 bits.
+    With `Compression.fp16`, floating-point tensors are sent in 16 bits; a class of one's own
+    compresses as it likes. Of `tf.IndexedSlices` there are sums and averages, without factors and
+    uncompressed; an average is a division by the number of ranks, which makes floats of integers.
+
+    Raises:
+        UnimplementedError: `tf.IndexedSlices` with another op, or with factors; it is a
+            `NotImplementedError`.
+        TfddlError: As `tfddl.allreduce`.
     """
     warn_no_device(device_dense, device_sparse)
     scaled_op = _reducing(resolve_op(op, average), prescale_factor, postscale_factor)
@@ -82,24 +84,41 @@ def _allreduce(
     process_set: Any,
     name: str | None,
 ) -> list[Any]:
-    options = ReductionOptions(compression=resolve_compression(compression))
-    given = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
-    compressed = [_compressed(tensor, options) for tensor in given]
-    reduced = collectives.allreduce_in(_group(process_set), compressed, scaled_op, name=name)
-    return [_as(tensor.dtype, total) for tensor, total in zip(given, reduced, strict=True)]
+    group, compressor = _group(process_set), resolve_compressor(compression)
+    results: list[Any] = [
+        t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors
+    ]
+    sparse = [i for i, t in enumerate(results) if isinstance(t, tf.IndexedSlices)]
+    dense = [i for i in range(len(results)) if i not in sparse]
+    if sparse and (scaled_op.prescale_factor, scaled_op.postscale_factor) != (1.0, 1.0):
+        raise UnimplementedError(
+            "prescale_factor and postscale_factor aren't there for tf.IndexedSlices. HINT: "
+            "multiply their values, or make a dense tensor of them: tf.convert_to_tensor(slices)."
+        )
+    gathered = collectives.allreduce_in(
+        group, [results[i] for i in sparse], _undivided(scaled_op), name=name
+    )
+    for i, slices in zip(sparse, gathered, strict=True):
+        results[i] = _divided(slices, scaled_op, group.size)
+    compressed = [compressor.compress(results[i]) for i in dense]
+    reduced = collectives.allreduce_in(
+        group, [tensor for tensor, _ in compressed], scaled_op, name=name
+    )
+    for i, total, (_, context) in zip(dense, reduced, compressed, strict=True):
+        results[i] = compressor.decompress(total, context)
+    return results
 
 
-def _compressed(tensor: Any, options: ReductionOptions) -> Any:
-    if isinstance(tensor, tf.IndexedSlices):
-        values = options.compress(tensor.values)
-        return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
-    return options.compress(tensor)
+def _undivided(scaled_op: ScaledOp) -> ScaledOp:
+    return ScaledOp(op=ReduceOp.SUM) if scaled_op.op is ReduceOp.AVERAGE else scaled_op
 
 
-def _as(dtype: tf.DType, tensor: Any) -> Any:
-    if isinstance(tensor, tf.IndexedSlices):
-        return tf.IndexedSlices(tf.cast(tensor.values, dtype), tensor.indices, tensor.dense_shape)
-    return tf.cast(tensor, dtype)
+def _divided(slices: tf.IndexedSlices, scaled_op: ScaledOp, size: int) -> tf.IndexedSlices:
+    """The average, if that is the op: the sum divided as Horovod does, also of integers."""
+    if scaled_op.op is not ReduceOp.AVERAGE:
+        return slices
+    values = slices.values / tf.cast(size, slices.values.dtype)
+    return tf.IndexedSlices(values, slices.indices, slices.dense_shape)
 
 
 def allgather(
@@ -231,15 +250,18 @@ def grouped_reducescatter(  # noqa: PLR0913 - Horovod's signature
 ) -> list[tf.Tensor]:
     """`tfddl.grouped_reducescatter`, with the gradients of `reducescatter`."""
     warn_no_device(device_dense)
-    options = ReductionOptions(compression=resolve_compression(compression))
-    given = [tf.convert_to_tensor(tensor) for tensor in tensors]
+    compressor = resolve_compressor(compression)
+    compressed = [compressor.compress(tf.convert_to_tensor(tensor)) for tensor in tensors]
     parts = collectives.reducescatter_in(
         _group(process_set),
-        [options.compress(tensor) for tensor in given],
+        [tensor for tensor, _ in compressed],
         _reducing(resolve_op(op, None), prescale_factor, postscale_factor),
         name=name,
     )
-    return [tf.cast(part, tensor.dtype) for part, tensor in zip(parts, given, strict=True)]
+    return [
+        compressor.decompress(part, context)
+        for part, (_, context) in zip(parts, compressed, strict=True)
+    ]
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:
@@ -255,13 +277,17 @@ def join() -> tf.Tensor:
     return tfddl.join()
 
 
+class GlobalVariablesError(UnsupportedError, RuntimeError):
+    """Global variables are of TensorFlow 1; Horovod raises a `RuntimeError`, too."""
+
+
 def broadcast_global_variables(root_rank: int) -> None:
     """Not supported: global variables are of TensorFlow 1.
 
     Raises:
-        UnsupportedError: Always.
+        GlobalVariablesError: Always; it is a `RuntimeError`.
     """
-    raise UnsupportedError(_TF1.format("broadcast_global_variables"))
+    raise GlobalVariablesError(_TF1.format("broadcast_global_variables"))
 
 
 def BroadcastGlobalVariablesHook(root_rank: int, device: str = "") -> None:

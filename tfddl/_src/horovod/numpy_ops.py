@@ -5,7 +5,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl._src.horovod import mpi_ops
-from tfddl._src.horovod.reductions import Average, Compression
+from tfddl._src.horovod.compression import Compression
+from tfddl._src.horovod.reductions import Average
 
 
 def allreduce(  # noqa: PLR0913 - Horovod's signature

@@ -1,6 +1,7 @@
 """Horovod's wrappers of optimizers and tapes: its options, converted to tfddl's."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.gradients import DistributedGradientTape, ReductionOptions
+from tfddl._src.horovod.compression import Compression, resolve_compression
 from tfddl._src.horovod.process_sets import global_process_set, resolve_process_set
-from tfddl._src.horovod.reductions import (
-    Average,
-    Compression,
-    resolve_compression,
-    resolve_op,
-    warn_no_device,
-)
+from tfddl._src.horovod.reductions import Average, resolve_op, warn_no_device
 from tfddl._src.keras_hooks.optimizer import distribute, innermost
 from tfddl.errors import UnsupportedError
 
@@ -204,4 +200,12 @@ def wrap_optimizer(
     distributed = distribute(optimizer, averaging)
     if accumulates:
         inner.gradient_accumulation_steps = backward_passes_per_step
+    # Past KerasAutoTrackable.__setattr__, which would save it with the optimizer.
+    object.__setattr__(inner, "register_local_var", functools.partial(_register_local, inner))
     return distributed
+
+
+def _register_local(optimizer: Any, var: Any) -> None:
+    """Excludes a variable from an optimizer's averages: its gradient stays this rank's own."""
+    kept = (*optimizer.tfddl_options.local, var)
+    optimizer.tfddl_options = dataclasses.replace(optimizer.tfddl_options, local=kept)

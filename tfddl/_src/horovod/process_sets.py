@@ -1,7 +1,8 @@
 """Process sets with ids (horovod/common/process_sets.py)."""
 
-import dataclasses
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, cast
 
 from tfddl._src import collectives
 from tfddl._src.runtime import PerRuntime, current, is_started
@@ -9,43 +10,77 @@ from tfddl.errors import UnsupportedError
 
 
 class ProcessSet(collectives.ProcessSet):
-    """A subset of the ranks; see `tfddl.ProcessSet`. Only those given to `init` have an id."""
+    """A subset of the ranks; see `tfddl.ProcessSet`. Only registered ones have an id."""
 
     @property
     def process_set_id(self) -> int | None:
-        """Its position among the sets given to `init`, from 1; 0 for all ranks; None for others."""
-        known = REGISTERED.current().sets if is_started() else ()
-        return known.index(self) if self in known else None
+        """What `init` or `add_process_set` has given it; 0 for all ranks; None for others."""
+        return REGISTERED.current().id_of(self) if is_started() else None
 
 
 global_process_set = ProcessSet()
 """The set of all ranks, whose id is 0."""
 
 
-@dataclasses.dataclass
-class _Registered:
-    """The process sets that `init` was told of, in the order of their ids; none before."""
+class Registered:
+    """The process sets that have ids. Sets of the same ranks are the same set.
 
-    sets: tuple[ProcessSet, ...] = ()
+    Attributes:
+        is_initialized: Whether `init` has been called.
+        is_dynamic: Whether sets may be added and removed while the job runs.
+    """
+
+    def __init__(self) -> None:
+        self.is_initialized = self.is_dynamic = False
+        self.assign([])
+
+    def assign(self, process_sets: Sequence[ProcessSet]) -> None:
+        """Gives ids to some sets, from 1, and to no others."""
+        self._sets = dict(enumerate([global_process_set, *process_sets]))
+        self._free: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    def __getitem__(self, process_set_id: int) -> ProcessSet:
+        return self._sets[process_set_id]
+
+    def id_of(self, process_set: ProcessSet) -> int | None:
+        """The set's id; None where it has none."""
+        return next((i for i, known in self._sets.items() if known == process_set), None)
+
+    def has(self, ranks: tuple[int, ...]) -> bool:
+        """Whether a set of these ranks has an id."""
+        return any(known.ranks == ranks for known in self._sets.values())
+
+    def add(self, process_set: ProcessSet) -> None:
+        """Gives a set an id: the one that has been free for longest, as Horovod does."""
+        self._sets[self._free.popleft() if self._free else len(self._sets)] = process_set
+
+    def remove(self, process_set_id: int) -> None:
+        """Makes an id free."""
+        del self._sets[process_set_id]
+        self._free.append(process_set_id)
 
 
-REGISTERED = PerRuntime(lambda _: _Registered())
+REGISTERED = PerRuntime(lambda _: Registered())
 
 
 def process_set_by_id(process_set_id: int) -> ProcessSet:
     """The process set with an id.
 
     Raises:
-        UnsupportedError: `init` was given none with this id.
+        UnsupportedError: There is none.
         NotInitializedError: `init` has not been called.
     """
-    known = REGISTERED.current().sets or (global_process_set,)
-    if not 0 <= process_set_id < len(known):
+    known = REGISTERED.current()
+    try:
+        return known[process_set_id]
+    except KeyError:
         raise UnsupportedError(
-            f"There is no process set with the id {process_set_id}; init was given "
-            f"{len(known) - 1}. HINT: hvd.init(process_sets=[…])."
-        )
-    return known[process_set_id]
+            f"There is no process set with the id {process_set_id}, but {len(known) - 1} with "
+            "others. HINT: hvd.init(process_sets=[…]), or hvd.add_process_set."
+        ) from None
 
 
 def resolve_process_set(process_set: Any) -> Any:
@@ -63,25 +98,63 @@ def resolve_process_set(process_set: Any) -> Any:
 
 
 def add_process_set(process_set: Any) -> ProcessSet:
-    """Not supported: sets get ids in `init`.
+    """Gives a process set an id while the job runs. All ranks must call it together.
+
+    Args:
+        process_set: A `ProcessSet`, or ranks.
+
+    Returns:
+        The set.
 
     Raises:
-        UnsupportedError: Always.
+        UnsupportedError: `init` was called without ``process_sets="dynamic"``, and
+            HOROVOD_DYNAMIC_PROCESS_SETS isn't 1; a set of the same ranks has an id; it is no set of
+            the job's ranks. It is a `ValueError`.
+        DisagreementOpError: Ranks add different sets.
+        NotInitializedError: `init` has not been called.
     """
-    raise UnsupportedError(
-        "Process sets can't be registered while the job runs. HINT: pass the set itself, "
-        "process_set=hvd.ProcessSet([0, 2]), which works without an id; for an id, give it to "
-        "hvd.init(process_sets=[…])."
-    )
+    known = REGISTERED.current()
+    if not isinstance(process_set, collectives.ProcessSet):
+        process_set = ProcessSet(process_set)
+    _refuse_if_static(known, "added")
+    if process_set.ranks[-1] >= current().cluster.size:
+        raise UnsupportedError(
+            f"{process_set} names ranks that a job of {current().cluster.size} hasn't."
+        )
+    collectives.barrier(name=collectives.DisplayName(f"add_process_set {process_set}"))
+    if known.has(process_set.ranks):
+        raise UnsupportedError(
+            f"{process_set} has an id already, or it is the set of all ranks. HINT: use that set; "
+            "sets of the same ranks are the same set."
+        )
+    known.add(process_set)
+    return cast(ProcessSet, process_set)
 
 
 def remove_process_set(process_set: ProcessSet) -> bool:
-    """Not supported, and not needed: a set holds no resources.
+    """Takes a process set's id away. All ranks must call it together.
+
+    Returns:
+        Whether it had one. The set of all ranks keeps its own.
 
     Raises:
-        UnsupportedError: Always.
+        UnsupportedError: As for `add_process_set`.
+        DisagreementOpError: Ranks remove different sets.
+        NotInitializedError: `init` has not been called.
     """
-    raise UnsupportedError(
-        "Process sets can't be removed while the job runs. HINT: leave the call out; a set holds "
-        "no resources."
-    )
+    known = REGISTERED.current()
+    process_set_id = known.id_of(process_set)
+    if not process_set_id:
+        return False
+    _refuse_if_static(known, "removed")
+    collectives.barrier(name=collectives.DisplayName(f"remove_process_set {process_set}"))
+    known.remove(process_set_id)
+    return True
+
+
+def _refuse_if_static(known: Registered, what: str) -> None:
+    if not known.is_dynamic:
+        raise UnsupportedError(
+            f"Process sets can be {what} while the job runs only if that was asked for. HINT: "
+            'hvd.init(process_sets="dynamic"), or HOROVOD_DYNAMIC_PROCESS_SETS=1.'
+        )

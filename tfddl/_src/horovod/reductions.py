@@ -18,13 +18,6 @@ ADASUM_HINT = (
 )
 
 
-class Compression:
-    """The precision in which tensors are sent."""
-
-    none = tfddl.Compression.NONE
-    fp16 = tfddl.Compression.FP16
-
-
 def resolve_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
     """The reduction that ``op``, or the older ``average``, asks for; by default `Average`.
 
@@ -42,21 +35,6 @@ def resolve_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
     if op not in list(tfddl.ReduceOp):
         raise UnsupportedError(f"op is {op!r}; it must be hvd.Average, Sum, Min, Max or Product.")
     return tfddl.ReduceOp(op)
-
-
-def resolve_compression(compression: Any) -> tfddl.Compression:
-    """The compression as tfddl's own enum.
-
-    Raises:
-        UnsupportedError: It is something else, such as a custom compressor.
-    """
-    if compression not in list(tfddl.Compression):
-        raise UnsupportedError(
-            f"compression is {compression!r}; it must be hvd.Compression.none or "
-            "hvd.Compression.fp16. HINT: for another one, compress before hvd.allreduce and "
-            "decompress after it."
-        )
-    return tfddl.Compression(compression)
 
 
 def warn_no_effect(name: str, value: Any, why: str) -> None:

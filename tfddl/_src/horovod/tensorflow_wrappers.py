@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from tfddl._src.horovod.compression import Compression
 from tfddl._src.horovod.optimizers import WrapperOptions, wrap_optimizer, wrap_tape
 from tfddl._src.horovod.process_sets import global_process_set
-from tfddl._src.horovod.reductions import Average, Compression
+from tfddl._src.horovod.reductions import Average
 
 
 def DistributedGradientTape(  # noqa: PLR0913 - Horovod's signature

@@ -4,10 +4,12 @@ import os
 
 import tfddl
 from tfddl._src.collectives import is_recording
+from tfddl._src.horovod.reductions import warn_no_effect
 
 
 def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
-    """`tfddl.start_timeline`; ``mark_cycles`` has no effect: there is no cycle time here."""
+    """`tfddl.start_timeline`; ``mark_cycles`` has no effect, which a warning says."""
+    warn_no_effect("mark_cycles", mark_cycles, "each collective starts when its tensors are there.")
     tfddl.start_timeline(file_path)
 
 

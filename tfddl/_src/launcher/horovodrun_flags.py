@@ -17,6 +17,7 @@ _VARIABLES = MappingProxyType(
         "stall_check_shutdown_time_seconds": "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS",
         "no_stall_check": "HOROVOD_STALL_CHECK_DISABLE",
         "timeline_filename": "HOROVOD_TIMELINE",
+        "fusion_threshold_mb": "HOROVOD_FUSION_THRESHOLD",
     }
 )
 """What Horovod's `init` reads, by the flags that say it."""
@@ -51,7 +52,7 @@ _NO_EFFECT: Mapping[str, tuple[int, str]] = MappingProxyType(
         ),
         **dict.fromkeys(
             (
-                "--fusion-threshold-mb --cycle-time-ms --cache-capacity --autotune-log-file "
+                "--cycle-time-ms --cache-capacity --autotune-log-file "
                 "--autotune-warmup-samples --autotune-steps-per-sample "
                 "--autotune-bayes-opt-max-samples --autotune-gaussian-process-noise "
                 "--num-nccl-streams"
@@ -143,6 +144,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--timeline-filename", metavar="FILE", help="write a trace of all collectives"
     )
     group.add_argument(
+        "--fusion-threshold-mb",
+        type=int,
+        metavar="MB",
+        help="how much is sent together; 0 is each tensor alone (default: 16, or everything where "
+        "a worker has one core)",
+    )
+    group.add_argument(
         "--elastic-timeout",
         type=float,
         metavar="S",
@@ -195,6 +203,10 @@ def refuse(arguments: argparse.Namespace) -> None:
         if value is not None and not 0 <= value < float("inf"):
             flag = f"--{name.replace('_', '-')}"
             raise LaunchError(f"{flag} is {value}; it must be 0 (never) or more seconds")
+    if (arguments.fusion_threshold_mb or 0) < 0:
+        raise LaunchError(
+            f"--fusion-threshold-mb is {arguments.fusion_threshold_mb}; it must be 0 or more"
+        )
 
 
 def notices(arguments: argparse.Namespace) -> list[str]:
@@ -210,6 +222,8 @@ def exports(arguments: argparse.Namespace) -> tuple[Export, ...]:
     given = {name: getattr(arguments, name) for name in _VARIABLES}
     if given["no_stall_check"] is not None:
         given["no_stall_check"] = int(given["no_stall_check"])
+    if given["fusion_threshold_mb"] is not None:
+        given["fusion_threshold_mb"] *= 2**20
     return tuple(
         Export(_VARIABLES[name], str(value)) for name, value in given.items() if value is not None
     )

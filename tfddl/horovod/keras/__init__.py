@@ -29,6 +29,7 @@ from tfddl._src.horovod.basics import rank as rank
 from tfddl._src.horovod.basics import rocm_built as rocm_built
 from tfddl._src.horovod.basics import shutdown as shutdown
 from tfddl._src.horovod.basics import size as size
+from tfddl._src.horovod.compression import Compression as Compression
 from tfddl._src.horovod.keras_wrappers import DistributedOptimizer as DistributedOptimizer
 from tfddl._src.horovod.keras_wrappers import (
     PartialDistributedOptimizer as PartialDistributedOptimizer,
@@ -48,7 +49,6 @@ from tfddl._src.horovod.process_sets import add_process_set as add_process_set
 from tfddl._src.horovod.process_sets import global_process_set as global_process_set
 from tfddl._src.horovod.process_sets import remove_process_set as remove_process_set
 from tfddl._src.horovod.reductions import Average as Average
-from tfddl._src.horovod.reductions import Compression as Compression
 from tfddl._src.horovod.reductions import Max as Max
 from tfddl._src.horovod.reductions import Min as Min
 from tfddl._src.horovod.reductions import Product as Product

@@ -33,6 +33,7 @@ from tfddl._src.horovod.basics import rocm_built as rocm_built
 from tfddl._src.horovod.basics import shutdown as shutdown
 from tfddl._src.horovod.basics import size as size
 from tfddl._src.horovod.basics import size_op as size_op
+from tfddl._src.horovod.compression import Compression as Compression
 from tfddl._src.horovod.mpi_ops import BroadcastGlobalVariablesHook as BroadcastGlobalVariablesHook
 from tfddl._src.horovod.mpi_ops import allgather as allgather
 from tfddl._src.horovod.mpi_ops import allgather_object as allgather_object
@@ -55,7 +56,6 @@ from tfddl._src.horovod.process_sets import add_process_set as add_process_set
 from tfddl._src.horovod.process_sets import global_process_set as global_process_set
 from tfddl._src.horovod.process_sets import remove_process_set as remove_process_set
 from tfddl._src.horovod.reductions import Average as Average
-from tfddl._src.horovod.reductions import Compression as Compression
 from tfddl._src.horovod.reductions import Max as Max
 from tfddl._src.horovod.reductions import Min as Min
 from tfddl._src.horovod.reductions import Product as Product
@@ -74,3 +74,4 @@ from tfddl._src.horovod.timeline import stop_timeline as stop_timeline
 from tfddl.horovod import __version__ as __version__
 from tfddl.horovod.tensorflow import elastic as elastic
 from tfddl.horovod.tensorflow import util as util
+from tfddl.horovod.tensorflow.util import _executing_eagerly as _executing_eagerly
