@@ -111,6 +111,10 @@ def test_ranks_that_have_joined_count_as_zeros(size: int, length: int, by: str) 
             assert len(refused) == size - 1
 
 
+def test_of_ranks_that_have_done_as_much_the_last_is_the_last(tmp_path: Path) -> None:
+    assert run("joins_in_order", 3, marks=str(tmp_path)) == [0] * 3
+
+
 @BY
 def test_a_rank_that_has_joined_and_dies_is_noticed(by: str) -> None:
     first, second, _ = run("dies_joined", 3, by=by)

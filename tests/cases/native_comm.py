@@ -200,18 +200,22 @@ def dies(communicator: Communicator, network: Network, length: int) -> tuple[str
     return "no error", 0.0
 
 
-def joins(communicator: Communicator, network: Network, length: int) -> list[Any]:
+def joins(  # noqa: C901 - one after the other
+    communicator: Communicator, network: Network, length: int
+) -> list[Any]:
     """In each of two rounds, rank r takes part in 2 + r operations of each kind, or the first in
     most, and joins; what is wrong, who was the last, and what the last one was told."""
     size, rank = communicator.size, communicator.rank
+    mine = _made(rank, length, np.float32) + 1
     wrong: list[str] = []
     lasts: list[int] = []
     told: set[str] = set()
     for order in (list(range(size)), list(range(size))[::-1]):
         for number in range(2 + order[rank]):
             here = [r for r in range(size) if number < 2 + order[r]]
+            if len(here) == 1:  # Of a name that the others don't know, sent before they join.
+                communicator.all_reduce([mine], ReduceOp.SUM, OpSignature("late", "late"))
             for reduction in REDUCED:
-                mine = _made(rank, length, np.float32) + 1
                 rows = [_made(r, length, np.float32) + 1 for r in here]
                 rows += [np.zeros(length, np.float32)] * (size > len(here))
                 found = np.concatenate(
@@ -226,14 +230,21 @@ def joins(communicator: Communicator, network: Network, length: int) -> list[Any
             if not np.array_equal(rows_found, np.stack(rows)):
                 wrong.append(f"rows {number}")
             told |= _refused_after_joining(communicator, mine)
+        is_last = order[rank] == size - 1
+        if not is_last:
+            time.sleep(0.1)
         joined = communicator.join(OpSignature("", "join"))
         lasts.append(joined.last)
-        if joined.missed != (len(REDUCED) + 3) * (size - 1 - order[rank]):
+        if joined.missed != (len(REDUCED) + 3) * (size - 1 - order[rank]) + (not is_last):
             wrong.append(f"missed {joined.missed}")
         left = len(network.mesh._mailbox)
-        communicator.all_reduce([mine], ReduceOp.SUM, OpSignature("", "in between"))
-        if left > 1:  # What the others do in between may have come.
+        if left > 3:  # The late ones, and what the others do already.
             wrong.append(f"{left} messages left")
+        if is_last:
+            time.sleep(0.1)  # Its message comes after the one that is left.
+        [found] = communicator.all_reduce([mine * 2], ReduceOp.SUM, OpSignature("late", "late"))
+        if found[0] != sum(2 * (_made(r, 1, np.float32)[0] + 1) for r in range(size)):
+            wrong.append("what was late has come")
     return [wrong, lasts, sorted(told)]
 
 
@@ -250,6 +261,24 @@ def _refused_after_joining(communicator: Communicator, mine: np.ndarray) -> set[
         except DisagreementError as error:
             told.add(str(error))
     return told
+
+
+def joins_in_order(communicator: Communicator, network: Network, marks: str) -> int:
+    """The last rank joins first, then the one before it, …: each once rank 0 knows of the other."""
+    rank = communicator.rank
+    if rank == 0:
+        others = list(range(1, communicator.size))
+        for other in reversed(others):
+            Path(marks, str(other)).touch()
+
+            def has_joined(other: int = other) -> bool:
+                network.mesh.raise_if_unreachable(others, OpSignature("", "waiting"))
+                return other in network.mesh.arrived(communicator._joins.tag)
+
+            wait_until(has_joined)
+    else:
+        wait_until(Path(marks, str(rank)).exists)
+    return communicator.join(OpSignature("", "join")).last
 
 
 def dies_joined(communicator: Communicator, network: Network) -> str:

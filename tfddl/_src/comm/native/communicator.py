@@ -102,16 +102,21 @@ class Communicator:
         Returns:
             The last one is an index among these workers.
         """
-        with self._keeping_failures():
-            with self._lock:
-                known = dict(self._occurrences)
+        self._mesh.raise_if_aborted()
+        self._raise_after_failure()
+        with self._lock:
+            known = dict(self._occurrences)
+        try:
             joined = self._joins.join(sum(known.values()), signature)
-            # What others sent before they knew that this worker has joined.
-            for name, number in known.items():
-                while self._mesh.discard(self._tag(name, number, self._joins.rounds - 1)):
-                    number += 1
-            with self._lock:
-                self._occurrences.clear()
+        except BaseException as error:
+            self._keep_failure(error)
+            raise
+        # What others sent before they knew that this worker has joined.
+        for name, number in known.items():
+            while self._mesh.discard(self._tag(name, number, self._joins.rounds - 1)):
+                number += 1
+        with self._lock:
+            self._occurrences.clear()
         return joined._replace(last=self.ranks.index(joined.last))
 
     def all_reduce(
@@ -295,32 +300,30 @@ class Communicator:
             joinable: whether it goes on without workers that have joined; others raise.
         """
         num_bytes = inputs.num_bytes if num_bytes is None else num_bytes
-        # np.errstate: a script may have made NumPy's warnings (overflow, NaN) errors. One
-        # would end this worker in the middle of an operation, and leave the others waiting.
-        with (
-            self._keeping_failures(),
-            np.errstate(all="ignore"),
-            self._exchange_first(
-                signature, inputs, num_bytes, output_lengths, joinable
-            ) as operation,
-        ):
-            yield operation
-
-    @contextlib.contextmanager
-    def _keeping_failures(self) -> Iterator[None]:
-        """Around what others wait for: if it fails in the middle, nothing after it can work."""
         self._mesh.raise_if_aborted()
         self._raise_after_failure()
         try:
-            yield
+            # np.errstate: a script may have made NumPy's warnings (overflow, NaN) errors. One
+            # would end this worker in the middle of an operation, and leave the others waiting.
+            with (
+                np.errstate(all="ignore"),
+                self._exchange_first(
+                    signature, inputs, num_bytes, output_lengths, joinable
+                ) as operation,
+            ):
+                yield operation
         except DisagreementError:
             # All workers raise it, after the same messages and before anything large is moved: none
             # is ahead, so that the next operation works.
             raise
         except BaseException as error:
-            self._failure = error
-            self._sequencer.wake()
+            self._keep_failure(error)
             raise
+
+    def _keep_failure(self, error: BaseException) -> None:
+        """What others wait for has failed in the middle: nothing after it can work."""
+        self._failure = error
+        self._sequencer.wake()
 
     @contextlib.contextmanager
     def _exchange_first(
@@ -339,8 +342,11 @@ class Communicator:
         else:
             payload = self._backend.offer_free(self._sequencer.completed)
         tag = self._next_tag(signature.name)
-        gone = self._mesh.arrived(self._joins.tag)
-        peers = [rank for rank in self._others if rank not in gone] if gone else self._others
+        peers = self._others
+        if self._mesh.has_arrived(self._joins.tag):
+            # Not to these, unless a thread of theirs has begun this operation before.
+            gone, begun = self._mesh.arrived(self._joins.tag), self._mesh.arrived(tag)
+            peers = [rank for rank in peers if rank not in gone or rank in begun]
         self._mesh.send(peers, tag, Message(signature.digest, num_bytes, payload))
         received = self._mesh.collect(tag, self._others, signature, excuse=self._joins.tag)
         others = list(received.values())
@@ -350,10 +356,12 @@ class Communicator:
             is_same = all(m.digest == signature.digest for m in others)
             peers = [rank for rank in self._others if rank in received]
             self._raise_difference(tag, signature, num_bytes if is_same else None, peers)
-        joined = [rank for rank in self._others if rank not in received]
-        if joined and not joinable:
-            ranks = [self._mesh.global_ranks[rank] for rank in joined]
-            raise DisagreementError(describe_joined(str(signature), ranks))
+        joined: Sequence[int] = ()
+        if len(received) < len(self._others):
+            joined = [rank for rank in self._others if rank not in received]
+            if not joinable:
+                ranks = [self._mesh.global_ranks[rank] for rank in joined]
+                raise DisagreementError(describe_joined(str(signature), ranks))
         operation = OperationContext(signature, tag, received, self._exchange, joined)
         if operation.is_inline or joined:
             arrays = [np.empty(length, inputs.dtype) for length in output_lengths]

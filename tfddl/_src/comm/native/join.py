@@ -37,6 +37,7 @@ class Joins:
     Attributes:
         rounds: how often all of them have. Operations before and after don't match: those that had
             joined haven't counted the others' operations.
+        tag: of the messages by which workers join.
     """
 
     def __init__(self, mesh: Mesh, ranks: Sequence[int], key: str) -> None:
@@ -50,12 +51,7 @@ class Joins:
         self.rounds = 0
         self._mesh, self._ranks = mesh, tuple(ranks)
         self._others = [rank for rank in ranks if rank != mesh.rank]
-        self._hash = stable_hash(f"join {key}")
-
-    @property
-    def tag(self) -> Tag:
-        """Of the messages by which workers join."""
-        return Tag(self._hash, self.rounds % 2**32, 0)
+        self.tag = Tag(stable_hash(f"join {key}"), 0, 0)
 
     def join(self, num_operations: int, signature: OpSignature) -> Joined:
         """Waits, without a limit, until all have joined.
@@ -72,6 +68,7 @@ class Joins:
         self._mesh.send(self._others, tag, Message(0, num_operations, b""))
         received = self._mesh.collect(tag, self._others, signature, is_timed=False)
         self.rounds += 1
+        self.tag = tag._replace(occurrence=self.rounds % 2**32)
         first = self._ranks[0]
         tag = tag._replace(step=_LAST)
         if self._mesh.rank != first:

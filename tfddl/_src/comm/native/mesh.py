@@ -163,8 +163,11 @@ class Mesh:
             with self._changed:
                 arrived = self._mailbox.get(wait.tag, {})
                 silent = [peer for peer in peers if peer not in arrived]
-                excused = self._mailbox.get(excuse, {}) if excuse else {}
-                wait.missing = missing = [peer for peer in silent if peer not in excused]
+                missing = silent
+                if excuse in self._mailbox:
+                    excused = self._mailbox[excuse]
+                    missing = [peer for peer in silent if peer not in excused]
+                wait.missing = missing
                 if silent:  # Who is excused has to be alive nevertheless.
                     self._raise_if_lost(silent, wait.signature)
                 if not missing:
@@ -180,6 +183,10 @@ class Mesh:
                 self._receive(_POLL_S)
             self.raise_if_aborted()
             self._check_stall(wait)
+
+    def has_arrived(self, tag: Tag) -> bool:
+        """Whether any message of a tag is in the mailbox."""
+        return tag in self._mailbox
 
     def arrived(self, tag: Tag) -> Collection[int]:
         """The peers whose messages of a tag are in the mailbox, in the order of their arrival."""

@@ -56,7 +56,7 @@ class OperationContext:
         # Sizes were compared before: all workers decide alike.
         self.is_inline = all(m.value <= MAX_PAYLOAD_BYTES for m in received.values())
         self.outputs = OutputBuffers([], [])
-        self.joined = tuple(joined)
+        self.joined = joined
         self._tag, self._received, self._exchange = tag, received, exchange
         self._step = _FIRST_STEP
 
