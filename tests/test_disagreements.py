@@ -178,7 +178,7 @@ def test_refusals(groups: Groups, init: dict[str, Any]) -> None:
             "float64, int16, int32, int64, int8, uint16, uint32, uint8.",
         ),
         (unsupported, "sum of bool is undefined; use min or max."),
-        (unsupported, "op is 'mean'; it must be one of average, sum, min, max, product."),
+        (unsupported, "op is 'mean'; it must be one of average, sum, min, max, product, adasum."),
         (unsupported, "prescale_factor is 'much'; it must be a number."),
         (
             [*unsupported, "NotImplementedError"],

@@ -103,12 +103,16 @@ def test_process_sets_made_while_running(groups: Groups, init: dict[str, Any]) -
         # Horovod gives the id that has been free for longest.
         assert found == [*ids, 2, *sums, *removed, None, 2, 1, True, True]
         assert 'hvd.init(process_sets="dynamic"), or HOROVOD_DYNAMIC_PROCESS_SETS=1' in refused[0]
-        assert refused[1].startswith("ProcessSet([0]) has an id already, or it is the set of all")
-        assert refused[2].startswith("ProcessSet([0, 1, 2]) has an id already")
-        assert refused[3] == "ProcessSet([3]) names ranks that a job of 3 hasn't."
+        assert refused[1].startswith("The set of ranks [0] has an id already, or it is the set")
+        assert refused[2].startswith("The set of ranks [0, 1, 2] has an id already")
+        assert refused[3] == "[3] names ranks that a job of 3 hasn't."
         for one in range(3):
-            assert f"rank {one}: barrier <add_process_set ProcessSet([{one}])>" in refused[4]
+            assert f"rank {one}: barrier <add_process_set [{one}]>" in refused[4]
         assert "There is no process set with the id 1, but 1 with others" in refused[5]
+        assert refused[6:] == [
+            "ProcessSet(process_set_id=0, ranks=[0, 1, 2], mpi_comm=None)",
+            "ProcessSet(process_set_id=None, ranks=[0], mpi_comm=None)",
+        ]
 
 
 def test_a_script_s_own_compressor(groups: Groups) -> None:
@@ -145,6 +149,20 @@ def test_averages_of_slices_are_divided_as_horovod_does(groups: Groups) -> None:
             assert text.startswith("prescale_factor and postscale_factor aren't there for tf.Ind")
 
 
+@pytest.mark.parametrize(("num_bytes", "operations"), [(0, 3), (12, 2), (2**20, 1)])
+def test_the_fusion_threshold(groups: Groups, num_bytes: int, operations: int) -> None:
+    found = groups(2).run(f"{CASES}:fused", num_bytes=num_bytes)
+    assert found == [([2.0] * 3, operations)] * 2
+
+
+def test_a_graph_for_a_session_is_refused(groups: Groups) -> None:
+    for message, after in groups(2).run(f"{CASES}:in_a_session"):
+        assert message.startswith(
+            "allreduce average <x> is called in a tf.Graph for a tf.compat.v1"
+        )
+        assert after == "1.0"
+
+
 def test_a_variable_made_local_later(groups: Groups) -> None:
     found = groups(2).run(f"{CASES}:local_variable")
     assert found == [[pytest.approx((rank + 1) / 2), pytest.approx(1.5)] for rank in range(2)]
@@ -152,6 +170,6 @@ def test_a_variable_made_local_later(groups: Groups) -> None:
 
 def test_a_process_set_is_registered_once(groups: Groups) -> None:
     for messages in groups(2).run(f"{CASES}:twice_the_same_set"):
-        assert "process_sets has ProcessSet([0]) twice" in messages[0]
-        assert "process_sets has ProcessSet([0, 1]) twice, or it is the set of all" in messages[1]
+        assert "process_sets has ranks [0] twice" in messages[0]
+        assert "process_sets has ranks [0, 1] twice, or it is the set of all" in messages[1]
         assert messages[2:] == ["ids [1, None, 0]"]

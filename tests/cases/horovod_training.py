@@ -10,7 +10,9 @@ import tensorflow as tf
 import tfddl
 import tfddl.horovod.tensorflow as hvd
 import tfddl.horovod.tensorflow.keras as hvd_keras
+from tfddl._src.collectives import fusion, limit_fusion
 from tfddl._src.horovod.process_sets import REGISTERED
+from tfddl._src.runtime import current
 
 LAYERS = ("own", "ours", "more")
 STEPS = 6
@@ -158,6 +160,7 @@ def sets_made_while_running() -> list[Any]:
     found += [hvd.remove_process_set(one) for one in (first, hvd.global_process_set, last, first)]
     found += [first.process_set_id, second.process_set_id]
     refused.append(_refusal(lambda: hvd.size_op(1)))
+    refused += [str(one) for one in (hvd.global_process_set, first)]
     again = hvd.add_process_set([1])
     found.append(again.process_set_id)
     found += [hvd.remove_process_set(one) for one in (again, second)]
@@ -229,6 +232,25 @@ def slices() -> dict[str, Any]:
         _refusal(lambda: hvd.grouped_allreduce([made(tf.float32)], postscale_factor=2.0)),
     ]
     return found
+
+
+def fused(num_bytes: int) -> tuple[list[float], int]:
+    """Sums of three tensors, and in how many operations they travel with this threshold."""
+    limit_fusion(num_bytes)
+    try:
+        before, _ = current().instrumentation.counts()
+        sums = hvd.grouped_allreduce([tf.fill([n], 1.0) for n in (1, 2, 3)], op=hvd.Sum)
+        after, _ = current().instrumentation.counts()
+    finally:
+        fusion._LIMIT.current().clear()
+    return [float(total[-1]) for total in sums], after - before
+
+
+def in_a_session() -> list[str]:
+    """What a collective says in a graph for a session; eager ones then work."""
+    with tf.Graph().as_default():
+        message = _refusal(lambda: hvd.allreduce(tf.ones([2]), name="x"))
+    return [message, str(float(hvd.allreduce(1.0)))]
 
 
 def local_variable() -> list[float]:

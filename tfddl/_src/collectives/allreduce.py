@@ -32,7 +32,9 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
             are reduced in float32 and rounded once, 8- and 16-bit integers in int32. A
             `tf.IndexedSlices`, for sum and average only, may have another number of slices per
             rank; it is gathered.
-        op: "average", "sum", "min", "max" or "product". The average of integers is rounded down.
+        op: "average", "sum", "min", "max" or "product"; or "adasum", of 16-, 32- and 64-bit floats
+            over 2, 4, 8, … ranks (see `tfddl._src.collectives.adasum`). The average of integers is
+            rounded down.
         prescale_factor: What every rank's tensor is multiplied with before; integers are cut off.
         postscale_factor: What the result is multiplied with, likewise.
         name: How messages call it.
@@ -42,12 +44,13 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
         The same shape and dtype, bit for bit the same on every rank. Its gradient is the
         derivative of the sum of all ranks' losses, any number of times. Sum and average: the same
         reduction of the gradients. Min and max: the sum of the gradients, shared equally by the
-        ranks that have the extremum, zero on the others. Product: none. (Under Horovod's names it
-        is the same reduction with every op, as in Horovod.)
+        ranks that have the extremum, zero on the others. Product, Adasum: none. (Under Horovod's
+        names it is the same reduction with every op, as in Horovod.)
 
     Raises:
         DisagreementOpError: Ranks came with different dtypes, shapes, ops or factors.
-        UnimplementedError: `tf.IndexedSlices` with another op; it is a `NotImplementedError` too.
+        UnimplementedError: `tf.IndexedSlices` with another op, or an Adasum over another number of
+            ranks; it is a `NotImplementedError` too.
         UnsupportedError: No such op, a dtype that can't be sent, or a process set that this rank
             isn't in.
         NotInitializedError: `tfddl.init()` has not been called.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tfddl._src.collectives.adasum import adasum, check_adasum
 from tfddl._src.collectives.fusion import TRANSFER_DTYPES, fuse
 from tfddl._src.collectives.negotiation import (
     CollectiveRequest,
@@ -92,7 +93,7 @@ class ScaledOp:
         if tensor.dtype == tf.bool and self.op not in (ReduceOp.MIN, ReduceOp.MAX):
             raise UnsupportedError(f"{self.op} of bool is undefined; use min or max.")
         wide = tensor.dtype
-        if not (group.rounds_once and self._is_plain):
+        if self.op is not ReduceOp.ADASUM and not (group.rounds_once and self._is_plain):
             wide = TRANSFER_DTYPES.get(wide, wide)
             if wide in (tf.float16, tf.bfloat16) and not self.narrow:
                 wide = tf.float32
@@ -139,10 +140,14 @@ def reduce_dense(
             group, CollectiveRequest.of(group, f"allreduce {scaled_op}", name, inputs)
         )
         with failing_together(bound):
+            if scaled_op.op is ReduceOp.ADASUM:
+                check_adasum(group.size, inputs)
             sent = [scaled_op.before(tensor, bound.process_group) for tensor in inputs]
-        exchange = functools.partial(
+        exchange: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]] = functools.partial(
             bound.process_group.all_reduce, op=scaled_op.summed_by, signature=bound.signature
         )
+        if scaled_op.op is ReduceOp.ADASUM:
+            exchange = functools.partial(adasum, bound)
         totals = fuse(bound, sent, exchange)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
@@ -197,6 +202,8 @@ def _to_the_extremum(
         raise UnsupportedError(
             "allreduce product has no gradient here; sum the logarithms instead."
         )
+    if scaled_op.op is ReduceOp.ADASUM:
+        raise UnsupportedError("allreduce adasum has no gradient here. HINT: average, or sum.")
     # Where the extremum is NaN nobody has reached it (NaN != NaN): 0 / 0 then makes the gradient
     # NaN, too.
     reached = [

@@ -180,11 +180,13 @@ def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True)
 
     Raises:
         CompiledError: XLA is to compile the graph.
+        UnsupportedError: The graph is one for TensorFlow 1's sessions.
         DisagreementOpError: Eagerly, on every rank, where the requests differ.
     """
     if group.size == 1:
         return group
     CompiledError.check(request)
+    _refuse_session(request)
     if compare and not group.process_group.compares:
         comparing = OpSignature("", f"{COMPARING} {request.lines}")
         asking = dataclasses.replace(group, signature=DynamicSignature(comparing))
@@ -197,6 +199,19 @@ def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True)
     call = OpSignature(request.key, request.lines)
     # What isn't known yet is compared when it is.
     return dataclasses.replace(group, signature=DynamicSignature(call, request.running))
+
+
+def _refuse_session(request: CollectiveRequest) -> None:
+    """Raises in a graph that is none of a `tf.function`.
+
+    A session runs only what is asked for, in any order, on few threads: ranks could wait for each
+    other in different operations.
+    """
+    if not tf.executing_eagerly() and not hasattr(tf.compat.v1.get_default_graph(), "outer_graph"):
+        raise UnsupportedError(
+            f"{request.kind} is called in a tf.Graph for a tf.compat.v1.Session, which runs "
+            "operations in another order on each rank. HINT: call it eagerly, or in a tf.function."
+        )
 
 
 def serialized(group: Group) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:

@@ -44,7 +44,7 @@ def reducescatter(  # noqa: PLR0913 - as Horovod's users know it
         tensor: At least one dimension, the same shape on all ranks; numbers (bool only for min and
             max). The first dimension is cut as `tfddl.shard_range` does: the parts differ by one
             row at most, the first ranks have the longer ones.
-        op: As for `allreduce`.
+        op: As for `allreduce`, but for "adasum".
         prescale_factor: As for `allreduce`.
         postscale_factor: As for `allreduce`.
         name: How messages call it.
@@ -93,6 +93,10 @@ def reducescatter_in(
     group: Group, tensors: Sequence[tf.Tensor], scaled_op: ScaledOp, *, name: str | None
 ) -> list[tf.Tensor]:
     """`grouped_reducescatter` in a group."""
+    if scaled_op.op is ReduceOp.ADASUM:
+        raise UnsupportedError(
+            "reducescatter can't do adasum. HINT: allreduce, and take this rank's rows of it."
+        )
     tensors = [tf.convert_to_tensor(t) for t in tensors]
     if not tensors:
         return []

@@ -45,7 +45,8 @@ class ReductionOptions:
     """How gradients become one."""
 
     op: ReduceOp = ReduceOp.AVERAGE
-    """AVERAGE: of the mean over all examples. SUM: the plain sum of the ranks' gradients."""
+    """AVERAGE: of the mean over all examples. SUM: the plain sum of the ranks' gradients. ADASUM:
+    theirs, whatever their counts."""
 
     compression: Compression | Compressor = Compression.NONE
     """16 bits halve what travels, and round what arrives."""
@@ -89,9 +90,9 @@ class ReductionOptions:
         object.__setattr__(self, "op", ReduceOp(self.op))
         if isinstance(self.compression, str):
             object.__setattr__(self, "compression", Compression(self.compression))
-        if self.op not in (ReduceOp.AVERAGE, ReduceOp.SUM):
+        if self.op not in (ReduceOp.AVERAGE, ReduceOp.SUM, ReduceOp.ADASUM):
             raise UnsupportedError(
-                f"Gradients can't be combined by {self.op}; op must be average or sum."
+                f"Gradients can't be combined by {self.op}; op must be average, sum or adasum."
             )
         if self.predivide is not None and self.op is not ReduceOp.AVERAGE:
             raise UnsupportedError(
@@ -165,7 +166,7 @@ def make_options(
         UnsupportedError: There is no such op or compression.
     """
     if op not in list(ReduceOp):
-        raise UnsupportedError(f"op is {op!r}; it must be average or sum.")
+        raise UnsupportedError(f"op is {op!r}; it must be average, sum or adasum.")
     if compression not in list(Compression):
         raise UnsupportedError(
             f"compression is {compression!r}; it must be one of {', '.join(Compression)}."

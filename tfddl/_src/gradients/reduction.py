@@ -21,6 +21,7 @@ from tfddl._src.gradients.matching import Matching
 from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions
 from tfddl._src.runtime import current
 from tfddl._src.step_context import StepContext
+from tfddl.errors import UnimplementedError
 
 _SMALL_BYTES = 2**20
 """Of all gradients of a step. The header is sent while gradients are computed, and is worth a trip
@@ -101,6 +102,8 @@ def _are_small(values: Sequence[Any], options: ReductionOptions, dtype: tf.DType
     would. Whoever has asked for some way of travelling gets that.
     """
     if options.compression is not Compression.NONE or options.predivide is not None:
+        return False
+    if options.op is ReduceOp.ADASUM:
         return False
     if options.groups != 1 or any(isinstance(value, tf.IndexedSlices) for value in values):
         return False
@@ -234,7 +237,13 @@ def _sum_of_scaled(
     before = weight * _spread(options)
     sparse = [i for i, value in enumerate(values) if isinstance(value, tf.IndexedSlices)]
     dense = [i for i in range(len(values)) if i not in sparse]
-    if options.compression is Compression.NONE:
+    if options.op is ReduceOp.ADASUM:
+        if sparse:
+            raise UnimplementedError(
+                "adasum of sparse gradients isn't built. HINT: sparse_as_dense=True."
+            )
+        sums = _summed([_scaled(v, before) for v in values], options, name=DisplayName("gradients"))
+    elif options.compression is Compression.NONE:
         sums = sum_scaled(
             [values[i] for i in dense],
             before,
@@ -262,12 +271,17 @@ def _summed(
     values: Sequence[tf.Tensor], options: ReductionOptions, *, name: str
 ) -> list[tf.Tensor]:
     process_set = options.process_set
+    op = ReduceOp.ADASUM if options.op is ReduceOp.ADASUM else ReduceOp.SUM
     if options.compression is Compression.NONE:
-        return grouped_allreduce(values, ReduceOp.SUM, name=name, process_set=process_set)
+        return grouped_allreduce(values, op, name=name, process_set=process_set)
     # float16 has no number above 65504. An average was weighted by count / total before: the sum is
     # no larger than the largest gradient.
     narrow = [options.compress(value) for value in values]
-    sums = sum_narrow([value for value, _ in narrow], name=name, process_set=process_set)
+    sent = [value for value, _ in narrow]
+    if op is ReduceOp.ADASUM:
+        sums = grouped_allreduce(sent, op, name=name, process_set=process_set)
+    else:
+        sums = sum_narrow(sent, name=name, process_set=process_set)
     return list(map(options.decompress, sums, [context for _, context in narrow]))
 
 

@@ -98,8 +98,8 @@ def _refuse_duplicates(sets: Sequence[ProcessSet]) -> None:
     for one in sets:
         if one.ranks in known:
             raise UnsupportedError(
-                f"process_sets has {one} twice, or it is the set of all ranks, which always has id "
-                "0. HINT: leave it out; sets of the same ranks are the same set."
+                f"process_sets has ranks {list(one.ranks)} twice, or it is the set of all, which "
+                "always has id 0. HINT: leave it out; sets of the same ranks are the same set."
             )
         known.add(one.ranks)
 

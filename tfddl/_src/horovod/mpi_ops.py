@@ -84,7 +84,7 @@ def _allreduce(
     process_set: Any,
     name: str | None,
 ) -> list[Any]:
-    group, compressor = _group(process_set), resolve_compressor(compression)
+    compressor, group = resolve_compressor(compression), _group(process_set)
     results: list[Any] = [
         t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors
     ]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfddl._src.gradients import DistributedGradientTape, ReductionOptions
 from tfddl._src.horovod.compression import Compression, resolve_compression
 from tfddl._src.horovod.process_sets import global_process_set, resolve_process_set
-from tfddl._src.horovod.reductions import Average, resolve_op, warn_no_device
+from tfddl._src.horovod.reductions import Adasum, Average, resolve_op, warn_no_device
 from tfddl._src.keras_hooks.optimizer import distribute, innermost
 from tfddl.errors import UnsupportedError
 
@@ -180,6 +180,8 @@ def wrap_optimizer(
         NotInitializedError: `init` has not been called.
     """
     accumulates = backward_passes_per_step > 1
+    if average_aggregated_gradients and resolve_op(options.op, None) is Adasum:
+        raise UnsupportedError("average_aggregated_gradients isn't for op=hvd.Adasum.")
     averaging = options.averaging(sum_passes=accumulates and not average_aggregated_gradients)
     inner = innermost(optimizer)
     if backward_passes_per_step < 1:

@@ -17,6 +17,10 @@ class ProcessSet(collectives.ProcessSet):
         """What `init` or `add_process_set` has given it; 0 for all ranks; None for others."""
         return REGISTERED.current().id_of(self) if is_started() else None
 
+    def __str__(self) -> str:
+        ranks = "None" if self.given is None and not is_started() else list(self.ranks)
+        return f"ProcessSet(process_set_id={self.process_set_id}, ranks={ranks}, mpi_comm=None)"
+
 
 global_process_set = ProcessSet()
 """The set of all ranks, whose id is 0."""
@@ -119,13 +123,13 @@ def add_process_set(process_set: Any) -> ProcessSet:
     _refuse_if_static(known, "added")
     if process_set.ranks[-1] >= current().cluster.size:
         raise UnsupportedError(
-            f"{process_set} names ranks that a job of {current().cluster.size} hasn't."
+            f"{list(process_set.ranks)} names ranks that a job of {current().cluster.size} hasn't."
         )
-    collectives.barrier(name=collectives.DisplayName(f"add_process_set {process_set}"))
+    _agree(f"add_process_set {list(process_set.ranks)}")
     if known.has(process_set.ranks):
         raise UnsupportedError(
-            f"{process_set} has an id already, or it is the set of all ranks. HINT: use that set; "
-            "sets of the same ranks are the same set."
+            f"The set of ranks {list(process_set.ranks)} has an id already, or it is the set of "
+            "all. HINT: use that set; sets of the same ranks are the same set."
         )
     known.add(process_set)
     return cast(ProcessSet, process_set)
@@ -147,9 +151,16 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     if not process_set_id:
         return False
     _refuse_if_static(known, "removed")
-    collectives.barrier(name=collectives.DisplayName(f"remove_process_set {process_set}"))
+    collectives.barrier(
+        name=collectives.DisplayName(f"remove_process_set {list(process_set.ranks)}")
+    )
     known.remove(process_set_id)
     return True
+
+
+def _agree(call: str) -> None:
+    """Waits until all ranks have called the same."""
+    collectives.barrier(name=collectives.DisplayName(call))
 
 
 def _refuse_if_static(known: Registered, what: str) -> None:

@@ -11,11 +11,7 @@ Sum = tfddl.ReduceOp.SUM
 Min = tfddl.ReduceOp.MIN
 Max = tfddl.ReduceOp.MAX
 Product = tfddl.ReduceOp.PRODUCT
-
-ADASUM_HINT = (
-    "Adasum isn't supported. HINT: op=hvd.Average, with a learning rate scaled by the number of "
-    "workers and hvd.callbacks.LearningRateWarmupCallback."
-)
+Adasum = tfddl.ReduceOp.ADASUM
 
 
 def resolve_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
@@ -33,7 +29,9 @@ def resolve_op(op: Any, average: bool | None) -> tfddl.ReduceOp:
     if op is None:
         return Average
     if op not in list(tfddl.ReduceOp):
-        raise UnsupportedError(f"op is {op!r}; it must be hvd.Average, Sum, Min, Max or Product.")
+        raise UnsupportedError(
+            f"op is {op!r}; it must be hvd.Average, Sum, Min, Max, Product or Adasum."
+        )
     return tfddl.ReduceOp(op)
 
 
@@ -48,15 +46,3 @@ def warn_no_device(device_dense: str = "", device_sparse: str = "") -> None:
     why = "tensors are sent from the worker's device, its GPU where it has one."
     warn_no_effect("device_dense", device_dense, why)
     warn_no_effect("device_sparse", device_sparse, why)
-
-
-def refuse_adasum(name: str) -> Any:
-    """The ``__getattr__`` of `horovod.tensorflow` and `horovod.keras`: says what replaces Adasum.
-
-    Raises:
-        UnsupportedError: The name is Adasum.
-        AttributeError: It is any other.
-    """
-    if name == "Adasum":
-        raise UnsupportedError(ADASUM_HINT)
-    raise AttributeError(f"Horovod has no attribute {name!r} here")

@@ -27,9 +27,10 @@ def DistributedGradientTape(  # noqa: PLR0913 - Horovod's signature
         gradtape: The tape.
         device_dense: Has no effect.
         device_sparse: Has no effect.
-        compression: `Compression.none`, or `Compression.fp16`.
+        compression: `Compression.none`, `Compression.fp16`, or a class of one's own with static
+            methods ``compress`` and ``decompress``.
         sparse_as_dense: Converts sparse gradients to dense ones before they are reduced.
-        op: `Average`, with equal weights of all ranks; or `Sum`.
+        op: `Average`, with equal weights of all ranks; `Sum`; or `Adasum`, of 2, 4, 8, … ranks.
         gradient_predivide_factor: Gradients are divided by it before the sum, and by the rest of
             the number of ranks after it.
         num_groups: The deprecated name of ``groups``.

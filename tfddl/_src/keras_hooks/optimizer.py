@@ -58,7 +58,8 @@ def DistributedOptimizer(
 
     Args:
         optimizer: Any Keras 3 optimizer.
-        op: "average", or "sum" for losses that are sums.
+        op: "average"; "sum" for losses that are sums; "adasum" for 2, 4, 8, … ranks, see
+            `allreduce`.
         compression: "none", "fp16" or "bf16": in which precision gradients travel.
         sparse_as_dense: Makes sparse gradients (of embeddings) dense before they travel. Sparse
             ones are gathered, not added up.

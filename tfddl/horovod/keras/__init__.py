@@ -48,12 +48,12 @@ from tfddl._src.horovod.process_sets import ProcessSet as ProcessSet
 from tfddl._src.horovod.process_sets import add_process_set as add_process_set
 from tfddl._src.horovod.process_sets import global_process_set as global_process_set
 from tfddl._src.horovod.process_sets import remove_process_set as remove_process_set
+from tfddl._src.horovod.reductions import Adasum as Adasum
 from tfddl._src.horovod.reductions import Average as Average
 from tfddl._src.horovod.reductions import Max as Max
 from tfddl._src.horovod.reductions import Min as Min
 from tfddl._src.horovod.reductions import Product as Product
 from tfddl._src.horovod.reductions import Sum as Sum
-from tfddl._src.horovod.reductions import refuse_adasum as __getattr__  # noqa: F401 - for Python
 from tfddl._src.horovod.timeline import start_timeline as start_timeline
 from tfddl._src.horovod.timeline import stop_timeline as stop_timeline
 from tfddl.horovod import __version__ as __version__

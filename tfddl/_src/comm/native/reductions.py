@@ -12,6 +12,7 @@ class ReduceOp(enum.StrEnum):
     """How the tensors of all ranks become one.
 
     Below `tfddl._src.collectives` nothing averages: an average is a sum there, divided above.
+    Neither is there an Adasum (see `tfddl._src.collectives.adasum`), which is made of gathers.
     """
 
     AVERAGE = "average"
@@ -19,6 +20,7 @@ class ReduceOp(enum.StrEnum):
     MIN = "min"
     MAX = "max"
     PRODUCT = "product"
+    ADASUM = "adasum"
 
 
 _UFUNCS = {
