@@ -1,6 +1,7 @@
 """Idioms of Keras 2, in a process that asks for them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,11 +90,6 @@ assert first.ref().deref() is first and first.ref() != second.ref()
 assert "CPU" in first.device
 model.save(FILE)
 assert type(keras.models.load_model(FILE).optimizer) is keras.optimizers.SGD
-try:
-    K.set_session(None)
-except ValueError as error:
-    assert "leave it out" in str(error)
-
 for message, file in found:
     assert file == __file__, (message, file)
     print(message)
@@ -143,3 +139,23 @@ def test_each_idiom_works_with_one_warning(tmp_path: Path, imports: str) -> None
     found = done.stdout.splitlines()
     assert len(found) == len(set(found))
     assert set(found) == WARNINGS
+
+
+def test_what_keras_3_has_dropped_does_what_it_did(tmp_path: Path) -> None:
+    """Sessions, the backend, files, callbacks: see the script, which asserts."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/scripts/keras2_idioms.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    *found, last = done.stdout.splitlines()
+    assert last == "all idioms done"
+    warned = [line.partition(" is of ") for line in found]
+    old = [
+        idiom for idiom, _, modern in warned if re.match(r"(Keras|TensorFlow) \d; write ", modern)
+    ]
+    assert len(old) == len(found) > 60
+    assert len(set(old)) == len(old)

@@ -97,6 +97,26 @@ def test_unet_resumes_from_rank_0_s_file(tmp_path: Path, workers: int) -> None:
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+@LONG
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_script_of_2018_resumes_by_its_epoch(tmp_path: Path, workers: int) -> None:
+    first = _run("keras_unet_2018", str(tmp_path), "2", workers=workers)
+    assert _alike(first, "resume from", workers) == "resume from epoch 0"
+    steps = math.ceil(60 / 8 / workers)
+    assert _number(_alike(first, "loss", workers), "steps") == 2 * steps
+    again = _run("keras_unet_2018", str(tmp_path), "6", workers=workers)
+    assert _alike(again, "resume from", workers) == "resume from epoch 2"
+    assert _alike(again, "epochs", workers) == "epochs 3 4 5 6"
+    line = _alike(again, "loss", workers)
+    assert _number(line, "steps") == 4 * steps
+    assert _number(line, "lr") == pytest.approx(3e-3 * workers)
+    assert _number(line, "loss") < _number(_alike(first, "loss", workers), "loss")
+    found = {path.name for path in (tmp_path / "weights").iterdir()}
+    assert found == {"best_weights.hdf5", *(f"checkpoint-{epoch}.hdf5" for epoch in (2, 4, 6))}
+    for old in ("tf.Session(config=", "K.flatten", "keras.layers.normalization", "logs['val_acc"):
+        assert sum(f"Keras2Warning: {old}" in line for line in first) <= 1, old
+
+
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
 def test_all_wrappers_and_collectives(tmp_path: Path, workers: int) -> None:
     scripts = ["horovod/wrappers.py", "", "horovod/collectives.py", str(tmp_path)]

@@ -1,5 +1,7 @@
 """Horovod's callbacks (horovod/_keras/callbacks.py): its signatures for tfddl's callbacks."""
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +9,37 @@ import keras
 
 from tfddl._src import callbacks
 from tfddl._src.horovod.reductions import warn_no_effect
+
+_INITIAL = 1.0
+"""Stands for an `initial_lr` that isn't known yet."""
+
+
+def _finding_initial_lr(init: Callable[..., None]) -> Callable[..., None]:
+    """Lets a constructor do without ``initial_lr``, as before Horovod 0.21.
+
+    It is then the optimizer's learning rate at the beginning of the training.
+    """
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.finds_initial_lr = not args and "initial_lr" not in kwargs
+        if self.finds_initial_lr:
+            warnings.warn(
+                f"{type(self).__name__}(…) without initial_lr is of Horovod before 0.21; write "
+                "initial_lr=…, the learning rate of the optimizer.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            kwargs["initial_lr"] = _INITIAL
+        init(self, *args, **kwargs)
+
+    return __init__
+
+
+def _find_initial_lr(callback: Any) -> None:
+    if callback.finds_initial_lr:
+        callback.initial_lr = float(callback.model.optimizer.learning_rate)
+
 
 _NO_DEVICE = "variables and metrics are sent from the worker's device."
 
@@ -33,6 +66,7 @@ class MetricAverageCallback(callbacks.MetricAverage):
 class LearningRateScheduleCallback(callbacks.LearningRateSchedule):
     """`tfddl.callbacks.LearningRateSchedule`, with Horovod's positional arguments."""
 
+    @_finding_initial_lr
     def __init__(  # noqa: PLR0913 - Horovod's signature
         self,
         initial_lr: float,
@@ -53,10 +87,16 @@ class LearningRateScheduleCallback(callbacks.LearningRateSchedule):
             steps_per_epoch=steps_per_epoch,
         )
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Takes the optimizer's learning rate for ``initial_lr``, where none was given."""
+        super().on_train_begin(logs)
+        _find_initial_lr(self)
+
 
 class LearningRateWarmupCallback(callbacks.LearningRateWarmup):
     """`tfddl.callbacks.LearningRateWarmup`, with Horovod's positional arguments."""
 
+    @_finding_initial_lr
     def __init__(
         self,
         initial_lr: float,
@@ -72,6 +112,11 @@ class LearningRateWarmupCallback(callbacks.LearningRateWarmup):
             steps_per_epoch=steps_per_epoch,
             verbose=verbose,
         )
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Takes the optimizer's learning rate for ``initial_lr``, where none was given."""
+        super().on_train_begin(logs)
+        _find_initial_lr(self)
 
 
 class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):

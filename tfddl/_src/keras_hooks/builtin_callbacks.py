@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,10 @@ def _save(original: Callable[..., Any], filepath: Any, overwrite: bool = True) -
     temporary = path.with_name(f".writing-{path.name}")
     try:
         original(str(temporary), overwrite=overwrite)
+        if temporary.is_dir():  # Not atomic: rename(2) replaces only an empty directory.
+            shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)

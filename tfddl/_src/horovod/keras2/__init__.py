@@ -1,20 +1,50 @@
 """Keras 2 idioms that Keras 3 has dropped work again, with one deprecation warning each.
 
-Only public API of Keras is patched, and only in a process that asks for it by
+Only public API of Keras is patched here, and only in a process that asks for it by
 ``tfddl.horovod.install(keras2=True)`` or `tfddlrun --horovod`:
 
-* `compile`: ``compile(experimental_run_tf_function=…)``; `fit_generator` and its like
-* `optimizers`: ``optimizer.variables()``, ``optimizer.lr``, ``SGD(lr=…)``, ``optimizers.legacy``
+* `compile`: arguments that `compile` no longer takes
+* `generators`: `fit_generator` and its like; ``workers=``; steps that are fractions
+* `models`: ``predict_classes``, ``layer.output_shape``
+* `saving`: weights in any HDF5 file, ``model.save("folder")``
+* `callbacks`: ``ModelCheckpoint(period=…)``, metrics by old names such as ``val_acc``
+* `optimizers`: ``optimizer.variables()``, ``lr``, ``decay``, ``get_weights``, ``optimizers.legacy``
 * `variables`: ``.ref()`` and ``.device`` of Keras' variables
-* `backend`: ``K.get_value``, ``K.set_value``, ``K.set_session``
+* `backend`: all of ``K.…`` in the namespace `keras`, and what is gone from both
+* `namespaces`: ``keras.layers.merge``, ``keras.utils.np_utils``, `ImageDataGenerator`
+* `sessions`, `tensorflow1`: ``tf.Session(config=…)``, ``tf.set_random_seed`` and the like
 """
 
-from tfddl._src.horovod.keras2 import backend, compile, optimizers, variables
+from tfddl._src.horovod.keras2 import (
+    backend,
+    callbacks,
+    compile,
+    generators,
+    models,
+    namespaces,
+    optimizers,
+    saving,
+    tensorflow1,
+    variables,
+)
 from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
+
+_PARTS = (
+    compile,
+    generators,
+    models,
+    saving,
+    callbacks,
+    optimizers,
+    variables,
+    backend,
+    namespaces,
+    tensorflow1,
+)
 
 
 def install() -> None:
-    """Patches Keras. It is idempotent."""
+    """Patches Keras and TensorFlow. It is idempotent."""
     deprecations = DeprecationWarnings()
-    for part in (compile, optimizers, variables, backend):
+    for part in _PARTS:
         part.install(deprecations)

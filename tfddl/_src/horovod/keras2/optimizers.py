@@ -1,4 +1,4 @@
-"""Optimizers: `variables()`, `lr`, and `optimizers.legacy`."""
+"""Optimizers: `variables()`, `lr`, `decay`, `get_weights`, and `optimizers.legacy`."""
 
 import functools
 import importlib
@@ -6,11 +6,12 @@ import inspect
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
+from tfddl._src.horovod.keras2.prefixes import PREFIXES
 
-# Different module objects, though they export the same.
-_LEGACY = ("keras.optimizers.legacy", "tensorflow.keras.optimizers.legacy")
+_LEGACY = "keras.optimizers.legacy"
 _LEGACY_NAMES = ("Adagrad", "Adam", "Ftrl", "Optimizer", "RMSprop", "SGD")
 
 
@@ -18,9 +19,10 @@ def install(deprecations: DeprecationWarnings) -> None:
     """Patches Keras. It is idempotent."""
     for kind in _kinds():
         _make_variables_callable(kind, deprecations)
-        _accept_lr(kind, deprecations)
+        _accept_old_arguments(kind, deprecations)
     if not hasattr(keras.optimizers.Optimizer, "lr"):
         keras.optimizers.Optimizer.lr = _lr(deprecations)
+    _add_weights(deprecations)
     _bring_back_legacy(deprecations)
 
 
@@ -59,7 +61,7 @@ def _make_variables_callable(kind: Any, deprecations: DeprecationWarnings) -> No
     home.variables = property(variables)
 
 
-def _accept_lr(kind: Any, deprecations: DeprecationWarnings) -> None:
+def _accept_old_arguments(kind: Any, deprecations: DeprecationWarnings) -> None:
     original = kind.__init__
     if (
         hasattr(original, PATCH_MARK)
@@ -72,10 +74,78 @@ def _accept_lr(kind: Any, deprecations: DeprecationWarnings) -> None:
         if "lr" in kwargs:
             deprecations.warn_once("optimizer(lr=…)", "optimizer(learning_rate=…).")
             kwargs["learning_rate"] = kwargs.pop("lr")
+        if kwargs.get("epsilon", 0) is None:
+            kwargs.pop("epsilon")  # Keras 2's default, for that of the backend.
+        if kwargs.pop("schedule_decay", None) is not None:
+            deprecations.warn_once("Nadam(schedule_decay=…)", "Nadam(…) without it.")
+        decay = kwargs.pop("decay", None)
         original(self, *args, **kwargs)
+        if decay:
+            deprecations.warn_once(
+                "optimizer(decay=…)",
+                "learning_rate=keras.optimizers.schedules.InverseTimeDecay(…).",
+            )
+            self.keras2_decay = decay
 
     setattr(__init__, PATCH_MARK, True)
     kind.__init__ = __init__
+    _decay_by_time(kind)
+
+
+def _decay_by_time(kind: Any) -> None:
+    """Lets steps and the configuration of a class honour ``decay``: lr / (1 + decay * steps).
+
+    Not by a schedule in the place of the learning rate, which callbacks assign.
+    """
+    original_step, original_config = kind.update_step, kind.get_config
+
+    @functools.wraps(original_step)
+    def update_step(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        decay = getattr(self, "keras2_decay", 0.0)
+        if decay:
+            rate = keras.ops.convert_to_tensor(learning_rate)
+            learning_rate = rate / (1.0 + decay * keras.ops.cast(self.iterations, rate.dtype))
+        original_step(self, gradient, variable, learning_rate)
+
+    @functools.wraps(original_config)
+    def get_config(self: Any) -> dict[str, Any]:
+        config: dict[str, Any] = original_config(self)
+        decay = getattr(self, "keras2_decay", 0.0)
+        return {**config, "decay": decay} if decay else config
+
+    if "update_step" in vars(kind):
+        kind.update_step = update_step
+        kind.get_config = get_config
+
+
+def _add_weights(deprecations: DeprecationWarnings) -> None:
+    def get_weights(self: Any) -> list[Any]:
+        """The values of all variables, as NumPy arrays."""
+        deprecations.warn_once("optimizer.get_weights()", "optimizer.variables, each .numpy().")
+        return [np.asarray(variable) for variable in self.variables]
+
+    def set_weights(self: Any, weights: list[Any]) -> None:
+        """Assigns the values that `get_weights` returned; the optimizer must be built.
+
+        Raises:
+            ValueError: There are more or fewer than the optimizer has variables.
+        """
+        deprecations.warn_once("optimizer.set_weights(…)", "variable.assign(value), for each.")
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
+
+    def weights(self: Any) -> list[Any]:
+        deprecations.warn_once("optimizer.weights", "optimizer.variables.")
+        return list(self.variables)
+
+    added = {
+        "get_weights": get_weights,
+        "set_weights": set_weights,
+        "weights": property(weights, doc="The name of `variables` in Keras 2."),
+    }
+    for name, value in added.items():
+        if not hasattr(keras.optimizers.Optimizer, name):
+            setattr(keras.optimizers.Optimizer, name, value)
 
 
 def _lr(deprecations: DeprecationWarnings) -> property:
@@ -97,12 +167,12 @@ def _bring_back_legacy(deprecations: DeprecationWarnings) -> None:
 
     def legacy(name: str) -> Any:
         if name not in _LEGACY_NAMES:
-            raise AttributeError(f"module {_LEGACY[0]!r} has no attribute {name!r}")
+            raise AttributeError(f"module {_LEGACY!r} has no attribute {name!r}")
         deprecations.warn_once(f"keras.optimizers.legacy.{name}", f"keras.optimizers.{name}.")
         return getattr(keras.optimizers, name)
 
-    for path in _LEGACY:
-        module = importlib.import_module(path)
+    for prefix in PREFIXES:
+        module = importlib.import_module(f"{prefix}.optimizers.legacy")
         for name in _LEGACY_NAMES:
             vars(module).pop(name, None)  # Keras 3's classes of these names only raise.
         module.__getattr__ = legacy  # type: ignore[method-assign]

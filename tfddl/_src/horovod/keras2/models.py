@@ -1,0 +1,63 @@
+"""Models: `predict_classes`, `predict_proba`, shapes of layers, ends of a Sequential."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
+
+
+def install(deprecations: DeprecationWarnings) -> None:
+    """Patches Keras. It is idempotent."""
+    added: dict[str, Callable[..., Any]] = {
+        "predict_classes": _predict_classes(deprecations),
+        "predict_proba": _predict_proba(deprecations),
+    }
+    for name, method in added.items():
+        if not hasattr(keras.Sequential, name):
+            setattr(keras.Sequential, name, method)
+    for side in ("input", "output"):
+        if side not in vars(keras.Sequential):
+            setattr(keras.Sequential, side, _tensor(side))
+    if not hasattr(keras.layers.Layer, "output_shape"):
+        # Not `input_shape`: Sequential takes a layer that has one for a model (sequential.py).
+        keras.layers.Layer.output_shape = _output_shape(deprecations)
+
+
+def _predict_classes(deprecations: DeprecationWarnings) -> Callable[..., Any]:
+    def predict_classes(self: Any, x: Any, batch_size: int = 32, verbose: int = 0) -> Any:
+        """The most probable class of each example; 0 or 1 where the model has one output."""
+        deprecations.warn_once("model.predict_classes(x)", "model.predict(x).argmax(axis=-1).")
+        found = self.predict(x, batch_size=batch_size, verbose=verbose)
+        return found.argmax(axis=-1) if found.shape[-1] > 1 else (found > 0.5).astype("int32")
+
+    return predict_classes
+
+
+def _predict_proba(deprecations: DeprecationWarnings) -> Callable[..., Any]:
+    def predict_proba(self: Any, x: Any, batch_size: int = 32, verbose: int = 0) -> Any:
+        """The same as `predict`."""
+        deprecations.warn_once("model.predict_proba(x)", "model.predict(x).")
+        return self.predict(x, batch_size=batch_size, verbose=verbose)
+
+    return predict_proba
+
+
+def _output_shape(deprecations: DeprecationWarnings) -> property:
+    def output_shape(self: Any) -> Any:
+        deprecations.warn_once("layer.output_shape", "layer.output.shape.")
+        return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), self.output)
+
+    return property(output_shape, doc="The shape of the layer's output, the batch included.")
+
+
+def _tensor(side: str) -> property:
+    """`model.input` of a Sequential, for which Keras 3 has `inputs` only."""
+    inherited = getattr(keras.Sequential, side)
+
+    def tensor(self: Any) -> Any:
+        tensors = getattr(self, f"{side}s", None)
+        return tensors[0] if tensors else inherited.fget(self)
+
+    return property(tensor, doc=f"The model's symbolic {side}.")

@@ -1,0 +1,190 @@
+"""Modules and names of Keras 2 that Keras 3 has elsewhere, or only in `tf.keras`."""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfddl._src.horovod.keras2.deprecations import (
+    PATCH_MARK,
+    DeprecationWarnings,
+    is_called_by_script,
+)
+from tfddl._src.horovod.keras2.prefixes import PREFIXES
+from tfddl.errors import UnsupportedError
+
+_LAYERS = """
+    advanced_activations convolutional convolutional_recurrent core cudnn_recurrent embeddings
+    experimental experimental.preprocessing local merge noise normalization pooling recurrent
+    wrappers
+""".split()
+_UTILS = (
+    "conv_utils data_utils generic_utils io_utils layer_utils np_utils training_utils vis_utils"
+)
+_ENGINE = "base_layer input_layer network sequential topology training"
+
+_MODULES: dict[str, tuple[str, ...]] = {
+    "backend.tensorflow_backend": ("backend",),
+    "callbacks.callbacks": ("callbacks",),
+    "engine": ("layers", "models", "utils"),
+    **{f"engine.{name}": ("layers", "models", "utils") for name in _ENGINE.split()},
+    **{f"layers.{name}": ("layers",) for name in _LAYERS},
+    "objectives": ("losses",),
+    "optimizers.adam_v2": ("optimizers",),
+    "optimizers.gradient_descent_v2": ("optimizers",),
+    "optimizers.rmsprop_v2": ("optimizers",),
+    "preprocessing.text": ("preprocessing.text",),
+    **{f"utils.{name}": ("utils", "saving") for name in _UTILS.split()},
+}
+"""Modules of Keras 2, and where their names are now."""
+
+_INCOMPLETE = "layers losses metrics preprocessing.image preprocessing.sequence".split()
+"""Modules that have fewer names in `keras` than in `tf.keras`."""
+
+_MODERN = {
+    "ImageDataGenerator": "keras.utils.image_dataset_from_directory, and layers that augment",
+    "TimeseriesGenerator": "keras.utils.timeseries_dataset_from_array",
+}
+_CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
+
+
+def install(deprecations: DeprecationWarnings) -> None:
+    """Adds the modules, and the names. It is idempotent."""
+    for prefix in PREFIXES:
+        for name, homes in _MODULES.items():
+            _add_module(deprecations, prefix, name, homes)
+        for name in _INCOMPLETE:
+            module = importlib.import_module(f"{prefix}.{name}")
+            complete = importlib.import_module(f"tensorflow.keras.{name}")
+            _fall_back(deprecations, module, f"keras.{name}", _lookup(complete, module))
+        for name in ("optimizers", "utils"):
+            module = importlib.import_module(f"{prefix}.{name}")
+            lookup = _lower_case if name == "optimizers" else _multi_gpu_model
+            _fall_back(deprecations, module, f"keras.{name}", lookup)
+        _accept_grayscale(deprecations, prefix)
+    iterator: Any = tf.keras.preprocessing.image.Iterator
+    if not hasattr(iterator, "next"):
+        iterator.next = lambda self: next(self)
+    tf.compat.v1.keras = tf.keras
+    for name, module in list(sys.modules.items()):
+        if name == "tensorflow.keras" or name.startswith("tensorflow.keras."):
+            sys.modules.setdefault(name.replace("tensorflow", "tensorflow.compat.v1", 1), module)
+
+
+def _accept_grayscale(deprecations: DeprecationWarnings, prefix: str) -> None:
+    for name in ("preprocessing.image", "utils"):
+        module: Any = importlib.import_module(f"{prefix}.{name}")
+        if hasattr(module.load_img, PATCH_MARK):
+            continue
+        module.load_img = _load_img(deprecations, module.load_img)
+
+
+def _load_img(
+    deprecations: DeprecationWarnings, original: Callable[..., Any]
+) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_img(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if "grayscale" in kwargs:
+            deprecations.warn_once("load_img(grayscale=…)", 'load_img(color_mode="grayscale").')
+            if kwargs.pop("grayscale"):
+                kwargs["color_mode"] = "grayscale"
+        return original(path, *args, **kwargs)
+
+    setattr(load_img, PATCH_MARK, True)
+    return load_img
+
+
+def _add_module(
+    deprecations: DeprecationWarnings, prefix: str, name: str, homes: Sequence[str]
+) -> None:
+    full = f"{prefix}.{name}"
+    parent_name, _, last = full.rpartition(".")
+    parent = importlib.import_module(parent_name)
+    if hasattr(parent, last):
+        return
+    # Of the same prefix where it has them: what `keras` lacks, `tf.keras` has.
+    found = [importlib.import_module(f"{prefix}.{home}") for home in homes if home != name]
+    found += [importlib.import_module(f"tensorflow.keras.{home}") for home in homes]
+    module = ModuleType(full, f"Keras 2's module: its names are in {', '.join(homes)}.")
+    module.__path__ = []
+    library = "tf.keras" if name in homes else "keras"
+    modern = " or ".join(f"{library}.{home}" for home in homes)
+
+    def __getattr__(attribute: str) -> Any:
+        home = next((home for home in found if hasattr(home, attribute)), None)
+        if attribute.startswith("__") or home is None:
+            raise AttributeError(
+                f"module {full!r} has no attribute {attribute!r}. HINT: see {modern}."
+            )
+        deprecations.warn_once(f"keras.{name}", f"{modern}.")
+        return getattr(home, attribute)
+
+    module.__getattr__ = __getattr__  # type: ignore[method-assign]
+    sys.modules[full] = module
+    setattr(parent, last, module)
+
+
+_Lookup = Callable[[str], tuple[Any, str] | None]
+"""Finds a name: what it is, and the modern line."""
+
+
+def _fall_back(
+    deprecations: DeprecationWarnings, module: ModuleType, path: str, lookup: _Lookup
+) -> None:
+    def __getattr__(name: str) -> Any:
+        found = None if name.startswith("_") or not is_called_by_script() else lookup(name)
+        if found is None:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        value, modern = found
+        deprecations.warn_once(f"{path}.{name}", f"{modern}.")
+        return value
+
+    module.__getattr__ = __getattr__  # type: ignore[method-assign]
+
+
+def _lookup(complete: ModuleType, module: ModuleType) -> _Lookup:
+    path = complete.__name__.replace("tensorflow", "tf", 1)
+
+    def lookup(name: str) -> tuple[Any, str] | None:
+        if name in _CUDNN and hasattr(complete, _CUDNN[name]):
+            return getattr(complete, _CUDNN[name]), f"keras.layers.{_CUDNN[name]}"
+        if complete is module or name not in vars(complete):
+            return None
+        value = vars(complete)[name]
+        modern = _MODERN.get(name, f"{path}.{name}")
+        # Short names of losses: Keras 3 has the long ones.
+        if module is keras.losses and hasattr(keras.losses, getattr(value, "__name__", "")):
+            modern = f"keras.losses.{value.__name__}"
+        return value, modern
+
+    return lookup
+
+
+def _lower_case(name: str) -> tuple[Any, str] | None:
+    """Keras 2 had its optimizers in lower case, too."""
+    for known, kind in vars(keras.optimizers).items():
+        if isinstance(kind, type) and known.lower() == name:
+            return kind, f"keras.optimizers.{known}"
+    return None
+
+
+def _multi_gpu_model(name: str) -> tuple[Any, str] | None:
+    return (multi_gpu_model, "tfddlrun -np N") if name == "multi_gpu_model" else None
+
+
+def multi_gpu_model(model: Any, gpus: Any = None, *args: Any, **kwargs: Any) -> None:
+    """Not supported: each worker has one GPU.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    raise UnsupportedError(
+        f"multi_gpu_model(model, gpus={gpus}) is of Keras 2: one process with several GPUs. HINT: "
+        "leave it out, wrap the optimizer in hvd.DistributedOptimizer, and start a worker for each "
+        "GPU: tfddlrun --horovod -np N python script.py."
+    )
