@@ -19,6 +19,10 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 # By command, a line with a value that is refused, and what is said of it.
 MISTAKES = {
     "tfddlrun": ("-np 1 --max-restarts=-1 true", "--max-restarts is -1; it must be 0 or more"),
+    "tfddl-horovodrun": (
+        "-np 1 --stall-check-warning-time-seconds=-1 true",
+        "--stall-check-warning-time-seconds is -1.0; it must be 0 (never) or more seconds",
+    ),
     "tfddl-doctor": ("--start-timeout=0", "--start-timeout is 0.0; it must be above 0 seconds"),
     "tfddl-bench": ("--round-seconds=x", "argument --round-seconds: invalid float value: 'x'"),
     "tfddl-predict": (

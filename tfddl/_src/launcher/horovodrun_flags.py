@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 from tfddl import __version__
+from tfddl._src.launcher import config_file
 from tfddl._src.launcher.doctor_probe import installed_version
 from tfddl._src.launcher.environment import Export
 from tfddl.errors import LaunchError
@@ -32,7 +34,6 @@ _REFUSED = MappingProxyType(
         "--jsrun": "there is no jsrun. HINT: start the script with srun, or with tfddlrun -H",
         "--host-discovery-script": "hosts are known from the start. HINT: -H or --hostfile; "
         "--min-np lets a job go on without those that fail",
-        "--config-file": "there is no file of flags. HINT: give them on the command line",
     }
 )
 """Flags whose absence would change the job, and what to use instead."""
@@ -141,6 +142,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "busy, 600 where ranks wait for each other in different operations)",
     )
     group.add_argument(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="flags as Horovod's YAML files have them; those on the command line come first",
+    )
+    group.add_argument(
         "--timeline-filename", metavar="FILE", help="write a trace of all collectives"
     )
     group.add_argument(
@@ -181,6 +188,20 @@ class _Noted(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         namespace.without_effect = [*namespace.without_effect, self.option_strings[0]]
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line, and before it the file that its --config-file names."""
+    arguments = parser.parse_args(argv)
+    if arguments.config_file is None:
+        return arguments
+    try:
+        flags = config_file.read_flags(arguments.config_file)
+    except LaunchError as error:
+        parser.error(str(error))
+    if arguments.no_stall_check is not None:  # argparse would refuse both.
+        flags = [flag for flag in flags if flag not in ("--stall-check", "--no-stall-check")]
+    return parser.parse_args([*flags, *argv])
 
 
 def translate(arguments: argparse.Namespace) -> None:

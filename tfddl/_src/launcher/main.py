@@ -90,7 +90,7 @@ examples:
 def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tfddlrun") -> int:
     """Runs a job as the arguments say, and returns the exit status."""
     parser = make_parser(prog)
-    arguments = parser.parse_args(argv)
+    arguments = horovodrun_flags.parse(parser, argv)
     if arguments.check_build:
         sys.stdout.write(f"{horovodrun_flags.describe_build()}\n")
         return 0
@@ -130,6 +130,11 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
 def run() -> None:
     """The console script."""
     sys.exit(main(sys.argv[1:], environment=os.environ))
+
+
+def run_horovodrun() -> None:
+    """The console script `tfddl-horovodrun`: `tfddlrun --horovod`, which takes all its flags."""
+    sys.exit(main(["--horovod", *sys.argv[1:]], environment=os.environ, prog="tfddl-horovodrun"))
 
 
 def run_doctor() -> None:
