@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ TENSORFLOW = {
     "SyncBatchNormalization": "fused=False, **kwargs",
     "BroadcastGlobalVariablesHook": "root_rank, device=''",
     "broadcast_object_fn": f"root_rank=0, session=None, name=None, {SET}",
+    "split_list": "l, n",
 }
 KERAS = {
     **BOTH,
@@ -122,6 +124,48 @@ MODULES = {
     },
     "runner": {},
     "tensorflow.util": {"_executing_eagerly": ""},
+    "tensorflow.functions": {
+        name: TENSORFLOW[name]
+        for name in (
+            "allgather_object",
+            "broadcast_object",
+            "broadcast_object_fn",
+            "broadcast_variables",
+        )
+    },
+    "tensorflow.compression": {},
+    "tensorflow.sync_batch_norm": {"SyncBatchNormalization": "fused=False, **kwargs"},
+    "tensorflow.mpi_ops": {
+        "_allreduce": f"tensor, name=None, op=sum, {FACTORS}, ignore_name_scope=False, {SET}",
+        "_grouped_allreduce": f"tensors, name=None, op=sum, {FACTORS}, ignore_name_scope=False, "
+        f"{SET}",
+        "_reducescatter": f"tensor, name=None, op=sum, ignore_name_scope=False, {SET}, {FACTORS}",
+        "_executing_eagerly": "",
+    },
+    "common.util": {
+        "check_extension": "ext_name, ext_env_var, pkg_path, *args",
+        "check_installed_version": "name, version, exception=None",
+        "env": "**kwargs",
+        "extension_available": "ext_base_name, verbose=False",
+        "gpu_available": "ext_base_name, verbose=False",
+        "is_iterable": "x",
+        "is_version_greater_equal_than": "ver, target",
+        "num_rank_is_power_2": "num_rank",
+        "split_list": "l, n",
+        **dict.fromkeys(
+            ("mpi_built", "gloo_built", "nccl_built", "ddl_built", "ccl_built"), "verbose=False"
+        ),
+    },
+    "common.process_sets": {"add_process_set": "process_set", "remove_process_set": "process_set"},
+    "runner.util.threads": {
+        "execute_function_multithreaded": "fn, args_list, block_until_all_done=True, "
+        "max_concurrent_executions=1000",
+        "in_thread": "target, args=(), name=None, daemon=True, silent=False",
+        "on_event": "event, func, args=(), stop=None, check_stop_interval_s=1.0, daemon=True, "
+        "silent=False",
+    },
+    "runner.common.util.env": {"get_env_rank_and_size": ""},
+    "runner.launch": {"run_commandline": ""},
     "common.exceptions": {"HostsUpdatedInterrupt": "skip_sync=False"},
 }
 _SETS = {"ProcessSet", "global_process_set"}
@@ -130,7 +174,10 @@ WITHOUT_SIGNATURE = {
         ("tensorflow", "keras", "tensorflow.keras"),
         {"Adasum", "Average", "Sum", "Min", "Max", "Product", "Compression", *_SETS},
     ),
+    "tensorflow.compression": {"Compression"},
+    "common.process_sets": _SETS,
     "runner": {"run"},
+    "runner.launch": {"gloo_built", "mpi_built"},
     "common.exceptions": {"HorovodInternalError"},
 }
 """Names besides those of `MODULES`: constants, and what other tests compare."""
@@ -146,13 +193,14 @@ def _default(value: Any) -> str:
         return "all"
     if value is hvd.Compression.none:
         return "none"
-    return str(value) if value == hvd.Average else repr(value)
+    return str(value) if value in (hvd.Average, hvd.Sum) else repr(value)
 
 
 def _signature(function: Any) -> str:
     texts = []
     for parameter in inspect.signature(function).parameters.values():
         stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else stars
         has_default = parameter.default is not parameter.empty
         default = f"={_default(parameter.default)}" if has_default else ""
         texts.append(f"{stars}{parameter.name}{default}")
@@ -182,6 +230,77 @@ def test_one_home() -> None:
             theirs = getattr(_module(f"tensorflow.keras.{part}"), name)
             assert getattr(_module(f"keras.{part}"), name) is theirs
     assert _module("runner").run is importlib.import_module("tfddl.horovod").run
+
+
+def test_submodules_are_there_as_attributes_and_by_import() -> None:
+    hvd = _module("tensorflow")
+    assert hvd.mpi_ops.Sum is hvd.Sum
+    assert hvd.mpi_ops.allgather is hvd.allgather
+    assert hvd.compression.Compression is hvd.Compression
+    assert (
+        hvd.keras.callbacks.MetricAverageCallback
+        is _module("keras.callbacks").MetricAverageCallback
+    )
+    assert _module("_keras").callbacks is _module("keras.callbacks")
+    assert _module("version").__version__ == "0.28.1"
+    assert _module("common.elastic").ObjectState is _module("common.elastic").State
+    basics = _module("common.basics").HorovodBasics(__file__, "mpi_lib")
+    with pytest.raises(ValueError, match="has not been initialized"):
+        basics.rank()
+    with pytest.raises(UnsupportedError, match="backward_passes_per_step=N"):
+        hvd.gradient_aggregation.LocalGradientAggregationHelper(2)
+    with pytest.raises(AttributeError, match="nonsense"):
+        hvd.mpi_ops.nonsense  # noqa: B018
+
+
+def test_horovod_run_is_a_function_and_a_module() -> None:
+    package: Any = importlib.import_module("tfddl.horovod")
+    module = importlib.import_module("tfddl.horovod.run")
+    assert package.run is module
+    assert callable(module)
+    with pytest.raises(UnsupportedError, match="on this host only"):
+        module(print, num_proc=2, hosts="a:2")
+
+
+def test_helpers_of_horovod_s_utilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    util = _module("common.util")
+    assert util.split_list([1, 2, 3, 4, 5], 3) == [[1, 2], [3, 4], [5]]
+    assert [n for n in range(9) if util.num_rank_is_power_2(n)] == [1, 2, 4, 8]
+    assert (util.is_iterable("x"), util.is_iterable(1)) == (True, False)
+    at_least = util.is_version_greater_equal_than
+    assert (at_least("2.16.1", "2.16.1"), at_least("2.9.0", "2.10.0")) == (True, False)
+    assert (at_least("2.16.0-rc1", "2.16.0"), at_least("3.0.dev1", "2.16.0")) == (False, True)
+    for versions in ((2.1, "2.0.0"), ("2.1", "2.0")):
+        with pytest.raises(ValueError, match="must be"):
+            at_least(*versions)
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    find = _module("runner.common.util.env").get_env_rank_and_size
+    with pytest.raises(RuntimeError, match="HOROVOD_RANK is 1, and HOROVOD_SIZE is None"):
+        find()
+    with util.env(HOROVOD_SIZE="3", OTHER=None):
+        assert find() == (1, 3)
+    assert "HOROVOD_SIZE" not in os.environ
+
+
+def test_helpers_of_horovod_s_threads() -> None:
+    threads = _module("runner.util.threads")
+    assert threads.execute_function_multithreaded(pow, [(2, 3), (3, 2)]) == {0: 8, 1: 9}
+    with pytest.raises(ZeroDivisionError):
+        threads.execute_function_multithreaded(divmod, [(1, 0)])
+    event, stop = threading.Event(), threading.Event()
+    done: list[int] = []
+    threads.in_thread(done.append, (1,)).join(timeout=30)
+    threads.in_thread(divmod, (1, 0), silent=True).join(timeout=30)
+    waiting = threads.on_event(event, done.append, (2,), stop=stop, check_stop_interval_s=0.01)
+    event.set()
+    waiting.join(timeout=30)
+    stopped = threads.on_event(threading.Event(), done.append, (3,), stop=stop)
+    stop.set()
+    stopped.join(timeout=30)
+    assert done == [1, 2]
+    assert not stopped.is_alive()
+    with pytest.raises(ValueError, match="must be a tuple"):
+        threads.in_thread(print, [1])
 
 
 def test_horovod_run_s_arguments_are_horovod_s() -> None:

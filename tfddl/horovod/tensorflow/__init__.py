@@ -33,6 +33,7 @@ from tfddl._src.horovod.basics import rocm_built as rocm_built
 from tfddl._src.horovod.basics import shutdown as shutdown
 from tfddl._src.horovod.basics import size as size
 from tfddl._src.horovod.basics import size_op as size_op
+from tfddl._src.horovod.common_util import split_list as split_list
 from tfddl._src.horovod.compression import Compression as Compression
 from tfddl._src.horovod.mpi_ops import BroadcastGlobalVariablesHook as BroadcastGlobalVariablesHook
 from tfddl._src.horovod.mpi_ops import allgather as allgather
@@ -72,6 +73,12 @@ from tfddl._src.horovod.tensorflow_wrappers import (
 from tfddl._src.horovod.timeline import start_timeline as start_timeline
 from tfddl._src.horovod.timeline import stop_timeline as stop_timeline
 from tfddl.horovod import __version__ as __version__
+from tfddl.horovod.tensorflow import compression as compression
 from tfddl.horovod.tensorflow import elastic as elastic
+from tfddl.horovod.tensorflow import functions as functions
+from tfddl.horovod.tensorflow import gradient_aggregation as gradient_aggregation
+from tfddl.horovod.tensorflow import keras as keras
+from tfddl.horovod.tensorflow import mpi_ops as mpi_ops
+from tfddl.horovod.tensorflow import sync_batch_norm as sync_batch_norm
 from tfddl.horovod.tensorflow import util as util
 from tfddl.horovod.tensorflow.util import _executing_eagerly as _executing_eagerly

@@ -1,0 +1,8 @@
+"""`horovod.common.elastic`: the state that the others are made of."""
+
+from tfddl._src.horovod.elastic_states import State as ObjectState
+from tfddl._src.horovod.elastic_states import State as State
+from tfddl._src.horovod.exceptions import HorovodInternalError as HorovodInternalError
+from tfddl._src.horovod.exceptions import HostsUpdatedInterrupt as HostsUpdatedInterrupt
+
+__all__ = ["HorovodInternalError", "HostsUpdatedInterrupt", "ObjectState", "State"]

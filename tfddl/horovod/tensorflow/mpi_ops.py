@@ -1,0 +1,16 @@
+"""`horovod.tensorflow.mpi_ops`: the operations, which `horovod.tensorflow` has, too."""
+
+import importlib
+
+from tfddl._src.horovod.sum_ops import allreduce as _allreduce
+from tfddl._src.horovod.sum_ops import grouped_allreduce as _grouped_allreduce
+from tfddl._src.horovod.sum_ops import reducescatter as _reducescatter
+from tfddl.horovod.tensorflow.util import _executing_eagerly
+
+__all__ = ["_allreduce", "_executing_eagerly", "_grouped_allreduce", "_reducescatter"]
+
+
+def __getattr__(name: str) -> object:
+    # By name: that package imports this module.
+    found: object = getattr(importlib.import_module("tfddl.horovod.tensorflow"), name)
+    return found
