@@ -23,6 +23,7 @@ MISTAKES = {
         "-np 1 --stall-check-warning-time-seconds=-1 true",
         "--stall-check-warning-time-seconds is -1.0; it must be 0 (never) or more seconds",
     ),
+    "tfddl-migrate": ("none.py", "none.py can't be read as Python 3"),
     "tfddl-doctor": ("--start-timeout=0", "--start-timeout is 0.0; it must be above 0 seconds"),
     "tfddl-bench": ("--round-seconds=x", "argument --round-seconds: invalid float value: 'x'"),
     "tfddl-predict": (
