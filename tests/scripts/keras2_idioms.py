@@ -214,6 +214,13 @@ def optimizers() -> None:
     assert len(adam.weights) == len(state)
     assert keras.optimizers.adam is keras.optimizers.Adam
 
+    from keras.optimizers.legacy import optimizer_v2
+
+    class Own(optimizer_v2.OptimizerV2):
+        pass
+
+    refused(lambda: Own("own"), "HINT: subclass keras.optimizers.Optimizer")
+
 
 def namespaces() -> None:
     from keras.engine.topology import InputSpec, Layer
@@ -225,7 +232,14 @@ def namespaces() -> None:
     from keras.utils import multi_gpu_model, np_utils
     from keras.utils.generic_utils import Progbar
     from tensorflow.keras.layers.experimental.preprocessing import Rescaling
+    from tensorflow.python.keras import backend as private_backend
+    from tensorflow.python.keras.layers import CuDNNLSTM as PrivateLSTM
+    from tensorflow.python.keras.models import Model
 
+    assert Model is keras.Model
+    assert tf.keras.losses.mean_squared_error is tf.keras.losses.mse is keras.losses.mse
+    assert PrivateLSTM is keras.layers.LSTM
+    private_backend.set_session(None)
     assert Layer is keras.layers.Layer
     assert InputSpec is keras.layers.InputSpec
     assert concatenate is keras.layers.concatenate

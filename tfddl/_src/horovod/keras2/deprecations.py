@@ -55,7 +55,10 @@ def is_called_by_script() -> bool:
 
     Libraries ask modules for names that they may not have, and must get the answer that they know.
     """
-    return not _is_library(sys._getframe(2))
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(__package__ or ""):
+        frame = frame.f_back  # One module of this package asks another.
+    return frame is not None and not _is_library(frame)
 
 
 def _frame_of_script() -> FrameType:

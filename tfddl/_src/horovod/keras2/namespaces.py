@@ -44,7 +44,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
 """Modules of Keras 2, and where their names are now."""
 
 _INCOMPLETE = "layers losses metrics preprocessing.image preprocessing.sequence".split()
-"""Modules that have fewer names in `keras` than in `tf.keras`."""
+"""Modules of which `keras` and `tf.keras` have different names."""
 
 _MODERN = {
     "ImageDataGenerator": "keras.utils.image_dataset_from_directory, and layers that augment",
@@ -60,8 +60,9 @@ def install(deprecations: DeprecationWarnings) -> None:
             _add_module(deprecations, prefix, name, homes)
         for name in _INCOMPLETE:
             module = importlib.import_module(f"{prefix}.{name}")
-            complete = importlib.import_module(f"tensorflow.keras.{name}")
-            _fall_back(deprecations, module, f"keras.{name}", _lookup(complete, module))
+            others = [importlib.import_module(f"{p}.{name}") for p in PREFIXES[:2] if p != prefix]
+            library = "keras" if prefix == "keras" else "tf.keras"
+            _fall_back(deprecations, module, f"{library}.{name}", _lookup(others))
         for name in ("optimizers", "utils"):
             module = importlib.import_module(f"{prefix}.{name}")
             lookup = _lower_case if name == "optimizers" else _multi_gpu_model
@@ -74,6 +75,9 @@ def install(deprecations: DeprecationWarnings) -> None:
     for name, module in list(sys.modules.items()):
         if name == "tensorflow.keras" or name.startswith("tensorflow.keras."):
             sys.modules.setdefault(name.replace("tensorflow", "tensorflow.compat.v1", 1), module)
+            _replace_private(
+                deprecations, name.replace("tensorflow", "tensorflow.python", 1), module
+            )
 
 
 def _accept_grayscale(deprecations: DeprecationWarnings, prefix: str) -> None:
@@ -110,23 +114,51 @@ def _add_module(
     # Of the same prefix where it has them: what `keras` lacks, `tf.keras` has.
     found = [importlib.import_module(f"{prefix}.{home}") for home in homes if home != name]
     found += [importlib.import_module(f"tensorflow.keras.{home}") for home in homes]
-    module = ModuleType(full, f"Keras 2's module: its names are in {', '.join(homes)}.")
-    module.__path__ = []
     library = "tf.keras" if name in homes else "keras"
     modern = " or ".join(f"{library}.{home}" for home in homes)
-
-    def __getattr__(attribute: str) -> Any:
-        home = next((home for home in found if hasattr(home, attribute)), None)
-        if attribute.startswith("__") or home is None:
-            raise AttributeError(
-                f"module {full!r} has no attribute {attribute!r}. HINT: see {modern}."
-            )
-        deprecations.warn_once(f"keras.{name}", f"{modern}.")
-        return getattr(home, attribute)
-
-    module.__getattr__ = __getattr__  # type: ignore[method-assign]
+    module = _forwarding(deprecations, full, f"keras.{name}", found, modern)
     sys.modules[full] = module
     setattr(parent, last, module)
+
+
+def _replace_private(deprecations: DeprecationWarnings, name: str, home: ModuleType) -> None:
+    """Puts `tf.keras` in the place of TensorFlow's own remains of Keras 2.
+
+    Scripts of 2018 and 2019 import ``tensorflow.python.keras``. It is still there, for the parts of
+    TensorFlow that are built on it, and imported by them with TensorFlow itself; its models can't
+    be trained with Keras 3's optimizers.
+    """
+    private = "tensorflow.python.keras"
+    if getattr(sys.modules.get(name), PATCH_MARK, False):
+        return
+    module = _forwarding(deprecations, name, private, [home], "tf.keras")
+    setattr(module, PATCH_MARK, True)
+    sys.modules[name] = module
+    if name == private:
+        sys.modules["tensorflow.python"].keras = module  # type: ignore[attr-defined]
+
+
+def _forwarding(
+    deprecations: DeprecationWarnings,
+    full: str,
+    old: str,
+    homes: Sequence[ModuleType],
+    modern: str,
+) -> ModuleType:
+    """A module whose names are those of others, with a warning."""
+    module = ModuleType(full, f"Its names are those of {modern}.")
+    module.__path__ = []
+
+    def __getattr__(name: str) -> Any:
+        home = next((home for home in homes if hasattr(home, name)), None)
+        if name.startswith("__") or home is None:
+            raise AttributeError(f"module {full!r} has no attribute {name!r}. HINT: see {modern}.")
+        if is_called_by_script():
+            deprecations.warn_once(old, f"{modern}.")
+        return getattr(home, name)
+
+    module.__getattr__ = __getattr__  # type: ignore[method-assign]
+    return module
 
 
 _Lookup = Callable[[str], tuple[Any, str] | None]
@@ -147,22 +179,27 @@ def _fall_back(
     module.__getattr__ = __getattr__  # type: ignore[method-assign]
 
 
-def _lookup(complete: ModuleType, module: ModuleType) -> _Lookup:
-    path = complete.__name__.replace("tensorflow", "tf", 1)
+def _lookup(others: Sequence[ModuleType]) -> _Lookup:
+    """Finds what a module of `keras` lacks in that of `tf.keras`, and the other way round."""
 
     def lookup(name: str) -> tuple[Any, str] | None:
-        if name in _CUDNN and hasattr(complete, _CUDNN[name]):
-            return getattr(complete, _CUDNN[name]), f"keras.layers.{_CUDNN[name]}"
-        if complete is module or name not in vars(complete):
-            return None
-        value = vars(complete)[name]
-        modern = _MODERN.get(name, f"{path}.{name}")
-        # Short names of losses: Keras 3 has the long ones.
-        if module is keras.losses and hasattr(keras.losses, getattr(value, "__name__", "")):
-            modern = f"keras.losses.{value.__name__}"
-        return value, modern
+        for other in others:
+            if name in _CUDNN and hasattr(other, _CUDNN[name]):
+                return getattr(other, _CUDNN[name]), f"keras.layers.{_CUDNN[name]}"
+            if name in vars(other):
+                value = vars(other)[name]
+                return value, _MODERN.get(name) or _long_name(other, name, value)
+        return None
 
     return lookup
+
+
+def _long_name(module: ModuleType, name: str, value: Any) -> str:
+    """Where something is: losses by their long names, which are the functions' own."""
+    own = getattr(value, "__name__", name)
+    if hasattr(keras.losses, own):
+        return f"keras.losses.{own}"
+    return f"{module.__name__.replace('tensorflow', 'tf', 1)}.{name}"
 
 
 def _lower_case(name: str) -> tuple[Any, str] | None:

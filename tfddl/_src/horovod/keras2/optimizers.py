@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 
 from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
 from tfddl._src.horovod.keras2.prefixes import PREFIXES
+from tfddl.errors import UnsupportedError
 
 _LEGACY = "keras.optimizers.legacy"
 _LEGACY_NAMES = ("Adagrad", "Adam", "Ftrl", "Optimizer", "RMSprop", "SGD")
@@ -166,6 +168,8 @@ def _bring_back_legacy(deprecations: DeprecationWarnings) -> None:
     """Makes ``optimizers.legacy.Adam`` Keras 3's Adam."""
 
     def legacy(name: str) -> Any:
+        if name == "optimizer_v2":
+            return _optimizer_v2()
         if name not in _LEGACY_NAMES:
             raise AttributeError(f"module {_LEGACY!r} has no attribute {name!r}")
         deprecations.warn_once(f"keras.optimizers.legacy.{name}", f"keras.optimizers.{name}.")
@@ -176,3 +180,26 @@ def _bring_back_legacy(deprecations: DeprecationWarnings) -> None:
         for name in _LEGACY_NAMES:
             vars(module).pop(name, None)  # Keras 3's classes of these names only raise.
         module.__getattr__ = legacy  # type: ignore[method-assign]
+
+
+def _optimizer_v2() -> ModuleType:
+    """The module of the base class that optimizers of a script's own had in Keras 2."""
+    module = ModuleType(f"{_LEGACY}.optimizer_v2")
+    module.OptimizerV2 = OptimizerV2  # type: ignore[attr-defined]
+    return module
+
+
+class OptimizerV2:
+    """Can be imported and subclassed; its instances would have Keras 2's slots."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} is an OptimizerV2 of Keras 2, with _resource_apply_dense and "
+            "slots. HINT: subclass keras.optimizers.Optimizer, with update_step(gradient, "
+            "variable, learning_rate) and variables made in build."
+        )
