@@ -19,7 +19,7 @@ import numpy as np
 
 from tests.group import WorkerGroup
 from tests.one_process import in_one_process
-from tfddl.bench.table import markdown
+from tfddl.bench.report import markdown
 
 EPOCHS, STEPS = 4, 5
 _BASE = {"loss": "scce", "optimizer": "sgd", "batch_size": 4, "epochs": EPOCHS, "seed": 1}

@@ -1,31 +1,38 @@
 """What `tfddl-bench` measures within a job, and what reading costs a worker."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from tfddl.bench.codec import from_json
+from tests.group import ROOT
 from tfddl.bench.collectives import measure_collectives
-from tfddl.bench.config import Config, Order
+from tfddl.bench.config import Config
 from tfddl.bench.inter_host import measure_stream
-from tfddl.bench.progress import Progress
-from tfddl.bench.reading import Read, read_shard
-from tfddl.bench.results import Results
+from tfddl.bench.reading import ORDERS, read_shard
+from tfddl.bench.results import Row
 from tfddl.bench.session import Session, other_collectives
 from tfddl.bench.training import measure_training
 
 
-def measure(config: str) -> tuple[Results, tuple[str, ...], list[str]]:
-    """Results of collectives, training and a stream, other transports, and what was said."""
+def undocumented(rows: Iterable[Row]) -> list[str]:
+    """Tables and keys of the file of --json that docs/performance.md doesn't describe."""
+    found = [name for row in rows for name in (row.table, *row.labels, *row.values)]
+    known = re.findall(r"`(\w+)`", (ROOT / "docs" / "performance.md").read_text())
+    return [name for name in dict.fromkeys(found) if name not in known]
+
+
+def measure(config: Config) -> tuple[list[Row], list[str], list[str]]:
+    """Rows of a stream, training and collectives, other collectives, and what was said."""
     said: list[str] = []
-    session = Session(from_json(Config, config), "by", Progress(said.append))
-    results = Results(machines=session.machines, streams=[measure_stream(session)])
-    for workload in session.config.workloads:
-        results.training += measure_training(session, workload)
-    results.collectives = measure_collectives(session)
-    results.loads = session.loads()
-    return results, other_collectives(), said
+    session = Session(config, said.append)
+    rows = measure_stream(session)
+    for workload in config.workloads:
+        rows += measure_training(session, workload)
+    rows += measure_collectives(session)
+    return [*rows, *session.machines()], other_collectives(), said
 
 
-def keep(directory: str) -> dict[Order, Read]:
+def keep(directory: str) -> dict[str, dict[str, float]]:
     """What a worker keeps in each order, after an epoch in which TensorFlow has got its own."""
-    read_shard(Path(directory), Order.GLOBAL, batch_size=16)
-    return {order: read_shard(Path(directory), order, batch_size=16) for order in Order}
+    read_shard(Path(directory), "global", batch_size=16)
+    return {order: read_shard(Path(directory), order, batch_size=16) for order in ORDERS}

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.faults import audit, cases, injection
 from tests.faults.cases import FAULTS, Fault
 from tests.faults.injection import Outcome, OutputReader, Run
-from tfddl.bench.table import markdown
+from tfddl.bench.report import markdown
 from tfddl.errors import LaunchError
 
 _HEADINGS = (

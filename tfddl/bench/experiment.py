@@ -4,157 +4,122 @@ import dataclasses
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tfddl.bench.config import Config, InitOptions, Part, Style
-from tfddl.bench.jobs import Kind, Outcome, Task, run_job
-from tfddl.bench.progress import Progress
-from tfddl.bench.reading import write_examples
-from tfddl.bench.results import Results, Start
-from tfddl.bench.stats import Spread
-from tfddl.bench.targets import HERE, Target
-from tfddl.bench.workloads import Workload
+from tfddl._src.launcher.hosts import render_hosts
+from tfddl.bench import reading, scaling
+from tfddl.bench.config import Config, Part
+from tfddl.bench.interleave import count_rounds
+from tfddl.bench.jobs import Kind, run_job
+from tfddl.bench.results import PLAIN, SINGLE, Labels, Results, Row
+from tfddl.bench.targets import Target
 
-SINGLE = "plain Keras, one process"
+Reports = list[tuple[float, str, Any]]
 
 
+@dataclasses.dataclass
 class Experiment:
-    """Runs the jobs of one command.
+    """Runs the jobs of one command, whose flags workers read, too."""
 
-    Usage::
+    config: Config
+    target: Target
+    flags: Sequence[str]
+    environment: Mapping[str, str]
+    say: Callable[[str], None]
 
-        results = Experiment(config, target, environment=os.environ, say=print).run()
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        target: Target,
-        *,
-        environment: Mapping[str, str],
-        say: Callable[[str], None],
-    ) -> None:
-        self._config, self._target, self._environment = config, target, environment
-        self._progress = Progress(say)
+    def __post_init__(self) -> None:
         self._results = Results()
         # Where the user names none, jobs report what else there is.
-        self._options = list(config.init_options())
+        self._collectives = list(self.config.collective or ("auto",))
 
     def run(self) -> Results:
-        """Measures what is asked for.
-
-        Raises:
-            LaunchError: A job failed, or there are fewer slots than workers.
-            OSError: The file of examples can't be written.
-        """
+        """Measures what is asked for; raises LaunchError where a job fails."""
         began_s = time.monotonic()
-        config, only = self._config, self._config.only
-        workers = ", ".join(map(str, config.workers))
-        self._progress.say(
-            f"{', '.join(only)}, with {workers} workers on {self._target.describe()}, "
-            f"{config.rounds} rounds of each"
-        )
-        for num_workers in config.workers:
-            hosts = self._target.layout(num_workers)
-            self._results.layouts[num_workers] = {host.name: host.slots for host in hosts}
-            if {Part.COLLECTIVES, Part.TRAINING} & set(only):
+        config, only = self.config, self.config.only
+        if {Part.COLLECTIVES, Part.TRAINING} & set(only):
+            for num_workers in config.workers:
                 self._measure(num_workers)
         if Part.START in only:
-            for workload in config.workloads:
-                with self._progress.within(f"starts of {workload.label}"):
-                    self._start(max(config.workers), workload)
+            for model in config.models:
+                self._start(max(config.workers), model)
         if Part.READING in only:
-            self._read()
-        if not self._target.hosts:  # Workers know it by an address.
-            here = self._results.machines
-            self._results.machines = [dataclasses.replace(m, hosts=(HERE,)) for m in here]
+            with tempfile.TemporaryDirectory(prefix="tfddl-bench-", dir=config.file_dir) as name:
+                reading.make_file(Path(name), config.num_examples)
+                for num_workers in config.workers:
+                    self._run(num_workers, Kind.READ, f"--file-dir={name}")
+        if Part.SCALING in only:
+            self._results.rows += scaling.measure_scaling(config, self.say)
         self._results.seconds = time.monotonic() - began_s
         return self._results
 
     def _measure(self, num_workers: int) -> None:
-        """A job for each transport; TensorFlow's strategy is compared in the first."""
-        for number, options in enumerate(self._options):  # It grows meanwhile.
+        """A job for each process group; TensorFlow's strategy is compared in the first."""
+        for number, collective in enumerate(self._collectives):  # It grows meanwhile.
             if number and num_workers == 1:
-                break  # One worker has nobody to send to, by whatever transport.
-            config = dataclasses.replace(self._config, compare=False) if number else self._config
-            task = Task(kind=Kind.MEASURE, config=config, options=options)
-            self._results.add(self._run(num_workers, task).results)
+                break  # One worker has nobody to send to, by whatever means.
+            flags = [f"--collective={collective}", *(["--no-compare"] if number else [])]
+            self._run(num_workers, Kind.MEASURE, *flags)
 
-    def _start(self, num_workers: int, workload: Workload) -> None:
-        """Starts each kind of training in turns; of the first model some several times."""
-        config, outcomes = self._config, dict[tuple[int, str], list[Outcome]]()
-        plain = Task(kind=Kind.START, config=config, style=Style.PLAIN, workload=workload)
+    def _start(self, num_workers: int, model: str) -> None:
+        """Starts each kind of job in turns."""
+        starts: dict[str, list[dict[str, float]]] = defaultdict(list)
 
-        def start(task: Task, workers: int = num_workers, label: str = "") -> None:
-            outcome = self._run(workers, task)
-            key = workers, label or outcome.samples[0].label
-            outcomes.setdefault(key, []).append(outcome)
+        def start(workers: int, kind: Kind, collective: str = "auto") -> None:
+            flags = f"--models={model}", f"--collective={collective}"
+            reports = self._run(workers, kind, *flags)
+            [by] = {value for _, name, value in reports if name == "by"}
+            starts[by if workers else SINGLE].append(_summary(reports))
 
-        def with_tfddl(options: InitOptions) -> Task:
-            return dataclasses.replace(plain, style=Style.OPTIMIZER, options=options)
+        for _ in count_rounds(self.config.starts, f"starts of {model}", self.say):
+            start(0, Kind.START_PLAIN)
+            start(num_workers, Kind.START_PLAIN)
+            start(num_workers, Kind.START_TFDDL, self._collectives[0])
+            for collective in self._collectives[1:] if num_workers > 1 else ():
+                start(num_workers, Kind.START_TFDDL, collective)
+            if self.config.compare and num_workers > 1:
+                start(num_workers, Kind.START_STRATEGY)
+        medians = {
+            by: {name: statistics.median(s[name] for s in found) for name in found[0]}
+            for by, found in starts.items()
+        }
+        for by, values in medians.items():
+            number = num_workers if by != SINGLE else 1
+            labels: Labels = {"workers": number, "model": model, "by": by}
+            values["more_s"] = values["start_s"] - medians[SINGLE]["start_s"]
+            values["ratio"] = values["start_s"] / medians[SINGLE]["start_s"]
+            if by not in (PLAIN, SINGLE):
+                for name in ("memory_mb", "memory_at_start_mb"):
+                    values[f"more_{name}"] = values[name] - medians[PLAIN][name]
+                values["more_in_gradients"] = values["more_memory_mb"] / values["gradient_mb"]
+            self._results.rows.append(Row("starts", labels, values))
 
-        is_first = workload == config.workloads[0]
-        for number in self._progress.rounds(config.starts if is_first else 1):
-            if is_first:
-                start(plain, 0, SINGLE)
-            start(with_tfddl(self._options[0]))
-            if number:
-                continue
-            start(plain)
-            if config.compare and num_workers > 1:
-                start(dataclasses.replace(plain, style=Style.STRATEGY))
-            if config.starts > 1 and num_workers > 1:
-                for options in self._options[1:]:
-                    start(with_tfddl(options))
-        self._results.starts += [
-            _summary(workers, workload.model, label, found)
-            for (workers, label), found in outcomes.items()
-        ]
-
-    def _read(self) -> None:
-        config = self._config
-        with tempfile.TemporaryDirectory(prefix="tfddl-bench-", dir=config.file_dir) as directory:
-            self._progress.say(f"writing {config.file_size / 1e6:.0f} MB to {config.file_dir}")
-            write_examples(Path(directory), config.num_examples)
-            task = Task(kind=Kind.READ, config=config, directory=directory)
-            for num_workers in config.workers:
-                self._progress.say(f"{num_workers} workers read it")
-                self._results.add(self._run(num_workers, task).results)
-
-    def _run(self, num_workers: int, task: Task) -> Outcome:
-        """A job of so many workers; 0 is one process that has a host to itself."""
-        target = self._target
-        outcome = run_job(
-            target.command(num_workers) if num_workers else target.single_command(),
-            task,
+    def _run(self, num_workers: int, kind: Kind, *flags: str) -> Reports:
+        """Takes in the results of a job; its flags override the command's."""
+        where = render_hosts(self.target.layout(num_workers or 1))
+        self.say(f"{kind}: {num_workers or 1} on {where}")
+        command = self.target.command(num_workers)
+        reports = run_job(
+            [*command, "-m", "tfddl.bench.worker", kind, *self.flags, *flags],
             num_workers=num_workers or 1,
-            environment=self._environment,
-            say=self._progress.say,
+            environment=self.environment,
+            say=self.say,
         )
-        if not self._config.transports:
-            for name in outcome.others:
-                options = dataclasses.replace(self._options[0], collective=name)
-                if options not in self._options:
-                    self._options.append(options)
-        return outcome
+        for _, name, value in reports:
+            if name == "results":
+                self._results.add(Results.from_json(value))
+            if name == "others" and not self.config.collective:
+                self._collectives += [other for other in value if other not in self._collectives]
+        return reports
 
 
-def _summary(workers: int, model: str, label: str, outcomes: Sequence[Outcome]) -> Start:
-    samples = [sample for outcome in outcomes for sample in outcome.samples]
-
-    def slowest(name: str) -> float:
-        return statistics.median(max(getattr(s, name) for s in o.samples) for o in outcomes)
-
-    return Start(
-        workers=workers,
-        model=model,
-        transport=label,
-        total_s=Spread.of([outcome.step_s for outcome in outcomes]),
-        import_s=slowest("import_s"),
-        init_s=slowest("init_s"),
-        first_step_s=slowest("first_step_s"),
-        started_bytes=round(statistics.median(s.started_bytes for s in samples)),
-        kept_bytes=round(statistics.median(s.kept_bytes for s in samples)),
-        gradient_bytes=samples[0].gradient_bytes,
-    )
+def _summary(reports: Reports) -> dict[str, float]:
+    """Of a start: times of the slowest worker, medians of what else workers measured."""
+    samples = [value for _, name, value in reports if name == "sample"]
+    values = {"start_s": max(at_s for at_s, name, _ in reports if name == "stepped")}
+    for name in samples[0]:
+        reduce = max if name.endswith("_s") else statistics.median
+        values[name] = reduce(sample[name] for sample in samples)
+    return values

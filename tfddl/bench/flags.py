@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from tfddl import __version__
 from tfddl._src.command_line import accept_underscores
@@ -11,26 +13,23 @@ from tfddl.bench.config import SIZES, Config, Part
 from tfddl.bench.targets import Target
 from tfddl.errors import DataError
 
+_QUICK_SIZES = SIZES[0], 2**20, SIZES[-1]
+_SCALING_SIZES, _SCALING_WORKERS = (2**12, 2**24), (2, 4, 8, 16, 32, 64)
+
 _EPILOG = """\
-All that is compared takes turns in the same workers, with its baseline; medians are of neighbours
-in time. Let nothing else run meanwhile: what others keep busy is measured and reported. Progress
-goes to stderr, the tables to stdout.
-
-other hosts:
-  What holds for tfddlrun -H holds here: ssh that asks nothing, and the same folder, Python and
-  tfddl at the same paths. Where they are measured, TensorFlow's servers listen on all interfaces of
-  the hosts meanwhile. The plain Keras processes run on the same hosts, and each machine's load is
-  watched. One TCP stream is measured, too, and what leaves each host in a step.
-
-in a job:
-  --in-job measures within the job that this process is a worker of, whatever has started it, what
-  one job can: collectives and training. Rank 0 prints.
+All that is compared takes turns in the same workers, with its baseline. Let nothing else run
+meanwhile: what others keep busy is measured and reported. Progress goes to stderr, the tables to
+stdout. --in-job measures collectives and training within the job that this process is a worker of,
+whatever has started it; rank 0 prints. For hosts, what holds for tfddlrun -H holds here.
 
 examples:
   tfddl-bench --quick
   tfddl-bench --workers 1,2,4 --compare --json bench.json --plots charts
+  tfddl-bench --diff before.json after.json
   tfddl-bench --only collectives --sizes 4K,1M,64M --operations allreduce,allgather,broadcast
+  tfddl-bench --only training --models mlp100k,lstm,transformer,embedding --styles fit,loop
   tfddl-bench --only reading --workers 1,2,4 --file-size 2G
+  tfddl-bench --only scaling
   tfddl-bench -H hostA:2,hostB:2
   tfddl-bench -H hostA:1,hostB:1 --compare --between-hosts ring
   srun --ntasks=4 tfddl-bench --in-job --compare
@@ -54,6 +53,13 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--in-job", action="store_true", help="measure in the job that this is a worker of"
     )
+    parser.add_argument(
+        "--diff",
+        nargs=2,
+        type=Path,
+        metavar=("BEFORE", "AFTER"),
+        help="measure nothing; compare the ratios of two files of --json",
+    )
     host_flags.add_flags(parser.add_argument_group("hosts, by ssh"))
     group = parser.add_argument_group("what is measured, how long, and output beside the tables")
     # The documentation of a field is its help: a name, a colon, and lines that are indented more.
@@ -65,38 +71,33 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     return accept_underscores(parser)
 
 
-def read(arguments: argparse.Namespace, *, num_cores: int) -> tuple[Config, Target]:
-    """What to measure, and where.
+def read_target(arguments: argparse.Namespace) -> Target:
+    """Where to measure; raises LaunchError where hosts' names, slots or ssh's flags are wrong."""
+    if not (hosts := host_flags.read_hosts(arguments)):
+        return Target()
+    python = host_flags.make_fleet(hosts, arguments).ssh.remote_python
+    return Target(hosts=hosts, reach=host_flags.repeat(arguments), python=python)
 
-    Args:
-        arguments: Of `make_parser`.
-        num_cores: How many this process may use.
 
-    Raises:
-        DataError: A value is out of its range.
-        LaunchError: The hosts' names or slots, or how they are reached, are wrong.
-    """
-    target = Target()
-    if hosts := host_flags.read_hosts(arguments):
-        python = host_flags.make_fleet(hosts, arguments).ssh.remote_python
-        target = Target(hosts=hosts, reach=host_flags.repeat(arguments), python=python)
-    usual = quick(target) if arguments.quick else Config(workers=target.usual_workers(num_cores))
+def read_config(arguments: argparse.Namespace, *, workers: Sequence[int] = (2,)) -> Config:
+    """What to measure; with jobs of how many workers, where the user names none."""
+    usual = Config(workers=tuple(workers))
+    if arguments.quick:
+        usual = dataclasses.replace(
+            usual, sizes=_QUICK_SIZES, models=("unet",), rounds=2, round_seconds=1.5, starts=1
+        )
     names = {field.name for field in dataclasses.fields(Config)} & set(vars(arguments))
-    config = dataclasses.replace(usual, **{name: getattr(arguments, name) for name in names})
+    given = {name: getattr(arguments, name) for name in names}
+    if given.get("only") == (Part.SCALING,):
+        counts = (2, 8) if arguments.quick else _SCALING_WORKERS
+        usual = dataclasses.replace(usual, workers=counts, sizes=_SCALING_SIZES)
+    return dataclasses.replace(usual, **given)
+
+
+def check_target(config: Config, target: Target) -> None:
+    """Raises DataError or LaunchError where that can't be measured there."""
     for num_workers in config.workers:
         target.layout(num_workers)
-    if target.hosts and Part.READING in config.only:
-        raise DataError("--only reading is measured on this machine. HINT: leave -H out")
-    return config, target
-
-
-def quick(target: Target) -> Config:
-    """What ``--quick`` measures: enough to see whether all is well."""
-    return Config(
-        workers=(target.fewest_workers,),
-        sizes=(SIZES[0], 2**20, SIZES[-1]),
-        models=("unet",),
-        rounds=2,
-        round_seconds=1.5,
-        starts=1,
-    )
+    here_only = {Part.READING, Part.SCALING} & set(config.only)
+    if target.hosts and here_only:
+        raise DataError(f"--only {here_only.pop()} is measured on this machine. HINT: leave -H out")

@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import tfddl
-from tfddl.bench.machines import LoadMeter
-from tfddl.bench.progress import Progress
 
-_LEAST, _MOST = 2, 500
+if TYPE_CHECKING:
+    from tfddl.bench.session import Session
 
 Run = Callable[[int], Sequence[float]]
 """Does something so many times; returns how many seconds each time took."""
@@ -19,46 +19,52 @@ Rounds = list[list[Sequence[float]]]
 """Seconds by round, rank and repetition."""
 
 
+def count_rounds(number: int, what: str, say: Callable[[str], None]) -> Iterator[int]:
+    """Counts rounds of something from 0, and says after each how much is left."""
+    began_s = time.monotonic()
+    for done in range(1, number + 1):
+        yield done - 1
+        took_s = time.monotonic() - began_s
+        left_s = took_s / done * (number - done)
+        left = f"; about {left_s:.0f} s left" if done < number else ""
+        say(f"{what}, round {done} of {number} done after {took_s:.1f} s{left}")
+
+
 def interleave(
-    cases: Mapping[K, Run],
-    *,
-    rounds: int,
-    seconds: float,
-    progress: Progress,
-    meter: LoadMeter,
+    session: "Session", what: str, cases: Mapping[K, Run], *, seconds: float
 ) -> dict[K, Rounds]:
     """Runs each case once in every round, all ranks at the same time.
 
-    All ranks must call it together, with the same cases in the same order. Between two cases they
-    meet in a barrier, where a worker that waits looks for 50 µs and then sleeps in poll(2): it
-    takes nothing from slower workers that share its cores.
-
-    Args:
-        cases: By any key. Each is run twice before, to warm up, and twice to see how long it takes.
-        rounds: How many; each begins with another case.
-        seconds: How long a case takes in a round, about: 2 to 500 repetitions, as many on all
-            ranks.
-        progress: Says how far it is.
-        meter: Runs meanwhile.
-
-    Returns:
-        By key, the seconds of all ranks.
+    All ranks must call it together, with the same cases in the same order. Each case is run twice
+    before, to warm up, and twice to see how long it takes: so often that it then takes about so
+    many seconds in a round. Each round begins with another case.
     """
     numbers = {}
     for key, run in cases.items():
         tfddl.barrier()
-        run(_LEAST)
-        slowest_s = max(tfddl.allgather_object(sum(run(_LEAST)) / _LEAST))
-        numbers[key] = min(max(math.ceil(seconds / slowest_s), _LEAST), _MOST)
+        run(2)
+        numbers[key] = repetitions(seconds, max(tfddl.allgather_object(sum(run(2)) / 2)))
     taken: dict[K, list[Sequence[float]]] = {key: [] for key in cases}
-    for turn in progress.rounds(rounds):
-        with meter.running():
-            for key in _rotated(list(cases), turn):
+    keys = list(cases)
+    for turn in count_rounds(session.config.rounds, what, session.say):
+        first = turn % len(keys)
+        with session.watching_load():
+            for key in keys[first:] + keys[:first]:
+                # A worker that waits looks for 50 µs and then sleeps in poll(2): it takes nothing
+                # from slower workers that share its cores.
                 tfddl.barrier()
                 taken[key].append(cases[key](numbers[key]))
             tfddl.barrier()
     of_ranks = tfddl.allgather_object(taken)
-    return {key: [[r[key][turn] for r in of_ranks] for turn in range(rounds)] for key in cases}
+    return {
+        key: [list(of_round) for of_round in zip(*(r[key] for r in of_ranks), strict=True)]
+        for key in cases
+    }
+
+
+def repetitions(seconds: float, each_s: float) -> int:
+    """How often to do what takes so long once, within so many seconds: 2 to 500 times."""
+    return min(max(math.ceil(seconds / each_s), 2), 500)
 
 
 def flat(rounds: Rounds) -> list[float]:
@@ -69,8 +75,3 @@ def flat(rounds: Rounds) -> list[float]:
 def differences(values: Sequence[float]) -> list[float]:
     """Between neighbours."""
     return [b - a for a, b in itertools.pairwise(values)]
-
-
-def _rotated(keys: list[K], turn: int) -> list[K]:
-    first = turn % len(keys)
-    return keys[first:] + keys[:first]

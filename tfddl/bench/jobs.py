@@ -1,12 +1,13 @@
 """Runs one job, and reads what its workers report.
 
 A worker reports by lines on its stdout, ``@tfddl-bench {…}``, which `tfddlrun` passes on with the
-rank in front. Nothing is sent to workers: all that they need is on their command line.
+rank in front: JSON, not pickles, since workers may be on other hosts, and to unpickle is to run
+what the other end likes. Nothing is sent to workers: all that they need are the command's flags.
 """
 
 import contextlib
-import dataclasses
 import enum
+import json
 import re
 import subprocess
 import sys
@@ -14,15 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from tfddl.bench.codec import from_json, to_json
-from tfddl.bench.config import Config, InitOptions, Style
-from tfddl.bench.results import Results
-from tfddl.bench.workloads import Workload
 from tfddl.errors import LaunchError
-
-PLAIN = "plain Keras"
-"""The label of workers without tfddl."""
 
 _MARK = "@tfddl-bench "
 _REPORT = re.compile(rf"(?:\[\d+\] )?{_MARK}(\{{.*\}})$")
@@ -32,123 +27,62 @@ _TAIL_LINES = 40
 
 
 class Kind(enum.StrEnum):
-    """What a job does: collectives and training in turns; a start; reading a file."""
+    """What a job does: measures collectives and training, reads a file, or only starts."""
 
     MEASURE = "measure"
-    START = "start"
     READ = "read"
+    START_PLAIN = "start-plain"
+    START_TFDDL = "start-tfddl"
+    START_STRATEGY = "start-strategy"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """What every worker of a job is told, on its command line."""
+def write_report(name: str, value: Any = None) -> None:
+    """Writes a line of a worker to its stdout, at once.
 
-    kind: Kind
-    config: Config
-    options: InitOptions = InitOptions()
-    style: Style = Style.OPTIMIZER  # of a START, as is:
-    workload: Workload | None = None
-    directory: str = ""  # where a READ finds the file
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What each worker of a START reports at its end; see `tfddl.bench.results.Start`."""
-
-    label: str
-    import_s: float
-    init_s: float
-    first_step_s: float
-    started_bytes: int
-    kept_bytes: int
-    gradient_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """One line of a worker."""
-
-    progress: str | None = None
-    results: Results | None = None
-    sample: Sample | None = None
-    others: tuple[str, ...] = ()
-    """Other values of ``tfddl.init(collective=…)`` that would make a difference in this job."""
-
-    has_stepped: bool = False
-    """The first training step is done."""
-
-    is_done: bool = False
-    """The worker ends."""
-
-    def write(self) -> None:
-        """To stdout, at once."""
-        sys.stdout.write(f"{_MARK}{to_json(self)}\n")
-        sys.stdout.flush()
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What the workers of a job reported."""
-
-    results: Results = dataclasses.field(default_factory=Results)
-    samples: list[Sample] = dataclasses.field(default_factory=list)
-    others: tuple[str, ...] = ()
-    step_s: float = 0.0
-    """From launch until the last worker had done its first step."""
-
-    num_done: int = 0
+    Args:
+        name: "progress": a text; "results": `Results.to_json`; "others": see
+            `session.other_collectives`; "by": with what a start was made; "sample": numbers of it;
+            "stepped": it has done its first step; "done": the worker ends.
+        value: In JSON.
+    """
+    sys.stdout.write(f"{_MARK}{json.dumps({name: value})}\n")
+    sys.stdout.flush()
 
 
 def run_job(
     command: Sequence[str],
-    task: Task,
     *,
     num_workers: int,
     environment: Mapping[str, str],
     say: Callable[[str], None],
-) -> Outcome:
-    """Runs a job to its end.
+) -> list[tuple[float, str, Any]]:
+    """Runs a job of so many workers to its end.
 
-    Args:
-        command: Starts a Python in each worker.
-        task: What they do.
-        num_workers: How many they are.
-        environment: What they inherit.
-        say: Takes what they say of their progress.
+    Returns:
+        All reports: seconds after the launch, name, value.
 
     Raises:
         LaunchError: The job failed, or took more than two hours; the text has its last output.
     """
-    outcome, tail = Outcome(), deque[str](maxlen=_TAIL_LINES)
+    reports, tail = [], deque[str](maxlen=_TAIL_LINES)
     launched_s = time.monotonic()
-    with _started([*command, "-m", "tfddl.bench.worker", to_json(task)], environment) as process:
+    with _started(command, environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if found := _REPORT.match(line):
-                report = from_json(Report, found[1])
-                _take(outcome, report, time.monotonic() - launched_s)
-                if report.progress is not None:
-                    say(report.progress)
+                [(name, value)] = json.loads(found[1]).items()
+                if name == "progress":
+                    say(value)
+                reports.append((time.monotonic() - launched_s, name, value))
             else:
                 tail.append(f"    {line}")
     # With TensorFlow's servers, who is done may yet be aborted as another ends before it.
-    if outcome.num_done < num_workers:
+    if sum(name == "done" for _, name, _ in reports) < num_workers:
         raise LaunchError(
             f"a job of {num_workers} workers failed. It said, and at the end who failed first:\n"
             + ("".join(tail) or "    nothing")
         )
-    return outcome
-
-
-def _take(outcome: Outcome, report: Report, at_s: float) -> None:
-    if report.results is not None:
-        outcome.results.add(report.results)
-    if report.sample is not None:
-        outcome.samples.append(report.sample)
-    if report.has_stepped:
-        outcome.step_s = at_s
-    outcome.others = outcome.others or report.others
-    outcome.num_done += report.is_done
+    return reports
 
 
 @contextlib.contextmanager

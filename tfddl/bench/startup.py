@@ -10,13 +10,14 @@ import keras
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.cluster import Cluster
-from tfddl.bench import models
-from tfddl.bench.config import Style
-from tfddl.bench.jobs import PLAIN, Report, Sample, Task
-from tfddl.bench.rss import Rss
-from tfddl.bench.session import STRATEGY, other_collectives, start
-from tfddl.bench.training import Fit, StrategyLoop
+from tfddl._src.cluster import Cluster, detect
+from tfddl._src.runtime import current
+from tfddl.bench import models, session
+from tfddl.bench.config import Config, Style
+from tfddl.bench.jobs import Kind, write_report
+from tfddl.bench.machines import Memory
+from tfddl.bench.results import PLAIN, STRATEGY
+from tfddl.bench.training import fit, loop
 
 _STEPS = 6
 
@@ -24,70 +25,50 @@ _STEPS = 6
 class _Probe(keras.callbacks.Callback):
     """Reports the first step when it ends; notes what the process keeps after the last."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stepped_s = 0.0
-        self.kept_bytes = 0
-        self._done = 0
-
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         """Called by `fit`, and by the loop by hand."""
-        self._done += 1
-        if self._done == 1:
+        if batch == 0:
             self.stepped_s = time.perf_counter()
-            Report(has_stepped=True).write()
-        if self._done == _STEPS:
-            self.kept_bytes = Rss.now().kept
+            write_report("stepped")
+        if batch == _STEPS - 1:
+            self.kept = Memory.now().kept
 
 
-def run(task: Task, cluster: Cluster, *, import_s: float) -> None:
-    """Starts, trains for some steps, and reports; all workers of the job do.
-
-    Args:
-        task: What to train, and how.
-        cluster: Who takes part.
-        import_s: How long it took to import TensorFlow and Keras.
-    """
-    assert task.workload is not None
+def run(kind: Kind, config: Config, *, import_s: float) -> None:
+    """Starts, trains for some steps, and reports; all workers of the job do."""
+    [workload] = config.workloads
+    cluster = detect(os.environ)
+    assert isinstance(cluster, Cluster)  # tfddlrun has set TF_CONFIG.
     began_s = time.perf_counter()
-    if task.style is Style.OPTIMIZER:
-        label = start(task.options)
+    by, strategy = PLAIN, None
+    if kind is Kind.START_TFDDL:
+        session.start(config)
+        by = current().process_group.name
     else:
-        label = PLAIN
-        _set_threads()
-    strategy = None
-    if task.style is Style.STRATEGY:
-        label, strategy = STRATEGY, tf.distribute.MultiWorkerMirroredStrategy()
+        # As many as this worker may use cores, as `tfddl.init()` does.
+        num_cores = len(os.sched_getaffinity(0))
+        tf.config.threading.set_intra_op_parallelism_threads(num_cores)
+        tf.config.threading.set_inter_op_parallelism_threads(num_cores)
+    if kind is Kind.START_STRATEGY:
+        by, strategy = STRATEGY, tf.distribute.MultiWorkerMirroredStrategy()
     initialized_s = time.perf_counter()
-    started_bytes = Rss.now().kept
+    at_start = Memory.now().kept
     probe = _Probe()
-    trained: Fit | StrategyLoop
     if strategy is not None:
-        trained = StrategyLoop(task.workload, strategy, rank=cluster.rank)
-        for number in range(_STEPS):
-            trained.step()
-            probe.on_train_batch_end(number)
+        trainer = loop(workload, by, rank=cluster.rank, strategy=strategy)
     else:
-        trained = Fit(task.style, task.workload, rank=cluster.rank, size=cluster.size)
-        trained.train(_STEPS, probe)
-    Report(
-        sample=Sample(
-            label=label,
-            import_s=import_s,
-            init_s=initialized_s - began_s,
-            first_step_s=probe.stepped_s - initialized_s,
-            started_bytes=started_bytes,
-            kept_bytes=probe.kept_bytes,
-            gradient_bytes=models.gradient_bytes(trained.model),
-        )
-    ).write()
-    if task.style is Style.OPTIMIZER:
-        Report(others=other_collectives()).write()
+        trainer = fit(workload, by, Style.FIT, rank=cluster.rank, size=cluster.size)
+    trainer.train(_STEPS, probe)
+    sample = {
+        "import_s": import_s,
+        "init_s": initialized_s - began_s,
+        "first_step_s": probe.stepped_s - initialized_s,
+        "memory_mb": probe.kept / 1e6,
+        "memory_at_start_mb": at_start / 1e6,
+        "gradient_mb": models.gradient_mb(trainer.model),
+    }
+    write_report("by", by)
+    write_report("sample", sample)
+    if kind is Kind.START_TFDDL:
+        write_report("others", session.other_collectives())
         tfddl.barrier()  # Nobody is missed by a worker that is still at it.
-
-
-def _set_threads() -> None:
-    """As many as this worker may use cores, as `tfddl.init()` does."""
-    number = len(os.sched_getaffinity(0))
-    tf.config.threading.set_intra_op_parallelism_threads(number)
-    tf.config.threading.set_inter_op_parallelism_threads(number)
