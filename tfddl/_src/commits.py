@@ -21,6 +21,8 @@ import struct
 from collections.abc import Mapping
 
 VARIABLE = "TFDDL_STORE_FD"
+ELASTIC = "TFDDL_ELASTIC"
+"""Set for workers of a job whose hosts may change: at a commit they may be asked to end."""
 
 _NAME = "tfddl-store"
 

@@ -4,7 +4,7 @@
 stores a few counters in it; the launcher reads them at any time, also of a worker that is stopped
 or dead. So it knows who is stuck, at which step one died, and whether a worker saves at SIGTERM.
 
-Memory ordering: one process writes. Each counter is an aligned word of 8 bytes, whose loads and
+Memory ordering: one process writes each word. Each is an aligned word of 8 bytes, whose loads and
 stores are single-copy atomic on x86-64 and arm64: a reader never sees half of a number. There is no
 seqlock: words that are read together may be of different moments, and need not fit, since the
 launcher compares reads that are seconds apart and acts on what has stayed the same.
@@ -40,7 +40,7 @@ from types import TracebackType
 VARIABLE = "TFDDL_PROGRESS_FD"
 STACKS_SIGNAL = signal.SIGUSR1
 SAVED_STATUS = os.EX_TEMPFAIL
-"""The exit status of a worker that saved after SIGTERM and then ended: 75."""
+"""The exit status of a worker that saved, because it was asked to, and then ended: 75."""
 
 _NAME = "tfddl-progress"
 _SIZE = mmap.PAGESIZE
@@ -69,7 +69,13 @@ class WorkerFlags(enum.IntFlag):
     """At `STACKS_SIGNAL` it writes the Python stacks of its threads to stderr."""
 
     PREEMPTED = 4
-    """It ends because some worker of the job got SIGTERM."""
+    """It ends because some worker of the job was asked to save."""
+
+    SAVES_ON_REQUEST = 8
+    """When `ProgressPage.request_save` was called, it saves and ends with `SAVED_STATUS`."""
+
+    GOT_SIGTERM = 16
+    """It is one of those that SIGTERM came to."""
 
 
 class _Word(enum.IntEnum):
@@ -84,6 +90,7 @@ class _Word(enum.IntEnum):
     BEGUN = 6
     ENDED = 7
     ROUNDS = 8
+    SAVE_REQUEST = 9  # written by the launcher alone
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,18 @@ class ProgressPage:
 
     def clear_flags(self, flags: WorkerFlags) -> None:
         self._words[_Word.FLAGS] &= ~flags
+
+    def request_save(self) -> None:
+        """Asks the worker to save and end; for the launcher.
+
+        A signal would kill a worker whose training has ended in the meantime; it ignores this.
+        """
+        self._words[_Word.SAVE_REQUEST] = 1
+
+    @property
+    def save_is_requested(self) -> bool:
+        """Whether the launcher has called `request_save`."""
+        return bool(self._words[_Word.SAVE_REQUEST])
 
     def beat(self) -> None:
         """Records that a step, a batch or a stage was completed."""

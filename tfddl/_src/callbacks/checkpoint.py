@@ -60,6 +60,9 @@ class Checkpoint(JobCallback):
     validation, after it) and end with status 75. The same command resumes from there. It needs
     `fit` to run in the main thread, and a script without a handler of its own for that signal. With
     data that can't be resumed within an epoch, it resumes from the last epoch boundary.
+
+    Where ``tfddlrun --host-discovery-script`` changes the number of workers, all save in the same
+    way, but data that can't be resumed within an epoch are trained on up to its end before.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Checkpoint(JobCallback):
         self._best_if_unwritten: float | None = None
         self._best_of: str | None = None
         self._saved_at = 0
+        self._saves_within_epochs = False
         self._restored: snapshots.Restored | None = None
         self._writer = BackgroundWriter()
         self._preemption = Preemption()
@@ -139,6 +143,7 @@ class Checkpoint(JobCallback):
         if not optimizer.built:
             optimizer.build(fit.model.trainable_variables)
         self._best, self._saved_at, self._restored = None, 0, None
+        self._saves_within_epochs = fit.has_position
         on_all_ranks(self._prepare, error=CheckpointError)
         found = on_all_ranks(self._newest, error=CheckpointError)
         path = self._compare(found[0] if found else None)
@@ -155,12 +160,14 @@ class Checkpoint(JobCallback):
     # These two come before the ranks agree on whether to stop, the methods after_… after it.
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Asks all ranks to stop, where SIGTERM has come to this one."""
-        if self._preemption.requested:
+        """Asks all ranks to stop, where this one was asked to save."""
+        asked = self._preemption
+        # Of the two, SIGTERM alone can't wait for the end of the epoch.
+        if asked.got_sigterm or (asked.requested and self._saves_within_epochs):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Asks all ranks to stop, where SIGTERM has come to this one."""
+        """Asks all ranks to stop, where this one was asked to save."""
         if self._preemption.requested:
             self.model.stop_training = True
 
@@ -183,7 +190,7 @@ class Checkpoint(JobCallback):
         self._saved_at = fit.done
 
     def after_train_batch(self, fit: FitState, logs: Any) -> None:
-        """Saves, if it is due or training stops here; ends the process if SIGTERM asked for it."""
+        """Saves, if it is due or training stops here; ends the process if that was asked for."""
         if self._restored is not None:
             self._restored.add_metrics(fit)
             self._restored = None
@@ -199,7 +206,7 @@ class Checkpoint(JobCallback):
         self._exit_if_preempted(fit)
 
     def after_epoch(self, fit: FitState, logs: Any) -> None:
-        """Saves, if the epoch is complete; ends the process if SIGTERM asked for it."""
+        """Saves, if the epoch is complete; ends the process if that was asked for."""
         if fit.is_complete:
             self.wait()
             value = self._value(logs or {})
@@ -213,20 +220,26 @@ class Checkpoint(JobCallback):
         self._exit_if_preempted(fit)
 
     def _exit_if_preempted(self, fit: FitState) -> None:
-        """Ends the process on all ranks, where they stop because of a SIGTERM to any of them."""
+        """Ends the process on all ranks, where they stop because any of them was asked to save."""
         if not fit.model.stop_training:  # The ranks have agreed on it: all of them return, or none.
             return
         preempted = int(self._preemption.requested)
         if fit.together:
-            preempted = int(allreduce(tf.constant(preempted), ReduceOp.MAX, name="SIGTERM").numpy())
+            preempted = int(allreduce(tf.constant(preempted), ReduceOp.MAX, name="to save").numpy())
         if not preempted:
             return
         on_all_ranks(self.wait, error=CheckpointError)  # No rank ends before it is written.
         self._preemption.stop_listening(handled=True)
-        current().progress_page.set_flags(WorkerFlags.PREEMPTED)
+        page = current().progress_page
+        why, then = "received SIGTERM", "The same command resumes from there"
+        if page.save_is_requested:
+            why, then = "the hosts of the job change", "tfddlrun resumes from there"
+        page.set_flags(WorkerFlags.PREEMPTED)
+        if self._preemption.got_sigterm:
+            page.set_flags(WorkerFlags.GOT_SIGTERM)
         _print(
-            f"tfddl: received SIGTERM: saved to {self.store.directory}; ending with status "
-            f"{SAVED_STATUS}. The same command resumes from there"
+            f"tfddl: {why}: saved to {self.store.directory}; ending with status {SAVED_STATUS}. "
+            f"{then}"
         )
         raise SystemExit(SAVED_STATUS)
 

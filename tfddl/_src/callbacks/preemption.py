@@ -1,4 +1,4 @@
-"""SIGTERM as a request to save and to end, which training answers after the next step."""
+"""Requests to save and to end, by SIGTERM or by `tfddlrun`: answered after the next step."""
 
 import signal
 import threading
@@ -9,22 +9,28 @@ from tfddl._src.runtime import current
 
 
 class Preemption:
-    """Whether SIGTERM has asked this process to end.
+    """Whether this process was asked to save and end.
 
     Attributes:
-        requested: Whether it has come since `listen`.
+        got_sigterm: Whether SIGTERM has come since `listen`.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.got_sigterm = False
         self._listens = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether SIGTERM has come, or `tfddlrun` is about to change the number of workers."""
+        return self.got_sigterm or current().progress_page.save_is_requested
 
     def listen(self) -> None:
         """Handles SIGTERM from here on, unless the script has a handler of its own."""
+        current().progress_page.set_flags(WorkerFlags.SAVES_ON_REQUEST)
         # Python runs handlers in the main thread only, and signal.signal raises in any other.
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self.requested, self._listens = False, True
+            self.got_sigterm, self._listens = False, True
             signal.signal(signal.SIGTERM, self._request)
             current().sigterm_handler = self._request
             current().progress_page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
@@ -36,6 +42,7 @@ class Preemption:
             handled: Whether training has ended because of it. Otherwise, if it has come, it is
                 raised again, now with its usual meaning.
         """
+        current().progress_page.clear_flags(WorkerFlags.SAVES_ON_REQUEST)
         if not self._listens:
             return
         self._listens = False
@@ -44,8 +51,8 @@ class Preemption:
         # TensorFlow's coordination service, where it is used, has put a handler in place behind
         # Python's back, which only takes a note of the signal (its preemption_notifier.cc).
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self.requested and not handled:
+        if self.got_sigterm and not handled:
             signal.raise_signal(signal.SIGTERM)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.got_sigterm = True

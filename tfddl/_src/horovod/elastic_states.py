@@ -4,8 +4,9 @@
 a worker fails, `tfddlrun --max-restarts N` restarts **all** processes of the job, and `run`
 restores the newest commit on all ranks. Horovod (horovod/common/elastic.py) keeps the surviving
 processes instead: here the script runs again from its top, and Python's other state (lists, open
-files, the position in a dataset) is lost. Without a store, a commit is kept in the process, for
-`restore`.
+files, the position in a dataset) is lost. The same happens where ``--host-discovery-script`` finds
+that hosts have come or gone; then nothing that was committed is lost. Without a store, a commit is
+kept in the process, for `restore`.
 
 Only the state that `run` was given outlives the process. Where a script calls `run` several times
 in sequence, each call restores its own newest commit; a call that had ended before the failure
@@ -14,18 +15,20 @@ starts again from its beginning.
 States are pickled; they are only exchanged between the processes of one job.
 """
 
+import contextlib
 import copy
 import functools
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.horovod.elastic_store import commit_store, count_run
-from tfddl._src.horovod.exceptions import HostsUpdatedInterrupt
+from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
+from tfddl._src.horovod.elastic_store import commit_store, count_run, hosts_may_change
+from tfddl._src.horovod.exceptions import HostsUpdatedInterrupt, RestartRequestedError
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -63,7 +66,22 @@ class State:
         """For subclasses to override: called after a restart, before the callbacks."""
 
     def check_host_updates(self) -> None:
-        """Does nothing: where the set of hosts changes, the launcher restarts the job."""
+        """Commits and leaves `run`, where the hosts of the job have changed.
+
+        All ranks must call it together. It does nothing where the job has no
+        ``--host-discovery-script``, and for a state that isn't the one of `run`.
+
+        Raises:
+            HostsUpdatedInterrupt: On all ranks: `run` ends these processes, and `tfddlrun` starts
+                the job again on the hosts that there are now.
+        """
+        if not (self._is_persistent and hosts_may_change()):
+            return
+        asked = int(current().progress_page.save_is_requested)
+        if tfddl.allreduce(tf.constant(asked), tfddl.ReduceOp.MAX, name="hosts updated"):
+            self.save()
+            self._write()
+            raise RestartRequestedError
 
     def commit(self) -> None:
         """Saves; for the state of `run`, so that it outlives this process.
@@ -71,10 +89,7 @@ class State:
         All ranks must commit at the same step. Local rank 0 of each host writes.
         """
         self.save()
-        store = commit_store()
-        if store is not None and self._is_persistent and current().cluster.local_rank == 0:
-            kept = {**self._saved, "run": self._run}
-            store.write(pickle.dumps(kept, protocol=pickle.HIGHEST_PROTOCOL))
+        self._write()
         self.check_host_updates()
 
     def save(self) -> None:
@@ -145,6 +160,13 @@ class State:
                 f"({', '.join(sorted(names)) or counted}). HINT: build "
                 "the same model, and give the state the same names, in every start."
             )
+
+    def _write(self) -> None:
+        """Gives what was saved to the launcher, if it keeps it."""
+        store = commit_store()
+        if store is not None and self._is_persistent and current().cluster.local_rank == 0:
+            kept = {**self._saved, "run": self._run}
+            store.write(pickle.dumps(kept, protocol=pickle.HIGHEST_PROTOCOL))
 
     def _variables(self) -> Sequence[Any]:
         return ()
@@ -236,7 +258,8 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
 
     Where there is a commit of an earlier start, the state restores it and calls the reset
     callbacks; then rank 0's state is broadcast. A worker that fails ends all processes with its own
-    error; ``tfddlrun --max-restarts N`` restarts them.
+    error; ``tfddlrun --max-restarts N`` restarts them. Where ``--host-discovery-script`` finds
+    other hosts, all processes end at the next commit, with status 75, and are started again.
 
     Args:
         func: Gets the state as its first argument.
@@ -252,10 +275,28 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
         state.sync()
         while True:
             try:
-                return func(state, *args, **kwargs)
+                with _taking_requests():
+                    return func(state, *args, **kwargs)
+            except RestartRequestedError:
+                current().progress_page.set_flags(WorkerFlags.PREEMPTED)
+                raise SystemExit(SAVED_STATUS) from None
             except HostsUpdatedInterrupt as interrupt:
                 state.on_reset()
                 if not interrupt.skip_sync:
                     state.sync()
 
     return elastic
+
+
+@contextlib.contextmanager
+def _taking_requests() -> Iterator[None]:
+    """Tells the launcher that it may ask for the end of these processes, if it ever does."""
+    if not hosts_may_change():
+        yield
+        return
+    page = current().progress_page
+    page.set_flags(WorkerFlags.SAVES_ON_REQUEST)
+    try:
+        yield
+    finally:
+        page.clear_flags(WorkerFlags.SAVES_ON_REQUEST)

@@ -14,6 +14,8 @@ class _Elastic:
     runs: int = 0
     """How many times `elastic.run` has been begun in this process."""
 
+    hosts_may_change: bool = False
+
 
 ELASTIC = PerRuntime(lambda _: _Elastic())
 
@@ -23,11 +25,17 @@ def find_store(environ: Mapping[str, str]) -> None:
     elastic = ELASTIC.current()
     if elastic.store is None and not current().is_child:
         elastic.store = commits.find_store(environ)
+        elastic.hosts_may_change = bool(environ.get(commits.ELASTIC))
 
 
 def commit_store() -> CommitStore | None:
     """The store; None where there is none, and in a forked child: it is the worker's."""
     return None if current().is_child else ELASTIC.current().store
+
+
+def hosts_may_change() -> bool:
+    """Whether the launcher may start this job again on other hosts; the same on all ranks."""
+    return not current().is_child and ELASTIC.current().hosts_may_change
 
 
 def count_run() -> int:

@@ -6,7 +6,7 @@ class HorovodInternalError(RuntimeError):
 
 
 class HostsUpdatedInterrupt(RuntimeError):
-    """The set of hosts has changed. Never raised by tfddl; `elastic.run` handles a script's own."""
+    """The set of hosts has changed; `elastic.run` handles it, also where a script raises it."""
 
     def __init__(self, skip_sync: bool = False) -> None:
         """Makes the exception.
@@ -16,3 +16,7 @@ class HostsUpdatedInterrupt(RuntimeError):
         """
         super().__init__("the set of hosts has changed")
         self.skip_sync = skip_sync
+
+
+class RestartRequestedError(HostsUpdatedInterrupt):
+    """`tfddlrun` is about to start the job again on the hosts that there are now."""
