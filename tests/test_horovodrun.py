@@ -43,6 +43,7 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
         *("-hostfile", str(hosts), "--min-num-proc", "1", "--reset-limit", "2"),
         *("--elastic-timeout", "60", "--cycle_time_ms", "3.5"),
         *("--autotune", "--blacklist-cooldown-range", "60", "300", "--max-np", "4", "--gloo"),
+        *("--slots-per-host", "2", "--resize-interval", "5"),
         *(sys.executable, "-S", "-c", "print('ran')", "--autotune"),
         cwd=tmp_path,
     )
@@ -51,9 +52,8 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
     assert all(line.startswith("tfddlrun: without effect: ") for line in lines)
     told = [line.split(" (")[0].removeprefix("tfddlrun: without effect: ") for line in lines]
     assert told == [
+        "--max-np, --slots-per-host, --resize-interval",
         "--cycle-time-ms, --autotune",
-        "--blacklist-cooldown-range",
-        "--max-np",
         "--gloo",
     ]
 
@@ -70,7 +70,7 @@ def test_flags_without_effect_are_let_pass_and_told_by_reason(tmp_path: Path) ->
             ("--jsrun",),
             "--jsrun isn't supported: there is no jsrun. HINT: start the script with srun",
         ),
-        (("--host-discovery-script", "./d.sh"), "HINT: -H or --hostfile"),
+        (("--blacklist-cooldown-range", "9", "3"), "expected two numbers of seconds above 0"),
         (("--config-file", "c.yaml"), "--config-file c.yaml can't be read: No such file"),
         (("--stall-check-warning-time-seconds", "-1"), "must be 0 (never) or more seconds"),
         (("--stall-check-shutdown-time-seconds", "nan"), "must be 0 (never) or more seconds"),

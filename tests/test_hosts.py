@@ -23,6 +23,7 @@ from tfddl._src.launcher.frames import HELLO, FrameError, Unpacker, pack
 from tfddl._src.launcher.hosts import (
     HostSlots,
     fill_slots,
+    parse_discovered,
     parse_hosts,
     ranks_of,
     read_hostfile,
@@ -80,6 +81,29 @@ def test_hosts_are_read(text: str, hosts: list[tuple[str, int]]) -> None:
 def test_mistakes_in_hosts_are_said(text: str, message: str) -> None:
     with pytest.raises(LaunchError, match=re.escape(message)):
         parse_hosts(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("", {}),
+        ("\n \n", {}),
+        ("a:2\nb\n", {"a": 2, "b": 4}),
+        (" b \n a:1", {"b": 4, "a": 1}),
+        ("a:0\nb:2", {"b": 2}),  # There is a host, but no slot is free.
+        ("[fd00::1]:2\nfd00::2", {"fd00::1": 2, "fd00::2": 4}),
+    ],
+)
+def test_hosts_that_a_discovery_script_prints(text: str, hosts: dict[str, int]) -> None:
+    found = parse_discovered(text, default_slots=4)
+    assert found == hosts
+    assert list(found) == list(hosts)
+
+
+@pytest.mark.parametrize("text", ["a:2\na:3", "a b", "a:x", "a:-1", ":2", "a:1025"])
+def test_a_discovery_script_that_prints_something_else(text: str) -> None:
+    with pytest.raises(LaunchError):
+        parse_discovered(text, default_slots=4)
 
 
 def test_a_hostfile(tmp_path: Path) -> None:
@@ -362,7 +386,6 @@ def test_nothing_but_a_fixed_line_is_on_the_command_line() -> None:
         (lambda: SshOptions(identity_file=Path("/none")), "the ssh key (-i) /none is no file"),
         (lambda: SshOptions(command=()), "--ssh-command is empty"),
         (lambda: SshOptions(remote_python=""), "--remote-python is empty"),
-        (lambda: FleetOptions(hosts=()), "there is no host. HINT: -H hostA:2,hostB:2"),
         (
             lambda: FleetOptions(hosts=(HostSlots("a", 1),), connect_s=0.0),
             "--start-timeout is 0.0; it must be above 0 seconds",

@@ -17,6 +17,7 @@ from tfddl._src.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.launcher import JobOptions, plan_processes
+from tfddl._src.launcher.fleet import FleetOptions
 from tfddl._src.launcher.main import make_parser
 from tfddl._src.launcher.plan import local_allocation
 from tfddl._src.launcher.restart_policy import RestartOptions
@@ -93,6 +94,7 @@ def test_a_port_taken_on_one_interface_is_not_free(family: socket.AddressFamily,
             {"restarts": RestartOptions(min_workers=3)},
             "--min-np is 3; it must be at most the 2 w",
         ),
+        ({"fleet": FleetOptions(hosts=())}, "there is no host. HINT: -H hostA:2,hostB:2"),
         ({"command": ()}, "there is no command to run. HINT: tfddlrun -np 2 python train.py"),
     ],
 )
@@ -108,10 +110,15 @@ def test_flags_are_pinned() -> None:
     assert flags == {
         # As Horovod's users know them.
         "--check-build",
+        "--blacklist-cooldown-range",
         "--elastic-timeout",
+        "--host-discovery-script",
+        "--max-np",
+        "--max-num-proc",
         "--min-num-proc",
         "--no-stall-check",
         "--reset-limit",
+        "--slots-per-host",
         "--stall-check",
         "--stall-check-shutdown-time-seconds",
         "--stall-check-warning-time-seconds",
@@ -139,6 +146,7 @@ def test_flags_are_pinned() -> None:
         "--max-restarts",
         "--min-np",
         "--remote-python",
+        "--resize-interval",
         "--ssh-command",
         "--ssh-identity-file",
         "--ssh-port",

@@ -99,6 +99,7 @@ class Agent:
             ),
             "show stacks": lambda worker, message: worker.ask_for_stacks(),
             "save": lambda worker, message: worker.ask_to_save(),
+            "request save": lambda worker, message: worker.request_save(),
             "reap": self._reap,
         }
 

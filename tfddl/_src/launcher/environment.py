@@ -37,7 +37,7 @@ _RANK_PREFIXES = (
     *("FLUX_TASK_", "JSM_NAMESPACE_"),
 )
 # Where `tfddlrun` runs in a worker of another job, what is for that worker alone.
-_OWN = frozenset({CORES, SECRET, commits.VARIABLE, heartbeat.VARIABLE})
+_OWN = frozenset({CORES, SECRET, commits.VARIABLE, commits.ELASTIC, heartbeat.VARIABLE})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

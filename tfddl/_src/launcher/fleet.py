@@ -37,14 +37,14 @@ class FleetOptions:
     """Which hosts, and how they are reached.
 
     Attributes:
-        hosts: with the number of workers that each gets.
+        hosts: with the number of workers that each gets; none where a host discovery says which.
         interfaces: the first of these that a host has is where its workers are reached; none:
             by the host's name.
         ssh: how hosts are reached.
         connect_s: seconds that they have to answer, above 0.
 
     Raises:
-        LaunchError: no host, or no time.
+        LaunchError: they have no time.
     """
 
     hosts: tuple[HostSlots, ...]
@@ -53,14 +53,12 @@ class FleetOptions:
     connect_s: float = CONNECT_S
 
     def __post_init__(self) -> None:
-        if not self.hosts:
-            raise LaunchError("there is no host. HINT: -H hostA:2,hostB:2")
         if not self.connect_s > 0:
             raise LaunchError(f"--start-timeout is {self.connect_s}; it must be above 0 seconds")
 
 
 class UnreachableError(LaunchError):
-    """Hosts that can't be reached.
+    """Hosts that can't be reached, or can't take part.
 
     Attributes:
         problems: by host, what is wrong with it.
@@ -171,8 +169,9 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
         signals: interrupts the waiting.
 
     Raises:
-        UnreachableError: hosts that can't be reached; all of them named.
-        LaunchError: hosts that can't take part; all of them named.
+        UnreachableError: hosts that can't be reached, or have no ports, memory or such a folder;
+            all of them named.
+        LaunchError: their names don't lead to them.
         Interrupted: a signal came.
     """
     with connecting(options, signals=signals) as clients:
@@ -208,9 +207,13 @@ def _allocate(
             }
         )
     answers = dict(zip(names, ask(clients, signals=signals, wait_s=options.connect_s), strict=True))
-    _refuse(
-        f"on {host}, {answer['error']}" for host, answer in answers.items() if "error" in answer
-    )
+    refused = {
+        host: f"on {host}, {answer['error']}"
+        for host, answer in answers.items()
+        if "error" in answer
+    }
+    if refused:
+        raise UnreachableError(refused)
     if not options.interfaces:
         _refuse(find_unreachable_names(answers))
     return tuple(

@@ -32,8 +32,6 @@ _REFUSED = MappingProxyType(
         "--tcp": f"{_MPI}. HINT: leave it out",
         "--binding-args": "there is no MPI to bind. HINT: --bind cores or --bind none",
         "--jsrun": "there is no jsrun. HINT: start the script with srun, or with tfddlrun -H",
-        "--host-discovery-script": "hosts are known from the start. HINT: -H or --hostfile; "
-        "--min-np lets a job go on without those that fail",
     }
 )
 """Flags whose absence would change the job, and what to use instead."""
@@ -66,11 +64,6 @@ _NO_EFFECT: Mapping[str, tuple[int, str]] = MappingProxyType(
         **dict.fromkeys(("--gloo", "--mpi-threads-disable", "--no-mpi-threads-disable"), (0, _MPI)),
         "--gloo-timeout-seconds": (1, _MPI),
         "--disable-cache": (0, "nothing is cached"),
-        **dict.fromkeys(
-            ("--max-np", "--max-num-proc", "--slots-per-host"),
-            (1, "hosts are known from the start; the same command with more of them goes on"),
-        ),
-        "--blacklist-cooldown-range": (2, "a host that fails is left out for a minute, then two …"),
         "--thread-affinity": (1, "--bind says which cores a worker may use"),
         "--log-level": (1, "TF_CPP_MIN_LOG_LEVEL is TensorFlow's"),
         **dict.fromkeys(
@@ -157,12 +150,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="how much is sent together; 0 is each tensor alone (default: 16, or everything where "
         "a worker has one core)",
     )
-    group.add_argument(
-        "--elastic-timeout",
-        type=float,
-        metavar="S",
-        help="as --start-timeout, where that isn't given",
-    )
     for flag in _REFUSED:
         action = "store_true" if flag in _SWITCHES else "store"
         group.add_argument(flag, action=action, help=argparse.SUPPRESS)
@@ -206,7 +193,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 def translate(arguments: argparse.Namespace) -> None:
     """Takes a flag of ours that isn't given from the one of Horovod that stands for it."""
-    if arguments.start_timeout is None:
+    if arguments.start_timeout is None and arguments.host_discovery_script is None:
         arguments.start_timeout = arguments.elastic_timeout
 
 

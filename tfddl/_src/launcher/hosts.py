@@ -83,6 +83,25 @@ def read_hostfile(path: Path) -> tuple[HostSlots, ...]:
     return _each_once(hosts)
 
 
+def parse_discovered(text: str, *, default_slots: int) -> dict[str, int]:
+    """Reads what a host discovery script prints, as Horovod's: lines "host:slots" or "host".
+
+    Args:
+        text: what it has printed; nothing means that there are no hosts.
+        default_slots: of a host without a number.
+
+    Returns:
+        By host, how many workers it takes; a host with 0 slots is left out.
+
+    Raises:
+        LaunchError: a line isn't understood, or names a host again.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    entries = [line for line in lines if line and not line.endswith(":0")]
+    hosts = _each_once(_parse_entry(entry, default_slots=default_slots) for entry in entries)
+    return {host.name: host.slots for host in hosts}
+
+
 def fill_slots(hosts: Sequence[HostSlots], num_workers: int) -> tuple[HostSlots, ...]:
     """The hosts that so many workers fill, one after the other; the last may keep free slots.
 
@@ -154,11 +173,11 @@ def split_host(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def _parse_entry(entry: str) -> HostSlots:
+def _parse_entry(entry: str, *, default_slots: int = 1) -> HostSlots:
     name, slots = split_host(entry)
     if not name:
         raise LaunchError(f"there is no host name in {entry!r}. HINT: -H hostA:2,hostB:2")
-    return HostSlots(name, 1 if slots is None else _parse_slots(name, slots))
+    return HostSlots(name, default_slots if slots is None else _parse_slots(name, slots))
 
 
 def _parse_line(words: Sequence[str]) -> HostSlots:

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tfddl._src import rendezvous, startup_logs
+from tfddl._src import commits, rendezvous, startup_logs
 from tfddl._src.cluster import SECRET, START_TIMEOUT
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.launcher.commit_relay import CommitRelay
 from tfddl._src.launcher.cores import Binding
+from tfddl._src.launcher.elastic import ElasticRecovery
+from tfddl._src.launcher.elastic_policy import ElasticOptions
 from tfddl._src.launcher.environment import Export, exported, forwarded, given_secret, inherited
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, local_fleet, prepared
@@ -51,10 +53,12 @@ class JobOptions:
         grace_s: seconds that workers get to save at SIGTERM, at least 0.
         stall_timeout_s: seconds without progress after which a worker is killed; 0 is never.
         restarts: whether the job starts again when it has failed.
+        elastic: how the number of workers follows the hosts that there are; None: it doesn't.
         logs: a folder for every worker's whole output, or None.
         as_horovod: whether `import horovod` finds tfddl in the workers.
         verbose: also show hosts and ports, and all that TensorFlow logs.
-        fleet: the hosts that the workers run on; None for this machine.
+        fleet: the hosts that the workers run on, none of them where `elastic` finds them; None for
+            this machine.
         nodes: the other hosts where a `tfddlrun` starts workers of this job; None where there are
             none. `num_workers` are then those of this host.
         binding: which cores a worker may use.
@@ -73,6 +77,7 @@ class JobOptions:
     grace_s: float = 30.0
     stall_timeout_s: float = 0.0
     restarts: RestartOptions = field(default_factory=RestartOptions)
+    elastic: ElasticOptions | None = None
     logs: Path | None = None
     as_horovod: bool = False
     verbose: bool = False
@@ -101,9 +106,12 @@ class JobOptions:
                 f"--min-np is {self.restarts.min_workers}; it must be at most the "
                 f"{self.num_workers} workers of -np"
             )
+        if self.fleet is not None and not self.fleet.hosts and self.elastic is None:
+            raise LaunchError("there is no host. HINT: -H hostA:2,hostB:2")
         if self.nodes is not None and self.fleet is not None:
+            flag = "-H names" if self.elastic is None else "--host-discovery-script finds"
             raise LaunchError(
-                "-H names hosts, and --nnodes says that each has a tfddlrun of its own. HINT: give "
+                f"{flag} hosts, and --nnodes says that each has a tfddlrun of its own. HINT: give "
                 "one of the two"
             )
         if self.nodes is not None and self.restarts.restarts:
@@ -147,9 +155,11 @@ def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str,
     hosts = {_HERE: options.num_workers}
     if fleet is not None:
         hosts = {host.name: host.slots for host in fleet.hosts}
-    recovery = Recovery(options.restarts, hosts=hosts)
     with contextlib.ExitStack() as stack:
         console = Console(signals, has_colours="NO_COLOR" not in environment)
+        recovery = Recovery(options.restarts, hosts=hosts)
+        if options.elastic is not None:
+            recovery = ElasticRecovery(options.elastic, options.restarts, say=console.say)
         store = stack.enter_context(contextlib.closing(HostStore()))
         relay = None
         if fleet is not None and recovery.starts_again:
@@ -158,7 +168,16 @@ def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str,
             console, signals, store, relay, secret=given_secret(environment, options.exports)
         )
         while True:
-            outcome = _start(options, recovery, resources=resources, environment=environment)
+            try:
+                outcome = _start(options, recovery, resources=resources, environment=environment)
+            except LaunchError as error:
+                if not (text := recovery.leave_out(error, now_s=time.monotonic())):
+                    raise
+                console.say(text)
+                continue
+            if text := recovery.resize(outcome, now_s=time.monotonic()):
+                console.say(text)
+                continue
             console.say(outcome_report(outcome, broken=console.broken))
             again = recovery.start_again(outcome, now_s=time.monotonic())
             if not again:
@@ -203,10 +222,10 @@ def _start(
     environment: Mapping[str, str],
 ) -> Outcome:
     """Starts the workers and supervises them; starts again where a port was taken meanwhile."""
+    if not recovery.wait_to_start(resources.signals):
+        return _interrupted(resources.signals)
     options = _with_workers(options, recovery.workers)
     environment = {**environment, **recovery.variables}
-    if not resources.signals.sleep(recovery.backoff_s):
-        return _interrupted(resources.signals)
     # Ports are chosen before the servers of workers bind them, so that another program can be
     # faster. Not restarts of the job: these count failures.
     for restarts in range(_PORT_RESTARTS + 1):
@@ -215,6 +234,7 @@ def _start(
             stall_timeout_s=options.stall_timeout_s,
             logs=options.logs,
             appends_logs=recovery.num_restarts + restarts > 0,
+            host_changes=recovery.host_changes,
         )
         try:
             outcome, ports = _run_once(
@@ -225,7 +245,7 @@ def _start(
                 fetches_commit=recovery.starts_again,
             )
         except UnreachableError as error:
-            if options.fleet is None or not recovery.num_restarts:
+            if options.fleet is None or options.elastic or not recovery.num_restarts:
                 raise
             return _unreachable(error, options.fleet)
         except Interrupted:
@@ -288,7 +308,7 @@ def _run_once(
         supervisor: how the workers are supervised.
         resources: what all starts of the job share.
         environment: what the workers inherit.
-        fetches_commit: whether another start follows a failure, and needs what was committed.
+        fetches_commit: whether another start may follow, and needs what was committed.
 
     Returns:
         How it went, and the port of each rank.
@@ -320,7 +340,8 @@ def _run_once(
             signals=resources.signals,
             options=dataclasses.replace(supervisor, num_workers=len(plans)),
         )
-        if resources.relay is not None and fetches_commit and outcome.is_failure:
+        ends = not outcome.is_failure and not (options.elastic and outcome.has_saved)
+        if resources.relay is not None and fetches_commit and not ends:
             problem = resources.relay.fetch(fleet.clients, signals=resources.signals)
             resources.console.say(problem)
     return outcome, tuple(port for host in fleet.allocations for port in host.ports)
@@ -366,7 +387,7 @@ def _complete(plan: ProcessPlan, options: JobOptions) -> ProcessPlan:
     return dataclasses.replace(
         plan,
         descriptors=options.descriptors if options.fleet is None else (),
-        keeps_commits=options.restarts.restarts > 0,
+        keeps_commits=options.restarts.restarts > 0 or options.elastic is not None,
     )
 
 
@@ -381,7 +402,9 @@ def _workers_environment(
     options: JobOptions, environment: Mapping[str, str], *, secret: str
 ) -> dict[str, str]:
     given = inherited if options.fleet is None else forwarded
-    return {**given(environment), **requested_variables(options, environment), SECRET: secret}
+    elastic = {commits.ELASTIC: "1"} if options.elastic is not None else {}
+    requested = requested_variables(options, environment)
+    return {**given(environment), **requested, **elastic, SECRET: secret}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:

@@ -12,7 +12,7 @@ from tfddl import __version__
 from tfddl._src.cluster import NodeRank
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.command_line import accept_underscores
-from tfddl._src.launcher import horovodrun_flags, host_flags, node_flags
+from tfddl._src.launcher import elastic_flags, horovodrun_flags, host_flags, node_flags
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.doctor import check_hosts
 from tfddl._src.launcher.dry_run import describe
@@ -24,7 +24,6 @@ from tfddl._src.launcher.hosts import HostSlots, fill_slots
 from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.job import JobOptions, requested_variables, run_job
 from tfddl._src.launcher.multi_node import NODE_TIMEOUT_S, NodeOptions
-from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.system import require_linux, working_directory
 from tfddl._src.launcher.worker_count import count_workers
 from tfddl.errors import ClusterError, LaunchError
@@ -62,7 +61,10 @@ when something fails:
   can't be reached any more. SIGTERM, to tfddlrun or to a worker, makes such a training save at the
   next step, and end with status 75; the same command resumes from there. Ctrl-C is passed on to the
   workers: a script may catch KeyboardInterrupt, and save. All this holds for any
-  hosts. The commits of Horovod's elastic states outlive restarts, and hosts as long as one is left.
+  hosts. With --host-discovery-script hosts may come and go while a training runs that can save (a
+  tfddl.callbacks.Checkpoint in fit, or a state of hvd.elastic.run): it goes on in the middle of the
+  epoch with the workers that there are then, and waits where they are fewer than --min-np. The
+  commits of Horovod's elastic states outlive restarts, and hosts as long as one is left.
 
 exit status:
   0        all workers ended well
@@ -80,6 +82,7 @@ examples:
   tfddlrun -np 4 --output-filename logs python -m package.train --epochs 3
   tfddlrun -np auto python train.py
   tfddlrun -H hostA:2,hostB:2 python train.py
+  tfddlrun --host-discovery-script ./hosts.sh --min-np 2 --max-np 8 python train.py
   tfddlrun --nnodes 2 --node-rank 0 --master-addr hostA -np 4 python train.py     on hostA
   tfddlrun --nnodes 2 --node-rank 1 --master-addr hostA -np 4 python train.py     on hostB
   srun --ntasks-per-node=1 tfddlrun -np auto python train.py
@@ -117,7 +120,8 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
             return 0
     except LaunchError as error:
         parser.error(str(error))
-    for notice in (*notices, *horovodrun_flags.notices(arguments)):
+    notices += [*elastic_flags.notices(arguments), *horovodrun_flags.notices(arguments)]
+    for notice in notices:
         say(prog, notice)
     try:
         require_linux(prog)
@@ -158,10 +162,10 @@ def _resolve_num_workers(
         arguments.num_proc = _AUTO
     if arguments.num_proc != _AUTO:
         return notices
-    if arguments.hosts is not None or arguments.hostfile is not None:
+    if arguments.hosts or arguments.hostfile or arguments.host_discovery_script:
         raise LaunchError(
-            "-np auto counts the GPUs of this host, and -H (or --hostfile) names others. HINT: a "
-            "number of workers for each, as in -H hostA:4,hostB:4"
+            "-np auto counts the GPUs of this host, and -H (or --hostfile, or a host discovery "
+            "script) names others. HINT: a number of workers for each, as in -H hostA:4,hostB:4"
         )
     if node is not None and wanted is not None:
         arguments.num_proc, reason = wanted, node.source
@@ -190,7 +194,10 @@ def _read_options(
 ) -> JobOptions:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     num_workers = arguments.num_proc
-    if fleet is not None:
+    elastic = elastic_flags.read_elastic(arguments)
+    if elastic is not None:
+        num_workers, fleet = elastic.first_workers, host_flags.make_fleet((), arguments)
+    elif fleet is not None:
         num_workers = sum(host.slots for host in fleet.hosts)
         if len(fleet.hosts) == 1 and is_this_host(fleet.hosts[0].name) and not fleet.interfaces:
             fleet = None
@@ -208,7 +215,8 @@ def _read_options(
         command=tuple(command),
         grace_s=arguments.grace_period,
         stall_timeout_s=arguments.stall_timeout,
-        restarts=RestartOptions(max_restarts=arguments.max_restarts, min_workers=arguments.min_np),
+        restarts=elastic_flags.read_restarts(arguments),
+        elastic=elastic,
         logs=arguments.output_filename,
         as_horovod=arguments.horovod,
         verbose=arguments.verbose,
@@ -225,7 +233,8 @@ def _read_options(
 def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
     """The hosts that -H or --hostfile name, with the workers of -np dealt out to them."""
     hosts = host_flags.read_hosts(arguments)
-    if not hosts and arguments.num_proc is None and not arguments.check:
+    finds_hosts = arguments.check or arguments.host_discovery_script is not None
+    if not hosts and arguments.num_proc is None and not finds_hosts:
         raise LaunchError(
             "the number of workers is not given. HINT: -np 2, -np auto, or -H hostA:2,hostB:2"
         )
@@ -290,6 +299,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     node_flags.add_flags(parser.add_argument_group("several nodes, with a tfddlrun on each"))
     _add_worker_flags(parser.add_argument_group("workers"))
     _add_recovery_flags(parser.add_argument_group("when something fails"))
+    elastic_flags.add_flags(parser.add_argument_group("hosts that come and go"))
     horovodrun_flags.add_flags(parser)
     _add_other_flags(parser.add_argument_group("instead of running"))
     _add_hidden_flags(parser)
@@ -333,7 +343,6 @@ def _add_worker_flags(group: argparse._ArgumentGroup) -> None:
 def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-restarts",
-        "--reset-limit",
         type=int,
         metavar="N",
         help="start again so many times when a worker has failed (default: 0; 3 with --min-np)",
@@ -345,7 +354,8 @@ def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         metavar="M",
         help="go on with fewer workers, M at least, where the job fails twice on the same host, "
         "with no new step in between: without that host, or, if it is the only one, with a worker "
-        "less (default: N, never fewer)",
+        "less (default: N, never fewer). With --host-discovery-script, as many workers have to be "
+        "there (default: N)",
     )
     group.add_argument(
         "--stall-timeout",

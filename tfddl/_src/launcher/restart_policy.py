@@ -6,6 +6,7 @@ a cooldown), and a start that fails before its first step is followed by an expo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,12 @@ class RestartOptions:
             raise LaunchError(f"--max-restarts is {self.max_restarts}; it must be 0 or more")
         if self.min_workers is not None and self.min_workers < 1:
             raise LaunchError(f"--min-np is {self.min_workers}; it must be at least 1")
+        if not 0 < self.first_exclusion_s <= self.longest_exclusion_s < math.inf:
+            raise LaunchError(
+                f"--blacklist-cooldown-range is {self.first_exclusion_s:g} "
+                f"{self.longest_exclusion_s:g}; expected two numbers of seconds above 0, the "
+                "smaller one first"
+            )
         if self.tolerance < 1:
             raise LaunchError(f"the tolerance is {self.tolerance}; it must be at least 1")
 
@@ -119,8 +126,8 @@ def workers_after(
     )
     workers = dict(hosts)
     for _, host, count in pending:
-        lost = min(count, workers[host])
-        if sum(workers.values()) - lost >= least:
+        lost = min(count, workers.get(host, 0))
+        if lost and sum(workers.values()) - lost >= least:
             workers[host] -= lost
     return {host: count for host, count in workers.items() if count}
 
@@ -149,7 +156,8 @@ def _exclusions(
     failures: Sequence[Failure], options: RestartOptions, hosts: Mapping[str, int]
 ) -> list[tuple[float, str, int]]:
     """Until when, of which host, and how many workers are excluded."""
-    records = {host: _Record() for host in hosts}
+    # Hosts that have failed may be gone by now, where others are found while the job runs.
+    records = {host: _Record() for host in (*hosts, *(failure.host for failure in failures))}
     exclusions: list[tuple[float, str, int]] = []
     for failure in failures:
         # Any progress clears all hosts: whatever failed before, the job gets on with them.
@@ -162,13 +170,17 @@ def _exclusions(
             continue
         record.failures = 0
         record.exclusions += 1
-        until_s = failure.at_s + _doubled(
-            options.first_exclusion_s, record.exclusions - 1, most=options.longest_exclusion_s
-        )
+        until_s = failure.at_s + exclusion_s(record.exclusions - 1, options)
         away = {host for end_s, host, _ in exclusions if end_s > failure.at_s}
         is_last = not set(hosts) - away - {failure.host}
-        exclusions.append((until_s, failure.host, 1 if is_last else hosts[failure.host]))
+        count = hosts.get(failure.host, 0)
+        exclusions.append((until_s, failure.host, min(1, count) if is_last else count))
     return exclusions
+
+
+def exclusion_s(times: int, options: RestartOptions) -> float:
+    """For how many seconds a host is excluded that was excluded so often before."""
+    return _doubled(options.first_exclusion_s, times, most=options.longest_exclusion_s)
 
 
 def _doubled(value: float, times: int, *, most: float) -> float:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tfddl._src.launcher.fleet import Fleet, turn
 from tfddl._src.launcher.log_sink import LogSink
@@ -24,6 +25,20 @@ from tfddl._src.launcher.worker_handle import WorkerHandle
 _SHORT_GRACE_S = 1.0
 # What a worker gets to write its threads' stacks.
 _STACKS_S = 1.0
+# How often it is asked whether the hosts have changed.
+_HOSTS_S = 0.5
+# After so long a wait for workers that can't save a change of hosts is given up for now, and said.
+_CANT_SAVE_S = 30.0
+
+
+class HostChanges(Protocol):
+    """Says whether a job should be started again on other hosts."""
+
+    def is_due(self) -> bool:
+        """Whether it should; asked several times a second, and answered at once."""
+
+    def pause(self) -> None:
+        """Nobody asks for now: ends what was started to find that out."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,8 @@ class SupervisorOptions:
         appends_logs: whether to what is there.
         num_workers: of the whole job, where another `tfddlrun` supervises some; None for those
             given.
+        host_changes: where a change of hosts is due, and all workers can save, they are asked to,
+            and to end; None where hosts don't change.
     """
 
     grace_s: float
@@ -45,6 +62,7 @@ class SupervisorOptions:
     logs: Path | None = None
     appends_logs: bool = False
     num_workers: int | None = None
+    host_changes: HostChanges | None = None
 
 
 def supervise(
@@ -92,6 +110,8 @@ def supervise(
         while job.workers:
             job.turn()
     finally:
+        if options.host_changes is not None:
+            options.host_changes.pause()
         job.kill_all()
     return job.outcome()
 
@@ -126,6 +146,9 @@ class _Job:
         self._options = options
         self._stalls = StallDetector(options.stall_timeout_s, has_all_workers=has_all_workers)
         self._look_at_s = 0.0
+        # When a change of hosts became due; inf: all workers were asked to save for it.
+        self._change_due_s: float | None = None
+        self._cant_save_was_said = False
         # When those that have stalled have had the time to write their stacks.
         self._stacks_until_s: float | None = None
         console.while_waiting = fleet.beat
@@ -159,6 +182,7 @@ class _Job:
         self._notice_interruption()
         self._notice_ends()
         self._notice_stalls()
+        self._notice_host_changes()
         if time.monotonic() >= self._say_at_s:
             self._say_at_s = math.inf
             self._console.say(
@@ -196,6 +220,8 @@ class _Job:
             self._look_at_s if self._kill_at_s is None else self._kill_at_s, self._say_at_s
         )
         waits = [client.timeout_s() for client in self._fleet.clients]
+        if self._options.host_changes is not None:
+            waits.append(_HOSTS_S)
         wait_s = min(when_s - time.monotonic(), *waits)
         return None if wait_s == math.inf else max(0.0, wait_s)
 
@@ -289,6 +315,31 @@ class _Job:
                 alive[rank].signal_group(signal.SIGKILL)
             self._record_root_cause(alive[min(found)])
             self._end_all()
+
+    def _notice_host_changes(self) -> None:
+        """Asks all workers to save and end, where a change of hosts is due and all of them can."""
+        changes, now_s = self._options.host_changes, time.monotonic()
+        is_ending = self._kill_at_s is not None or bool(self._ended)
+        if changes is None or is_ending or self._change_due_s == math.inf:
+            return
+        if not changes.is_due():
+            self._change_due_s = None
+            return
+        self._fleet.update()
+        unable = [worker for worker in self.workers if not worker.saves_on_request]
+        if not unable:
+            self._change_due_s = math.inf
+            for worker in self.workers:
+                worker.request_save()
+        elif self._change_due_s is None:
+            self._change_due_s = now_s
+        elif not self._cant_save_was_said and now_s - self._change_due_s >= _CANT_SAVE_S:
+            self._cant_save_was_said = True
+            self._console.say(
+                f"the hosts have changed, but rank {unable[0].rank} can't save its training now, "
+                "so it isn't interrupted. HINT: tfddl.callbacks.Checkpoint in fit, or "
+                "hvd.elastic.run with a state that is committed"
+            )
 
     def _interrupt_all(self) -> None:
         """Sends SIGINT, as a terminal would: a script may catch KeyboardInterrupt, and save."""

@@ -117,6 +117,15 @@ class WorkerHandle:
         self._send({"do": "save", "rank": self.rank})
         return True
 
+    @property
+    def saves_on_request(self) -> bool:
+        """Whether it answers `request_save`, by the last report."""
+        return self.ended_s is None and WorkerFlags.SAVES_ON_REQUEST in self.reading.flags
+
+    def request_save(self) -> None:
+        """Asks it to save and end when it next can, however long that takes."""
+        self._send({"do": "request save", "rank": self.rank})
+
     def reap(self) -> None:
         """Kills what is left of its group, and closes its outputs."""
         self._send({"do": "reap", "rank": self.rank})

@@ -154,6 +154,10 @@ class WorkerProcess:
         self._signal_training(signal.SIGTERM)
         return True
 
+    def request_save(self) -> None:
+        """Asks it to save and end when it next can; see `ProgressPage.request_save`."""
+        self._page.request_save()
+
     def reap(self) -> None:
         """Kills what is left of its group, and waits for its end."""
         self.signal_group(signal.SIGKILL)
