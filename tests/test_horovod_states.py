@@ -1,6 +1,7 @@
 """What elastic states find after a restart, where there are several of them."""
 
 from tests.group import Groups
+from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
 
 
 def test_each_run_resumes_from_its_own_commit(groups: Groups) -> None:
@@ -14,3 +15,14 @@ def test_each_run_resumes_from_its_own_commit(groups: Groups) -> None:
         [("first", 0)],
         [("first", 0), ("second", 2)],
     ]
+
+
+def test_a_change_of_hosts_ends_a_start_at_a_commit(groups: Groups) -> None:
+    (found,) = groups(1).run("tests.cases.horovod_states:change_of_hosts")
+    assert found == {
+        "steps": [(step, True) for step in (1, 2, 3, 4)],  # Nothing is done twice.
+        "raised": [False],
+        "first": (SAVED_STATUS, WorkerFlags.PREEMPTED),
+        "reset at": [2],
+        "takes requests after it": False,
+    }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.group import SOON_S, Groups
+from tfddl._src.heartbeat import WorkerFlags
 
 CASES = "tests.cases.resume"
 
@@ -210,12 +211,17 @@ def test_the_best_is_the_best_that_was_saved(
 
 
 def test_a_run_that_is_asked_to_end_saves_first(groups: Groups, tmp_path: Path) -> None:
-    """SIGTERM to one rank: all of them save after the next step, and end with status 75."""
-    for rank in groups(2).run(f"{CASES}:asked_to_end", directory=str(tmp_path / "a")):
-        steps = rank["steps"]
-        assert rank["all"]  # No step twice, none left out.
-        # The second is asked after the epoch's last step, and saves once it is validated.
-        assert rank["seen"] == [4, steps - 4, 2 * steps]
+    """To one rank: all of them save after the next step, and end with status 75."""
+    for by in ("SIGTERM", "tfddlrun"):
+        ranks = groups(2).run(f"{CASES}:asked_to_end", directory=str(tmp_path / by), by=by)
+        for rank in ranks:
+            steps = rank["steps"]
+            assert rank["all"]  # No step twice, none left out.
+            # The second is asked after the epoch's last step, and saves once it is validated.
+            assert rank["seen"] == [4, steps - 4, 2 * steps]
+        asked = WorkerFlags.GOT_SIGTERM if by == "SIGTERM" else 0
+        saved = WorkerFlags.PREEMPTED
+        assert [rank["flags"] for rank in ranks] == [saved, saved | asked]
     assert sum(groups(2).run(f"{CASES}:own_handler", directory=str(tmp_path / "b"))) == 1
 
 

@@ -4,9 +4,13 @@ import contextlib
 import os
 from typing import Any
 
+from tests.cases.resume import take_requests
 from tfddl._src import commits
+from tfddl._src.heartbeat import WorkerFlags
 from tfddl._src.horovod.elastic_states import State, run
 from tfddl._src.horovod.elastic_store import ELASTIC
+from tfddl._src.horovod.exceptions import HostsUpdatedInterrupt
+from tfddl._src.runtime import current
 
 
 class KilledError(Exception):
@@ -46,3 +50,44 @@ def starts(killed_at: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
         elastic.store, elastic.runs = None, 0
         os.close(number)
     return logs
+
+
+def change_of_hosts() -> dict[str, Any]:
+    """A script that is asked to end within its second step, and its next start."""
+    elastic, page = ELASTIC.current(), current().progress_page
+    number = commits.create_store()
+    found: dict[str, Any] = {"steps": [], "raised": [], "reset at": []}
+
+    def script() -> None:
+        state: Any = State(step=0)
+        state.register_reset_callbacks([lambda: found["reset at"].append(state.step)])
+
+        @run
+        def train(state: Any) -> None:
+            takes_requests = WorkerFlags.SAVES_ON_REQUEST in page.read().flags
+            for step in range(state.step + 1, 5):
+                state.step = step
+                found["steps"].append((step, takes_requests))
+                if len(found["steps"]) == 2:
+                    page.request_save()
+                try:
+                    state.check_host_updates() if step == 2 else state.commit()
+                except HostsUpdatedInterrupt as error:
+                    found["raised"].append(error.skip_sync)
+                    raise
+
+        train(state)
+
+    try:
+        elastic.hosts_may_change = True
+        for status in ("first", "second"):
+            elastic.store, elastic.runs = commits.CommitStore(number), 0
+            try:
+                script()
+            except SystemExit as end:
+                found[status] = (end.code, take_requests())
+        found["takes requests after it"] = WorkerFlags.SAVES_ON_REQUEST in page.read().flags
+    finally:
+        elastic.store, elastic.runs, elastic.hosts_may_change = None, 0, False
+        os.close(number)
+    return found

@@ -16,7 +16,10 @@ import numpy as np
 import tfddl
 from tests import problem
 from tests.cases.fit import raised
+from tfddl._src import heartbeat
 from tfddl._src.checkpoint import CheckpointStore
+from tfddl._src.heartbeat import WorkerFlags
+from tfddl._src.runtime import current
 
 SPEC: dict[str, Any] = {
     **{"n": 50, "n_val": 9, "loss": "bce", "optimizer": "adam", "batch_size": 4},
@@ -41,17 +44,20 @@ class InterruptAfter(keras.callbacks.Callback):
 
 
 class AskAfter(keras.callbacks.Callback):
-    """Sends SIGTERM to the last rank, after so many steps."""
+    """Asks the last rank to save and end, after so many steps."""
 
-    def __init__(self, steps: int | None) -> None:
+    def __init__(self, steps: int | None, by: str) -> None:
         super().__init__()
+        self._by = by
         self._left = steps if tfddl.rank() == tfddl.size() - 1 else None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._left is not None:
             self._left -= 1
-            if self._left == 0:
+            if self._left == 0 and self._by == "SIGTERM":
                 os.kill(os.getpid(), signal.SIGTERM)
+            elif self._left == 0:
+                current().progress_page.request_save()
 
 
 def model(
@@ -89,7 +95,7 @@ def run(
     **changes: Any,
 ) -> dict[str, Any]:
     """One run of a training, perhaps not its first."""
-    asker = AskAfter(changes.pop("ask_after", None))
+    asker = AskAfter(changes.pop("ask_after", None), changes.pop("ask_by", "SIGTERM"))
     more = changes.pop("callbacks", [])
     spec = {**SPEC, **changes}
     made, recorder = model(dropout=dropout, under_scope=under_scope)
@@ -123,7 +129,7 @@ def run(
     except Interrupt:
         return {"seen": recorder.seen}
     except SystemExit as end:
-        return {"seen": recorder.seen, "status": end.code}
+        return {"seen": recorder.seen, "status": end.code, "flags": take_requests()}
     return {
         "seen": recorder.seen,
         "weights": [np.asarray(w) for w in made.weights],
@@ -154,21 +160,32 @@ def interrupted(directory: str, order: str, under_scope: bool) -> dict[str, Any]
     return {"steps": steps, "seen": [whole["seen"], begun["seen"], rest["seen"]]}
 
 
-def asked_to_end(directory: str) -> dict[str, Any]:
+def take_requests() -> WorkerFlags:
+    """What has become of a request to save, which is then no more."""
+    page = current().progress_page
+    found = page.read().flags & (WorkerFlags.PREEMPTED | WorkerFlags.GOT_SIGTERM)
+    page.clear_flags(found)
+    page._words[heartbeat._Word.SAVE_REQUEST] = 0
+    return found
+
+
+def asked_to_end(directory: str, by: str) -> dict[str, Any]:
     """A run, and the same asked to end: within an epoch, at the end of one, and gone on with."""
     whole = run(None)
     steps = len(whole["seen"]) // 3
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    within = run(directory, ask_after=3)
-    at_end = run(directory, ask_after=steps - 4)
+    within = run(directory, ask_after=3, ask_by=by)
+    at_end = run(directory, ask_after=steps - 4, ask_by=by)
     rest = run(directory)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert (within["status"], at_end["status"]) == (75, 75)
+    assert within["flags"] == at_end["flags"]
     for a, b in zip(whole["weights"], rest["weights"], strict=True):
         assert np.array_equal(a, b)
     assert whole["history"] == rest["history"]
     return {
         "steps": steps,
+        "flags": within["flags"],
         "seen": [len(part["seen"]) for part in (within, at_end, rest)],
         "all": [*within["seen"], *at_end["seen"], *rest["seen"]] == whole["seen"],
     }

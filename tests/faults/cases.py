@@ -15,6 +15,12 @@ SAVE_EVERY = 8
 EPOCH, STEP = 1, 20
 """The fault comes in the second epoch, within its 21st step: five steps after a save."""
 
+RESIZES = {2: (3, 4), 4: (8, 3)}
+"""By the number of workers: within which step of the epoch it changes, and to what."""
+
+HOSTS = 'cat "$TMPDIR/../hosts"'
+"""The host discovery script of a training whose number of workers changes."""
+
 FILL_STEP = 15
 """The disk becomes full within the 16th step, so that the save after it fails."""
 
@@ -38,6 +44,7 @@ class Action(enum.Enum):
     KILL_LAUNCHER = "SIGKILL of tfddlrun"
     TERM_LAUNCHER = "SIGTERM to tfddlrun"
     DISCONNECT = "the network link of the worker's host set down"
+    RESIZE = "another number of slots from the host discovery script"
 
 
 class Precondition(enum.Enum):
@@ -86,7 +93,7 @@ class Fault:
     @property
     def saves(self) -> bool:
         """Whether the training can save before it ends."""
-        return self.action in (Action.TERM, Action.TERM_LAUNCHER)
+        return self.action in (Action.TERM, Action.TERM_LAUNCHER, Action.RESIZE)
 
     @property
     def options(self) -> list[str]:
@@ -96,6 +103,8 @@ class Fault:
             options += ["--min-np", str(self.min_workers)]
         if self.action in (Action.STOP, Action.HANG):
             options += ["--stall-timeout", "5"]
+        if self.action is Action.RESIZE:
+            options += ["--host-discovery-script", HOSTS, "--resize-interval", "0"]
         return options
 
 
@@ -122,5 +131,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "a host disconnected for good, --min-np 2": Fault(
         action=Action.DISCONNECT, num_workers=3, min_workers=2, ranks=(2,), hosts=(2, 1)
+    ),
+    "2 workers, then 4, then 3, --host-discovery-script": Fault(
+        action=Action.RESIZE, min_workers=2, ranks=(0,)
     ),
 }

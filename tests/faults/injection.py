@@ -21,7 +21,7 @@ from tfddl.errors import LaunchError
 _LAUNCHER = (sys.executable, "-m", "tfddl.launcher")
 _TIMEOUT_S = 300.0
 _CLEANUP_S = 5.0
-_REPORT = re.compile(r"tfddlrun: (rank \d+( on \S+)? failed|ended by)")
+_REPORT = re.compile(r"tfddlrun: (rank \d+( on \S+)? failed|ended by|saved at)")
 _LAST_STEP = re.compile(r"tfddlrun: its progress: (step \d+ of epoch \d+|before the first step)")
 _SMALL_DISK = "size=256k"
 
@@ -143,6 +143,7 @@ def make_run(
     """A training in its own directory."""
     for name in ("tmp", "checkpoints"):
         (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "hosts").write_text("localhost:2\n")
     command = (sys.executable, "-m", "tests.faults", f"--train={directory}", *flags)
     whole = {
         "TF_CPP_MIN_LOG_LEVEL": "2",

@@ -23,10 +23,12 @@ from tests.faults import cases
 from tests.faults.cases import Action, Fault, Point, Precondition
 from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.keras_hooks.fit_state import current_fit
+from tfddl._src.runtime import current
 
 _FEATURES = 5
 _PIECE = b"\0" * 4096
 _SMALL_DISK_BYTES = 64 << 20
+_REQUEST_S = 60.0
 
 
 def train(  # noqa: PLR0913
@@ -152,7 +154,9 @@ class Recorder(keras.callbacks.Callback):
             known = {**line, "start": self._start, "ids": ids.astype(int).tolist()}
             self._seen.write(json.dumps(known) + "\n")
             time.sleep(self._pause_s)
-            if self._fault is not None and self._fault.point is Point.STEP:
+            if self._fault is not None and self._fault.action is Action.RESIZE:
+                self._resize_if_due()
+            elif self._fault is not None and self._fault.point is Point.STEP:
                 self._inject_if(self._is_time(self._fault.step))
         elif self._validating and self._fault is not None:
             in_it = self._fault.point is Point.VALIDATION and self._epoch == cases.EPOCH
@@ -182,6 +186,21 @@ class Recorder(keras.callbacks.Callback):
             self.checkpoint.wait()
             _damage(self.checkpoint.store.files()[0])
         self.inject()
+
+    def _resize_if_due(self) -> None:
+        """Changes what the host discovery script prints, and stays in the step until that shows."""
+        step, workers = cases.RESIZES.get(tfddl.size(), (-1, 0))
+        if self._rank or not self._is_time(step):
+            return
+        new = self._directory / "hosts.new"
+        new.write_text(f"localhost:{workers}\n")
+        new.rename(self._directory / "hosts")
+        self.inject()
+        end_s = time.monotonic() + _REQUEST_S
+        while not current().progress_page.save_is_requested:
+            if time.monotonic() > end_s:
+                raise TimeoutError(f"no request to save within {_REQUEST_S:.0f} s")
+            time.sleep(0.01)
 
     def _is_time(self, step: int) -> bool:
         return (self._epoch, self._step) == (cases.EPOCH, step)
@@ -292,4 +311,5 @@ _ACTIONS: Mapping[Action, Callable[[], None]] = {
     Action.KILL_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGKILL),
     Action.TERM_LAUNCHER: lambda: os.kill(_tfddlrun(), signal.SIGTERM),
     Action.DISCONNECT: lambda: namespaces.disconnect(None),
+    Action.RESIZE: lambda: None,
 }
