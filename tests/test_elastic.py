@@ -141,7 +141,7 @@ def test_hosts_that_come_and_go(clock: Clock) -> None:
         due_s = clock.now_s if job.recovery.is_due() else None
     assert due_s == pytest.approx(begun_s + 61, abs=0.5)  # c has been there for three seconds
     assert job.resize(_saved()) == (
-        "saved at step 7 of epoch 1; starting again on the hosts that there are now"
+        "saved (step 7 of epoch 1); starting again on the hosts that there are now"
     )
     assert job.start({"b": 2, "a": 2, "c": 9}) == {"a": 2, "b": 2, "c": 2}
     assert job.said[-1] == "with 6 workers instead of 2: a:2,b:2,c:2"
@@ -191,7 +191,7 @@ def test_a_host_that_gets_sigterm_is_left(clock: Clock) -> None:
     both = {"a": 2, "b": 2}
     job.start(both)
     assert job.resize(_saved("a")) == (
-        "saved at step 7 of epoch 1, by SIGTERM to a worker; going on without a for 60 s"
+        "saved (step 7 of epoch 1), by SIGTERM to a worker; going on without a for 60 s"
     )
     assert job.start(both) == {"b": 2}
     clock.now_s += 61

@@ -86,7 +86,7 @@ def test_a_training_with_a_fault_loses_nothing(
     if fault.saves:
         assert found.exposure.repeated == 0
         # Asked for within a step, it is saved after the next that begins; meanwhile some may run.
-        told = re.findall(r"tfddlrun: .*saved at (step \d+ of epoch \d+)", found.log)
+        told = re.findall(r"tfddlrun: .*saved (?:at |\()(step \d+ of epoch \d+)", found.log)
         assert len(told) == found.restarts, found.log
         assert {line.rpartition(" of ")[2] for line in told} == {f"epoch {cases.EPOCH + 1}"}
     elif fault.point is cases.Point.STEP and not fault.is_repeated and not fault.ends_job:

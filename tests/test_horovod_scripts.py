@@ -1,8 +1,11 @@
 """Scripts as Horovod's users wrote them, run unedited by `tfddlrun --horovod`."""
 
+import contextlib
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.group import ROOT
-from tests.launching import launch, of_ranks
+from tests.launching import launch, launched, of_ranks
 
 LONG = pytest.mark.long
 
@@ -161,6 +164,46 @@ def test_elastic_training(tmp_path: Path, script: str, fails: bool) -> None:
         assert _has(lines, "rank 1 failed: exit code 7")
         last = {"tf2_mnist_elastic": "batch 101", "tf2_keras_mnist_elastic": "epoch 4 batch 4"}
         assert last[script] in begun
+
+
+@LONG
+@pytest.mark.parametrize("script", ["tf2_mnist_elastic", "tf2_keras_mnist_elastic"])
+def test_elastic_training_takes_in_a_worker(tmp_path: Path, script: str) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost:2")
+    elastic = ("--host-discovery-script", f"cat {hosts}", "--min-np=2", "--resize-interval=0")
+    command = [sys.executable, f"tests/scripts/horovod/{script}.py", str(tmp_path)]
+    lines = []
+    with launched(
+        "--horovod", *elastic, "--", *command, cwd=ROOT, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        stopped = 0
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if "training from" in line and not stopped:
+                # It trains for seconds only: without this, the change might come too late.
+                (stopped, *_) = _pids_of(command)
+                os.kill(stopped, signal.SIGSTOP)
+                hosts.write_text("localhost:3")
+            elif "waiting until the workers have saved" in line:
+                os.kill(stopped, signal.SIGCONT)
+    assert process.returncode == 0, "\n".join(lines)
+    assert _has(lines, "with 3 workers instead of 2: localhost:3")
+    assert _number(_alike(lines, "accuracy", 3), "accuracy") > 0.85
+    begun = _alike(lines, "training from", 3)
+    assert "batch 0" not in begun.replace("epoch 0 ", "")
+
+
+def _pids_of(command: list[str]) -> list[int]:
+    """The workers that run this."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_text().split("\0")
+            if line[-3:-1] == command[-2:] and "tfddl.launcher" not in line:
+                found.append(int(path.parent.name))
+    return found
 
 
 @LONG

@@ -70,14 +70,17 @@ def test_a_job_grows_and_shrinks(tmp_path: Path) -> None:
         for rank in range(size)
     )
     again = "starting again on the hosts that there are now"
+    saves = "waiting until the workers have saved, as the hosts have changed"
     assert err.splitlines() == [
         f"tfddlrun: {line}"
         for line in (
             "the hosts are now localhost:9",
-            f"saved at step 1 of epoch 1; {again}",
+            saves,
+            f"saved (step 1 of epoch 1); {again}",
             "with 4 workers instead of 2: localhost:4",
             "the hosts are now localhost:3",
-            f"saved at step 2 of epoch 1; {again}",
+            saves,
+            f"saved (step 2 of epoch 1); {again}",
             "with 3 workers instead of 4: localhost:3",
         )
     ]
@@ -108,7 +111,7 @@ train()
     assert "[0] start 1: 0 of 1" in out.splitlines()
     # With the commit of the host that was left: the worker there has looked for it.
     assert err.splitlines() == [
-        "tfddlrun: saved at step 1 of epoch 1, by SIGTERM to a worker; going on without "
+        "tfddlrun: saved (step 1 of epoch 1), by SIGTERM to a worker; going on without "
         f"{HERE[0]} for 60 s",
         f"tfddlrun: with 1 workers instead of 2: {HERE[1]}:1",
     ]

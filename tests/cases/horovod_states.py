@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from typing import Any
 
 from tests.cases.resume import take_requests
@@ -52,7 +53,7 @@ def starts(killed_at: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
     return logs
 
 
-def change_of_hosts() -> dict[str, Any]:
+def change_of_hosts(by: str) -> dict[str, Any]:
     """A script that is asked to end within its second step, and its next start."""
     elastic, page = ELASTIC.current(), current().progress_page
     number = commits.create_store()
@@ -68,7 +69,9 @@ def change_of_hosts() -> dict[str, Any]:
             for step in range(state.step + 1, 5):
                 state.step = step
                 found["steps"].append((step, takes_requests))
-                if len(found["steps"]) == 2:
+                if len(found["steps"]) == 2 and by == "SIGTERM":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                elif len(found["steps"]) == 2:
                     page.request_save()
                 try:
                     state.check_host_updates() if step == 2 else state.commit()

@@ -21,7 +21,7 @@ from tfddl.errors import LaunchError
 _LAUNCHER = (sys.executable, "-m", "tfddl.launcher")
 _TIMEOUT_S = 300.0
 _CLEANUP_S = 5.0
-_REPORT = re.compile(r"tfddlrun: (rank \d+( on \S+)? failed|ended by|saved at)")
+_REPORT = re.compile(r"tfddlrun: (rank \d+( on \S+)? failed|ended by|saved \()")
 _LAST_STEP = re.compile(r"tfddlrun: its progress: (step \d+ of epoch \d+|before the first step)")
 _SMALL_DISK = "size=256k"
 

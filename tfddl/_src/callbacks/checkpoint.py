@@ -15,7 +15,7 @@ from tfddl._src.callbacks.preemption import Preemption
 from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.collectives import ReduceOp, allgather_object, allreduce, on_all_ranks
 from tfddl._src.directory_lock import DirectoryLock
-from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
+from tfddl._src.heartbeat import SAVED_STATUS
 from tfddl._src.keras_hooks import FitState, JobCallback, resume
 from tfddl._src.remote import RemoteLock, RemotePath, make_path
 from tfddl._src.runtime import current
@@ -230,13 +230,10 @@ class Checkpoint(JobCallback):
             return
         on_all_ranks(self.wait, error=CheckpointError)  # No rank ends before it is written.
         self._preemption.stop_listening(handled=True)
-        page = current().progress_page
+        self._preemption.report()
         why, then = "received SIGTERM", "The same command resumes from there"
-        if page.save_is_requested:
+        if current().progress_page.save_is_requested:
             why, then = "the hosts of the job change", "tfddlrun resumes from there"
-        page.set_flags(WorkerFlags.PREEMPTED)
-        if self._preemption.got_sigterm:
-            page.set_flags(WorkerFlags.GOT_SIGTERM)
         _print(
             f"tfddl: {why}: saved to {self.store.directory}; ending with status {SAVED_STATUS}. "
             f"{then}"

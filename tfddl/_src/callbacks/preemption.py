@@ -24,8 +24,13 @@ class Preemption:
         """Whether SIGTERM has come, or `tfddlrun` is about to change the number of workers."""
         return self.got_sigterm or current().progress_page.save_is_requested
 
-    def listen(self) -> None:
-        """Handles SIGTERM from here on, unless the script has a handler of its own."""
+    def listen(self, *, outlives_job: bool = True) -> None:
+        """Handles SIGTERM from here on, unless the script has a handler of its own.
+
+        Args:
+            outlives_job: Whether what is saved is there for the next job. Otherwise SIGTERM to
+                `tfddlrun` ends this process at once.
+        """
         current().progress_page.set_flags(WorkerFlags.SAVES_ON_REQUEST)
         # Python runs handlers in the main thread only, and signal.signal raises in any other.
         is_main = threading.current_thread() is threading.main_thread()
@@ -33,7 +38,15 @@ class Preemption:
             self.got_sigterm, self._listens = False, True
             signal.signal(signal.SIGTERM, self._request)
             current().sigterm_handler = self._request
-            current().progress_page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+            if outlives_job:
+                current().progress_page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+
+    def report(self) -> None:
+        """Tells the launcher that this process has saved and is about to end."""
+        page = current().progress_page
+        page.set_flags(WorkerFlags.PREEMPTED)
+        if self.got_sigterm:
+            page.set_flags(WorkerFlags.GOT_SIGTERM)
 
     def stop_listening(self, *, handled: bool) -> None:
         """Gives SIGTERM its usual meaning back.

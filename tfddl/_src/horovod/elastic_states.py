@@ -15,19 +15,23 @@ starts again from its beginning.
 States are pickled; they are only exchanged between the processes of one job.
 """
 
-import contextlib
 import copy
 import functools
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 import tfddl
-from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
-from tfddl._src.horovod.elastic_store import commit_store, count_run, hosts_may_change
+from tfddl._src.heartbeat import SAVED_STATUS
+from tfddl._src.horovod.elastic_store import (
+    commit_store,
+    count_run,
+    current_preemption,
+    taking_requests,
+)
 from tfddl._src.horovod.exceptions import HostsUpdatedInterrupt, RestartRequestedError
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
@@ -66,7 +70,7 @@ class State:
         """For subclasses to override: called after a restart, before the callbacks."""
 
     def check_host_updates(self) -> None:
-        """Commits and leaves `run`, where the hosts of the job have changed.
+        """Commits and leaves `run`, where hosts have come or gone, or a rank has got SIGTERM.
 
         All ranks must call it together. It does nothing where the job has no
         ``--host-discovery-script``, and for a state that isn't the one of `run`.
@@ -75,9 +79,10 @@ class State:
             HostsUpdatedInterrupt: On all ranks: `run` ends these processes, and `tfddlrun` starts
                 the job again on the hosts that there are now.
         """
-        if not (self._is_persistent and hosts_may_change()):
+        preemption = current_preemption()
+        if preemption is None or not self._is_persistent:
             return
-        asked = int(current().progress_page.save_is_requested)
+        asked = int(preemption.requested)
         if tfddl.allreduce(tf.constant(asked), tfddl.ReduceOp.MAX, name="hosts updated"):
             self.save()
             self._write()
@@ -275,10 +280,9 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
         state.sync()
         while True:
             try:
-                with _taking_requests():
+                with taking_requests():
                     return func(state, *args, **kwargs)
             except RestartRequestedError:
-                current().progress_page.set_flags(WorkerFlags.PREEMPTED)
                 raise SystemExit(SAVED_STATUS) from None
             except HostsUpdatedInterrupt as interrupt:
                 state.on_reset()
@@ -286,17 +290,3 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
                     state.sync()
 
     return elastic
-
-
-@contextlib.contextmanager
-def _taking_requests() -> Iterator[None]:
-    """Tells the launcher that it may ask for the end of these processes, if it ever does."""
-    if not hosts_may_change():
-        yield
-        return
-    page = current().progress_page
-    page.set_flags(WorkerFlags.SAVES_ON_REQUEST)
-    try:
-        yield
-    finally:
-        page.clear_flags(WorkerFlags.SAVES_ON_REQUEST)

@@ -1,10 +1,13 @@
 """What outlives this process, if the launcher has given it anything, and how often it was used."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tfddl._src import commits
+from tfddl._src.callbacks.preemption import Preemption
 from tfddl._src.commits import CommitStore
+from tfddl._src.horovod.exceptions import RestartRequestedError
 from tfddl._src.runtime import PerRuntime, current
 
 
@@ -15,6 +18,8 @@ class _Elastic:
     """How many times `elastic.run` has been begun in this process."""
 
     hosts_may_change: bool = False
+    preemption: Preemption | None = None
+    """Within `elastic.run`, where the launcher may start the job again on other hosts."""
 
 
 ELASTIC = PerRuntime(lambda _: _Elastic())
@@ -33,9 +38,31 @@ def commit_store() -> CommitStore | None:
     return None if current().is_child else ELASTIC.current().store
 
 
-def hosts_may_change() -> bool:
-    """Whether the launcher may start this job again on other hosts; the same on all ranks."""
-    return not current().is_child and ELASTIC.current().hosts_may_change
+@contextlib.contextmanager
+def taking_requests() -> Iterator[None]:
+    """A context in which the launcher, or SIGTERM, may ask this process to save and end."""
+    elastic = ELASTIC.current()
+    if not elastic.hosts_may_change or current().is_child:
+        yield
+        return
+    preemption = elastic.preemption = Preemption()
+    # The launcher alone keeps commits: a job that ends has none.
+    preemption.listen(outlives_job=False)
+    handled = False
+    try:
+        yield
+    except RestartRequestedError:
+        preemption.report()
+        handled = True
+        raise
+    finally:
+        elastic.preemption = None
+        preemption.stop_listening(handled=handled)
+
+
+def current_preemption() -> Preemption | None:
+    """That of `taking_requests`; None elsewhere, on all ranks alike."""
+    return None if current().is_child else ELASTIC.current().preemption
 
 
 def count_run() -> int:

@@ -95,7 +95,7 @@ class ElasticRecovery(Recovery):
         if outcome.interrupted_by is not None or not outcome.has_saved:
             return ""
         self._known = self.workers
-        saved = f"saved at {describe_progress(outcome.exits[0].reading)}"
+        saved = f"saved ({describe_progress(outcome.exits[0].reading)})"
         got = WorkerFlags.GOT_SIGTERM
         preempted = {end.host for end in outcome.exits if got in end.reading.flags}
         if preempted:

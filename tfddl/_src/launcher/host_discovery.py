@@ -77,7 +77,8 @@ class ScriptDiscovery:
         run = self._run
         if run is None:
             if now_s - self._started_s >= self._period_s:
-                self._run, self._started_s = _Run(self._command), now_s
+                self._started_s = now_s
+                self._run = self._start()
         elif run.has_ended:
             run.end()
             try:
@@ -97,6 +98,14 @@ class ScriptDiscovery:
         if self._run is not None:
             self._run.close()
             self._run = None
+
+    def _start(self) -> _Run:
+        try:
+            return _Run(self._command)
+        except OSError as error:
+            raise LaunchError(
+                f"can't start the host discovery script {self._command!r}: {error.strerror}"
+            ) from error
 
     def _parse(self, run: _Run) -> Mapping[str, int]:
         where = f"the host discovery script {self._command!r}"

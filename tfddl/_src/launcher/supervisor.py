@@ -331,6 +331,7 @@ class _Job:
             self._change_due_s = math.inf
             for worker in self.workers:
                 worker.request_save()
+            self._console.say("waiting until the workers have saved, as the hosts have changed")
         elif self._change_due_s is None:
             self._change_due_s = now_s
         elif not self._cant_save_was_said and now_s - self._change_due_s >= _CANT_SAVE_S:
