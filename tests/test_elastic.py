@@ -182,7 +182,9 @@ def test_a_host_that_keeps_failing_is_left_out(clock: Clock) -> None:
     assert not job.recovery.is_due()
     clock.now_s += 20.0
     assert job.recovery.is_due()  # It may come back.
+    assert job.recovery.backoff_s == 2.0
     assert job.resize(_saved())
+    assert job.recovery.backoff_s == 0.0
     assert job.start(both) == both
 
 
@@ -196,14 +198,11 @@ def test_a_host_that_gets_sigterm_is_left(clock: Clock) -> None:
     assert job.start(both) == {"b": 2}
     clock.now_s += 61
     assert job.recovery.is_due()
-    # As it is where nobody else is left, or tfddlrun itself has got it, or a worker has failed.
-    assert job.resize(_saved("a", "b")) == ""
-    for more in ({"interrupted_by": signal.SIGTERM}, {"root": _failed()}):
+    # But not where tfddlrun itself has got it, a worker has failed, or nobody else is left.
+    failed = WorkerExit(1, 3, 1.0, (), ended_with=None, host="b")
+    for more in ({"interrupted_by": signal.SIGTERM}, {"root": failed}):
         assert job.resize(_saved("a", **more)) == ""
-
-
-def _failed() -> WorkerExit:
-    return WorkerExit(1, 3, 1.0, (), ended_with=None, host="b")
+    assert job.resize(_saved("a", "b")) == ""
 
 
 def test_hosts_that_can_not_take_part_are_left_out(clock: Clock) -> None:
