@@ -114,6 +114,8 @@ train()
         "tfddlrun: saved (step 1 of epoch 1), by SIGTERM to a worker; going on without "
         f"{HERE[0]} for 60 s",
         f"tfddlrun: with 1 workers instead of 2: {HERE[1]}:1",
+        f"tfddlrun: rank 0, which writes checkpoints, moves from {HERE[0]} to {HERE[1]}. HINT: a "
+        "training goes on there only from a directory that both share",
     ]
 
 

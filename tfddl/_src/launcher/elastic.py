@@ -150,11 +150,22 @@ class ElasticRecovery(Recovery):
                 return False
             now_s = time.monotonic()
             self._watch.turn(now_s)
-        if workers != self.workers and self._known:
-            was = f" instead of {sum(self.workers.values())}"
-            self._say(f"with {sum(workers.values())} workers{was}: {describe_hosts(workers)}")
+        if self._known:
+            self._describe_change(self.workers, workers)
         self.workers, self._started_s = workers, now_s
         return True
+
+    def _describe_change(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+        if before == now:
+            return
+        was = f" instead of {sum(before.values())}"
+        self._say(f"with {sum(now.values())} workers{was}: {describe_hosts(now)}")
+        first, then = next(iter(now)), next(iter(before), "")
+        if first != then:
+            self._say(
+                f"rank 0, which writes checkpoints, moves from {then} to {first}. HINT: a "
+                "training goes on there only from a directory that both share"
+            )
 
     def _assign(self, now_s: float) -> dict[str, int]:
         return assign_workers(
