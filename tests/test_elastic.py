@@ -153,8 +153,10 @@ def test_hosts_that_come_and_go(clock: Clock) -> None:
     assert job.resize(_saved())
     assert job.start({"b": 2, "c": 9}) == {"b": 2, "c": 4}
     assert "starting again on other ports, in 1 s (restart 1 of 2)" in job.fail("c")
-    assert "starting again on other ports, in 2 s (restart 2 of 2)" in job.fail("gone")
-    assert job.recovery.num_restarts == 4
+    assert job.fail("a") == "a is gone; starting again on the hosts that there are now"
+    assert job.recovery.backoff_s == 0.0
+    assert "starting again on other ports, in 2 s (restart 2 of 2)" in job.fail("b")
+    assert job.recovery.num_restarts == 5
     assert job.fail("b") == ""
 
 

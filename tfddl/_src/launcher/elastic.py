@@ -109,12 +109,21 @@ class ElasticRecovery(Recovery):
         return text
 
     def start_again(self, outcome: Outcome, *, now_s: float) -> str:
-        """Plans another start after a failure, with those of the hosts that there are then."""
+        """Plans another start after a failure, with those of the hosts that there are then.
+
+        Where a host has failed that the discovery doesn't name any more, that isn't counted.
+        """
         self._known = self.workers
-        if self._is_at_limit and outcome.is_failure:
+        if outcome.root is None or not outcome.is_failure:
+            return ""
+        if self._is_at_limit:
             self._say(f"--reset-limit is {self._elastic.reset_limit}: no other start")
             return ""
-        return super().start_again(outcome, now_s=now_s)
+        if outcome.root.host in (self._watch.hosts or {}):
+            return super().start_again(outcome, now_s=now_s)
+        self.num_restarts += 1
+        self.backoff_s = 0.0
+        return f"{outcome.root.host} is gone; starting again on the hosts that there are now"
 
     def _plan(self, now_s: float) -> dict[str, int] | None:
         """The same workers, until `wait_to_start` looks which hosts there are."""
