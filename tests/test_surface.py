@@ -40,6 +40,7 @@ EXPORTED = [
     "loss_count",
     "rank",
     "reducescatter",
+    "run",
     "shard_dataset",
     "shard_range",
     "shutdown",

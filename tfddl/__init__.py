@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         stop_timeline,
     )
     from tfddl._src.data import shard_dataset
+    from tfddl._src.functions.run import run
     from tfddl._src.gradients import Compression, DistributedGradientTape, loss_count
     from tfddl._src.keras_hooks import sync_moving_statistics
     from tfddl._src.keras_hooks.optimizer import DistributedOptimizer
@@ -98,6 +99,7 @@ __all__ = [
     "loss_count",
     "rank",
     "reducescatter",
+    "run",
     "shard_dataset",
     "shard_range",
     "shutdown",
@@ -144,6 +146,7 @@ _MODULES = {
         "stop_timeline",
     ),
     "data": ("shard_dataset",),
+    "functions.run": ("run",),
     "keras_hooks": ("sync_moving_statistics",),
     "gradients": ("Compression", "DistributedGradientTape", "loss_count"),
     "keras_hooks.optimizer": ("DistributedOptimizer",),

@@ -20,6 +20,7 @@ from typing import Protocol
 from tfddl._src.cgroups import LimitMonitor
 from tfddl._src.cluster import ports
 from tfddl._src.launcher import interfaces
+from tfddl._src.launcher.call_files import CallFiles
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.doctor_probe import DoctorProbe
 from tfddl._src.launcher.frames import Message
@@ -66,6 +67,7 @@ class Agent:
         selector: selectors.BaseSelector,
         environment: Mapping[str, str],
         store: HostStore,
+        call_fd: int | None = None,
     ) -> None:
         """Begins without workers.
 
@@ -75,9 +77,11 @@ class Agent:
                 data; its owner may register more.
             environment: this host's, to which each worker's is added.
             store: where the workers keep commits.
+            call_fd: the file with the function call that workers make, where it is on this host.
         """
         self._send, self._selector = send, selector
         self._environment, self._store = environment, store
+        self._files, self._call_problem = CallFiles(call_fd), ""
         self._workers: dict[int, WorkerProcess] = {}
         self._holds_output = False
         self._probe = DoctorProbe(selector)
@@ -91,6 +95,9 @@ class Agent:
             "take commit": self._take_commit,
             "describe commit": self._describe_commit,
             "give commit": self._give_commit,
+            "take call": self._take_call,
+            "describe results": self._describe_results,
+            "give result": self._give_result,
             "beat": lambda message: self._send({"is": "beat"}),
         }
         self._worker_orders: Mapping[str, Callable[[WorkerProcess, Message], object]] = {
@@ -176,11 +183,11 @@ class Agent:
                 "argv": tuple(fields["argv"]),
                 "environment": {**self._environment, **fields["environment"]},
                 "binding": Binding(fields["binding"]),
-                "descriptors": tuple(fields["descriptors"]),
             }
         )
         try:
-            worker = WorkerProcess(plan, store=self._store)
+            files = self._open_files(plan.rank) if plan.makes_call else {}
+            worker = WorkerProcess(plan, store=self._store, files=files)
         except LaunchError as error:
             self._send({"is": "refused", "rank": plan.rank, "why": str(error)})
             return
@@ -189,6 +196,14 @@ class Agent:
         if not self._holds_output:
             for pipe in worker.outputs:
                 self._watch(worker, pipe)
+
+    def _open_files(self, rank: int) -> Mapping[str, int]:
+        try:
+            if self._call_problem:
+                raise LaunchError(self._call_problem)
+            return self._files.open_for(rank)
+        except OSError as error:
+            raise LaunchError(_explain_no_file(error)) from error
 
     def _watch(self, worker: WorkerProcess, pipe: OutputPipe) -> None:
         read = functools.partial(self._read_output, worker, pipe)
@@ -239,6 +254,10 @@ class Agent:
         for worker in self._workers.values():
             worker.signal_group(signal.SIGKILL)
 
+    def close(self) -> None:
+        """Frees the files of a function call, which results are read from until then."""
+        self._files.close()
+
     def _reap(self, worker: WorkerProcess, message: Message) -> None:
         worker.reap()
         for pipe in worker.outputs:
@@ -281,3 +300,25 @@ class Agent:
     def _give_commit(self, message: Message) -> None:
         data = self._store.read(message["offset"], message["length"])
         self._send({"is": "commit bytes"}, data)
+
+    def _take_call(self, message: Message) -> None:
+        try:
+            self._files.write_call(message["data"], message["offset"])
+        except OSError as error:
+            self._call_problem = _explain_no_file(error)
+
+    def _describe_results(self, message: Message) -> None:
+        self._send({"is": "results", "sizes": self._files.sizes()})
+
+    def _give_result(self, message: Message) -> None:
+        data = self._files.read_result(
+            message["of"], offset=message["offset"], length=message["length"]
+        )
+        self._send({"is": "result bytes"}, data)
+
+
+def _explain_no_file(error: OSError) -> str:
+    return (
+        f"can't write the function's call to a temporary file: {error.strerror}. HINT: TMPDIR "
+        "names a folder with enough space"
+    )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from tfddl._src import commits, heartbeat
 from tfddl._src.cluster import CORES, SECRET, read_secret
+from tfddl._src.cluster.environments import tf_config
+from tfddl._src.launcher.call_files import CALL, RESULT
 from tfddl.errors import ClusterError, LaunchError
 
 RESTARTS = "TFDDL_RESTARTS"
@@ -37,7 +39,9 @@ _RANK_PREFIXES = (
     *("FLUX_TASK_", "JSM_NAMESPACE_"),
 )
 # Where `tfddlrun` runs in a worker of another job, what is for that worker alone.
-_OWN = frozenset({CORES, SECRET, commits.VARIABLE, commits.ELASTIC, heartbeat.VARIABLE})
+_OWN = frozenset(
+    {CORES, SECRET, CALL, RESULT, commits.VARIABLE, commits.ELASTIC, heartbeat.VARIABLE}
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -91,6 +95,20 @@ def exported(environment: Mapping[str, str], exports: Sequence[Export]) -> dict[
 def is_worker(environment: Mapping[str, str]) -> bool:
     """Whether this is the environment of a worker that a `tfddlrun` has started."""
     return RESTARTS in environment
+
+
+def outer_job_size(environment: Mapping[str, str]) -> int:
+    """The size of the job by a worker of which this process was started; 0 where none was.
+
+    Raises:
+        LaunchError: its TF_CONFIG can't be read.
+    """
+    if not is_worker(environment):
+        return 0
+    try:
+        return tf_config.parse(environment.get(tf_config.VARIABLE, "")).size
+    except ClusterError as error:
+        raise LaunchError(str(error)) from None
 
 
 def given_secret(environment: Mapping[str, str], exports: Sequence[Export] = ()) -> str | None:

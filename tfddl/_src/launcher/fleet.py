@@ -56,6 +56,11 @@ class FleetOptions:
         if not self.connect_s > 0:
             raise LaunchError(f"--start-timeout is {self.connect_s}; it must be above 0 seconds")
 
+    @property
+    def is_this_host(self) -> bool:
+        """Whether it is this machine alone, so that workers start without an agent process."""
+        return len(self.hosts) == 1 and is_this_host(self.hosts[0].name) and not self.interfaces
+
 
 class UnreachableError(LaunchError):
     """Hosts that can't be reached, or can't take part.
@@ -118,7 +123,11 @@ class Fleet:
 
 @contextlib.contextmanager
 def local_fleet(
-    allocations: Sequence[HostAllocation], *, signals: Signals, store: HostStore
+    allocations: Sequence[HostAllocation],
+    *,
+    signals: Signals,
+    store: HostStore,
+    call_fd: int | None = None,
 ) -> Iterator[Fleet]:
     """A fleet whose workers all run on this machine; at the end nothing is left of them.
 
@@ -129,8 +138,10 @@ def local_fleet(
             their own.
         signals: readable when a worker may have ended.
         store: where workers keep commits, from one start to the next.
+        call_fd: the file with the function call that they make, if they do.
     """
-    with contextlib.closing(LocalAgentClient(signals=signals, store=store)) as client:
+    local = LocalAgentClient(signals=signals, store=store, call_fd=call_fd)
+    with contextlib.closing(local) as client:
         yield Fleet((client,), tuple(allocations))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from tfddl._src import commits, rendezvous, startup_logs
 from tfddl._src.cluster import SECRET, START_TIMEOUT
 from tfddl._src.cluster.ports import free_ports, is_free
+from tfddl._src.launcher.call_relay import CallRelay
 from tfddl._src.launcher.commit_relay import CommitRelay
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.elastic import ElasticRecovery
@@ -66,7 +67,7 @@ class JobOptions:
         start_timeout_s: how long workers wait for each other in `tfddl.init()`; None leaves that
             to them.
         trusts_network: workers don't warn of ports that others can reach.
-        descriptors: open files that workers of this machine inherit.
+        call: the function call that workers make, where the command is one that does; or None.
 
     Raises:
         LaunchError: a value is out of its range, or there is no command.
@@ -87,7 +88,7 @@ class JobOptions:
     exports: tuple[Export, ...] = ()
     start_timeout_s: float | None = None
     trusts_network: bool = False
-    descriptors: tuple[int, ...] = ()
+    call: CallRelay | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_workers <= MAX_LAUNCHED_WORKERS:
@@ -344,6 +345,9 @@ def _run_once(
         if resources.relay is not None and fetches_commit and not ends:
             problem = resources.relay.fetch(fleet.clients, signals=resources.signals)
             resources.console.say(problem)
+        if options.call is not None:
+            problem = options.call.fetch(outcome, fleet.clients, signals=resources.signals)
+            resources.console.say(problem)
     return outcome, tuple(port for host in fleet.allocations for port in host.ports)
 
 
@@ -364,6 +368,8 @@ def _open_fleet(
         with prepared(options.fleet, directory=directory, signals=resources.signals) as fleet:
             if resources.relay is not None:
                 resources.relay.hand_out(fleet.clients)
+            if options.call is not None:
+                options.call.hand_out(fleet.clients)
             yield fleet, secret
         return
     allocations: tuple[HostAllocation, ...]
@@ -378,7 +384,12 @@ def _open_fleet(
             signals=resources.signals,
         )
         allocations, secret = joined.allocations, joined.secret
-    with local_fleet(allocations, signals=resources.signals, store=resources.store) as fleet:
+    with local_fleet(
+        allocations,
+        signals=resources.signals,
+        store=resources.store,
+        call_fd=None if options.call is None else options.call.call_fd,
+    ) as fleet:
         yield fleet, secret
 
 
@@ -386,7 +397,7 @@ def _complete(plan: ProcessPlan, options: JobOptions) -> ProcessPlan:
     """The plan, with what the worker inherits from us or from its agent."""
     return dataclasses.replace(
         plan,
-        descriptors=options.descriptors if options.fleet is None else (),
+        makes_call=options.call is not None,
         keeps_commits=options.restarts.restarts > 0 or options.elastic is not None,
     )
 

@@ -20,12 +20,13 @@ from tfddl._src.launcher.worker_process import adopt_orphans, kill_orphans
 class LocalAgentClient(AgentClient):
     """Passes messages to an agent in this process, which answers at once."""
 
-    def __init__(self, *, signals: Signals, store: HostStore) -> None:
+    def __init__(self, *, signals: Signals, store: HostStore, call_fd: int | None = None) -> None:
         """Begins without workers. The process must have no other children and no threads.
 
         Args:
             signals: readable when a worker may have ended; read by the supervisor.
             store: where workers keep commits, from one start to the next.
+            call_fd: the file with the function call that they make, if they do.
         """
         super().__init__("")
         adopt_orphans()
@@ -34,7 +35,13 @@ class LocalAgentClient(AgentClient):
         self._selector = selectors.EpollSelector()
         self._selector.register(signals, selectors.EVENT_READ, lambda: None)
         # A worker's plan holds its whole environment already.
-        self._agent = Agent(self._receive, selector=self._selector, environment={}, store=store)
+        self._agent = Agent(
+            self._receive,
+            selector=self._selector,
+            environment={},
+            store=store,
+            call_fd=call_fd,
+        )
 
     def fileno(self) -> int:
         """Readable when a worker has written something, or may have ended."""
@@ -59,4 +66,5 @@ class LocalAgentClient(AgentClient):
     def close(self) -> None:
         """Kills all children of this process, and all that they have started."""
         kill_orphans()
+        self._agent.close()
         self._selector.close()

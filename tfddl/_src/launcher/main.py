@@ -10,23 +10,21 @@ from pathlib import Path
 
 from tfddl import __version__
 from tfddl._src.cluster import NodeRank
-from tfddl._src.cluster.environments import tf_config
 from tfddl._src.command_line import accept_underscores
 from tfddl._src.launcher import elastic_flags, horovodrun_flags, host_flags, node_flags
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.doctor import check_hosts
 from tfddl._src.launcher.dry_run import describe
-from tfddl._src.launcher.environment import Export, is_worker
+from tfddl._src.launcher.environment import Export, outer_job_size
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import FleetOptions
 from tfddl._src.launcher.guard import die_with_caller, say
 from tfddl._src.launcher.hosts import HostSlots, fill_slots
-from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.job import JobOptions, requested_variables, run_job
 from tfddl._src.launcher.multi_node import NODE_TIMEOUT_S, NodeOptions
 from tfddl._src.launcher.system import require_linux, working_directory
 from tfddl._src.launcher.worker_count import count_workers
-from tfddl.errors import ClusterError, LaunchError
+from tfddl.errors import LaunchError
 
 _CANT_START = 127
 _AUTO = "auto"
@@ -155,7 +153,7 @@ def _resolve_num_workers(
         Notices for the user about it, and about a job within a job.
     """
     notices = []
-    if node is None and not arguments.check and _outer_job_size(environment) > 1:
+    if node is None and not arguments.check and outer_job_size(environment) > 1:
         notices.append("started by a worker of another tfddlrun; this is a separate job")
     wanted = None if node is None else node.workers_per_node
     if arguments.num_proc is None and wanted is not None:
@@ -176,16 +174,6 @@ def _resolve_num_workers(
     return [*notices, f"-np auto: {arguments.num_proc} {workers} here; {reason}"]
 
 
-def _outer_job_size(environment: Mapping[str, str]) -> int:
-    """The size of the job by a worker of which this was started; 0 where none was."""
-    if not is_worker(environment):
-        return 0
-    try:
-        return tf_config.parse(environment.get(tf_config.VARIABLE, "")).size
-    except ClusterError as error:
-        raise LaunchError(str(error)) from None
-
-
 def _read_options(
     arguments: argparse.Namespace,
     fleet: FleetOptions | None,
@@ -199,8 +187,7 @@ def _read_options(
         num_workers, fleet = elastic.first_workers, host_flags.make_fleet((), arguments)
     elif fleet is not None:
         num_workers = sum(host.slots for host in fleet.hosts)
-        if len(fleet.hosts) == 1 and is_this_host(fleet.hosts[0].name) and not fleet.interfaces:
-            fleet = None
+        fleet = None if fleet.is_this_host else fleet
     nodes = None
     if node is not None:
         nodes = NodeOptions(
@@ -226,7 +213,6 @@ def _read_options(
         exports=(*map(Export.parse, arguments.x), *horovodrun_flags.exports(arguments)),
         start_timeout_s=arguments.start_timeout,
         trusts_network=arguments.trusted_network or bool(environment.get(TRUSTED_NETWORK)),
-        descriptors=arguments.pass_fds,
     )
 
 
@@ -394,11 +380,5 @@ def _add_other_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_hidden_flags(parser: argparse.ArgumentParser) -> None:
-    """For `tfddl.horovod.run` only: whose end ends this process, and what workers inherit."""
+    """For `tfddl-bench` only: whose end ends this process."""
     parser.add_argument("--caller", type=int, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--pass-fds",
-        type=lambda text: tuple(map(int, text.split(","))),
-        default=(),
-        help=argparse.SUPPRESS,
-    )

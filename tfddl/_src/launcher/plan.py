@@ -39,8 +39,8 @@ class ProcessPlan:
         local_size: how many those are.
         binding: which of the host's cores it may use.
         directory: where it is started; None for the folder of who starts it.
-        descriptors: what it inherits besides the standard ones; on this machine only.
         keeps_commits: whether the first worker of a host gets memory for what is to outlive it.
+        makes_call: whether it gets the files of a function call, see `CallFiles`.
     """
 
     rank: int
@@ -51,8 +51,8 @@ class ProcessPlan:
     local_size: int = 1
     binding: Binding = Binding.NONE
     directory: str | None = None
-    descriptors: tuple[int, ...] = ()
     keeps_commits: bool = False
+    makes_call: bool = False
 
 
 @dataclass(frozen=True)

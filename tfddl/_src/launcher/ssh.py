@@ -106,9 +106,13 @@ def bootstrap_line() -> bytes:
     A copy of tfddl that isn't among the installed packages here is looked for at the same path
     there, and comes first, as it does here.
     """
+    return json.dumps(import_paths()).encode("ascii") + b"\n"
+
+
+def import_paths() -> list[str]:
+    """What another Python adds to `sys.path` to find this tfddl; nothing if it is installed."""
     root = str(Path(tfddl.__file__).parent.parent)
-    paths = [] if root == sysconfig.get_path("purelib") else [root]
-    return json.dumps(paths).encode("ascii") + b"\n"
+    return [] if root == sysconfig.get_path("purelib") else [root]
 
 
 def explain_end(

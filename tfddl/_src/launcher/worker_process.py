@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from tfddl._src import commits, heartbeat
@@ -73,12 +74,19 @@ class WorkerProcess:
         returncode: then its exit code, or the negative number of the signal that killed it.
     """
 
-    def __init__(self, plan: ProcessPlan, *, store: HostStore | None = None) -> None:
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        *,
+        store: HostStore | None = None,
+        files: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """Starts it. The calling process must have no other threads.
 
         Args:
             plan: what to start.
             store: the host's, for the first worker of a job that keeps commits.
+            files: descriptors that it inherits, by the names of their variables.
 
         Raises:
             LaunchError: the command can't be started, or a limit was reached.
@@ -93,7 +101,7 @@ class WorkerProcess:
                 f"can't make the memory that workers share with tfddlrun: {error.strerror}. HINT: "
                 "a descriptor for each worker; ulimit -n says how many there may be"
             ) from error
-        inherited = {heartbeat.VARIABLE: self._page.fileno()}
+        inherited = {heartbeat.VARIABLE: self._page.fileno(), **files}
         if store is not None and plan.keeps_commits and plan.local_rank == 0:
             inherited[commits.VARIABLE] = store.fd
         try:
@@ -224,7 +232,7 @@ def _start(plan: ProcessPlan, inherited: Mapping[str, int]) -> subprocess.Popen[
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a terminal's Ctrl-C and Ctrl-Z reach tfddlrun alone
-            pass_fds=(*plan.descriptors, *inherited.values()),
+            pass_fds=tuple(inherited.values()),
             preexec_fn=die_with_parent(bind),  # safe: this process has one thread
         )
     except OSError as error:
