@@ -343,10 +343,9 @@ def test_what_is_not_supported_says_what_to_use(call: Any, message: str) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hosts": "a:2,b:2"}, "on this host only"),
-        ({"hosts": "localhost:1"}, "'localhost:2'"),
-        ({"use_mpi": True}, "run\\(…, use_mpi=True\\)"),
-        ({"hostfile": "hosts"}, "start it with tfddlrun"),
+        ({"use_mpi": True}, "run\\(…, use_mpi=True\\) isn't supported"),
+        ({"max_np": 4}, "max_num_proc=4\\) isn't supported: .* their number is fixed"),
+        ({"slots": 2}, "HINT: num_proc, hosts, min_num_proc and reset_limit are"),
     ],
 )
 def test_run_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:

@@ -25,7 +25,7 @@ from tfddl import horovod
 from tfddl._src.functions import run as run_module
 from tfddl._src.functions.pickling import Answer, Call, dump_call, find_unpicklable, load_call
 from tfddl._src.launcher.call_relay import CallOutcome, RankResult
-from tfddl.errors import LaunchError, UnsupportedError
+from tfddl.errors import LaunchError
 
 
 def _rank() -> int:
@@ -246,8 +246,6 @@ def test_horovod_run_is_the_same_under_its_signature() -> None:
         ("0", "tfddl.horovod", 5),
         ("1", "tfddl.horovod", 5),
     ]
-    with pytest.raises(UnsupportedError, match="use_mpi=True.* isn't supported"):
-        horovod.run(_rank, use_mpi=True)
     with pytest.raises(LaunchError, match="3 workers"):
         horovod.run(_rank, num_proc=3, hosts="localhost:2")
 
