@@ -1,5 +1,6 @@
 """`tfddl.run` and `horovod.run`, with functions that need no TensorFlow: results and failures."""
 
+import dataclasses
 import functools
 import io
 import operator
@@ -23,7 +24,14 @@ from tests.launching import TIMEOUT_S, pids
 from tests.processes import is_running, wait_until
 from tfddl import horovod
 from tfddl._src.functions import run as run_module
-from tfddl._src.functions.pickling import Answer, Call, dump_call, find_unpicklable, load_call
+from tfddl._src.functions.pickling import (
+    Answer,
+    Call,
+    add_paths,
+    dump_call,
+    find_unpicklable,
+    load_call,
+)
 from tfddl._src.launcher.call_relay import CallOutcome, RankResult
 from tfddl.errors import LaunchError
 
@@ -108,20 +116,26 @@ def test_a_failure_arrives_with_rank_and_traceback(kind: str, text: str, cause: 
     assert "functions/task.py" not in str(caught.value)
 
 
-def test_the_first_exception_counts_and_none_of_another_start() -> None:
+def test_the_first_exception_counts() -> None:
     """A worker's process may take longer to end than that of one which failed after it."""
     answers = {0: Answer(None, "the later one", at_s=2.0), 1: Answer(None, "the first", at_s=1.0)}
-    outcome = CallOutcome(3, root=0, root_host="", is_interrupted=False, report="a report")
+    outcome = CallOutcome(root=0, root_host="", is_interrupted=False, report="a report")
     found = {rank: RankResult(rank, "", b"") for rank in range(3)}
-    with pytest.raises(LaunchError, match="^rank 1 failed:\nthe first$"):
-        run_module._raise_failure(outcome, found, answers)
-    # The root has left no exception, so that its own end is the reason.
-    with pytest.raises(LaunchError, match="^a report$"):
-        run_module._raise_failure(outcome, found, {1: answers[1]})
+
+    def text(**changed: Any) -> str:
+        failure = run_module._find_failure(dataclasses.replace(outcome, **changed), found, answers)
+        assert failure is not None
+        return failure.text
+
+    assert text() == "rank 1 failed:\nthe first"
+    # A rank without an exception was killed, so that its own end is the reason.
+    assert text(root=2) == "a report"
+    assert text(is_interrupted=True) == "a report"
     # Clocks of hosts can't be compared.
     found[1] = RankResult(1, "hostB", b"")
-    with pytest.raises(LaunchError, match="^rank 0 failed:\nthe later one$"):
-        run_module._raise_failure(outcome, found, answers)
+    assert text() == "rank 0 failed:\nthe later one"
+    answers[0] = dataclasses.replace(answers[0], blames_peer=True)
+    assert text() == "rank 1 on hostB failed:\nthe first"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +224,14 @@ def test_paths_of_another_environment_come_last(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "prefix", "/our/env")
     assert load_call(data).make() == 0
     assert sys.path == ["/ours", "/project"]
+
+
+def test_paths_of_an_engine_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/a"])
+    data = add_paths(dump_call(Call(len, ((),), {})), ["/b", "/a"])
+    monkeypatch.setattr(sys, "path", ["/own", "/a"])
+    load_call(data)
+    assert sys.path == ["/a", "/b", "/own"]
 
 
 def _elsewhere(data: bytes) -> tuple[str | None, int, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import cloudpickle
 
-from tfddl.errors import LaunchError
+from tfddl.errors import LaunchError, PeerLostError, StalledError
 
 # A chain of references that is longer is shown up to here.
 _MAX_DEPTH = 20
@@ -48,12 +49,14 @@ class Answer:
         result: the pickled result; None where the function raised.
         error: the traceback, as text.
         exception: the pickled exception; None where it can't be.
+        blames_peer: whether it may only say that another rank has failed.
         at_s: when (`time.monotonic` of the worker's host).
     """
 
     result: bytes | None
     error: str = ""
     exception: bytes | None = None
+    blames_peer: bool = False
     at_s: float = 0.0
 
 
@@ -79,7 +82,7 @@ def load_call(data: bytes) -> Call:
     """
     prefix, paths, pickled = pickle.loads(data)
     if prefix == sys.prefix:
-        sys.path[:] = paths
+        sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
     else:  # Another environment: its own packages are first, and the caller's are left out.
         sys.path += [p for p in paths if p not in sys.path and not p.startswith(prefix)]
     try:
@@ -92,6 +95,12 @@ def load_call(data: bytes) -> Call:
         ) from error
 
 
+def add_paths(data: bytes, paths: Sequence[str]) -> bytes:
+    """The same call, to be loaded where modules are found in these paths as well."""
+    prefix, own, pickled = pickle.loads(data)
+    return pickle.dumps((prefix, [*own, *(path for path in paths if path not in own)], pickled))
+
+
 def dump_result(result: Any) -> bytes:
     """The bytes of a function's result.
 
@@ -101,15 +110,19 @@ def dump_result(result: Any) -> bytes:
     return _dump(result, "the result", [("the result", result)])
 
 
-def dump_exception(error: BaseException) -> tuple[str, bytes | None]:
-    """The traceback of a call, from the function on, and the exception's bytes."""
+def dump_failure(error: BaseException) -> Answer:
+    """The answer of a call that has raised: the traceback begins at the function."""
     text = "".join(traceback.format_exception(type(error), error, user_frames(error)))
     try:
-        data = cloudpickle.dumps(error)
+        data: bytes | None = cloudpickle.dumps(error)
         cloudpickle.loads(data)  # Some can be pickled, but not loaded.
     except Exception:  # noqa: BLE001 - an exception's own methods may raise anything; text is left
-        return text, None
-    return text, data
+        data = None
+    # Of an operation in a graph TensorFlow keeps the text of an exception, and not its class.
+    blames_peer = isinstance(error, PeerLostError | StalledError) or (
+        type(error).__module__.startswith("tensorflow.")
+    )
+    return Answer(None, text, data, blames_peer, at_s=time.monotonic())
 
 
 def user_frames(error: BaseException) -> types.TracebackType | None:
@@ -121,7 +134,7 @@ def user_frames(error: BaseException) -> types.TracebackType | None:
 
 
 def load_exception(data: bytes | None) -> BaseException | None:
-    """The exception of `dump_exception`; None where it can't be loaded here."""
+    """The exception of `dump_failure`; None where it can't be loaded here."""
     try:
         found = None if data is None else cloudpickle.loads(data)
     except Exception:  # noqa: BLE001 - its module may be missing here; its text was kept

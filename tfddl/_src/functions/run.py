@@ -175,13 +175,49 @@ def call_on_workers(call: Call, options: JobOptions) -> list[Any]:
             "start a job of its own. HINT: call it in the process that starts the workers; within "
             "the function, tfddl.init() is enough"
         )
+    ended = collect(dump_call(call), options)
+    if ended.failure is not None:
+        raise LaunchError(ended.failure.text) from load_exception(ended.failure.exception)
+    return [cloudpickle.loads(result) for _, result in sorted(ended.results.items())]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """The first failure of a job.
+
+    Attributes:
+        text: which rank, with its traceback, or how its process has ended.
+        exception: what it has raised, pickled, where it can be.
+        blames_peer: whether it may only say that another rank has failed.
+    """
+
+    text: str
+    exception: bytes | None = None
+    blames_peer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CallEnd:
+    """What came of a call.
+
+    Attributes:
+        results: pickled, by rank, of the workers that this launcher has started.
+        failure: if any has failed.
+    """
+
+    results: Mapping[int, bytes]
+    failure: Failure | None = None
+
+
+def collect(data: bytes, options: JobOptions) -> CallEnd:
+    """Runs a job whose workers make a pickled call; unpickles neither call nor results."""
     with tempfile.TemporaryFile() as sent, tempfile.TemporaryFile() as results:
-        sent.write(dump_call(call))
+        sent.write(data)
         sent.flush()
         relay = CallRelay(sent.fileno(), results.fileno())
         status = _run_launcher(dataclasses.replace(options, call=relay), relay)
         results.seek(0)
-        return _read_results(_records(results), status)
+        return _read_end(_records(results), status)
 
 
 def _parse_hosts(hosts: str | Sequence[str] | None) -> tuple[HostSlots, ...]:
@@ -302,61 +338,60 @@ def _records(file: IO[bytes]) -> Iterator[RankResult | CallOutcome | str]:
             yield pickle.load(file)
 
 
-def _read_results(records: Iterator[RankResult | CallOutcome | str], status: int) -> list[Any]:
-    """The workers' results, in rank order.
-
-    Raises:
-        LaunchError: There was a failure.
-    """
+def _read_end(records: Iterator[RankResult | CallOutcome | str], status: int) -> CallEnd:
     found: dict[int, RankResult] = {}
-    outcome, problem = None, ""
+    outcome = None
     for record in records:
         if isinstance(record, RankResult):
             found[record.rank] = record
         elif isinstance(record, CallOutcome):
             outcome = record
         else:
-            problem = record
-    if problem:
-        raise LaunchError(problem)
+            return CallEnd({}, Failure(record))
     if outcome is None:
-        raise LaunchError(
-            f"the launcher of the workers ended early: {describe_exit(status)}. HINT: see its last "
-            "output above"
+        return CallEnd(
+            {},
+            Failure(
+                f"the launcher of the workers ended early: {describe_exit(status)}. HINT: see its "
+                "last output above"
+            ),
         )
     answers = {
         rank: answer
         for rank, record in found.items()
         if record.data and isinstance(answer := pickle.loads(record.data), Answer)
     }
-    _raise_failure(outcome, found, answers)
-    return [cloudpickle.loads(answers[rank].result) for rank in range(outcome.num_workers)]
+    results = {rank: answer.result for rank, answer in answers.items() if answer.result is not None}
+    return CallEnd(results, _find_failure(outcome, found, answers))
 
 
-def _raise_failure(
+def _find_failure(
     outcome: CallOutcome, found: Mapping[int, RankResult], answers: Mapping[int, Answer]
-) -> None:
-    """Raises the first failure, if any.
+) -> Failure | None:
+    """The first failure, if any.
 
-    The launcher knows whose process ended first. Of those on its host an exception may be older,
-    whose process took longer to end. A root without one was killed, or left without returning.
+    The launcher knows whose process ended first. Another exception may be older, whose process took
+    longer to end; clocks of hosts can't be compared. A root without an exception was killed, or has
+    left the function without returning.
     """
-    raised = {
-        rank: answer
-        for rank, answer in answers.items()
-        if answer.result is None and found[rank].host == outcome.root_host
-    }
-    if outcome.root is None:  # It has ended with status 0, as by sys.exit().
-        raised = {rank: answer for rank, answer in answers.items() if answer.result is None}
+    raised = {rank: answer for rank, answer in answers.items() if answer.result is None}
     if raised and not outcome.is_interrupted and (outcome.root is None or outcome.root in raised):
-        rank = min(raised, key=lambda rank: raised[rank].at_s)
+
+        def order(rank: int) -> tuple[bool, bool, float]:
+            is_elsewhere = found[rank].host != outcome.root_host
+            return raised[rank].blames_peer, is_elsewhere, raised[rank].at_s
+
+        rank = min(raised, key=order)
         where = f" on {found[rank].host}" if found[rank].host else ""
-        cause = load_exception(raised[rank].exception)
-        raise LaunchError(f"rank {rank}{where} failed:\n{raised[rank].error}") from cause
+        first = raised[rank]
+        return Failure(
+            f"rank {rank}{where} failed:\n{first.error}", first.exception, first.blames_peer
+        )
     if outcome.report:
-        raise LaunchError(outcome.report)
-    if missing := [rank for rank in range(outcome.num_workers) if rank not in answers]:
-        raise LaunchError(
+        return Failure(outcome.report)
+    if missing := sorted(found.keys() - answers.keys()):
+        return Failure(
             f"rank {missing[0]} ended with exit code 0 before the function has returned. HINT: "
             "something has called os._exit, or has replaced the process"
         )
+    return None

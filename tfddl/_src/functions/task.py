@@ -3,13 +3,12 @@
 import os
 import pickle
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from tfddl._src.functions.pickling import (
     Answer,
-    dump_exception,
+    dump_failure,
     dump_result,
     load_call,
     user_frames,
@@ -53,8 +52,7 @@ def main(environ: Mapping[str, str]) -> None:
             data = file.read()
         answer = Answer(dump_result(load_call(data).make()))
     except BaseException as error:  # A SystemExit is a failure as well: there is no result.
-        text, exception = dump_exception(error)
-        _write(result, Answer(None, text, exception, at_s=time.monotonic()))
+        _write(result, dump_failure(error))
         error.__traceback__ = user_frames(error)
         raise
     _write(result, answer)

@@ -39,14 +39,12 @@ class CallOutcome:
     """How the last start of the job ended.
 
     Attributes:
-        num_workers: how many there were.
         root: the rank that failed first, or None.
         root_host: where it ran; "" for this machine.
         is_interrupted: whether a signal to the launcher ended the job.
         report: the launcher's report of the end; "" where all workers ended well.
     """
 
-    num_workers: int
     root: int | None
     root_host: str
     is_interrupted: bool
@@ -107,7 +105,6 @@ class CallRelay:
                 pass  # Nobody reads them.
             root = outcome.root
             ended = CallOutcome(
-                num_workers=len(outcome.exits),
                 root=None if root is None else root.rank,
                 root_host="" if root is None else root.host,
                 is_interrupted=outcome.interrupted_by is not None,

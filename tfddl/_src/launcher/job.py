@@ -60,6 +60,8 @@ class JobOptions:
         verbose: also show hosts and ports, and all that TensorFlow logs.
         fleet: the hosts that the workers run on, none of them where `elastic` finds them; None for
             this machine.
+        allocations: all workers of the job, where an engine has placed them already, and each
+            launcher starts those of the host ""; empty otherwise.
         nodes: the other hosts where a `tfddlrun` starts workers of this job; None where there are
             none. `num_workers` are then those of this host.
         binding: which cores a worker may use.
@@ -83,6 +85,7 @@ class JobOptions:
     as_horovod: bool = False
     verbose: bool = False
     fleet: FleetOptions | None = None
+    allocations: tuple[HostAllocation, ...] = ()
     nodes: NodeOptions | None = None
     binding: Binding = Binding.CORES
     exports: tuple[Export, ...] = ()
@@ -127,6 +130,11 @@ class JobOptions:
             raise LaunchError(
                 f"--start-timeout is {self.start_timeout_s}; it must be above 0 seconds"
             )
+
+    @property
+    def is_part_of_job(self) -> bool:
+        """Whether other launchers start workers of the same job, so that none can start again."""
+        return self.nodes is not None or bool(self.allocations)
 
 
 def run_job(options: JobOptions, *, environment: Mapping[str, str]) -> int:
@@ -252,7 +260,7 @@ def _start(
         except Interrupted:
             return _interrupted(resources.signals)
         taken = find_taken_port(outcome, ports)
-        if taken is None or restarts == _PORT_RESTARTS or options.nodes is not None:
+        if taken is None or restarts == _PORT_RESTARTS or options.is_part_of_job:
             break
         resources.console.say(
             f"port {taken} was taken by another process meanwhile; starting again on other "
@@ -373,7 +381,9 @@ def _open_fleet(
             yield fleet, secret
         return
     allocations: tuple[HostAllocation, ...]
-    if options.nodes is None:
+    if options.allocations:
+        allocations = options.allocations
+    elif options.nodes is None:
         allocations = (local_allocation(free_ports(options.num_workers)),)
     else:
         joined = join_nodes(
