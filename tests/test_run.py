@@ -70,8 +70,8 @@ def _environment(*names: str) -> list[str | None]:
 
 def test_np_auto_and_env() -> None:
     env = {"CUDA_VISIBLE_DEVICES": "0,1", "GREETING": "hello, you"}
-    found = tfddl.run(_environment, ["GREETING", "TFDDL_CALL_FD"], np="auto", env=env)
-    assert [greeting for greeting, _ in found] == ["hello, you"] * 2
+    found = tfddl.run(_environment, ["GREETING"], np="auto", env=env)
+    assert found == [["hello, you"]] * 2
 
 
 class _Custom(Exception):
