@@ -106,6 +106,7 @@ def allreduce_in(
     outputs = list(tensors)
     sparse = [i for i, t in enumerate(outputs) if isinstance(t, tf.IndexedSlices)]
     dense = [i for i in range(len(outputs)) if i not in sparse]
+    # Whoever applies slices adds up those of the same row: only of a sum is that the reduction.
     if sparse and not scaled_op.is_linear:
         raise UnimplementedError(
             f"allreduce {scaled_op.op} of tf.IndexedSlices isn't implemented; only average and sum "

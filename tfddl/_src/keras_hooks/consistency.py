@@ -92,6 +92,7 @@ class TrainingPlan:
             validation_freq=fit.validation_freq,
             data=fit.data,
             optimizer=type(optimizer).__name__,
+            # Nine digits tell any two float32 apart (IEEE 754).
             learning_rate=f"{float(tf.convert_to_tensor(optimizer.learning_rate)):.9g}",
             callbacks=tuple(type(callback).__name__ for callback in job_callbacks(fit)),
             root_rank=next(
