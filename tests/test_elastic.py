@@ -114,8 +114,8 @@ def test_it_does_not_wait_for_ever(clock: Clock) -> None:
     job = Job(clock, timeout_s=20.0)
     job.hosts.table = {0.0: {"a": 1}}
     message = (
-        r"after 20 s there are hosts for 1 workers \(a:1\), and at least 2 are needed \(-np\). "
-        "HINT: what does the host discovery script print"
+        r"after 20 s there are hosts for 1 workers \(a:1\), and at least 2 are needed "
+        r"\(--min-np\). HINT: what does the host discovery script print"
     )
     with pytest.raises(LaunchError, match=message):
         job.recovery.wait_to_start(clock)

@@ -137,7 +137,7 @@ class ElasticRecovery(Recovery):
     def _wait_for_hosts(self, signals: Signals) -> bool:
         elastic = self._elastic
         flag, least = "--min-np", elastic.min_workers
-        if not self._known:
+        if not self._known and elastic.first_workers > least:
             flag, least = "-np", elastic.first_workers
         begun_s = now_s = time.monotonic()
         say_at_s = begun_s + _PROGRESS_S
