@@ -152,7 +152,7 @@ def test_everything_for_one_and_two_workers(tmp_path: Path) -> None:
         *(f"bandwidth_{name}_2_workers.png" for name in Operation),
         "efficiency.png",
     }
-    for heading in ("operation  workers", "model  pixels", "workers  model  by"):
+    for heading in ("operation  workers", "model  pixels", "workers  model +by"):
         assert re.search(rf"^{heading} ", done.stdout, re.MULTILINE), heading
     assert "charts/efficiency" in events.images(logdir / "job")
     assert "| mlp" in events.texts(logdir / "job")["tables"][0]
