@@ -4,6 +4,7 @@ Argument: a directory for files.
 """
 
 import os
+import pickle
 import re
 import sys
 import warnings
@@ -162,6 +163,7 @@ def callbacks() -> None:
     accuracy = history["val_accuracy"]
     assert history["val_acc"] == accuracy
     assert "val_acc" not in list(history)
+    assert type(pickle.loads(pickle.dumps(history))) is dict
     assert [seen[:3] for seen in reads.seen] == [(True, value, None) for value in accuracy]
     assert reads.seen[0][3]["lr"] == reads.seen[0][3]["learning_rate"]
     assert stop.best == max(accuracy)

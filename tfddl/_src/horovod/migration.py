@@ -8,85 +8,28 @@ import argparse
 import ast
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from tfddl import __version__
 from tfddl._src.command_line import accept_underscores
+from tfddl._src.horovod.migration_rules import (
+    ALL_RANKS,
+    CONSTANTS,
+    GRADIENTS,
+    HINTS,
+    NOT_NEEDED,
+    NUMPY,
+    OPTIMIZERS,
+    SAME,
+    SCHEDULES,
+    arguments_of,
+    assignments_of,
+    droppable_arguments,
+    fitted_arrays,
+    sliced_array,
+)
 from tfddl._src.horovod.source_edits import SourceEdits
-
-_FACTORS = ("prescale_factor", "postscale_factor")
-_GRADIENTS = (1, ("compression", "op", "sparse_as_dense"))
-_SAME: Mapping[str, tuple[int, tuple[str, ...]]] = MappingProxyType(
-    {
-        **dict.fromkeys(
-            (
-                "init shutdown is_initialized rank size local_rank local_size cross_rank "
-                "cross_size stop_timeline"
-            ).split(),
-            (0, ()),
-        ),
-        "start_timeline": (1, ()),
-        "barrier": (0, ("process_set",)),
-        "allreduce": (1, ("op", "name", "process_set", *_FACTORS)),
-        "grouped_allreduce": (1, ("op", "name", "process_set", *_FACTORS)),
-        "reducescatter": (1, ("op", "name", "process_set", *_FACTORS)),
-        "allgather": (1, ("name", "process_set")),
-        "broadcast": (2, ("root_rank", "name", "process_set")),
-        "broadcast_variables": (2, ("root_rank", "process_set")),
-        "broadcast_object": (2, ("root_rank", "name", "process_set")),
-        "allgather_object": (1, ("name", "process_set")),
-        "alltoall": (2, ("splits", "name", "process_set")),
-        "ProcessSet": (1, ()),
-        "DistributedOptimizer": _GRADIENTS,
-        "DistributedGradientTape": _GRADIENTS,
-    }
-)
-"""Functions of the same name in tfddl: the positional and named arguments that are the same."""
-
-_WITHOUT_EFFECT = ("name", "device_dense", "device_sparse", "use_locking", "ignore_name_scope")
-"""Arguments of the optimizer and the tape that can be left out."""
-
-_CONSTANTS = MappingProxyType(
-    {
-        "Average": "ReduceOp.AVERAGE",
-        "Sum": "ReduceOp.SUM",
-        "Min": "ReduceOp.MIN",
-        "Max": "ReduceOp.MAX",
-        "Product": "ReduceOp.PRODUCT",
-        "Compression.none": "Compression.NONE",
-        "Compression.fp16": "Compression.FP16",
-        "global_process_set": "global_process_set",
-    }
-)
-_NUMPY = ("allreduce", "allgather", "reducescatter")
-"""Collectives of `horovod.keras` that return NumPy's arrays."""
-
-_NOT_NEEDED = ("BroadcastGlobalVariablesCallback", "MetricAverageCallback")
-_SCHEDULES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "LearningRateWarmupCallback": ("LearningRateWarmup", ("initial_lr",)),
-        "LearningRateScheduleCallback": ("LearningRateSchedule", ("initial_lr", "multiplier")),
-    }
-)
-"""Callbacks: their names in tfddl, and arguments that must be given, and may be positional."""
-
-_OPTIMIZERS = "Adadelta Adagrad Adam Adamax Ftrl Nadam RMSprop SGD".split()
-
-_HINTS = MappingProxyType(
-    {
-        "load_model": "keras.models.load_model, and wrap the optimizer again",
-        "SyncBatchNormalization": "keras.layers.BatchNormalization(synchronized=True)",
-        "elastic": "tfddl.callbacks.Checkpoint, with tfddlrun --max-restarts",
-        "join": "tfddl.shard_dataset, by which all ranks have the same number of steps",
-        "broadcast_global_variables": "tfddl.broadcast_variables(model.variables)",
-        "PartialDistributedOptimizer": "no tfddl name: some layers stay each rank's own",
-    }
-)
-"""What replaces names that stay Horovod's."""
-
-_ALL_RANKS = ("evaluate", "fit", "predict")
 
 
 class Migration:
@@ -184,9 +127,9 @@ class Migration:
         if found is None or is_called or isinstance(parent, ast.Attribute):
             return
         alias, name = found
-        if name in _CONSTANTS:
-            self._edits.replace(node, f"tfddl.{_CONSTANTS[name]}")
-        elif name in _SAME:
+        if name in CONSTANTS:
+            self._edits.replace(node, f"tfddl.{CONSTANTS[name]}")
+        elif name in SAME:
             self._edits.replace(node, f"tfddl.{name}")
         else:
             self._keep(node, alias, name)
@@ -194,9 +137,7 @@ class Migration:
     def _keep(self, node: ast.expr, alias: str, name: str) -> None:
         self._kept.add(alias)
         first = name.split(".")[0]
-        hint = _HINTS.get(
-            name, _HINTS.get(first, "tfddl has none of this name with these arguments")
-        )
+        hint = HINTS.get(name, HINTS.get(first, "tfddl has none of this name with these arguments"))
         self._note(node, f"{alias}.{name} stays Horovod's: {hint}")
 
     def _visit_call(self, node: ast.AST) -> None:
@@ -207,26 +148,26 @@ class Migration:
             return
         alias, name = found
         last = name.rpartition(".")[2]
-        if name.startswith("callbacks.") and last in _NOT_NEEDED:
+        if name.startswith("callbacks.") and last in NOT_NEEDED:
             self._remove_callback(node, alias, name)
-        elif name.startswith("callbacks.") and last in _SCHEDULES:
+        elif name.startswith("callbacks.") and last in SCHEDULES:
             self._rename_schedule(node, alias, name)
-        elif alias in self._aliases and self._aliases[alias].endswith("keras") and name in _NUMPY:
+        elif alias in self._aliases and self._aliases[alias].endswith("keras") and name in NUMPY:
             self._kept.add(alias)
             self._note(node, f"{alias}.{name} stays Horovod's: it returns NumPy, tfddl's tensors")
         else:
             self._rename_call(node, alias, name)
 
     def _rename_call(self, node: ast.Call, alias: str, name: str) -> None:
-        positional, named = _SAME.get(name, (-1, ()))
+        positional, named = SAME.get(name, (-1, ()))
         given = {keyword.arg or "**" for keyword in node.keywords}
-        droppable = _droppable(node) if (positional, named) == _GRADIENTS else ()
+        droppable = droppable_arguments(node) if (positional, named) == GRADIENTS else ()
         if len(node.args) > positional or given - {*named, *droppable}:
             self._keep(node, alias, name)
             return
         for position, keyword in enumerate(node.keywords):
             if keyword.arg in droppable:
-                self._edits.remove_item(_arguments(node), len(node.args) + position)
+                self._edits.remove_item(arguments_of(node), len(node.args) + position)
         if name == "broadcast" and self._aliases[alias].endswith("keras"):
             name = "broadcast_object"  # A number, or NumPy's array, and not a tensor.
         if name == "DistributedOptimizer":
@@ -267,7 +208,7 @@ class Migration:
         return next((body for body in bodies if statement in body), [])
 
     def _rename_schedule(self, node: ast.Call, alias: str, name: str) -> None:
-        modern, required = _SCHEDULES[name.rpartition(".")[2]]
+        modern, required = SCHEDULES[name.rpartition(".")[2]]
         given = {keyword.arg for keyword in node.keywords}
         missing = [n for n in required[len(node.args) :] if n not in given]
         if len(node.args) > len(required) or missing:
@@ -285,11 +226,11 @@ class Migration:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else None
         called = node.func.id if isinstance(node.func, ast.Name) else called
         for position, keyword in enumerate(node.keywords):
-            if keyword.arg == "lr" and called in _OPTIMIZERS:
+            if keyword.arg == "lr" and called in OPTIMIZERS:
                 value = self._edits.text(keyword.value)
                 self._edits.replace(keyword, f"learning_rate={value}")
             elif keyword.arg == "experimental_run_tf_function" and called == "compile":
-                self._edits.remove_item(_arguments(node), len(node.args) + position)
+                self._edits.remove_item(arguments_of(node), len(node.args) + position)
         if called in ("set_memory_growth", "set_visible_devices", "set_session"):
             self._note(node, f"{called} isn't needed: tfddl.init() gives each local rank its GPU")
         if called == "shard":
@@ -306,7 +247,7 @@ class Migration:
     def _visit_slices(self, node: ast.AST) -> None:
         """Finds ``x, y = x[hvd.rank()::hvd.size()], y[…]``."""
         assert isinstance(node, ast.Assign)
-        names = [_sliced(target, value, self._path) for target, value in _pairs(node)]
+        names = [sliced_array(target, value, self._path) for target, value in assignments_of(node)]
         found = [name for name in names if name is not None]
         if len(found) == len(names) and len(self._body_of(node)) > 1:
             self._slices.append((node, found))
@@ -315,7 +256,7 @@ class Migration:
         """Gives `fit` a shard of the whole arrays, where a script slices them only for it."""
         sliced = {name for _, names in self._slices for name in names}
         for node in ast.walk(self._edits.tree):
-            fitted = _fitted(node)
+            fitted = fitted_arrays(node)
             if not fitted or not sliced.issuperset(fitted):
                 continue
             mine = [statement for statement, names in self._slices if set(names) & set(fitted)]
@@ -341,7 +282,7 @@ class Migration:
     def _shard_fit(self, node: ast.Call, names: Sequence[str]) -> None:
         by_name = {keyword.arg: keyword for keyword in node.keywords}
         data = f"{', '.join(names)}, batch_size={self._edits.text(by_name['batch_size'].value)}"
-        arguments = _arguments(node)
+        arguments = arguments_of(node)
         for position, part in enumerate(arguments):
             name = part.arg if isinstance(part, ast.keyword) else None
             if 0 < position < len(node.args) or name in ("batch_size", "steps_per_epoch"):
@@ -365,61 +306,9 @@ class Migration:
             if (
                 isinstance(part, ast.Call)
                 and isinstance(part.func, ast.Attribute)
-                and part.func.attr in _ALL_RANKS
+                and part.func.attr in ALL_RANKS
             ):
                 self._note(part, f"{part.func.attr} on some ranks only: all ranks call it together")
-
-
-def _arguments(node: ast.Call) -> list[ast.expr | ast.keyword]:
-    return [*node.args, *node.keywords]
-
-
-def _droppable(node: ast.Call) -> tuple[str, ...]:
-    """Arguments of the optimizer or the tape that can be left out."""
-    passes = "backward_passes_per_step"
-    is_one = any(
-        keyword.arg == passes
-        and isinstance(keyword.value, ast.Constant)
-        and keyword.value.value == 1
-        for keyword in node.keywords
-    )
-    return (*_WITHOUT_EFFECT, passes, "average_aggregated_gradients") if is_one else _WITHOUT_EFFECT
-
-
-def _fitted(node: ast.AST) -> list[str]:
-    """The names of arrays that ``fit(x, y, batch_size=…)`` gets; none for anything else."""
-    if not isinstance(node, ast.Call):
-        return []
-    is_fit = isinstance(node.func, ast.Attribute) and node.func.attr == "fit"
-    names = [part.id for part in node.args if isinstance(part, ast.Name)]
-    has_batch_size = any(keyword.arg == "batch_size" for keyword in node.keywords)
-    return names if is_fit and has_batch_size and len(names) == len(node.args) in (1, 2) else []
-
-
-def _pairs(node: ast.Assign) -> list[tuple[ast.expr, ast.expr]]:
-    target, value = node.targets[0], node.value
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        return list(zip(target.elts, value.elts, strict=False))
-    return [(target, value)]
-
-
-def _sliced(
-    target: ast.expr, value: ast.expr, path: Callable[[ast.expr], tuple[str, str] | None]
-) -> str | None:
-    """The name of an array of which each rank takes every size-th row; None for anything else."""
-    if not (
-        isinstance(value, ast.Subscript)
-        and isinstance(value.slice, ast.Slice)
-        and isinstance(value.value, ast.Name)
-        and isinstance(target, ast.Name)
-        and target.id == value.value.id
-        and value.slice.upper is None
-    ):
-        return None
-    parts = (value.slice.lower, value.slice.step)
-    calls = [path(part.func) if isinstance(part, ast.Call) else None for part in parts]
-    names = [None if call is None else call[1] for call in calls]
-    return target.id if names == ["rank", "size"] else None
 
 
 def main(argv: Sequence[str]) -> int:

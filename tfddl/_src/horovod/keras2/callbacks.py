@@ -60,6 +60,10 @@ class OldNames(dict[str, Any]):
         super().__init__(logs or {})
         self._deprecations = deprecations
 
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        """Pickles a plain dictionary: who reads it may have no Keras."""
+        return dict, (dict(self),)
+
     def __missing__(self, name: str) -> Any:
         known = self._known(name)
         if known is None:
