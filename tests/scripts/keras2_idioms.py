@@ -48,6 +48,10 @@ def make_model(optimizer: Any = "sgd") -> Any:
     return model
 
 
+def distance(y_true: Any, y_pred: Any) -> Any:
+    return K.mean(K.abs(y_true - y_pred))
+
+
 def refused(call: Any, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
@@ -136,6 +140,8 @@ def generators() -> None:
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
     assert model.evaluate_generator(batches(), 2) == model.evaluate(x[:4], y[:4], verbose=0)
     assert model.predict_generator(batches(), 2, workers=2).shape == (8, 1)
+    pairs = zip([x, x], [y, y], strict=True)
+    assert model.fit(pairs, verbose=0, validation_data=iter([(x, y)])).params["steps"] is None
 
 
 def callbacks() -> None:
@@ -149,7 +155,7 @@ def callbacks() -> None:
     reads = Reads()
     stop = keras.callbacks.EarlyStopping(monitor="val_acc", patience=9)
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_acc", epsilon=0.5, patience=3)
-    assert (stop.mode, plateau.min_delta) == ("max", 0.5)
+    assert plateau.min_delta == 0.5
     checkpoints = [
         keras.callbacks.ModelCheckpoint("w.{epoch:02d}-{val_acc:.2f}.hdf5", period=2),
         keras.callbacks.ModelCheckpoint(
@@ -166,8 +172,12 @@ def callbacks() -> None:
     assert type(pickle.loads(pickle.dumps(history))) is dict
     assert [seen[:3] for seen in reads.seen] == [(True, value, None) for value in accuracy]
     assert reads.seen[0][3]["lr"] == reads.seen[0][3]["learning_rate"]
-    assert stop.best == max(accuracy)
+    assert (stop.best, stop.mode) == (max(accuracy), "max")
     assert board.log_dir == "logs"
+    model.compile("sgd", "mse", metrics=[distance])
+    least = keras.callbacks.EarlyStopping(monitor="distance", patience=9)
+    values = model.fit(x, y, epochs=3, verbose=0, callbacks=[least]).history["distance"]
+    assert (least.best, least.mode) == (min(values), "min")
     names = {f"w.{epoch:02d}-{accuracy[epoch - 1]:.2f}.hdf5" for epoch in (2, 4)}
     assert names == {name for name in os.listdir(".") if name.startswith("w.")}
     best = make_model()

@@ -12,6 +12,7 @@ import keras
 
 from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
 from tfddl._src.horovod.keras2.saving import WEIGHTS_ENDINGS
+from tfddl._src.keras_hooks.monitored import finds_direction
 
 _DROPPED = ("batch_size", "write_grads", "embeddings_layer_names", "embeddings_data")
 """Arguments of `TensorBoard` that Keras 3 has nothing for."""
@@ -29,7 +30,7 @@ def install(deprecations: DeprecationWarnings) -> None:
     if hasattr(callbacks.CallbackList.on_epoch_end, PATCH_MARK):
         return
     for kind in _MONITORS:
-        _wrap(kind, "__init__", _find_mode)
+        _wrap(kind, "on_epoch_end", _find_mode(deprecations))
     _wrap(callbacks.ModelCheckpoint, "__init__", _accept_any_file(deprecations))
     _wrap(callbacks.ModelCheckpoint, "on_epoch_end", _save_every_period)
     _wrap(callbacks.ReduceLROnPlateau, "__init__", _accept_epsilon(deprecations))
@@ -127,11 +128,20 @@ def _keep_old_names(deprecations: DeprecationWarnings) -> _Around:
     return __init__
 
 
-def _find_mode(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-    """Keras 3 looks for the metric's own direction, by a name that it may no longer have."""
-    original(self, *args, **kwargs)
-    if self.mode == "auto" and modern_name(self.monitor) not in (None, "learning_rate"):
-        self.mode = "max"
+def _find_mode(deprecations: DeprecationWarnings) -> _Around:
+    """Keras 3 asks the metric for its direction, which a function has none of: Keras 2's rule."""
+
+    def on_epoch_end(original: Any, self: Any, epoch: int, logs: Any = None) -> None:
+        if self.mode == "auto" and self.monitor_op is None and not finds_direction(self):
+            is_up = "acc" in self.monitor or self.monitor.startswith("fmeasure")
+            self.mode = "max" if is_up else "min"
+            deprecations.warn_once(
+                f"{type(self).__name__}(monitor={self.monitor!r}) without mode",
+                f"mode={self.mode!r}.",
+            )
+        original(self, epoch, logs)
+
+    return on_epoch_end
 
 
 def _accept_any_file(deprecations: DeprecationWarnings) -> _Around:

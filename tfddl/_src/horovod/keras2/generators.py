@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import keras
@@ -60,9 +60,18 @@ def _wrap_reader(deprecations: DeprecationWarnings, name: str) -> None:
         if isinstance(x, keras.utils.PyDataset):
             for reader, value in given.items():
                 setattr(x, reader, value)
-        return original(self, x, *args, **_whole_steps(deprecations, kwargs))
+        if "validation_data" in kwargs:
+            kwargs["validation_data"] = _as_generator(kwargs["validation_data"])
+        return original(self, _as_generator(x), *args, **_whole_steps(deprecations, kwargs))
 
     replace_method(home, original, method)
+
+
+def _as_generator(x: Any) -> Any:
+    """Keras 2 took any iterator, such as a `zip` of two; Keras 3 knows a generator by its class."""
+    # Not a PyDataset, nor a tf.data.Dataset, which is no iterator.
+    is_plain = isinstance(x, Iterator) and not isinstance(x, keras.utils.PyDataset)
+    return (batch for batch in x) if is_plain and not isinstance(x, Generator) else x
 
 
 def _renamed(
@@ -106,7 +115,7 @@ def _forwarding(
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if modern != "fit":
             given.setdefault("verbose", 0)
-        return getattr(self, modern)(generator, **given)
+        return getattr(self, modern)(_as_generator(generator), **given)
 
     method.__name__ = old
     method.__doc__ = f"Keras 2's `{old}`: the same as `{modern}`."
