@@ -384,6 +384,14 @@ except ModuleNotFoundError as error:
     assert "0.28.1 No module named 'horovod.torch'. HINT: `import horovod` is tfddl's" in printed
 
 
+def test_a_module_of_tfddl_may_be_the_first_that_loads_tensorflow() -> None:
+    variables = launched.variables(Cluster(("a:1",), 0), {"PYTHONPATH": str(ROOT)})
+    printed = _python(
+        "import horovod.common.process_sets; print('imported')", PYTHONPATH=variables["PYTHONPATH"]
+    )
+    assert "imported" in printed.splitlines(), printed
+
+
 def test_the_real_horovod_is_refused() -> None:
     printed = _python("""
 import sys, types

@@ -13,6 +13,9 @@ Only public API of Keras is patched here, and only in a process that asks for it
 * `backend`: all of ``K.…`` in the namespace `keras`, and what is gone from both
 * `namespaces`: ``keras.layers.merge``, ``keras.utils.np_utils``, `ImageDataGenerator`
 * `sessions`, `tensorflow1`: ``tf.Session(config=…)``, ``tf.set_random_seed`` and the like
+
+They are installed in the middle of the first import of TensorFlow or Keras, which may be that of a
+module of tfddl: nothing here imports layers below at its top that import TensorFlow themselves.
 """
 
 from tfddl._src.horovod.keras2 import (

@@ -12,7 +12,6 @@ import keras
 
 from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
 from tfddl._src.horovod.keras2.saving import WEIGHTS_ENDINGS
-from tfddl._src.keras_hooks.monitored import finds_direction
 
 _DROPPED = ("batch_size", "write_grads", "embeddings_layer_names", "embeddings_data")
 """Arguments of `TensorBoard` that Keras 3 has nothing for."""
@@ -132,6 +131,9 @@ def _find_mode(deprecations: DeprecationWarnings) -> _Around:
     """Keras 3 asks the metric for its direction, which a function has none of: Keras 2's rule."""
 
     def on_epoch_end(original: Any, self: Any, epoch: int, logs: Any = None) -> None:
+        # Not at the top: see the package's docstring.
+        from tfddl._src.keras_hooks.monitored import finds_direction
+
         if self.mode == "auto" and self.monitor_op is None and not finds_direction(self):
             is_up = "acc" in self.monitor or self.monitor.startswith("fmeasure")
             self.mode = "max" if is_up else "min"

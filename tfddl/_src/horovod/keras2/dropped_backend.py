@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
-from tfddl._src.keras_hooks.call_context import training_of_call
 from tfddl.errors import UnsupportedError
 
 _ORDERS = {"tf": "channels_last", "th": "channels_first"}
@@ -67,6 +66,9 @@ class _LearningPhase:
 
     def get(self) -> int:
         """1 within a layer that is called to train, 0 to infer; elsewhere what was set last."""
+        # Not at the top: see the package's docstring.
+        from tfddl._src.keras_hooks.call_context import training_of_call
+
         self._deprecations.warn_once("K.learning_phase", self._MODERN)
         training = training_of_call()
         return self._value if training is None else int(training)

@@ -4,6 +4,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import h5py
@@ -11,7 +12,6 @@ import keras
 
 from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
 from tfddl._src.horovod.keras2.prefixes import PREFIXES
-from tfddl._src.keras_hooks import hdf5
 
 MODEL_ENDINGS = (".keras", ".h5", ".hdf5")
 """Those by which `model.save` of Keras 3 knows its format."""
@@ -71,7 +71,7 @@ def _save_weights(
         deprecations.warn_once(old, 'save_weights("….weights.h5").')
         if not overwrite and Path(filepath).exists():
             raise FileExistsError(f"{filepath} is there already, and overwrite is False")
-        return hdf5.save_weights(self, filepath)
+        return _hdf5().save_weights(self, filepath)
 
     return save_weights
 
@@ -81,7 +81,7 @@ def _load_weights(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_weights(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs.get("skip_mismatch") or not _is_unknown_hdf5(filepath):
             return original(self, filepath, *args, **kwargs)
-        return hdf5.load_weights(self, filepath, by_name=bool(kwargs.get("by_name")))
+        return _hdf5().load_weights(self, filepath, by_name=bool(kwargs.get("by_name")))
 
     return load_weights
 
@@ -91,7 +91,7 @@ def _load_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_model(filepath: Any, *args: Any, **kwargs: Any) -> Any:
         if args or not _is_unknown_hdf5(filepath):
             return original(filepath, *args, **kwargs)
-        return hdf5.load_model(filepath, **kwargs)
+        return _hdf5().load_model(filepath, **kwargs)
 
     return load_model
 
@@ -100,3 +100,8 @@ def _is_unknown_hdf5(filepath: Any) -> bool:
     """Whether it is an HDF5 file that Keras 3 doesn't take for one, by its name."""
     path = Path(filepath)
     return not path.name.endswith(MODEL_ENDINGS) and path.is_file() and h5py.is_hdf5(path)
+
+
+def _hdf5() -> ModuleType:
+    """Imported when it is needed: see the package's docstring."""
+    return importlib.import_module("tfddl._src.keras_hooks.hdf5")
