@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import tensorflow as tf
 
 import tfddl
 from tfddl import errors
@@ -79,3 +80,15 @@ def test_errors_are_drawn_as_they_are() -> None:
         builtin = kind.__bases__[1]
         assert issubclass(kind, errors.TfddlError)
         assert f"{kind.__name__} ({builtin.__name__})" in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    "kind", [errors.UnsupportedError, errors.UnimplementedError, errors.PeerLostError]
+)
+def test_errors_keep_their_class_where_they_leave_a_function(kind: type[Exception]) -> None:
+    @tf.function
+    def refused() -> None:
+        raise kind("the reason")
+
+    with pytest.raises(kind, match="the reason"):
+        refused()

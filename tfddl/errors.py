@@ -27,6 +27,12 @@ class TfddlError(Exception):
     """Base of all errors raised by tfddl."""
 
 
+# AutoGraph makes errors anew where they leave a tf.function: of their own class only if this is so,
+# otherwise a StagingError (`ErrorMetadataBase.create_exception`,
+# tensorflow/python/autograph/pyct/error_utils.py).
+TfddlError.__init__ = Exception.__init__  # type: ignore[method-assign]
+
+
 class ClusterError(TfddlError, ValueError):
     """The description of the cluster is wrong."""
 
