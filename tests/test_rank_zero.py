@@ -94,11 +94,14 @@ def test_on_every_rank_a_callback_may_change_weights(groups: Groups) -> None:
     assert found == [("no error", "")] * 2
 
 
+@pytest.mark.long
 def test_a_collective_of_rank_0_alone_is_an_error_on_all(groups: Groups) -> None:
-    for kind, text, seconds in groups(2).run(f"{CASES}:calls_a_collective"):
-        assert kind == "RankDeadlockError", text
+    group = groups(2)
+    for kind, text, seconds in group.run(f"{CASES}:calls_a_collective"):
+        assert kind == "DeadlockOpError", text
         assert "score" in text
         assert seconds < SOON_S
+    group.close()  # After a deadlock its ranks aren't in step any more.
 
 
 def test_it_needs_to_know_its_rank() -> None:
