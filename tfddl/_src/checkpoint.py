@@ -276,9 +276,8 @@ def _lock(directory: Path | RemotePath) -> DirectoryLock | RemoteLock:
 def _try_to_write(directory: Path | RemotePath) -> None:
     """Fails now, rather than at the first checkpoint, where it can't be written."""
     if isinstance(directory, RemotePath):
-        probe = directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
-        probe.write_bytes(b"tfddl")
-        probe.unlink()
+        # Removed with what a crash has left, which shows whether files may be removed.
+        (directory / f"{_TEMPORARY}{secrets.token_hex(4)}").write_bytes(b"tfddl")
         return
     with tempfile.NamedTemporaryFile(prefix=_TEMPORARY, dir=directory) as file:
         file.write(b"tfddl")
