@@ -300,9 +300,9 @@ def _gathered(slices: tf.IndexedSlices, options: ReductionOptions) -> tf.Indexed
     # A rank that has none doesn't know of which dtype the others' indices are.
     indices = tf.cast(slices.indices, tf.int64)
     arrived = allgather(indices, name=DisplayName("gradient indices"), process_set=process_set)
-    # Slices of the same row aren't added up. Keras' optimizers don't do so either (Adam squares each
-    # of them, see elementwise_unary in keras/src/backend/tensorflow/sparse.py): one process that had
-    # the whole batch would apply just these.
+    # Slices of the same row aren't added up. Keras' optimizers don't do so either (Adam squares
+    # each of them, see elementwise_unary in keras/src/backend/tensorflow/sparse.py): one process
+    # that had the whole batch would apply just these.
     return tf.IndexedSlices(
         values=allgather(
             slices.values, name=DisplayName("gradient values"), process_set=process_set
