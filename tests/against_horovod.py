@@ -1,0 +1,98 @@
+"""Compares what `tests/scripts/horovod/measure.py` measures under both; writes the page.
+
+Usage: against_horovod.py FOLDER docs/against-horovod.md
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOLERANCES = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-9}
+
+KNOWN = {
+    f"{kind} {op} | {dtype}": "Horovod's reducescatter has no integers of 8 bits"
+    for kind in ("reducescatter", "grouped_reducescatter")
+    for op in ("Average", "Sum")
+    for dtype in ("uint8", "int8")
+}
+"""By name, as far as it goes: why tfddl's isn't Horovod's."""
+
+HEAD = """# Against Horovod itself
+
+`tests/against_horovod.sh` builds Horovod {version} (TensorFlow 2.15.1, Gloo), runs
+`tests/scripts/horovod/measure.py` under both on {size} ranks, and writes this page: {number}
+results of each rank, compared by dtype, numbers (float32 to 2e-6) and classes of errors: tfddl's
+are of Horovod's class, or of a subclass. "Fit" is a small `fit` of each rank's own data: learning
+rates of all batches, logs and weights. Not compared: Adasum, which Horovod has with MPI or NCCL
+only, and ranks that call different operations, where Horovod waits for ever and tfddl says what
+each calls.
+"""
+
+
+def difference(theirs: Any, ours: Any) -> str:
+    """What differs; "" for nothing."""
+    if theirs is None or ours is None:
+        return f"only {'tfddl' if theirs is None else 'Horovod'} has it"
+    if theirs[0] != ours[0]:
+        return f"Horovod: {_shown(theirs)}; tfddl: {_shown(ours)}"
+    if theirs[0] == "error":
+        missing = [kind for kind in theirs[1] if kind not in ours[1]]
+        return f"Horovod's is a {missing[0]}, tfddl's a {ours[1][0]}" if missing else ""
+    if theirs[1] != ours[1]:
+        return f"dtypes: Horovod {theirs[1]}, tfddl {ours[1]}"
+    for dtype, one, other in zip(theirs[1], theirs[2], ours[2], strict=True):
+        if np.shape(one) != np.shape(other):
+            return f"shapes: Horovod {np.shape(one)}, tfddl {np.shape(other)}"
+        if not np.allclose(one, other, rtol=TOLERANCES.get(dtype, 0), atol=1e-7):
+            worst = np.max(np.abs(np.subtract(one, other)))
+            return f"numbers: by {worst:.2g} in {dtype}"
+    return ""
+
+
+def _shown(measured: Any) -> str:
+    return f"a {measured[1][0]}" if measured[0] == "error" else "a value"
+
+
+def measured(folder: str, by: str) -> list[dict[str, Any]]:
+    """What each rank has measured, in all parts."""
+    ranks: dict[str, dict[str, Any]] = {}
+    for file in sorted(Path(folder).glob(f"*/{by}/*.json")):
+        ranks.setdefault(file.stem, {}).update(json.loads(file.read_text()))
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def main(folder: str, page: str) -> int:
+    both = list(zip(measured(folder, "horovod"), measured(folder, "tfddl"), strict=True))
+    groups: dict[str, list[int]] = {}
+    found: dict[str, dict[str, list[int]]] = {}
+    for rank, (theirs, ours) in enumerate(both):
+        for name in {**theirs, **ours}:
+            counted = groups.setdefault(name.split(" | ")[0].split(",")[0], [0, 0])
+            counted[0] += 1
+            text = difference(theirs.get(name), ours.get(name))
+            if text:
+                counted[1] += 1
+                found.setdefault(name, {}).setdefault(text, []).append(rank)
+    number = sum(count for count, _ in groups.values()) // len(both)
+    lines = [HEAD.format(version="0.28.1", size=len(both), number=number)]
+    lines += ["| what | results | differ |", "|---|---|---|"]
+    lines += [f"| {name} | {count} | {bad or ''} |" for name, (count, bad) in groups.items()]
+    unknown = [name for name in found if not any(name.startswith(known) for known in KNOWN)]
+    if found:
+        lines += ["", "## What differs", "", "| what | ranks | how | why |", "|---|---|---|---|"]
+    for name, texts in found.items():
+        why = next((text for known, text in KNOWN.items() if name.startswith(known)), "?")
+        for text, ranks in texts.items():
+            lines.append(f"| {name.replace(' | ', ', ')} | {ranks} | {text} | {why} |")
+    Path(page).write_text("\n".join(lines) + "\n")
+    print(f"{number} results per rank, {len(found)} differ, {len(unknown)} without a reason")
+    for name in unknown:
+        print(name, found[name])
+    return bool(unknown)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
