@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfddl._src.launcher.hosts import render_hosts
-from tfddl.bench import reading, scaling
+from tfddl.bench import reading
 from tfddl.bench.config import Config, Part
 from tfddl.bench.interleave import count_rounds
 from tfddl.bench.jobs import Kind, run_job
@@ -51,6 +51,8 @@ class Experiment:
                 for num_workers in config.workers:
                     self._run(num_workers, Kind.READ, f"--file-dir={name}")
         if Part.SCALING in only:
+            from tfddl.bench import scaling
+
             self._results.rows += scaling.measure_scaling(config, self.say)
         self._results.seconds = time.monotonic() - began_s
         return self._results
