@@ -19,7 +19,8 @@ from tfddl.errors import LaunchError, PeerLostError, StalledError
 
 # A chain of references that is longer is shown up to here.
 _MAX_DEPTH = 20
-_HERE = Path(__file__).parent
+# Whose frames are before the function's in a traceback.
+_OURS = (Path(__file__).parent, Path(__file__).parent.parent / "engines")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def dump_failure(error: BaseException) -> Answer:
 def user_frames(error: BaseException) -> types.TracebackType | None:
     """The traceback of an exception, from the function on that was called."""
     frames = error.__traceback__
-    while frames is not None and Path(frames.tb_frame.f_code.co_filename).parent == _HERE:
+    while frames is not None and Path(frames.tb_frame.f_code.co_filename).parent in _OURS:
         frames = frames.tb_next
     return frames
 
