@@ -13,17 +13,18 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 selection=(-m "not long" -n 2 --dist loadfile --no-loadscope-reorder)
+extras=test,docs
 while (($#)); do
   case "$1" in
     -h | --help) usage; exit ;;
-    --all) selection=(); shift ;;
+    --all) selection=(); extras=test,docs,ray,spark; shift ;;
     --ring) export TFDDL_TEST_COLLECTIVE=ring; shift ;;
     --) shift; break ;;
     *) fail "unknown argument '$1'; arguments for pytest come after --" ;;
   esac
 done
 
-set_up test,docs
+set_up "$extras"
 cd -- "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .

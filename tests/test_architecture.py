@@ -182,7 +182,9 @@ def test_public_modules_are_few() -> None:
         "horovod",
         "launcher",
         "models",
+        "ray",
         "segmentation",
+        "spark",
     }
 
 

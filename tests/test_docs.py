@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 
-FOR_OTHER_PACKAGES = {"sagemaker.md"}
+FOR_OTHER_PACKAGES = {"ray.md", "sagemaker.md", "spark.md"}
 STARTS_WORKERS = DOCS / "engines" / "notebooks.md"
 WITH_PYTHON = [
     page for page in PAGES if page != STARTS_WORKERS and "```python\n" in page.read_text()
@@ -58,7 +58,8 @@ def test_every_public_name_is_in_the_reference() -> None:
     names = {f"tfddl.{name}" for name in tfddl.__all__} - {"tfddl.callbacks"}
     names |= {f"tfddl.callbacks.{name}" for name in tfddl.callbacks.__all__}
     names -= {"tfddl.callbacks.load_checkpoint"}  # It is tfddl.load_checkpoint.
-    assert entries == names | {"tfddl.models.unet"}
+    engines = {"tfddl.spark.run", "tfddl.ray.RayExecutor", "tfddl.ray.RaySettings"}
+    assert entries == names | engines | {"tfddl.models.unet"}
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_engines import needs_ray, needs_spark
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 PATH = f"{ROOT}:{EXAMPLES}:{ROOT}/tests/stubs"
@@ -60,26 +62,43 @@ def test_optuna(tmp_path: Path) -> None:
     assert f"best: {min(losses):.4f}" in output
 
 
+def _run_driver(script: Path, directory: Path) -> list[str]:
+    """Runs a script that starts the workers; returns the accuracies of both that it prints."""
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": PATH, "PYSPARK_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return re.findall(r"accuracies of the 2 workers: \[(0\.\d+), \1\]", done.stdout)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "engine", [pytest.param("spark", marks=needs_spark), pytest.param("ray", marks=needs_ray)]
+)
+def test_engines(engine: str, tmp_path: Path) -> None:
+    accuracies = _run_driver(EXAMPLES / f"{engine}_digits.py", tmp_path)
+    assert len(accuracies) == {"spark": 1, "ray": 2}[engine]
+    assert accuracies == sorted(accuracies)
+
+
 @pytest.mark.long
 def test_the_notebook(tmp_path: Path) -> None:
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     script = tmp_path / "cells.py"
     script.write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": PATH},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"accuracies of the 2 workers: \[(0\.\d+), \1\]", done.stdout), done.stdout
+    assert len(_run_driver(script, tmp_path)) == 1
 
 
 def test_the_page_lists_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
     assert names - {"digits.py"} == set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
-    assert names - {"digits.py", "notebook.ipynb", "tuning_optuna.py"} == set(SCRIPTS)
+    others = {"digits.py", "notebook.ipynb", "ray_digits.py", "spark_digits.py", "tuning_optuna.py"}
+    assert names - others == set(SCRIPTS)

@@ -1,0 +1,6 @@
+"""Workers as actors of Ray: ``pip install 'tfddl[ray]'``."""
+
+from tfddl._src.engines.ray import RayExecutor as RayExecutor
+from tfddl._src.engines.ray_options import RaySettings as RaySettings
+
+__all__ = ["RayExecutor", "RaySettings"]

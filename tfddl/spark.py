@@ -1,0 +1,12 @@
+"""Functions on the tasks of Spark: ``pip install 'tfddl[spark]'``.
+
+Usage::
+
+    import tfddl.spark
+
+    results = tfddl.spark.run(train, args=(3,), num_proc=4)  # in the order of ranks
+"""
+
+from tfddl._src.engines.spark import run as run
+
+__all__ = ["run"]
