@@ -97,7 +97,9 @@ def test_what_it_is_for() -> None:
 def test_refusals() -> None:
     with pytest.raises(UnimplementedError, match="adasum is for 2, 4, 8, … ranks, not for 3. HINT"):
         check_adasum(3, [])
-    with pytest.raises(UnsupportedError, match="adasum of int32 isn't there; of float16, float32,"):
+    with pytest.raises(
+        UnsupportedError, match="adasum of int32 isn't supported; of float16, float32,"
+    ):
         check_adasum(2, [tf.constant([1])])
 
 

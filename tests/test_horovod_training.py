@@ -146,7 +146,9 @@ def test_averages_of_slices_are_divided_as_horovod_does(groups: Groups) -> None:
             ]
         assert "only average and sum are" in found["refused"][0]
         for text in found["refused"][1:]:
-            assert text.startswith("prescale_factor and postscale_factor aren't there for tf.Ind")
+            assert text.startswith(
+                "prescale_factor and postscale_factor aren't supported for tf.Ind"
+            )
 
 
 @pytest.mark.parametrize(("num_bytes", "operations"), [(0, 3), (12, 2), (2**20, 1)])

@@ -39,7 +39,9 @@ def check_adasum(size: int, tensors: Sequence[tf.Tensor]) -> None:
     for tensor in tensors:
         if tensor.dtype not in _DTYPES:
             known = ", ".join(dtype.name for dtype in _DTYPES)
-            raise UnsupportedError(f"adasum of {tensor.dtype.name} isn't there; of {known} it is.")
+            raise UnsupportedError(
+                f"adasum of {tensor.dtype.name} isn't supported; of {known} it is."
+            )
 
 
 def adasum(group: Group, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -92,7 +92,7 @@ def _allreduce(
     dense = [i for i in range(len(results)) if i not in sparse]
     if sparse and (scaled_op.prescale_factor, scaled_op.postscale_factor) != (1.0, 1.0):
         raise UnimplementedError(
-            "prescale_factor and postscale_factor aren't there for tf.IndexedSlices. HINT: "
+            "prescale_factor and postscale_factor aren't supported for tf.IndexedSlices. HINT: "
             "multiply their values, or make a dense tensor of them: tf.convert_to_tensor(slices)."
         )
     gathered = collectives.allreduce_in(

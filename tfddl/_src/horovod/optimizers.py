@@ -181,7 +181,7 @@ def wrap_optimizer(
     """
     accumulates = backward_passes_per_step > 1
     if average_aggregated_gradients and resolve_op(options.op, None) is Adasum:
-        raise UnsupportedError("average_aggregated_gradients isn't for op=hvd.Adasum.")
+        raise UnsupportedError("average_aggregated_gradients isn't supported with op=hvd.Adasum.")
     averaging = options.averaging(sum_passes=accumulates and not average_aggregated_gradients)
     inner = innermost(optimizer)
     if backward_passes_per_step < 1:

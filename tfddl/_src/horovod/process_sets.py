@@ -166,6 +166,6 @@ def _agree(call: str) -> None:
 def _refuse_if_static(known: Registered, what: str) -> None:
     if not known.is_dynamic:
         raise UnsupportedError(
-            f"Process sets can be {what} while the job runs only if that was asked for. HINT: "
+            f"Process sets can't be {what} while the job runs, unless init was told so. HINT: "
             'hvd.init(process_sets="dynamic"), or HOROVOD_DYNAMIC_PROCESS_SETS=1.'
         )
