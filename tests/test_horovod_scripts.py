@@ -116,7 +116,8 @@ def test_a_script_of_2018_resumes_by_its_epoch(tmp_path: Path, workers: int) -> 
     assert _number(line, "loss") < _number(_alike(first, "loss", workers), "loss")
     found = {path.name for path in (tmp_path / "weights").iterdir()}
     assert found == {"best_weights.hdf5", *(f"checkpoint-{epoch}.hdf5" for epoch in (2, 4, 6))}
-    for old in ("tf.Session(config=", "K.flatten", "keras.layers.normalization", "logs['val_acc"):
+    # After init, on rank 0 only: imports come before it.
+    for old in ("tf.Session(config=", "K.flatten", "logs['val_acc"):
         assert sum(f"Keras2Warning: {old}" in line for line in first) <= 1, old
 
 
