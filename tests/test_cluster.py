@@ -294,7 +294,7 @@ def test_slurm_outside_of_a_step_is_none() -> None:
             "1 ports, but a host has 2 workers. HINT: srun --resv",
         ),
         ({"SLURM_STEP_RESV_PORTS": "a"}, "is 'a'; expected ports like \"12000-12003\""),
-        ({"SLURM_DISTRIBUTION": "plane=2"}, "SLURM_DISTRIBUTION is 'plane=2'; tfddl knows"),
+        ({"SLURM_DISTRIBUTION": "plane=2"}, "SLURM_DISTRIBUTION is 'plane=2'; tfddl supports"),
         (
             {"SLURM_NODEID": "0", "SLURM_LOCALID": "1"},
             "Slurm started rank 3 with SLURM_NODEID=0, but 1 follows from SLURM_STEP_NODELIST",

@@ -258,8 +258,8 @@ def test_horovod_run_is_a_function_and_a_module() -> None:
     module = importlib.import_module("tfddl.horovod.run")
     assert package.run is module
     assert callable(module)
-    with pytest.raises(UnsupportedError, match="on this host only"):
-        module(print, num_proc=2, hosts="a:2")
+    with pytest.raises(UnsupportedError, match="use_mpi=True"):
+        module(print, num_proc=2, use_mpi=True)
 
 
 def test_helpers_of_horovod_s_utilities(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,11 +115,12 @@ def test_a_file_has_flags_and_the_command_line_comes_first(tmp_path: Path) -> No
     done = launch(*flags, sys.executable, "-S", "-c", SHOW, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert eval(done.stdout.removeprefix("[0] ")) == {
+        "HOROVOD_FUSION_THRESHOLD": str(32 * 2**20),
         "HOROVOD_STALL_CHECK_DISABLE": "1",
         "HOROVOD_STALL_CHECK_TIME_SECONDS": "7.0",
         "HOROVOD_TIMELINE": "trace #1.json",
     }
-    assert "--fusion-threshold-mb, --no-hierarchical-allreduce, --cycle-time-ms (" in done.stderr
+    assert "without effect: --no-hierarchical-allreduce, --cycle-time-ms (" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,9 @@ def test_flags_are_pinned() -> None:
         # As Horovod's users know them.
         "--check-build",
         "--blacklist-cooldown-range",
+        "--config-file",
         "--elastic-timeout",
+        "--fusion-threshold-mb",
         "--host-discovery-script",
         "--max-np",
         "--max-num-proc",
