@@ -146,7 +146,7 @@ train()
     assert process.returncode == 75
     assert err == (
         "tfddlrun: ended by SIGTERM, after the training was saved at step 1 of epoch 1; the same "
-        "command goes on from there\n"
+        "command resumes from there\n"
     )
 
 
