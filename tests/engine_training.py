@@ -42,6 +42,13 @@ def environment(*names: str) -> list[str | None]:
     return [os.environ.get(name) for name in names]
 
 
+def import_horovod() -> str:
+    """Whose it is."""
+    import horovod  # type: ignore[import-not-found]
+
+    return str(horovod.__name__)
+
+
 def fail(folder: str, kind: str) -> None:
     """Fails on rank 1, while rank 0 waits; notes who runs, and in which start."""
     rank = int(os.environ["TF_CONFIG"].rpartition('"index":')[2].strip(' }"'))

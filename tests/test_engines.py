@@ -184,6 +184,7 @@ def test_spark(tmp_path: Path) -> None:
     found = _drive("spark_driver.py", "local[2]", str(tmp_path), cwd=tmp_path)
     assert _indices([values[0] for values in found["results"]]) == [0, 1]
     assert [values[1:] for values in found["results"]] == [["0", "hi"]] * 2
+    assert found["horovod"] == ["tfddl.horovod"] * 2
     assert found["description"] == "tfddl: environment on 2 workers"
     assert "3 workers were asked for, and local[2] has 2 slots" in found["too many"][0]
     assert len(found["killed"]) == 2
@@ -223,3 +224,4 @@ def test_ray(tmp_path: Path) -> None:
         assert weights == pytest.approx(found["two"][0], abs=2e-6)
     assert "KeyError: 'of start 1'" in found["raised"][0]
     assert "All workers were ended" in found["raised"][0]
+    assert found["horovod"] == ["tfddl.horovod"] * 2

@@ -7,8 +7,10 @@ from typing import Any
 
 import ray
 
+import tfddl.horovod.ray
 import tfddl.ray
-from tests.engine_training import environment, fail, train
+from tests.engine_training import environment, fail, import_horovod, train
+from tfddl import horovod
 from tfddl.errors import LaunchError
 
 
@@ -58,6 +60,10 @@ def main(folder: str) -> None:
     executor.start(extra_env_vars={"TFDDL_RESTARTS": "1"})
     report("resumed", executor.run(train, [f"{folder}/killed"], {"kill_at": 2}))
     report("raised", failure(executor.run, fail, [folder, "raised"]))
+    executor = horovod.ray.RayExecutor(horovod.ray.RayExecutor.create_settings(), num_workers=2)
+    executor.start()
+    report("horovod", executor.run(import_horovod))
+    executor.shutdown()
     ray.shutdown()
 
 

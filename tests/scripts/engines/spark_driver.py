@@ -5,8 +5,10 @@ import sys
 
 from pyspark.sql import SparkSession
 
+import tfddl.horovod.spark
 import tfddl.spark
-from tests.engine_training import environment, fail, train
+from tests.engine_training import environment, fail, import_horovod, train
+from tfddl import horovod
 from tfddl.errors import LaunchError
 
 
@@ -30,6 +32,7 @@ def main(master: str, folder: str) -> None:
     report("results", tfddl.spark.run(environment, names, num_proc=2, env={"GREETING": "hi"}))
     jobs = context._jsc.sc().statusStore().jobsList(None)
     report("description", jobs.head().description().get())
+    report("horovod", horovod.spark.run(import_horovod, num_proc=2))
     report("too many", failure(environment, num_proc=3, start_timeout=1))
     report("one", tfddl.spark.run(train, (f"{folder}/one",), num_proc=1))
     killed = (f"{folder}/killed",)
