@@ -253,7 +253,7 @@ def test_refusals(groups: Groups) -> None:
     expected = [
         "optimizer is 'adam'; expected a Keras 3 optimizer such as keras.optimizers.Adam(1e-3).",
         "This optimizer is distributed already. HINT: wrap it once.",
-        "Gradients can't be combined by max; op must be average or sum.",
+        "Gradients can't be combined by max; op must be average, sum or adasum.",
         "compression is 'fp8'; it must be one of none, fp16, bf16.",
         "A loss with reduction ['sum'] isn't a mean over the batch",
         "rank 0: the generator that fit got has no batch; expected at least one.",
