@@ -43,6 +43,7 @@ FLAGS = [
     "skip_bad",
     "tensorboard_dir",
     "validation_split",
+    "verbose",
 ]
 
 
