@@ -44,6 +44,7 @@ def _run(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[str]"
     return found
 
 
+@pytest.mark.long
 def test_what_is_measured_within_a_job(groups: Groups) -> None:
     config = Config(
         sizes=(4096, 2**21),
@@ -100,6 +101,7 @@ def _check_training(labels: Mapping[str, Any], values: Mapping[str, float]) -> N
         assert values["waiting_ms"] >= 0
 
 
+@pytest.mark.long
 def test_workers_keep_a_few_batches_whatever_the_size_of_their_shard(
     groups: Groups, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_mistakes_are_said(arguments: tuple[str, ...], message: str, tmp_path: P
     assert message in done.stderr
 
 
+@pytest.mark.long
 def test_without_a_gpu_it_checks_what_it_can(tmp_path: Path) -> None:
     done = run(cwd=tmp_path)
     assert done.returncode == NO_GPU, done.stdout + done.stderr
