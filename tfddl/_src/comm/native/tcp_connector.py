@@ -28,11 +28,13 @@ from tfddl.errors import CommunicationError, ConnectError
 
 _POLL_S = 0.05
 
-# TCP asks a silent host for a sign of life after 4 s, then twice more, every 2 s: a host that is
-# cut off is noticed after ten seconds, when TensorFlow's servers notice it, too. Keepalive probes
-# are answered by the kernel: a process that is busy, or stopped, isn't taken for a lost one. They
-# run on idle connections only; `tcp_backend` says what a stream does.
-_KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 4, 2, 3
+# TCP asks a silent host for a sign of life after 4 s, then every second: a host that is cut off is
+# noticed after ten seconds, when TensorFlow's servers notice it, too. Keepalive probes are answered
+# by the kernel: a process that is busy, or stopped, isn't taken for a lost one. They run on idle
+# connections only; `tcp_backend` says what a stream does. Six, since a probe isn't sent again where
+# a host's queue overflows (net.core.netdev_max_backlog): three were lost, one after the other, when
+# 64 workers moved 16 MiB each on two cores.
+_KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 4, 1, 6
 
 
 @dataclass(frozen=True)
