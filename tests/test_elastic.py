@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags, WorkerProgress
-from tfddl._src.launcher.elastic import ElasticRecovery
 from tfddl._src.launcher.elastic_policy import ElasticOptions
+from tfddl._src.launcher.elastic_recovery import ElasticRecovery
 from tfddl._src.launcher.fleet import UnreachableError
 from tfddl._src.launcher.report import Outcome, WorkerExit
 from tfddl._src.launcher.restart_policy import RestartOptions

@@ -24,12 +24,12 @@ import tfddl.ray
 import tfddl.spark
 from tests.engine_training import environment, fail
 from tests.group import ROOT
-from tfddl._src.engines import placement
-from tfddl._src.engines.placement import EngineJob, exchange_addresses, find_failure, run_rank
+from tfddl._src.engines import spark_rank
 from tfddl._src.engines.ray_options import choose_bundles
 from tfddl._src.engines.spark import _host
-from tfddl._src.functions.pickling import Call, dump_call
-from tfddl._src.functions.run import CallEnd, Failure
+from tfddl._src.engines.spark_rank import EngineJob, exchange_addresses, find_failure, run_rank
+from tfddl._src.remote_call.pickling import Call, dump_call
+from tfddl._src.remote_call.run import CallEnd, Failure
 from tfddl.errors import LaunchError, UnsupportedError
 
 # Not imported here: ray sets environment variables.
@@ -92,13 +92,13 @@ def test_a_failure_travels_in_the_engine_s_message() -> None:
     job = _job(fail)
     error = LookupError("no such example")
     failure = Failure("rank 2 failed:\nTraceback …", pickle.dumps(error))
-    raised = placement.failure_of(job, failure, host="hostB")
+    raised = spark_rank.failure_of(job, failure, host="hostB")
     assert str(raised).startswith("rank 2 on hostB failed:\nTraceback …\n[tfddl-name:")
     found = find_failure(job, f"Job aborted due to stage failure: {raised}\n\tat java.lang.Thread")
     assert str(found) == "rank 2 on hostB failed:\nTraceback …"
     assert repr(found.__cause__) == repr(error) if found is not None else False
     assert find_failure(dataclasses.replace(job, name="tfddl-other"), str(raised)) is None
-    large = placement.failure_of(job, Failure("text", bytes(1 << 20)), host="hostB")
+    large = spark_rank.failure_of(job, Failure("text", bytes(1 << 20)), host="hostB")
     assert len(base64.b64decode(str(large).rpartition(":")[2].strip("]"))) < 1000
 
 

@@ -20,14 +20,8 @@ import tensorflow as tf
 
 from tests.fake_gcs import FakeGcs
 from tfddl._src.checkpoint import BEST, CheckpointStore, Snapshot, read, write
-from tfddl._src.remote import (
-    RemoteError,
-    RemoteLock,
-    RemotePath,
-    check_held,
-    make_path,
-)
-from tfddl._src.remote import lock as lock_module
+from tfddl._src.storage import RemoteError, RemoteLock, RemotePath, check_held, make_path
+from tfddl._src.storage import lock as lock_module
 from tfddl.errors import CheckpointError, UnsupportedError
 
 NEEDS_OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")

@@ -23,8 +23,9 @@ from tests.hosts import HERE, stand_in
 from tests.launching import TIMEOUT_S, pids
 from tests.processes import is_running, wait_until
 from tfddl import horovod
-from tfddl._src.functions import run as run_module
-from tfddl._src.functions.pickling import (
+from tfddl._src.launcher.call_relay import CallOutcome, RankResult
+from tfddl._src.remote_call import run as run_module
+from tfddl._src.remote_call.pickling import (
     Answer,
     Call,
     add_paths,
@@ -32,7 +33,6 @@ from tfddl._src.functions.pickling import (
     find_unpicklable,
     load_call,
 )
-from tfddl._src.launcher.call_relay import CallOutcome, RankResult
 from tfddl.errors import LaunchError
 
 

@@ -58,10 +58,10 @@ if TYPE_CHECKING:
         stop_timeline,
     )
     from tfddl._src.data import shard_dataset
-    from tfddl._src.functions.run import run
     from tfddl._src.gradients import Compression, DistributedGradientTape, loss_count
     from tfddl._src.keras_hooks import sync_moving_statistics
     from tfddl._src.keras_hooks.optimizer import DistributedOptimizer
+    from tfddl._src.remote_call.run import run
     from tfddl._src.sharding import Order, shard_range
 
 __version__ = "0.1.0"
@@ -146,7 +146,7 @@ _MODULES = {
         "stop_timeline",
     ),
     "data": ("shard_dataset",),
-    "functions.run": ("run",),
+    "remote_call.run": ("run",),
     "keras_hooks": ("sync_moving_statistics",),
     "gradients": ("Compression", "DistributedGradientTape", "loss_count"),
     "keras_hooks.optimizer": ("DistributedOptimizer",),

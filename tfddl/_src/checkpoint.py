@@ -47,13 +47,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.directory_lock import DirectoryLock
-from tfddl._src.remote import (
-    RemoteError,
-    RemoteLock,
-    RemoteNotFoundError,
-    RemotePath,
-    check_held,
-)
+from tfddl._src.storage import RemoteError, RemoteLock, RemoteNotFoundError, RemotePath, check_held
 from tfddl.errors import CheckpointError
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from PIL import Image
 import tfddl
 from tfddl._src.checkpoint import CheckpointStore
 from tfddl._src.collectives import on_all_ranks
-from tfddl._src.remote import make_path
+from tfddl._src.storage import make_path
 from tfddl.errors import DataError
 from tfddl.models import unet
 from tfddl.segmentation.augmentation import Augmentation

@@ -17,8 +17,8 @@ from tfddl._src.collectives import ReduceOp, allgather_object, allreduce, on_all
 from tfddl._src.directory_lock import DirectoryLock
 from tfddl._src.heartbeat import SAVED_STATUS
 from tfddl._src.keras_hooks import FitState, JobCallback, resume
-from tfddl._src.remote import RemoteLock, RemotePath, make_path
 from tfddl._src.runtime import current
+from tfddl._src.storage import RemoteLock, RemotePath, make_path
 from tfddl.errors import CheckpointError, DisagreementError, UnsupportedError
 
 _LOG = logging.getLogger("tfddl")

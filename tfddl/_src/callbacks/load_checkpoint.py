@@ -8,8 +8,8 @@ import keras
 from tfddl._src.callbacks import snapshots
 from tfddl._src.checkpoint import CheckpointStore, Snapshot
 from tfddl._src.collectives import broadcast_object, broadcast_variables, on_all_ranks
-from tfddl._src.remote import make_path
 from tfddl._src.runtime import current
+from tfddl._src.storage import make_path
 from tfddl.errors import CheckpointError, UnsupportedError
 
 

@@ -27,8 +27,8 @@ from tfddl._src.comm.native import format_ranks
 from tfddl._src.keras_hooks import FitState, JobCallback
 from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.keras_hooks.step_state import step_state
-from tfddl._src.remote import make_path
 from tfddl._src.runtime import current
+from tfddl._src.storage import make_path
 from tfddl.errors import DataError, DisagreementError, UnsupportedError
 
 Predictions = Callable[[keras.Model], Mapping[str, Any]]

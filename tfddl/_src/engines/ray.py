@@ -16,16 +16,11 @@ from tfddl import __version__
 from tfddl._src import rendezvous
 from tfddl._src.cluster import SECRET, START_TIMEOUT, Cluster, join_address
 from tfddl._src.cluster.environments import tf_config
-from tfddl._src.engines.ray_options import (
-    RaySettings,
-    WorkerResources,
-    choose_bundles,
-    import_ray,
-)
+from tfddl._src.engines.ray_options import RaySettings, WorkerResources, choose_bundles, import_ray
 from tfddl._src.engines.ray_worker import Probe, Worker, probe_host
-from tfddl._src.functions.pickling import Answer, Call, dump_call, dump_failure, load_exception
 from tfddl._src.launcher.environment import RESTARTS
 from tfddl._src.launcher.plan import DEFAULTS
+from tfddl._src.remote_call.pickling import Answer, Call, dump_call, dump_failure, load_exception
 from tfddl.errors import LaunchError
 
 _LOG = logging.getLogger("tfddl")

@@ -9,7 +9,7 @@ from typing import Any
 from tfddl import __version__
 from tfddl._src.cluster.ports import free_ports
 from tfddl._src.engines.ray_options import import_ray
-from tfddl._src.functions.pickling import Answer, Call, dump_failure, dump_result, load_call
+from tfddl._src.remote_call.pickling import Answer, Call, dump_failure, dump_result, load_call
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cloudpickle
 
 from tfddl._src import rendezvous
-from tfddl._src.engines.placement import (
+from tfddl._src.engines.spark_rank import (
     EngineJob,
     exchange_addresses,
     failure_of,
     find_failure,
     run_rank,
 )
-from tfddl._src.functions.pickling import Call, dump_call
+from tfddl._src.remote_call.pickling import Call, dump_call
 from tfddl.errors import LaunchError
 
 if TYPE_CHECKING:

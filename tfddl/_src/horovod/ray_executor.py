@@ -6,8 +6,8 @@ from typing import Any
 
 from tfddl._src.engines import ray
 from tfddl._src.engines.ray_options import RaySettings
-from tfddl._src.functions.pickling import Call
 from tfddl._src.horovod import aliases
+from tfddl._src.remote_call.pickling import Call
 
 
 class RayExecutor(ray.RayExecutor):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfddl._src.functions import task
-from tfddl._src.functions.pickling import Call
-from tfddl._src.functions.run import call_on_workers, make_fleet
 from tfddl._src.launcher import JobOptions
 from tfddl._src.launcher.hosts import parse_hosts, read_hostfile
 from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.ssh import SshOptions
+from tfddl._src.remote_call import task
+from tfddl._src.remote_call.pickling import Call
+from tfddl._src.remote_call.run import call_on_workers, make_fleet
 from tfddl.errors import LaunchError, UnsupportedError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfddl._src.engines import spark
-from tfddl._src.functions.pickling import Call
+from tfddl._src.remote_call.pickling import Call
 from tfddl.errors import UnsupportedError
 
 

@@ -17,8 +17,8 @@ from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.launcher.call_relay import CallRelay
 from tfddl._src.launcher.commit_relay import CommitRelay
 from tfddl._src.launcher.cores import Binding
-from tfddl._src.launcher.elastic import ElasticRecovery
 from tfddl._src.launcher.elastic_policy import ElasticOptions
+from tfddl._src.launcher.elastic_recovery import ElasticRecovery
 from tfddl._src.launcher.environment import Export, exported, forwarded, given_secret, inherited
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, local_fleet, prepared

@@ -22,7 +22,7 @@ from tfddl._src.comm.native.backend import Network
 from tfddl._src.comm.native.buffer_pool import BufferPool, aligned_size
 from tfddl._src.comm.native.diagnostics import describe_difference, describe_joined
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
-from tfddl._src.comm.native.join import Joined, Joins
+from tfddl._src.comm.native.join import JoinResult, JoinState
 from tfddl._src.comm.native.messages import (
     MAX_PAYLOAD_BYTES,
     Message,
@@ -81,7 +81,7 @@ class Communicator:
         self.counters = self._backend.counters
         self._others = [rank for rank in self.ranks if rank != mesh.rank]
         self._key = ",".join(map(str, self.ranks)) + purpose
-        self._joins = Joins(mesh, self.ranks, self._key)
+        self._joins = JoinState(mesh, self.ranks, self._key)
         self._remaining: dict[tuple[int, ...], Communicator] = {}
         self._occurrences: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class Communicator:
         self._pool = BufferPool()
         self._failure: BaseException | None = None
 
-    def join(self, signature: OpSignature) -> Joined:
+    def join(self, signature: OpSignature) -> JoinResult:
         """Takes part in nothing more until all workers have joined, for which it waits.
 
         In reductions of the others this worker counts as zeros; their other operations raise

@@ -20,7 +20,7 @@ _LAST = 1
 _MOST = struct.Struct("<Q")
 
 
-class Joined(NamedTuple):
+class JoinResult(NamedTuple):
     """What workers know once all have joined."""
 
     last: int
@@ -31,7 +31,7 @@ class Joined(NamedTuple):
     """In how many operations of the last one this worker has taken no part."""
 
 
-class Joins:
+class JoinState:
     """Who of some workers has joined.
 
     Attributes:
@@ -53,7 +53,7 @@ class Joins:
         self._others = [rank for rank in ranks if rank != mesh.rank]
         self.tag = Tag(stable_hash(f"join {key}"), 0, 0)
 
-    def join(self, num_operations: int, signature: OpSignature) -> Joined:
+    def join(self, num_operations: int, signature: OpSignature) -> JoinResult:
         """Waits, without a limit, until all have joined.
 
         Args:
@@ -74,7 +74,7 @@ class Joins:
         if self._mesh.rank != first:
             message = self._mesh.collect(tag, [first], signature)[first]
             [most] = _MOST.unpack(message.payload)
-            return Joined(message.value, most - num_operations)
+            return JoinResult(message.value, most - num_operations)
         later = [rank for rank in received if rank not in were_first]
         numbers = {rank: message.value for rank, message in received.items()}
         numbers[first] = num_operations
@@ -82,4 +82,4 @@ class Joins:
         last = max([*reversed(later), first, *reversed(were_first)], key=numbers.__getitem__)
         most = numbers[last]
         self._mesh.send(self._others, tag, Message(0, last, _MOST.pack(most)))
-        return Joined(last, most - num_operations)
+        return JoinResult(last, most - num_operations)

@@ -132,7 +132,7 @@ def _find_mode(deprecations: DeprecationWarnings) -> _Around:
 
     def on_epoch_end(original: Any, self: Any, epoch: int, logs: Any = None) -> None:
         # Not at the top: see the package's docstring.
-        from tfddl._src.keras_hooks.monitored import finds_direction
+        from tfddl._src.keras_hooks.monitor_direction import finds_direction
 
         if self.mode == "auto" and self.monitor_op is None and not finds_direction(self):
             is_up = "acc" in self.monitor or self.monitor.startswith("fmeasure")

@@ -67,7 +67,7 @@ class _LearningPhase:
     def get(self) -> int:
         """1 within a layer that is called to train, 0 to infer; elsewhere what was set last."""
         # Not at the top: see the package's docstring.
-        from tfddl._src.keras_hooks.call_context import training_of_call
+        from tfddl._src.keras_hooks.training_argument import training_of_call
 
         self._deprecations.warn_once("K.learning_phase", self._MODERN)
         training = training_of_call()

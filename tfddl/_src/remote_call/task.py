@@ -6,15 +6,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from tfddl._src.functions.pickling import (
+from tfddl._src.launcher.call_files import CALL, RESULT
+from tfddl._src.launcher.ssh import import_paths
+from tfddl._src.remote_call.pickling import (
     Answer,
     dump_failure,
     dump_result,
     load_call,
     user_frames,
 )
-from tfddl._src.launcher.call_files import CALL, RESULT
-from tfddl._src.launcher.ssh import import_paths
 
 
 def command(python: str) -> tuple[str, ...]:
@@ -23,7 +23,7 @@ def command(python: str) -> tuple[str, ...]:
     return (
         python,
         "-c",
-        f"import sys;sys.path[:0]={paths!r};from tfddl._src.functions.task import run;run()",
+        f"import sys;sys.path[:0]={paths!r};from tfddl._src.remote_call.task import run;run()",
     )
 
 

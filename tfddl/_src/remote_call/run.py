@@ -20,8 +20,6 @@ from typing import IO, Any, Literal, TextIO, TypeVar
 
 import cloudpickle
 
-from tfddl._src.functions import launch, task
-from tfddl._src.functions.pickling import Answer, Call, dump_call, load_exception
 from tfddl._src.launcher import JobOptions
 from tfddl._src.launcher.call_relay import CallOutcome, CallRelay, RankResult
 from tfddl._src.launcher.environment import Export, outer_job_size
@@ -32,6 +30,8 @@ from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.ssh import SshOptions
 from tfddl._src.launcher.system import require_linux
 from tfddl._src.launcher.worker_count import count_workers
+from tfddl._src.remote_call import launch, task
+from tfddl._src.remote_call.pickling import Answer, Call, dump_call, load_exception
 from tfddl.errors import LaunchError
 
 _LOG = logging.getLogger("tfddl")

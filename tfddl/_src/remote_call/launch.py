@@ -21,7 +21,9 @@ def command(caller: int) -> tuple[str, ...]:
     Args:
         caller: the process with whose end the job ends.
     """
-    load = f"import sys;sys.path[:0]={import_paths()!r};from tfddl._src.functions.launch import run"
+    load = (
+        f"import sys;sys.path[:0]={import_paths()!r};from tfddl._src.remote_call.launch import run"
+    )
     return (sys.executable, "-P", "-c", f"{load};run({caller})")
 
 

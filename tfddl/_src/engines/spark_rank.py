@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from tfddl import __version__
 from tfddl._src.cluster import SECRET
 from tfddl._src.cluster.ports import free_ports
-from tfddl._src.functions import task
-from tfddl._src.functions.pickling import add_paths, load_exception
-from tfddl._src.functions.run import CallEnd, Failure, collect
 from tfddl._src.launcher import JobOptions
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.environment import RESTARTS, Export
 from tfddl._src.launcher.plan import HostAllocation
+from tfddl._src.remote_call import task
+from tfddl._src.remote_call.pickling import add_paths, load_exception
+from tfddl._src.remote_call.run import CallEnd, Failure, collect
 from tfddl.errors import LaunchError
 
 # Of what a message of the engine may hold; a longer exception is left out, and its text stays.

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tfddl._src.directory_lock import describe_holder, in_use
 from tfddl._src.launcher.interfaces import machine_id
-from tfddl._src.remote.path import RemoteError, RemoteNotFoundError, RemotePath
+from tfddl._src.storage.path import RemoteError, RemoteNotFoundError, RemotePath
 from tfddl.errors import CheckpointError
 
 _LOG = logging.getLogger("tfddl")

@@ -1,4 +1,4 @@
-"""The starts of a job whose hosts come and go."""
+"""Plans each start of an elastic job: waits for hosts, and excludes those that have failed."""
 
 from __future__ import annotations
 

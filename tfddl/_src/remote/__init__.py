@@ -1,8 +1,0 @@
-"""Files in stores that TensorFlow reaches by `tf.io.gfile`: paths, and a lock on a directory."""
-
-from tfddl._src.remote.lock import RemoteLock as RemoteLock
-from tfddl._src.remote.lock import check_held as check_held
-from tfddl._src.remote.path import RemoteError as RemoteError
-from tfddl._src.remote.path import RemoteNotFoundError as RemoteNotFoundError
-from tfddl._src.remote.path import RemotePath as RemotePath
-from tfddl._src.remote.path import make_path as make_path
