@@ -1,6 +1,7 @@
 """Ranks that wait for each other in different calls, by Horovod's names; run by `tfddlrun`."""
 
 import threading
+import time
 
 import tensorflow as tf
 
@@ -16,12 +17,15 @@ def wait(name: str, process_set: hvd.ProcessSet = hvd.global_process_set) -> Non
         print(f"gave up {name}: {error}", flush=True)
 
 
-if hvd.rank() == 0:
-    other = threading.Thread(target=wait, args=("a",))
-    other.start()
-    wait("b")
-    other.join()
-elif hvd.rank() == 1:
-    wait("c")
-else:
-    wait("d", hvd.ProcessSet([1, 2]))
+CALLS = {
+    0: [("a",), ("b",)],
+    1: [("c",)],
+    2: [("d", hvd.ProcessSet([1, 2]))],
+}
+threads = [threading.Thread(target=wait, args=args) for args in CALLS[hvd.rank()]]
+for thread in threads:
+    thread.start()
+# Not thread.join(): as long as another thread could still call what is missing, no deadlock is
+# certain, and the ranks are waited for until the time given.
+while any(thread.is_alive() for thread in threads):
+    time.sleep(0.1)
