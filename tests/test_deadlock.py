@@ -55,6 +55,19 @@ class Rank:
         return self.detector.examine(self.waiter, self.operation.tag)
 
 
+@pytest.mark.parametrize(("excuse", "is_waited_for"), [(None, True), (Tag(2, 0, 0), False)])
+def test_a_rank_that_has_joined_keeps_nobody_waiting(
+    excuse: Tag | None, is_waited_for: bool
+) -> None:
+    """It waits for the others itself, and passes on no probe of an operation that goes on."""
+    waiting = DeadlockDetector(lambda _: False)
+    joined = DeadlockDetector(lambda tag: tag == Tag(2, 0, 0))
+    probe = waiting.start_probe(Waiter(0, 0, "rank 0", "0", True), Tag(1, 0, 0), excuse)
+    joined.receive(probe)
+    forwarded, cycle = joined.examine(Waiter(2, 0, "rank 2", "0", True), Tag(2, 0, 0))
+    assert (len(forwarded), cycle) == (int(is_waited_for), ())
+
+
 def programs(rng: random.Random) -> list[list[ProgramStep]]:
     """What each rank calls: the same, but that some calls are exchanged, or left out."""
     size = rng.randint(2, 5)

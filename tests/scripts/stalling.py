@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 import tensorflow as tf
 
@@ -17,7 +18,7 @@ def wait(name: str, process_set: hvd.ProcessSet = hvd.global_process_set) -> Non
         print(f"gave up {name}: {error}", flush=True)
 
 
-CALLS = {
+CALLS: dict[int, list[tuple[Any, ...]]] = {
     0: [("a",), ("b",)],
     1: [("c",)],
     2: [("d", hvd.ProcessSet([1, 2]))],

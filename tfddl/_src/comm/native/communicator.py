@@ -410,10 +410,11 @@ class Communicator:
     def _without(self, joined: Sequence[int]) -> Communicator:
         """The communicator of those that haven't joined, for what is too large for messages."""
         ranks = tuple(rank for rank in self.ranks if rank not in joined)
-        if ranks not in self._remaining:
-            purpose = f" of {self._key}"
-            self._remaining[ranks] = Communicator(self._network, ranks, purpose)
-        return self._remaining[ranks]
+        with self._lock:  # Two of the same ranks would number their operations separately.
+            if ranks not in self._remaining:
+                purpose = f" of {self._key}"
+                self._remaining[ranks] = Communicator(self._network, ranks, purpose)
+            return self._remaining[ranks]
 
     def _number_of(
         self, tag: Tag, signature: OpSignature, num_bytes: int, offers: Sequence[bytes]

@@ -61,19 +61,23 @@ class Probe(NamedTuple):
     tag: Tag
     """What the last rank of the path waits for from whoever receives the probe."""
 
+    excuse: Tag | None
+    """Of messages, each of which is as good as the one waited for."""
+
     path: tuple[Waiter, ...]
     """Waits, each of which can't end before the next one does."""
 
     def pack(self) -> bytes:
         """Encodes the probe; long texts are cut."""
         path = [waiter._replace(text=waiter.text[:_MAX_TEXT_CHARS]) for waiter in self.path]
-        return json.dumps([self.round, self.tag, path]).encode()
+        return json.dumps([self.round, self.tag, self.excuse, path]).encode()
 
     @classmethod
     def unpack(cls, data: bytes) -> Probe:
         """Decodes what `pack` has made."""
-        number, tag, path = json.loads(data)
-        return cls(number, Tag(*tag), tuple(Waiter(*waiter) for waiter in path))
+        number, tag, excuse, path = json.loads(data)
+        excused = None if excuse is None else Tag(*excuse)
+        return cls(number, Tag(*tag), excused, tuple(Waiter(*waiter) for waiter in path))
 
 
 class DeadlockDetector:
@@ -103,22 +107,26 @@ class DeadlockDetector:
         probe = Probe.unpack(data)
         self._received[probe.path[0].rank] = probe
 
-    def start_probe(self, own: Waiter, tag: Tag) -> bytes:
+    def start_probe(self, own: Waiter, tag: Tag, excuse: Tag | None = None) -> bytes:
         """A new probe, to be sent to all that this rank waits for.
 
         Args:
             own: this rank's wait.
             tag: what it waits for.
+            excuse: of messages that end the wait as well: that their sender has joined.
         """
         self._rounds += 1
-        return Probe(self._rounds, tag, (own,)).pack()
+        return Probe(self._rounds, tag, excuse, (own,)).pack()
 
-    def examine(self, own: Waiter, tag: Tag) -> tuple[list[bytes], tuple[Waiter, ...]]:
+    def examine(
+        self, own: Waiter, tag: Tag, excuse: Tag | None = None
+    ) -> tuple[list[bytes], tuple[Waiter, ...]]:
         """Examines the probes that have been received, while this rank waits.
 
         Args:
             own: this rank's wait.
             tag: what it waits for.
+            excuse: of messages that end the wait as well: that their sender has joined.
 
         Returns:
             Probes to forward to all that this rank waits for; and a cycle, empty if none was found.
@@ -129,7 +137,7 @@ class DeadlockDetector:
         forward: list[bytes] = []
         for first in list(self._received):
             probe = self._received.pop(first)
-            if self._has_sent(probe.tag):
+            if any(tag and self._has_sent(tag) for tag in (probe.tag, probe.excuse)):
                 continue  # The message is on its way: the sender doesn't wait for this rank.
             # A wait is identified by rank and number, not by rank alone: a rank that has gone on,
             # and waits again, isn't the one that the path names.
@@ -138,7 +146,7 @@ class DeadlockDetector:
                 return forward, (*probe.path[waits.index(own.wait) + 1 :], own)
             # Forwarded once: probes would multiply where several ranks wait for several others.
             key = (probe.path[0].wait, probe.round)
-            data = Probe(probe.round, tag, (*probe.path, own)).pack()
+            data = Probe(probe.round, tag, excuse, (*probe.path, own)).pack()
             # A path that has this rank in an earlier wait is stale: that wait has ended.
             is_stale = own.rank in (waiter.rank for waiter in probe.path)
             if not is_stale and key not in self._forwarded and len(data) <= MAX_PAYLOAD_BYTES // 2:

@@ -146,7 +146,7 @@ class Mesh:
             StalledError: not all have arrived in time.
             DeadlockError: they can't arrive.
         """
-        wait = self._stalls.begin(tag, signature, is_timed=is_timed)
+        wait = self._stalls.begin(tag, signature, excuse=excuse, is_timed=is_timed)
         try:
             messages = self._wait_for_messages(wait, peers, excuse)
         finally:

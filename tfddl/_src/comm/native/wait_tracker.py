@@ -44,13 +44,22 @@ class Wait:
         tag: of the messages.
         signature: of the operation that they belong to.
         timer: since when.
+        excuse: of other messages; whoever has sent one isn't waited for.
         missing: the peers whose messages haven't arrived.
         probe_s: after how many seconds to send the next probe.
         is_in_cycle: whether this worker waits, by way of others, for itself.
     """
 
-    def __init__(self, number: int, tag: Tag, signature: OpSignature, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        number: int,
+        tag: Tag,
+        signature: OpSignature,
+        timeouts: Timeouts,
+        excuse: Tag | None,
+    ) -> None:
         self.number, self.tag, self.signature = number, tag, signature
+        self.excuse = excuse
         self.thread = threading.get_ident()
         self.timer = WaitTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
         self.missing: Sequence[int] = ()
@@ -91,10 +100,12 @@ class WaitTracker:
         self._reports: dict[int, str] = {}
         self._detector = DeadlockDetector(self._has_sent)
 
-    def begin(self, tag: Tag, signature: OpSignature, *, is_timed: bool) -> Wait:
+    def begin(
+        self, tag: Tag, signature: OpSignature, *, excuse: Tag | None = None, is_timed: bool = True
+    ) -> Wait:
         """The calling thread begins to wait; if it isn't timed, without warnings or a limit."""
         timeouts = self._timeouts if is_timed else _UNTIMED
-        wait = Wait(next(self._numbers), tag, signature, timeouts)
+        wait = Wait(next(self._numbers), tag, signature, timeouts, excuse)
         self._waits[tag] = wait
         self._is_concurrent |= len(self._waits) > 1
         return wait
@@ -171,10 +182,11 @@ class WaitTracker:
             is_lowest = all(peer > self._rank for peer in self._arrived(wait.tag))
             if is_lowest or waited_s >= _ALL_PROBE_AFTER_S:
                 own = self._waiter(wait)
-                self._tell(wait.missing, DEADLOCK_PROBE, self._detector.start_probe(own, wait.tag))
+                probe = self._detector.start_probe(own, wait.tag, wait.excuse)
+                self._tell(wait.missing, DEADLOCK_PROBE, probe)
         if not self._detector.has_probes:
             return
-        forwarded, cycle = self._detector.examine(own or self._waiter(wait), wait.tag)
+        forwarded, cycle = self._detector.examine(own or self._waiter(wait), wait.tag, wait.excuse)
         for probe in forwarded:
             self._tell(wait.missing, DEADLOCK_PROBE, probe)
         if not cycle:
