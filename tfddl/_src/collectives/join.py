@@ -22,7 +22,8 @@ def join(*, name: str | None = None, process_set: ProcessSet | None = None) -> t
     as zeros. An average is still divided by the number of all ranks; gradients of tfddl's own
     optimizer and tape are divided by the count of the examples there are. Other operations
     (`allgather`, `broadcast`, `alltoall`, `reducescatter`) raise on all ranks that call them, as in
-    Horovod. How long it waits has no limit; a rank that is lost is noticed, here and there.
+    Horovod. How long it waits has no limit; a rank that is lost is noticed, here and there. Call it
+    when no other thread of this rank is in an operation of these ranks.
 
     Args:
         name: How messages call it.
