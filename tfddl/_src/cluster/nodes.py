@@ -107,7 +107,7 @@ def _find(environ: Mapping[str, str], num_nodes: int | None) -> NodeRank | None:
         return _from_tf_config(environ)
     if is_single_worker(environ):
         return None
-    # The same precedence as in `detection`.
+    # The precedence of `detection`, but for Kubeflow Trainer's variables, which are last there.
     for read in (
         _from_torchrun,
         _from_kubeflow,
