@@ -27,8 +27,8 @@ HEAD = """# Against Horovod itself
 results of each rank, compared by dtype, numbers (float32 to 2e-6) and classes of errors: tfddl's
 are of Horovod's class, or of a subclass. "Fit" is a small `fit` of each rank's own data: learning
 rates of all batches, logs and weights. Not compared: Adasum, which Horovod has with MPI or NCCL
-only, and ranks that call different operations, where Horovod waits for ever and tfddl says what
-each calls.
+only, and ranks that call different operations, where Horovod blocks indefinitely and tfddl says
+what each calls.
 """
 
 
