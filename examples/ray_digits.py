@@ -1,6 +1,6 @@
 """Training in actors of Ray, which keep the model between calls: python examples/ray_digits.py.
 
-Needs `pip install 'tfddl[ray]'`.
+Needs `pip install '.[ray]' scikit-learn` in a checkout.
 """
 
 import ray

@@ -1,6 +1,6 @@
 """Training on Spark's executors: python examples/spark_digits.py, or spark-submit.
 
-Needs `pip install 'tfddl[spark]'`, and Java.
+Needs `pip install '.[spark]' scikit-learn` in a checkout, and Java.
 """
 
 from pyspark.sql import SparkSession

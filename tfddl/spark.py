@@ -1,4 +1,4 @@
-"""Functions on the tasks of Spark: ``pip install 'tfddl[spark]'``.
+"""Functions on the tasks of Spark: ``pip install '.[spark]'`` in a checkout.
 
 Usage::
 
