@@ -40,7 +40,7 @@ class RayExecutor:
 
     Usage::
 
-        executor = tfddl.ray.RayExecutor(num_workers=4, use_gpu=True)
+        executor = tfddl.ray.RayExecutor(num_workers=4)
         executor.start()
         results = executor.run(train, args=(3,))  # in the order of ranks
         executor.shutdown()
