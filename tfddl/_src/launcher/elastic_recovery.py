@@ -173,7 +173,7 @@ class ElasticRecovery(Recovery):
         if first != then:
             self._say(
                 f"rank 0, which writes checkpoints, moves from {then} to {first}. HINT: a "
-                "training goes on there only from a directory that both share"
+                "training goes on there only from a directory that both share, or from a store (gs://)"
             )
 
     def _assign(self, now_s: float) -> dict[str, int]:

@@ -57,9 +57,10 @@ when something fails:
   training with tfddl.callbacks.Checkpoint resumes from its newest checkpoint. With --min-np M it
   may go on with fewer workers where one keeps failing, and without a host that keeps failing, or
   can't be reached any more. SIGTERM, to tfddlrun or to a worker, makes such a training save at the
-  next step, and end with status 75; the same command resumes from there. Ctrl-C is passed on to the
+  next step, and end with status 75; the same command resumes from there. (To a worker, with
+  --host-discovery-script, the job goes on without that host instead.) Ctrl-C is passed on to the
   workers: a script may catch KeyboardInterrupt, and save. All this holds for any
-  hosts. With --host-discovery-script hosts may come and go while a training runs that can save (a
+  hosts. With --host-discovery-script a job is elastic while a training runs that can save (a
   tfddl.callbacks.Checkpoint in fit, or a state of hvd.elastic.run): it goes on in the middle of the
   epoch with the workers that there are then, and waits where they are fewer than --min-np. The
   commits of Horovod's elastic states outlive restarts, and hosts as long as one is left.
@@ -285,7 +286,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     node_flags.add_flags(parser.add_argument_group("several nodes, with a tfddlrun on each"))
     _add_worker_flags(parser.add_argument_group("workers"))
     _add_recovery_flags(parser.add_argument_group("when something fails"))
-    elastic_flags.add_flags(parser.add_argument_group("hosts that come and go"))
+    elastic_flags.add_flags(parser.add_argument_group("elastic jobs"))
     horovodrun_flags.add_flags(parser)
     _add_other_flags(parser.add_argument_group("instead of running"))
     _add_hidden_flags(parser)
@@ -331,7 +332,8 @@ def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         "--max-restarts",
         type=int,
         metavar="N",
-        help="start again so many times when a worker has failed (default: 0; 3 with --min-np)",
+        help="start again so many times when a worker has failed (default: 0; 3 with "
+        "--min-np or --host-discovery-script)",
     )
     group.add_argument(
         "--min-np",
