@@ -1,4 +1,4 @@
-"""Horovod's reductions and compression, and arguments of both resolved to tfddl's."""
+"""Horovod's reductions, and arguments without an effect here, resolved to tfddl's."""
 
 import warnings
 from typing import Any
