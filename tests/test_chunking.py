@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.group import Groups
 from tfddl._src.comm.chunking import Span, chunk_bytes, cut
-from tfddl._src.comm.process_group import with_small_joined
+from tfddl._src.comm.process_group import with_small_concatenated
 
 CASES = "tests.cases.batch_slices"
 EVERY_DTYPE = pytest.param(["float32", "float64", "int32"], marks=pytest.mark.long)
@@ -79,7 +79,7 @@ def test_small_neighbours_travel_as_one() -> None:
         travelled.extend(zip(shapes, are_joined, strict=True))
         return [10 * tensor for tensor in tensors]
 
-    arrived = with_small_joined(pack, travel, max_bytes=80)
+    arrived = with_small_concatenated(pack, travel, max_bytes=80)
     assert travelled == [((7,), True), ((9, 9), False), ((6,), True), ((9, 10), False)]
     for given, got in zip(pack, arrived, strict=True):
         assert got.shape == given.shape

@@ -34,7 +34,7 @@ from tfddl._src.comm.process_group import (
     DynamicSignature,
     Lengths,
     ProcessGroup,
-    with_small_joined,
+    with_small_concatenated,
 )
 from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
@@ -231,7 +231,7 @@ class NativeGroup(ProcessGroup):
                 tensor.set_shape(like.shape)
             return arrived
 
-        return with_small_joined(tensors, exchange, max_bytes=_SMALL_BYTES)
+        return with_small_concatenated(tensors, exchange, max_bytes=_SMALL_BYTES)
 
     def _run(
         self,

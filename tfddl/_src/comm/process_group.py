@@ -279,20 +279,20 @@ def scaled(tensors: Sequence[tf.Tensor], scale: tf.Tensor | None) -> Sequence[tf
     return [tf.math.multiply_no_nan(t, tf.cast(scale, t.dtype)) for t in tensors]
 
 
-def with_small_joined(
+def with_small_concatenated(
     tensors: Sequence[tf.Tensor],
     exchange: Callable[[Sequence[tf.Tensor], Sequence[bool]], list[tf.Tensor]],
     *,
     max_bytes: int,
 ) -> list[tf.Tensor]:
-    """Joins small tensors that are neighbours for an exchange; the others go as they are.
+    """Concatenates small adjacent tensors for an exchange; the others go as they are.
 
-    So the order of all elements stays, whatever is joined.
+    So the order of all elements stays, whatever is concatenated.
 
     Args:
         tensors: At least one, any shapes, one dtype.
-        exchange: Gives back the same shapes and dtype; is told which of the tensors are joined
-            ones, of which only slices are used.
+        exchange: Gives back the same shapes and dtype; is told which of the tensors are
+            concatenated ones, of which only slices are used.
         max_bytes: Of a small tensor. One whose size is known only when the graph runs isn't small.
     """
     runs: list[list[tf.Tensor]] = []
@@ -320,7 +320,7 @@ def flatten(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def unflatten(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """What `flatten` has joined, in the shapes that it had."""
+    """What `flatten` has concatenated, in the shapes that it had."""
     lengths = [tensor.shape.num_elements() for tensor in like]
     if None in lengths:
         lengths = [tf.size(tensor) for tensor in like]
