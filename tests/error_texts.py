@@ -19,6 +19,10 @@ Every text of tfddl's errors that is spelled in one place, by class, for the sea
 "…" stands for what differs: a rank, a name, a number. What most of them come from, and what to do,
 is in [troubleshooting](troubleshooting.md). Each class is in `tfddl.errors`, and also inherits the
 builtin exception in parentheses. This page is written by `python -m tests.error_texts`.
+
+While a `tf.function` runs, as in the steps of `fit`, TensorFlow keeps only the text of Python's
+exceptions: a rank that is dead or missing is a `tf.errors.UnknownError` there, ranks that call
+different operations (DisagreementError) a `tf.errors.InvalidArgumentError`. Catch these.
 """
 
 
