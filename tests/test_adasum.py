@@ -86,7 +86,7 @@ def test_it_is_what_it_is_defined_as(size: int, dtype: str, rtol: float) -> None
 
 
 def test_what_it_is_for() -> None:
-    """The same are averaged, those at right angles added up."""
+    """The same are averaged, orthogonal ones added up."""
     same, right = [np.array([1.0, 2.0])] * 4, [np.array([1.0, 0.0]), np.array([0.0, 3.0])]
     for results in over_threads([[v] for v in same]):
         np.testing.assert_allclose(results[0], [1, 2], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The starts of a job whose hosts come and go: without processes, on a clock of the test's."""
+"""The starts of an elastic job: without processes, on a clock of the test's."""
 
 import signal
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Jobs that grow and shrink, with real processes: small ones, without TensorFlow."""
+"""Elastic jobs, with real processes: small ones, without TensorFlow."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Adasum: gradients that point the same way are averaged, those at right angles are added up.
+"""Adasum: gradients that point the same way are averaged, orthogonal ones are added up.
 
 For two of them, a and b, it is ``(1 - a·b / 2|a|²) a + (1 - a·b / 2|b|²) b``; for 2ⁿ ranks, that of
 the Adasums of both halves of them. Each tensor is one vector.
@@ -6,7 +6,7 @@ the Adasums of both halves of them. Each tensor is one vector.
 References:
     "Scaling Distributed Training with Adaptive Summation", Maleki et al., 2021,
     https://arxiv.org/abs/2006.02924; as in horovod/common/ops/adasum/adasum.h, where pairs of
-    neighbours come first, and a vector of (nearly) no length counts as at right angles to any.
+    neighbours come first, and a vector of (nearly) no length counts as orthogonal to any.
 """
 
 from collections.abc import Sequence

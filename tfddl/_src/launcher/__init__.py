@@ -14,7 +14,7 @@ Usage::
 How it works, from the outside in:
 
 - `main` reads the flags, `job` starts the job, and starts it again where `recovery` says so.
-- Where hosts come and go, `elastic` is the recovery: `host_discovery` says which there are, and
+- In elastic jobs, `elastic` is the recovery: `host_discovery` says which there are, and
   `elastic_policy` when the workers are asked to save, to be started again on others.
 - `guard` makes two processes of tfddlrun: the outer one passes signals on, the inner one does the
   work. Whichever is killed, the other one finds and kills all that the workers have started.

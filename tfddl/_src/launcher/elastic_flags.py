@@ -1,4 +1,4 @@
-"""The flags of jobs whose hosts come and go, as `horovodrun` has them."""
+"""The flags of elastic jobs, as `horovodrun` has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans each start of an elastic job: waits for hosts, and excludes those that have failed."""
+"""The starts of an elastic job, whose hosts change."""
 
 from __future__ import annotations
 
