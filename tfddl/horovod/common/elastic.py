@@ -1,4 +1,4 @@
-"""`horovod.common.elastic`: the state that the others are made of."""
+"""`horovod.common.elastic`: `State`, the base of the elastic states, and exceptions."""
 
 from tfddl._src.horovod.elastic_states import State as ObjectState
 from tfddl._src.horovod.elastic_states import State as State

@@ -1,4 +1,4 @@
-"""`horovod.tensorflow.functions`: objects and variables."""
+"""`horovod.tensorflow.functions`: broadcasts variables, broadcasts and gathers objects."""
 
 from tfddl._src.horovod.mpi_ops import allgather_object as allgather_object
 from tfddl._src.horovod.mpi_ops import broadcast_object as broadcast_object

@@ -1,1 +1,1 @@
-"""What the parts of the launcher have in common."""
+"""`horovod.runner.common`: a package, for `util`."""

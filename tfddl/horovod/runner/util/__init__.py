@@ -1,1 +1,1 @@
-"""Helpers of the launcher that scripts and tests import."""
+"""`horovod.runner.util`: a package, for `threads`."""
