@@ -132,7 +132,7 @@ def test_everywhere(groups: Groups, size: int, init: dict[str, Any]) -> None:
         if rank in pair:
             np.testing.assert_allclose(found["set"], expected([mine(r) for r in pair]), rtol=1e-5)
         for name, text in {
-            "integers": "adasum of int32 isn't there",
+            "integers": "adasum of int32 isn't supported",
             "slices": "only average and sum are",
             "sparse": "adasum of sparse gradients isn't built. HINT: sparse_as_dense=True",
             "own gradient": "allreduce adasum has no gradient here",

@@ -1,4 +1,4 @@
-"""The starts of an elastic job, whose hosts change."""
+"""Plans each start of an elastic job: waits for hosts, and excludes those that have failed."""
 
 from __future__ import annotations
 
