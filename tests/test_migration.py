@@ -1,7 +1,9 @@
 """`tfddl-migrate`: diffs of small scripts, and of Horovod's own kind of scripts as a whole."""
 
 import ast
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +180,20 @@ def test_what_is_no_script_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_it_loads_no_tensorflow() -> None:
     code = "import sys; import tfddl._src.horovod.migration; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import horovod.tensorflow.keras as hvd\nhvd.init()\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", "from tfddl._src.horovod.migration import run; run()", "script.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (done.returncode, "Traceback" in done.stderr) == (-signal.SIGPIPE, False)

@@ -7,6 +7,7 @@ names, which tfddl has too, and is listed with its line. No TensorFlow.
 import argparse
 import ast
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -335,4 +336,6 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script."""
+    # Whoever reads the diff may stop early (`| head`): end then as other commands do.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))
