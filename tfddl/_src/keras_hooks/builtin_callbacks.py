@@ -164,15 +164,29 @@ def _save(original: Callable[..., Any], filepath: Any, overwrite: bool = True) -
         original(filepath, overwrite=overwrite)
         return
     path = Path(filepath)
+    is_folder = path.is_dir()
     # The same ending, by which Keras tells the format. In the same directory: os.replace is atomic
-    # only within a file system (rename(2)).
-    temporary = path.with_name(f".writing-{path.name}")
+    # only within a file system (rename(2)), and a folder may be one of its own.
+    temporary = (path if is_folder else path.parent) / f".writing-{path.name}"
     try:
         original(str(temporary), overwrite=overwrite)
-        if temporary.is_dir():  # Not atomic: rename(2) replaces only an empty directory.
-            shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        if is_folder and temporary.is_dir():
+            _move_into(path, temporary)
+        else:
+            os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def _move_into(folder: Path, new: Path) -> None:
+    """Moves a folder's files into one that there is, whose other files may be of anything.
+
+    Each file is whole at any time, all together aren't: rename(2) replaces only empty directories.
+    """
+    for directory, _, names in os.walk(new):
+        target = folder / Path(directory).relative_to(new)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            os.replace(Path(directory, name), target / name)
