@@ -1,5 +1,6 @@
 """Adasum against its definition, in NumPy."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,15 @@ class Threads:
         with self._lock:
             barrier, given = self._made.setdefault(members, (threading.Barrier(len(members)), {}))
 
+        def broadcast(
+            tensors: list[tf.Tensor], root: int, *, signature: DynamicSignature
+        ) -> list[tf.Tensor]:
+            given[rank] = tensors
+            barrier.wait(30)
+            found: list[tf.Tensor] = given[members[root]]
+            barrier.wait(30)
+            return found
+
         def all_gather(flat: tf.Tensor, *, signature: DynamicSignature) -> tf.Tensor:
             given[rank] = flat
             barrier.wait(30)
@@ -49,7 +59,9 @@ class Threads:
             return rows
 
         return SimpleNamespace(
-            all_gather=all_gather, subgroup=lambda places: self.group(places, rank)
+            all_gather=all_gather,
+            broadcast=broadcast,
+            subgroup=lambda places: self.group(places, rank),
         )
 
 
@@ -83,6 +95,18 @@ def test_it_is_what_it_is_defined_as(size: int, dtype: str, rtol: float) -> None
             assert one.tobytes() == first.tobytes()
             theirs = expected(mine)
             np.testing.assert_allclose(one, theirs, rtol=rtol, atol=rtol * np.max(np.abs(theirs)))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_all_ranks_have_the_same_bits(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though their sums differ, as they do with other numbers of threads."""
+    exact, calls = tf.reduce_sum, itertools.count()
+    monkeypatch.setattr(tf, "reduce_sum", lambda x: exact(x) * (1 + 1e-5 * next(calls)))
+    random = np.random.default_rng(size)
+    results = over_threads([[random.normal(size=9), random.normal(size=2)] for _ in range(size)])
+    for found in results:
+        for one, first in zip(found, results[0], strict=True):
+            assert one.tobytes() == first.tobytes()
 
 
 def test_what_it_is_for() -> None:

@@ -47,8 +47,10 @@ def check_adasum(size: int, tensors: Sequence[tf.Tensor]) -> None:
 def adasum(group: Group, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """The Adasum over the ranks of each of some tensors, which travel together.
 
-    Pairs exchange all they have, so that both compute the same numbers in the same order: log2(N)
-    times as many bytes as there are, where recursive halving would send less than twice as many.
+    Pairs exchange all they have: log2(N) times as many bytes as there are, where recursive halving
+    would send less than twice as many. Then all get what the first rank has found, a broadcast of
+    as many bytes as there are: a sum's last bits depend on the number of threads, of which hosts
+    may have different ones.
 
     Args:
         group: 2, 4, 8, … ranks, which have negotiated it.
@@ -69,7 +71,7 @@ def adasum(group: Group, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         halves = zip(unflatten(rows[0], found), unflatten(rows[1], found), strict=True)
         found = [_of_two(one, other) for one, other in halves]
         distance *= 2
-    return found
+    return process_group.broadcast(found, 0, signature=signature)
 
 
 def _of_two(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
