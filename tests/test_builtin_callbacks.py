@@ -1,11 +1,13 @@
-"""Callbacks of Keras, without other workers: what they write."""
+"""Callbacks of Keras, without other workers: what they write, and on which ranks they run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import keras
 import pytest
 
-from tfddl._src.keras_hooks import builtin_callbacks
+from tfddl._src.keras_hooks import builtin_callbacks, rank_zero
 
 
 def _folder(path: str, overwrite: bool) -> None:
@@ -54,3 +56,24 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
 
         builtin_callbacks._save(write, path)
     assert _contents(tmp_path) == {"model.keras": "new"}
+
+
+class _Tracker(keras.callbacks.Callback):
+    __module__ = "wandb.integration.keras"
+
+
+class _StoppingTracker(_Tracker, keras.callbacks.EarlyStopping):
+    """It changes the training, too."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_tracker_that_changes_the_training_is_on_every_rank(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = SimpleNamespace(cluster=SimpleNamespace(rank=rank))
+    for module in (builtin_callbacks, rank_zero):
+        monkeypatch.setattr(module, "current", lambda: runtime)
+    stopping = _StoppingTracker()
+    found = builtin_callbacks.select_for_rank([_Tracker(), stopping])
+    assert found[-1] is stopping
+    assert [type(one) for one in found[:-1]] == ([rank_zero.OnRankZero] if rank == 0 else [])

@@ -111,7 +111,12 @@ for _event in _EVENTS:
 
 
 def is_tracker(callback: Any) -> bool:
-    """Whether a callback is of an experiment tracker's package, or derived from one that is."""
+    """Whether a callback is of an experiment tracker's package, or derived from one that is.
+
+    One that changes the training, too, isn't: every rank needs it.
+    """
+    if isinstance(callback, _TRAINING):
+        return False
     return any(base.__module__.partition(".")[0] in _TRACKERS for base in type(callback).__mro__)
 
 
