@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from tfddl._src import collectives
 from tfddl._src.runtime import PerRuntime, current, is_started
@@ -49,9 +49,11 @@ class Registered:
     def __getitem__(self, process_set_id: int) -> ProcessSet:
         return self._sets[process_set_id]
 
-    def id_of(self, process_set: ProcessSet) -> int | None:
+    def id_of(self, process_set: collectives.ProcessSet) -> int | None:
         """The set's id; None where it has none."""
-        return next((i for i, known in self._sets.items() if known == process_set), None)
+        # By ranks: a `tfddl.ProcessSet` is of another class, and unequal.
+        ranks = process_set.ranks
+        return next((i for i, known in self._sets.items() if known.ranks == ranks), None)
 
     def has(self, ranks: tuple[int, ...]) -> bool:
         """Whether a set of these ranks has an id."""
@@ -93,8 +95,7 @@ def resolve_process_set(process_set: Any) -> Any:
     Raises:
         UnsupportedError: It is no process set.
     """
-    if not isinstance(process_set, collectives.ProcessSet):
-        raise UnsupportedError(f"process_set is {process_set!r}; it must be a hvd.ProcessSet.")
+    _refuse_others(process_set)
     # A set of all ranks needs no subgroup.
     if process_set.given is None or len(process_set.ranks) == current().cluster.size:
         return None
@@ -105,10 +106,10 @@ def add_process_set(process_set: Any) -> ProcessSet:
     """Gives a process set an id while the job runs. All ranks must call it together.
 
     Args:
-        process_set: A `ProcessSet`, or ranks.
+        process_set: A `ProcessSet`, a `tfddl.ProcessSet`, or ranks.
 
     Returns:
-        The set.
+        The set, which has the id.
 
     Raises:
         UnsupportedError: `init` was called without ``process_sets="dynamic"``, and
@@ -118,8 +119,9 @@ def add_process_set(process_set: Any) -> ProcessSet:
         NotInitializedError: `init` has not been called.
     """
     known = REGISTERED.current()
-    if not isinstance(process_set, collectives.ProcessSet):
-        process_set = ProcessSet(process_set)
+    if not isinstance(process_set, ProcessSet):
+        is_plain = isinstance(process_set, collectives.ProcessSet)
+        process_set = ProcessSet(process_set.given if is_plain else process_set)
     _refuse_if_static(known, "added")
     if process_set.ranks[-1] >= current().cluster.size:
         raise UnsupportedError(
@@ -132,21 +134,22 @@ def add_process_set(process_set: Any) -> ProcessSet:
             "all. HINT: use that set; sets of the same ranks are the same set."
         )
     known.add(process_set)
-    return cast(ProcessSet, process_set)
+    return process_set
 
 
-def remove_process_set(process_set: ProcessSet) -> bool:
+def remove_process_set(process_set: collectives.ProcessSet) -> bool:
     """Takes a process set's id away. All ranks must call it together.
 
     Returns:
         Whether it had one. The set of all ranks keeps its own.
 
     Raises:
-        UnsupportedError: As for `add_process_set`.
+        UnsupportedError: As for `add_process_set`, or it is no process set.
         DisagreementOpError: Ranks remove different sets.
         NotInitializedError: `init` has not been called.
     """
     known = REGISTERED.current()
+    _refuse_others(process_set)
     process_set_id = known.id_of(process_set)
     if not process_set_id:
         return False
@@ -161,6 +164,11 @@ def remove_process_set(process_set: ProcessSet) -> bool:
 def _agree(call: str) -> None:
     """Waits until all ranks have called the same."""
     collectives.barrier(name=collectives.DisplayName(call))
+
+
+def _refuse_others(process_set: Any) -> None:
+    if not isinstance(process_set, collectives.ProcessSet):
+        raise UnsupportedError(f"process_set is {process_set!r}; it must be a hvd.ProcessSet.")
 
 
 def _refuse_if_static(known: Registered, what: str) -> None:
