@@ -3,6 +3,7 @@
 That they are those of the installed TensorFlow is shown by test_launcher_output.py.
 """
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_a_gpu_is_found_with_a_driver_and_without(
     assert has_gpu(tmp_path) == found
 
 
+@pytest.mark.parametrize("error", [PermissionError, OSError(errno.ENODEV, "No such device")])
+def test_what_cannot_be_read_is_no_gpu(
+    error: OSError | type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "sys/bus/pci/devices/1").mkdir(parents=True)
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert not has_gpu(tmp_path)
+
+
 def _run(script: str) -> subprocess.CompletedProcess[str]:
     preamble = (
         "import os, signal, subprocess, sys\n"
@@ -139,3 +152,17 @@ def test_a_child_that_keeps_stderr_is_not_waited_for() -> None:
         "child.communicate(noise.encode() + b'\\nof the child\\n')\n"
     )
     assert done.stderr == "goes on\nof the child\n"
+
+
+@pytest.mark.parametrize("closed", ["os.close(2)", "os.close(2)\nsys.stderr = None"])
+def test_a_closed_stderr_stays_closed(closed: str) -> None:
+    done = _run(
+        f"{closed}\n"
+        "with filtered_stderr():\n"
+        "    print('goes on')\n"
+        "try:\n"
+        "    os.waitpid(-1, os.WNOHANG)\n"
+        "except ChildProcessError:\n"
+        "    print('alone')\n"
+    )
+    assert done.stdout == "goes on\nalone\n"

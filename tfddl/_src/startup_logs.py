@@ -95,10 +95,10 @@ def has_gpu(root: Path = Path("/")) -> bool:
         root: where dev, proc and sys are.
     """
     drivers = (*root.glob("dev/nvidia*"), root / "proc/driver/nvidia", root / "dev/dxg")  # dxg: WSL
-    if any(path.exists() for path in drivers):
+    if any(os.path.exists(path) for path in drivers):  # Path.exists raises PermissionError
         return True
     for device in root.glob("sys/bus/pci/devices/*"):
-        with contextlib.suppress(FileNotFoundError):  # unplugged meanwhile
+        with contextlib.suppress(OSError):  # unplugged meanwhile; in a container, not to be read
             vendor = (device / "vendor").read_text().strip()
             # 03: display controllers, among them GPUs without any connector (PCI Code and ID
             # Assignment Specification).
@@ -112,8 +112,15 @@ def filtered_stderr() -> Iterator[None]:
     """Leaves these lines out of what this process writes to stderr within the context.
 
     C++ writes them to the descriptor. It leads to a second process meanwhile, so that none of the
-    last words are lost where TensorFlow aborts this one.
+    last words are lost where TensorFlow aborts this one. Where stderr is closed, nothing is done.
     """
+    try:
+        kept = -1 if sys.stderr is None else os.dup(2)
+    except OSError:
+        kept = -1
+    if kept < 0:
+        yield
+        return
     sys.stderr.flush()
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],  # without site-packages: it starts in some 20 ms
@@ -121,7 +128,6 @@ def filtered_stderr() -> Iterator[None]:
         start_new_session=True,  # Ctrl-C is not for it: what this process then writes is shown.
     )
     assert process.stdin is not None
-    kept = os.dup(2)
     os.dup2(process.stdin.fileno(), 2)
     process.stdin.close()
     try:
