@@ -19,6 +19,7 @@ import pytest
 import tensorflow as tf
 
 from tests.fake_gcs import FakeGcs
+from tfddl._src import checkpoint
 from tfddl._src.checkpoint import BEST, CheckpointStore, Snapshot, read, write
 from tfddl._src.storage import RemoteError, RemoteLock, RemotePath, check_held, make_path
 from tfddl._src.storage import lock as lock_module
@@ -301,6 +302,20 @@ def test_a_lock_that_was_taken_is_noticed_before_the_next_save(
     assert _names(directory) == [".lock", "step-0000000001.npz"]
     check_held(directory)  # Of a process that has no lock.
     assert not caplog.records
+
+
+def test_a_job_that_has_lost_at_the_start_removes_nothing(
+    directory: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_starts(_: RemotePath) -> None:
+        _held_elsewhere(directory)
+        (directory / ".writing-checkpoint-b").write_bytes(b"half")
+
+    monkeypatch.setattr(checkpoint, "_try_to_write", other_starts)
+    with pytest.raises(CheckpointError, match="is now in use by another job: process 7 on hostB"):
+        CheckpointStore(directory).prepare()
+    assert _names(directory) == [".lock", ".writing-checkpoint-b"]
+    assert not lock_module._held
 
 
 def test_the_holder_renews_its_lock(

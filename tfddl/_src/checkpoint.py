@@ -156,10 +156,16 @@ class CheckpointStore:
             _make_directory(self.directory)
             lock = _lock(self.directory)
             _try_to_write(self.directory)
+            if isinstance(self.directory, RemotePath):  # its files are of whoever came last
+                check_held(self.directory)
             if lock.is_held:  # otherwise another job may be writing them
                 for left in self.directory.glob(f"{_TEMPORARY}*"):
                     left.unlink(missing_ok=True)
             return lock
+        except CheckpointError:
+            if lock is not None:
+                lock.release()
+            raise
         except OSError as error:
             if lock is not None:
                 lock.release()
