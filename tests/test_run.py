@@ -5,9 +5,11 @@ import functools
 import io
 import operator
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -23,7 +25,12 @@ from tests.hosts import HERE, stand_in
 from tests.launching import TIMEOUT_S, pids
 from tests.processes import is_running, wait_until
 from tfddl import horovod
-from tfddl._src.launcher.call_relay import CallOutcome, RankResult
+from tfddl._src.launcher import call_relay
+from tfddl._src.launcher.agent_client import AgentClient
+from tfddl._src.launcher.call_relay import CallOutcome, CallRelay, RankResult
+from tfddl._src.launcher.frames import Message
+from tfddl._src.launcher.report import Outcome, WorkerExit
+from tfddl._src.launcher.signals import Signals
 from tfddl._src.remote_call import run as run_module
 from tfddl._src.remote_call.pickling import (
     Answer,
@@ -119,7 +126,7 @@ def test_a_failure_arrives_with_rank_and_traceback(kind: str, text: str, cause: 
 def test_the_first_exception_counts() -> None:
     """A worker's process may take longer to end than that of one which failed after it."""
     answers = {0: Answer(None, "the later one", at_s=2.0), 1: Answer(None, "the first", at_s=1.0)}
-    outcome = CallOutcome(root=0, root_host="", is_interrupted=False, report="a report")
+    outcome = CallOutcome(0, "", is_interrupted=False, report="a report", ranks=(0, 1, 2))
     found = {rank: RankResult(rank, "", b"") for rank in range(3)}
 
     def text(**changed: Any) -> str:
@@ -136,6 +143,66 @@ def test_the_first_exception_counts() -> None:
     assert text() == "rank 0 failed:\nthe later one"
     answers[0] = dataclasses.replace(answers[0], blames_peer=True)
     assert text() == "rank 1 on hostB failed:\nthe first"
+
+
+class _Host(AgentClient):
+    """A host whose agent says which results it has, or nothing."""
+
+    def __init__(self, host: str, rank: int, *, answers: bool = True) -> None:
+        super().__init__(host)
+        self._fd, self._rank, self._does_answer = os.eventfd(0), rank, answers
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def send(self, message: Message, data: bytes = b"", /) -> None:
+        if self._does_answer and message["do"] == "describe results":
+            self._receive({"is": "sizes", "sizes": [(self._rank, 0)]})
+
+    def turn(self, *, is_readable: bool) -> None:
+        pass
+
+    def timeout_s(self) -> float:
+        return 1.0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def test_a_host_whose_results_do_not_come_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_relay, "_ANSWER_S", 0.05)
+    hosts = [_Host("hostA", 0), _Host("hostB", 1), _Host("hostC", 2, answers=False)]
+    hosts[1].lost = "the connection to hostB was lost"
+    exits = tuple(WorkerExit(rank, 0, 1.0, (), None) for rank in range(3))
+    outcome = Outcome(exits=exits, root=None, interrupted_by=None, num_oom_kills=0)
+    with (
+        tempfile.TemporaryFile() as call,
+        tempfile.TemporaryFile() as results,
+        Signals() as signals,
+    ):
+        relay = CallRelay(call.fileno(), results.fileno())
+        problem = relay.fetch(outcome, hosts, signals=signals)
+        results.seek(0)
+        records = list(run_module._records(results))
+    for host in hosts:
+        host.close()
+    assert problem == (
+        "can't fetch the results: the connection to hostB was lost\n"
+        "hostC hasn't answered within 0.05 s"
+    )
+    assert records == [
+        RankResult(0, "hostA", b""),
+        CallOutcome(None, "", is_interrupted=False, report=problem, ranks=(0, 1, 2)),
+    ]
+
+
+def test_a_rank_without_a_result_is_a_failure() -> None:
+    """Though nothing else says so: the list of results would be shorter, and misaligned."""
+    outcome = CallOutcome(None, "", is_interrupted=False, report="", ranks=(0, 1, 2))
+    result = RankResult(0, "", pickle.dumps(Answer(b"a result")))
+    end = run_module._read_end(iter([result, outcome]), 0)
+    assert end.failure is not None
+    assert "no result has come of rank 1, 2; one of each of 3 workers" in end.failure.text
 
 
 @pytest.mark.parametrize(

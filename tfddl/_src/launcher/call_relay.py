@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfddl._src.launcher.agent_client import AgentClient
-from tfddl._src.launcher.fleet import UnreachableError, answers_of, ask
+from tfddl._src.launcher.fleet import UnreachableError, answers_of, ask, require_answers
 from tfddl._src.launcher.report import Outcome, outcome_report
 from tfddl._src.launcher.signals import Interrupted, Signals
 
@@ -43,12 +43,14 @@ class CallOutcome:
         root_host: where it ran; "" for this machine.
         is_interrupted: whether a signal to the launcher ended the job.
         report: the launcher's report of the end; "" where all workers ended well.
+        ranks: those of the workers that this launcher has started.
     """
 
     root: int | None
     root_host: str
     is_interrupted: bool
     report: str
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class CallRelay:
                     for rank, size in answer["sizes"]:
                         data = _read(client, rank, size, beat=there, signals=signals)
                         pickle.dump(RankResult(rank, client.host, data), file)
+                if not outcome.is_failure:  # Its report names the hosts that were lost.
+                    require_answers(clients, answers, wait_s=_ANSWER_S)
             except UnreachableError as error:
                 problem = f"can't fetch the results: {error}"
             except Interrupted:
@@ -109,6 +113,7 @@ class CallRelay:
                 root_host="" if root is None else root.host,
                 is_interrupted=outcome.interrupted_by is not None,
                 report=outcome_report(outcome) or problem,
+                ranks=tuple(end.rank for end in outcome.exits),
             )
             pickle.dump(ended, file)
         return problem

@@ -247,12 +247,26 @@ def ask(clients: Sequence[AgentClient], *, signals: Signals, wait_s: float) -> l
         Interrupted: a signal came.
     """
     answers = answers_of(clients, signals=signals, wait_s=wait_s)
-    if missing := [client for client in clients if client not in answers]:
-        silence = f"hasn't answered within {wait_s:g} s"
-        raise UnreachableError(
-            {client.host: client.lost or f"{client.host} {silence}" for client in missing}
-        )
+    require_answers(clients, answers, wait_s=wait_s)
     return [answers[client] for client in clients]
+
+
+def require_answers(
+    clients: Iterable[AgentClient], answers: Mapping[AgentClient, Message], *, wait_s: float
+) -> None:
+    """Raises where a host hasn't answered what it was asked.
+
+    Raises:
+        UnreachableError: hosts that haven't answered in time, or are lost; all of them named.
+    """
+    silence = f"hasn't answered within {wait_s:g} s"
+    missing = {
+        client.host: client.lost or f"{client.host} {silence}"
+        for client in clients
+        if client not in answers
+    }
+    if missing:
+        raise UnreachableError(missing)
 
 
 def answers_of(

@@ -389,7 +389,14 @@ def _find_failure(
         )
     if outcome.report:
         return Failure(outcome.report)
-    if missing := sorted(found.keys() - answers.keys()):
+    missing = sorted(set(outcome.ranks) - answers.keys())
+    if absent := [rank for rank in missing if rank not in found]:
+        return Failure(
+            f"all workers ended well, but no result has come of rank "
+            f"{', '.join(map(str, absent))}; one of each of {len(outcome.ranks)} workers was "
+            "expected. HINT: was the connection to a host lost at the end?"
+        )
+    if missing:
         return Failure(
             f"rank {missing[0]} ended with exit code 0 before the function has returned. HINT: "
             "something has called os._exit, or has replaced the process"
