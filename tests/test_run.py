@@ -205,6 +205,21 @@ def test_a_rank_without_a_result_is_a_failure() -> None:
     assert "no result has come of rank 1, 2; one of each of 3 workers" in end.failure.text
 
 
+def test_a_result_that_was_cut_off_hides_no_failure() -> None:
+    """Its worker was killed while it wrote, since another rank had failed."""
+    data = pickle.dumps(Answer(bytes(100_000)))
+    raised = RankResult(1, "", pickle.dumps(Answer(None, "the reason")))
+    outcome = CallOutcome(1, "", is_interrupted=False, report="a report", ranks=(0, 1))
+    for size in (1, 10, 70_000, len(data) - 1):
+        cut_off = RankResult(0, "", data[:size])
+        end = run_module._read_end(iter([cut_off, raised, outcome]), 1)
+        assert end.failure is not None
+        assert end.failure.text == "rank 1 failed:\nthe reason"
+        # So of the launcher's own records, where it was killed.
+        file = io.BytesIO(pickle.dumps(raised) + pickle.dumps(cut_off)[:size])
+        assert list(run_module._records(file)) == [raised]
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import operator
 import os
@@ -333,9 +334,19 @@ class _LineWriter:
 
 def _records(file: IO[bytes]) -> Iterator[RankResult | CallOutcome | str]:
     """What the launcher has written: results, then how the job ended, or why it couldn't start."""
-    with contextlib.suppress(EOFError):
-        while True:
-            yield pickle.load(file)
+    while (record := _load(file)) is not None:
+        yield record
+
+
+def _load(file: IO[bytes]) -> Any:
+    """The next object of a file; None where there is none, or its end is missing.
+
+    Who wrote it may have been killed meanwhile.
+    """
+    try:
+        return pickle.load(file)
+    except Exception:  # noqa: BLE001 - what is cut off raises almost anything, as pickle's pages say
+        return None
 
 
 def _read_end(records: Iterator[RankResult | CallOutcome | str], status: int) -> CallEnd:
@@ -359,7 +370,7 @@ def _read_end(records: Iterator[RankResult | CallOutcome | str], status: int) ->
     answers = {
         rank: answer
         for rank, record in found.items()
-        if record.data and isinstance(answer := pickle.loads(record.data), Answer)
+        if isinstance(answer := _load(io.BytesIO(record.data)), Answer)
     }
     results = {rank: answer.result for rank, answer in answers.items() if answer.result is not None}
     return CallEnd(results, _find_failure(outcome, found, answers))
