@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.hosts import HERE, stand_in
 from tests.launching import PAGE, TIMEOUT_S, launch, launched, pids, worker
+from tests.processes import is_running, wait_until
 from tfddl._src.launcher.main import main
 
 # A worker that saves whenever it is asked to, as a training does; the first keeps commits.
@@ -148,6 +150,36 @@ train()
         "tfddlrun: ended by SIGTERM, after the training was saved at step 1 of epoch 1; the same "
         "command resumes from there\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "text"),
+    [
+        (signal.SIGTERM, 75, "ended by SIGTERM, after the training was saved at step 1 of epoch 1"),
+        (signal.SIGINT, 130, "ended by SIGINT, and all workers with it"),
+    ],
+)
+def test_a_signal_while_workers_end_for_other_hosts(
+    number: signal.Signals, status: int, text: str, tmp_path: Path
+) -> None:
+    script = f"""{TRAINING}
+if rank == 1:
+    train(until=lambda: page.save_is_requested)
+    time.sleep(60)
+train()
+"""
+    line = [*_discovery(tmp_path, "localhost:2"), "--min-np", "2", "--max-np", "3"]
+    with launched(*line, *worker(script), cwd=tmp_path) as process:
+        _wait_for_start(tmp_path, 0, 2)
+        first = int((tmp_path / "0 of 2 is ready in 0").read_text())
+        _write_hosts(tmp_path, "localhost:3")
+        wait_until(lambda: not is_running(first))
+        time.sleep(0.5)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    assert text in err.splitlines()[-1]
 
 
 def test_too_few_hosts(tmp_path: Path) -> None:

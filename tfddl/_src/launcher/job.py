@@ -271,8 +271,8 @@ def _start(
 
 def _interrupted(signals: Signals) -> Outcome:
     """How a job ends that a signal ends while no worker runs."""
-    (number, *_) = signals.take_ending()
-    return Outcome(exits=(), root=None, interrupted_by=number, num_oom_kills=0)
+    # Not those that are still to be taken: it may have come while the last workers ended.
+    return Outcome(exits=(), root=None, interrupted_by=signals.ended_by, num_oom_kills=0)
 
 
 def _with_workers(options: JobOptions, workers: Mapping[str, int]) -> JobOptions:

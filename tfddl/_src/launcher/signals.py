@@ -40,7 +40,7 @@ class Signals:
     to all processes of a job comes by two ways, and counts once.
 
     Attributes:
-        have_ended_job: whether one that ends the job has come.
+        ended_by: the first that has come and ends the job, whether it was taken or not; or None.
     """
 
     def __init__(self, pipe: tuple[int, int] | None = None) -> None:
@@ -50,7 +50,7 @@ class Signals:
             pipe: where another process writes, too, what it passes on, and `OUTER_DIED` ends the
                 job as SIGKILL; both ends, not blocking. None where there is no such process.
         """
-        self.have_ended_job = False
+        self.ended_by: signal.Signals | None = None
         self._pipe = pipe
         self._ending: list[signal.Signals] = []
         # How often each has come, by its number, and by that of one that is passed on.
@@ -94,7 +94,13 @@ class Signals:
             while numbers := os.read(self._reader, 4096):
                 for number in numbers:
                     self._take(number)
-                self.have_ended_job |= bool(self._ending)
+                if self._ending and self.ended_by is None:
+                    self.ended_by = self._ending[0]
+
+    @property
+    def have_ended_job(self) -> bool:
+        """Whether one that ends the job has come."""
+        return self.ended_by is not None
 
     def _take(self, number: int) -> None:
         if number == OUTER_DIED:

@@ -247,8 +247,14 @@ class _Job:
                     self._end_all()
             else:
                 self._kill_at_s, self._say_at_s = time.monotonic(), math.inf
-                if self._root is not None and not _has_saved(self._root):
-                    self._interrupted_by = self._interrupted_by or number  # No other start.
+                # No other start: neither after a failure, nor where workers have saved for one.
+                if self._options.host_changes is not None or (
+                    self._root is not None and not _has_saved(self._root)
+                ):
+                    self._interrupted_by = self._interrupted_by or number
+                    if self._interrupted_by != signal.SIGTERM and self._root is not None:
+                        # One that has saved has not failed; after SIGTERM the report says so.
+                        self._root = None if _has_saved(self._root) else self._root
 
     def _notice_ends(self) -> None:
         # All that have ended since the last turn are compared: their order among them isn't known.
