@@ -182,6 +182,18 @@ train()
     assert text in err.splitlines()[-1]
 
 
+def test_the_wait_for_hosts_ends_after_a_new_host_that_is_not_reached(tmp_path: Path) -> None:
+    line = [*_discovery(tmp_path, HERE[0]), "-np", "1", "--elastic-timeout", "1"]
+    ssh = ("--ssh-command", stand_in(tmp_path / "ssh", down=HERE[1]))
+    with launched(*line, *ssh, *worker(f"{TRAINING}\ntrain()"), cwd=tmp_path) as process:
+        _wait_for_start(tmp_path, 0, 1)
+        _write_hosts(tmp_path, HERE[1])
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 127
+    assert f"tfddlrun: going on without {HERE[1]} for 60 s" in err.splitlines()
+    assert "after 1 s there are hosts for 0 workers (none)" in err
+
+
 def test_too_few_hosts(tmp_path: Path) -> None:
     line = [*_discovery(tmp_path, "localhost:1"), "--min-np", "2", "--elastic-timeout", "0.5"]
     done = launch(*line, *worker(TRAINING), cwd=tmp_path)

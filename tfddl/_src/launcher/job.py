@@ -177,6 +177,11 @@ def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str,
             console, signals, store, relay, secret=given_secret(environment, options.exports)
         )
         while True:
+            # Outside of what may leave hosts out: that there are too few ends the job.
+            if not recovery.wait_to_start(signals):
+                outcome = _interrupted(signals)
+                console.say(outcome_report(outcome, broken=console.broken))
+                return outcome.status
             try:
                 outcome = _start(options, recovery, resources=resources, environment=environment)
             except LaunchError as error:
@@ -231,8 +236,6 @@ def _start(
     environment: Mapping[str, str],
 ) -> Outcome:
     """Starts the workers and supervises them; starts again where a port was taken meanwhile."""
-    if not recovery.wait_to_start(resources.signals):
-        return _interrupted(resources.signals)
     options = _with_workers(options, recovery.workers)
     environment = {**environment, **recovery.variables}
     # Ports are chosen before the servers of workers bind them, so that another program can be
