@@ -74,11 +74,12 @@ def test_workers_fill_hosts_in_the_order_that_there_is(
         ({"a": 2, "b": 1, "c": 1}, 2.9, 99.0, False),  # more may be about to come
         ({"a": 2, "b": 1, "c": 1}, 99.0, 59.9, False),  # it has begun only just now
         ({"b": 1, "a": 2}, 99.0, 99.0, False),  # in another order
-        # What goes away is left at once.
-        ({"a": 2}, 0.0, 0.0, True),
-        ({"a": 1, "b": 1}, 0.0, 0.0, True),
-        ({"a": 2, "c": 8}, 0.0, 0.0, True),
-        ({}, 0.0, 0.0, True),
+        # What goes away is left soon, however short the workers have run.
+        ({"a": 2}, 3.0, 0.0, True),
+        ({"a": 1, "b": 1}, 3.0, 0.0, True),
+        ({"a": 2, "c": 8}, 3.0, 0.0, True),
+        ({"a": 2}, 2.9, 99.0, False),  # it may be missing in one answer
+        ({}, 99.0, 99.0, False),  # nowhere to go on
     ],
 )
 def test_when_a_job_changes(

@@ -24,8 +24,9 @@ class ElasticOptions:
         reset_limit: how often the workers are started again, failures included; None: no limit.
         resize_interval_s: seconds from a start to an interruption for more workers, at least 0:
             what a start costs has to be worth it. Hosts that go away don't wait for it.
-        settle_s: seconds that the list of hosts has to stay as it is before more workers are
-            started, so that hosts which come one after the other cost one start.
+        settle_s: seconds that the list of hosts has to stay as it is before the workers are
+            interrupted, so that hosts which come one after the other cost one start, and those
+            that are missing once, in an answer that was cut short, none.
 
     Raises:
         LaunchError: a value is out of its range.
@@ -102,8 +103,11 @@ def is_resize_due(
         stable_s: for how long the hosts have been these.
         running_s: for how long the workers have.
     """
+    # No hosts at all is what a script prints that has hidden a failure (`kubectl … | awk …`); and
+    # there would be nowhere to go on.
+    if not hosts or stable_s < options.settle_s:
+        return False
     if any(hosts.get(host, 0) < number for host, number in current.items()):
         return True
     wanted = assign_workers(hosts, current=current, max_workers=options.max_workers)
-    is_quiet = stable_s >= options.settle_s and running_s >= options.resize_interval_s
-    return is_quiet and sum(wanted.values()) > sum(current.values())
+    return running_s >= options.resize_interval_s and sum(wanted.values()) > sum(current.values())
