@@ -18,6 +18,8 @@ class Preemption:
     def __init__(self) -> None:
         self.got_sigterm = False
         self._listens = False
+        # Whether it has told the launcher that this process saves: another one around it may have.
+        self._takes_requests = False
 
     @property
     def requested(self) -> bool:
@@ -31,7 +33,9 @@ class Preemption:
             outlives_job: Whether what is saved is there for the next job. Otherwise SIGTERM to
                 `tfddlrun` ends this process at once.
         """
-        current().progress_page.set_flags(WorkerFlags.SAVES_ON_REQUEST)
+        page = current().progress_page
+        self._takes_requests |= WorkerFlags.SAVES_ON_REQUEST not in page.read().flags
+        page.set_flags(WorkerFlags.SAVES_ON_REQUEST)
         # Python runs handlers in the main thread only, and signal.signal raises in any other.
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -39,7 +43,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._request)
             current().sigterm_handler = self._request
             if outlives_job:
-                current().progress_page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
+                page.set_flags(WorkerFlags.SAVES_ON_SIGTERM)
 
     def report(self) -> None:
         """Tells the launcher that this process has saved and is about to end."""
@@ -55,7 +59,9 @@ class Preemption:
             handled: Whether training has ended because of it. Otherwise, if it has come, it is
                 raised again, now with its usual meaning.
         """
-        current().progress_page.clear_flags(WorkerFlags.SAVES_ON_REQUEST)
+        if self._takes_requests:
+            self._takes_requests = False
+            current().progress_page.clear_flags(WorkerFlags.SAVES_ON_REQUEST)
         if not self._listens:
             return
         self._listens = False
