@@ -92,6 +92,8 @@ def test_mistakes_in_hosts_are_said(text: str, message: str) -> None:
         (" b \n a:1", {"b": 4, "a": 1}),
         ("a:0\nb:2", {"b": 2}),  # There is a host, but no slot is free.
         ("[fd00::1]:2\nfd00::2", {"fd00::1": 2, "fd00::2": 4}),
+        ("fe80::0:0\n[fd00::1]:0", {"fe80::0:0": 4}),  # The end of an address is no number.
+        ("# from the queue\na:2 # idle\n#b", {"a": 2}),
     ],
 )
 def test_hosts_that_a_discovery_script_prints(text: str, hosts: dict[str, int]) -> None:

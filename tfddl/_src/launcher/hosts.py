@@ -87,7 +87,8 @@ def parse_discovered(text: str, *, default_slots: int) -> dict[str, int]:
     """Reads what a host discovery script prints, as Horovod's: lines "host:slots" or "host".
 
     Args:
-        text: what it has printed; nothing means that there are no hosts.
+        text: what it has printed; what follows "#" is a comment, and nothing means that there are
+            no hosts.
         default_slots: of a host without a number.
 
     Returns:
@@ -96,9 +97,12 @@ def parse_discovered(text: str, *, default_slots: int) -> dict[str, int]:
     Raises:
         LaunchError: a line isn't understood, or names a host again.
     """
-    lines = [line.strip() for line in text.splitlines()]
-    entries = [line for line in lines if line and not line.endswith(":0")]
-    hosts = _each_once(_parse_entry(entry, default_slots=default_slots) for entry in entries)
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    hosts = _each_once(
+        _parse_entry(line, default_slots=default_slots)
+        for line in lines
+        if line and split_host(line)[1] != "0"
+    )
     return {host.name: host.slots for host in hosts}
 
 
