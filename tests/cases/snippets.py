@@ -30,7 +30,9 @@ def run(page: str) -> int:
             names = _names_taken_for_granted()
             for found in BLOCK.finditer(text):
                 line = text[: found.start(1)].count("\n")
-                code = compile("\n" * line + found[1], str(ROOT / page), "exec")
+                # A reader has more time than a test.
+                lines = re.sub(r"\bepochs=\d+", "epochs=2", found[1])
+                code = compile("\n" * line + lines, str(ROOT / page), "exec")
                 if not found[1].startswith(NEEDS):
                     exec(code, names)
                     count += 1
