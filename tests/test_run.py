@@ -120,7 +120,7 @@ def test_a_failure_arrives_with_rank_and_traceback(kind: str, text: str, cause: 
     with pytest.raises(LaunchError, match=f"(?s){text}") as caught:
         tfddl.run(_fail, (kind,))
     assert type(caught.value.__cause__) is cause
-    assert "functions/task.py" not in str(caught.value)
+    assert "remote_call/task.py" not in str(caught.value)
 
 
 def test_the_first_exception_counts() -> None:
