@@ -25,7 +25,6 @@ SCRIPTS = {
     "tfrecords.py": (("--epochs=1",), r"1500 records, accuracy 0\.\d+"),
     "horovod_script.py": ((), r"accuracy 0\.[5-9]"),
 }
-EVERYDAY = {"keras_fit.py"}
 
 
 def _run(script: Path, directory: Path, arguments: tuple[str, ...]) -> str:
@@ -43,10 +42,8 @@ def _run(script: Path, directory: Path, arguments: tuple[str, ...]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.long) for name in SCRIPTS],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_examples_run(tmp_path: Path, name: str) -> None:
     arguments, expected = SCRIPTS[name]
     output = _run(EXAMPLES / name, tmp_path, arguments)

@@ -117,7 +117,7 @@ train()
         f"{HERE[0]} for 60 s",
         f"tfddlrun: with 1 workers instead of 2: {HERE[1]}:1",
         f"tfddlrun: rank 0, which writes checkpoints, moves from {HERE[0]} to {HERE[1]}. HINT: a "
-        "training goes on there only from a directory that both share",
+        "training goes on there only from a directory that both share, or from a store (gs://)",
     ]
 
 

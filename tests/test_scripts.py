@@ -10,7 +10,8 @@ from tests.group import ROOT
 from tests.launching import launch, of_ranks
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [2, 3])
 def test_a_tutorial_s_script_and_a_train_function(tmp_path: Path, workers: int) -> None:
     scripts = ["multi_worker_keras.py", str(tmp_path), "train_function.py", "32"]
     command = [sys.executable, "tests/scripts/several.py", *scripts]
