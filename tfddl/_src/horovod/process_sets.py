@@ -51,9 +51,10 @@ class Registered:
 
     def id_of(self, process_set: collectives.ProcessSet) -> int | None:
         """The set's id; None where it has none."""
-        # By ranks: a `tfddl.ProcessSet` is of another class, and unequal.
-        ranks = process_set.ranks
-        return next((i for i, known in self._sets.items() if known.ranks == ranks), None)
+        # By what was given, since a `tfddl.ProcessSet` is of another class, and unequal. A set that
+        # names all ranks has no id, as in Horovod: it isn't the global one.
+        given = process_set.given
+        return next((i for i, known in self._sets.items() if known.given == given), None)
 
     def has(self, ranks: tuple[int, ...]) -> bool:
         """Whether a set of these ranks has an id."""
