@@ -298,6 +298,27 @@ PARTIAL = {
     ),
 }
 
+
+@pytest.mark.parametrize(
+    ("environ", "is_told"),
+    [
+        (SBATCH, True),
+        (SALLOC, True),
+        (SALLOC | {"TFDDL_ALONE": "1"}, False),
+        (SALLOC | {"SLURM_NTASKS": "1"}, False),
+        (SALLOC | {"SLURM_NTASKS": "many"}, False),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, False),
+        (SALLOC | tf_config(PAI | {"cluster": {"worker": ["a:1"]}}), False),
+    ],
+)
+def test_one_worker_is_told_of_slurm_s_other_tasks(
+    environ: dict[str, str], is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert detect(environ).size == 1
+    text = "Slurm has allocated 4 tasks (SLURM_NTASKS), but srun hasn't started this process"
+    assert (text in caplog.text) == is_told
+
+
 ALONE = {
     "nothing": {"HOME": "/root", "PATH": "/bin"},
     "sbatch": SBATCH,

@@ -22,6 +22,7 @@ other processes (see `indicators`), the process is a single worker.
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ from tfddl._src.cluster.environments import (
 )
 from tfddl._src.cluster.task import Task
 from tfddl.errors import ClusterError
+
+_LOG = logging.getLogger("tfddl")
 
 
 class Source(enum.Enum):
@@ -95,6 +98,10 @@ def detect(environ: Mapping[str, str]) -> Cluster | PartialCluster:
         return cluster
     if choice.source is Source.KUBEFLOW and (pod := kubeflow.find(environ)):
         return kubeflow.build_cluster(pod)
+    if choice.source is Source.NOTHING and not is_single_worker(environ):
+        # Not refused: an allocation of several tasks, and one process in it, is nothing wrong.
+        if text := slurm.describe_idle_tasks(environ):
+            _LOG.warning("%s", text)
     return Cluster.single_worker()
 
 

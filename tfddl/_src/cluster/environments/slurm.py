@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from tfddl._src.cluster.cluster import Cluster, block_addresses, join_address
-from tfddl._src.cluster.environment_variables import consecutive_ports, read_int
+from tfddl._src.cluster.environment_variables import ALONE, consecutive_ports, read_int
 from tfddl._src.cluster.parsing import MAX_CLUSTER_SIZE, MAX_PORT, parse_int, quote
 from tfddl._src.cluster.task import Task
 from tfddl.errors import ClusterError
@@ -24,6 +24,7 @@ _NODE = "SLURM_NODEID"
 _LOCAL_RANK = "SLURM_LOCALID"
 
 _JOB = "SLURM_JOB_ID"
+_ALLOCATED_TASKS = "SLURM_NTASKS"
 _CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 _BIND_TYPE = "SLURM_CPU_BIND_TYPE"
 _BIND_LIST = "SLURM_CPU_BIND_LIST"
@@ -59,6 +60,21 @@ def find(environ: Mapping[str, str]) -> Task | None:
         size=size,
         job=f"{environ.get(_JOB, '')}.{environ[_STEP]}",
         source=f"{_SIZE}, {_RANK}",
+    )
+
+
+def describe_idle_tasks(environ: Mapping[str, str]) -> str:
+    """What a process outside of a step should know of its allocation's tasks; "" if there is one.
+
+    The batch script of `sbatch` may well train by itself; mostly its `srun` has been forgotten.
+    """
+    tasks = environ.get(_ALLOCATED_TASKS, "")
+    if environ.get(_STEP) or not tasks.isascii() or not tasks.isdecimal() or int(tasks) < 2:
+        return ""
+    return (
+        f"Slurm has allocated {tasks[:9]} tasks ({_ALLOCATED_TASKS}), but srun hasn't started this "
+        "process as one of them: it is the only worker. HINT: srun python train.py starts all; "
+        f"{ALONE}=1 says that one worker is meant"
     )
 
 
