@@ -28,8 +28,8 @@ from tfddl._src.engines import spark_rank
 from tfddl._src.engines.ray_options import choose_bundles
 from tfddl._src.engines.spark import _host
 from tfddl._src.engines.spark_rank import EngineJob, exchange_addresses, find_failure, run_rank
+from tfddl._src.remote_call.call_end import CallEnd, Failure
 from tfddl._src.remote_call.pickling import Call, dump_call
-from tfddl._src.remote_call.run import CallEnd, Failure
 from tfddl.errors import LaunchError, UnsupportedError
 
 # Not imported here: ray sets environment variables.

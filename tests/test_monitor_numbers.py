@@ -21,7 +21,8 @@ from tfddl._src.callbacks.monitor_meter import CounterValues, StepMeter, StepSta
 from tfddl._src.callbacks.monitor_picture import draw_ranks
 from tfddl._src.callbacks.monitor_tables import counted_table, rank_table, shard_table
 from tfddl._src.comm.errors import StalledOpError
-from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup, OperationInfo
+from tfddl._src.comm.instrumentation import Instrumentation, OperationInfo
+from tfddl._src.comm.instrumented_group import InstrumentedGroup
 from tfddl._src.comm.native import OpSignature, ReduceOp
 from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, ProcessGroup
 from tfddl._src.comm.single_process import SingleProcessGroup

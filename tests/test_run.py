@@ -31,7 +31,7 @@ from tfddl._src.launcher.call_relay import CallOutcome, CallRelay, RankResult
 from tfddl._src.launcher.frames import Message
 from tfddl._src.launcher.report import Outcome, WorkerExit
 from tfddl._src.launcher.signals import Signals
-from tfddl._src.remote_call import run as run_module
+from tfddl._src.remote_call import call_end
 from tfddl._src.remote_call.pickling import (
     Answer,
     Call,
@@ -130,7 +130,7 @@ def test_the_first_exception_counts() -> None:
     found = {rank: RankResult(rank, "", b"") for rank in range(3)}
 
     def text(**changed: Any) -> str:
-        failure = run_module._find_failure(dataclasses.replace(outcome, **changed), found, answers)
+        failure = call_end.find_failure(dataclasses.replace(outcome, **changed), found, answers)
         assert failure is not None
         return failure.text
 
@@ -183,7 +183,7 @@ def test_a_host_whose_results_do_not_come_is_a_failure(monkeypatch: pytest.Monke
         relay = CallRelay(call.fileno(), results.fileno())
         problem = relay.fetch(outcome, hosts, signals=signals)
         results.seek(0)
-        records = list(run_module._records(results))
+        records = list(call_end.read_records(results))
     for host in hosts:
         host.close()
     assert problem == (
@@ -200,7 +200,7 @@ def test_a_rank_without_a_result_is_a_failure() -> None:
     """Though nothing else says so: the list of results would be shorter, and misaligned."""
     outcome = CallOutcome(None, "", is_interrupted=False, report="", ranks=(0, 1, 2))
     result = RankResult(0, "", pickle.dumps(Answer(b"a result")))
-    end = run_module._read_end(iter([result, outcome]), 0)
+    end = call_end.read_end(iter([result, outcome]), 0)
     assert end.failure is not None
     assert "no result has come of rank 1, 2; one of each of 3 workers" in end.failure.text
 
@@ -212,12 +212,12 @@ def test_a_result_that_was_cut_off_hides_no_failure() -> None:
     outcome = CallOutcome(1, "", is_interrupted=False, report="a report", ranks=(0, 1))
     for size in (1, 10, 70_000, len(data) - 1):
         cut_off = RankResult(0, "", data[:size])
-        end = run_module._read_end(iter([cut_off, raised, outcome]), 1)
+        end = call_end.read_end(iter([cut_off, raised, outcome]), 1)
         assert end.failure is not None
         assert end.failure.text == "rank 1 failed:\nthe reason"
         # So of the launcher's own records, where it was killed.
         file = io.BytesIO(pickle.dumps(raised) + pickle.dumps(cut_off)[:size])
-        assert list(run_module._records(file)) == [raised]
+        assert list(call_end.read_records(file)) == [raised]
 
 
 @pytest.mark.parametrize(

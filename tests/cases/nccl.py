@@ -17,7 +17,8 @@ import tfddl
 from tests.cases import batch_slices, collective_tables, collectives
 from tfddl._src.collectives.negotiation import _AGREED
 from tfddl._src.comm.errors import StalledOpError
-from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
+from tfddl._src.comm.instrumentation import Instrumentation
+from tfddl._src.comm.instrumented_group import InstrumentedGroup
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.nccl_group import NcclGroup, make_tensorflow_group
 from tfddl._src.comm.process_group import Transport

@@ -16,7 +16,8 @@ import tensorflow as tf
 import tfddl
 from tests import placement
 from tfddl._src.cluster import Cluster
-from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
+from tfddl._src.comm.instrumentation import Instrumentation
+from tfddl._src.comm.instrumented_group import InstrumentedGroup
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.nccl_group import make_tensorflow_group
 from tfddl._src.comm.process_group import ProcessGroup, Transport

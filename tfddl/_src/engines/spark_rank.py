@@ -17,8 +17,9 @@ from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.environment import RESTARTS, Export
 from tfddl._src.launcher.plan import HostAllocation
 from tfddl._src.remote_call import task
+from tfddl._src.remote_call.call_end import CallEnd, Failure
 from tfddl._src.remote_call.pickling import add_paths, load_exception
-from tfddl._src.remote_call.run import CallEnd, Failure, collect
+from tfddl._src.remote_call.run import collect
 from tfddl.errors import LaunchError
 
 # Of what a message of the engine may hold; a longer exception is left out, and its text stays.

@@ -33,7 +33,8 @@ How it works, from the outside in:
   hosts of one start to those of the next.
 """
 
-from tfddl._src.launcher.job import JobOptions, run_job
+from tfddl._src.launcher.job import run_job
+from tfddl._src.launcher.job_options import JobOptions
 from tfddl._src.launcher.plan import ProcessPlan, plan_processes
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tfddl._src.cluster import SECRET
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.launcher.fleet import FleetOptions
-from tfddl._src.launcher.job import JobOptions
+from tfddl._src.launcher.job_options import JobOptions
 from tfddl._src.launcher.plan import (
     DEFAULTS,
     LOOPBACK,

@@ -20,7 +20,8 @@ from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import FleetOptions
 from tfddl._src.launcher.guard import die_with_caller, say
 from tfddl._src.launcher.hosts import HostSlots, fill_slots
-from tfddl._src.launcher.job import JobOptions, requested_variables, run_job
+from tfddl._src.launcher.job import requested_variables, run_job
+from tfddl._src.launcher.job_options import JobOptions
 from tfddl._src.launcher.multi_node import NODE_TIMEOUT_S, NodeOptions
 from tfddl._src.launcher.system import require_linux, working_directory
 from tfddl._src.launcher.worker_count import count_workers

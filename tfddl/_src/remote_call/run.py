@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import logging
 import operator
 import os
 import pickle
-import selectors
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, TextIO, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cloudpickle
 
 from tfddl._src.launcher import JobOptions
-from tfddl._src.launcher.call_relay import CallOutcome, CallRelay, RankResult
+from tfddl._src.launcher.call_relay import CallRelay
 from tfddl._src.launcher.environment import Export, outer_job_size
 from tfddl._src.launcher.fleet import CONNECT_S, FleetOptions
 from tfddl._src.launcher.hosts import HostSlots, fill_slots, parse_hosts
-from tfddl._src.launcher.report import describe_exit
 from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl._src.launcher.ssh import SshOptions
 from tfddl._src.launcher.system import require_linux
 from tfddl._src.launcher.worker_count import count_workers
 from tfddl._src.remote_call import launch, task
-from tfddl._src.remote_call.pickling import Answer, Call, dump_call, load_exception
+from tfddl._src.remote_call.call_end import CallEnd, read_end, read_records
+from tfddl._src.remote_call.output import LauncherOutput
+from tfddl._src.remote_call.pickling import Call, dump_call, load_exception
 from tfddl.errors import LaunchError
 
 _LOG = logging.getLogger("tfddl")
@@ -182,34 +181,6 @@ def call_on_workers(call: Call, options: JobOptions) -> list[Any]:
     return [cloudpickle.loads(result) for _, result in sorted(ended.results.items())]
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """The first failure of a job.
-
-    Attributes:
-        text: which rank, with its traceback, or how its process has ended.
-        exception: what it has raised, pickled, where it can be.
-        blames_peer: whether it may only say that another rank has failed.
-    """
-
-    text: str
-    exception: bytes | None = None
-    blames_peer: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class CallEnd:
-    """What came of a call.
-
-    Attributes:
-        results: pickled, by rank, of the workers that this launcher has started.
-        failure: if any has failed.
-    """
-
-    results: Mapping[int, bytes]
-    failure: Failure | None = None
-
-
 def collect(data: bytes, options: JobOptions) -> CallEnd:
     """Runs a job whose workers make a pickled call; unpickles neither call nor results."""
     with tempfile.TemporaryFile() as sent, tempfile.TemporaryFile() as results:
@@ -218,7 +189,7 @@ def collect(data: bytes, options: JobOptions) -> CallEnd:
         relay = CallRelay(sent.fileno(), results.fileno())
         status = _run_launcher(dataclasses.replace(options, call=relay), relay)
         results.seek(0)
-        return _read_end(_records(results), status)
+        return read_end(read_records(results), status)
 
 
 def _parse_hosts(hosts: str | Sequence[str] | None) -> tuple[HostSlots, ...]:
@@ -261,7 +232,7 @@ def _run_launcher(options: JobOptions, relay: CallRelay) -> int:
         pass_fds=(relay.call_fd, relay.results_fd),
         process_group=0,  # A terminal's Ctrl-C reaches this process alone, which passes it on.
     ) as process:
-        output = _Output(process)
+        output = LauncherOutput(process)
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # Its status says that it has ended.
@@ -282,134 +253,3 @@ def _run_launcher(options: JobOptions, relay: CallRelay) -> int:
     if interrupt is not None:
         raise interrupt
     return status
-
-
-class _Output:
-    """What the launcher writes, which is shown by the calling thread.
-
-    Notebooks show below a cell what its own thread writes to `sys.stdout`; other threads' output,
-    and what is written to descriptor 1, may appear elsewhere.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._selector = selectors.DefaultSelector()
-        for pipe, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            assert pipe is not None
-            self._selector.register(pipe, selectors.EVENT_READ, _LineWriter(target))
-
-    def copy(self) -> None:
-        """Copies lines until both pipes are closed; goes on after a KeyboardInterrupt."""
-        while self._selector.get_map():
-            for key, _ in self._selector.select():
-                data = os.read(key.fd, 1 << 16)
-                if not data:
-                    self._selector.unregister(key.fileobj)
-                key.data.take(data)
-        self._selector.close()
-
-
-class _LineWriter:
-    """Writes whole lines; goes on where they can't be written: a full pipe would block workers."""
-
-    def __init__(self, target: TextIO | None) -> None:
-        self._target, self._rest = target, b""
-        self._is_lost = target is None
-
-    def take(self, data: bytes) -> None:
-        """Writes the lines that are complete; no data is the end."""
-        lines, newline, self._rest = (self._rest + data).rpartition(b"\n")
-        text = lines + newline
-        if not data:
-            text, self._rest = text + self._rest, b""
-        if not text or self._target is None:
-            return
-        try:
-            self._target.write(text.decode(errors="replace"))
-            self._target.flush()
-        except (OSError, ValueError) as error:  # A full disk; a file that was closed.
-            if not self._is_lost:
-                _LOG.error("output of the workers can't be written and is dropped: %s", error)
-            self._is_lost = True
-
-
-def _records(file: IO[bytes]) -> Iterator[RankResult | CallOutcome | str]:
-    """What the launcher has written: results, then how the job ended, or why it couldn't start."""
-    while (record := _load(file)) is not None:
-        yield record
-
-
-def _load(file: IO[bytes]) -> Any:
-    """The next object of a file; None where there is none, or its end is missing.
-
-    Who wrote it may have been killed meanwhile.
-    """
-    try:
-        return pickle.load(file)
-    except Exception:  # noqa: BLE001 - what is cut off raises almost anything, as pickle's pages say
-        return None
-
-
-def _read_end(records: Iterator[RankResult | CallOutcome | str], status: int) -> CallEnd:
-    found: dict[int, RankResult] = {}
-    outcome = None
-    for record in records:
-        if isinstance(record, RankResult):
-            found[record.rank] = record
-        elif isinstance(record, CallOutcome):
-            outcome = record
-        else:
-            return CallEnd({}, Failure(record))
-    if outcome is None:
-        return CallEnd(
-            {},
-            Failure(
-                f"the launcher of the workers ended early: {describe_exit(status)}. HINT: see its "
-                "last output above"
-            ),
-        )
-    answers = {
-        rank: answer
-        for rank, record in found.items()
-        if isinstance(answer := _load(io.BytesIO(record.data)), Answer)
-    }
-    results = {rank: answer.result for rank, answer in answers.items() if answer.result is not None}
-    return CallEnd(results, _find_failure(outcome, found, answers))
-
-
-def _find_failure(
-    outcome: CallOutcome, found: Mapping[int, RankResult], answers: Mapping[int, Answer]
-) -> Failure | None:
-    """The first failure, if any.
-
-    The launcher knows whose process ended first. Another exception may be older, whose process took
-    longer to end; clocks of hosts can't be compared. A root without an exception was killed, or has
-    left the function without returning.
-    """
-    raised = {rank: answer for rank, answer in answers.items() if answer.result is None}
-    if raised and not outcome.is_interrupted and (outcome.root is None or outcome.root in raised):
-
-        def order(rank: int) -> tuple[bool, bool, float]:
-            is_elsewhere = found[rank].host != outcome.root_host
-            return raised[rank].blames_peer, is_elsewhere, raised[rank].at_s
-
-        rank = min(raised, key=order)
-        where = f" on {found[rank].host}" if found[rank].host else ""
-        first = raised[rank]
-        return Failure(
-            f"rank {rank}{where} failed:\n{first.error}", first.exception, first.blames_peer
-        )
-    if outcome.report:
-        return Failure(outcome.report)
-    missing = sorted(set(outcome.ranks) - answers.keys())
-    if absent := [rank for rank in missing if rank not in found]:
-        return Failure(
-            f"all workers ended well, but no result has come of rank "
-            f"{', '.join(map(str, absent))}; one of each of {len(outcome.ranks)} workers was "
-            "expected. HINT: was the connection to a host lost at the end?"
-        )
-    if missing:
-        return Failure(
-            f"rank {missing[0]} ended with exit code 0 before the function has returned. HINT: "
-            "something has called os._exit, or has replaced the process"
-        )
-    return None

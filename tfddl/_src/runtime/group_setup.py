@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tfddl._src.cluster import Cluster
 from tfddl._src.comm.hierarchical_group import HierarchicalGroup
-from tfddl._src.comm.instrumentation import Instrumentation, InstrumentedGroup
+from tfddl._src.comm.instrumentation import Instrumentation
+from tfddl._src.comm.instrumented_group import InstrumentedGroup
 from tfddl._src.comm.native import Network
 from tfddl._src.comm.native_group import connect_natively
 from tfddl._src.comm.nccl_group import make_tensorflow_group
