@@ -115,6 +115,12 @@ def test_of_ranks_that_have_done_as_much_the_last_is_the_last(tmp_path: Path) ->
     assert run("joins_in_order", 3, marks=str(tmp_path)) == [0] * 3
 
 
+def test_a_rank_that_has_joined_is_in_no_deadlock() -> None:
+    """It passes on no probe that came before."""
+    join_s, late_s = 1.5 * PROBE_AFTER_S, 4 * PROBE_AFTER_S
+    assert run("joins_beside_a_late_rank", 3, join_s=join_s, late_s=late_s) == [2, 2, 0]
+
+
 @BY
 def test_a_rank_that_has_joined_and_dies_is_noticed(by: str) -> None:
     first, second, _ = run("dies_joined", 3, by=by)

@@ -281,6 +281,20 @@ def joins_in_order(communicator: Communicator, network: Network, marks: str) -> 
     return communicator.join(OpSignature("", "join")).last
 
 
+def joins_beside_a_late_rank(
+    communicator: Communicator, network: Network, join_s: float, late_s: float
+) -> float:
+    """Rank 0 waits for rank 1, which is late, and asks rank 2 meanwhile, which then joins."""
+    if communicator.rank == 2:
+        time.sleep(join_s)
+        total = 0.0
+    else:
+        time.sleep(late_s if communicator.rank == 1 else 0)
+        total = _sum(communicator, "step")
+    communicator.join(OpSignature("", "join"))
+    return total
+
+
 def dies_joined(communicator: Communicator, network: Network) -> str:
     """The last rank is killed once it has joined, which the others wait for."""
     if communicator.rank == communicator.size - 1:
