@@ -121,6 +121,25 @@ def test_the_last_list_counts_while_the_discovery_fails() -> None:
     ]
 
 
+def test_a_failure_that_comes_again_is_logged_again() -> None:
+    said: list[str] = []
+    watch = HostWatch(Answers({"a": 2}, "down", None, "down", {"a": 2}, "down"), say=said.append)
+    for now_s in range(6):
+        watch.turn(float(now_s))
+    assert said == ["down. The hosts that are known (a:2) count until it succeeds"] * 2
+
+
+def test_a_script_that_has_failed_says_nothing_until_it_succeeds(tmp_path: Path) -> None:
+    fine = tmp_path / "fine"
+    fine.touch()
+    with _script(tmp_path, f"test -e {fine} && echo a:2") as discovery:
+        assert _first_answer(discovery) == {"a": 2}
+        fine.unlink()
+        with pytest.raises(LaunchError, match="has failed"):
+            wait_until(lambda: discovery.find_hosts() is None)
+        assert discovery.find_hosts() is None
+
+
 def test_hosts_as_text() -> None:
     assert describe_hosts({}) == "none"
     assert describe_hosts({"a": 2, "fd00::1": 1}) == "a:2,[fd00::1]:1"

@@ -68,7 +68,7 @@ class ScriptDiscovery:
         self._found: Mapping[str, int] | None = None
 
     def find_hosts(self) -> Mapping[str, int] | None:
-        """What the command has printed last; starts it when it is time.
+        """What the command has printed last; None until it succeeds. Starts it when it is time.
 
         Raises:
             LaunchError: it has failed, hasn't ended in time, or has printed what isn't understood.
@@ -81,12 +81,14 @@ class ScriptDiscovery:
                 self._run = self._start()
         elif run.has_ended:
             run.end()
+            self._found = None
             try:
                 self._found = self._parse(run)
             finally:
                 self.pause()
         elif now_s - self._started_s > self._timeout_s:
             self.pause()
+            self._found = None
             raise LaunchError(
                 f"the host discovery script {self._command!r} hasn't ended after "
                 f"{self._timeout_s:g} s, and was killed"
@@ -103,6 +105,7 @@ class ScriptDiscovery:
         try:
             return _Run(self._command)
         except OSError as error:
+            self._found = None
             raise LaunchError(
                 f"can't start the host discovery script {self._command!r}: {error.strerror}"
             ) from error
@@ -184,11 +187,13 @@ class HostWatch:
         """Asks; where that fails the list stays as it is, and the reason is logged once."""
         try:
             found = self._discovery.find_hosts()
+            if found is not None:
+                self._problem = ""  # The same one would be another one, and is logged again.
             if found is None or found == self.hosts:
                 return
             if self.hosts is not None:
                 self._say(f"the hosts are now {describe_hosts(found)}")
-            self.hosts, self.changed_s, self._problem = dict(found), now_s, ""
+            self.hosts, self.changed_s = dict(found), now_s
         except LaunchError as error:
             if str(error) != self._problem:
                 self._problem = str(error)
