@@ -121,6 +121,7 @@ def test_workers_keep_a_few_batches_whatever_the_size_of_their_shard(
                 assert read["mapped_mb"] < 0.4 * shard_mb, order
 
 
+@pytest.mark.long
 def test_the_command_measures_and_what_fails_says_why(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     small = ["--only=collectives", "--workers=2", "--rounds=1", "--sizes=4K"]

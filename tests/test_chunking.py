@@ -49,7 +49,9 @@ def test_pieces_of_a_whole() -> None:
     assert [chunk_bytes(n) for n in (1, 2, 16)] == [None, 2**23, 2**20]
 
 
-@pytest.mark.parametrize("dtypes", [["float32"], EVERY_DTYPE], ids=len)
+@pytest.mark.parametrize(
+    "dtypes", [pytest.param(["float32"], marks=pytest.mark.long), EVERY_DTYPE], ids=len
+)
 def test_what_is_cut_is_summed_up_as_if_it_were_not(groups: Groups, dtypes: list[str]) -> None:
     """In 8 pieces at once, the default, and in one; what adds up is compared bit for bit."""
     cut_up = groups(3, collective="ring")

@@ -43,7 +43,7 @@ def test_every_operation_and_dtype(groups: Groups, size: int, init: dict[str, An
         pytest.param(2, RING, 1, True, marks=LONG),
         pytest.param(2, RING, 2, True, marks=LONG),
         (3, {}, 1, True),
-        (3, {}, 2, True),
+        pytest.param(3, {}, 2, True, marks=LONG),
         pytest.param(3, RING, 1, True, marks=LONG),
         pytest.param(3, RING, 2, True, marks=LONG),
     ],

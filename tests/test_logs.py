@@ -10,6 +10,7 @@ CASES = "tests.cases.logs"
 
 ALL = ("arrays", "shard", "generator", "dataset")
 ARRAYS = {"validation": ("arrays",)}
+SHARD = ("shard",)
 
 # Structures of outputs, ways of training, kinds of validation data; a number that isn't a mean over
 # examples shows in any of them.
@@ -17,11 +18,11 @@ SETTINGS: list[Any] = [
     (1, {"structure": "dictionary", "weighted": True}),
     (2, {"structure": "dictionary", "weighted": True, "validation": ("generator", "dataset")}),
     (2, {"structure": "list", "under_scope": True, "steps_per_execution": 2, **ARRAYS}),
-    # Up to 3 examples in a step: some steps have none for the last ranks.
-    (3, {"structure": "nested", "batch_size": 1, "weighted": True, "validation": ("shard",)}),
     *(
         pytest.param(size, setting, marks=pytest.mark.long)
         for size, setting in (
+            # Up to 3 examples in a step: some steps have none for the last ranks.
+            (3, {"structure": "nested", "batch_size": 1, "weighted": True, "validation": SHARD}),
             (1, {"structure": "nested", "under_scope": True, "steps_per_execution": 2}),
             (2, {"structure": "list", "run_eagerly": True, "validation": ALL}),
             (3, {"structure": "dictionary", "under_scope": True, "batch_size": 1}),

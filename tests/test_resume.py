@@ -20,7 +20,7 @@ def _ids(ranks: list[list[list[int]]]) -> list[int]:
 @pytest.mark.parametrize(
     ("size", "order", "under_scope"),
     [
-        (2, "global", False),
+        pytest.param(2, "global", False, marks=pytest.mark.long),
         (2, "global", True),
         pytest.param(3, "block", False, marks=pytest.mark.long),
     ],

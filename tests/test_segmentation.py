@@ -145,6 +145,7 @@ def _check_charts(directory: Path, config: TrainConfig) -> None:
     assert start.hparams["loss"].string_value == config.loss
 
 
+@pytest.mark.long
 def test_several_workers_make_their_data_train_and_resume(tmp_path: Path, groups: Groups) -> None:
     first, second = groups(2).run(CASE, config=_tiny(tmp_path))
     assert first["error"] == second["error"] == ""
