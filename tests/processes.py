@@ -1,5 +1,7 @@
 """What tests ask about processes, through /proc."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +10,25 @@ from pathlib import Path
 def is_running(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return _stat(pid)[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
 def parent_of(pid: int) -> int:
     """The parent of a process that exists."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(_stat(pid)[1])
+
+
+def stop(pid: int) -> None:
+    """Sends SIGSTOP, and waits until the process is stopped: on return of kill(2) it may run on."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: _stat(pid)[0] == "T")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third, the state, on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def in_sessions(sessions: set[int]) -> set[int]:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.group import ROOT
 from tests.launching import launch, launched, of_ranks
+from tests.processes import stop
 
 LONG = pytest.mark.long
 
@@ -187,7 +188,7 @@ def test_elastic_training_takes_in_a_worker(tmp_path: Path, script: str) -> None
                 # It trains for seconds only: without this, the change might come too late. Both
                 # ranks have begun: before that, they can't be asked to save.
                 (stopped, *_) = _pids_of(command)
-                os.kill(stopped, signal.SIGSTOP)
+                stop(stopped)
                 hosts.write_text("localhost:3")
             elif "waiting until the workers have saved" in line:
                 os.kill(stopped, signal.SIGCONT)

@@ -21,7 +21,7 @@ from tests.launching import (
     two_workers,
     worker,
 )
-from tests.processes import in_sessions, is_running, parent_of, wait_until
+from tests.processes import in_sessions, is_running, parent_of, stop, wait_until
 from tfddl._src.cluster.ports import free_ports
 from tfddl._src.heartbeat import WorkerFlags, WorkerProgress
 from tfddl._src.launcher.job import find_taken_port
@@ -323,6 +323,7 @@ MEMBERS = [f"{who} {rank} is ready" for who in ("rank", "child", "daemon") for r
     [
         ("tfddlrun", False),
         ("tfddlrun", True),
+        ("tfddlrun, its process is stopped", False),
         ("its process", False),
         ("its process", True),
         ("its group", False),
@@ -337,7 +338,11 @@ def test_a_killed_launcher_leaves_nothing(killed: str, remote: bool, tmp_path: P
     with launched(*line, cwd=tmp_path, process_group=0) as process:
         left = pids(tmp_path, *MEMBERS)
         (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if killed == "tfddlrun":
+        if killed == "tfddlrun, its process is stopped":
+            # Where pytest adopts it, of its session, its group isn't orphaned, and stays stopped.
+            stop(int(inner))
+            process.kill()
+        elif killed == "tfddlrun":
             process.kill()
         elif killed == "its process":
             os.kill(int(inner), signal.SIGKILL)
@@ -368,7 +373,7 @@ def test_a_killed_agent_leaves_nothing(stopped: bool, tmp_path: Path) -> None:
         (session,) = pids(tmp_path, "rank 0 is ready")
         inner = parent_of(os.getsid(session))
         if stopped:
-            os.kill(inner, signal.SIGSTOP)
+            stop(inner)
         os.kill(parent_of(inner), signal.SIGKILL)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 255
@@ -435,7 +440,7 @@ print("trained")
         (pid,) = pids(tmp_path, "ready")
         os.write(terminal, b"\x1a")
         # The group of a session's leader can't be stopped by its terminal, as a shell's jobs can.
-        process.send_signal(signal.SIGSTOP)
+        stop(process.pid)
         (tmp_path / "it was stopped").touch()
         wait_until(lambda: not is_running(pid))
         process.send_signal(signal.SIGCONT)
@@ -455,7 +460,7 @@ sys.exit(1)
     with launched("-np", "3", *worker(script), cwd=tmp_path) as process:
         workers = pids(tmp_path, *(f"rank {rank} is ready" for rank in range(3)))
         inner = parent_of(min(workers))
-        os.kill(inner, signal.SIGSTOP)
+        stop(inner)
         (tmp_path / "nobody looks").touch()
         killed = int((tmp_path / "rank 2 is ready").read_text())
         wait_until(lambda: not is_running(killed))

@@ -19,7 +19,7 @@ import tfddl
 from tests import namespaces
 from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
-from tests.processes import in_sessions, is_running, wait_until
+from tests.processes import in_sessions, is_running, stop, wait_until
 from tfddl._src.cpu import num_quota_cores
 from tfddl._src.launcher import ssh_client
 from tfddl._src.launcher.exposure import firewall_line
@@ -464,7 +464,7 @@ def test_a_stopped_tfddlrun_loses_its_workers(tmp_path: Path) -> None:
     with launched(*options, *worker(WAIT), cwd=tmp_path) as process:
         left = pids(tmp_path, *READY)
         (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(inner), signal.SIGSTOP)
+        stop(int(inner))
         wait_until(lambda: not in_sessions(left), timeout_s=30.0)
         os.kill(int(inner), signal.SIGCONT)
         _, err = process.communicate(timeout=TIMEOUT_S)

@@ -122,8 +122,7 @@ def _work(
     """What the inner process does, from its beginning to its end."""
     status = 1
     try:
-        # In the same session: a group that is stopped goes on where its parent dies, so that it
-        # learns of it. To write to the terminal, which is the outer group's, it ignores SIGTTOU.
+        # To write to the terminal, which is the outer process's group's, it ignores SIGTTOU.
         os.setpgid(0, 0)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         _rename(outer)

@@ -15,8 +15,12 @@ from tfddl._src.launcher.system import is_readable
 FORWARDED = 0x80
 """Added to the number of a signal that another process of ours has got, and passes on."""
 
-OUTER_DIED = 64
-"""What the kernel sends when the process that passes signals on is dead: SIGRTMAX of Linux."""
+OUTER_DIED = signal.SIGCONT
+"""What the kernel sends when the process that passes signals on is dead.
+
+It is the one signal that a stopped process gets, too, and that cancels a stop which was sent before
+and has not happened yet. Others may send it as well: only then the parent is the same as before.
+"""
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -47,11 +51,12 @@ class Signals:
         """Begins without any; as a context manager it handles signals.
 
         Args:
-            pipe: where another process writes, too, what it passes on, and `OUTER_DIED` ends the
-                job as SIGKILL; both ends, not blocking. None where there is no such process.
+            pipe: where the parent process writes, too, what it passes on, and `OUTER_DIED` ends the
+                job as SIGKILL; both ends, not blocking. None where no process does so.
         """
         self.ended_by: signal.Signals | None = None
         self._pipe = pipe
+        self._parent = os.getppid()
         self._ending: list[signal.Signals] = []
         # How often each has come, by its number, and by that of one that is passed on.
         self._counts: collections.Counter[int] = collections.Counter()
@@ -103,7 +108,7 @@ class Signals:
         return self.ended_by is not None
 
     def _take(self, number: int) -> None:
-        if number == OUTER_DIED:
+        if number == OUTER_DIED and os.getppid() != self._parent:
             self._ending.append(signal.SIGKILL)
         elif number & ~FORWARDED in _ENDING:
             # Sent to both processes, a signal comes here directly, and passed on. The nth by one
