@@ -194,13 +194,6 @@ def test_the_wait_for_hosts_ends_after_a_new_host_that_is_not_reached(tmp_path: 
     assert "after 1 s there are hosts for 0 workers (none)" in err
 
 
-def test_too_few_hosts(tmp_path: Path) -> None:
-    line = [*_discovery(tmp_path, "localhost:1"), "--min-np", "2", "--elastic-timeout", "0.5"]
-    done = launch(*line, *worker(TRAINING), cwd=tmp_path)
-    assert done.returncode == 127
-    assert "there are hosts for 1 workers (localhost:1), and at least 2 are needed" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

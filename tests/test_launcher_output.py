@@ -142,8 +142,10 @@ def test_what_a_worker_started_may_finish_writing(remote: bool, tmp_path: Path) 
     script = """
 if rank:
     sys.exit()
+parent = os.getpid()
 if os.fork() == 0:
-    time.sleep(0.3)
+    while os.getppid() == parent:
+        time.sleep(0.01)
     print("the last word")
     if os.fork() == 0:
         time.sleep(60)
