@@ -23,7 +23,7 @@ from tfddl._src.cluster import ports
 settings.register_profile("tfddl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tfddl")
 
-_PATIENCE_S = 12.0
+_PATIENCE_S = 40.0
 # These live until the session ends: the groups' workers, what they are forked from, and
 # multiprocessing's own helper.
 _LONG_LIVED = ("tests.fork_server", "multiprocessing.resource_tracker")

@@ -63,7 +63,7 @@ class FakeGcs:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
 
 
 class _Handler(BaseHTTPRequestHandler):

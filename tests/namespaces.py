@@ -28,7 +28,7 @@ LINK = "veth0"
 
 _SSHD = "/usr/sbin/sshd"
 _RUN = Path("/run/sshd")
-_COMMAND_S, _START_S = 10.0, 20.0
+_COMMAND_S, _START_S = 60.0, 60.0
 
 
 def missing_for_hosts() -> str:

@@ -514,7 +514,7 @@ def test_a_stream_carries_bytes() -> None:
         thread = threading.Thread(target=receive, args=(listener, 10_000_000))
         thread.start()
         assert send(("127.0.0.1", listener.getsockname()[1]), 10_000_000) > 0
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

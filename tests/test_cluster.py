@@ -388,7 +388,7 @@ def test_a_wrong_environment_is_never_a_single_worker() -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "tfddl.cluster", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_command_prints_the_tf_config() -> None:
@@ -406,4 +406,4 @@ def test_command_says_what_is_wrong() -> None:
 def test_loads_no_tensorflow() -> None:
     script = "import sys, tfddl._src.cluster; sys.exit('tensorflow' in sys.modules)"
     line = [sys.executable, "-c", script]
-    assert subprocess.run(line, env=dict(os.environ), timeout=30, check=False).returncode == 0
+    assert subprocess.run(line, env=dict(os.environ), timeout=60, check=False).returncode == 0

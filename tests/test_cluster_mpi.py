@@ -52,7 +52,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.slots = [None] * self.size
-        self.barrier = threading.Barrier(self.size, timeout=20)
+        self.barrier = threading.Barrier(self.size, timeout=60)
 
 
 class Comm:

@@ -341,7 +341,7 @@ def test_connections_are_served_after_listening_has_stopped() -> None:
         made[0].stop_listening()
         made[0].stop_listening()  # Again it does nothing.
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=5)
+            socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
         connection.sendall(b"still there")
         wait_until(lambda: served)
     made[0].close()

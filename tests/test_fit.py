@@ -211,7 +211,8 @@ def test_an_epoch_ends_early_where_all_data_has_ended(
 @pytest.mark.parametrize("ring", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_rank_that_runs_out_of_data_says_so(groups: Groups, ring: bool) -> None:
     """RING can't tell at once that the others go on: it asks them for a while."""
-    group = groups(2, timeout_s=5.0, collective="ring") if ring else groups(2, collective="auto")
+    limits = {"timeout_s": 5.0, "start_timeout_s": 60.0}
+    group = groups(2, collective="ring", **limits) if ring else groups(2, collective="auto")
     (first_ok, first), (last_ok, last) = group.outcomes(f"{CASES}:runs_out")
     assert first_ok
     assert last_ok

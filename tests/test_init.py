@@ -242,7 +242,8 @@ def test_a_worker_too_few_is_named(tmp_path: Path) -> None:
 def test_a_rank_that_does_not_come_ends_the_others_wait(
     groups: Groups, hosts: tuple[int, ...], collective: str, expected: str
 ) -> None:
-    group = groups(sum(hosts), hosts=hosts, timeout_s=5.0, collective=collective)
+    limits = {"timeout_s": 5.0, "start_timeout_s": 60.0}
+    group = groups(sum(hosts), hosts=hosts, collective=collective, **limits)
     outcomes = group.outcomes("tests.cases.collectives:absent_rank")
     group.close()
     assert outcomes[-1] == (True, "absent")

@@ -41,7 +41,7 @@ def run(script: str, *arguments: str, cwd: Path, **more: str) -> subprocess.Comp
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_is_bash_and_says_on_top_how_it_is_used(script: Path) -> None:
-    subprocess.run(["bash", "-n", script], check=True, timeout=10)
+    subprocess.run(["bash", "-n", script], check=True, timeout=60)
     assert script.read_text().splitlines()[1].startswith("# ")
     assert os.access(script, os.X_OK) == (script.name != "setup.sh")
 
@@ -133,7 +133,7 @@ def test_local_trains_on_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         terminal,
     ):
         shown = screen(read_terminal(terminal, timeout_s=200))
-        assert process.wait(timeout=10) == 0, "\n".join(shown)
+        assert process.wait(timeout=60) == 0, "\n".join(shown)
     assert list(tmp_path.glob("my runs/**/*.keras"))
     assert list(tmp_path.glob("my runs/**/*.png"))
     assert shown.pop() == ""
@@ -357,7 +357,7 @@ class Project:
 
     def set_up(self, extra: str = "", **more: str) -> tuple[int, str, str]:
         with self.start(extra, **more) as process:
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
     def done(self) -> list[str]:
@@ -401,7 +401,7 @@ def test_takes_up_an_interrupted_installation(project: Project) -> None:
         wait_until(lambda: (project.folder.parent / "log").exists())
         wait_until(lambda: "install" in (project.folder.parent / "log").read_text())
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert project.done()[-1] == project.installs
     assert project.set_up()[0] == 0
     assert project.done()[-1] == "installed"
@@ -419,7 +419,7 @@ def test_shows_why_an_installation_failed(project: Project) -> None:
 def test_of_two_starts_at_once_one_installs(project: Project) -> None:
     with project.start(FAKE_SECONDS="0.5") as first, project.start(FAKE_SECONDS="0.5") as second:
         for process in (first, second):
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
             assert process.returncode == 0
     assert project.done() == ["venv", project.installs, "installed"]
 
@@ -512,7 +512,7 @@ def test_ci_fails_where_tests_would_be_skipped(
         env={"PATH": str(commands), **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == status
     assert message in done.stdout + done.stderr

@@ -386,7 +386,7 @@ def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:
         lines = [line for line in done.stdout.splitlines() if line.startswith("cd ")]
         assert len(lines) == len(names)
         for rank, shown in enumerate(lines):
-            ran = subprocess.run(shown, shell=True, capture_output=True, text=True, timeout=20)
+            ran = subprocess.run(shown, shell=True, capture_output=True, text=True, timeout=60)
             config, where, said = ran.stdout.splitlines()
             assert json.loads(config)["task"]["index"] == rank
             assert where == str(folder)
@@ -396,7 +396,7 @@ def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:
     done = launch(*TWO, "--dry-run", "--ssh-command", ssh, "true", cwd=folder)
     (far,) = [line for line in done.stdout.splitlines() if f"-- {HERE[1]} " in line]
     boot = json.dumps([str(ROOT)]).encode() + b"\n"
-    agent = subprocess.run(far, shell=True, input=boot, capture_output=True, timeout=20)
+    agent = subprocess.run(far, shell=True, input=boot, capture_output=True, timeout=60)
     assert b"tfddl agent" in agent.stdout, agent.stderr
 
 
@@ -465,7 +465,7 @@ def test_a_stopped_tfddlrun_loses_its_workers(tmp_path: Path) -> None:
         left = pids(tmp_path, *READY)
         (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         stop(int(inner))
-        wait_until(lambda: not in_sessions(left), timeout_s=30.0)
+        wait_until(lambda: not in_sessions(left), timeout_s=60.0)
         os.kill(int(inner), signal.SIGCONT)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 255
@@ -497,16 +497,16 @@ socket.create_connection(("{address}", 23456), timeout=0.5)
         def reaches(name: str, address: str, uid: int = 0) -> bool:
             script = visit.format(address=address, uid=uid)
             line = [*namespaces.inside(name), sys.executable, "-S", "-c", script]
-            return subprocess.run(line, stderr=subprocess.DEVNULL, timeout=20).returncode == 0
+            return subprocess.run(line, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
 
         inside = namespaces.inside(there)
         server = subprocess.Popen([*inside, sys.executable, "-S", "-c", serve])
         stack.callback(server.wait)
         stack.callback(server.kill)
-        wait_until(lambda: reaches(here, "10.77.0.2"), timeout_s=20.0)
+        wait_until(lambda: reaches(here, "10.77.0.2"), timeout_s=60.0)
         assert reaches(there, "127.0.0.1", nobody)
         closing = firewall_line([23456, 23457], peers, uid=os.geteuid())
-        subprocess.run([*inside, "sh", "-c", closing], check=True, timeout=20)
+        subprocess.run([*inside, "sh", "-c", closing], check=True, timeout=60)
         assert reaches(here, "10.77.0.2") == is_open
         # Within the host: the workers' user, by any of its addresses, and no other.
         for address in ("127.0.0.1", "10.77.0.2", "::1"):
@@ -556,7 +556,7 @@ def test_hosts_of_their_own(tmp_path: Path) -> None:
         ) as process:
             left = pids(tmp_path, *READY)
             namespaces.disconnect(there)
-            wait_until(lambda: not in_sessions(left), timeout_s=30.0)
+            wait_until(lambda: not in_sessions(left), timeout_s=60.0)
             _, err = process.communicate(timeout=60)
         assert process.returncode == 255
         assert "on 10.77.0.2 failed: lost with its host after" in err

@@ -38,7 +38,7 @@ def test_every_start_has_a_secret_of_its_own(tmp_path: Path) -> None:
         for start in range(2):
             paths = [tmp_path / f"secret.{start}.{rank}" for rank in range(2)]
             for path in paths:
-                wait_until(path.exists, timeout_s=15.0)
+                wait_until(path.exists)
             (secret,) = {path.read_text() for path in paths}
             assert re.fullmatch("[0-9a-f]{64}", secret)
             assert secret.encode() not in _command_lines()

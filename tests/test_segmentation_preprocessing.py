@@ -191,9 +191,9 @@ def test_a_killed_process_leaves_no_usable_data_set(tmp_path: Path) -> None:
     arguments = ("--input_dir=files", "--output_dir=arrays", "--image_size=1024", "--threads=1")
     with _start(*arguments, cwd=tmp_path) as process:
         part = arrays / ".images.npy.partial"
-        wait_until(lambda: part.exists() and part.stat().st_size > 1_000_000, timeout_s=30)
+        wait_until(lambda: part.exists() and part.stat().st_size > 1_000_000, timeout_s=60)
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert not set(_left(arrays)) & set(ALL)
     status, _, err = _run(*arguments, cwd=tmp_path)
     assert status == 1

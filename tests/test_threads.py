@@ -36,7 +36,7 @@ def test_threads_work_ahead_by_two_items_each() -> None:
             yield i
 
     def work(i: int) -> int:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         return i
 
     results = map_in_order(work, items(), num_threads=3)
