@@ -23,6 +23,8 @@ from tfddl._src.cluster import ports
 settings.register_profile("tfddl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tfddl")
 
+# Of the files that share groups, these are the second part.
+_OTHER_GROUPS = ("test_resume", "test_s")
 _PATIENCE_S = 40.0
 # These live until the session ends: the groups' workers, what they are forked from, and
 # multiprocessing's own helper.
@@ -37,19 +39,23 @@ if "TFDDL_TEST_MUTANT" not in os.environ:
 
 
 class _Scheduling(LoadScopeScheduling):
-    """Keeps a file in one process, and all files that share groups of workers.
+    """Keeps a file in one process, and the files that share groups of workers in two.
 
-    Starting these takes seconds, twice if two processes have the same.
+    Starting groups takes seconds, in each process that has them. All that shares groups takes more
+    than half of the whole: one process would still be at it when the other has done the rest.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "groups" if _has_groups(file) else file
+        return ("groups", "other groups", file)[_place(file)]
 
 
 @functools.cache
-def _has_groups(file: str) -> bool:
-    return "groups: Groups" in (ROOT / file).read_text()
+def _place(file: str) -> int:
+    """Of a file in the order of all: 0 and 1 share groups of workers, 2 doesn't."""
+    if "groups: Groups" not in (ROOT / file).read_text():
+        return 2
+    return int(Path(file).name.startswith(_OTHER_GROUPS))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -57,8 +63,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that share groups come first, since they are half of the whole."""
-    items.sort(key=lambda item: not _has_groups(item.nodeid.partition("::")[0]))
+    """Files that share groups come first: two long parts; then what either process comes to."""
+    items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)

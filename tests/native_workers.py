@@ -23,9 +23,12 @@ from tfddl._src.comm.native import (
     Timeouts,
     connect_hosts,
     connect_local,
+    deadlock,
 )
 
 TIMEOUT_S = 60.0
+PROBE_AFTER_S = 0.5
+"""Sooner than where it has to cost nothing: a deadlock is one at any time."""
 
 
 def run(
@@ -68,6 +71,7 @@ def run(
 
 
 def main(task: dict[str, Any], rank: int, directory: Path) -> None:
+    deadlock.PROBE_AFTER_S = PROBE_AFTER_S
     size = task["size"]
     config = PeerConfig(
         job=task["job"],

@@ -180,8 +180,8 @@ def test_a_generator_with_steps_trains(groups: Groups) -> None:
     [
         ("sequence", 2, 1),
         ("of unknown length", 2, 1),
-        ("dataset", 7, 1),
         ("dataset", 4, 2),
+        pytest.param("dataset", 7, 1, marks=pytest.mark.long),
         pytest.param("arrays", 2, 1, marks=pytest.mark.long),
         pytest.param("generator", 2, 1, marks=pytest.mark.long),
     ],

@@ -249,6 +249,7 @@ def test_what_tensorflow_logs_though_nothing_is_wrong_is_hidden(tmp_path: Path) 
     assert without_startup_logs(logged, has_gpu=False) == shown
 
 
+@pytest.mark.long
 @pytest.mark.skipif(has_gpu(), reason="CUDA's failure is shown where there is a GPU")
 def test_all_is_shown_if_asked_for(tmp_path: Path) -> None:
     done = launch("-np", "1", "--verbose", *_tensorflow(""), cwd=tmp_path)

@@ -47,7 +47,9 @@ print("trained")
 """
 
 
-@pytest.mark.parametrize(("value", "warns"), [("1", True), ("0", False)])
+@pytest.mark.parametrize(
+    ("value", "warns"), [("1", True), pytest.param("0", False, marks=pytest.mark.long)]
+)
 def test_it_warns_once_and_trains(value: str, warns: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAINING],

@@ -77,7 +77,8 @@ def test_two_workers(groups: Groups, tmp_path: Path, job_dir: Path) -> None:
     for mine, of_step in zip(busy, step_ms, strict=True):
         assert (mine > 0).all()
         assert (mine < of_step).all()
-    assert busy[1].sum() > busy[0].sum(), "the slowest rank doesn't stand out"
+    # In the first epoch, each traces as long as it takes.
+    assert busy[1][1:].sum() > busy[0][1:].sum(), "the slowest rank doesn't stand out"
     assert step_ms[0].sum() == pytest.approx(step_ms[1].sum(), rel=0.3), "ranks wait for another"
 
     texts = events.texts(job_dir)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.native_workers import run
+from tests.native_workers import PROBE_AFTER_S, run
 from tests.unauthenticated_clients import attacking
 from tfddl._src.comm.native import (
     Communicator,
@@ -24,7 +24,6 @@ from tfddl._src.comm.native import (
     tcp_backend,
 )
 from tfddl._src.comm.native.buffer_pool import ALIGNMENT, BufferPool
-from tfddl._src.comm.native.deadlock import PROBE_AFTER_S
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.message_socket import SeqpacketSocket
 from tfddl._src.comm.native.messages import (

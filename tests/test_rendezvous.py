@@ -16,7 +16,7 @@ from tests.unauthenticated_clients import attacking
 from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.cluster.ports import free_ports, is_free
-from tfddl._src.rendezvous import Rendezvous, handshake, server
+from tfddl._src.rendezvous import Rendezvous, base, handshake, server
 from tfddl._src.rendezvous.base import Identity, dial, split_address
 from tfddl._src.rendezvous.json_connection import JsonConnection
 from tfddl.errors import (
@@ -190,8 +190,7 @@ def test_other_numbers_of_workers() -> None:
     assert all("different descriptions of the cluster" in message for message in messages)
 
 
-@pytest.mark.parametrize("hosts", [ONE_HOST, TWO_HOSTS], ids=["one host", "two hosts"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("hosts", "rank"), [(ONE_HOST, 0), (TWO_HOSTS, 1)])
 def test_two_jobs_with_the_same_addresses(hosts: Sequence[str], rank: int) -> None:
     """The second rank of that number is refused, and the start of both ends."""
     addresses = _addresses(3, hosts)
@@ -301,7 +300,9 @@ def test_the_others_name_rank_0(hosts: Sequence[str], caplog: pytest.LogCaptureF
     assert [record.message for record in caplog.records]
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a program that says nothing when it is asked whether it belongs to a job."""
+    monkeypatch.setattr(base, "_DIAL_S", 0.5)
     addresses = _addresses(2, TWO_HOSTS)
     port = int(addresses[0].rpartition(":")[2])
     with socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True):

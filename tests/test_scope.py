@@ -23,9 +23,9 @@ CASES = "tests.cases.scope"
 N = 47
 
 DOORS: list[Any] = [
-    (2, "sequential", {"steps_per_execution": 3}),
     (3, "own train_step", {}),
     (2, "dictionaries", {}),
+    pytest.param(2, "sequential", {"steps_per_execution": 3}, marks=pytest.mark.long),
     pytest.param(2, "subclassed", {"run_eagerly": True}, marks=pytest.mark.long),
     pytest.param(3, "sequential", {}, marks=pytest.mark.long),
     pytest.param(3, "dictionaries", {"steps_per_execution": 2}, marks=pytest.mark.long),
