@@ -58,7 +58,7 @@ def test_what_only_one_rank_calls_is_named_with_its_line(groups: Groups, call: s
     assert f'On rank 0, model.{call} was called by \'"{call}": lambda: model.{call}(x' in message
     assert "evaluate.py, line " in message
     assert "all ranks must call it together. HINT: call it outside of what only some" in message
-    assert seconds < 15
+    assert seconds < SOON_S
 
 
 def test_validation_on_one_rank_is_named(groups: Groups) -> None:

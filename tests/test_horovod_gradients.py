@@ -29,7 +29,7 @@ def test_every_operation(
     assert all(compared > 6 * len(ROWS) for compared in found)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=LONG), 3])
 def test_gradients_of_some_rows_of_a_result(groups: Groups, size: int) -> None:
     """Ranks 0 and 1 use the first row of what they get twice, and weigh it by 1 and 2."""
     nothing, total = [0.0] * 2, [2.0 + 4.0] * 2

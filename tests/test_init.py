@@ -251,6 +251,7 @@ def test_a_rank_that_does_not_come_ends_the_others_wait(
     assert expected in outcomes[0][1]
 
 
+@pytest.mark.long
 def test_a_killed_worker_ends_the_job(tmp_path: Path) -> None:
     """The launcher names it, and nobody waits for ever."""
     script = (

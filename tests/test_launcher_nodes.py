@@ -667,6 +667,7 @@ def test_nodes_on_hosts_of_their_own(interface: tuple[str, ...], tmp_path: Path)
     }
 
 
+@pytest.mark.long
 def test_two_nodes_train_together(tmp_path: Path) -> None:
     script = """
 import tfddl

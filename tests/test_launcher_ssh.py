@@ -434,9 +434,9 @@ def test_a_job_within_a_worker_knows_nothing_of_that_ones_cores(
 
 def test_who_has_not_come_is_said_within_the_start_timeout(tmp_path: Path) -> None:
     script = """
-import tfddl
 if rank:
     time.sleep(60)
+import tfddl
 tfddl.init()
 """
     command = [sys.executable, "-c", worker(script)[-1]]

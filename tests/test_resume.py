@@ -210,18 +210,34 @@ def test_the_best_is_the_best_that_was_saved(
     assert found == best
 
 
-def test_a_run_that_is_asked_to_end_saves_first(groups: Groups, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ways",
+    [("SIGTERM", "tfddlrun"), pytest.param(("tfddlrun", "SIGTERM"), marks=pytest.mark.long)],
+    ids=" then ".join,
+)
+def test_a_run_that_is_asked_to_end_saves_first(
+    groups: Groups, tmp_path: Path, ways: tuple[str, str]
+) -> None:
     """To one rank: all of them save after the next step, and end with status 75."""
-    for by in ("SIGTERM", "tfddlrun"):
-        ranks = groups(2).run(f"{CASES}:asked_to_end", directory=str(tmp_path / by), by=by)
-        for rank in ranks:
-            steps = rank["steps"]
-            assert rank["all"]  # No step twice, none left out.
-            # The second is asked after the epoch's last step, and saves once it is validated.
-            assert rank["seen"] == [4, steps - 4, 2 * steps]
-        asked = WorkerFlags.GOT_SIGTERM if by == "SIGTERM" else 0
-        saved = WorkerFlags.PREEMPTED
-        assert [rank["flags"] for rank in ranks] == [saved, saved | asked]
+    within, at_end = ways
+    first, second = groups(2).run(
+        f"{CASES}:asked_to_end",
+        directory=str(tmp_path / "a"),
+        within_by=within,
+        at_end_by=at_end,
+    )
+    for rank in (first, second):
+        steps = rank["steps"]
+        assert rank["all"]  # No step twice, none left out.
+        # The second is asked after the epoch's last step, and saves once it is validated.
+        assert rank["seen"] == [4, steps - 4, 2 * steps]
+    saved = WorkerFlags.PREEMPTED
+    asked = {"SIGTERM": saved | WorkerFlags.GOT_SIGTERM, "tfddlrun": saved}
+    assert first["flags"] == (saved, saved)
+    assert second["flags"] == (asked[within], asked[at_end])
+
+
+def test_a_handler_of_the_script_s_own_is_called(groups: Groups, tmp_path: Path) -> None:
     assert sum(groups(2).run(f"{CASES}:own_handler", directory=str(tmp_path / "b"))) == 1
 
 
