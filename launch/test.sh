@@ -28,7 +28,11 @@ set_up "$extras"
 cd -- "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m mypy
+# These two beside each other: each takes one core.
+"$python" -m mypy &
+types=$!
 # Broken links and names that are gone are errors; the pages themselves aren't kept.
-NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --quiet --site-dir "$(mktemp -d)"
+NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --quiet --site-dir "$(mktemp -d)" ||
+  { wait "$types"; exit 1; }
+wait "$types"
 "$python" -m pytest "${selection[@]}" "$@"
