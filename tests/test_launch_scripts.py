@@ -121,6 +121,7 @@ SHOWN = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(has_gpu(), reason="what TensorFlow logs of GPUs is shown")
 def test_local_trains_on_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDDL_PYTHON", sys.executable)
