@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +76,40 @@ def test_the_last_failure_is_the_status(tmp_path: Path) -> None:
     assert "starting again on other ports, in 2 s (restart 2 of 2)" in done.stderr
 
 
+# A tfddlrun that doesn't kill soon who goes on when another has failed.
+PATIENT = """
+import os, sys
+from tfddl._src.launcher import main, supervisor
+supervisor._SHORT_GRACE_S = 35.0
+sys.exit(main.main(sys.argv[1:], environment=os.environ))
+"""
+
+
 @pytest.mark.parametrize("when", ["while it waits", "while it ends"])
 def test_a_signal_between_two_starts_ends_the_job(when: str, tmp_path: Path) -> None:
     script = """
 if rank:
     wait_for("rank 0 is ready")
-    sys.exit(3)
+    if os.environ["TFDDL_RESTARTS"] == "0":
+        sys.exit(3)
+    time.sleep(60)
 signal.signal(signal.SIGTERM, lambda *_: say("asked to end"))
 say("rank 0 is ready")
-time.sleep(60)
+wait_for("may end")
 """
     line = ["-np", "2", "--max-restarts", "9", *worker(script)]
-    with launched(*line, cwd=tmp_path) as process:
-        wait_until(lambda: (tmp_path / "asked to end").exists())
+    with launched(*line, cwd=tmp_path, command=[sys.executable, "-c", PATIENT]) as process:
+        (first,) = pids(tmp_path, "rank 0 is ready")
+        inner = parent_of(first)
+        pids(tmp_path, "asked to end")
         if when == "while it waits":
+            (tmp_path / "may end").touch()
             assert process.stderr is not None
             while "starting again" not in process.stderr.readline():
                 pass
-        process.send_signal(signal.SIGINT)
+        # To this one, which so gets it before it can learn that rank 0 has ended.
+        os.kill(inner, signal.SIGINT)
+        (tmp_path / "may end").touch()
         _, err = process.communicate(timeout=TIMEOUT_S)
     ended = "ended by SIGINT, and all workers with it" in err
     assert ended == (when == "while it waits")
