@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.group import ROOT
+from tests.processes import wait_until
 from tfddl._src import directory_lock
 from tfddl._src.checkpoint import BEST, CheckpointStore, Snapshot, read, write
 from tfddl.errors import CheckpointError
@@ -394,9 +395,16 @@ def test_a_lock_of_another_host_is_waited_for(
         monkeypatch.setattr(directory_lock, "_OTHER_HOST_S", 0.3)
         with pytest.raises(CheckpointError, match="another job: process 7 on hostB. Two jobs"):
             directory_lock.DirectoryLock(tmp_path)
-        monkeypatch.setattr(directory_lock, "_OTHER_HOST_S", 20.0)
-        threading.Timer(0.3, holder.kill).start()
+        monkeypatch.setattr(directory_lock, "_OTHER_HOST_S", 60.0)
+
+        def kill() -> None:
+            wait_until(lambda: len(caplog.records) == 2)
+            holder.kill()
+
+        killing = threading.Thread(target=kill)
+        killing.start()
         directory_lock.DirectoryLock(tmp_path).release()
+        killing.join()
     waiting = "is in use by process 7 on hostB. Waiting"
     assert [waiting in record.getMessage() for record in caplog.records] == [True, True]
 
