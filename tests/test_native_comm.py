@@ -39,7 +39,7 @@ from tfddl.errors import CommunicationError, DeadlockError, PeerLostError
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 16])
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 16])
 @BY
 def test_every_operation_dtype_and_length(size: int, by: str) -> None:
     results = run("everything", size, by=by, few=size > 3)
@@ -95,7 +95,37 @@ def test_a_rank_that_dies_is_noticed_at_once(length: int, by: str) -> None:
     assert all(loss[by] in text for text in texts)
 
 
-@pytest.mark.parametrize(("size", "length"), [(2, 7), (3, 7), (4, 60_000)])
+@pytest.mark.parametrize("size", [6, 8])
+@BY
+def test_one_of_many_differs_and_all_go_on(size: int, by: str) -> None:
+    results = run("differ_among_many", size, by=by)
+    assert all(result == results[0] for result in results)
+    assert len(results[0]) == 9
+    for number, odd in enumerate((10, 11, 9 + size)):
+        same, kind, large = results[0][3 * number : 3 * number + 3]
+        assert f"rank {odd}: same of 32 bytes" in same
+        assert f"rank {odd}: kind True\n" in kind
+        assert f"rank {odd}: large of 560008 bytes" in large
+
+
+@BY
+def test_of_many_ranks_the_late_one_is_named(by: str, tmp_path: Path) -> None:
+    timeouts = Timeouts(warn_s=0, abort_s=12.0)
+    results = run("is_late", 8, by=by, timeouts=timeouts, marks=str(tmp_path))
+    told = [texts[0] for rank, texts in enumerate(results) if rank != 1]
+    assert all("in allreduce <late>: rank 11 hasn't called it" in text for text in told), told
+
+
+@pytest.mark.parametrize(("victim", "late", "after_s"), [(0, -1, 0.1), (7, -1, 0.2), (5, 1, 0.3)])
+@BY
+def test_of_many_ranks_one_is_killed(victim: int, late: int, after_s: float, by: str) -> None:
+    """In whatever it is at that time; and where the only one that waits for it is late."""
+    results = run("killed_among_many", 8, by=by, victim=victim, late=late, after_s=after_s)
+    assert results.pop(victim) is None
+    assert all(f"but rank {10 + victim} has ended" in text for text in results), results
+
+
+@pytest.mark.parametrize(("size", "length"), [(2, 7), (3, 7), (4, 60_000), (6, 7)])
 @BY
 def test_ranks_that_have_joined_count_as_zeros(size: int, length: int, by: str) -> None:
     for rank, (wrong, lasts, told) in enumerate(run("joins", size, by=by, length=length)):

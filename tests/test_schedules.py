@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from tfddl._src.comm.native import ReduceOp, schedules, shm_backend
+from tfddl._src.comm.native import ReduceOp, schedules, shm_backend, sparse_schedules
 from tfddl._src.comm.native.buffer_pool import BufferPool, aligned_size
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
@@ -31,6 +32,7 @@ from tfddl._src.comm.native.schedules import (
 )
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl._src.comm.native.shm_backend import ShmBackend
+from tfddl._src.comm.native.sparse_schedules import ReductionSchedule, choose_all_reduce
 from tfddl._src.comm.native.tcp_backend import _Direction
 from tfddl._src.sharding import shard_range
 
@@ -280,7 +282,10 @@ def _same_bits(found: Sequence[np.ndarray], expected: np.ndarray) -> bool:
 
 @pytest.fixture
 def _small_parts() -> Iterator[None]:
-    with mock.patch.object(schedules, "_MAX_PART_BYTES", PART_BYTES):
+    with (
+        mock.patch.object(schedules, "MAX_PART_BYTES", PART_BYTES),
+        mock.patch.object(sparse_schedules, "MAX_PART_BYTES", PART_BYTES),
+    ):
         yield
 
 
@@ -332,6 +337,89 @@ def test_sums_are_right_whichever_link_is_slow(
         for rank in range(size):
             assert _same_bits(results[rank], expected), f"{name}: rank {rank} has a wrong sum"
     assert [np.concatenate(arrays).tobytes() for arrays in numbers.arrays] == before
+
+
+def _reduced_sparsely(numbers: Numbers, reduction: ReduceOp) -> np.ndarray:
+    """Each segment by halving, or around the ring: rows in the order in which they are added."""
+    size, add = numbers.size, UFUNCS[reduction]
+    rows = [numbers.joined(rank) for rank in range(size)]
+    result = np.empty_like(rows[0])
+    for owner in range(size):
+        part = slice(*shard_range(len(result), owner, size))
+        values = [row[part] for row in rows]
+        if size in (8, 16):
+            distance = size
+            while distance := distance // 2:
+                values = [
+                    add(values[rank & ~distance], values[rank | distance]) for rank in range(size)
+                ]
+            result[part] = values[owner]
+        else:
+            order = [(owner + step) % size for step in range(size)]
+            result[part] = functools.reduce(add, [values[rank] for rank in order])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "reduction", "chunks", "scaled"),
+    [
+        (5, np.float32, ReduceOp.SUM, 8.3, True),
+        (5, np.float64, ReduceOp.SUM, 0.3, False),
+        (7, np.int16, ReduceOp.MAX, 4.9, False),
+        (8, np.float32, ReduceOp.SUM, 8.3, False),
+        (8, np.float64, ReduceOp.SUM, 2.1, False),
+        (8, np.float32, ReduceOp.SUM, 0.1, False),
+        (9, np.float32, ReduceOp.SUM, 3.0, False),
+        (16, np.float32, ReduceOp.SUM, 1.1, False),
+    ],
+)
+@pytest.mark.usefixtures("_small_parts")
+def test_sums_between_many_are_right_whichever_link_is_slow(
+    size: int, dtype: Any, reduction: ReduceOp, chunks: float, scaled: bool
+) -> None:
+    numbers = Numbers.drawn(size, dtype, chunks, scaled=scaled)
+    expected = _reduced_sparsely(numbers, reduction)
+    total = sum(array.nbytes for array in numbers.arrays[0])
+    runs = [run for run in _runs(size) if "worker" in run[0] or "random" in run[0]]
+    for name, options, run in runs:
+        results = [numbers.empty() for _ in range(size)]
+        sums = [
+            choose_all_reduce(
+                Partition(rank, size),
+                numbers.flat(rank),
+                FusionBuffer(results[rank]),
+                reduction,
+                DirtyBuffers(),
+            )
+            for rank in range(size)
+        ]
+        links = Links(
+            size,
+            functools.partial(_transfers, "sends", sums),
+            functools.partial(_transfers, "receives", sums),
+            **options,
+        )
+        run(links)
+        assert links.is_over, f"{name}: nobody can go on"
+        for rank in range(size):
+            assert _same_bits(results[rank], expected), f"{name}: rank {rank} has a wrong sum"
+            assert len(sums[rank].peers) <= np.log2(size)
+            sent = sum(pipe.sent for (source, _), pipe in links.pipes.items() if source == rank)
+            assert sent <= 2 * total * (size - 1) / size + 4 * size * 8
+
+
+def _transfers(kind: str, sums: Sequence[ReductionSchedule], rank: int, peer: int) -> Transfers:
+    if peer not in sums[rank].peers:
+        return iter(())
+    return getattr(sums[rank], kind)(peer)
+
+
+def test_few_workers_and_16_bit_floats_are_reduced_directly() -> None:
+    """Each by one worker, from all inputs: those of 16 bits are rounded once."""
+    for size, dtype in ((4, np.float32), (8, np.float16), (6, ml_dtypes.bfloat16)):
+        flat = FusionBuffer([np.zeros(100, dtype)])
+        given = Partition(0, size), flat, flat, ReduceOp.SUM, BufferPool()
+        assert isinstance(choose_all_reduce(*given), AllReduceSchedule)
 
 
 @pytest.mark.parametrize("size", [3, 4])
@@ -408,7 +496,7 @@ def test_few_segments_are_sent_one_by_one_and_many_at_once(
     values = [np.full(2, i + 1.0, np.float32) for i in range(count)]
     going = [
         some.tolist()
-        for some in schedules._outgoing(FusionBuffer(values, scale=scale), part, scratch)
+        for some in schedules.outgoing(FusionBuffer(values, scale=scale), part, scratch)
     ]
     assert len(going) == calls
     expected = (np.concatenate(values)[1:] * (scale or 1.0)).tolist()
@@ -416,7 +504,7 @@ def test_few_segments_are_sent_one_by_one_and_many_at_once(
     assert sent == expected
     arrived = [np.zeros(2, np.float32) for _ in range(count)]
     coming = 0
-    for place in schedules._incoming(FusionBuffer(arrived), part, scratch):
+    for place in schedules.incoming(FusionBuffer(arrived), part, scratch):
         coming += 1
         place[:] = sent[: len(place)]
         sent = sent[len(place) :]

@@ -566,3 +566,65 @@ def addresses(communicator: Communicator, network: Network) -> int:
         places.add(total.ctypes.data)
         del total
     return len(places)
+
+
+def differ_among_many(communicator: Communicator, network: Network) -> list[str]:
+    """One rank differs in name, size or kind from all others, that it has as neighbours or not."""
+    told = []
+    for odd in (0, 1, communicator.size - 1):
+        is_odd = communicator.rank == odd
+        for length, text in (
+            (3 + is_odd, "same"),
+            (4, f"kind {is_odd}"),
+            (70_000 + is_odd, "large"),
+        ):
+            try:
+                communicator.all_reduce([np.zeros(length)], ReduceOp.SUM, OpSignature("loss", text))
+            except DisagreementError as error:
+                told.append(str(error))
+            for sent in (10, 50_000):
+                [total] = communicator.all_reduce(
+                    [np.ones(sent)], ReduceOp.SUM, OpSignature("loss", "next")
+                )
+                assert (total == communicator.size).all()
+    return told
+
+
+def is_late(communicator: Communicator, network: Network, marks: str) -> list[str]:
+    """Rank 1 comes once all others have given up; what they say of it."""
+    rank, size = communicator.rank, communicator.size
+    _sum(communicator, "begin")
+    if rank == 1:
+        others = [other for other in range(size) if other != 1]
+        wait_until(lambda: all(Path(marks, str(other)).exists() for other in others))
+        return []
+    try:
+        _sum(communicator, "late")
+    except StalledError as error:
+        return [str(error)]
+    finally:
+        Path(marks, str(rank)).touch()
+    return ["no error"]
+
+
+def killed_among_many(
+    communicator: Communicator, network: Network, victim: int, late: int, after_s: float
+) -> str:
+    """One rank is killed at some time; a late one comes to no operation, and reads nothing.
+
+    The late one ends when the others have.
+    """
+    rank = communicator.rank
+    _sum(communicator, "begin")
+    if rank == victim:
+        threading.Timer(after_s, os.kill, [os.getpid(), signal.SIGKILL]).start()
+    if rank == late:
+        time.sleep(after_s + 12.0)
+    try:
+        while True:
+            for length in (3, 100_000):
+                communicator.all_reduce(
+                    [np.ones(length)], ReduceOp.SUM, OpSignature("", "allreduce <step>")
+                )
+    except PeerLostError as error:
+        return str(error)

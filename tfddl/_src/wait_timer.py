@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-_REPORT_PART = 0.9
+REPORT_PART = 0.9
 """The part of the time until something is logged or raised after which the others are told."""
 
 
@@ -16,12 +16,15 @@ class WaitTimer:
         has_reported: whether `should_report` has been true.
     """
 
-    def __init__(self, *, warn_s: float = 0.0, abort_s: float = 0.0) -> None:
+    def __init__(
+        self, *, warn_s: float = 0.0, abort_s: float = 0.0, report_part: float = REPORT_PART
+    ) -> None:
         """Starts the timer.
 
         Args:
             warn_s: seconds after which to log a warning, and again each time; 0 is never.
             abort_s: seconds after which to give up; 0 is never.
+            report_part: the part of the shorter of these times after which to tell the others.
         """
         self.abort_s = abort_s
         self.has_reported = False
@@ -32,7 +35,7 @@ class WaitTimer:
         self._end_s = self._begin_s + (abort_s or float("inf"))
         # Reports go out before warnings, so that each rank's warning has what the others wait for.
         first_s = min(self._warn_s, self._end_s) - self._begin_s
-        self._report_s = self._begin_s + _REPORT_PART * first_s
+        self._report_s = self._begin_s + report_part * first_s
 
     @property
     def elapsed_s(self) -> float:

@@ -62,13 +62,21 @@ class Backend(abc.ABC):
         Args:
             num_bytes: how much is needed.
             number: of the operation.
-            offers: what `offer_free` returned on each worker, in any order.
+            offers: what `offer_free` returned on each worker, in any order; or merged ones.
 
         Returns:
             The argument of `map_outputs`, for all workers.
         """
         del num_bytes, number, offers
         return b""
+
+    def merge_offers(self, first: bytes, second: bytes) -> bytes:
+        """What two offers have in common, in the place of both."""
+        del first, second
+        return b""
+
+    def abandon(self) -> None:  # noqa: B027 - most have nothing to do
+        """Called once an operation has failed in the middle: none can follow."""
 
     @abc.abstractmethod
     def map_outputs(

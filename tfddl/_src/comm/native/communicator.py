@@ -1,12 +1,13 @@
 """Collective operations of some workers.
 
-Every operation begins with a message from each worker to each other one: what it is about to do
-and, if the tensors are small, their numbers. So workers compare before anything large is moved, and
-pay nothing extra for it: where they differ, all of them raise, and the next operation works.
+Every operation begins with messages in which all workers tell what they are about to do and, if the
+tensors are small, their numbers (see `first_messages`). So workers compare before anything large is
+moved, and pay nothing extra for it: where they differ, all of them raise, and the next operation
+works.
 
 Larger tensors are moved by a `Backend`: through memory that the workers of a host share
 (`shm_backend`), or by TCP between hosts (`tcp_backend`). Small ones are reduced by every worker for
-itself, in rank order, so that all get the same bits.
+itself, in an order that depends on ranks only, so that all get the same bits.
 """
 
 from __future__ import annotations
@@ -14,24 +15,34 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from tfddl._src.comm.native.backend import Network
 from tfddl._src.comm.native.buffer_pool import BufferPool, aligned_size
 from tfddl._src.comm.native.diagnostics import describe_difference, describe_joined
+from tfddl._src.comm.native.first_messages import Contribution, FirstExchange, FirstMessages
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.join import JoinResult, JoinState
 from tfddl._src.comm.native.messages import (
+    LAST_FIRST_STEP,
     MAX_PAYLOAD_BYTES,
+    Group,
     Message,
+    Operation,
     OpSignature,
     Tag,
     stable_hash,
 )
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers, Sequencer
 from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduce_into
+from tfddl._src.comm.native.small_tensors import (
+    GatheredTensors,
+    ReducedTensors,
+    SmallTensors,
+)
+from tfddl._src.comm.native.tree import Tree
 from tfddl.errors import (
     CommunicationError,
     DeadlockError,
@@ -40,8 +51,10 @@ from tfddl.errors import (
     StalledError,
 )
 
-# Steps of an operation count up from 1 (see `OperationContext`); these are the others.
-_FIRST, _SEQUENCE, _DIFFERENCE = 0, 2**32 - 2, 2**32 - 1
+# Steps count up in the order in which they are sent: those of `FirstExchange`, these, and then
+# those of `OperationContext`.
+_FIRST = 0
+_DIFFERENCE, _SEQUENCE = LAST_FIRST_STEP + 1, LAST_FIRST_STEP + 2
 
 
 class Communicator:
@@ -81,9 +94,13 @@ class Communicator:
         self.counters = self._backend.counters
         self._others = [rank for rank in self.ranks if rank != mesh.rank]
         self._key = ",".join(map(str, self.ranks)) + purpose
+        self._group = Group(stable_hash(self._key), tuple(self._others))
+        self._first = FirstExchange(mesh, self.rank, self._group)
         self._joins = JoinState(mesh, self.ranks, self._key)
         self._remaining: dict[tuple[int, ...], Communicator] = {}
         self._occurrences: dict[str, int] = {}
+        # In whose first messages threads of this worker are.
+        self._active: set[Operation] = set()
         self._lock = threading.Lock()
         self._sequencer = Sequencer()
         self._next_number = 0
@@ -107,13 +124,15 @@ class Communicator:
         with self._lock:
             known = dict(self._occurrences)
         try:
-            joined = self._joins.join(sum(known.values()), signature)
+            joined = self._joins.join(
+                sum(known.values()), signature, active=self._active, lock=self._lock
+            )
         except BaseException as error:
             self._keep_failure(error)
             raise
         # What others sent before they knew that this worker has joined.
         for name, number in known.items():
-            while self._mesh.discard(self._tag(name, number, self._joins.rounds - 1)):
+            while self._discard(self._tag(name, number, self._joins.rounds - 1)):
                 number += 1
         with self._lock:
             self._occurrences.clear()
@@ -141,12 +160,13 @@ class Communicator:
         # The scale is multiplied in where inputs are copied: no extra pass over memory.
         inputs = FusionBuffer(arrays, scale=scale)
         self.counters.reduced += inputs.num_bytes
+        small = ReducedTensors(inputs, reduction)
         with self._begin(
-            signature, inputs, output_lengths=inputs.lengths, joinable=True
+            signature, small, output_lengths=inputs.lengths, joinable=True
         ) as operation:
             outputs = FusionBuffer(operation.outputs.shared)
             if operation.is_inline:
-                outputs.write(0, reduce(operation.inline_rows(inputs, self.ranks), reduction))
+                outputs.write(0, operation.small_result(small))
                 self.counters.written += inputs.num_bytes
             elif operation.joined:
                 rest = self._without(operation.joined)
@@ -173,10 +193,13 @@ class Communicator:
         inputs = FusionBuffer([array])
         shape = (self.size, inputs.length)
         lengths = [shape[0] * shape[1]]
-        with self._begin(signature, inputs, output_lengths=lengths, joinable=joinable) as operation:
+        small = GatheredTensors(
+            inputs, self.rank, [inputs.length] * self.size, num_bytes=inputs.num_bytes
+        )
+        with self._begin(signature, small, output_lengths=lengths, joinable=joinable) as operation:
             rows = operation.outputs.shared[0].reshape(shape)
             if operation.is_inline:
-                rows[:] = operation.inline_rows(inputs, self.ranks)
+                rows[:] = operation.small_result(small)
             elif operation.joined:
                 rows[:] = 0
                 rest = self._without(operation.joined)
@@ -198,10 +221,12 @@ class Communicator:
             signature: of the operation.
         """
         inputs = FusionBuffer(arrays)
-        with self._begin(signature, inputs, output_lengths=inputs.lengths) as operation:
+        wanted = [inputs.length if rank == root else 0 for rank in range(self.size)]
+        small = GatheredTensors(inputs, self.rank, wanted, num_bytes=inputs.num_bytes)
+        with self._begin(signature, small, output_lengths=inputs.lengths) as operation:
             outputs = FusionBuffer(operation.outputs.shared)
             if operation.is_inline:
-                outputs.write(0, operation.inline_rows(inputs, self.ranks)[root])
+                outputs.write(0, operation.small_result(small)[root])
             else:
                 self._backend.broadcast(operation, inputs, outputs, root)
         return operation.outputs.private
@@ -228,11 +253,11 @@ class Communicator:
         [result] = self._pool.take(inputs.dtype, [lengths[self.rank]])
         self.counters.reduced += inputs.num_bytes
         self.counters.written += inputs.num_bytes + result.nbytes
-        with self._begin(signature, inputs) as operation:
+        small = ReducedTensors(inputs, reduction)
+        with self._begin(signature, small) as operation:
             if operation.is_inline:
                 start = sum(lengths[: self.rank])
-                rows = operation.inline_rows(inputs, self.ranks)
-                reduce_into([row[start : start + len(result)] for row in rows], reduction, result)
+                result[:] = operation.small_result(small)[start : start + len(result)]
                 return result
 
             def consume(at: int, spans: list[np.ndarray]) -> None:
@@ -263,11 +288,14 @@ class Communicator:
         [joined] = self._pool.take(inputs.dtype, [sum(expected)])
         results = np.split(joined, np.cumsum(expected)[:-1])
         # The most that any worker has: all must decide alike whether it travels inline.
-        num_bytes = int(lengths.sum(axis=1).max()) * inputs.dtype.itemsize
-        with self._begin(signature, inputs, num_bytes=num_bytes) as operation:
+        wanted = lengths.sum(axis=1).tolist()
+        small = GatheredTensors(
+            inputs, self.rank, wanted, num_bytes=max(wanted) * inputs.dtype.itemsize
+        )
+        with self._begin(signature, small) as operation:
             if operation.is_inline:
                 starts = lengths[:, : self.rank].sum(axis=1).tolist()
-                rows = operation.inline_rows(inputs, self.ranks)
+                rows = operation.small_result(small)
                 for result, row, start in zip(results, rows, starts, strict=True):
                     result[:] = row[start : start + len(result)]
                 return joined
@@ -284,9 +312,8 @@ class Communicator:
     def _begin(
         self,
         signature: OpSignature,
-        inputs: FusionBuffer,
+        small: SmallTensors[Any],
         *,
-        num_bytes: int | None = None,
         output_lengths: Sequence[int] = (),
         joinable: bool = False,
     ) -> Iterator[OperationContext]:
@@ -294,12 +321,10 @@ class Communicator:
 
         Args:
             signature: has to be alike everywhere.
-            inputs: sent along if they are small.
-            num_bytes: has to be alike everywhere; by default that of `inputs`.
+            small: sent along if they are small.
             output_lengths: of the results that are alike everywhere.
             joinable: whether it goes on without workers that have joined; others raise.
         """
-        num_bytes = inputs.num_bytes if num_bytes is None else num_bytes
         self._mesh.raise_if_aborted()
         self._raise_after_failure()
         try:
@@ -307,9 +332,7 @@ class Communicator:
             # would end this worker in the middle of an operation, and leave the others waiting.
             with (
                 np.errstate(all="ignore"),
-                self._exchange_first(
-                    signature, inputs, num_bytes, output_lengths, joinable
-                ) as operation,
+                self._exchange_first(signature, small, output_lengths, joinable) as operation,
             ):
                 yield operation
         except DisagreementError:
@@ -324,60 +347,69 @@ class Communicator:
         """What others wait for has failed in the middle: nothing after it can work."""
         self._failure = error
         self._sequencer.wake()
+        self._backend.abandon()
 
     @contextlib.contextmanager
     def _exchange_first(
         self,
         signature: OpSignature,
-        inputs: FusionBuffer,
-        num_bytes: int,
+        small: SmallTensors[Any],
         output_lengths: Sequence[int],
         joinable: bool,
     ) -> Iterator[OperationContext]:
-        # One message from each worker instead of three or more: for small tensors the latency of
-        # messages is all that counts.
-        is_inline = num_bytes <= MAX_PAYLOAD_BYTES
+        # What is compared travels with small tensors: for these the latency of messages is all that
+        # counts.
+        most_bytes = small.num_bytes if self._first.is_direct else small.most_bytes
+        is_inline = self.size == 1 or most_bytes <= MAX_PAYLOAD_BYTES
         if is_inline:
-            payload = inputs.read(0, inputs.length).tobytes()
+            own = Contribution(signature, small.num_bytes, small.row, small.start, small.merge)
         else:
-            payload = self._backend.offer_free(self._sequencer.completed)
-        tag = self._next_tag(signature.name)
-        peers = self._others
-        if self._mesh.has_arrived(self._joins.tag):
-            # Not to these, unless a thread of theirs has begun this operation before.
-            gone, begun = self._mesh.arrived(self._joins.tag), self._mesh.arrived(tag)
-            peers = [rank for rank in peers if rank not in gone or rank in begun]
-        self._mesh.send(peers, tag, Message(signature.digest, num_bytes, payload))
-        received = self._mesh.collect(tag, self._others, signature, excuse=self._joins.tag)
-        others = list(received.values())
-        if any(m.digest != signature.digest or m.value != num_bytes for m in others):
-            # All workers have all first messages: where one sees a difference, all do.
-            # Sizes are shown only where signatures are alike, and so don't explain the difference.
-            is_same = all(m.digest == signature.digest for m in others)
-            peers = [rank for rank in self._others if rank in received]
-            self._raise_difference(tag, signature, num_bytes if is_same else None, peers)
-        joined: Sequence[int] = ()
-        if len(received) < len(self._others):
-            joined = [rank for rank in self._others if rank not in received]
-            if not joinable:
-                ranks = [self._mesh.global_ranks[rank] for rank in joined]
-                raise DisagreementError(describe_joined(str(signature), ranks))
-        operation = OperationContext(signature, tag, received, self._exchange, joined)
-        if operation.is_inline or joined:
-            arrays = [np.empty(length, inputs.dtype) for length in output_lengths]
+            offer = self._backend.offer_free(self._sequencer.completed)
+            merge = self._backend.merge_offers
+            own = Contribution(signature, small.num_bytes, lambda: offer, lambda: offer, merge)
+        with self._active_tag(signature.name) as tag:
+            first = self._first.exchange(tag, self._joins.tag, own)
+            joined = self._compare(tag, own, first, joinable=joinable)
+        operation = OperationContext(
+            signature, tag, first, self._mesh, self._group, is_inline=is_inline, joined=joined
+        )
+        if is_inline or joined:
+            arrays = [np.empty(length, small.inputs.dtype) for length in output_lengths]
             operation.outputs = OutputBuffers(arrays, arrays)
             yield operation
             return
-        offers = [payload, *(message.payload for message in others)]
-        size = aligned_size(inputs.dtype, output_lengths)
+        if first.merged is None:
+            offers = [offer, *(message.payload for message in first.received.values())]
+        else:
+            offers = [first.merged]
+        size = aligned_size(small.inputs.dtype, output_lengths)
         number, assigned = self._number_of(tag, signature, size, offers)
         with self._sequencer.turn(number, unless=lambda: self._failure is not None):
             self._raise_after_failure()
             if output_lengths:
                 operation.outputs = self._backend.map_outputs(
-                    assigned, inputs.dtype, output_lengths
+                    assigned, small.inputs.dtype, output_lengths
                 )
             yield operation
+
+    def _compare(
+        self, tag: Tag, own: Contribution, first: FirstMessages, *, joinable: bool
+    ) -> list[int]:
+        """Raises where workers differ; returns who has joined."""
+        if first.merged is not None:
+            return []
+        signature, others = own.signature, list(first.received.values())
+        if any(m.digest != signature.digest or m.value != own.value for m in others):
+            # All workers have all first messages: where one sees a difference, all do.
+            # Sizes are shown only where signatures are alike, and so don't explain the difference.
+            is_same = all(m.digest == signature.digest for m in others)
+            peers = [rank for rank in self._others if rank in first.received]
+            self._raise_difference(tag, signature, own.value if is_same else None, peers)
+        joined = [rank for rank in self._others if rank not in first.received]
+        if joined and not joinable:
+            ranks = [self._mesh.global_ranks[rank] for rank in joined]
+            raise DisagreementError(describe_joined(str(signature), ranks))
+        return joined
 
     def _raise_after_failure(self) -> None:
         """Once an operation has failed in the middle, nobody knows how far the others have come."""
@@ -391,16 +423,24 @@ class Communicator:
             f"middle: {str(failure) or type(failure).__name__}"
         )
 
-    def _exchange(self, tag: Tag, value: int, signature: OpSignature) -> dict[int, Message]:
-        """Sends a number to all others, and waits for theirs."""
-        self._mesh.send(self._others, tag, Message(0, value, b""))
-        return self._mesh.collect(tag, self._others, signature)
-
-    def _next_tag(self, name: str) -> Tag:
+    @contextlib.contextmanager
+    def _active_tag(self, name: str) -> Iterator[Tag]:
+        """The tag of a new operation, in which this worker is even if it joins meanwhile."""
         with self._lock:
             occurrence = self._occurrences.get(name, 0)
             self._occurrences[name] = occurrence + 1
-        return self._tag(name, occurrence, self._joins.rounds)
+            tag = self._tag(name, occurrence, self._joins.rounds)
+            self._active.add(tag.operation)
+        try:
+            yield tag
+        finally:
+            with self._lock:
+                self._active.discard(tag.operation)
+
+    def _discard(self, tag: Tag) -> bool:
+        """Forgets all first messages of an operation. Returns whether there were any."""
+        found = [self._mesh.discard(tag._replace(step=s)) for s in range(LAST_FIRST_STEP + 1)]
+        return any(found)
 
     def _tag(self, name: str, occurrence: int, rounds: int) -> Tag:
         # The ranks are part of the hash: communicators of one network share its mailbox. Numbers
@@ -428,13 +468,14 @@ class Communicator:
             tag: of the operation.
             signature: of the operation.
             num_bytes: of its output memory.
-            offers: what `Backend.offer_free` has returned on each worker.
+            offers: what `Backend.offer_free` has returned on each worker, or merged.
 
         Returns:
             The number, and the argument of `Backend.map_outputs`.
         """
         tag = tag._replace(step=_SEQUENCE)
-        if self.rank == 0:
+        place = Tree.of(self.rank, self.size)
+        if place.parent is None:
             # One lock for number and memory: memory is assigned in the order of the numbers.
             with self._lock:
                 number = self._next_number
@@ -442,10 +483,12 @@ class Communicator:
                 assigned = b""
                 if num_bytes:
                     assigned = self._backend.assign_outputs(num_bytes, number, offers)
-            self._mesh.send(self._others, tag, Message(0, number, assigned))
-            return number, assigned
-        first = self.ranks[0]
-        message = self._mesh.collect(tag, [first], signature)[first]
+            message = Message(0, number, assigned)
+        else:
+            [message] = self._mesh.collect(
+                tag, [self.ranks[place.parent]], signature, group=self._group
+            ).values()
+        self._mesh.send([self.ranks[child] for child in place.children], tag, message)
         return message.value, message.payload
 
     def _raise_difference(
@@ -456,7 +499,8 @@ class Communicator:
         text = signature.text if num_bytes is None else f"{signature.text}\n{num_bytes} bytes"
         own = Message(0, 0, text.encode()[:MAX_PAYLOAD_BYTES])
         self._mesh.send(peers, tag, own)
-        messages = {**self._mesh.collect(tag, peers, signature), self._mesh.rank: own}
+        received = self._mesh.collect(tag, peers, signature, group=self._group)
+        messages = {**received, self._mesh.rank: own}
         raise DisagreementError(
             describe_difference(
                 {

@@ -8,11 +8,19 @@ agree about the operations in which it takes no part, and nobody asks before.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.messages import Message, OpSignature, Tag, stable_hash
+from tfddl._src.comm.native.messages import (
+    Message,
+    Operation,
+    OpSignature,
+    Tag,
+    pack_operations,
+    stable_hash,
+)
 
 _LAST = 1
 """The step in which the first worker tells which one was the last."""
@@ -53,19 +61,30 @@ class JoinState:
         self._others = [rank for rank in ranks if rank != mesh.rank]
         self.tag = Tag(stable_hash(f"join {key}"), 0, 0)
 
-    def join(self, num_operations: int, signature: OpSignature) -> JoinResult:
+    def join(
+        self,
+        num_operations: int,
+        signature: OpSignature,
+        *,
+        active: Collection[Operation],
+        lock: threading.Lock,
+    ) -> JoinResult:
         """Waits, without a limit, until all have joined.
 
         Args:
             num_operations: how many this worker has taken part in since all had joined before.
             signature: of the call, for messages.
+            active: in which operations other threads of this worker still take part.
+            lock: guards `active`: no operation begins while the others are told.
 
         Returns:
             The last one is a rank, as the mesh numbers them.
         """
         tag = self.tag
         were_first = list(self._mesh.arrived(tag))
-        self._mesh.send(self._others, tag, Message(0, num_operations, b""))
+        with lock:
+            payload = pack_operations(active)
+            self._mesh.send(self._others, tag, Message(0, num_operations, payload))
         received = self._mesh.collect(tag, self._others, signature, is_timed=False)
         self.rounds += 1
         self.tag = tag._replace(occurrence=self.rounds % 2**32)

@@ -20,14 +20,17 @@ from tfddl._src.comm.native.messages import (
     DEADLOCK_FOUND,
     DEADLOCK_PROBE,
     EXIT,
+    GROUP_FAILED,
     MAX_PAYLOAD_BYTES,
     STALL_REPORT,
+    Group,
     Message,
     OpSignature,
     PeerConfig,
     Tag,
     pack_message,
     unpack_message,
+    unpack_operations,
 )
 from tfddl._src.comm.native.peer_sockets import PeerSockets
 from tfddl._src.comm.native.wait_tracker import Wait, WaitTracker
@@ -47,6 +50,13 @@ _POLL_S = 1.0
 
 # How often a thread looks whether there is space again for its message.
 _FULL_POLL_S = 0.001
+
+# A rank that has ended without a word may have had its part in an operation that others are in:
+# they get so long to finish it. If it hadn't, those that wait for it directly tell them sooner.
+_KILLED_S = 5.0
+
+# For how long to wait for the news why a peer has ended a connection. It sends them before.
+_REASON_S = 2.0
 
 
 class Closable(Protocol):
@@ -80,11 +90,13 @@ class Mesh:
         self.waited_s = 0.0
         self._sockets = PeerSockets(sockets, spins=config.spins)
         # What a forked child has to close, too.
-        self._inherited: list[Closable] = list(sockets.values())
+        self._inherited: list[Closable] = [self._sockets]
         self._owned: list[Closable] = []
         self._is_closed = False
         self._mailbox: dict[Tag, dict[int, Message]] = {}
         self._exit_texts: dict[int, str] = {}
+        # By the key of a group: the peer that was lost in the middle of an operation of it.
+        self._failed: dict[int, int] = {}
         self._stalls = WaitTracker(
             self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self.arrived
         )
@@ -120,12 +132,13 @@ class Mesh:
             if not is_taken or not self._sockets.by_peer[peer].flush():
                 self._send_when_possible(peer, None if is_taken else data)
 
-    def collect(
+    def collect(  # noqa: PLR0913 - what for, of whom, and how long
         self,
         tag: Tag,
         peers: Sequence[int],
         signature: OpSignature,
         *,
+        group: Group | None = None,
         excuse: Tag | None = None,
         is_timed: bool = True,
     ) -> dict[int, Message]:
@@ -135,24 +148,27 @@ class Mesh:
             tag: of the messages; one thread at a time may wait for it.
             peers: who sends one.
             signature: of the operation, for errors.
-            excuse: of messages, which stay in the mailbox: whoever has sent one isn't waited for.
+            group: whom the operation is of; by default of the peers.
+            excuse: of messages, which stay in the mailbox: whoever has sent one isn't waited for,
+                unless its payload names this operation (`pack_operations`).
             is_timed: whether a long wait is reported, and given up.
 
         Returns:
             The messages by peer, in the order in which they arrived.
 
         Raises:
-            PeerLostError: one of the peers has ended without sending it.
+            PeerLostError: one of the peers has ended without sending it; or another rank of the
+                group has ended, as one that has waited for it has told.
             StalledError: not all have arrived in time.
             DeadlockError: they can't arrive.
         """
-        wait = self._stalls.begin(tag, signature, excuse=excuse, is_timed=is_timed)
+        wait = self._stalls.begin(tag, signature, group, excuse=excuse, is_timed=is_timed)
         try:
             messages = self._wait_for_messages(wait, peers, excuse)
         finally:
             self.waited_s += wait.timer.elapsed_s
             self._stalls.end(wait)
-        if wait.timer.has_reported:
+        if wait.has_told:
             self._stalls.report()  # That this worker no longer waits in it.
         return messages
 
@@ -165,11 +181,15 @@ class Mesh:
                 silent = [peer for peer in peers if peer not in arrived]
                 missing = silent
                 if excuse in self._mailbox:
-                    excused = self._mailbox[excuse]
+                    excused = self._excused(excuse, wait.tag)
                     missing = [peer for peer in silent if peer not in excused]
                 wait.missing = missing
+                if missing and wait.group is not None:
+                    self._raise_if_failed(wait.group, wait.signature)
                 if silent:  # Who is excused has to be alive nevertheless.
-                    self._raise_if_lost(silent, wait.signature)
+                    self._raise_if_lost(silent, wait.signature, wait.group)
+                if missing and wait.group is not None:
+                    self._raise_if_killed(wait, wait.group)
                 if not missing:
                     return self._mailbox.pop(wait.tag, {})
                 # One thread at a time may receive from a socket; it does so for all threads.
@@ -179,14 +199,26 @@ class Mesh:
                 else:
                     # Not for ever: this thread has an abort, and its own stall, to notice.
                     self._changed.wait(_POLL_S)
-            if receives:
-                self._receive(_POLL_S)
+            has_arrived = receives and self._receive(_POLL_S)
             self.raise_if_aborted()
-            self._check_stall(wait)
+            # To check costs about as much as to receive a message.
+            if not has_arrived or wait.timer.elapsed_s >= wait.check_s:
+                wait.check_s = wait.timer.elapsed_s + _POLL_S
+                self._check_stall(wait)
 
     def has_arrived(self, tag: Tag) -> bool:
         """Whether any message of a tag is in the mailbox."""
         return tag in self._mailbox
+
+    def excused(self, excuse: Tag, tag: Tag) -> Collection[int]:
+        """The peers that have sent an excuse from the operation of a tag; see `collect`."""
+        with self._changed:
+            return self._excused(excuse, tag)
+
+    def _excused(self, excuse: Tag, tag: Tag) -> Collection[int]:
+        """The caller holds `_changed`."""
+        messages = self._mailbox.get(excuse, {})
+        return [p for p, m in messages.items() if tag.operation not in unpack_operations(m.payload)]
 
     def arrived(self, tag: Tag) -> Collection[int]:
         """The peers whose messages of a tag are in the mailbox, in the order of their arrival."""
@@ -214,20 +246,25 @@ class Mesh:
             kind, text = self._abort
             raise kind(text)
 
-    def raise_if_unreachable(self, peers: Sequence[int], signature: OpSignature) -> None:
+    def raise_if_unreachable(
+        self, peers: Sequence[int], signature: OpSignature, group: Group | None = None
+    ) -> None:
         """For threads that wait elsewhere for peers: checks whether that can still end.
 
         Args:
             peers: for whom.
             signature: in which operation.
+            group: whom it is of; by default of the peers.
 
         Raises:
-            PeerLostError: one of them has ended.
+            PeerLostError: one of them has ended; or see `collect`.
             StalledError: the mesh was aborted; or another error given to `abort`.
         """
         self.raise_if_aborted()
         with self._changed:
-            self._raise_if_lost(peers, signature)
+            if group is not None:
+                self._raise_if_failed(group, signature)
+            self._raise_if_lost(peers, signature, group)
             receives = not self._is_receiving
             self._is_receiving = True
         if receives:
@@ -268,13 +305,37 @@ class Mesh:
         for inherited in self._inherited:
             inherited.close()
 
-    def peer_lost_error(self, peers: Sequence[int], signature: OpSignature) -> PeerLostError:
-        """The error to raise where peers have ended.
+    def stream_lost_error(
+        self, peer: int, signature: OpSignature, group: Group | None
+    ) -> PeerLostError:
+        """The error to raise where a peer has ended a connection of its own kind.
+
+        It has ended itself, or has given up since another one has; waits a moment to hear which.
+        """
+        timer = WaitTimer(abort_s=_REASON_S)
+        while not timer.is_expired():
+            try:
+                self.raise_if_unreachable([peer], signature, group)
+            except PeerLostError as error:
+                return error
+            time.sleep(_FULL_POLL_S)
+        return self.peer_lost_error([peer], signature, group)
+
+    def peer_lost_error(
+        self, peers: Sequence[int], signature: OpSignature, group: Group | None = None
+    ) -> PeerLostError:
+        """The error to raise where peers have ended; tells the group, too.
+
+        Not all of the group wait for these: others wait for this worker, which gives up.
 
         Args:
             peers: who.
             signature: in what this worker waits.
+            group: whom that is of.
         """
+        if group is not None and group.key not in self._failed:
+            self._failed[group.key] = peers[0]
+            self._tell_message(group.others, GROUP_FAILED, Message(group.key, peers[0], b""))
         ranks = ", ".join(str(self.global_ranks[peer]) for peer in peers)
         loss = self._exit_texts.get(peers[0], self._sockets.by_peer[peers[0]].loss)
         own = self.global_ranks[self.rank]
@@ -318,6 +379,8 @@ class Mesh:
             self._exit_texts[peer] = message.payload.decode(errors="replace")
         elif tag == DEADLOCK_PROBE:
             self._stalls.receive_probe(message.payload)
+        elif tag == GROUP_FAILED:
+            self._failed.setdefault(message.digest, message.value)
         elif tag == DEADLOCK_FOUND:
             self.abort(message.payload.decode(errors="replace"), DeadlockError)
         else:
@@ -363,12 +426,38 @@ class Mesh:
 
     def _tell(self, peers: Iterable[int] | None, tag: Tag, payload: bytes) -> None:
         """Sends a control message; to all if `peers` is None. Not to those whose queue is full."""
+        self._tell_message(peers, tag, Message(0, 0, payload))
+
+    def _tell_message(self, peers: Iterable[int] | None, tag: Tag, message: Message) -> None:
         # Without waiting for space: operations don't depend on control messages.
-        data = pack_message(tag, Message(0, 0, payload))
+        data = pack_message(tag, message)
         for peer in self._sockets.by_peer if peers is None else peers:
             self._offer(peer, data)
 
-    def _raise_if_lost(self, peers: Sequence[int], signature: OpSignature) -> None:
+    def _raise_if_killed(self, wait: Wait, group: Group) -> None:
+        """Raises if a rank of the group was killed that nobody may wait for directly.
+
+        Whoever does may be late itself. The caller holds `_changed`.
+        """
+        if not self._sockets.lost:
+            return
+        lost = [peer for peer in self._sockets.lost if peer not in self._exit_texts]
+        killed = next((peer for peer in lost if peer in group.others), None)
+        if killed is None:
+            return
+        if wait.killed_s is None:
+            wait.killed_s = wait.timer.elapsed_s
+        elif wait.timer.elapsed_s - wait.killed_s >= _KILLED_S:
+            raise self.peer_lost_error([killed], wait.signature, group)
+
+    def _raise_if_failed(self, group: Group, signature: OpSignature) -> None:
+        """The caller holds `_changed`."""
+        if group.key in self._failed:
+            raise self.peer_lost_error([self._failed[group.key]], signature)
+
+    def _raise_if_lost(
+        self, peers: Sequence[int], signature: OpSignature, group: Group | None
+    ) -> None:
         """The caller holds `_changed`."""
         lost = [peer for peer in peers if peer in self._sockets.lost]
         if not lost:
@@ -378,4 +467,6 @@ class Mesh:
         while not self._is_receiving and self._receive(0):
             pass
         self.raise_if_aborted()
-        raise self.peer_lost_error(lost, signature)
+        if group is not None:
+            self._raise_if_failed(group, signature)
+        raise self.peer_lost_error(lost, signature, group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,10 +17,18 @@ which takes more messages: to agree on the order, and on each chunk."""
 
 # Tag (name_hash, occurrence, step), digest, value: 32 bytes.
 _HEADER = struct.Struct("<QIIQQ")
+_OPERATION = struct.Struct("<QI")
 MAX_MESSAGE_BYTES = _HEADER.size + MAX_PAYLOAD_BYTES
 """What a socket between workers has to carry at once."""
 
 _MAX_TENSORS_SHOWN = 3
+
+
+class Operation(NamedTuple):
+    """Identifies an operation; the first two fields of its messages' tags."""
+
+    name_hash: int
+    occurrence: int
 
 
 class Tag(NamedTuple):
@@ -35,6 +43,14 @@ class Tag(NamedTuple):
     step: int
     """Which step of the operation, in 32 bits."""
 
+    @property
+    def operation(self) -> Operation:
+        """Which operation."""
+        return Operation(self.name_hash, self.occurrence)
+
+
+LAST_FIRST_STEP = 31
+"""The last step of an operation up to which not all workers need have begun it."""
 
 # Control messages belong to no operation. That a name hashes to 0 has a chance of 2**-64.
 STALL_REPORT = Tag(0, 0, 0)
@@ -48,6 +64,20 @@ DEADLOCK_FOUND = Tag(0, 0, 2)
 
 EXIT = Tag(0, 0, 3)
 """The sender's interpreter is exiting; the payload says how its script ended."""
+
+GROUP_FAILED = Tag(0, 0, 4)
+"""A rank was lost in the middle of an operation; the digest is the group's key, the value the rank,
+as the mesh numbers them."""
+
+
+class Group(NamedTuple):
+    """The workers that an operation is of."""
+
+    key: int
+    """64-bit hash, the same on all of them."""
+
+    others: Sequence[int]
+    """All but this one, as the mesh numbers them."""
 
 
 class Message(NamedTuple):
@@ -73,6 +103,17 @@ def unpack_message(data: bytes) -> tuple[Tag, Message]:
     """Reverses `pack_message`."""
     name_hash, occurrence, step, digest, value = _HEADER.unpack_from(data)
     return Tag(name_hash, occurrence, step), Message(digest, value, data[_HEADER.size :])
+
+
+def pack_operations(operations: Iterable[Operation]) -> bytes:
+    """The bytes of a list of operations; of many, only as many as a message holds with a text."""
+    packed = b"".join(_OPERATION.pack(*operation) for operation in operations)
+    return packed[: MAX_PAYLOAD_BYTES // 2 // _OPERATION.size * _OPERATION.size]
+
+
+def unpack_operations(data: bytes) -> set[Operation]:
+    """Reverses `pack_operations`."""
+    return {Operation(*fields) for fields in _OPERATION.iter_unpack(data)}
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tfddl._src.comm.native.fusion_buffer import FusionBuffer
-from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES, Message, OpSignature, Tag
+from tfddl._src.comm.native.first_messages import FirstMessages
+from tfddl._src.comm.native.mesh import Mesh
+from tfddl._src.comm.native.messages import LAST_FIRST_STEP, Group, Message, OpSignature, Tag
+from tfddl._src.comm.native.small_tensors import Result, SmallTensors
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE, Tree
 
-_FIRST_STEP = 1
+# Those in between are the communicator's.
+_FIRST_STEP = LAST_FIRST_STEP + 8
 
 
 class OutputBuffers(NamedTuple):
@@ -31,16 +35,20 @@ class OperationContext:
     Attributes:
         signature: what it is.
         is_inline: whether the tensors have travelled within the first messages.
+        group: the workers.
         outputs: memory for the results that are alike on all workers; empty where there are none.
         joined: who has joined (see `Communicator.join`), and so takes no part.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is known of it
         self,
         signature: OpSignature,
         tag: Tag,
-        received: Mapping[int, Message],
-        exchange: Callable[[Tag, int, OpSignature], Mapping[int, Message]],
+        first: FirstMessages,
+        mesh: Mesh,
+        group: Group,
+        *,
+        is_inline: bool,
         joined: Sequence[int] = (),
     ) -> None:
         """Takes the first messages.
@@ -48,16 +56,18 @@ class OperationContext:
         Args:
             signature: what it is.
             tag: of the first messages.
-            received: the first message of each other worker.
-            exchange: sends a number to all others, and waits for theirs.
+            first: these messages.
+            mesh: connects the workers.
+            group: the workers.
+            is_inline: whether the messages have the tensors; the same on all workers.
             joined: who has sent none, since it has joined.
         """
-        self.signature = signature
-        # Sizes were compared before: all workers decide alike.
-        self.is_inline = all(m.value <= MAX_PAYLOAD_BYTES for m in received.values())
+        self.signature, self.group = signature, group
+        self.is_inline = is_inline
         self.outputs = OutputBuffers([], [])
         self.joined = joined
-        self._tag, self._received, self._exchange = tag, received, exchange
+        self._tag, self._first, self._mesh = tag, first, mesh
+        self._ranks = sorted([mesh.rank, *group.others])
         self._step = _FIRST_STEP
 
     def barrier(self) -> None:
@@ -68,32 +78,47 @@ class OperationContext:
         # Memory ordering: the kernel guards a socket's queue by a lock, which the sender releases
         # after its stores, and the receiver acquires before its loads. So no fence is needed, on
         # arm64 either.
-        self.exchange(0)
+        size = len(self._ranks)
+        if size <= MAX_DIRECT_SIZE:
+            self.exchange(0)
+            return
+        place = Tree.of(self._ranks.index(self._mesh.rank), size)
+        parents = [] if place.parent is None else [self._ranks[place.parent]]
+        children = [self._ranks[child] for child in place.children]
+        nothing = Message(0, 0, b"")
+        for awaited, told in ((children, parents), (parents, children)):
+            tag = self._next_tag()
+            if awaited:
+                self._mesh.collect(tag, awaited, self.signature, group=self.group)
+            self._mesh.send(told, tag, nothing)
 
     def exchange(self, value: int) -> dict[int, int]:
         """Sends a number of 64 bits to all others; returns theirs by rank. Also a barrier."""
-        tag = self._tag._replace(step=self._step)
-        self._step += 1
-        received = self._exchange(tag, value, self.signature)
+        tag, others = self._next_tag(), self.group.others
+        self._mesh.send(others, tag, Message(0, value, b""))
+        received = self._mesh.collect(tag, others, self.signature, group=self.group)
         return {rank: message.value for rank, message in received.items()}
 
-    def inline_rows(self, inputs: FusionBuffer, ranks: Sequence[int]) -> list[np.ndarray]:
-        """The tensors that came with the first messages, in the order of these ranks.
+    def small_result(self, small: SmallTensors[Result]) -> Result:
+        """The result of tensors that came with the first messages; joined ranks have zeros."""
+        if self._first.merged is not None:
+            return small.of_merged(self._first.merged)
+        inputs, received = small.inputs, self._first.received
+        return small.of_rows(
+            [
+                np.frombuffer(received[rank].payload, inputs.dtype)
+                if rank in received
+                else np.zeros(inputs.length, inputs.dtype)
+                if rank in self.joined
+                else inputs.read(0, inputs.length)
+                for rank in self._ranks
+            ]
+        )
 
-        Ranks that have joined have zeros.
-
-        Args:
-            inputs: those of this worker, which is one of the ranks.
-            ranks: whose.
-        """
-        return [
-            np.frombuffer(self._received[rank].payload, inputs.dtype)
-            if rank in self._received
-            else np.zeros(inputs.length, inputs.dtype)
-            if rank in self.joined
-            else inputs.read(0, inputs.length)
-            for rank in ranks
-        ]
+    def _next_tag(self) -> Tag:
+        step = self._step
+        self._step += 1
+        return self._tag._replace(step=step)
 
 
 class Sequencer:

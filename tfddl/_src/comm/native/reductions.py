@@ -33,6 +33,13 @@ REDUCED = tuple(_UFUNCS)
 """What arithmetic there is for."""
 
 
+def accumulator_dtype(dtype: np.dtype) -> np.dtype:
+    """In which dtype elements are reduced: 16-bit floats (float16, bfloat16) in float32."""
+    # bfloat16 is a type of ml_dtypes, whose kind isn't "f" to NumPy.
+    is_half = dtype.itemsize == 2 and dtype.kind not in "iu"
+    return np.dtype(np.float32) if is_half else dtype
+
+
 def reduce(operands: Sequence[np.ndarray], reduction: ReduceOp) -> np.ndarray:
     """Reduces into a new array; see `reduce_into`."""
     out = np.empty_like(operands[0])
@@ -55,9 +62,9 @@ def reduce_into(operands: Sequence[np.ndarray], reduction: ReduceOp, out: np.nda
     # np.minimum and np.maximum give NaN where either operand is NaN, so that their results don't
     # depend on the order, either.
     function: Callable[..., np.ndarray] = _UFUNCS[reduction]
-    # bfloat16 is a type of ml_dtypes, whose kind isn't "f" to NumPy.
-    if out.dtype.itemsize == 2 and out.dtype.kind not in "iu":
-        operands = [operand.astype(np.float32) for operand in operands]
+    accumulator = accumulator_dtype(out.dtype)
+    if accumulator != out.dtype:
+        operands = [operand.astype(accumulator) for operand in operands]
         total = operands[0]
         for operand in operands[1:]:
             function(total, operand, out=total)

@@ -25,7 +25,7 @@ from tfddl._src.sharding import shard_range
 # What all workers together, and each one, reduce of a chunk at most: small enough for caches, large
 # enough for few system calls.
 _MAX_CHUNK_BYTES = 2**23
-_MAX_PART_BYTES = 2**19
+MAX_PART_BYTES = 2**19
 
 # How many chunks' inputs are under way before the first chunk's result is.
 _MAX_CHUNKS_AHEAD = 3
@@ -53,7 +53,7 @@ class Partition:
 
     def chunks(self, buffer: FusionBuffer) -> list[range]:
         """Spans of the chunks, in order."""
-        return buffer.chunks(min(_MAX_CHUNK_BYTES, self.size * _MAX_PART_BYTES))
+        return buffer.chunks(min(_MAX_CHUNK_BYTES, self.size * MAX_PART_BYTES))
 
     def part(self, chunk: range, rank: int) -> range:
         """The span of a chunk that a worker reduces, or forwards; rank 0's is the longest."""
@@ -111,16 +111,21 @@ class AllReduceSchedule:
         self._num_arrived = dict.fromkeys(partition.others, 0)
         self._num_reduced = 0
 
+    @property
+    def peers(self) -> list[int]:
+        """Whom it is connected to."""
+        return self._partition.others
+
     def sends(self, peer: int) -> Transfers:
         """What is sent to another worker."""
         scratch = self._sending[peer]
         for number, is_input in self._order():
             if is_input:
-                yield from _outgoing(self._inputs, self._part(number, peer), scratch)
+                yield from outgoing(self._inputs, self._part(number, peer), scratch)
                 continue
             while self._num_reduced <= number:
                 yield None
-            yield from _outgoing(self._outputs, self._part(number, self._partition.rank), scratch)
+            yield from outgoing(self._outputs, self._part(number, self._partition.rank), scratch)
 
     def receives(self, peer: int) -> Transfers:
         """What is received from another worker."""
@@ -134,7 +139,7 @@ class AllReduceSchedule:
                 self._num_arrived[peer] += 1
                 self._reduce_arrived()
                 continue
-            yield from _incoming(self._outputs, self._part(number, peer), self._receiving[peer])
+            yield from incoming(self._outputs, self._part(number, peer), self._receiving[peer])
 
     def _order(self) -> Iterator[tuple[int, bool]]:
         """Each chunk's number with True for its inputs, some chunks later with False for results.
@@ -200,11 +205,11 @@ class BroadcastSchedule:
             if own == self._root:
                 # The root's own part has nobody else to forward it.
                 for rank in (peer, own):
-                    yield from _outgoing(self._outputs, self._partition.part(chunk, rank), scratch)
+                    yield from outgoing(self._outputs, self._partition.part(chunk, rank), scratch)
             elif peer != self._root:
                 while self._num_arrived <= number:
                     yield None
-                yield from _outgoing(self._outputs, self._partition.part(chunk, own), scratch)
+                yield from outgoing(self._outputs, self._partition.part(chunk, own), scratch)
 
     def receives(self, peer: int) -> Transfers:
         """What is received from another worker."""
@@ -212,14 +217,14 @@ class BroadcastSchedule:
         own = self._partition.rank
         for chunk in self._chunks:
             if peer == self._root:
-                yield from _incoming(self._outputs, self._partition.part(chunk, own), scratch)
+                yield from incoming(self._outputs, self._partition.part(chunk, own), scratch)
                 self._num_arrived += 1
-                yield from _incoming(self._outputs, self._partition.part(chunk, peer), scratch)
+                yield from incoming(self._outputs, self._partition.part(chunk, peer), scratch)
             elif own != self._root:
-                yield from _incoming(self._outputs, self._partition.part(chunk, peer), scratch)
+                yield from incoming(self._outputs, self._partition.part(chunk, peer), scratch)
 
 
-def _outgoing(buffer: FusionBuffer, span: range, scratch: np.ndarray) -> Iterator[np.ndarray]:
+def outgoing(buffer: FusionBuffer, span: range, scratch: np.ndarray) -> Iterator[np.ndarray]:
     """A span's segments, scaled, to be sent; many segments are copied into one array."""
     segments = [segment for segment, _ in buffer.segments(span)]
     if len(segments) > _MAX_SEGMENTS:
@@ -230,7 +235,7 @@ def _outgoing(buffer: FusionBuffer, span: range, scratch: np.ndarray) -> Iterato
         yield buffer.scaled(segment, scratch[: len(segment)])
 
 
-def _incoming(buffer: FusionBuffer, span: range, scratch: np.ndarray) -> Iterator[np.ndarray]:
+def incoming(buffer: FusionBuffer, span: range, scratch: np.ndarray) -> Iterator[np.ndarray]:
     """A span's segments to be filled; many segments are received in one array, and copied."""
     segments = [segment for segment, _ in buffer.segments(span)]
     if len(segments) > _MAX_SEGMENTS:

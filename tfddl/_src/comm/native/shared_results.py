@@ -63,6 +63,11 @@ class _Offer(NamedTuple):
     free: int
     """Bit n: block n is free."""
 
+    def pack(self) -> bytes:
+        """The bytes to send."""
+        free = self.free.to_bytes((self.free.bit_length() + 7) // 8, "little")
+        return _COMPLETED.pack(self.completed) + free
+
     @classmethod
     def unpack(cls, data: bytes) -> _Offer:
         [completed] = _COMPLETED.unpack_from(data)
@@ -100,7 +105,13 @@ class OutputPool:
         """
         # `list`: `take` may add a block in another thread meanwhile.
         free = sum(1 << n for n, block in list(self._blocks.items()) if block.is_free)
-        return _COMPLETED.pack(completed) + free.to_bytes((free.bit_length() + 7) // 8, "little")
+        return _Offer(completed, free).pack()
+
+    @staticmethod
+    def merge_offers(first: bytes, second: bytes) -> bytes:
+        """An offer of what is free by both of two offers."""
+        one, other = _Offer.unpack(first), _Offer.unpack(second)
+        return _Offer(min(one.completed, other.completed), one.free & other.free).pack()
 
     def assign(self, num_bytes: int, number: int, offers: Sequence[bytes]) -> bytes:
         """Chooses a block, and drops blocks that weren't used for long.
@@ -108,7 +119,7 @@ class OutputPool:
         Args:
             num_bytes: how large it has to be.
             number: of the operation.
-            offers: of all workers, for this operation.
+            offers: of all workers, for this operation; or merged ones.
 
         Returns:
             The argument of `take`, for all workers.

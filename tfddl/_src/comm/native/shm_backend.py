@@ -66,6 +66,9 @@ class ShmBackend(Backend):
     def offer_free(self, completed: int) -> bytes:
         return self._pool.offer_free(completed)
 
+    def merge_offers(self, first: bytes, second: bytes) -> bytes:
+        return self._pool.merge_offers(first, second)
+
     def assign_outputs(self, num_bytes: int, number: int, offers: Sequence[bytes]) -> bytes:
         return self._pool.assign(num_bytes, number, offers)
 
@@ -153,11 +156,10 @@ class ShmBackend(Backend):
     def _stage(self, inputs: FusionBuffer, chunk: range, slot: np.ndarray) -> None:
         """Writes the other workers' parts of a chunk into this worker's slot."""
         # This worker's own part isn't staged: `_reduce_part` reads it where it is.
-        for rank in range(self._size):
-            if rank != self._rank:
-                start, stop = shard_range(len(chunk), rank, self._size)
-                inputs.copy_to(chunk[start:stop], slot.view(inputs.dtype)[start:stop])
-                self.counters.written += (stop - start) * inputs.dtype.itemsize
+        own_start, own_stop = shard_range(len(chunk), self._rank, self._size)
+        for start, stop in ((0, own_start), (own_stop, len(chunk))):
+            inputs.copy_to(chunk[start:stop], slot.view(inputs.dtype)[start:stop])
+            self.counters.written += (stop - start) * inputs.dtype.itemsize
 
     def _reduce_part(
         self,

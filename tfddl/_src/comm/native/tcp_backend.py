@@ -1,4 +1,4 @@
-"""Large arrays between hosts: a TCP connection between each two workers, used in both directions.
+"""Large arrays between hosts: TCP connections between workers, used in both directions.
 
 The calling thread does all of it in one event loop: it sends what the system takes, receives what
 has arrived, reduces, and sleeps when there is nothing to do.
@@ -21,15 +21,11 @@ from tfddl._src.comm.native.buffer_pool import BufferPool
 from tfddl._src.comm.native.diagnostics import format_ranks
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.messages import OpSignature, stable_hash
+from tfddl._src.comm.native.messages import Group, OpSignature, stable_hash
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
 from tfddl._src.comm.native.reductions import ReduceOp
-from tfddl._src.comm.native.schedules import (
-    AllReduceSchedule,
-    BroadcastSchedule,
-    Partition,
-    Transfers,
-)
+from tfddl._src.comm.native.schedules import BroadcastSchedule, Partition, Transfers
+from tfddl._src.comm.native.sparse_schedules import choose_all_reduce
 from tfddl._src.comm.native.tcp_connector import TcpConnector
 from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import CommunicationError, PeerLostError, StalledError
@@ -47,7 +43,7 @@ _LOG = logging.getLogger("tfddl")
 
 
 class TcpBackend(Backend):
-    """TCP between hosts. Connections are made by the first large operation."""
+    """TCP between hosts. Connections are made by the first large operation that needs them."""
 
     def __init__(
         self, mesh: Mesh, ranks: Sequence[int], purpose: str = "", *, connector: TcpConnector
@@ -81,9 +77,9 @@ class TcpBackend(Backend):
         outputs: FusionBuffer,
         reduction: ReduceOp,
     ) -> None:
-        schedule = AllReduceSchedule(self._partition, inputs, outputs, reduction, self._pool)
-        self._run(operation, schedule.sends, schedule.receives)
-        # Each other worker's input for this worker's part, that part, and the others' parts.
+        schedule = choose_all_reduce(self._partition, inputs, outputs, reduction, self._pool)
+        self._run(operation, schedule.sends, schedule.receives, schedule.peers)
+        # What arrives to be reduced, this worker's results, and those of the others.
         self.counters.written += 2 * inputs.num_bytes - inputs.num_bytes // self._size
 
     def all_gather(self, operation: OperationContext, row: np.ndarray, rows: np.ndarray) -> None:
@@ -118,37 +114,44 @@ class TcpBackend(Backend):
         operation: OperationContext,
         sends: Callable[[int], Transfers],
         receives: Callable[[int], Transfers],
+        peers: Sequence[int] | None = None,
     ) -> None:
-        """Runs what is sent to, and received from, each other worker."""
-        sockets = self._connect(operation.signature)
+        """Runs what is sent to, and received from, some other workers; each one by default."""
+        peers = self._partition.others if peers is None else peers
+        sockets = self._connect(peers, operation)
         connections = [
             _Connection(sockets[peer], self._ranks[peer], sends(peer), receives(peer))
-            for peer in self._partition.others
+            for peer in peers
         ]
-        try:
-            loop = _EventLoop(connections, self._mesh, operation.signature)
-            self._mesh.waited_s += loop.run()
-        except BaseException:
-            # What is in the connections belongs to a broken operation: nobody can use them again.
-            # Shut down, so that the others raise, too, instead of waiting for this worker.
-            for connected in sockets.values():
-                with contextlib.suppress(OSError):
-                    connected.shutdown(socket.SHUT_RDWR)
-            raise
+        loop = _EventLoop(connections, self._mesh, operation.signature, operation.group)
+        self._mesh.waited_s += loop.run()
 
-    def _connect(self, signature: OpSignature) -> Mapping[int, socket.socket]:
-        if not self._sockets:
-            peers = [self._ranks[peer] for peer in self._partition.others]
+    def abandon(self) -> None:
+        # What is in the connections belongs to a broken operation: nobody can use them again.
+        # Shut down, so that the others raise, too, instead of waiting for this worker.
+        for connected in self._sockets.values():
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def _connect(
+        self, peers: Sequence[int], operation: OperationContext
+    ) -> Mapping[int, socket.socket]:
+        """The connections; makes those that there aren't yet."""
+        missing = [self._ranks[peer] for peer in peers if peer not in self._sockets]
+        if missing:
+            signature = operation.signature
             try:
                 found = self._connector.connect(
-                    peers,
+                    missing,
                     stable_hash(f"streams between {self._ranks} {self._purpose}"),
                     timeout_s=self._mesh.timeouts.abort_s,
-                    check=lambda: self._mesh.raise_if_unreachable(peers, signature),
+                    check=lambda: self._mesh.raise_if_unreachable(
+                        missing, signature, operation.group
+                    ),
                 )
             except CommunicationError as error:
                 raise PeerLostError(f"{error}, which {signature} needs") from error
-            self._sockets = {self._ranks.index(peer): found[peer] for peer in peers}
+            self._sockets |= {self._ranks.index(peer): found[peer] for peer in missing}
             self._mesh.adopt_sockets(found)
         return self._sockets
 
@@ -238,9 +241,14 @@ class _EventLoop:
     """Runs all connections of one operation."""
 
     def __init__(
-        self, connections: Sequence[_Connection], mesh: Mesh, signature: OpSignature
+        self,
+        connections: Sequence[_Connection],
+        mesh: Mesh,
+        signature: OpSignature,
+        group: Group | None = None,
     ) -> None:
-        self._connections, self._mesh, self._signature = connections, mesh, signature
+        self._connections, self._mesh = connections, mesh
+        self._signature, self._group = signature, group
 
     def run(self) -> float:
         """Returns when everything was sent and received; the seconds that it slept."""
@@ -260,7 +268,9 @@ class _EventLoop:
             try:
                 has_moved |= one.advance()
             except OSError as error:
-                raise self._mesh.peer_lost_error([one.peer], self._signature) from error
+                raise self._mesh.stream_lost_error(
+                    one.peer, self._signature, self._group
+                ) from error
         return has_moved
 
     def _sleep(self, connections: Sequence[_Connection]) -> None:
@@ -278,7 +288,8 @@ class _EventLoop:
             # Not sooner: the mesh's connection may end while the rest of what that peer has sent
             # here is on its way.
             if timer.elapsed_s >= _SILENCE_S:
-                self._mesh.raise_if_unreachable([one.peer for one in connections], self._signature)
+                peers = [one.peer for one in connections]
+                self._mesh.raise_if_unreachable(peers, self._signature, self._group)
             if timer.should_warn():
                 _LOG.warning("%s", self._describe(connections, timer.elapsed_s))
             if timer.is_expired():

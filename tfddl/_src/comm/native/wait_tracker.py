@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import struct
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -13,14 +14,20 @@ from tfddl._src.comm.native.diagnostics import format_ranks
 from tfddl._src.comm.native.messages import (
     DEADLOCK_FOUND,
     DEADLOCK_PROBE,
+    LAST_FIRST_STEP,
     MAX_PAYLOAD_BYTES,
     STALL_REPORT,
+    Group,
+    Operation,
     OpSignature,
     Tag,
     Timeouts,
+    pack_operations,
+    unpack_operations,
 )
 from tfddl._src.comm.native.thread_stacks import find_user_line, is_sole_caller
-from tfddl._src.wait_timer import WaitTimer
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
+from tfddl._src.wait_timer import REPORT_PART, WaitTimer
 from tfddl.errors import DeadlockError, StalledError
 
 # Until then only the lowest rank of those that wait in an operation sends probes, which finds most
@@ -30,6 +37,11 @@ _ALL_PROBE_AFTER_S = 30.0
 _MAX_PROBE_INTERVAL_S = 60.0
 
 _MAX_REPORT_BYTES = MAX_PAYLOAD_BYTES // 2
+
+_REPORT_HEADER = struct.Struct("<I")
+
+# Of many ranks, most don't know who else waits before they are told: they report sooner.
+_REPORT_PART_OF_MANY = 0.5
 
 _UNTIMED = Timeouts(warn_s=0.0, abort_s=0.0)
 
@@ -43,28 +55,41 @@ class Wait:
         number: tells it from other waits of this worker.
         tag: of the messages.
         signature: of the operation that they belong to.
+        group: whom the operation is of; None if of those whose messages are waited for.
         timer: since when.
         excuse: of other messages; whoever has sent one isn't waited for.
         missing: the peers whose messages haven't arrived.
+        killed_s: after how many seconds a rank of the group was found to have ended without a word.
+        check_s: after how many seconds to check it next, whatever arrives.
         probe_s: after how many seconds to send the next probe.
         is_in_cycle: whether this worker waits, by way of others, for itself.
+        has_told: whether any other was told of it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is known of it
         self,
         number: int,
         tag: Tag,
         signature: OpSignature,
+        group: Group | None,
         timeouts: Timeouts,
         excuse: Tag | None,
     ) -> None:
         self.number, self.tag, self.signature = number, tag, signature
-        self.excuse = excuse
+        self.group, self.excuse = group, excuse
         self.thread = threading.get_ident()
-        self.timer = WaitTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
+        is_of_many = group is not None and len(group.others) >= MAX_DIRECT_SIZE
+        self.timer = WaitTimer(
+            warn_s=timeouts.warn_s,
+            abort_s=timeouts.abort_s,
+            report_part=_REPORT_PART_OF_MANY if is_of_many else REPORT_PART,
+        )
         self.missing: Sequence[int] = ()
+        self.check_s = 0.0
+        self.killed_s: float | None = None
         self.probe_s = deadlock.PROBE_AFTER_S
         self.is_in_cycle = False
+        self.has_told = False
 
 
 class WaitTracker:
@@ -98,14 +123,24 @@ class WaitTracker:
         self._sent: dict[int, tuple[int, int]] = {}
         # What each peer waits in, as it has told last.
         self._reports: dict[int, str] = {}
+        # Occurrence of what each peer has come to, by the hash of the operation's name.
+        self._begun: dict[int, dict[int, int]] = {}
+        # Which peers have told so since this worker has told them.
+        self._unanswered: dict[int, set[Operation]] = {}
         self._detector = DeadlockDetector(self._has_sent)
 
     def begin(
-        self, tag: Tag, signature: OpSignature, *, excuse: Tag | None = None, is_timed: bool = True
+        self,
+        tag: Tag,
+        signature: OpSignature,
+        group: Group | None = None,
+        *,
+        excuse: Tag | None = None,
+        is_timed: bool = True,
     ) -> Wait:
         """The calling thread begins to wait; if it isn't timed, without warnings or a limit."""
         timeouts = self._timeouts if is_timed else _UNTIMED
-        wait = Wait(next(self._numbers), tag, signature, timeouts, excuse)
+        wait = Wait(next(self._numbers), tag, signature, group, timeouts, excuse)
         self._waits[tag] = wait
         self._is_concurrent |= len(self._waits) > 1
         return wait
@@ -124,7 +159,12 @@ class WaitTracker:
 
     def receive_report(self, peer: int, payload: bytes) -> None:
         """Keeps what a peer waits in."""
-        self._reports[peer] = payload.decode(errors="replace")
+        [num_bytes] = _REPORT_HEADER.unpack_from(payload)
+        stop = _REPORT_HEADER.size + num_bytes
+        operations = unpack_operations(payload[_REPORT_HEADER.size : stop])
+        self._begun.setdefault(peer, {}).update(operations)
+        self._unanswered.setdefault(peer, set()).update(operations)
+        self._reports[peer] = payload[stop:].decode(errors="replace")
 
     def receive_probe(self, payload: bytes) -> None:
         """Keeps a deadlock probe until this worker waits."""
@@ -139,6 +179,8 @@ class WaitTracker:
         """
         if wait.timer.should_report():
             self.report()
+        else:
+            self._answer(wait)
         # The oldest wait speaks for this worker where several threads wait: dicts keep the order of
         # insertion. The list is a copy, since other threads begin and end waits meanwhile.
         if wait is next(iter(list(self._waits.values()))):
@@ -150,11 +192,26 @@ class WaitTracker:
         if wait.timer.is_expired():
             raise StalledError(self._describe(wait))
 
-    def report(self) -> None:
-        """Tells all others in what this worker waits now."""
-        signatures = [str(wait.signature) for wait in list(self._waits.values())]
-        text = " and in ".join(dict.fromkeys(signatures))
-        self._tell(None, STALL_REPORT, text.encode()[:_MAX_REPORT_BYTES])
+    def report(self, peers: Iterable[int] | None = None) -> None:
+        """Tells some others, or all, in what this worker waits now."""
+        waits = list(self._waits.values())
+        for wait in waits:
+            wait.has_told = True
+        operations = pack_operations(wait.tag.operation for wait in waits)
+        text = " and in ".join(dict.fromkeys(str(wait.signature) for wait in waits)).encode()
+        header = _REPORT_HEADER.pack(len(operations))
+        most = _MAX_REPORT_BYTES - len(header)
+        self._tell(peers, STALL_REPORT, header + operations + text[:most])
+
+    def _answer(self, wait: Wait) -> None:
+        """Tells those that wait in the same operation, and may take this worker for missing."""
+        # In an operation of many, only a few get a message of this worker.
+        operation = wait.tag.operation
+        peers = [peer for peer, asked in list(self._unanswered.items()) if operation in asked]
+        for peer in peers:
+            self._unanswered[peer].discard(operation)
+        if peers:
+            self.report(peers)
 
     def _limit(self, wait: Wait) -> str:
         deadlock_s = self._timeouts.deadlock_s
@@ -216,7 +273,7 @@ class WaitTracker:
         )
 
     def _describe(self, wait: Wait) -> str:
-        missing = wait.missing
+        missing = self._missing(wait)
         reports = dict(self._reports)  # Copied: another thread may receive meanwhile.
         others = [
             f"rank {self._global_ranks[peer]} waits in {reports[peer]} itself"
@@ -233,6 +290,17 @@ class WaitTracker:
                 "all ranks must call the same operations",
             ]
         )
+
+    def _missing(self, wait: Wait) -> Sequence[int]:
+        """Who hasn't come to the operation of a wait, as far as this worker knows."""
+        if wait.group is None or wait.tag.step > LAST_FIRST_STEP:
+            return wait.missing
+        operation = wait.tag.operation
+        begun = {peer for peer, known in list(self._begun.items()) if operation in known.items()}
+        begun.update(self._arrived(wait.tag))
+        if wait.excuse is not None:
+            begun.update(self._arrived(wait.excuse))
+        return [peer for peer in wait.group.others if peer not in begun] or wait.missing
 
     def _names(self, peers: Iterable[int]) -> str:
         return format_ranks([self._global_ranks[peer] for peer in peers])

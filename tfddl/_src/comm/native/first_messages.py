@@ -1,0 +1,143 @@
+"""The first messages of an operation: what each worker is about to do, and its small tensors.
+
+Between few workers each tells each other one. Between many, what they tell is put together along a
+tree, up to the first of them, and goes back on the same way. Where something isn't alike, or a
+worker has joined, each tells each other one nevertheless: so that all know of all, and raise, or go
+on without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tfddl._src.comm.native.mesh import Mesh
+from tfddl._src.comm.native.messages import (
+    LAST_FIRST_STEP,
+    Group,
+    Message,
+    OpSignature,
+    Tag,
+)
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE, Tree
+
+# Added to the value of a message: each has to tell each other one.
+_DIRECT = 1 << 63
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one worker tells in the first messages of an operation.
+
+    Attributes:
+        signature: of the operation.
+        value: a number that has to be alike everywhere, below 2 ** 63.
+        row: tells each other worker; called only where that is needed.
+        start: what `merge` takes of this worker.
+        merge: puts together what a worker tells, or several do, and what another subtree of the
+            tree tells.
+    """
+
+    signature: OpSignature
+    value: int
+    row: Callable[[], bytes]
+    start: Callable[[], bytes]
+    merge: Callable[[bytes, bytes], bytes]
+
+
+@dataclass(frozen=True)
+class FirstMessages:
+    """What all workers have told.
+
+    Attributes:
+        merged: put together; None where each has told each other one.
+        received: otherwise, by rank: the messages of the others. Those that have joined have sent
+            none.
+    """
+
+    merged: bytes | None = None
+    received: Mapping[int, Message] = field(default_factory=dict)
+
+
+class FirstExchange:
+    """Exchanges the first messages of operations of some workers."""
+
+    def __init__(self, mesh: Mesh, rank: int, group: Group) -> None:
+        """Sends nothing yet.
+
+        Args:
+            mesh: connects the workers.
+            rank: index of this worker among them.
+            group: the workers.
+        """
+        self._mesh, self._group = mesh, group
+        ranks = sorted([mesh.rank, *group.others])
+        self.is_direct = len(ranks) <= MAX_DIRECT_SIZE
+        place = Tree.of(rank, len(ranks))
+        self._children = [ranks[child] for child in place.children]
+        self._parents = [] if place.parent is None else [ranks[place.parent]]
+
+    def exchange(self, tag: Tag, excuse: Tag, own: Contribution) -> FirstMessages:
+        """Tells the others, and hears what they tell.
+
+        Args:
+            tag: of the operation's first step.
+            excuse: of messages of those that have joined, see `Mesh.collect`.
+            own: what this worker tells.
+        """
+        if not self.is_direct:
+            merged = self._merge(tag, excuse, own)
+            if merged is not None:
+                return FirstMessages(merged)
+            tag = tag._replace(step=LAST_FIRST_STEP)
+        return FirstMessages(received=self._tell_each(tag, excuse, own))
+
+    def _tell_each(self, tag: Tag, excuse: Tag, own: Contribution) -> Mapping[int, Message]:
+        mesh, peers = self._mesh, self._group.others
+        if mesh.has_arrived(excuse):
+            # Not to these, unless a thread of theirs has begun this operation before.
+            gone, begun = mesh.excused(excuse, tag), mesh.arrived(tag)
+            peers = [rank for rank in peers if rank not in gone or rank in begun]
+        signature = own.signature
+        mesh.send(peers, tag, Message(signature.digest, own.value, own.row()))
+        return mesh.collect(tag, self._group.others, signature, group=self._group, excuse=excuse)
+
+    def _merge(self, tag: Tag, excuse: Tag, own: Contribution) -> bytes | None:
+        """What all have told, put together; None if it isn't alike, or somebody has joined."""
+        # All workers come to the same conclusion: a difference goes up to the first one, and down
+        # to all. So does that a worker has joined; those below it see by themselves that it has.
+        merged: bytes | None = own.start()
+        received = self._collect(tag, self._children, excuse, own)
+        for child in self._children:
+            payload = self._alike(received.get(child), own)
+            merged = None if merged is None or payload is None else own.merge(merged, payload)
+        self._send(tag, self._parents, excuse, own, merged)
+        tag = tag._replace(step=tag.step + 1)
+        if self._parents:
+            [parent] = self._parents
+            received = self._collect(tag, [parent], excuse, own)
+            merged = self._alike(received.get(parent), own)
+        self._send(tag, self._children, excuse, own, merged)
+        return merged
+
+    def _send(
+        self, tag: Tag, peers: Sequence[int], excuse: Tag, own: Contribution, merged: bytes | None
+    ) -> None:
+        if self._mesh.has_arrived(excuse):
+            gone = self._mesh.excused(excuse, tag)
+            peers = [peer for peer in peers if peer not in gone]
+        value = own.value if merged is not None else own.value | _DIRECT
+        self._mesh.send(peers, tag, Message(own.signature.digest, value, merged or b""))
+
+    def _collect(
+        self, tag: Tag, peers: Sequence[int], excuse: Tag, own: Contribution
+    ) -> Mapping[int, Message]:
+        if not peers:
+            return {}
+        return self._mesh.collect(tag, peers, own.signature, group=self._group, excuse=excuse)
+
+    def _alike(self, message: Message | None, own: Contribution) -> bytes | None:
+        """What a message has; None if something isn't alike, or it hasn't come."""
+        if message is None or (message.digest, message.value) != (own.signature.digest, own.value):
+            return None
+        return message.payload
