@@ -367,9 +367,12 @@ class Communicator:
             offer = self._backend.offer_free(self._sequencer.completed)
             merge = self._backend.merge_offers
             own = Contribution(signature, small.num_bytes, lambda: offer, lambda: offer, merge)
-        with self._active_tag(signature.name) as tag:
+        tag = self._begin_first(signature.name)
+        try:
             first = self._first.exchange(tag, self._joins.tag, own)
-            joined = self._compare(tag, own, first, joinable=joinable)
+        finally:
+            self._active.discard(tag.operation)
+        joined = self._compare(tag, own, first, joinable=joinable)
         operation = OperationContext(
             signature, tag, first, self._mesh, self._group, is_inline=is_inline, joined=joined
         )
@@ -423,19 +426,14 @@ class Communicator:
             f"middle: {str(failure) or type(failure).__name__}"
         )
 
-    @contextlib.contextmanager
-    def _active_tag(self, name: str) -> Iterator[Tag]:
-        """The tag of a new operation, in which this worker is even if it joins meanwhile."""
+    def _begin_first(self, name: str) -> Tag:
+        """The tag of a new operation, in whose first messages this worker is even if it joins."""
         with self._lock:
             occurrence = self._occurrences.get(name, 0)
             self._occurrences[name] = occurrence + 1
             tag = self._tag(name, occurrence, self._joins.rounds)
             self._active.add(tag.operation)
-        try:
-            yield tag
-        finally:
-            with self._lock:
-                self._active.discard(tag.operation)
+        return tag
 
     def _discard(self, tag: Tag) -> bool:
         """Forgets all first messages of an operation. Returns whether there were any."""

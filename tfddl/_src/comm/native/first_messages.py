@@ -9,7 +9,7 @@ on without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.messages import (
@@ -25,38 +25,33 @@ from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE, Tree
 _DIRECT = 1 << 63
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """What one worker tells in the first messages of an operation.
-
-    Attributes:
-        signature: of the operation.
-        value: a number that has to be alike everywhere, below 2 ** 63.
-        row: tells each other worker; called only where that is needed.
-        start: what `merge` takes of this worker.
-        merge: puts together what a worker tells, or several do, and what another subtree of the
-            tree tells.
-    """
+class Contribution(NamedTuple):
+    """What one worker tells in the first messages of an operation."""
 
     signature: OpSignature
+    """Of the operation."""
+
     value: int
+    """A number that has to be alike everywhere, below 2 ** 63."""
+
     row: Callable[[], bytes]
+    """What it tells each other worker; called only where that is needed."""
+
     start: Callable[[], bytes]
+    """What `merge` takes of this worker."""
+
     merge: Callable[[bytes, bytes], bytes]
+    """Puts together what one or several workers tell, and what another subtree of the tree does."""
 
 
-@dataclass(frozen=True)
-class FirstMessages:
-    """What all workers have told.
+class FirstMessages(NamedTuple):
+    """What all workers have told."""
 
-    Attributes:
-        merged: put together; None where each has told each other one.
-        received: otherwise, by rank: the messages of the others. Those that have joined have sent
-            none.
-    """
+    merged: bytes | None
+    """Put together; None where each has told each other one."""
 
-    merged: bytes | None = None
-    received: Mapping[int, Message] = field(default_factory=dict)
+    received: Mapping[int, Message]
+    """In that case, by rank: the messages of the others. Those that have joined have sent none."""
 
 
 class FirstExchange:
@@ -88,9 +83,9 @@ class FirstExchange:
         if not self.is_direct:
             merged = self._merge(tag, excuse, own)
             if merged is not None:
-                return FirstMessages(merged)
+                return FirstMessages(merged, {})
             tag = tag._replace(step=LAST_FIRST_STEP)
-        return FirstMessages(received=self._tell_each(tag, excuse, own))
+        return FirstMessages(None, self._tell_each(tag, excuse, own))
 
     def _tell_each(self, tag: Tag, excuse: Tag, own: Contribution) -> Mapping[int, Message]:
         mesh, peers = self._mesh, self._group.others

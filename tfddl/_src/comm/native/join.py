@@ -75,7 +75,7 @@ class JoinState:
             num_operations: how many this worker has taken part in since all had joined before.
             signature: of the call, for messages.
             active: in which operations other threads of this worker still take part.
-            lock: guards `active`: no operation begins while the others are told.
+            lock: no operation begins while it is held, and the others are told.
 
         Returns:
             The last one is a rank, as the mesh numbers them.
@@ -83,7 +83,7 @@ class JoinState:
         tag = self.tag
         were_first = list(self._mesh.arrived(tag))
         with lock:
-            payload = pack_operations(active)
+            payload = pack_operations(tuple(active))  # Copied: others may end meanwhile.
             self._mesh.send(self._others, tag, Message(0, num_operations, payload))
         received = self._mesh.collect(tag, self._others, signature, is_timed=False)
         self.rounds += 1

@@ -33,6 +33,7 @@ from tfddl._src.comm.native.messages import (
     unpack_operations,
 )
 from tfddl._src.comm.native.peer_sockets import PeerSockets
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 from tfddl._src.comm.native.wait_tracker import Wait, WaitTracker
 from tfddl._src.rendezvous.endpoint import close_after_fork
 from tfddl._src.wait_timer import WaitTimer
@@ -439,7 +440,7 @@ class Mesh:
 
         Whoever does may be late itself. The caller holds `_changed`.
         """
-        if not self._sockets.lost:
+        if not self._sockets.lost or len(group.others) < MAX_DIRECT_SIZE:
             return
         lost = [peer for peer in self._sockets.lost if peer not in self._exit_texts]
         killed = next((peer for peer in lost if peer in group.others), None)

@@ -49,7 +49,7 @@ class Tag(NamedTuple):
         return Operation(self.name_hash, self.occurrence)
 
 
-LAST_FIRST_STEP = 31
+LAST_FIRST_STEP = 2
 """The last step of an operation up to which not all workers need have begun it."""
 
 # Control messages belong to no operation. That a name hashes to 0 has a chance of 2**-64.
