@@ -20,7 +20,7 @@ from tests.cases.bench import undocumented
 from tests.group import ROOT
 from tests.hosts import HERE
 from tfddl._src.launcher.hosts import parse_hosts
-from tfddl.bench import flags, plots, scaling
+from tfddl.bench import cost_model, flags, plots, scaling
 from tfddl.bench.config import (
     EXAMPLE_BYTES,
     SIZES,
@@ -479,14 +479,17 @@ def test_groups_without_tensorflow_are_measured(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    rows = read_json(path).rows
+    found = read_json(path)
+    assert undocumented(found.rows) == []
+    assert len(found.table("costs")) == 2
+    assert len(found.table("prediction")) == 18
+    rows = found.table("scaling")
     assert [row.labels for row in rows] == [
         {"by": by, "bytes": num_bytes, "workers": size}
         for by in scaling.BACKENDS
         for num_bytes in (8, 2**18)
         for size in (2, 3)
     ]
-    assert undocumented(rows) == []
     for row in rows:
         assert 0 < row.values["cpu_ms"]
         assert 0 < row.values["connect_s"]
@@ -494,6 +497,46 @@ def test_groups_without_tensorflow_are_measured(tmp_path: Path) -> None:
         ratio = row.values["cpu_ms"] / of_two.values["cpu_ms"]
         assert row.values["ratio"] == pytest.approx(ratio)
     assert "scaling, round 1 of 1 done" in done.stderr
+
+
+def test_costs_are_found_in_what_they_make() -> None:
+    """Of exact times, and none is negative where times are not."""
+    for by, given in (
+        ("TCP", cost_model.Costs(0.02, 0.01, 5e-7, 1e-7)),
+        ("shared memory", cost_model.Costs(0.02, 0.01, 0.0, 1e-7)),
+    ):
+        rows = [
+            Row(
+                "scaling",
+                {"by": by, "bytes": num_bytes, "workers": size},
+                {"cpu_ms": given.of(cost_model.counts(by, size, num_bytes))},
+            )
+            for num_bytes in (8, 2**16, 2**24)
+            for size in (2, 4, 8, 64)
+        ]
+        found = cost_model.fit_costs(rows)
+        assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(given), abs=1e-12)
+        for row in cost_model.modelled(rows)[: len(rows)]:
+            assert row.values["model_ms"] == pytest.approx(row.values["cpu_ms"])
+        noise = np.random.default_rng(1).uniform(0.3, 3.0, len(rows))
+        noisy = [
+            dataclasses.replace(row, values={"cpu_ms": row.values["cpu_ms"] * factor})
+            for row, factor in zip(rows, noise, strict=True)
+        ]
+        assert min(dataclasses.astuple(cost_model.fit_costs(noisy))) >= 0
+
+
+def test_predictions_follow_from_the_network() -> None:
+    costs = cost_model.Costs(0.0, 0.0, 0.0, 0.0)
+    # 16 MiB twice through 10 Gbit/s take 26.8 ms; the ring's 510 steps 0.025 ms each.
+    for schedule, ranks, expected in (
+        ("ring", 256, 510 * 0.025 + 26.84 * 255 / 256),
+        ("tree", 256, 16 * (0.025 + 13.42)),
+        ("Horovod's hierarchical", 256, 62 * 0.025 + 26.84 * 31 / 32),
+        ("tfddl", 256, 20 * 0.025 + 26.84 * 31 / 32),
+    ):
+        found = cost_model.predict_ms(schedule, ranks, 10, 2**24, costs)
+        assert found == pytest.approx(expected, rel=1e-3), schedule
 
 
 def test_a_process_that_fails_is_noticed() -> None:

@@ -7,7 +7,7 @@ and values.
 
 * The command, without TensorFlow: `main`; `flags`, `config`: what it is asked for; `targets`,
   `jobs`, `experiment`: where, how and which jobs are run; `scaling`: groups of processes without
-  TensorFlow; `results`, `report`, `plots`: rows, tables, pictures.
+  TensorFlow, with `cost_model`; `results`, `report`, `plots`: rows, tables, pictures.
 * In a worker: `worker`, `session`; `interleave`: takes times in turns; `collectives`, `training`
   with `models`, `inter_host`: what is measured in one long job; `startup`: a job that only starts;
   `reading`: memory of a worker that reads a large file; `machines`: cores and memory.

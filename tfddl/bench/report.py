@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from tfddl.bench.config import EXAMPLE_BYTES, format_size
+from tfddl.bench.cost_model import LATENCY_MS, RANKS_PER_HOST
 from tfddl.bench.results import RATIOS, Results, Row
 
 BUSY = 0.1
@@ -34,7 +35,14 @@ mapped of files then, which is page cache. global, block: shard_dataset of a mem
 this order; held: the worker's block as an array.""",
     "scaling": """\
 Allreduce of float32 between processes without TensorFlow: CPU time of a rank per operation,
-time, and seconds to connect. ratio: of CPU time to the smallest group's in the same round.""",
+time, and seconds to connect. ratio: of CPU time to the smallest group's in the same round.
+model: the CPU time by the costs below.""",
+    "costs": """\
+What fits the CPU times above best: of an operation, of a message, of a MB sent and received,
+of a MB reduced.""",
+    "prediction": f"""\
+By these costs, the time of an allreduce over hosts of {RANKS_PER_HOST} ranks, with so many Gbit/s
+each, {1e3 * LATENCY_MS:g} us away from each other.""",
     "machines": "Cores of the machines, and how many of them other programs kept busy meanwhile.",
 }
 

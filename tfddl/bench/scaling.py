@@ -19,6 +19,7 @@ import numpy as np
 from tfddl._src.comm import native
 from tfddl._src.cpu import num_affinity_cores
 from tfddl.bench.config import FLOAT_BYTES, Config
+from tfddl.bench.cost_model import modelled
 from tfddl.bench.interleave import count_rounds, repetitions
 from tfddl.bench.results import Row, ratios
 from tfddl.errors import LaunchError, TfddlError
@@ -32,7 +33,7 @@ Sample = dict[str, float]
 
 
 def measure_scaling(config: Config, say: Callable[[str], None]) -> list[Row]:
-    """Measures groups of all sizes, in turns."""
+    """Measures groups of all sizes, in turns; with what a model makes of that."""
     found: dict[tuple[str, int], dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     seconds = config.round_seconds * _PART_OF_ROUND
     for _ in count_rounds(config.rounds, "scaling", say):
@@ -51,7 +52,7 @@ def measure_scaling(config: Config, say: Callable[[str], None]) -> list[Row]:
             cpu_ms = [sample["cpu_ms"] for sample in samples]
             values["ratio"] = statistics.median(ratios(cpu_ms, base_ms))
             rows.append(Row("scaling", {"by": by, "bytes": num_bytes, "workers": size}, values))
-    return rows
+    return modelled(rows)
 
 
 def _of_group(samples: Sequence[Sample]) -> Sample:
