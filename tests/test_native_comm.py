@@ -39,7 +39,9 @@ from tfddl.errors import CommunicationError, DeadlockError, PeerLostError
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8, 16])
+@pytest.mark.parametrize(
+    "size", [2, 3, 5, 16, *(pytest.param(size, marks=pytest.mark.long) for size in (7, 8, 9))]
+)
 @BY
 def test_every_operation_dtype_and_length(size: int, by: str) -> None:
     results = run("everything", size, by=by, few=size > 3)
@@ -95,8 +97,7 @@ def test_a_rank_that_dies_is_noticed_at_once(length: int, by: str) -> None:
     assert all(loss[by] in text for text in texts)
 
 
-@pytest.mark.parametrize("size", [6, 8])
-@BY
+@pytest.mark.parametrize(("size", "by"), [(6, "memory"), (8, "tcp")])
 def test_one_of_many_differs_and_all_go_on(size: int, by: str) -> None:
     results = run("differ_among_many", size, by=by)
     assert all(result == results[0] for result in results)
@@ -108,7 +109,7 @@ def test_one_of_many_differs_and_all_go_on(size: int, by: str) -> None:
         assert f"rank {odd}: large of 560008 bytes" in large
 
 
-@BY
+@pytest.mark.parametrize("by", [pytest.param("memory", marks=pytest.mark.long), "tcp"])
 def test_of_many_ranks_the_late_one_is_named(by: str, tmp_path: Path) -> None:
     timeouts = Timeouts(warn_s=0, abort_s=12.0)
     results = run("is_late", 8, by=by, timeouts=timeouts, marks=str(tmp_path))
@@ -116,9 +117,18 @@ def test_of_many_ranks_the_late_one_is_named(by: str, tmp_path: Path) -> None:
     assert all("in allreduce <late>: rank 11 hasn't called it" in text for text in told), told
 
 
-@pytest.mark.parametrize(("victim", "late", "after_s"), [(0, -1, 0.1), (7, -1, 0.2), (5, 1, 0.3)])
-@BY
-def test_of_many_ranks_one_is_killed(victim: int, late: int, after_s: float, by: str) -> None:
+@pytest.mark.parametrize(
+    ("by", "victim", "late", "after_s"),
+    [
+        ("memory", 0, -1, 0.1),
+        ("tcp", 7, -1, 0.2),
+        ("tcp", 5, 1, 0.3),
+        pytest.param("tcp", 0, -1, 0.1, marks=pytest.mark.long),
+        pytest.param("memory", 7, -1, 0.2, marks=pytest.mark.long),
+        pytest.param("memory", 5, 1, 0.3, marks=pytest.mark.long),
+    ],
+)
+def test_of_many_ranks_one_is_killed(by: str, victim: int, late: int, after_s: float) -> None:
     """In whatever it is at that time; and where the only one that waits for it is late."""
     results = run("killed_among_many", 8, by=by, victim=victim, late=late, after_s=after_s)
     assert results.pop(victim) is None

@@ -1,10 +1,9 @@
-"""All-reduces over TCP between many workers, in which each is connected to few others.
+"""What many workers send each other over TCP, each connected to few others.
 
-As in `schedules`, each worker sends 2 (size - 1) / size times its inputs. Elements are reduced in
-an order that depends on their place and on ranks only, each by one worker, which the others get the
-result from: all have the same bits, whatever arrives first.
-
-16-bit floats aren't reduced here: partial sums travel, and would have to be rounded.
+In an all-reduce each worker sends 2 (size - 1) / size times its inputs, as in `schedules`. Elements
+are reduced in an order that depends on their place and on ranks only, each by one worker, which the
+others get the result from: all have the same bits, whatever arrives first. 16-bit floats aren't
+reduced here: partial sums travel, and would have to be rounded.
 
 References:
     "Optimization of Collective Communication Operations in MPICH", Thakur, Rabenseifner, Gropp,
@@ -34,7 +33,7 @@ from tfddl._src.comm.native.schedules import (
 from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 
 
-class ReductionSchedule(Protocol):
+class SparseSchedule(Protocol):
     """What a worker sends to, and receives from, some others."""
 
     @property
@@ -54,7 +53,7 @@ def choose_all_reduce(
     outputs: FusionBuffer,
     reduction: ReduceOp,
     pool: BufferPool,
-) -> ReductionSchedule:
+) -> SparseSchedule:
     """The all-reduce for so many workers, and this dtype; see `AllReduceSchedule`."""
     size = partition.size
     given = partition, inputs, outputs, reduction, pool
@@ -230,3 +229,91 @@ class RingSchedule:
                 else:
                     yield from incoming(self._segments.outputs, piece, self._receiving)
                 self._num_arrived[step] += len(piece)
+
+
+class GatherSchedule:
+    """An all-gather: by recursive doubling for a power of two of workers, else around a ring."""
+
+    def __init__(self, partition: Partition, rows: np.ndarray) -> None:
+        """Refers to memory.
+
+        Args:
+            partition: this worker's.
+            rows: shape (size, length); that of this worker is there already.
+        """
+        self._rank, self._size, self._rows = partition.rank, partition.size, rows
+        self._doubles = self._size.bit_count() == 1
+        if self._doubles:
+            self._distances = [2**number for number in range(self._size.bit_length() - 1)]
+            self.peers = [self._rank ^ distance for distance in self._distances]
+        else:
+            self.peers = [(self._rank - 1) % self._size, (self._rank + 1) % self._size]
+        # Which rounds, or steps around the ring, are over.
+        self._has_arrived = [False] * (len(self.peers) if self._doubles else self._size - 1)
+
+    def sends(self, peer: int) -> Transfers:
+        """What is sent to another worker."""
+        if self._doubles:
+            number = self.peers.index(peer)
+            while not all(self._has_arrived[:number]):
+                yield None
+            yield self._block(number, self._rank)
+        elif peer == self.peers[1]:
+            for step in range(self._size - 1):
+                while step and not self._has_arrived[step - 1]:
+                    yield None
+                yield self._rows[(self._rank - step) % self._size]
+
+    def receives(self, peer: int) -> Transfers:
+        """What is received from another worker."""
+        if self._doubles:
+            number = self.peers.index(peer)
+            yield self._block(number, peer)
+            self._has_arrived[number] = True
+        elif peer == self.peers[0]:
+            for step in range(self._size - 1):
+                yield self._rows[(peer - step) % self._size]
+                self._has_arrived[step] = True
+
+    def _block(self, number: int, rank: int) -> np.ndarray:
+        """The rows that a worker has at the beginning of a round."""
+        distance = self._distances[number]
+        start = rank // distance * distance
+        return self._rows[start : start + distance].reshape(-1)
+
+
+class TreeBroadcastSchedule:
+    """A broadcast along a binary tree: each worker sends twice what there is, at most."""
+
+    def __init__(
+        self, partition: Partition, outputs: FusionBuffer, root: int, pool: BufferPool
+    ) -> None:
+        """Allocates scratch memory; see `BroadcastSchedule`."""
+        size = partition.size
+        index = (partition.rank - root) % size
+        children = [child for child in (2 * index + 1, 2 * index + 2) if child < size]
+        self._parents = [((index - 1) // 2 + root) % size] if index else []
+        self._outputs = outputs
+        self.peers = [*self._parents, *((child + root) % size for child in children)]
+        self._pieces = outputs.chunks(MAX_PART_BYTES)
+        length = len(self._pieces[0])
+        [block] = pool.take(outputs.dtype, [len(self.peers) * length])
+        self._scratch = dict(zip(self.peers, block.reshape(-1, length), strict=True))
+        self._num_arrived = 0 if index else len(self._pieces)
+
+    def sends(self, peer: int) -> Transfers:
+        """What is sent to another worker."""
+        if peer in self._parents:
+            return
+        for number, piece in enumerate(self._pieces):
+            while self._num_arrived <= number:
+                yield None
+            yield from outgoing(self._outputs, piece, self._scratch[peer])
+
+    def receives(self, peer: int) -> Transfers:
+        """What is received from another worker."""
+        if peer not in self._parents:
+            return
+        for piece in self._pieces:
+            yield from incoming(self._outputs, piece, self._scratch[peer])
+            self._num_arrived += 1

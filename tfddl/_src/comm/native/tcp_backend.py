@@ -25,8 +25,13 @@ from tfddl._src.comm.native.messages import Group, OpSignature, stable_hash
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
 from tfddl._src.comm.native.reductions import ReduceOp
 from tfddl._src.comm.native.schedules import BroadcastSchedule, Partition, Transfers
-from tfddl._src.comm.native.sparse_schedules import choose_all_reduce
+from tfddl._src.comm.native.sparse_schedules import (
+    GatherSchedule,
+    TreeBroadcastSchedule,
+    choose_all_reduce,
+)
 from tfddl._src.comm.native.tcp_connector import TcpConnector
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 from tfddl._src.wait_timer import WaitTimer
 from tfddl.errors import CommunicationError, PeerLostError, StalledError
 
@@ -84,6 +89,10 @@ class TcpBackend(Backend):
 
     def all_gather(self, operation: OperationContext, row: np.ndarray, rows: np.ndarray) -> None:
         rows[self._rank] = row
+        if self._size > MAX_DIRECT_SIZE:
+            schedule = GatherSchedule(self._partition, rows)
+            self._run(operation, schedule.sends, schedule.receives, schedule.peers)
+            return
         self._run(operation, lambda _: iter([rows[self._rank]]), lambda peer: iter([rows[peer]]))
 
     def broadcast(
@@ -92,6 +101,10 @@ class TcpBackend(Backend):
         if self._rank == root:
             for output, own in zip(outputs.arrays, inputs.arrays, strict=True):
                 output[:] = own
+        if self._size > MAX_DIRECT_SIZE:
+            tree = TreeBroadcastSchedule(self._partition, outputs, root, self._pool)
+            self._run(operation, tree.sends, tree.receives, tree.peers)
+            return
         schedule = BroadcastSchedule(self._partition, outputs, root, self._pool)
         self._run(operation, schedule.sends, schedule.receives)
 
