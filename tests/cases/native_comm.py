@@ -608,18 +608,19 @@ def is_late(communicator: Communicator, network: Network, marks: str) -> list[st
 
 
 def killed_among_many(
-    communicator: Communicator, network: Network, victim: int, late: int, after_s: float
+    communicator: Communicator, network: Network, victim: int, late: int, marks: str
 ) -> str:
     """One rank is killed at some time; a late one comes to no operation, and reads nothing.
 
-    The late one ends when the others have.
+    The late one comes when the others have noticed.
     """
     rank = communicator.rank
     _sum(communicator, "begin")
     if rank == victim:
-        threading.Timer(after_s, os.kill, [os.getpid(), signal.SIGKILL]).start()
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGKILL]).start()
     if rank == late:
-        time.sleep(after_s + 12.0)
+        others = [other for other in range(communicator.size) if other not in (victim, late)]
+        wait_until(lambda: all(Path(marks, str(other)).exists() for other in others))
     try:
         while True:
             for length in (3, 100_000):
@@ -627,4 +628,5 @@ def killed_among_many(
                     [np.ones(length)], ReduceOp.SUM, OpSignature("", "allreduce <step>")
                 )
     except PeerLostError as error:
+        Path(marks, str(rank)).touch()
         return str(error)

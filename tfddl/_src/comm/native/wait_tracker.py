@@ -64,6 +64,7 @@ class Wait:
         probe_s: after how many seconds to send the next probe.
         is_in_cycle: whether this worker waits, by way of others, for itself.
         has_told: whether any other was told of it.
+        told: which others were; None if all.
     """
 
     def __init__(  # noqa: PLR0913 - all that is known of it
@@ -90,6 +91,7 @@ class Wait:
         self.probe_s = deadlock.PROBE_AFTER_S
         self.is_in_cycle = False
         self.has_told = False
+        self.told: set[int] | None = set()
 
 
 class WaitTracker:
@@ -125,8 +127,8 @@ class WaitTracker:
         self._reports: dict[int, str] = {}
         # Occurrence of what each peer has come to, by the hash of the operation's name.
         self._begun: dict[int, dict[int, int]] = {}
-        # Which peers have told so since this worker has told them.
-        self._unanswered: dict[int, set[Operation]] = {}
+        # What each peer has told last that it has come to.
+        self._told: dict[int, set[Operation]] = {}
         self._detector = DeadlockDetector(self._has_sent)
 
     def begin(
@@ -163,7 +165,7 @@ class WaitTracker:
         stop = _REPORT_HEADER.size + num_bytes
         operations = unpack_operations(payload[_REPORT_HEADER.size : stop])
         self._begun.setdefault(peer, {}).update(operations)
-        self._unanswered.setdefault(peer, set()).update(operations)
+        self._told[peer] = operations
         self._reports[peer] = payload[stop:].decode(errors="replace")
 
     def receive_probe(self, payload: bytes) -> None:
@@ -197,6 +199,7 @@ class WaitTracker:
         waits = list(self._waits.values())
         for wait in waits:
             wait.has_told = True
+            wait.told = None if peers is None else wait.told
         operations = pack_operations(wait.tag.operation for wait in waits)
         text = " and in ".join(dict.fromkeys(str(wait.signature) for wait in waits)).encode()
         header = _REPORT_HEADER.pack(len(operations))
@@ -206,11 +209,12 @@ class WaitTracker:
     def _answer(self, wait: Wait) -> None:
         """Tells those that wait in the same operation, and may take this worker for missing."""
         # In an operation of many, only a few get a message of this worker.
-        operation = wait.tag.operation
-        peers = [peer for peer, asked in list(self._unanswered.items()) if operation in asked]
-        for peer in peers:
-            self._unanswered[peer].discard(operation)
+        if wait.told is None:
+            return
+        operation, told = wait.tag.operation, list(self._told.items())
+        peers = [peer for peer, known in told if operation in known and peer not in wait.told]
         if peers:
+            wait.told.update(peers)  # Once, as they answer, too.
             self.report(peers)
 
     def _limit(self, wait: Wait) -> str:
