@@ -12,6 +12,7 @@ import numpy as np
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
+from tfddl._src.comm.native.posted_arrays import PostedArrays
 from tfddl._src.comm.native.reductions import ReduceOp
 
 
@@ -32,7 +33,12 @@ class Backend(abc.ABC):
     All of these workers call the same method in each operation, and one operation comes after the
     other. Arrays are flat and of one dtype, the same on all workers. Every method raises
     `PeerLostError` and `StalledError`.
+
+    Attributes:
+        posts: what moves arrays of medium size by itself, where the workers share memory.
     """
+
+    posts: PostedArrays | None = None
 
     def __init__(self, mesh: Mesh, ranks: Sequence[int], purpose: str = "") -> None:
         """Sends nothing yet.

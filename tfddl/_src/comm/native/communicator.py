@@ -36,6 +36,7 @@ from tfddl._src.comm.native.messages import (
     stable_hash,
 )
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers, Sequencer
+from tfddl._src.comm.native.posted_arrays import PostedArrays
 from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduce_into
 from tfddl._src.comm.native.small_tensors import (
     GatheredTensors,
@@ -160,6 +161,9 @@ class Communicator:
         # The scale is multiplied in where inputs are copied: no extra pass over memory.
         inputs = FusionBuffer(arrays, scale=scale)
         self.counters.reduced += inputs.num_bytes
+        posts = self._backend.posts
+        if posts is not None and MAX_PAYLOAD_BYTES < inputs.num_bytes <= posts.max_bytes:
+            return self._all_reduce_posted(posts, inputs, reduction, signature)
         small = ReducedTensors(inputs, reduction)
         with self._begin(
             signature, small, output_lengths=inputs.lengths, joinable=True
@@ -176,6 +180,28 @@ class Communicator:
             else:
                 self._backend.all_reduce(operation, inputs, outputs, reduction)
         return operation.outputs.private
+
+    def _all_reduce_posted(
+        self,
+        posts: PostedArrays,
+        inputs: FusionBuffer,
+        reduction: ReduceOp,
+        signature: OpSignature,
+    ) -> list[np.ndarray]:
+        """`all_reduce` of what every worker reads from all: it takes one message from each."""
+        # What is gathered has the same size, whatever is posted.
+        sized = OpSignature(signature.name, f"{signature.text}\n{inputs.num_bytes} bytes")
+        with posts.posted(inputs) as place, np.errstate(all="ignore"):
+            gathered = self.all_gather(place, sized, joinable=True)
+            outputs = self._pool.take(inputs.dtype, inputs.lengths)
+            with posts.read(gathered, inputs) as rows:
+                start = 0
+                for output in outputs:
+                    stop = start + len(output)
+                    reduce_into([row[start:stop] for row in rows], reduction, output)
+                    start = stop
+        self.counters.written += 2 * inputs.num_bytes
+        return outputs
 
     def all_gather(
         self, array: np.ndarray, signature: OpSignature, *, joinable: bool = False

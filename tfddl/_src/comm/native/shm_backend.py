@@ -24,6 +24,7 @@ from tfddl._src.comm.native.buffer_pool import split_aligned
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
+from tfddl._src.comm.native.posted_arrays import PostedArrays
 from tfddl._src.comm.native.reductions import ReduceOp, reduce_into
 from tfddl._src.comm.native.shared_results import OutputPool
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
@@ -59,6 +60,7 @@ class ShmBackend(Backend):
         """
         super().__init__(mesh, ranks, purpose)
         self._memory, self._peers = memory, peers
+        self.posts = PostedArrays(self._ranks, self._rank, memory, peers)
         self._pool = OutputPool(memory, None if self._rank == 0 else peers[self._ranks[0]])
         self._staging: list[np.ndarray] | None = None
         self._slot = 0
