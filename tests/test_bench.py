@@ -359,7 +359,10 @@ def test_what_can_not_be_measured(
         (["--workers=x"], "argument --workers: invalid int list value: 'x'"),
         (["--workers="], "argument --workers: invalid int list value: ''"),
         (["--workers=2,2"], "argument --workers: '2,2' has something twice"),
-        (["--only=x"], "'x'; it must be one of collectives, training, start, reading, scaling"),
+        (
+            ["--only=x"],
+            "'x'; it must be one of collectives, training, steps, start, reading, scaling",
+        ),
         (["--models=vgg"], "'vgg'; it must be one of unet, resnet50, mlp"),
         (["--sizes=big"], "'big' is no size; sizes are like 4096, 64K or 16M"),
         (["--styles=plain"], "'plain'; it must be one of fit, scope, loop"),

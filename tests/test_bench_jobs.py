@@ -90,6 +90,21 @@ def test_what_is_measured_within_a_job(groups: Groups) -> None:
     assert found[1][2] == []
 
 
+@pytest.mark.long
+def test_what_a_step_costs_by_part(groups: Groups) -> None:
+    config = Config(models=("mlp100k", "embedding"), rounds=1, round_seconds=0.05)
+    costs, _ = groups(2).run("tests.cases.bench:step_cost", config=config)
+    assert [row.labels["model"] for row in costs] == ["mlp100k", "embedding"]
+    assert undocumented(costs) == []
+    for row in costs:
+        values = row.values
+        assert values["hooks_ms"] > 0
+        assert 0 < values["sum_ms"] < values["step_ms"]
+        parts = [values[f"{part}_ms"] for part in ("plain", "hooks", "header", "entering", "sum")]
+        assert sum(parts) == pytest.approx(values["step_ms"])
+        assert values["ratio"] == pytest.approx(values["plain_ms"] / values["step_ms"])
+
+
 def _check_training(labels: Mapping[str, Any], values: Mapping[str, float]) -> None:
     assert values["ratio_min"] <= values["ratio"] <= values["ratio_max"]
     # As many examples as there are workers and examples of each in a step.

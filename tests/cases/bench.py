@@ -11,6 +11,7 @@ from tfddl.bench.inter_host import measure_stream
 from tfddl.bench.reading import ORDERS, read_shard
 from tfddl.bench.results import Row
 from tfddl.bench.session import Session, other_collectives
+from tfddl.bench.step_cost import measure_step_cost
 from tfddl.bench.training import measure_training
 
 
@@ -30,6 +31,12 @@ def measure(config: Config) -> tuple[list[Row], list[str], list[str]]:
         rows += measure_training(session, workload)
     rows += measure_collectives(session)
     return [*rows, *session.machines()], other_collectives(), said
+
+
+def step_cost(config: Config) -> list[Row]:
+    """Rows of what steps cost by part."""
+    session = Session(config, lambda _: None)
+    return [row for workload in config.workloads for row in measure_step_cost(session, workload)]
 
 
 def keep(directory: str) -> dict[str, dict[str, float]]:

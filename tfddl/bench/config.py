@@ -29,6 +29,7 @@ class Part(enum.StrEnum):
 
     COLLECTIVES = "collectives"
     TRAINING = "training"
+    STEPS = "steps"
     START = "start"
     READING = "reading"
     SCALING = "scaling"
@@ -143,8 +144,8 @@ class Config:
             round-robin, one on each host with a free slot (default: 1,2,4, as far as there are
             cores, and 2 in any case; on hosts one per host, and one for each slot; with --only
             scaling 2,4,8,16,32,64)
-        only: some of collectives, training, start, reading, scaling (default: collectives,
-            training, start, which measures memory, too)
+        only: some of collectives, training, steps (by part), start, reading, scaling (default:
+            collectives, training, start, which measures memory, too)
         models: what is trained, in batches of 8: unet (filters 8..128, 128 x 128), resnet50 (96 x
             96), mlp (25 MB of gradients, 32 x 32); with small steps, in batches of 32: mlp100k
             (0.1 million weights), lstm, transformer, embedding (sparse gradients) (default:

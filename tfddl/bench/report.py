@@ -22,6 +22,11 @@ once on the same cores, in alternation. fit: with DistributedOptimizer; scope: u
 tfddl.strategy(); loop: by hand. Of a step: outside collectives; in them, waiting for
 slower ranks; and the rest of it, which moves bytes. written: bytes written per byte
 reduced. sent: MB per step that leave the host that sends most.""",
+    "steps": """\
+CPU time of a step of fit, in ms, mean of the ranks. plain: of plain Keras; then, what is
+more with DistributedOptimizer: callbacks; header and weights of the gradients; entering
+Python and leaving it; collectives. ratio: of plain to all. More than with a batch that stays
+the same: plain Keras with arrays; DistributedOptimizer with arrays, and with shard_dataset.""",
     "starts": """\
 From launch to the end of the first training step, until the last worker is done; more,
 ratio: than one plain process with all cores of its machine (the first host, by tfddlrun).

@@ -65,7 +65,7 @@ def measure(config: Config, *, say: Callable[[str], None]) -> Results:
     import tensorflow as tf
 
     import tfddl
-    from tfddl.bench import collectives, inter_host, session, training
+    from tfddl.bench import collectives, inter_host, session, step_cost, training
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     session.start(config, with_strategy=config.compare or Style.SCOPE in config.styles)
@@ -76,6 +76,9 @@ def measure(config: Config, *, say: Callable[[str], None]) -> Results:
     if Part.TRAINING in config.only:
         for workload in config.workloads:
             results.rows += training.measure_training(here, workload)
+    if Part.STEPS in config.only and here.cluster.size > 1:
+        for workload in config.workloads:
+            results.rows += step_cost.measure_step_cost(here, workload)
     if Part.COLLECTIVES in config.only and here.cluster.size > 1:
         results.rows += collectives.measure_collectives(here)
     results.rows += here.machines()
