@@ -322,9 +322,10 @@ def flatten(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 def unflatten(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """What `flatten` has concatenated, in the shapes that it had."""
     lengths = [tensor.shape.num_elements() for tensor in like]
-    if None in lengths:
-        lengths = [tf.size(tensor) for tensor in like]
-    parts = tf.split(flat, lengths) if len(like) > 1 else [flat]
+    if None not in lengths:
+        parts = tf.split(flat, lengths) if len(like) > 1 else [flat]
+        return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+    parts = tf.split(flat, [tf.size(tensor) for tensor in like]) if len(like) > 1 else [flat]
     return [
         tf.ensure_shape(tf.reshape(part, tf.shape(tensor)), tensor.shape)
         for part, tensor in zip(parts, like, strict=True)

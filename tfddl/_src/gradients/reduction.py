@@ -163,17 +163,18 @@ class _Header:
         if not self._step.reports_progress:
             current().count_round()
         self._matching.take(total, self._own_length)
+        count, stop, _, examples = tf.unstack(total[:4])
         if self._step.stop_agreed is not None:
-            self._step.stop_agreed.assign(tf.cast(total[1], self._step.stop_agreed.dtype))
+            self._step.stop_agreed.assign(tf.cast(stop, self._step.stop_agreed.dtype))
         if self._step.totals is not None:
-            totals = tf.stack([total[0], total[3]])
+            totals = tf.stack([count, examples])
             self._step.totals.assign(tf.cast(totals, self._step.totals.dtype))
         if self._step.statistics is not None:
             changes = total[4 : self._own_length]
-            self._step.statistics.take(tf.math.divide_no_nan(changes, total[3]))
+            self._step.statistics.take(tf.math.divide_no_nan(changes, examples))
         if self._size is not None:
             return tf.constant(self._size, total.dtype)
-        return total[0] if self._divides else tf.ones_like(total[0])
+        return count if self._divides else tf.ones_like(count)
 
     def sum_with(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Sends the header and gradients in one; returns these, averaged or added up.
@@ -193,9 +194,9 @@ class _Header:
             name=self._matching.name,
             process_set=self._process_set,
         )
-        length = self.mine.shape[0]
-        sums = tf.math.divide_no_nan(total[length:], self.received(total[:length]))
-        return unflatten(sums, gradients)
+        # All of it is divided, and cut once: to take the gradients out first would copy them.
+        means = tf.math.divide_no_nan(total, self.received(total[: self.mine.shape[0]]))
+        return unflatten(means, [self.mine, *gradients])[1:]
 
     def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with.

@@ -25,11 +25,14 @@ def stop_within_epoch(fit: FitState) -> bool:
     step.
     """
     state = step_state(fit.model)
-    if fit.model.stop_training or (fit.shard is not None and fit.shard.error is not None):
+    wanted = bool(fit.model.stop_training)
+    if wanted or (fit.shard is not None and fit.shard.error is not None):
         state.stop.assign(1.0)
     # value() is one operation; the variable's own numpy() takes several, in every step.
-    fit.model.stop_training = bool(state.stop_agreed.value().numpy())
-    return bool(fit.model.stop_training)
+    agreed = bool(state.stop_agreed.value().numpy())
+    if agreed != wanted:  # Keras looks at whatever is set on a model, whether it has to track it.
+        fit.model.stop_training = agreed
+    return agreed
 
 
 def stop_after_epoch(fit: FitState) -> None:

@@ -85,8 +85,15 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         is_plain = getattr(original, "__func__", None) is keras.Model.train_step
         # Keras' own step has one loss, from which all gradients come.
         divisor = loss_divisor(model.optimizer) if is_plain else 1
-        step = dataclasses.replace(step, statistics=pooled, loss_divisor=divisor)
         is_weighted = averaging.by_count and batch_count.is_weighted(model, weight)
+        # In a small step, what nobody reads costs as much as what somebody does: each operation
+        # takes some microseconds.
+        step = dataclasses.replace(
+            step,
+            statistics=pooled if pooled.variables else None,
+            totals=state.totals if is_weighted or not averaging.by_count else None,
+            loss_divisor=divisor,
+        )
         logged = logged_by_weight(model, step, state.totals) if is_weighted else nullcontext()
         with (
             in_step(step),
@@ -117,7 +124,6 @@ def _new_step(
         averages=batch_count.averages(model),
         stop=state.stop,
         stop_agreed=state.stop_agreed,
-        totals=state.totals,
         examples=num_examples,
         reports_progress=current_fit() is not None,
     )
