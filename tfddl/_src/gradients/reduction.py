@@ -8,8 +8,8 @@ import tensorflow as tf
 from tfddl._src.collectives import (
     DisplayName,
     ReduceOp,
-    allgather,
     describe_tensor,
+    grouped_allgather,
     grouped_allreduce,
     sum_narrow,
     sum_numbers,
@@ -70,9 +70,12 @@ def reduce_gradients(
         values = _present(shared, matching)
     else:
         values = _present(shared, matching)
-        if _are_small(list(values.values()), options, header.mine.dtype):
-            sums = header.sum_with(list(values.values()))
-            for i, total in zip(values, sums, strict=True):
+        sparse = {i: v for i, v in values.items() if isinstance(v, tf.IndexedSlices)}
+        dense = {i: v for i, v in values.items() if i not in sparse}
+        if _are_small(list(dense.values()), options, header.mine.dtype):
+            sums, weight = header.sum_with(list(dense.values()))
+            arrived = _gathered([_scaled(value, weight) for value in sparse.values()], options)
+            for i, total in zip([*dense, *sparse], [*sums, *arrived], strict=True):
                 result[i] = total
             return result
         weight = header.weight(after=own)
@@ -96,7 +99,7 @@ def _present(positions: Sequence[int], matching: Matching) -> dict[int, Any]:
 
 
 def _are_small(values: Sequence[Any], options: ReductionOptions, dtype: tf.DType) -> bool:
-    """Whether gradients travel in the header of the step: it takes less time than a second trip.
+    """Whether dense gradients travel in the header of the step: that saves a second trip.
 
     What is multiplied with counts and added up before it is divided must not overflow: 16 bits
     would. Whoever has asked for some way of travelling gets that.
@@ -105,7 +108,7 @@ def _are_small(values: Sequence[Any], options: ReductionOptions, dtype: tf.DType
         return False
     if options.op is ReduceOp.ADASUM:
         return False
-    if options.groups != 1 or any(isinstance(value, tf.IndexedSlices) for value in values):
+    if options.groups != 1:
         return False
     lengths = [value.shape.num_elements() for value in values if value.dtype == dtype]
     if len(lengths) < len(values) or None in lengths:
@@ -176,15 +179,18 @@ class _Header:
             return tf.constant(self._size, total.dtype)
         return count if self._divides else tf.ones_like(count)
 
-    def sum_with(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Sends the header and gradients in one; returns these, averaged or added up.
+    def sum_with(self, gradients: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Sends the header and gradients in one.
 
         Args:
             gradients: This rank's, dense, of the header's dtype; the same shapes on all ranks.
+
+        Returns:
+            The gradients, averaged or added up; what this rank's other gradients are multiplied
+            with.
         """
         if not gradients:
-            self.weight(after=[])
-            return []
+            return [], self.weight(after=[])
         # multiply_no_nan(x, y) is zero where y is, even for a NaN in x (not the other way round): a
         # rank whose batch is only padding contributes nothing, whatever its gradients are.
         weighted = tf.math.multiply_no_nan(flatten(gradients), self.weight_sent)
@@ -195,8 +201,9 @@ class _Header:
             process_set=self._process_set,
         )
         # All of it is divided, and cut once: to take the gradients out first would copy them.
-        means = tf.math.divide_no_nan(total, self.received(total[: self.mine.shape[0]]))
-        return unflatten(means, [self.mine, *gradients])[1:]
+        divisor = self.received(total[: self.mine.shape[0]])
+        means = unflatten(tf.math.divide_no_nan(total, divisor), [self.mine, *gradients])
+        return means[1:], tf.math.divide_no_nan(self.weight_sent, divisor)
 
     def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with.
@@ -263,8 +270,9 @@ def _sum_of_scaled(
     reduced = list(values)
     for i, total in zip(dense, sums, strict=True):
         reduced[i] = _divided(total, options)
-    for i in sparse:
-        reduced[i] = _divided(_gathered(_scaled(values[i], before), options), options)
+    arrived_slices = _gathered([_scaled(values[i], before) for i in sparse], options)
+    for i, slices in zip(sparse, arrived_slices, strict=True):
+        reduced[i] = _divided(slices, options)
     return reduced
 
 
@@ -296,21 +304,30 @@ def _divided(value: Any, options: ReductionOptions) -> Any:
     return value if spread == 1.0 else _scaled(value, tf.constant(1.0 / spread))
 
 
-def _gathered(slices: tf.IndexedSlices, options: ReductionOptions) -> tf.IndexedSlices:
-    process_set = options.process_set
+def _gathered(
+    gradients: Sequence[tf.IndexedSlices], options: ReductionOptions
+) -> list[tf.IndexedSlices]:
+    """The slices of all ranks, one gradient's behind the other's, all of them at once."""
     # A rank that has none doesn't know of which dtype the others' indices are.
-    indices = tf.cast(slices.indices, tf.int64)
-    arrived = allgather(indices, name=DisplayName("gradient indices"), process_set=process_set)
+    indices = [tf.cast(gradient.indices, tf.int64) for gradient in gradients]
+    arrived = grouped_allgather(
+        [*indices, *(gradient.values for gradient in gradients)],
+        name=DisplayName("sparse gradients"),
+        process_set=options.process_set,
+    )
     # Slices of the same row aren't added up. Keras' optimizers don't do so either (Adam squares
     # each of them, see elementwise_unary in keras/src/backend/tensorflow/sparse.py): one process
     # that had the whole batch would apply just these.
-    return tf.IndexedSlices(
-        values=allgather(
-            slices.values, name=DisplayName("gradient values"), process_set=process_set
-        ),
-        indices=tf.cast(arrived, slices.indices.dtype),
-        dense_shape=slices.dense_shape,
-    )
+    return [
+        tf.IndexedSlices(
+            values=values,
+            indices=tf.cast(rows, gradient.indices.dtype),
+            dense_shape=gradient.dense_shape,
+        )
+        for gradient, rows, values in zip(
+            gradients, arrived[: len(indices)], arrived[len(indices) :], strict=True
+        )
+    ]
 
 
 def _prepared(gradient: Any, options: ReductionOptions) -> Any:

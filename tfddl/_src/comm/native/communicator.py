@@ -36,7 +36,7 @@ from tfddl._src.comm.native.messages import (
     stable_hash,
 )
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers, Sequencer
-from tfddl._src.comm.native.posted_arrays import PostedArrays
+from tfddl._src.comm.native.posted_arrays import SizedSignature
 from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduce_into
 from tfddl._src.comm.native.small_tensors import (
     GatheredTensors,
@@ -161,9 +161,16 @@ class Communicator:
         # The scale is multiplied in where inputs are copied: no extra pass over memory.
         inputs = FusionBuffer(arrays, scale=scale)
         self.counters.reduced += inputs.num_bytes
-        posts = self._backend.posts
-        if posts is not None and MAX_PAYLOAD_BYTES < inputs.num_bytes <= posts.max_bytes:
-            return self._all_reduce_posted(posts, inputs, reduction, signature)
+        if self._is_posted(inputs):
+            self.counters.written += 2 * inputs.num_bytes
+            with self._posted(inputs, signature, joinable=True) as posted:
+                arrays = self._pool.take(inputs.dtype, inputs.lengths)
+                start = 0
+                for array in arrays:
+                    stop = start + len(array)
+                    reduce_into([row[start:stop] for row in posted], reduction, array)
+                    start = stop
+            return arrays
         small = ReducedTensors(inputs, reduction)
         with self._begin(
             signature, small, output_lengths=inputs.lengths, joinable=True
@@ -181,28 +188,6 @@ class Communicator:
                 self._backend.all_reduce(operation, inputs, outputs, reduction)
         return operation.outputs.private
 
-    def _all_reduce_posted(
-        self,
-        posts: PostedArrays,
-        inputs: FusionBuffer,
-        reduction: ReduceOp,
-        signature: OpSignature,
-    ) -> list[np.ndarray]:
-        """`all_reduce` of what every worker reads from all: it takes one message from each."""
-        # What is gathered has the same size, whatever is posted.
-        sized = OpSignature(signature.name, f"{signature.text}\n{inputs.num_bytes} bytes")
-        with posts.posted(inputs) as place, np.errstate(all="ignore"):
-            gathered = self.all_gather(place, sized, joinable=True)
-            outputs = self._pool.take(inputs.dtype, inputs.lengths)
-            with posts.read(gathered, inputs) as rows:
-                start = 0
-                for output in outputs:
-                    stop = start + len(output)
-                    reduce_into([row[start:stop] for row in rows], reduction, output)
-                    start = stop
-        self.counters.written += 2 * inputs.num_bytes
-        return outputs
-
     def all_gather(
         self, array: np.ndarray, signature: OpSignature, *, joinable: bool = False
     ) -> np.ndarray:
@@ -217,6 +202,10 @@ class Communicator:
             Shape (size, length), rows in rank order.
         """
         inputs = FusionBuffer([array])
+        if self._is_posted(inputs):
+            with self._posted(inputs, signature, joinable=joinable) as posted:
+                [flat] = self._pool.take(inputs.dtype, [self.size * inputs.length])
+                return np.concatenate(posted, out=flat).reshape(self.size, inputs.length)
         shape = (self.size, inputs.length)
         lengths = [shape[0] * shape[1]]
         small = GatheredTensors(
@@ -333,6 +322,25 @@ class Communicator:
 
             self._backend.all_to_all(operation, parts, expected, int(lengths.max()), consume)
         return joined
+
+    def _is_posted(self, inputs: FusionBuffer) -> bool:
+        """Whether it is too large for messages, but not to be read by every worker from all."""
+        posts = self._backend.posts
+        return posts is not None and MAX_PAYLOAD_BYTES < inputs.num_bytes <= posts.max_bytes
+
+    @contextlib.contextmanager
+    def _posted(
+        self, inputs: FusionBuffer, signature: OpSignature, *, joinable: bool
+    ) -> Iterator[list[np.ndarray]]:
+        """The arrays of all workers, within; it takes one message from each."""
+        posts = self._backend.posts
+        assert posts is not None
+        # What is gathered has the same size, whatever is posted.
+        sized = SizedSignature.of(signature, inputs.num_bytes)
+        with posts.posted(inputs) as place, np.errstate(all="ignore"):
+            gathered = self.all_gather(place, sized, joinable=joinable)
+            with posts.read(gathered, inputs) as rows:
+                yield rows
 
     @contextlib.contextmanager
     def _begin(

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
+from tfddl._src.comm.native.messages import OpSignature
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl.errors import CommunicationError
 
@@ -37,6 +38,17 @@ _PLACE_WORDS = 3
 _TOLD = 2
 """How many posts of each other worker a post says to be read: more than there are new ones, so that
 those are told, too, that couldn't be at first."""
+
+
+class SizedSignature(OpSignature):
+    """A signature with the size of what is posted: it has to be alike on all workers, too."""
+
+    @classmethod
+    def of(cls, signature: OpSignature, num_bytes: int) -> SizedSignature:
+        return cls(signature.name, f"{signature.text}\n{num_bytes} bytes")
+
+    def __str__(self) -> str:
+        return str(OpSignature(self.name, self.text.rpartition("\n")[0]))
 
 
 @dataclass
