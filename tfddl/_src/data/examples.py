@@ -14,6 +14,8 @@ from tfddl._src.parallel_map import map_in_order
 from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
 
+_JOINED_BATCHES, _JOINED_BYTES = 16, 2**20
+
 Raw = tuple[int, tuple[Any, ...]]
 """The number and the parts of an example, before its transforms."""
 
@@ -51,6 +53,19 @@ class Examples:
             example = self._make(index, parts, epoch=0)
         self.specs = example_specs(example)
         self.sample: list[np.ndarray] = [leaf[np.newaxis] for leaf in tf.nest.flatten(example)]
+
+    def num_joined(self, batch_size: int) -> int:
+        """How many batches TensorFlow should get from Python at once.
+
+        For each element that it takes from a generator it needs some 0.2 ms of CPU time: more than
+        a small batch. What may fail, or takes time to make, goes one by one.
+        """
+        source = self._source
+        is_array = isinstance(source, IndexedSource) and source.is_in_memory
+        if not is_array or not self._transforms.is_empty:
+            return 1
+        num_bytes = batch_size * sum(leaf.nbytes for leaf in self.sample)
+        return max(1, min(_JOINED_BATCHES, _JOINED_BYTES // max(1, num_bytes)))
 
     def batches(self, batches: Iterable[Indices], *, epoch: int) -> Generator[list[np.ndarray]]:
         """Reads and transforms batch after batch.

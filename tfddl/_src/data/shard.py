@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,9 +110,14 @@ class Shard:
 
     def dataset(self) -> tf.data.Dataset:
         """The dataset, in which `find_shard` finds this shard."""
-        dataset = tf.data.Dataset.from_generator(
-            self._batches, output_signature=structure.batched(self._specs)
-        )
+        steps = self._examples.num_joined(self.plan.batch_size)
+        specs = structure.batched(self._specs)
+        if steps > 1:
+            dataset = tf.data.Dataset.from_generator(
+                lambda: _joined(self._batches(), steps), output_signature=structure.batched(specs)
+            ).unbatch()
+        else:
+            dataset = tf.data.Dataset.from_generator(self._batches, output_signature=specs)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         # There is nothing to tune, and the end of an epoch would wait for the tuning thread, whose
@@ -197,3 +203,10 @@ class Shard:
     def _element(self, rows: list[np.ndarray], count: int) -> Any:
         rows = sample_weights.weight_rows(rows, self._specs, count)
         return tf.nest.pack_sequence_as(self._specs, rows)
+
+
+def _joined(batches: Iterator[Any], steps: int) -> Iterator[Any]:
+    """Neighbours of the same shapes as one element, at most so many."""
+    for _, group in itertools.groupby(batches, lambda b: [a.shape for a in tf.nest.flatten(b)]):
+        while members := list(itertools.islice(group, steps)):
+            yield tf.nest.map_structure(lambda *leaves: np.stack(leaves), *members)

@@ -77,6 +77,10 @@ class IndexedSource:
         _check_lengths(names, flat)
         self._names = names
         self._columns = [_column(leaf, name) for leaf, name in zip(flat, names, strict=True)]
+        self.is_in_memory = all(
+            isinstance(column, np.ndarray) and column.dtype != object for column in self._columns
+        )
+        """Whether every leaf is an array of numbers, of which reading can't fail."""
         self.num_examples = len(flat[0])
         self.parts: tuple[Any, ...] = tf.nest.map_structure(_spec, columns)
 
