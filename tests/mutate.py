@@ -70,6 +70,7 @@ TESTS: dict[str, list[str]] = {
         "tests/test_fusion_buffer.py",
         "tests/test_schedules.py",
     ],
+    "tfddl._src.comm.native.posted_arrays": ["tests/test_posted_arrays.py"],
     "tfddl._src.comm.native.schedules": ["tests/test_schedules.py"],
     "tfddl._src.comm.native.shm_backend": ["tests/test_schedules.py"],
     "tfddl._src.comm.native.reductions": ["tests/test_schedules.py"],
