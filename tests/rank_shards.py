@@ -23,7 +23,7 @@ def shards(
         examples = Examples(
             source, transforms or Transforms(seed=plan.seed), rank=rank, num_threads=2, first=first
         )
-        shard = Shard(state, examples, plan, rank=rank, epoch=0)
+        shard = Shard(state, examples, plan, ranks=[rank], epoch=0)
         found.append((state, shard.dataset()))
     return found
 

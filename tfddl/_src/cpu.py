@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,16 @@ def num_quota_cores(*, among: int = 1) -> int:
     """
     quota = cpu_quota()
     return 1 << 20 if quota is None else max(1, math.floor(quota / among))
+
+
+def processor_name() -> str:
+    """The model of this machine's processor, as Linux names it; elsewhere its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # macOS has none.
+        text = ""
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.machine()
 
 
 def cores_of_worker(local_size: int, *, own: int | None = None) -> int:

@@ -36,7 +36,7 @@ import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName, ReduceOp, allreduce, stack
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.step_context import current_step
+from tfddl._src.step_context import current_step, refuse_in_turn
 from tfddl.errors import UnsupportedError
 
 NEGLIGIBLE_COUNT = 2.0**-60
@@ -80,8 +80,9 @@ def moments_of_all_ranks(
 
     Raises:
         DisagreementError: Ranks have different numbers of channels, or masks on some only.
-        UnsupportedError: The gradient is differentiated.
+        UnsupportedError: The gradient is differentiated; or processes run several virtual workers.
     """
+    refuse_in_turn("BatchNormalization(synchronized=True)")
     if x.dtype in _SMALL:
         x = tf.cast(x, tf.float32)
     axes = [axis % x.shape.rank for axis in axes]

@@ -6,12 +6,13 @@ nothing can be passed. Below the optimizer it is passed.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import tensorflow as tf
 
-from tfddl._src.runtime import PerRuntime
+from tfddl._src.runtime import PerRuntime, current
+from tfddl.errors import UnsupportedError
 
 
 class Statistics(Protocol):
@@ -22,6 +23,21 @@ class Statistics(Protocol):
 
     def take(self, changes: tf.Tensor) -> None:
         """Takes in the mean over the ranks, by examples; shape (n,)."""
+
+
+class GradientCapture(Protocol):
+    """What takes a virtual worker's gradients, in the place of the optimizer."""
+
+    def take(
+        self, optimizer: object, gradients: Sequence[object], variables: Sequence[object]
+    ) -> None:
+        """Takes what an optimizer was to apply.
+
+        Args:
+            optimizer: The one that the step has called, loss-scale optimizers included.
+            gradients: The virtual worker's own; None where a variable has none.
+            variables: What they are the gradients of, in the same order.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +70,13 @@ class StepContext:
     all ranks have equally many examples, the gradients then only have to be added up; where they
     don't, the weights of the gradients make up for it."""
 
+    capture: GradientCapture | None = None
+    """Where gradients go instead of being applied: those of a virtual worker, which are added to
+    the others' first."""
+
+    virtual_workers: int | None = None
+    """For how many virtual workers the step is, of which this process may run several in turn."""
+
     reports_progress: bool = False
     """Whether the loop around the step tells the launcher of each; otherwise the exchange does."""
 
@@ -65,6 +88,24 @@ class _Current:
 
 # Not a context variable: TensorFlow's strategies trace replicas in threads of their own.
 _CURRENT = PerRuntime(lambda _: _Current(StepContext()))
+
+
+def refuse_in_turn(what: str) -> None:
+    """Raises where virtual workers run one after the other, and would have to run together.
+
+    Args:
+        what: What needs all of them at the same time.
+
+    Raises:
+        UnsupportedError: A process runs several of them.
+    """
+    virtual_workers, size = current_step().virtual_workers, current().cluster.size
+    if virtual_workers is not None and virtual_workers != size:
+        raise UnsupportedError(
+            f"{what} needs what all {virtual_workers} virtual workers have at the same point of a "
+            f"step, but {size} workers run them one after the other; expected as many workers as "
+            f"virtual workers. HINT: leave it out, or start {virtual_workers} workers."
+        )
 
 
 def current_step() -> StepContext:

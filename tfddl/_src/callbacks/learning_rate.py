@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.keras_hooks import FitState, JobCallback
-from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks.optimizer import innermost, planned_size
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
 
@@ -189,7 +189,7 @@ class LearningRateWarmup(LearningRateSchedule):
             )
 
     def _ramp(self, epoch: float) -> float:
-        size = current().cluster.size
+        size = planned_size(self.model.optimizer)
         # The last batch of the last epoch is the first with the whole learning rate. With
         # steps_per_execution, Keras calls on_train_batch_begin for the first of several batches.
         stride = self.model.steps_per_execution
@@ -236,15 +236,15 @@ class LearningRateScaling(JobCallback):
             UnsupportedError: The optimizer has a schedule of its own.
         """
         _refuse_other_schedules(self.model.optimizer, "LearningRateScaling")
-        rate = self._base_lr * self._factor(current().cluster.size)
+        rate = self._base_lr * self._factor(planned_size(self.model.optimizer))
         innermost(self.model.optimizer).learning_rate = rate
         self._pending = True
 
     def after_epoch_begin(self, fit: FitState) -> None:
         """After a resume, scales the learning rate of the checkpoint."""
         if self._pending and fit.restored_size is not None:
-            change = self._factor(current().cluster.size) / self._factor(fit.restored_size)
             optimizer = innermost(fit.model.optimizer)
+            change = self._factor(planned_size(optimizer)) / self._factor(fit.restored_size)
             optimizer.learning_rate = _rate(optimizer) * change
         self._pending = False
 

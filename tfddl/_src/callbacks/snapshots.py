@@ -25,8 +25,8 @@ from tfddl._src.collectives import (
     broadcast_object,
     broadcast_variables,
 )
-from tfddl._src.keras_hooks import FitState, builtin_callbacks, resume
-from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks import FitState, builtin_callbacks, resume, virtual_fit
+from tfddl._src.keras_hooks.optimizer import innermost, planned_size
 from tfddl._src.keras_hooks.seeds import seed_states
 from tfddl._src.runtime import current
 from tfddl._src.sharding import BlockPlan, CompletedSpan, Order, Position
@@ -53,9 +53,13 @@ def take(fit: FitState, logs: Any, *, best: Mapping[str, Any]) -> Snapshot | Non
     """
     if not _is_sound_everywhere(fit, logs):
         return None
-    own = _own_states(fit)
+    is_virtual = virtual_fit.virtual_workers_of(fit.model) is not None
+    states = virtual_fit.training_states(fit.model) if is_virtual else None
+    own = _own_states(fit) if states is None else states.layer_states()
     is_within = fit.steps is not None and 0 < fit.done < fit.steps and not fit.is_complete
-    metrics = _metrics(fit) if is_within else []
+    metrics: list[list[np.ndarray]] = []
+    if is_within:
+        metrics = _metrics(fit) if states is None else states.metrics()
     if current().cluster.rank:
         return None
     model, optimizer = fit.model, fit.model.optimizer
@@ -87,7 +91,9 @@ def _describe_fit(fit: FitState) -> dict[str, Any]:
     model, optimizer, position = fit.model, fit.model.optimizer, fit.position()
     history = getattr(model, "history", None)
     return {
-        "size": current().cluster.size,
+        "size": planned_size(optimizer),
+        "virtual_workers": virtual_fit.virtual_workers_of(model),
+        "arithmetic": virtual_fit.describe_arithmetic(model),
         "epoch": position.epoch,
         "consumed": position.consumed,
         "stretches": [[s.size, s.batch_size, s.steps] for s in position.spans],
@@ -134,7 +140,13 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
     fresh = [tf.identity(tf.convert_to_tensor(v)) for v in seed_states(model)]
     broadcast_variables([*model.variables, *optimizer.variables])
     own = {name: array for name, array in arrays.items() if name.startswith("rank-")}
-    _give_own_states(model, broadcast_object(own), fresh, size=meta["size"])
+    own = broadcast_object(own)
+    of_ranks = broadcast_object(_metrics_in(arrays, meta))
+    if meta.get("virtual_workers"):
+        _give_virtual_states(model, own, of_ranks, size=meta["size"])
+        of_ranks = []
+    else:
+        _give_own_states(model, own, fresh, size=meta["size"])
     best_weights = [
         [arrays.get(f"best-weights-{i}/{j:04d}") for j in range(length)]
         for i, length in enumerate(meta["best_weights"])
@@ -144,7 +156,7 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
     if history is not None:
         history.epoch[:] = meta["history"]["epoch"]
         history.history.update(meta["history"]["logs"])
-    metrics = _metrics_of_rank(broadcast_object(_metrics_in(arrays, meta)), size=meta["size"])
+    metrics = _metrics_of_rank(of_ranks, size=meta["size"])
     return Restored(position, finished=meta["finished"], best=meta["best"], metrics=metrics)
 
 
@@ -223,6 +235,17 @@ def _give_own_states(
             model.variables[int(number)].assign(array)
 
 
+def _give_virtual_states(
+    model: Any, own: dict[str, np.ndarray], metrics: Sequence[Any], *, size: int
+) -> None:
+    """Gives the virtual workers of this process what they had, wherever they ran."""
+    of_workers: list[dict[int, np.ndarray]] = [{} for _ in range(size)]
+    for name, array in own.items():
+        whose, number = name.removeprefix("rank-").split("/")
+        of_workers[int(whose)][int(number)] = array
+    virtual_fit.training_states(model).restore(of_workers, metrics)
+
+
 def _metrics(fit: FitState) -> list[list[np.ndarray]]:
     """The state of each rank's metrics."""
     return allgather_object([np.asarray(v) for v in _metric_variables(fit.model)])
@@ -279,7 +302,27 @@ def _check(fit: FitState, meta: dict[str, Any]) -> None:
             f"{kind}. {_OTHER}"
         )
     check_model(fit.model, meta)
+    _check_virtual_workers(fit, meta)
     _compare("optimizer", meta["slots"], fit.model.optimizer.variables, essence=_SHAPED)
+
+
+def _check_virtual_workers(fit: FitState, meta: dict[str, Any]) -> None:
+    had, has = meta.get("virtual_workers"), virtual_fit.virtual_workers_of(fit.model)
+    if had != has:
+        raise CheckpointError(
+            f"The checkpoint is of a training with virtual_workers={had}; the model is compiled "
+            f"with virtual_workers={has}: batches, sums and random numbers would be others. HINT: "
+            f"tfddl.DistributedOptimizer(…, virtual_workers={had}), with as many workers as you "
+            "like up to that number; or give the callback another directory."
+        )
+    before, now = meta.get("arithmetic", ""), virtual_fit.describe_arithmetic(fit.model)
+    if before != now and current().cluster.rank == 0:
+        _LOG.warning(
+            "training goes on, but not in the bits of an uninterrupted one: the checkpoint is of "
+            "%s; now %s. HINT: resume on the same kind of processor, with the same TensorFlow and "
+            "intra_op_threads",
+            *(before, now),
+        )
 
 
 def check_model(model: Any, meta: dict[str, Any]) -> None:

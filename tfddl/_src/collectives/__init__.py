@@ -40,7 +40,7 @@ from tfddl._src.collectives.allreduce import (
     sum_numbers,
     sum_scaled,
 )
-from tfddl._src.collectives.alltoall import alltoall
+from tfddl._src.collectives.alltoall import alltoall, exchange_parts
 from tfddl._src.collectives.barrier import barrier
 from tfddl._src.collectives.broadcast import broadcast, broadcast_in, grouped_broadcast
 from tfddl._src.collectives.broadcast_variables import broadcast_variables
@@ -93,6 +93,7 @@ __all__ = [
     "broadcast_object",
     "broadcast_variables",
     "describe_tensor",
+    "exchange_parts",
     "global_process_set",
     "group_of",
     "grouped_allgather",

@@ -1,6 +1,6 @@
 """alltoall, and its gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -78,6 +78,41 @@ def _exchange(
 
     received, received_splits = exchanged(tensor)
     return received, received_splits
+
+
+@no_autograph
+def exchange_parts(
+    flat: tf.Tensor, lengths: Sequence[Sequence[int]], *, name: str | None = None
+) -> tf.Tensor:
+    """`alltoall` where all ranks know beforehand what each sends: it saves the round trip for it.
+
+    All ranks must call it together. It has no gradient.
+
+    Args:
+        flat: Shape (n,): this rank's parts for all ranks, in rank order.
+        lengths: Of each rank, how many elements it sends to each; the same on all ranks.
+        name: How messages call it.
+
+    Returns:
+        What each rank has sent, in rank order: shape (sum of this rank's column,).
+
+    Raises:
+        DisagreementOpError: Ranks came with different dtypes or lengths.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    group = group_of(None)
+
+    @serialized(group)
+    def exchanged() -> tf.Tensor:
+        request = CollectiveRequest.of(group, "alltoall", name, [flat], free_first_dimension=True)
+        bound = negotiate(group, request.about([f"lengths {[list(row) for row in lengths]}"]))
+        sent = cast_for_transfer(bound, tf.stop_gradient(flat))
+        arrived = bound.process_group.all_to_all(
+            sent, tf.constant(lengths, tf.int64), signature=bound.signature
+        )
+        return tf.cast(arrived, flat.dtype)
+
+    return exchanged()
 
 
 def _travel(group: Group, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,21 @@ class Shard:
 
     Attributes:
         plan: Of a whole epoch.
-        rank: Whose shard.
+        ranks: Whose shard, as the plan counts: the worker's own rank; or, in ascending order, its
+            virtual workers, whose batches then follow each other in each step.
+        virtual_workers: How many the plan is for; None where it is for the workers themselves.
         error: Why reading it last failed, if it did. TensorFlow replaces exceptions of generators
             by its own, with the traceback in the text; this is the original.
     """
 
     def __init__(
-        self, state: EpochState, examples: Examples, plan: Plan, *, rank: int, epoch: int
+        self,
+        state: EpochState,
+        examples: Examples,
+        plan: Plan,
+        *,
+        ranks: Sequence[int],
+        epoch: int,
     ) -> None:
         """A rank's shard of the examples.
 
@@ -91,14 +99,15 @@ class Shard:
             state: That of the `fit` that may read it.
             examples: What the plan deals out.
             plan: Of a whole epoch.
-            rank: Whose shard.
+            ranks: Whose shard.
             epoch: Whose order the dataset has outside of `fit`.
 
         Raises:
             UnsupportedError: Some worker needs a padding example, but there is no ``y``.
         """
         self.plan = plan
-        self.rank = rank
+        self.ranks = tuple(ranks)
+        self.virtual_workers: int | None = None
         self.error: DataError | None = None
         self._examples = examples
         self._epoch = epoch
@@ -124,7 +133,9 @@ class Shard:
         # sleeps grow to seconds (tensorflow/core/framework/model.cc, Model::OptimizeLoop).
         options.autotune.enabled = False
         # from_generator doesn't know its length, and Keras takes the steps of an epoch from it.
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.plan.steps))
+        dataset = dataset.apply(
+            tf.data.experimental.assert_cardinality(self._num_batches(self.plan))
+        )
         dataset = dataset.with_options(options).prefetch(2)
         dataset.tfddl_shard = self
         return dataset
@@ -160,7 +171,7 @@ class Shard:
         epoch = self._epoch if self._state.epoch is None else self._state.epoch
         plan = self._plan_of(epoch)
         self.error = None
-        for _ in range(self.plan.steps - plan.steps):
+        for _ in range(self._num_batches(self.plan) - self._num_batches(plan)):
             yield self._element(self._examples.sample, count=1)
         done = 0
         try:
@@ -173,7 +184,7 @@ class Shard:
                 # Without the chain of causes: TensorFlow puts all their tracebacks into its text.
                 raise DataError(str(error)) from None
             # The other ranks learn of it with the next step, which needs this rank's gradients.
-            for _ in range(plan.steps - done):
+            for _ in range(self._num_batches(plan) - done):
                 yield self._element(self._examples.sample, count=1)
 
     def _plan_of(self, epoch: int) -> Plan:
@@ -198,7 +209,14 @@ class Shard:
                 yield self._element(of_batch, batch.count)
 
     def _steps(self, plan: Plan, epoch: int) -> Iterator[Batch]:
-        return (plan.batch(epoch=epoch, step=step, rank=self.rank) for step in range(plan.steps))
+        return (
+            plan.batch(epoch=epoch, step=step, rank=rank)
+            for step in range(plan.steps)
+            for rank in self.ranks
+        )
+
+    def _num_batches(self, plan: Plan) -> int:
+        return plan.steps * len(self.ranks)
 
     def _element(self, rows: list[np.ndarray], count: int) -> Any:
         rows = sample_weights.weight_rows(rows, self._specs, count)

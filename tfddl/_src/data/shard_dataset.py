@@ -13,6 +13,7 @@ from tfddl._src.data.sources import IndexedSource, Source
 from tfddl._src.data.transforms import Transforms
 from tfddl._src.runtime import current
 from tfddl._src.sharding import BlockPlan, GlobalPlan, Order, Plan
+from tfddl._src.virtual_workers import check_virtual_workers, own_workers
 from tfddl.errors import DataError, UnsupportedError
 
 
@@ -27,6 +28,7 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     epoch: int = 0,
     load: Callable[..., Any] | None = None,
     augment: Callable[..., Any] | None = None,
+    virtual_workers: int | None = None,
 ) -> tf.data.Dataset:
     """This worker's shard of a data set, in batches.
 
@@ -94,9 +96,14 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
             that depends on seed (None: 0), epoch and the example's number only: so the example is
             the same whatever the number of workers. Returns the example in the same arrangement.
             Called by several threads at the same time.
+        virtual_workers: Plans for so many virtual workers, at least as many as there are workers,
+            instead of the workers themselves; ``batch_size`` is then that of a virtual worker. In
+            each step the dataset has one batch for each virtual worker of this process, one after
+            the other; `fit` takes them together. See `DistributedOptimizer`.
 
     Returns:
-        A dataset of known length with elements ``x``, ``(x, y)`` or ``(x, y, sample_weight)`` as
+        A dataset of known length (steps, times the virtual workers of this process where there are
+        any) with elements ``x``, ``(x, y)`` or ``(x, y, sample_weight)`` as
         given, batched: first dimensions at least 1 and at most ``batch_size``.
 
     Raises:
@@ -105,14 +112,22 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
             whose order changes; an unknown order; a mapped file that was cut short or is gone; a
             first example that can't be read or made.
         ShardingError: Fewer examples than workers, or a number out of range.
-        UnsupportedError: A seed for a dataset; padding examples are needed, but there is no ``y``.
+        UnsupportedError: A seed for a dataset; padding examples are needed, but there is no ``y``;
+            fewer virtual workers than workers.
     """
     runtime = current()
     cluster = runtime.cluster
+    ranks = [cluster.rank]
+    if virtual_workers is not None:
+        check_virtual_workers(virtual_workers, cluster.size)
+        ranks = list(own_workers(virtual_workers, cluster.rank, cluster.size))
     source = _source((x, y, sample_weight), seed, loaded=load is not None)
     kind = {Order.GLOBAL: GlobalPlan, Order.BLOCK: BlockPlan}[_order(order)]
     plan: Plan = kind(
-        num_examples=source.num_examples, size=cluster.size, batch_size=batch_size, seed=seed
+        num_examples=source.num_examples,
+        size=virtual_workers or cluster.size,
+        batch_size=batch_size,
+        seed=seed,
     )
     # The rank's own first example tells shapes and dtypes: with load=…, files of other ranks need
     # not be on this host.
@@ -121,9 +136,11 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
         Transforms(load=load, augment=augment, seed=seed),
         rank=cluster.rank,
         num_threads=num_loader_threads(runtime.num_cores),
-        first=plan.batch(epoch=epoch, step=0, rank=cluster.rank).indices[:1],
+        first=plan.batch(epoch=epoch, step=0, rank=ranks[0]).indices[:1],
     )
-    return Shard(epoch_state(), examples, plan, rank=cluster.rank, epoch=epoch).dataset()
+    shard = Shard(epoch_state(), examples, plan, ranks=ranks, epoch=epoch)
+    shard.virtual_workers = virtual_workers
+    return shard.dataset()
 
 
 def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> Source:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfddl._src.collectives import DisplayName, ReduceOp, allreduce
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.runtime import is_started
-from tfddl._src.step_context import StepContext, current_step, in_step
+from tfddl._src.step_context import StepContext, current_step, in_step, refuse_in_turn
 
 
 @contextlib.contextmanager
@@ -52,10 +52,14 @@ def sum_over_ranks(values: tf.Tensor) -> tf.Tensor:
 
     Returns:
         The same shape and dtype.
+
+    Raises:
+        UnsupportedError: Processes run several virtual workers, one after the other.
     """
     step = current_step() if is_started() else StepContext()
     if step.count is None:
         return values
+    refuse_in_turn("A loss of the whole global batch")
     count = tf.cast(step.count, values.dtype)
 
     @tf.custom_gradient

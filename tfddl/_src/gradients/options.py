@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfddl._src.collectives import ProcessSet, ReduceOp
 from tfddl._src.runtime import current
+from tfddl._src.virtual_workers import check_virtual_workers
 from tfddl.errors import UnsupportedError
 
 Gradient = Any
@@ -86,6 +87,9 @@ class ReductionOptions:
     """Whether `evaluate` and `predict` of the model are each rank's own, as under Horovod, instead
     of the job's."""
 
+    virtual_workers: int | None = None
+    """For how many virtual workers training is planned, in whose order gradients are added up."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "op", ReduceOp(self.op))
         if isinstance(self.compression, str):
@@ -116,7 +120,32 @@ class ReductionOptions:
     @property
     def divides_losses(self) -> bool:
         """Whether losses may be divided by `size`: all gradients are averaged, none stays local."""
-        return self.op is ReduceOp.AVERAGE and self.scale == 1.0 and not self.local
+        plain = self.op is ReduceOp.AVERAGE and self.scale == 1.0 and not self.local
+        return plain and self.virtual_workers is None
+
+    def for_virtual_workers(self, virtual_workers: int) -> "ReductionOptions":
+        """The same for virtual workers.
+
+        Raises:
+            UnsupportedError: There are fewer of them than workers; what is added up, or the number
+                of threads, would depend on the number of workers.
+        """
+        runtime = current()
+        check_virtual_workers(virtual_workers, runtime.cluster.size)
+        if self.op is ReduceOp.ADASUM or self.compression is not Compression.NONE:
+            raise UnsupportedError(
+                f"virtual_workers={virtual_workers} was given with op={self.op.value!r} and "
+                f"compression={str(self.compression)!r}; expected an average or a sum, and no "
+                "compression: others round by where processes begin. HINT: leave these out."
+            )
+        if runtime.options.intra_op_threads is None:
+            raise UnsupportedError(
+                f"virtual_workers={virtual_workers} was given, but not how many threads an "
+                f"operation has, which is by default the cores of a worker (now "
+                f"{runtime.num_cores}): with other threads TensorFlow adds up in another order. "
+                "HINT: tfddl.init(intra_op_threads=1), or another number, the same in every start."
+            )
+        return dataclasses.replace(self, virtual_workers=virtual_workers)
 
     def compress(self, value: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """A dense gradient as it travels, and what `decompress` has to know."""

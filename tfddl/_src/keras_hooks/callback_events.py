@@ -22,7 +22,7 @@ from typing import Any
 import keras
 
 from tfddl._src.data import epoch_state
-from tfddl._src.keras_hooks import consistency, initial_state, stopping
+from tfddl._src.keras_hooks import consistency, initial_state, stopping, virtual_fit
 from tfddl._src.keras_hooks.builtin_callbacks import flatten_callbacks
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks
 from tfddl._src.keras_hooks.fit_state import FitState, job_callbacks
@@ -120,6 +120,7 @@ class LastCallback(keras.callbacks.Callback):
             return
         if self.fit.together:
             consistency.compare_learning_rates(self.fit.model, epoch)
+            virtual_fit.begin_epoch(self.fit.model)
         for callback in job_callbacks(self.fit):
             callback.after_epoch_begin(self.fit)
         self.fit.training = True

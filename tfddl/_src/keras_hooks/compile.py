@@ -32,10 +32,10 @@ def install() -> None:
 
 def exchanges_gradients(optimizer: Any) -> bool:
     """Whether an optimizer exchanges gradients with other workers."""
-    if not is_started() or current().cluster.size == 1 or not is_distributed(optimizer):
+    if not is_started() or not is_distributed(optimizer):
         return False
     averaging: ReductionOptions = innermost(optimizer).tfddl_options
-    return averaging.size > 1
+    return averaging.size > 1 or averaging.virtual_workers is not None
 
 
 def trains_together(optimizer: Any) -> bool:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName, ReduceOp, allgather_object, allreduce
 from tfddl._src.comm.native import format_ranks
-from tfddl._src.keras_hooks import scope
+from tfddl._src.keras_hooks import scope, virtual_fit
 from tfddl._src.keras_hooks.fit_state import BroadcastCallback, FitState, job_callbacks
 from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl.errors import DisagreementError, UnsupportedError
@@ -33,6 +33,9 @@ _HINTS = {
     "some examples would be seen twice and others never.",
     "callbacks": "give tfddl's callbacks to fit on every rank; files are written by rank 0 anyway.",
     "root_rank": "give BroadcastGlobalVariables the same root_rank on every rank.",
+    "arithmetic": "with virtual_workers, start all ranks on the same kind of processor, with the "
+    "same TensorFlow, tfddl.init(intra_op_threads=…) and virtual_workers; or leave virtual_workers "
+    "out: the ranks then agree to rounding.",
     "variables": "build the same model on every rank, and give its layers names if other models "
     "are built before it on some.",
 }
@@ -76,6 +79,9 @@ class TrainingPlan:
 
     variables: tuple[str, ...]
 
+    arithmetic: str = ""
+    """With virtual workers, what else the bits of a result depend on."""
+
     @classmethod
     def of(cls, model: Any, fit: FitState) -> "TrainingPlan":
         """The plan of a `fit` that is about to begin; builds the optimizer."""
@@ -106,6 +112,7 @@ class TrainingPlan:
             variables=tuple(
                 f"{v.path} {v.dtype} {tuple(v.shape)}" for v in model.trainable_variables
             ),
+            arithmetic=virtual_fit.describe_arithmetic(model),
         )
 
 

@@ -8,12 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName
 from tfddl._src.data import clear_errors, epoch_state, find_shard
 from tfddl._src.heartbeat import Stage
-from tfddl._src.keras_hooks import builtin_callbacks, replicated_data, scope, scope_data
+from tfddl._src.keras_hooks import (
+    builtin_callbacks,
+    replicated_data,
+    scope,
+    scope_data,
+    virtual_data,
+    virtual_fit,
+)
 from tfddl._src.keras_hooks.callback_events import Heartbeat, installed
 from tfddl._src.keras_hooks.compile import evaluates_together
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks, reraise_data_errors
@@ -61,7 +69,10 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 
 
 def _validate(original: Callable[..., Any], call: inspect.BoundArguments, fit: FitState) -> Any:
-    with _within_fit(fit, Stage.EVALUATING, None, validates=fit.validates_together):
+    with (
+        _within_fit(fit, Stage.EVALUATING, None, validates=fit.validates_together),
+        virtual_fit.new_evaluation(fit.model),
+    ):
         results = original(*call.args, **call.kwargs)
     if not fit.validates_together and (error := fit.data_error()) is not None:
         raise error  # Where all validate, all raise it.
@@ -77,15 +88,24 @@ def _evaluate_together(
         # Asked for every kind of data, because ranks may have got different ones.
         name = DisplayName(_CALL.format("model.evaluate"))
         is_replicated = replicated_data.is_replicated(parts, name=name)
+    virtual_workers = virtual_fit.virtual_workers_of(model)
     if is_replicated:
         steps, batch_size = given.pop("steps", None), given.get("batch_size")
         parts = replicated_data.take_steps(parts, steps=steps, batch_size=batch_size)
-        given["x"], given["y"], given["sample_weight"] = replicated_data.shard_arrays(*parts)
+        if virtual_workers is None:
+            given["x"], given["y"], given["sample_weight"] = replicated_data.shard_arrays(*parts)
+        else:
+            given["x"] = virtual_data.shard_arrays(parts, virtual_workers, batch_size=batch_size)
+            given["y"] = given["sample_weight"] = None
     elif scope.contains(model) and isinstance(given.get("x"), tf.data.Dataset):
         given["x"] = scope_data.shard_batches(given["x"], pad=True)
+    if virtual_workers is not None:
+        given["x"] = virtual_data.group_batches(given["x"], virtual_workers, name="evaluate")
+        virtual_fit.build_metrics(model, virtual_data.batch_spec(given["x"]))
     _report_on_rank_zero(given)
     job = FitState(model=model, together=True, shard=None, validating=True, datasets=(parts[0],))
-    with entered(job, epoch=0):  # A shard then has the order of the first epoch.
+    # A shard then has the order of the first epoch.
+    with entered(job, epoch=0), virtual_fit.new_evaluation(model):
         return original(*call.args, **call.kwargs)
 
 
@@ -114,7 +134,7 @@ def _predict_together(
         name = DisplayName(_CALL.format("model.predict"))
         is_replicated = replicated_data.is_replicated(given["x"], name=name)
     if is_replicated:
-        return _predict_replicated(original, call)
+        return _predict_replicated(original, call, virtual_fit.virtual_workers_of(model))
     _report_on_rank_zero(given)
     if find_shard(given["x"]) is None:
         return original(*call.args, **call.kwargs)
@@ -132,20 +152,28 @@ def _predict_shard(
         mine = original(*call.args, **call.kwargs)
         if together:
             raise_on_all_ranks(job)
-        return in_order(mine, shard.plan, steps=given.get("steps"))
+        return in_order(mine, shard.plan, shard.ranks, steps=given.get("steps"))
 
 
-def _predict_replicated(original: Callable[..., Any], call: inspect.BoundArguments) -> Any:
+def _predict_replicated(
+    original: Callable[..., Any], call: inspect.BoundArguments, virtual_workers: int | None
+) -> Any:
     given = call.arguments
     steps, batch_size = given.pop("steps", None), given.get("batch_size")
     (x,) = replicated_data.take_steps([given["x"]], steps=steps, batch_size=batch_size)
-    start, stop = replicated_data.own_range(replicated_data.num_examples(x))
-    # A rank without an example runs the first, to know the shape and dtype of a prediction.
-    low, high = (start, stop) if start < stop else (0, 1)
-    given["x"] = replicated_data.take_rows(x, low, high)
     _report_on_rank_zero(given)
-    mine = original(*call.args, **call.kwargs)
-    return tf.nest.map_structure(lambda rows: gather_rows(rows[: stop - start]), mine)
+
+    def predict(start: int, stop: int) -> Any:
+        # A rank without an example runs the first, to know the shape and dtype of a prediction.
+        low, high = (start, stop) if start < stop else (0, 1)
+        given["x"] = replicated_data.take_rows(x, low, high)
+        mine = original(*call.args, **call.kwargs)
+        return tf.nest.map_structure(lambda rows: rows[: stop - start], mine)
+
+    ranges = replicated_data.own_ranges(replicated_data.num_examples(x), virtual_workers)
+    # Each virtual worker by itself: what a row comes to may depend on its neighbours in a batch.
+    mine = [predict(start, stop) for start, stop in ranges]
+    return tf.nest.map_structure(lambda *parts: gather_rows(np.concatenate(parts)), *mine)
 
 
 def _report_on_rank_zero(given: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from tfddl._src.keras_hooks import (
     scope,
     scope_data,
     script_strategies,
+    virtual_data,
+    virtual_fit,
 )
 from tfddl._src.keras_hooks.callback_events import (
     EpochCallback,
@@ -98,6 +100,7 @@ def _prepare(model: Any, given: dict[str, Any]) -> FitState | None:
         _prepare_together(model, given)
         callbacks = builtin_callbacks.flatten_callbacks(given["callbacks"])
     else:
+        virtual_data.refuse_virtual_data(given.get("x"))
         if not any(isinstance(callback, BroadcastCallback) for callback in callbacks):
             _refuse_hidden_optimizers(model)
         if current().cluster.size > 1:
@@ -110,6 +113,7 @@ def _prepare(model: Any, given: dict[str, Any]) -> FitState | None:
         callbacks=callbacks,
         shard=shard,
         data=_describe(given.get("x"), None if shard is None else shard.plan),
+        batch_spec=virtual_data.batch_spec(given.get("x")),
         epochs=given.get("epochs", 1),
         validation_freq=str(given.get("validation_freq", 1)),
         datasets=(given.get("x"), given.get("validation_data")),
@@ -122,7 +126,13 @@ def _prepare_together(model: Any, given: dict[str, Any]) -> None:
     if scope.contains(model):
         scope_data.shard_fit_data(given)
     model_building.build(model, given)
-    replicated_data.shard_validation_data(given)
+    virtual_workers = virtual_fit.virtual_workers_of(model)
+    if virtual_workers is None:
+        virtual_data.refuse_virtual_data(given.get("x"))
+        replicated_data.shard_validation_data(given)
+    else:
+        virtual_data.group_fit_data(given, virtual_workers)
+        virtual_fit.build_metrics(model, virtual_data.batch_spec(given["x"]))
     given["callbacks"] = builtin_callbacks.select_for_rank(given.get("callbacks"))
     if current().cluster.rank:
         given.setdefault("verbose", 0)  # One progress bar is enough.

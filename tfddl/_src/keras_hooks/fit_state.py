@@ -43,6 +43,9 @@ class FitState:
     datasets: tuple[Any, ...] = ()
     """The data for training and for validation, as it was passed."""
 
+    batch_spec: Any = None
+    """Of a virtual worker's batch, the `tf.TensorSpec` of each tensor; None without them."""
+
     initial_epoch: int = 0
     validates: bool = False
     validates_together: bool = True

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives import DisplayName, ReduceOp, grouped_allreduce
-from tfddl._src.keras_hooks import resume, scope
+from tfddl._src.keras_hooks import resume, scope, virtual_fit
 from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks
 from tfddl._src.keras_hooks.fit_state import FitState, running_fit
 from tfddl._src.keras_hooks.patching import wrap_method
@@ -35,7 +35,10 @@ def _get_results(original: Callable[..., Any], self: Any, logs: Any) -> Any:
     if not fit.together:
         return original(self, logs)
     raise_on_all_ranks(fit)
-    _sum_metrics(self)
+    if virtual_fit.virtual_workers_of(self) is None:
+        _sum_metrics(self)
+    else:
+        virtual_fit.sum_metrics(self, training=was_training)
     results = original(self, logs)
     # Keras returns what it got where a user's own step returns other names than the metrics'.
     return _average_own_logs(self, results, training=was_training) if results is logs else results

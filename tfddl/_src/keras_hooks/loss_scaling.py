@@ -13,6 +13,7 @@ import keras
 
 from tfddl._src.keras_hooks.compile import exchanges_gradients
 from tfddl._src.keras_hooks.optimizer import (
+    captured,
     innermost,
     reduce_or_weight,
     reduced_before,
@@ -34,6 +35,9 @@ def _apply(
     inner = innermost(self)
     if not exchanges_gradients(self) or inner.tfddl_reduced:
         return original(self, grads, trainable_variables)
+    grads = list(grads)
+    if captured(self, grads, trainable_variables):
+        return None
     if not inner.tfddl_under_scope:
         refuse_strategy_scope()
     grads = reduce_or_weight(inner, grads, trainable_variables, check_finite=self.check_finite)

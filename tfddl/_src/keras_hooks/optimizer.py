@@ -35,6 +35,7 @@ def DistributedOptimizer(
     op: ReduceOp | str = ReduceOp.AVERAGE,
     compression: Compression | str = Compression.NONE,
     sparse_as_dense: bool = False,
+    virtual_workers: int | None = None,
 ) -> keras.optimizers.Optimizer:
     """Makes a Keras optimizer average its gradients over all workers before it applies them.
 
@@ -63,13 +64,19 @@ def DistributedOptimizer(
         compression: "none", "fp16" or "bf16": in which precision gradients travel.
         sparse_as_dense: Makes sparse gradients (of embeddings) dense before they travel. Sparse
             ones are gathered, not added up.
+        virtual_workers: With it `fit` trains in the same bits on any number of workers, up to this
+            number: each worker runs its virtual workers one after the other, each with its own
+            batch, dropout, metrics and BatchNormalization, and all that is added up is added up in
+            an order that depends on this number only. Takes data of ``tfddl.shard_dataset(…,
+            virtual_workers=…)``, and `tfddl.init(intra_op_threads=…)`.
 
     Returns:
         The same optimizer.
 
     Raises:
         UnsupportedError: Not a Keras 3 optimizer; wrapped before; under ``strategy.scope()``; an
-            op or compression that there isn't.
+            op or compression that there isn't; fewer virtual workers than workers, or threads that
+            depend on the number of workers.
         NotInitializedError: `tfddl.init()` has not been called.
 
     Gradients that are then applied raise a `DisagreementOpError` (a `DisagreementError`), or in a
@@ -80,7 +87,10 @@ def DistributedOptimizer(
         "Horovod: fast and easy distributed deep learning in TensorFlow", 2018,
         https://arxiv.org/abs/1802.05799
     """
-    return distribute(optimizer, make_options(op, compression, sparse_as_dense))
+    options = make_options(op, compression, sparse_as_dense)
+    if virtual_workers is not None:
+        options = options.for_virtual_workers(virtual_workers)
+    return distribute(optimizer, options)
 
 
 def distribute(
@@ -185,6 +195,8 @@ class _Distributed:
             refuse_strategy_scope()
         grads = list(grads)
         variables = _variables(self, trainable_variables)
+        if captured(self, grads, variables):
+            return
         if not self.tfddl_reduced:
             grads = reduce_or_weight(self, grads, variables)
         applied = [v for g, v in zip(grads, variables, strict=True) if g is not None]
@@ -208,7 +220,7 @@ class _Distributed:
         """With accumulation: what was accumulated, already weighted, is added up just once."""
         # Keras calls it with the mean over the accumulated steps, only in the step that applies it.
         if accumulates(self):
-            if self.tfddl_options.size > 1:
+            if self.tfddl_options.size > 1 and self.tfddl_options.virtual_workers is None:
                 grads = sum_gradients(grads, self.tfddl_options, self.tfddl_applied)
             if self.tfddl_options.sum_passes:  # Keras has made a mean of them.
                 passes = self.gradient_accumulation_steps  # type: ignore[attr-defined]
@@ -218,6 +230,40 @@ class _Distributed:
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         """Under ``strategy.scope()``: TensorFlow would add up what has been averaged already."""
         return list(grads_and_vars)
+
+
+def captured(optimizer: Any, gradients: Sequence[Gradient], variables: Any) -> bool:
+    """Whether gradients are a virtual worker's own, and are kept for the sum of all of them.
+
+    Args:
+        optimizer: That was to apply them, loss-scale optimizers included.
+        gradients: In the order of the variables.
+        variables: None is those that the optimizer was built with.
+
+    Raises:
+        UnsupportedError: The optimizer is one for virtual workers, and no step of theirs is under
+            way.
+    """
+    inner = innermost(optimizer)
+    options: ReductionOptions = inner.tfddl_options
+    if options.virtual_workers is None or inner.tfddl_reduced:
+        return False
+    capture = current_step().capture
+    if capture is None:
+        raise UnsupportedError(
+            f"An optimizer with virtual_workers={options.virtual_workers} was called outside of "
+            "fit; expected fit, which runs the virtual workers of this rank one after the other. "
+            "HINT: model.fit(…); in a loop written by hand, leave virtual_workers out."
+        )
+    capture.take(optimizer, gradients, _variables(inner, variables))
+    return True
+
+
+def planned_size(optimizer: Any) -> int:
+    """For how many workers training is planned: virtual ones, where there are any."""
+    options = innermost(optimizer).tfddl_options if is_distributed(optimizer) else None
+    number = None if options is None else options.virtual_workers
+    return current().cluster.size if number is None else number
 
 
 def reduce_or_weight(

@@ -1,5 +1,6 @@
 """All ranks' predictions, gathered on every rank, in the order of the data."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ CHUNK_BYTES = 16 << 20
 received from all ranks, and in order."""
 
 
-def in_order(mine: Any, plan: Plan, *, steps: int | None) -> Any:
+def in_order(mine: Any, plan: Plan, ranks: Sequence[int], *, steps: int | None) -> Any:
     """All ranks' predictions of a plan's first steps, in the order of the data.
 
     All ranks must call it together.
@@ -23,10 +24,12 @@ def in_order(mine: Any, plan: Plan, *, steps: int | None) -> Any:
     Args:
         mine: This rank's predictions, a structure of arrays.
         plan: By which the examples were dealt out.
+        ranks: Whose batches this rank has predicted, as the plan counts.
         steps: How many steps were asked for; None is all.
     """
-    rank = current().cluster.rank
-    batches = [plan.batch(epoch=0, step=step, rank=rank) for step in range(plan.steps)]
+    batches = [
+        plan.batch(epoch=0, step=step, rank=rank) for step in range(plan.steps) for rank in ranks
+    ]
     counts = np.concatenate([np.full(len(b.indices), b.count > 0) for b in batches])
     indices = np.concatenate([b.indices for b in batches])
     if steps is not None:

@@ -15,6 +15,7 @@ from tfddl._src.collectives import DisplayName, allgather_object
 from tfddl._src.data import PADDING_WEIGHT
 from tfddl._src.runtime import current
 from tfddl._src.sharding import shard_range
+from tfddl._src.virtual_workers import own_workers
 from tfddl.errors import UnsupportedError
 
 DEFAULT_BATCH_SIZE = 32
@@ -102,6 +103,15 @@ def own_range(num_examples: int) -> tuple[int, int]:
     """The half-open range of this rank's examples."""
     cluster = current().cluster
     return shard_range(num_examples, cluster.rank, cluster.size)
+
+
+def own_ranges(num_examples: int, virtual_workers: int | None) -> list[tuple[int, int]]:
+    """The half-open ranges of this rank's examples: one, or one for each of its virtual workers."""
+    if virtual_workers is None:
+        return [own_range(num_examples)]
+    cluster = current().cluster
+    own = own_workers(virtual_workers, cluster.rank, cluster.size)
+    return [shard_range(num_examples, worker, virtual_workers) for worker in own]
 
 
 def take_rows(data: Any, start: int, stop: int) -> Any:

@@ -23,10 +23,15 @@ def derive_seeds_per_rank(model: Any) -> None:
     seeds = seed_states(model)
     broadcast_variables(seeds)
     for seed in seeds:
-        # Each rank adds its multiple of 2**32 / golden ratio: distinct for all ranks, since the
-        # factor is odd, and far apart for neighbours.
-        mixed = (tf.cast(seed[0], tf.int64) + current().cluster.rank * 0x9E3779B1) % 2**32
-        seed.assign(tf.stack([tf.cast(mixed, seed.dtype), tf.convert_to_tensor(seed)[1]]))
+        seed.assign(derived_seed(tf.convert_to_tensor(seed), current().cluster.rank))
+
+
+def derived_seed(state: tf.Tensor, rank: int) -> tf.Tensor:
+    """A rank's state of a seed generator, (seed, counter), derived from rank 0's."""
+    # Each rank adds its multiple of 2**32 / golden ratio: distinct for all ranks, since the factor
+    # is odd, and far apart for neighbours.
+    mixed = (tf.cast(state[0], tf.int64) + rank * 0x9E3779B1) % 2**32
+    return tf.stack([tf.cast(mixed, state.dtype), state[1]])
 
 
 @functools.cache

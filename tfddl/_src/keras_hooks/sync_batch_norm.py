@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfddl._src.keras_hooks.patching import private, wrap_method
 from tfddl._src.moments import moments_of_all_ranks
 from tfddl._src.runtime import current, is_started
+from tfddl._src.step_context import current_step
 
 
 def install() -> None:
@@ -26,7 +27,9 @@ def install() -> None:
 
 
 def _moments(original: Callable[..., Any], self: Any, inputs: Any, mask: Any) -> Any:
-    if not (self.synchronized and is_started() and current().cluster.size > 1):
+    is_virtual = is_started() and current_step().virtual_workers is not None
+    is_job = is_started() and (current().cluster.size > 1 or is_virtual)
+    if not (self.synchronized and is_job):
         return original(self, inputs, mask)
     if mask is not None:
         mask = tf.expand_dims(tf.convert_to_tensor(mask), -1)

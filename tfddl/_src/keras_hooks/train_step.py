@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.gradients import ReductionOptions
-from tfddl._src.keras_hooks import batch_count, scope
+from tfddl._src.keras_hooks import batch_count, scope, virtual_fit
 from tfddl._src.keras_hooks.compile import NO_XLA, exchanges_gradients, trains_together
 from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.loss_metrics import (
@@ -44,9 +44,14 @@ def install() -> None:
 def _make_train_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
     if exchanges_gradients(self.optimizer) and self.jit_compile:
         raise UnsupportedError(NO_XLA)
+    if virtual_fit.virtual_workers_of(self) is not None:
+        virtual_fit.make_train_function(self)
+        return None
     if trains_together(self.optimizer):
         if scope.contains(self):
             scope.write_in_place(self)
+        if hasattr(self.train_step, "tfddl_virtual"):  # Compiled again, without virtual workers.
+            self.train_step = self.train_step.tfddl_original
         if not hasattr(self.train_step, "tfddl_state"):
             self.train_step = _training_step(self, self.train_step)
             force = True  # A function traced before knows nothing of counts.
@@ -61,6 +66,9 @@ def _make_test_function(original: Callable[..., Any], self: Any, force: bool = F
         if not hasattr(self.test_step, "tfddl_last_examples"):
             self.test_step = _testing_step(self, self.test_step)
             force = True
+        if virtual_fit.virtual_workers_of(self) is not None:
+            virtual_fit.make_test_function(self)
+            return None
     elif _is_alone() and not hasattr(self.test_step, "tfddl_counts"):
         self.test_step = _counting_step(self, self.test_step, testing=True)
         force = True

@@ -1,0 +1,108 @@
+"""Sums over virtual workers, in an order that the number of processes has no part in.
+
+Each process has added up its own virtual workers as far as the tree allows (see
+`tfddl._src.virtual_workers`). What is left, O(log V) nodes per process, travels, and is added in
+the order of the tree: small tensors are gathered by all, of large ones each rank adds up a part (an
+all-to-all, then an all-gather: the bytes of a reduce-scatter and an all-gather, where each process
+has one node). No sum is left to a transport, whose order is its own; but two numbers have only one
+sum, so that two nodes in all take the ordinary all-reduce.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfddl._src.collectives import (
+    DisplayName,
+    ReduceOp,
+    allgather,
+    exchange_parts,
+    grouped_allreduce,
+    stack,
+)
+from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.runtime import current
+from tfddl._src.virtual_workers import Node, TreeSum, nodes_of, own_workers
+
+_GATHERED_BYTES = 2**18
+"""Of all nodes of a tensor: up to so many one round trip takes less time than two."""
+
+Tensors = list[tf.Tensor]
+
+
+def add(first: Tensors, second: Tensors) -> Tensors:
+    """The elementwise sums of two lists of tensors."""
+    return [a + b for a, b in zip(first, second, strict=True)]
+
+
+@no_autograph
+def sum_nodes(nodes: Sequence[tuple[Node, Tensors]], virtual_workers: int, *, name: str) -> Tensors:
+    """The sums over all virtual workers. All ranks must call it together.
+
+    Args:
+        nodes: What this process has left after adding up its own: for each node the same number of
+            tensors, each of shape (n,), with n a multiple of the number of processes.
+        virtual_workers: Of the job.
+        name: How messages call it.
+
+    Returns:
+        As many tensors, bit for bit the same on every rank, on any number of processes.
+    """
+    cluster = current().cluster
+    workers = [own_workers(virtual_workers, rank, cluster.size) for rank in range(cluster.size)]
+    everyone = [nodes_of(own) for own in workers]
+    if cluster.size == 1:
+        return _total(everyone[0], [tensors for _, tensors in nodes])
+    label = DisplayName(name)
+    if sum(map(len, everyone)) == 2:
+        return list(grouped_allreduce(nodes[0][1], ReduceOp.SUM, name=label))
+    columns = [list(column) for column in zip(*(tensors for _, tensors in nodes), strict=True)]
+    return [_sum_tensor(column, everyone, label) for column in columns]
+
+
+def multiple_of_size(length: int) -> int:
+    """The length that `sum_nodes` needs: no less than the one given."""
+    size = current().cluster.size
+    return -(-length // size) * size
+
+
+@no_autograph
+def concatenate(own: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
+    """The slices of all virtual workers, in their order. All ranks must call it together.
+
+    Slices of one row aren't added up, as one process would not (see `reduction`).
+    """
+    values = tf.concat([slices.values for slices in own], axis=0)
+    indices = tf.concat([slices.indices for slices in own], axis=0)
+    if current().cluster.size > 1:
+        values = allgather(values, name=DisplayName("gradient values"))
+        indices = allgather(indices, name=DisplayName("gradient indices"))
+    return tf.IndexedSlices(values, indices, own[0].dense_shape)
+
+
+def _total(nodes: Sequence[Node], values: Sequence[Tensors]) -> Tensors:
+    sums: TreeSum[Tensors] = TreeSum(add)
+    for node, value in zip(nodes, values, strict=True):
+        sums.push(node, value)
+    return sums.total()
+
+
+def _sum_tensor(own: Tensors, everyone: Sequence[Sequence[Node]], name: str) -> tf.Tensor:
+    """The sum of one tensor: `own` is this process' value of each of its nodes."""
+    length, size = int(own[0].shape[0]), len(everyone)
+    flat = own[0] if len(own) == 1 else tf.concat(own, axis=0)
+    order = [node for nodes in everyone for node in nodes]
+    if length * own[0].dtype.size * len(order) <= _GATHERED_BYTES:
+        most = max(map(len, everyone))
+        rows = stack(tf.pad(flat, [[0, (most - len(own)) * length]]), name=name)
+        rows = tf.reshape(rows, [size, most, length])
+        values = [[rows[r, i]] for r, nodes in enumerate(everyone) for i in range(len(nodes))]
+        return _total(order, values)[0]
+    chunk = length // size
+    if len(own) > 1:  # By receiver: all nodes' chunks for a rank, one behind the other.
+        by_node = tf.reshape(flat, [len(own), size, chunk])
+        flat = tf.reshape(tf.transpose(by_node, [1, 0, 2]), [-1])
+    lengths = [[len(nodes) * chunk] * size for nodes in everyone]
+    arrived = tf.reshape(exchange_parts(flat, lengths, name=name), [len(order), chunk])
+    [mine] = _total(order, [[part] for part in tf.unstack(arrived, num=len(order))])
+    return tf.reshape(stack(mine, name=name), [-1])

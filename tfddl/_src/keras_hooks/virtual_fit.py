@@ -1,0 +1,194 @@
+"""What `fit` and `evaluate` call for a step, where a model is compiled for virtual workers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfddl._src.cpu import processor_name
+from tfddl._src.keras_hooks.compile import trains_together
+from tfddl._src.keras_hooks.fit_state import current_fit
+from tfddl._src.keras_hooks.optimizer import innermost
+from tfddl._src.keras_hooks.patching import private
+from tfddl._src.keras_hooks.step_state import StepState
+from tfddl._src.keras_hooks.virtual_states import VirtualStates
+from tfddl._src.keras_hooks.virtual_step import VirtualStep, holding
+from tfddl._src.runtime import current
+from tfddl._src.virtual_workers import own_workers
+from tfddl.errors import UnsupportedError
+
+
+def virtual_workers_of(model: Any) -> int | None:
+    """For how many virtual workers a model is compiled; None where it isn't."""
+    optimizer = getattr(model, "optimizer", None)
+    if not trains_together(optimizer):
+        return None
+    number: int | None = innermost(optimizer).tfddl_options.virtual_workers
+    return number
+
+
+def describe_arithmetic(model: Any) -> str:
+    """What the bits of a result depend on, beside the data; empty without virtual workers."""
+    number = virtual_workers_of(model)
+    if number is None:
+        return ""
+    threads = current().options.intra_op_threads
+    return (
+        f"{number} virtual workers, {threads} threads per operation, "
+        f"TensorFlow {tf.__version__}, {processor_name()}"
+    )
+
+
+def build_metrics(model: Any, spec: Any) -> None:
+    """Makes the variables of a model's losses and metrics, which Keras makes in the first step.
+
+    Args:
+        model: Compiled and built.
+        spec: Of a batch.
+    """
+    # Trainer._symbolic_build (keras/src/trainers/trainer.py) asks for shapes and dtypes only.
+    private(model, "_symbolic_build")(data_batch=spec)
+
+
+def make_train_function(model: Any) -> None:
+    """Gives a model the function that `fit` calls for a step."""
+    if isinstance(model.train_function, _TrainFunction):
+        return
+    original = getattr(model.train_step, "tfddl_original", model.train_step)
+    state = StepState.new()
+    virtual_workers = virtual_workers_of(model)
+    assert virtual_workers is not None
+    states = VirtualStates(model, _own_workers(virtual_workers), virtual_workers)
+
+    def train_step(data: Any) -> Any:
+        return original(data)
+
+    train_step.tfddl_original = original  # type: ignore[attr-defined]
+    train_step.tfddl_state = state  # type: ignore[attr-defined]
+    train_step.tfddl_virtual = True  # type: ignore[attr-defined]
+    model.train_step = train_step
+    model.train_function = _TrainFunction(model, VirtualStep(model, original, state, states))
+
+
+def make_test_function(model: Any) -> None:
+    """Gives a model the function that `evaluate` calls for a step."""
+    if not isinstance(model.test_function, _TestFunction):
+        model.test_function = _TestFunction(model)
+
+
+def training_states(model: Any) -> VirtualStates:
+    """The states of a model's virtual workers, once its train function has been made."""
+    function: _TrainFunction = model.train_function
+    return function.step.states
+
+
+def begin_epoch(model: Any) -> None:
+    """Metrics begin anew."""
+    if virtual_workers_of(model) is not None:
+        training_states(model).begin_epoch()
+
+
+@contextmanager
+def new_evaluation(model: Any) -> Iterator[None]:
+    """Within it, the metrics of an evaluation are those of its own batches."""
+    function = getattr(model, "test_function", None)
+    if isinstance(function, _TestFunction):
+        function.states = None
+    yield
+
+
+def sum_metrics(model: Any, *, training: bool) -> None:
+    """Sets the metrics' variables to those of all virtual workers.
+
+    All ranks must call it together.
+    """
+    if training:
+        training_states(model).sum_metrics()
+        return
+    function: _TestFunction = model.test_function
+    if function.states is not None:
+        function.states.sum_metrics()
+        function.states = None
+
+
+def _own_workers(virtual_workers: int) -> range:
+    cluster = current().cluster
+    return own_workers(virtual_workers, cluster.rank, cluster.size)
+
+
+class _TrainFunction:
+    """Keras calls it with an iterator over steps."""
+
+    def __init__(self, model: Any, step: VirtualStep) -> None:
+        self._model, self.step = model, step
+
+    def __call__(self, iterator: Any) -> Any:
+        fit = current_fit()
+        if fit is None or fit.model is not self._model:
+            raise UnsupportedError(
+                "train_on_batch was called of a model that is compiled with virtual_workers; "
+                "expected fit, whose data says which batch is whose. HINT: model.fit("
+                "tfddl.shard_dataset(…, virtual_workers=…))."
+            )
+        return _run(
+            self._model,
+            iterator,
+            lambda batches: self.step.run(batches, fit.batch_spec),
+            number=len(self.step.states.workers),
+        )
+
+
+class _TestFunction:
+    """Keras calls it with an iterator over steps."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.states: VirtualStates | None = None
+        self._traced: dict[str, Callable[..., Any]] = {}
+
+    def __call__(self, iterator: Any) -> Any:
+        virtual_workers = virtual_workers_of(self._model)
+        assert virtual_workers is not None
+        if self.states is None:
+            workers = _own_workers(virtual_workers)
+            self.states = VirtualStates(self._model, workers, virtual_workers, of_layers=False)
+        states = self.states
+
+        def run(batches: Any) -> Any:
+            outputs: Any = None
+            for i, batch in enumerate(batches):
+                outputs, states.values[i] = self._micro(batch, states)(batch, states.values[i])
+            return outputs
+
+        return _run(self._model, iterator, run, number=len(states.workers))
+
+    def _micro(self, batch: Any, states: VirtualStates) -> Callable[..., Any]:
+        def test(batch: Any, own: Any) -> Any:
+            with holding(states.variables, own):
+                outputs = self._model.test_step(batch)
+                after = [tf.identity(tf.convert_to_tensor(v)) for v in states.variables]
+            return outputs, after
+
+        if self._model.run_eagerly:
+            return test
+        spec = tf.nest.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), batch)
+        key = repr(spec)
+        if key not in self._traced:
+            own = [tf.TensorSpec(v.shape, v.dtype) for v in states.values[0]]
+            self._traced[key] = tf.function(test, autograph=False).get_concrete_function(spec, own)
+        return self._traced[key]
+
+
+def _run(model: Any, iterator: Any, step: Callable[[Any], Any], *, number: int) -> Any:
+    """Runs what Keras runs at once: some steps, fewer at the end of the data."""
+    outputs: Any = None
+    for done in range(model.steps_per_execution):
+        try:
+            element = next(iterator)
+        except StopIteration:
+            if not done:
+                raise
+            break
+        outputs = step((element,) if number == 1 else element)
+    return outputs

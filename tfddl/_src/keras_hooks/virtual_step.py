@@ -1,0 +1,240 @@
+"""A training step of all virtual workers: each one's gradients, their sum, one update.
+
+The step of one virtual worker (the *micro-step*) is a function of its own batch and state, traced
+once, with the number of examples left open: it is the same graph for each virtual worker, in each
+step, on any number of processes. So is the update. What is between them is only addition, in the
+order of the tree.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfddl._src.collectives import ReduceOp
+from tfddl._src.gradients import Gradient, ReductionOptions
+from tfddl._src.gradients.virtual_layout import GradientLayout
+from tfddl._src.gradients.virtual_sum import add, concatenate, multiple_of_size, sum_nodes
+from tfddl._src.keras_hooks import batch_count
+from tfddl._src.keras_hooks.loss_metrics import evaluated_by_weight, unchanged_unless
+from tfddl._src.keras_hooks.moving_statistics import MovingStatistics
+from tfddl._src.keras_hooks.optimizer import innermost, reduced_before
+from tfddl._src.keras_hooks.step_state import StepState
+from tfddl._src.keras_hooks.virtual_states import VirtualStates
+from tfddl._src.step_context import StepContext, in_step
+from tfddl._src.virtual_workers import Node, TreeSum
+from tfddl.errors import UnsupportedError
+
+_NUMBERS = 3
+"""What a header has before what BatchNormalization has changed: count, examples, wish to stop."""
+
+
+class _Capture:
+    """The gradients that a micro-step was about to apply."""
+
+    def __init__(self) -> None:
+        self.optimizer: Any = None
+        self.gradients: list[Gradient] = []
+        self.variables: list[Any] = []
+
+    def take(self, optimizer: Any, gradients: Sequence[Gradient], variables: Sequence[Any]) -> None:
+        """See `GradientCapture`."""
+        if self.optimizer is not None:
+            raise UnsupportedError(
+                "With virtual_workers, a step applied gradients twice; expected once: the second "
+                "virtual worker's would have to wait for the first update. HINT: apply the "
+                "gradients of all variables together, or leave virtual_workers out."
+            )
+        self.optimizer, self.gradients = optimizer, list(gradients)
+        self.variables = list(variables)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Applied:
+    """What tracing a micro-step has told: what is to be updated."""
+
+    optimizer: Any
+    variables: list[Any]
+    layout: GradientLayout
+
+
+class VirtualStep:
+    """The training steps of a model for virtual workers; called by all ranks together."""
+
+    def __init__(
+        self, model: Any, original: Callable[[Any], Any], state: StepState, states: VirtualStates
+    ) -> None:
+        """Traces nothing yet.
+
+        Args:
+            model: Built, with its metrics and optimizer.
+            original: Its `train_step`, for one batch; it calls the optimizer once.
+            state: Of its steps.
+            states: Of its virtual workers.
+        """
+        self._model, self._original, self._state = model, original, state
+        self.states = states
+        self._options: ReductionOptions = innermost(model.optimizer).tfddl_options
+        assert self._options.virtual_workers is not None
+        self._virtual_workers = self._options.virtual_workers
+        self._applied: _Applied | None = None
+        self._micro: dict[str, Callable[..., Any]] = {}
+        self._update: Callable[..., None] | None = None
+
+    def run(self, batches: Sequence[Any], spec: Any) -> Any:
+        """Trains on a batch for each virtual worker of this process, then updates the weights.
+
+        Args:
+            batches: As the model's `train_step` takes them, in the order of the virtual workers.
+            spec: The `tf.TensorSpec` of each tensor of a batch, the number of examples left open.
+
+        Returns:
+            What `train_step` has returned for the last of them.
+        """
+        micro = self._micro_step(spec)
+        sums: TreeSum[list[tf.Tensor]] = TreeSum(add)
+        slices: list[list[tf.IndexedSlices]] = []
+        outputs: Any = None
+        states = self.states
+        for i, (worker, batch) in enumerate(zip(states.workers, batches, strict=True)):
+            outputs, flats, sparse, states.values[i] = micro(batch, states.values[i])
+            sums.push(Node(worker, 1), flats)
+            slices.append(sparse)
+        totals = sum_nodes(sums.nodes, self._virtual_workers, name="gradients")
+        sparse = [concatenate(own) for own in zip(*slices, strict=True)]
+        self._apply(totals, sparse)
+        return outputs
+
+    def _micro_step(self, spec: Any) -> Callable[..., Any]:
+        """The micro-step for batches of a spec, which is traced once."""
+        if self._model.run_eagerly:
+            return self._run_micro_step
+        key = repr(spec)
+        if key not in self._micro:
+            own = [tf.TensorSpec(v.shape, v.dtype) for v in self.states.values[0]]
+            traced = tf.function(self._run_micro_step, autograph=False)
+            self._micro[key] = traced.get_concrete_function(spec, own)
+        return self._micro[key]
+
+    def _run_micro_step(
+        self, batch: Any, own: Sequence[tf.Tensor]
+    ) -> tuple[Any, list[tf.Tensor], list[tf.IndexedSlices], list[tf.Tensor]]:
+        """One virtual worker's outputs, its weighted gradients, and its state after the step."""
+        model, state = self._model, self._state
+        with holding(self.states.variables, own):
+            x, _, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            counts = batch_count.counts(weight)
+            step = virtual_context(model, x, weight, counts)
+            capture = _Capture()
+            pooled = MovingStatistics(model)
+            with (
+                in_step(dataclasses.replace(step, capture=capture)),
+                evaluated_by_weight(model, weight),
+                unchanged_unless(counts, lambda: self.states.variables),
+            ):
+                outputs = self._original(batch)
+            if capture.optimizer is None:
+                raise UnsupportedError(
+                    "With virtual_workers, a step applied no gradients; expected that it calls "
+                    "model.optimizer once. HINT: give the model trainable weights, or call "
+                    "self.optimizer.apply_gradients in train_step."
+                )
+            flats, sparse = self._packed(capture, step, pooled)
+            state.examples.assign_add(step.examples)
+            state.last_examples.assign(step.examples)
+            after = [tf.identity(tf.convert_to_tensor(v)) for v in self.states.variables]
+        return outputs, flats, sparse, after
+
+    def _packed(
+        self, capture: _Capture, step: StepContext, pooled: MovingStatistics
+    ) -> tuple[list[tf.Tensor], list[tf.IndexedSlices]]:
+        """Gradients and header as they are added up; moving statistics become what they were."""
+        gradients = [
+            tf.convert_to_tensor(g)
+            if self._options.sparse_as_dense and isinstance(g, tf.IndexedSlices)
+            else g
+            for g in capture.gradients
+        ]
+        is_double = any(g is not None and g.dtype == tf.float64 for g in gradients)
+        dtype = tf.float64 if is_double else tf.float32
+        examples = tf.cast(step.examples, dtype)
+        change = pooled.change(dtype)
+        numbers = tf.stack([tf.cast(step.count, dtype), examples, tf.cast(self._state.stop, dtype)])
+        header = tf.concat([numbers, tf.math.multiply_no_nan(change, examples)], axis=0)
+        pooled.take(tf.zeros_like(change))
+        layout = GradientLayout.of(gradients, capture.variables, header=int(header.shape[0]))
+        self._applied = _Applied(
+            optimizer=capture.optimizer, variables=capture.variables, layout=layout
+        )
+        averages = self._options.op is ReduceOp.AVERAGE
+        weight = numbers[0] if averages else tf.ones([], dtype)
+        return layout.pack(gradients, weight, header, round_up=multiple_of_size)
+
+    def _apply(self, totals: list[tf.Tensor], sparse: list[tf.IndexedSlices]) -> None:
+        """Updates the weights, by what all virtual workers have added up."""
+        if self._model.run_eagerly:
+            self._run_update(totals, sparse)
+            return
+        if self._update is None:
+            specs = [tf.TensorSpec(total.shape, total.dtype) for total in totals]
+            rows = [
+                tf.IndexedSlicesSpec(
+                    tf.TensorShape([None]).concatenate(slices.values.shape[1:]),
+                    slices.values.dtype,
+                    slices.indices.dtype,
+                    slices.dense_shape.dtype,
+                )
+                for slices in sparse
+            ]
+            traced = tf.function(self._run_update, autograph=False)
+            self._update = traced.get_concrete_function(specs, rows)
+        self._update(totals, sparse)
+
+    def _run_update(self, totals: list[tf.Tensor], sparse: list[tf.IndexedSlices]) -> None:
+        applied = self._applied
+        assert applied is not None
+        header = totals[0][: applied.layout.header]
+        count, examples, stop = tf.unstack(header[:_NUMBERS])
+        state = self._state
+        state.stop_agreed.assign(tf.cast(stop, state.stop_agreed.dtype))
+        state.totals.assign(tf.cast(tf.stack([count, examples]), state.totals.dtype))
+        changes = tf.math.divide_no_nan(header[_NUMBERS:], examples)
+        MovingStatistics(self._model).take(changes)
+        averages = self._options.op is ReduceOp.AVERAGE
+        divisor = count if averages else tf.ones_like(count)
+        gradients = applied.layout.unpack(totals, sparse, divisor)
+        with reduced_before(innermost(applied.optimizer)):
+            applied.optimizer.apply(gradients, applied.variables)
+        state.steps.assign_add(1)
+
+
+def virtual_context(model: Any, x: Any, weight: Any, counts: tf.Tensor | None) -> StepContext:
+    """What a micro-step knows of itself: the numbers of its own batch."""
+    count, examples = batch_count.loss_count(model, x, weight), batch_count.num_examples(x)
+    if counts is not None:
+        count = tf.where(counts, count, tf.zeros_like(count))
+        examples = tf.where(counts, examples, 0)
+    return StepContext(
+        count=count,
+        averages=batch_count.averages(model),
+        examples=examples,
+        virtual_workers=innermost(model.optimizer).tfddl_options.virtual_workers,
+    )
+
+
+@contextmanager
+def holding(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> Iterator[None]:
+    """Variables have the values of one virtual worker, and then their own again.
+
+    Not left as they are after the step: whoever reads them between steps would read another virtual
+    worker's on another number of processes.
+    """
+    before = [tf.identity(tf.convert_to_tensor(v)) for v in variables]
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    yield
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
