@@ -178,6 +178,7 @@ def test_public_modules_are_few() -> None:
         "bench",
         "callbacks",
         "cluster",
+        "debug",
         "errors",
         "horovod",
         "launcher",

@@ -55,8 +55,9 @@ def test_quoted_messages_are_tfddls() -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     entries = set(re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
-    names = {f"tfddl.{name}" for name in tfddl.__all__} - {"tfddl.callbacks"}
+    names = {f"tfddl.{name}" for name in tfddl.__all__} - {"tfddl.callbacks", "tfddl.debug"}
     names |= {f"tfddl.callbacks.{name}" for name in tfddl.callbacks.__all__}
+    names |= {f"tfddl.debug.{name}" for name in tfddl.debug.__all__}
     names -= {"tfddl.callbacks.load_checkpoint"}  # It is tfddl.load_checkpoint.
     engines = {"tfddl.spark.run", "tfddl.ray.RayExecutor", "tfddl.ray.RaySettings"}
     assert entries == names | engines | {"tfddl.models.unet"}

@@ -44,6 +44,7 @@ FLAGS = [
     "tensorboard_dir",
     "validation_split",
     "verbose",
+    "virtual_workers",
 ]
 
 

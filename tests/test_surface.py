@@ -26,6 +26,7 @@ EXPORTED = [
     "callbacks",
     "cross_rank",
     "cross_size",
+    "debug",
     "errors",
     "global_process_set",
     "grouped_allgather",

@@ -1,8 +1,19 @@
-"""The tree over virtual workers: one order of sums, whatever the number of processes."""
+"""Virtual workers: the same bits on any number of processes; and where two runs part."""
 
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 
+from tests import fork_server
+from tests.group import Groups
+from tfddl._src import fingerprints
+from tfddl._src.sharding import GlobalPlan
 from tfddl._src.virtual_workers import Node, TreeSum, nodes_of, own_workers
+from tfddl.errors import DataError
 
 
 def _join(first: str, second: str) -> str:
@@ -63,3 +74,184 @@ def test_blocks_that_are_aligned_are_one_node() -> None:
         [Node(6, 2)],
     ]
     assert nodes_of(own_workers(8, 1, 3)) == [Node(3, 1), Node(4, 2)]
+
+
+SMALL = {"virtual_workers": 5, "n": 41, "epochs": 2}  # 3 steps of 14, 14 and 13 examples
+EVERYDAY: dict[str, dict[str, Any]] = {
+    "dropout, clipping": {**SMALL, "dropout": True, "optimizer_options": {"global_clipnorm": 0.05}},
+    "normalization, augmentation": {**SMALL, "batch_normalization": "own", "augment": True},
+}
+LONG: dict[str, dict[str, Any]] = {
+    "adam, dropout, normalization, augmentation": {
+        **{"virtual_workers": 8, "n": 59, "epochs": 3},
+        **{"dropout": True, "batch_normalization": "own", "augment": True},
+    },
+    # Its gradients are too large for one round trip.
+    "sgd, block order, large": {
+        **{"virtual_workers": 8, "n": 61, "optimizer": "sgd", "order": "block"},
+        **{"wide": [256, 300], "dropout": True},
+    },
+    "adamw, accumulation, clipping": {
+        **{"virtual_workers": 8, "n": 67, "optimizer": "adamw"},
+        "optimizer_options": {"gradient_accumulation_steps": 2, "global_clipnorm": 0.05},
+    },
+    "embedding, class weights": {
+        **{"virtual_workers": 8, "n": 59, "embedding": True, "class_weight": True},
+    },
+    "mixed_float16, normalization": {
+        **{"virtual_workers": 8, "n": 59, "policy": "mixed_float16", "batch_normalization": "own"},
+    },
+    "padding examples": {
+        **{"virtual_workers": 8, "batch_size": 1, "n": 45, "dropout": True},
+        "batch_normalization": "own",
+    },
+    "steps_per_execution": {"virtual_workers": 8, "n": 80, "steps_per_execution": 3},
+    "run_eagerly": {"virtual_workers": 8, "n": 24, "run_eagerly": True, "dropout": True},
+}
+AS_PLAIN_KERAS = {
+    "adam, dropout": {**SMALL, "dropout": True},
+    "sgd, clipping": {
+        **{**SMALL, "virtual_workers": 8, "optimizer": "sgd"},
+        "optimizer_options": {"global_clipnorm": 0.05},
+    },
+    "adamw": {**SMALL, "virtual_workers": 3, "optimizer": "adamw"},
+}
+
+
+def _results(groups: Groups, size: int, specs: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What all ranks come to."""
+    group = groups(size, intra_op_threads=1)
+    case = "tests.cases.virtual_workers:train_all"
+    first, *others = group.run(case, specs=specs, timeout_s=240, **options)
+    for other in others:
+        _check_same(first, other)
+    return first
+
+
+def _check_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for name, found in first.items():
+        different = [what for what in found if found[what] != second[name][what]]
+        assert not different, name
+
+
+def _batches(spec: dict[str, Any]) -> list[list[list[list[int]]]]:
+    size = spec["virtual_workers"]
+    plan = GlobalPlan(num_examples=spec["n"], size=size, batch_size=3, seed=1)
+    return [
+        [
+            [plan.batch(epoch=e, step=step, rank=v).indices.tolist() for v in range(size)]
+            for step in range(plan.steps)
+        ]
+        for e in range(spec["epochs"])
+    ]
+
+
+def _with_plain_keras(specs: dict[str, Any], directory: Path) -> dict[str, list[bytes]]:
+    jobs = [(spec, _batches(spec)) for spec in specs.values()]
+    log, results = directory / "log", directory / "results"
+    process = fork_server.start("tests.virtual_problem:main", jobs, results, log=log)
+    try:
+        assert process.wait(timeout=180) == 0, log.read_text()
+    finally:
+        process.kill()
+    return dict(zip(specs, pickle.loads(results.read_bytes()), strict=True))
+
+
+def test_two_processes_train_as_one_and_as_plain_keras(groups: Groups, tmp_path: Path) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    one, two = (
+        _results(groups, size, EVERYDAY, fingerprints=str(path))
+        for size, path in enumerate(files, 1)
+    )
+    _check_same(one, two)
+    assert fingerprints.compare(*files) is None
+    last = json.loads(files[0].read_text().splitlines()[-1])
+    assert (last["epoch"], last["step"]) == (1, 2)
+    assert len(last["batches"]) == 2 * SMALL["virtual_workers"]
+    assert len(last["gradients"]) == 5
+    plain = {"dropout, clipping": EVERYDAY["dropout, clipping"]}
+    (found,) = _with_plain_keras(plain, tmp_path).values()
+    assert found == one["dropout, clipping"]["weights"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8])
+def test_any_number_of_processes_trains_as_one(groups: Groups, size: int) -> None:
+    _check_same(_results(groups, 1, LONG), _results(groups, size, LONG))
+
+
+@pytest.mark.long
+def test_several_optimizers_train_as_plain_keras(groups: Groups, tmp_path: Path) -> None:
+    found = _results(groups, 3, AS_PLAIN_KERAS)
+    plain = _with_plain_keras(AS_PLAIN_KERAS, tmp_path)
+    assert {name: result["weights"] for name, result in found.items()} == plain
+
+
+@pytest.mark.long
+def test_restarts_on_other_numbers_of_processes(groups: Groups, tmp_path: Path) -> None:
+    spec = {**LONG["adam, dropout, normalization, augmentation"], "n": 115}  # 5 steps
+    case = "tests.cases.virtual_workers:go_on"
+    whole = _results(groups, 1, {"whole": spec})["whole"]
+    directory = str(tmp_path / "checkpoints")
+    for size, steps in ((2, 2), (4, 4), (1, 1)):
+        groups(size, intra_op_threads=1).run(
+            case, spec=spec, directory=directory, steps=steps, timeout_s=180
+        )
+    ends = groups(3, intra_op_threads=1).run(
+        case, spec=spec, directory=directory, steps=None, timeout_s=180
+    )
+    for end in ends:
+        _check_same({"whole": whole}, {"whole": end})
+
+
+@pytest.mark.long
+def test_what_cannot_be_the_same_is_refused(groups: Groups, tmp_path: Path) -> None:
+    said = groups(2, intra_op_threads=1).run(
+        "tests.cases.virtual_workers:refused", directory=str(tmp_path), timeout_s=120
+    )[0]
+    expected = (
+        "with virtual_workers=4; the model is compiled with virtual_workers=6",
+        "fit got virtual_workers=4, but the optimizer has virtual_workers=6",
+        "the model isn't compiled for virtual workers",
+        "BatchNormalization(synchronized=True) needs what all 4 virtual workers have",
+        "train_on_batch was called of a model that is compiled with virtual_workers",
+        "virtual_workers is 1 and there are 2 workers",
+    )
+    for text, found in zip(expected, said, strict=True):
+        assert text in found
+    default = groups(2).outcomes("tests.cases.virtual_workers:refused", directory=str(tmp_path))
+    assert all("but not how many threads an operation has" in text for _, text in default)
+
+
+def test_a_difference_names_step_and_variables(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    zeros = fingerprints.digest(np.zeros(3))
+    ones = fingerprints.digest(np.ones(3))
+    assert zeros != fingerprints.digest(np.zeros(3, "float32")) != ones
+    same = {"batches": {"x": zeros}, "variables": {"a": zeros, "b": zeros}}
+    other = {"variables": {"a": zeros, "b": ones}}
+    first.write_text("".join(fingerprints.render((0, step), same) for step in (1, 2, 3)))
+    lines = [((0, 1), same), ((0, 2), {"variables": {"a": ones, "b": ones}}), ((0, 2), other)]
+    second.write_text("".join(fingerprints.render(*line) for line in lines))
+    found = fingerprints.compare(first, second)
+    assert found == fingerprints.Difference(epoch=0, step=2, kind="variables", names=("b",))
+    assert str(found) == (
+        "The recordings part in epoch 0, step 2: first in variables, of which b differs."
+    )
+    assert fingerprints.compare(first, first) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no JSON", "can't be read as a recording: JSONDecodeError"),
+        (fingerprints.render((4, 1), {}), "have no step in common, of 1 and 1"),
+    ],
+)
+def test_what_is_no_recording_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text(fingerprints.render((0, 1), {}))
+    bad.write_text(text)
+    with pytest.raises(DataError, match=message):
+        fingerprints.compare(good, bad)

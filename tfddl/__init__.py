@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tfddl import errors
 
 if TYPE_CHECKING:
-    from tfddl import callbacks
+    from tfddl import callbacks, debug
     from tfddl._src.api import (
         cross_rank,
         cross_size,
@@ -84,6 +84,7 @@ __all__ = [
     "callbacks",
     "cross_rank",
     "cross_size",
+    "debug",
     "errors",
     "global_process_set",
     "grouped_allgather",
@@ -157,8 +158,8 @@ _MODULES = {
 if not TYPE_CHECKING:  # A type checker would take any name for one that is there.
 
     def __getattr__(name: str) -> Any:
-        if name == "callbacks":
-            return importlib.import_module("tfddl.callbacks")
+        if name in ("callbacks", "debug"):
+            return importlib.import_module(f"tfddl.{name}")
         for module, names in _MODULES.items():
             if name in names:
                 return getattr(importlib.import_module(f"tfddl._src.{module}"), name)

@@ -7,36 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfddl
-from tests import problem
-
-CLASSES = 3
-
-
-def data(n: int, part: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng([5, part])
-    x = rng.normal(size=(n, 6)).astype("float32")
-    return x, (x @ rng.normal(size=(6, CLASSES))).argmax(1).astype("int32")
-
-
-def model(spec: dict[str, Any]) -> keras.Model:
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(spec.get("init_seed", 3))
-    policy = spec.get("policy", "float32")
-    inputs = keras.Input((6,))
-    hidden = keras.layers.Dense(16, use_bias=False, dtype=policy)(inputs)
-    if spec.get("batch_normalization"):
-        synchronized = spec["batch_normalization"] == "synchronized"
-        hidden = keras.layers.BatchNormalization(momentum=0.8, synchronized=synchronized)(hidden)
-    hidden = keras.layers.Activation("tanh")(hidden)
-    if spec.get("dropout"):
-        hidden = keras.layers.Dropout(0.3, seed=11)(hidden)
-    if spec.get("embedding"):
-        rows = keras.ops.cast(keras.ops.clip(inputs[:, 0] * 2 + 3, 0, 5), "int32")
-        hidden = keras.layers.Concatenate()([hidden, keras.layers.Embedding(6, 4)(rows)])
-    for units in spec.get("wide", ()):
-        hidden = keras.layers.Dense(units, activation="tanh")(hidden)
-    outputs = keras.layers.Dense(CLASSES, activation="softmax", dtype="float32")(hidden)
-    return keras.Model(inputs, outputs)
+from tests.cases.fit import raised
+from tests.virtual_problem import data, model, optimizer
 
 
 def augment(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Any:
@@ -45,22 +17,22 @@ def augment(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Any:
 
 def compiled(spec: dict[str, Any]) -> keras.Model:
     made = model(spec)
-    optimizer = problem.optimizer({"optimizer": "adam", **spec})
-    optimizer = tfddl.DistributedOptimizer(optimizer, virtual_workers=spec["virtual_workers"])
+    averaging = tfddl.DistributedOptimizer(optimizer(spec), virtual_workers=spec["virtual_workers"])
     if spec.get("policy") == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**20)
+        averaging = keras.optimizers.LossScaleOptimizer(averaging, initial_scale=2.0**20)
     made.compile(
-        optimizer,
+        averaging,
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         run_eagerly=spec.get("run_eagerly", False),
+        steps_per_execution=spec.get("steps_per_execution", 1),
     )
     return made
 
 
 def dataset(spec: dict[str, Any]) -> tf.data.Dataset:
     found = tfddl.shard_dataset(
-        *data(spec.get("n", 59)),
+        *data(spec["n"]),
         batch_size=spec.get("batch_size", 3),
         seed=1,
         order=spec.get("order", "global"),
@@ -70,34 +42,33 @@ def dataset(spec: dict[str, Any]) -> tf.data.Dataset:
     return found.map(lambda x, y, *rest: (x * 2, y, *rest))
 
 
-def train(
-    spec: dict[str, Any], directory: str | None = None, stop_after: int | None = None
-) -> dict[str, Any]:
-    """What `fit`, `evaluate` and `predict` come to; stopped after so many steps, if asked."""
-    made = compiled({**spec, "init_seed": 3 + tfddl.rank()})
-    callbacks: list[Any] = []
-    if directory is not None:
-        callbacks.append(tfddl.callbacks.Checkpoint(directory, save_every_steps=1))
-    if stop_after is not None:
-        callbacks.append(_Stop(stop_after))
+def train_all(
+    specs: dict[str, dict[str, Any]], fingerprints: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """What each of some trainings comes to."""
+    callbacks = [] if fingerprints is None else [tfddl.debug.fingerprint(fingerprints, every=2)]
+    return {name: train(spec, callbacks) for name, spec in specs.items()}
+
+
+def train(spec: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
+    """What `fit`, `evaluate` and `predict` come to."""
+    made = compiled({**spec, "init_seed": 3 + tfddl.rank()})  # Rank 0's weights are everyone's.
     validation = data(21, 1)
     history = made.fit(
         dataset(spec),
         epochs=spec.get("epochs", 2),
         validation_data=validation,
         class_weight={0: 0.5, 2: 2.0} if spec.get("class_weight") else None,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         verbose=0,
     )
-    if stop_after is not None:
-        return {}
     return {
-        "variables": [
-            np.asarray(v).tobytes() for v in [*made.variables, *made.optimizer.variables]
-        ],
+        "weights": [np.asarray(v).tobytes() for v in made.trainable_variables],
+        "state": [np.asarray(v).tobytes() for v in [*made.variables, *made.optimizer.variables]],
         "history": history.history,
         "evaluated": made.evaluate(*validation, batch_size=4, verbose=0),
         "predicted": made.predict(validation[0], batch_size=4, verbose=0).tobytes(),
+        "of the shard": made.predict(dataset(spec), verbose=0).tobytes(),
     }
 
 
@@ -110,3 +81,35 @@ class _Stop(keras.callbacks.Callback):
         self._left -= 1
         if not self._left:
             self.model.stop_training = True
+
+
+def go_on(spec: dict[str, Any], directory: str, steps: int | None) -> Any:
+    """Trains some steps, or to the end, from the newest checkpoint on."""
+    callbacks: list[Any] = [tfddl.callbacks.Checkpoint(directory, save_every_steps=1)]
+    if steps is not None:
+        callbacks.append(_Stop(steps))
+    return train(spec, callbacks)
+
+
+def refused(directory: str) -> list[str]:
+    """What is said of what can't be the same in every bit."""
+    spec = {"virtual_workers": 4, "n": 24, "epochs": 1}
+
+    def fit(changed: dict[str, Any], **of_data: Any) -> str:
+        made = compiled({**spec, **changed})
+        found = dataset({**spec, **of_data})
+        callbacks = [tfddl.callbacks.Checkpoint(directory)]
+        return raised(lambda: made.fit(found, callbacks=callbacks, verbose=0))[1]
+
+    train({**spec}, [tfddl.callbacks.Checkpoint(directory)])
+    plain = model(spec)
+    plain.compile(tfddl.DistributedOptimizer(optimizer(spec)), loss="mse")
+    other = {"virtual_workers": 6}
+    return [
+        fit(other, **other),
+        fit(other),
+        raised(lambda: plain.fit(dataset(spec), verbose=0))[1],
+        fit({"batch_normalization": "synchronized"}),
+        raised(lambda: compiled(spec).train_on_batch(*data(8)))[1],
+        raised(lambda: compiled({**spec, "virtual_workers": 1}))[1],
+    ]

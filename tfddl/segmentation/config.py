@@ -65,6 +65,7 @@ class TrainConfig(JobConfig):
     batchnorm_momentum: float
     loss: str
     epochs: int
+    virtual_workers: int | None
     learning_rate: float
     learning_rate_decay: str
     checkpoint_dir: Path | str
@@ -98,6 +99,11 @@ class TrainConfig(JobConfig):
         _require_positive("epochs", self.epochs)
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         _require_one_of("learning_rate_decay", self.learning_rate_decay, DECAYS)
+        if self.virtual_workers is not None:
+            _require_positive("virtual_workers", self.virtual_workers)
+            if self.intra_op_threads is None:
+                # By default it is the cores of a worker, which depend on how many there are.
+                object.__setattr__(self, "intra_op_threads", 1)
         if self.save_every_steps is not None:
             _require_positive("save_every_steps", self.save_every_steps)
         _require_positive("keep", self.keep)

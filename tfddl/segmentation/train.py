@@ -90,6 +90,14 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("epochs", 9, "[training] Passes over the training data.")
 flags.DEFINE_integer("batch_size", 4, "[training] Examples of one worker in one step.")
+flags.DEFINE_integer(
+    "virtual_workers",
+    None,
+    "[training] Trains in the same bits on any number of workers up to this: each runs its virtual "
+    "workers, of which batch_size and learning_rate then are, one after the other. Sets "
+    "--intra_op_threads to 1 where it isn't given. [default: none]",
+    lower_bound=1,
+)
 flags.DEFINE_float(
     "learning_rate",
     0.002,

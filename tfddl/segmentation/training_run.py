@@ -15,6 +15,7 @@ import tfddl
 from tfddl._src.checkpoint import CheckpointStore
 from tfddl._src.collectives import on_all_ranks
 from tfddl._src.storage import make_path
+from tfddl._src.virtual_workers import own_workers
 from tfddl.errors import DataError
 from tfddl.models import unet
 from tfddl.segmentation.augmentation import Augmentation
@@ -78,12 +79,13 @@ def train(config: TrainConfig) -> None:
 
 
 def _print_plan(data: TrainingData, config: TrainConfig) -> None:
-    num_workers = tfddl.size()
+    num_workers = config.virtual_workers or tfddl.size()
     height, width = config.image_size
     decay = "" if config.learning_rate_decay == "none" else f" ({config.learning_rate_decay} decay)"
     print_on_chief(
         f"tfddl: {len(data.training)} examples to train on, {len(data.validation)} to validate "
-        f"with, {height} x {width} pixels; {num_workers} worker{'s' if num_workers > 1 else ''}, "
+        f"with, {height} x {width} pixels; {num_workers} "
+        f"{'virtual ' if config.virtual_workers else ''}worker{'s' if num_workers > 1 else ''}, "
         f"{config.batch_size} examples each in a step\n"
         f"tfddl: preset {config.preset}: filters {','.join(map(str, config.filters))}, loss "
         f"{config.loss}, learning rate {config.learning_rate} x {num_workers}{decay}, "
@@ -98,11 +100,20 @@ def _fit(model: keras.Model, data: TrainingData, *, config: TrainConfig) -> dict
         batch_size=config.batch_size,
         seed=config.seed,
         augment=Augmentation(config.augment) if config.augment else None,
+        virtual_workers=config.virtual_workers,
     )
-    validation = data.shard(data.validation, batch_size=config.batch_size)
-    rate = _learning_rate(config, num_steps=config.epochs * int(dataset.cardinality()))
+    validation = data.shard(
+        data.validation, batch_size=config.batch_size, virtual_workers=config.virtual_workers
+    )
+    num_steps = int(dataset.cardinality())
+    if config.virtual_workers is not None:  # A step has a batch for each of the worker's own.
+        num_steps //= len(own_workers(config.virtual_workers, tfddl.rank(), tfddl.size()))
+    rate = _learning_rate(config, num_steps=config.epochs * num_steps)
+    optimizer = tfddl.DistributedOptimizer(
+        keras.optimizers.Adam(rate), virtual_workers=config.virtual_workers
+    )
     model.compile(
-        optimizer=tfddl.DistributedOptimizer(keras.optimizers.Adam(rate)),
+        optimizer=optimizer,
         loss=_LOSSES[config.loss],
         metrics=[dice],
     )
@@ -142,7 +153,7 @@ def _callbacks(data: TrainingData, config: TrainConfig) -> list[keras.callbacks.
 
 def _learning_rate(config: TrainConfig, *, num_steps: int) -> Any:
     # Linear scaling: Accurate, Large Minibatch SGD, Goyal et al., 2017, arXiv:1706.02677.
-    rate = config.learning_rate * tfddl.size()
+    rate = config.learning_rate * (config.virtual_workers or tfddl.size())
     if config.learning_rate_decay == "none":
         return rate
     # The first cycle of SGDR, Loshchilov and Hutter, 2017, arXiv:1608.03983.

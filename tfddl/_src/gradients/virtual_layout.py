@@ -95,13 +95,19 @@ class GradientLayout:
         self,
         flats: Sequence[tf.Tensor],
         sparse: Sequence[tf.IndexedSlices],
-        divisor: tf.Tensor,
+        divisor: tf.Tensor | None,
     ) -> list[Gradient]:
-        """The gradients of all virtual workers, of what `pack` has made and was added up."""
+        """The gradients of all virtual workers, of what `pack` has made and was added up.
+
+        Args:
+            flats: The sums of what `pack` returned first.
+            sparse: What it returned second, of all virtual workers.
+            divisor: Scalar; None leaves the sums as they are.
+        """
         gradients: list[Gradient] = [None] * len(self.shapes)
         for flat, (dtype, positions) in zip(flats, self._groups, strict=True):
             start = self.header if dtype == self.header_dtype else 0
-            mean = tf.math.divide_no_nan(flat[start:], tf.cast(divisor, dtype))
+            mean = _divided(flat[start:], divisor)
             lengths = [tf.TensorShape(self.shapes[i]).num_elements() for i in positions]
             parts = tf.split(mean, [*lengths, mean.shape[0] - sum(lengths)])
             for i, part in zip(positions, parts, strict=False):
@@ -112,6 +118,10 @@ class GradientLayout:
         ]
         positions = [i for i, is_one in enumerate(is_sparse) if is_one]
         for i, slices in zip(positions, sparse, strict=True):
-            values = tf.math.divide_no_nan(slices.values, tf.cast(divisor, slices.dtype))
+            values = _divided(slices.values, divisor)
             gradients[i] = tf.IndexedSlices(values, slices.indices, slices.dense_shape)
         return gradients
+
+
+def _divided(sums: tf.Tensor, divisor: tf.Tensor | None) -> tf.Tensor:
+    return sums if divisor is None else tf.math.divide_no_nan(sums, tf.cast(divisor, sums.dtype))

@@ -1,6 +1,6 @@
 """What `fit` and `evaluate` log is the job's: of all ranks' examples, the same on every rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -85,14 +85,24 @@ def _average_own_logs(model: Any, logs: Any, *, training: bool) -> Any:
     names = sorted(set(logs) - set(metered))
     if not names:
         return metered
+    if virtual_fit.virtual_workers_of(model) is not None:
+        *sums, total = virtual_fit.sum_logs(model, names, training=training)
+    else:
+        *sums, total = _sum_own_logs(model, logs, names, training=training)
+    means = [tf.math.divide_no_nan(part, total) for part in sums]
+    return {**dict(zip(names, means, strict=True)), **metered}
+
+
+def _sum_own_logs(
+    model: Any, logs: dict[str, Any], names: Sequence[str], *, training: bool
+) -> list[tf.Tensor]:
+    """The sums over the ranks of values times examples, then that of the examples."""
     examples = last_examples(model, training=training)
     values = [tf.reduce_mean(tf.cast(logs[name], tf.float32)) for name in names]
     # Not value * 0 for a padding example: its value may be NaN.
     parts = [examples * value if examples else tf.zeros_like(value) for value in values]
-    *sums, total = grouped_allreduce(
+    return grouped_allreduce(
         [*parts, tf.constant(float(examples))],
         ReduceOp.SUM,
         name=DisplayName(f"logs {', '.join(names)}"),
     )
-    means = [tf.math.divide_no_nan(part, total) for part in sums]
-    return {**dict(zip(names, means, strict=True)), **metered}

@@ -1,6 +1,6 @@
 """What `fit` and `evaluate` call for a step, where a model is compiled for virtual workers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,8 @@ from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.keras_hooks.patching import private
 from tfddl._src.keras_hooks.step_state import StepState
-from tfddl._src.keras_hooks.virtual_states import VirtualStates
-from tfddl._src.keras_hooks.virtual_step import VirtualStep, holding
+from tfddl._src.keras_hooks.virtual_states import VirtualStates, sum_of_virtual_workers
+from tfddl._src.keras_hooks.virtual_step import LastBatch, VirtualStep, holding
 from tfddl._src.runtime import current
 from tfddl._src.virtual_workers import own_workers
 from tfddl.errors import UnsupportedError
@@ -77,10 +77,15 @@ def make_test_function(model: Any) -> None:
         model.test_function = _TestFunction(model)
 
 
+def training_step(model: Any) -> VirtualStep:
+    """The steps of a model, once its train function has been made."""
+    function: _TrainFunction = model.train_function
+    return function.step
+
+
 def training_states(model: Any) -> VirtualStates:
     """The states of a model's virtual workers, once its train function has been made."""
-    function: _TrainFunction = model.train_function
-    return function.step.states
+    return training_step(model).states
 
 
 def begin_epoch(model: Any) -> None:
@@ -112,6 +117,32 @@ def sum_metrics(model: Any, *, training: bool) -> None:
         function.states = None
 
 
+def sum_logs(model: Any, names: Sequence[str], *, training: bool) -> list[tf.Tensor]:
+    """What the last step returned, weighted by examples and added over all virtual workers.
+
+    All ranks must call it together.
+
+    Args:
+        model: Whose steps have been run.
+        names: Of numbers in the dictionary that a step returned.
+        training: Whether it was a training step.
+
+    Returns:
+        For each name the sum of its value times the number of examples; then that of these numbers.
+    """
+    function: _TrainFunction | _TestFunction
+    function = model.train_function if training else model.test_function
+    parts = []
+    for last in function.last:
+        examples = tf.cast(last.examples, tf.float32)
+        values = [tf.reduce_mean(tf.cast(last.outputs[name], tf.float32)) for name in names]
+        # multiply_no_nan: that of a padding example may be anything.
+        parts.append([*(tf.math.multiply_no_nan(v, examples) for v in values), examples])
+    virtual_workers = virtual_workers_of(model)
+    assert virtual_workers is not None
+    return sum_of_virtual_workers(parts, _own_workers(virtual_workers), virtual_workers)
+
+
 def _own_workers(virtual_workers: int) -> range:
     cluster = current().cluster
     return own_workers(virtual_workers, cluster.rank, cluster.size)
@@ -122,6 +153,11 @@ class _TrainFunction:
 
     def __init__(self, model: Any, step: VirtualStep) -> None:
         self._model, self.step = model, step
+
+    @property
+    def last(self) -> list[LastBatch]:
+        """What the last step returned."""
+        return self.step.last
 
     def __call__(self, iterator: Any) -> Any:
         fit = current_fit()
@@ -145,6 +181,7 @@ class _TestFunction:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.states: VirtualStates | None = None
+        self.last: list[LastBatch] = []
         self._traced: dict[str, Callable[..., Any]] = {}
 
     def __call__(self, iterator: Any) -> Any:
@@ -156,10 +193,11 @@ class _TestFunction:
         states = self.states
 
         def run(batches: Any) -> Any:
-            outputs: Any = None
+            self.last = []
             for i, batch in enumerate(batches):
-                outputs, states.values[i] = self._micro(batch, states)(batch, states.values[i])
-            return outputs
+                last, states.values[i] = self._micro(batch, states)(batch, states.values[i])
+                self.last.append(LastBatch(**last))
+            return self.last[-1].outputs
 
         return _run(self._model, iterator, run, number=len(states.workers))
 
@@ -168,7 +206,8 @@ class _TestFunction:
             with holding(states.variables, own):
                 outputs = self._model.test_step(batch)
                 after = [tf.identity(tf.convert_to_tensor(v)) for v in states.variables]
-            return outputs, after
+            examples = tf.convert_to_tensor(self._model.test_step.tfddl_last_examples)
+            return {"outputs": outputs, "examples": examples}, after
 
         if self._model.run_eagerly:
             return test

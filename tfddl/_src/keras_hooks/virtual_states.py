@@ -107,7 +107,7 @@ class VirtualStates:
         Args:
             states: What `layer_states` returned.
             metrics: What `metrics` returned; empty at the beginning of an epoch. They stay when the
-                epoch begins that is gone on with.
+                epoch begins that is resumed.
         """
         at = list(self._positions())
         self.values = [self._present() for _ in self.workers]

@@ -9,7 +9,7 @@ order of the tree.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -61,8 +61,43 @@ class _Applied:
     layout: GradientLayout
 
 
+class Observer(Protocol):
+    """Looks at what a step has added up."""
+
+    def __call__(
+        self,
+        workers: Sequence[int],
+        batches: Sequence[Any],
+        gradients: Sequence[tuple[str, Gradient]],
+    ) -> None:
+        """Looks at a step.
+
+        Args:
+            workers: The virtual workers of this process.
+            batches: Their batches.
+            gradients: By the variables' paths, the weighted sums over all virtual workers.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LastBatch:
+    """What a step returned for a virtual worker."""
+
+    examples: tf.Tensor
+    """Scalar: how many examples its batch had; 0 for a padding example."""
+
+    outputs: Any
+    """Of `train_step`, or `test_step`."""
+
+
 class VirtualStep:
-    """The training steps of a model for virtual workers; called by all ranks together."""
+    """The training steps of a model for virtual workers; called by all ranks together.
+
+    Attributes:
+        states: What virtual workers keep from step to step.
+        last: What the last step returned for each virtual worker of this process.
+        observer: Called after each step's gradients have been added up; None is nobody.
+    """
 
     def __init__(
         self, model: Any, original: Callable[[Any], Any], state: StepState, states: VirtualStates
@@ -77,6 +112,8 @@ class VirtualStep:
         """
         self._model, self._original, self._state = model, original, state
         self.states = states
+        self.last: list[LastBatch] = []
+        self.observer: Observer | None = None
         self._options: ReductionOptions = innermost(model.optimizer).tfddl_options
         assert self._options.virtual_workers is not None
         self._virtual_workers = self._options.virtual_workers
@@ -95,18 +132,22 @@ class VirtualStep:
             What `train_step` has returned for the last of them.
         """
         micro = self._micro_step(spec)
-        sums: TreeSum[list[tf.Tensor]] = TreeSum(add)
+        tree: TreeSum[list[tf.Tensor]] = TreeSum(add)
         slices: list[list[tf.IndexedSlices]] = []
-        outputs: Any = None
-        states = self.states
+        states, self.last = self.states, []
         for i, (worker, batch) in enumerate(zip(states.workers, batches, strict=True)):
-            outputs, flats, sparse, states.values[i] = micro(batch, states.values[i])
-            sums.push(Node(worker, 1), flats)
+            last, flats, sparse, states.values[i] = micro(batch, states.values[i])
+            self.last.append(LastBatch(**last))
+            tree.push(Node(worker, 1), flats)
             slices.append(sparse)
-        totals = sum_nodes(sums.nodes, self._virtual_workers, name="gradients")
+        totals = sum_nodes(tree.nodes, self._virtual_workers, name="gradients")
         sparse = [concatenate(own) for own in zip(*slices, strict=True)]
+        if self.observer is not None and self._applied is not None:
+            sums = self._applied.layout.unpack(totals, sparse, None)
+            names = [variable.path for variable in self._applied.variables]
+            self.observer(states.workers, batches, list(zip(names, sums, strict=True)))
         self._apply(totals, sparse)
-        return outputs
+        return self.last[-1].outputs
 
     def _micro_step(self, spec: Any) -> Callable[..., Any]:
         """The micro-step for batches of a spec, which is traced once."""
@@ -121,8 +162,8 @@ class VirtualStep:
 
     def _run_micro_step(
         self, batch: Any, own: Sequence[tf.Tensor]
-    ) -> tuple[Any, list[tf.Tensor], list[tf.IndexedSlices], list[tf.Tensor]]:
-        """One virtual worker's outputs, its weighted gradients, and its state after the step."""
+    ) -> tuple[dict[str, Any], list[tf.Tensor], list[tf.IndexedSlices], list[tf.Tensor]]:
+        """What makes a `LastBatch`, weighted gradients, and the virtual worker's state after it."""
         model, state = self._model, self._state
         with holding(self.states.variables, own):
             x, _, weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -146,7 +187,7 @@ class VirtualStep:
             state.examples.assign_add(step.examples)
             state.last_examples.assign(step.examples)
             after = [tf.identity(tf.convert_to_tensor(v)) for v in self.states.variables]
-        return outputs, flats, sparse, after
+        return {"outputs": outputs, "examples": step.examples}, flats, sparse, after
 
     def _packed(
         self, capture: _Capture, step: StepContext, pooled: MovingStatistics
