@@ -15,6 +15,7 @@ EXPORTED = [
     "Order",
     "ProcessSet",
     "ReduceOp",
+    "VirtualTrainStep",
     "allgather",
     "allgather_object",
     "allreduce",

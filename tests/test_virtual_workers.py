@@ -170,9 +170,11 @@ def test_two_processes_train_as_one_and_as_plain_keras(groups: Groups, tmp_path:
     assert (last["epoch"], last["step"]) == (1, 2)
     assert len(last["batches"]) == 2 * SMALL["virtual_workers"]
     assert len(last["gradients"]) == 5
-    plain = {"dropout, clipping": EVERYDAY["dropout, clipping"]}
-    (found,) = _with_plain_keras(plain, tmp_path).values()
+    spec = EVERYDAY["dropout, clipping"]
+    (found,) = _with_plain_keras({"": spec}, tmp_path).values()
     assert found == one["dropout, clipping"]["weights"]
+    by_hand = groups(2, intra_op_threads=1).run("tests.cases.virtual_workers:loop", spec=spec)
+    assert by_hand == [found, found]
 
 
 @pytest.mark.long

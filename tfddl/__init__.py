@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tfddl._src.gradients import Compression, DistributedGradientTape, loss_count
     from tfddl._src.keras_hooks import sync_moving_statistics
     from tfddl._src.keras_hooks.optimizer import DistributedOptimizer
+    from tfddl._src.keras_hooks.virtual_loop import VirtualTrainStep
     from tfddl._src.remote_call.run import run
     from tfddl._src.sharding import Order, shard_range
 
@@ -73,6 +74,7 @@ __all__ = [
     "Order",
     "ProcessSet",
     "ReduceOp",
+    "VirtualTrainStep",
     "allgather",
     "allgather_object",
     "allreduce",
@@ -151,6 +153,7 @@ _MODULES = {
     "keras_hooks": ("sync_moving_statistics",),
     "gradients": ("Compression", "DistributedGradientTape", "loss_count"),
     "keras_hooks.optimizer": ("DistributedOptimizer",),
+    "keras_hooks.virtual_loop": ("VirtualTrainStep",),
     "sharding": ("Order", "shard_range"),
 }
 

@@ -30,11 +30,12 @@ def compiled(spec: dict[str, Any]) -> keras.Model:
     return made
 
 
-def dataset(spec: dict[str, Any]) -> tf.data.Dataset:
+def dataset(spec: dict[str, Any], *, epoch: int = 0) -> tf.data.Dataset:
     found = tfddl.shard_dataset(
         *data(spec["n"]),
         batch_size=spec.get("batch_size", 3),
         seed=1,
+        epoch=epoch,
         order=spec.get("order", "global"),
         augment=augment if spec.get("augment") else None,
         virtual_workers=spec["virtual_workers"],
@@ -70,6 +71,30 @@ def train(spec: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
         "predicted": made.predict(validation[0], batch_size=4, verbose=0).tobytes(),
         "of the shard": made.predict(dataset(spec), verbose=0).tobytes(),
     }
+
+
+def loop(spec: dict[str, Any]) -> list[bytes]:
+    """The weights, after a loop written by hand."""
+    made = model({**spec, "init_seed": 3 + tfddl.rank()})
+    tfddl.broadcast_variables(made.weights)
+    averaging = tfddl.DistributedOptimizer(optimizer(spec), virtual_workers=spec["virtual_workers"])
+    loss_function = keras.losses.SparseCategoricalCrossentropy()
+
+    def train_step(batch: Any) -> tf.Tensor:
+        x, y = batch
+        with tf.GradientTape() as tape:
+            loss = loss_function(y, made(x, training=True))
+        gradients = tape.gradient(loss, made.trainable_variables)
+        with tfddl.loss_count(tf.shape(x)[0]):
+            averaging.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
+        return loss
+
+    step = tfddl.VirtualTrainStep(train_step, made, averaging)
+    for epoch in range(spec["epochs"]):
+        for batches in step.batches(dataset(spec, epoch=epoch)):
+            losses = step(batches)
+            assert len(losses) == len(batches)
+    return [np.asarray(v).tobytes() for v in made.trainable_variables]
 
 
 class _Stop(keras.callbacks.Callback):

@@ -253,7 +253,7 @@ def captured(optimizer: Any, gradients: Sequence[Gradient], variables: Any) -> b
         raise UnsupportedError(
             f"An optimizer with virtual_workers={options.virtual_workers} was called outside of "
             "fit; expected fit, which runs the virtual workers of this rank one after the other. "
-            "HINT: model.fit(…); in a loop written by hand, leave virtual_workers out."
+            "HINT: model.fit(…); in a loop written by hand, tfddl.VirtualTrainStep(…)."
         )
     capture.take(optimizer, gradients, _variables(inner, variables))
     return True

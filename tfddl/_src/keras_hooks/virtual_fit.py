@@ -4,17 +4,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfddl._src.cpu import processor_name
+from tfddl._src.keras_hooks import batch_count
 from tfddl._src.keras_hooks.compile import trains_together
 from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl._src.keras_hooks.patching import private
-from tfddl._src.keras_hooks.step_state import StepState
 from tfddl._src.keras_hooks.virtual_states import VirtualStates, sum_of_virtual_workers
 from tfddl._src.keras_hooks.virtual_step import LastBatch, VirtualStep, holding
 from tfddl._src.runtime import current
+from tfddl._src.step_context import StepContext
 from tfddl._src.virtual_workers import own_workers
 from tfddl.errors import UnsupportedError
 
@@ -56,19 +58,37 @@ def make_train_function(model: Any) -> None:
     if isinstance(model.train_function, _TrainFunction):
         return
     original = getattr(model.train_step, "tfddl_original", model.train_step)
-    state = StepState.new()
     virtual_workers = virtual_workers_of(model)
     assert virtual_workers is not None
     states = VirtualStates(model, _own_workers(virtual_workers), virtual_workers)
+    step = VirtualStep(
+        model, model.optimizer, original, states, lambda batch: _step_context(model, batch)
+    )
 
     def train_step(data: Any) -> Any:
         return original(data)
 
     train_step.tfddl_original = original  # type: ignore[attr-defined]
-    train_step.tfddl_state = state  # type: ignore[attr-defined]
+    train_step.tfddl_state = step.state  # type: ignore[attr-defined]
     train_step.tfddl_virtual = True  # type: ignore[attr-defined]
     model.train_step = train_step
-    model.train_function = _TrainFunction(model, VirtualStep(model, original, state, states))
+    model.train_function = _TrainFunction(model, step)
+
+
+def _step_context(model: Any, batch: Any) -> StepContext:
+    """What a micro-step of a model knows of itself: the numbers of its own batch."""
+    x, _, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    counts = batch_count.counts(weight)
+    count, examples = batch_count.loss_count(model, x, weight), batch_count.num_examples(x)
+    if counts is not None:
+        count = tf.where(counts, count, tf.zeros_like(count))
+        examples = tf.where(counts, examples, 0)
+    return StepContext(
+        count=count,
+        averages=batch_count.averages(model),
+        examples=examples,
+        virtual_workers=virtual_workers_of(model),
+    )
 
 
 def make_test_function(model: Any) -> None:

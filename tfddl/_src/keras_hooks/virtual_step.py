@@ -24,7 +24,7 @@ from tfddl._src.keras_hooks.moving_statistics import MovingStatistics
 from tfddl._src.keras_hooks.optimizer import innermost, reduced_before
 from tfddl._src.keras_hooks.step_state import StepState
 from tfddl._src.keras_hooks.virtual_states import VirtualStates
-from tfddl._src.step_context import StepContext, in_step
+from tfddl._src.step_context import StepContext, current_step, in_step
 from tfddl._src.virtual_workers import Node, TreeSum
 from tfddl.errors import UnsupportedError
 
@@ -39,6 +39,7 @@ class _Capture:
         self.optimizer: Any = None
         self.gradients: list[Gradient] = []
         self.variables: list[Any] = []
+        self.count: tf.Tensor = tf.constant(1.0)
 
     def take(self, optimizer: Any, gradients: Sequence[Gradient], variables: Sequence[Any]) -> None:
         """See `GradientCapture`."""
@@ -50,6 +51,8 @@ class _Capture:
             )
         self.optimizer, self.gradients = optimizer, list(gradients)
         self.variables = list(variables)
+        count = current_step().count  # A loop says it only where it applies them.
+        self.count = self.count if count is None else count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,26 +98,34 @@ class VirtualStep:
 
     Attributes:
         states: What virtual workers keep from step to step.
+        state: The variables of the steps.
         last: What the last step returned for each virtual worker of this process.
         observer: Called after each step's gradients have been added up; None is nobody.
     """
 
     def __init__(
-        self, model: Any, original: Callable[[Any], Any], state: StepState, states: VirtualStates
+        self,
+        model: Any,
+        optimizer: Any,
+        original: Callable[[Any], Any],
+        states: VirtualStates,
+        context: Callable[[Any], StepContext],
     ) -> None:
         """Traces nothing yet.
 
         Args:
-            model: Built, with its metrics and optimizer.
-            original: Its `train_step`, for one batch; it calls the optimizer once.
-            state: Of its steps.
-            states: Of its virtual workers.
+            model: Built, with its metrics.
+            optimizer: Built; for virtual workers.
+            original: The `train_step` for one batch; it calls the optimizer once.
+            states: Of the virtual workers.
+            context: Tells of a batch what its micro-step knows of itself.
         """
-        self._model, self._original, self._state = model, original, state
+        self._model, self._original, self._context = model, original, context
+        self.state = StepState.new()
         self.states = states
         self.last: list[LastBatch] = []
         self.observer: Observer | None = None
-        self._options: ReductionOptions = innermost(model.optimizer).tfddl_options
+        self._options: ReductionOptions = innermost(optimizer).tfddl_options
         assert self._options.virtual_workers is not None
         self._virtual_workers = self._options.virtual_workers
         self._applied: _Applied | None = None
@@ -164,11 +175,11 @@ class VirtualStep:
         self, batch: Any, own: Sequence[tf.Tensor]
     ) -> tuple[dict[str, Any], list[tf.Tensor], list[tf.IndexedSlices], list[tf.Tensor]]:
         """What makes a `LastBatch`, weighted gradients, and the virtual worker's state after it."""
-        model, state = self._model, self._state
+        model, state = self._model, self.state
         with holding(self.states.variables, own):
-            x, _, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            weight = keras.utils.unpack_x_y_sample_weight(batch)[2]
             counts = batch_count.counts(weight)
-            step = virtual_context(model, x, weight, counts)
+            step = self._context(batch)
             capture = _Capture()
             pooled = MovingStatistics(model)
             with (
@@ -203,7 +214,9 @@ class VirtualStep:
         dtype = tf.float64 if is_double else tf.float32
         examples = tf.cast(step.examples, dtype)
         change = pooled.change(dtype)
-        numbers = tf.stack([tf.cast(step.count, dtype), examples, tf.cast(self._state.stop, dtype)])
+        numbers = tf.stack(
+            [tf.cast(capture.count, dtype), examples, tf.cast(self.state.stop, dtype)]
+        )
         header = tf.concat([numbers, tf.math.multiply_no_nan(change, examples)], axis=0)
         pooled.take(tf.zeros_like(change))
         layout = GradientLayout.of(gradients, capture.variables, header=int(header.shape[0]))
@@ -239,7 +252,7 @@ class VirtualStep:
         assert applied is not None
         header = totals[0][: applied.layout.header]
         count, examples, stop = tf.unstack(header[:_NUMBERS])
-        state = self._state
+        state = self.state
         state.stop_agreed.assign(tf.cast(stop, state.stop_agreed.dtype))
         state.totals.assign(tf.cast(tf.stack([count, examples]), state.totals.dtype))
         changes = tf.math.divide_no_nan(header[_NUMBERS:], examples)
@@ -250,20 +263,6 @@ class VirtualStep:
         with reduced_before(innermost(applied.optimizer)):
             applied.optimizer.apply(gradients, applied.variables)
         state.steps.assign_add(1)
-
-
-def virtual_context(model: Any, x: Any, weight: Any, counts: tf.Tensor | None) -> StepContext:
-    """What a micro-step knows of itself: the numbers of its own batch."""
-    count, examples = batch_count.loss_count(model, x, weight), batch_count.num_examples(x)
-    if counts is not None:
-        count = tf.where(counts, count, tf.zeros_like(count))
-        examples = tf.where(counts, examples, 0)
-    return StepContext(
-        count=count,
-        averages=batch_count.averages(model),
-        examples=examples,
-        virtual_workers=innermost(model.optimizer).tfddl_options.virtual_workers,
-    )
 
 
 @contextmanager
