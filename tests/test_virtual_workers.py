@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import fork_server
-from tests.group import Groups
+from tests.group import CaseError, Groups
 from tfddl._src import fingerprints
 from tfddl._src.sharding import GlobalPlan
 from tfddl._src.virtual_workers import Node, TreeSum, nodes_of, own_workers
@@ -106,6 +107,7 @@ LONG: dict[str, dict[str, Any]] = {
         "batch_normalization": "own",
     },
     "steps_per_execution": {"virtual_workers": 8, "n": 80, "steps_per_execution": 3},
+    "a train_step of its own": {"virtual_workers": 8, "n": 59, "own_step": True},
     "run_eagerly": {"virtual_workers": 8, "n": 24, "run_eagerly": True, "dropout": True},
 }
 AS_PLAIN_KERAS = {
@@ -192,17 +194,21 @@ def test_several_optimizers_train_as_plain_keras(groups: Groups, tmp_path: Path)
 
 @pytest.mark.long
 def test_restarts_on_other_numbers_of_processes(groups: Groups, tmp_path: Path) -> None:
-    spec = {**LONG["adam, dropout, normalization, augmentation"], "n": 115}  # 5 steps
+    """All within the first epoch, of 10 steps; two of the three are killed."""
+    spec = {**LONG["adam, dropout, normalization, augmentation"], "n": 235, "epochs": 2}
     case = "tests.cases.virtual_workers:go_on"
     whole = _results(groups, 1, {"whole": spec})["whole"]
-    directory = str(tmp_path / "checkpoints")
-    for size, steps in ((2, 2), (4, 4), (1, 1)):
-        groups(size, intra_op_threads=1).run(
-            case, spec=spec, directory=directory, steps=steps, timeout_s=180
-        )
-    ends = groups(3, intra_op_threads=1).run(
-        case, spec=spec, directory=directory, steps=None, timeout_s=180
-    )
+    options: dict[str, Any] = {
+        "spec": spec,
+        "directory": str(tmp_path / "checkpoints"),
+        "timeout_s": 180,
+    }
+    for size, steps, how in ((2, 3, "kill"), (4, 3, "stop"), (1, 2, "kill")):
+        group = groups(size, intra_op_threads=1)
+        expected = pytest.raises(CaseError, match="died") if how == "kill" else nullcontext()
+        with expected:
+            group.run(case, steps=steps, how=how, **options)
+    ends = groups(3, intra_op_threads=1).run(case, **options)
     for end in ends:
         _check_same({"whole": whole}, {"whole": end})
 

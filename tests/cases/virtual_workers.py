@@ -1,5 +1,7 @@
 """Cases with virtual workers: what a training comes to, bit for bit."""
 
+import os
+import signal
 from typing import Any
 
 import keras
@@ -97,23 +99,23 @@ def loop(spec: dict[str, Any]) -> list[bytes]:
     return [np.asarray(v).tobytes() for v in made.trainable_variables]
 
 
-class _Stop(keras.callbacks.Callback):
-    def __init__(self, after: int) -> None:
+class _End(keras.callbacks.Callback):
+    def __init__(self, steps: int, how: str) -> None:
         super().__init__()
-        self._left = after
+        self._left, self._how = steps, how
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._left -= 1
-        if not self._left:
+        if self._left == 0 and self._how == "stop":
             self.model.stop_training = True
+        if self._left == 0 and self._how == "kill" and tfddl.rank() == tfddl.size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def go_on(spec: dict[str, Any], directory: str, steps: int | None) -> Any:
-    """Trains some steps, or to the end, from the newest checkpoint on."""
-    callbacks: list[Any] = [tfddl.callbacks.Checkpoint(directory, save_every_steps=1)]
-    if steps is not None:
-        callbacks.append(_Stop(steps))
-    return train(spec, callbacks)
+def go_on(spec: dict[str, Any], directory: str, steps: int = 0, how: str = "") -> Any:
+    """Trains from the newest checkpoint on: some steps, or to the end."""
+    checkpoint = tfddl.callbacks.Checkpoint(directory, save_every_steps=1)
+    return train(spec, [_End(steps, how), checkpoint])
 
 
 def refused(directory: str) -> list[str]:

@@ -147,6 +147,8 @@ def _predict_shard(
     given = call.arguments
     shard = find_shard(given["x"])
     assert shard is not None
+    if given.get("steps") is not None:  # A step has a batch for each virtual worker.
+        given["steps"] *= len(shard.ranks)
     job = FitState(model=model, together=together, shard=None, datasets=(given["x"],))
     with entered(job, epoch=0):  # The order that `in_order` puts right again.
         mine = original(*call.args, **call.kwargs)
