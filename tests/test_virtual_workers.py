@@ -225,11 +225,20 @@ def test_what_cannot_be_the_same_is_refused(groups: Groups, tmp_path: Path) -> N
         "BatchNormalization(synchronized=True) needs what all 4 virtual workers have",
         "train_on_batch was called of a model that is compiled with virtual_workers",
         "virtual_workers is 1 and there are 2 workers",
+        "processor 0; rank 1: 4 virtual workers, 1 threads per operation",
     )
     for text, found in zip(expected, said, strict=True):
         assert text in found
     default = groups(2).outcomes("tests.cases.virtual_workers:refused", directory=str(tmp_path))
     assert all("but not how many threads an operation has" in text for _, text in default)
+
+
+@pytest.mark.long
+def test_trainings_without_virtual_workers_are_recorded_too(groups: Groups, tmp_path: Path) -> None:
+    group = groups(2, intra_op_threads=1)
+    said = group.run("tests.cases.virtual_workers:recorded", directory=str(tmp_path))
+    begin = "The recordings part in epoch 0, step 1: first in variables, of which 0 dense/kernel"
+    assert all(text.startswith(begin) for text in said)
 
 
 def test_a_difference_names_step_and_variables(tmp_path: Path) -> None:

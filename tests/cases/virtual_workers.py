@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -132,6 +134,9 @@ def refused(directory: str) -> list[str]:
     plain = model(spec)
     plain.compile(tfddl.DistributedOptimizer(optimizer(spec)), loss="mse")
     other = {"virtual_workers": 6}
+    # One for each rank: then all of them are at the same point at the same time.
+    own = {**spec, "virtual_workers": tfddl.size(), "batch_normalization": "synchronized"}
+    train(own, [])
     return [
         fit(other, **other),
         fit(other),
@@ -139,4 +144,23 @@ def refused(directory: str) -> list[str]:
         fit({"batch_normalization": "synchronized"}),
         raised(lambda: compiled(spec).train_on_batch(*data(8)))[1],
         raised(lambda: compiled({**spec, "virtual_workers": 1}))[1],
+        _on_other_processors(lambda: fit({})),
     ]
+
+
+def _on_other_processors(function: Callable[[], str]) -> str:
+    name = "tfddl._src.keras_hooks.virtual_fit.processor_name"
+    with mock.patch(name, return_value=f"processor {tfddl.rank()}"):
+        return function()
+
+
+def recorded(directory: str) -> str:
+    """Where two trainings without virtual workers part, of which one is given another seed."""
+    paths = [f"{directory}/{name}" for name in ("first", "second")]
+    for seed, path in enumerate(paths, 1):
+        made = model({})
+        made.compile(tfddl.DistributedOptimizer(optimizer({})), "sparse_categorical_crossentropy")
+        found = tfddl.shard_dataset(*data(24), batch_size=3, seed=seed)
+        made.fit(found, callbacks=[tfddl.debug.fingerprint(path)], verbose=0)
+    tfddl.barrier()
+    return str(tfddl.debug.compare(*paths))
