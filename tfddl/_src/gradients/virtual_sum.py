@@ -4,8 +4,10 @@ Each process has added up its own virtual workers as far as the tree allows (see
 `tfddl._src.virtual_workers`). What is left, O(log V) nodes per process, travels, and is added in
 the order of the tree: small tensors are gathered by all, of large ones each rank adds up a part (an
 all-to-all, then an all-gather: the bytes of a reduce-scatter and an all-gather, where each process
-has one node). No sum is left to a transport, whose order is its own; but two numbers have only one
-sum, so that two nodes in all take the ordinary all-reduce.
+has one node). Additions are made eagerly: in a graph TensorFlow makes one AddN of a tree of them
+(combine_add_to_addn, tensorflow/core/grappler/optimizers/arithmetic_optimizer.cc), in an order of
+its own. No sum is left to a transport, whose order is its own; but two numbers have only one sum,
+so that two nodes in all take the ordinary all-reduce.
 """
 
 from collections.abc import Sequence

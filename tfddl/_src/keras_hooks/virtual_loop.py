@@ -107,10 +107,17 @@ class VirtualTrainStep:
             What the function returned for each virtual worker of this process.
 
         Raises:
-            UnsupportedError: The function called the optimizer twice, or not at all; or needs all
-                virtual workers at the same time.
+            UnsupportedError: It is called in a `tf.function`; or the function called the optimizer
+                twice, or not at all, or needs all virtual workers at the same time.
         """
+        if not tf.executing_eagerly():
+            raise UnsupportedError(
+                "VirtualTrainStep was called while a tf.function is traced; expected a call from "
+                "outside: TensorFlow would reorder the sums. HINT: leave out the tf.function "
+                "around the loop; the step itself is traced."
+            )
         self._step.run(batches, self._spec)
+        current().count_round()
         return [last.outputs for last in self._step.last]
 
     def _context(self, batch: Any) -> StepContext:
