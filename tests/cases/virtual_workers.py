@@ -1,5 +1,6 @@
 """Cases with virtual workers: what a training comes to, bit for bit."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import tensorflow as tf
 import tfddl
 from tests.cases.fit import raised
 from tests.virtual_problem import data, model, optimizer
+from tfddl._src.runtime import current
 
 
 def augment(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Any:
@@ -45,6 +47,14 @@ def dataset(spec: dict[str, Any], *, epoch: int = 0) -> tf.data.Dataset:
         virtual_workers=spec["virtual_workers"],
     )
     return found.map(lambda x, y, *rest: (x * 2, y, *rest))
+
+
+def everyday(spec: dict[str, Any], path: str) -> dict[str, Any]:
+    """`fit`, recorded, and a loop written by hand, in workers that have one thread anyway."""
+    options = dataclasses.replace(current().options, intra_op_threads=1)
+    with mock.patch.object(current(), "options", options):
+        found = train(spec, [tfddl.debug.fingerprint(path, every=2)])
+        return {**found, "by hand": loop(spec)}
 
 
 def train_all(
@@ -133,7 +143,7 @@ def refused(directory: str) -> list[str]:
     train({**spec}, [tfddl.callbacks.Checkpoint(directory)])
     plain = model(spec)
     plain.compile(tfddl.DistributedOptimizer(optimizer(spec)), loss="mse")
-    other = {"virtual_workers": 6}
+    other: dict[str, Any] = {"virtual_workers": 6}
     # One for each rank: then all of them are at the same point at the same time.
     own = {**spec, "virtual_workers": tfddl.size(), "batch_normalization": "synchronized"}
     train(own, [])
