@@ -1,7 +1,8 @@
-"""A virtual worker's gradients as they are added up: a flat tensor per dtype, and slices."""
+"""A virtual worker's gradients as they are added up: dense ones, small ones joined, and slices."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -11,11 +12,16 @@ _ADDED_IN = {tf.float16: tf.float32, tf.bfloat16: tf.float32}
 """16-bit gradients are added up in 32 bits and rounded once: sums could overflow."""
 
 
+_SMALL_BYTES = 2**16
+"""Of a gradient: up to so many, copying it costs less than another tensor to travel."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradientLayout:
     """Where each gradient is, alike for all virtual workers: their steps are one traced function.
 
-    A step's own numbers (the header) come first in the first tensor.
+    Small ones of a dtype share a tensor, so that few travel; large ones aren't copied. A step's own
+    numbers (the header) come first in the first tensor.
     """
 
     header: int
@@ -48,20 +54,24 @@ class GradientLayout:
 
     @property
     def _groups(self) -> list[tuple[tf.DType, list[int]]]:
-        """By the dtype in which they are added up, the positions of dense gradients."""
-        groups: dict[tf.DType, list[int]] = {self.header_dtype: []}
-        for i, (shape, dtype) in enumerate(zip(self.shapes, self.dtypes, strict=True)):
-            if shape is not None and dtype is not None:
-                groups.setdefault(_ADDED_IN.get(dtype, dtype), []).append(i)
-        return list(groups.items())
+        """Of each tensor, the dtype in which it is added up, and whose gradients are in it."""
+        small: dict[tf.DType, list[int]] = {self.header_dtype: []}
+        large: list[tuple[tf.DType, list[int]]] = []
+        for i, (shape, given) in enumerate(zip(self.shapes, self.dtypes, strict=True)):
+            if shape is None or given is None:
+                continue
+            dtype = _ADDED_IN.get(given, given)
+            if math.prod(shape) * dtype.size > _SMALL_BYTES:
+                large.append((dtype, [i]))
+            else:
+                small.setdefault(dtype, []).append(i)
+        return [*small.items(), *large]
 
     def pack(
         self,
         gradients: Sequence[Gradient],
         weight: tf.Tensor,
         header: tf.Tensor,
-        *,
-        round_up: Callable[[int], int],
     ) -> tuple[list[tf.Tensor], list[tf.IndexedSlices]]:
         """Weighted gradients, ready to be added to those of other virtual workers.
 
@@ -69,17 +79,14 @@ class GradientLayout:
             gradients: In the order of the variables.
             weight: Scalar. Where it is 0 the gradients are, whatever they were.
             header: Shape (`header`,).
-            round_up: The length that a tensor of some length must have; the rest is zeros.
         """
         flats = []
-        for dtype, positions in self._groups:
+        for number, (dtype, positions) in enumerate(self._groups):
             parts = [tf.reshape(tf.cast(gradients[i], dtype), [-1]) for i in positions]
-            flat = tf.concat([tf.zeros([0], dtype), *parts], axis=0)
-            flat = tf.math.multiply_no_nan(flat, tf.cast(weight, dtype))
-            leading = [tf.cast(header, dtype)] if dtype == self.header_dtype else []
-            length = flat.shape[0] + self.header * len(leading)
-            rest = tf.zeros([round_up(length) - length], dtype)
-            flats.append(tf.concat([*leading, flat, rest], axis=0))
+            parts = [tf.math.multiply_no_nan(part, tf.cast(weight, dtype)) for part in parts]
+            if number == 0:
+                parts = [tf.cast(header, dtype), *parts]
+            flats.append(parts[0] if len(parts) == 1 else tf.concat(parts, axis=0))
         sparse = [
             tf.IndexedSlices(
                 tf.math.multiply_no_nan(g.values, tf.cast(weight, g.dtype)),
@@ -105,12 +112,15 @@ class GradientLayout:
             divisor: Scalar; None leaves the sums as they are.
         """
         gradients: list[Gradient] = [None] * len(self.shapes)
-        for flat, (dtype, positions) in zip(flats, self._groups, strict=True):
-            start = self.header if dtype == self.header_dtype else 0
-            mean = _divided(flat[start:], divisor)
+        for number, (flat, (_, positions)) in enumerate(zip(flats, self._groups, strict=True)):
             lengths = [tf.TensorShape(self.shapes[i]).num_elements() for i in positions]
-            parts = tf.split(mean, [*lengths, mean.shape[0] - sum(lengths)])
-            for i, part in zip(positions, parts, strict=False):
+            parts = [flat]
+            if number == 0:
+                parts = tf.split(flat, [self.header, *lengths])[1:]
+            elif len(positions) > 1:
+                parts = tf.split(flat, lengths)
+            for i, part in zip(positions, parts, strict=True):
+                part = _divided(part, divisor)
                 gradients[i] = tf.cast(tf.reshape(part, self.shapes[i]), self.dtypes[i])
         is_sparse = [
             shape is None and dtype is not None

@@ -23,6 +23,8 @@ from tfddl._src.collectives import (
     stack,
 )
 from tfddl._src.collectives.autograph import no_autograph
+from tfddl._src.collectives.fusion import positions_by_dtype
+from tfddl._src.comm.process_group import flatten
 from tfddl._src.runtime import current
 from tfddl._src.virtual_workers import Node, TreeSum, nodes_of, own_workers
 
@@ -43,7 +45,7 @@ def sum_nodes(nodes: Sequence[tuple[Node, Tensors]], virtual_workers: int, *, na
 
     Args:
         nodes: What this process has left after adding up its own: for each node the same number of
-            tensors, each of shape (n,), with n a multiple of the number of processes.
+            tensors, of shapes that are known.
         virtual_workers: Of the job.
         name: How messages call it.
 
@@ -58,14 +60,12 @@ def sum_nodes(nodes: Sequence[tuple[Node, Tensors]], virtual_workers: int, *, na
     label = DisplayName(name)
     if sum(map(len, everyone)) == 2:
         return list(grouped_allreduce(nodes[0][1], ReduceOp.SUM, name=label))
-    columns = [list(column) for column in zip(*(tensors for _, tensors in nodes), strict=True)]
-    return [_sum_tensor(column, everyone, label) for column in columns]
-
-
-def multiple_of_size(length: int) -> int:
-    """The length that `sum_nodes` needs: no less than the one given."""
-    size = current().cluster.size
-    return -(-length // size) * size
+    totals = list(nodes[0][1])
+    for positions in positions_by_dtype(totals):
+        parts = [[tensors[i] for i in positions] for _, tensors in nodes]
+        for i, total in zip(positions, _sum_joined(parts, everyone, label), strict=True):
+            totals[i] = total
+    return totals
 
 
 @no_autograph
@@ -89,8 +89,19 @@ def _total(nodes: Sequence[Node], values: Sequence[Tensors]) -> Tensors:
     return sums.total()
 
 
+def _sum_joined(own: Sequence[Tensors], everyone: Sequence[Sequence[Node]], name: str) -> Tensors:
+    """The sums of tensors of one dtype: `own` are this process' values, of each of its nodes."""
+    lengths = [int(tensor.shape.num_elements()) for tensor in own[0]]
+    # So long that each rank has as much to add up.
+    rest = -sum(lengths) % len(everyone)
+    padding = [tf.zeros([rest], own[0][0].dtype)] if rest else []
+    flats = [flatten([*tensors, *padding]) for tensors in own]
+    parts = tf.split(_sum_tensor(flats, everyone, name), [*lengths, *([rest] if rest else ())])
+    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, own[0], strict=False)]
+
+
 def _sum_tensor(own: Tensors, everyone: Sequence[Sequence[Node]], name: str) -> tf.Tensor:
-    """The sum of one tensor: `own` is this process' value of each of its nodes."""
+    """The sum of one flat tensor: `own` is this process' value of each of its nodes."""
     length, size = int(own[0].shape[0]), len(everyone)
     flat = own[0] if len(own) == 1 else tf.concat(own, axis=0)
     order = [node for nodes in everyone for node in nodes]

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfddl._src.collectives import allgather_object, broadcast_variables
-from tfddl._src.gradients.virtual_sum import add, multiple_of_size, sum_nodes
+from tfddl._src.gradients.virtual_sum import add, sum_nodes
 from tfddl._src.keras_hooks.loss_metrics import metric_variables
 from tfddl._src.keras_hooks.moving_statistics import MovingStatistics, synchronized
 from tfddl._src.keras_hooks.patching import private
@@ -142,20 +142,10 @@ def sum_of_virtual_workers(
         workers: The virtual workers of this process.
         virtual_workers: Those of the job.
     """
-    like = list(own[0])
     sums: TreeSum[list[tf.Tensor]] = TreeSum(add)
     for worker, tensors in zip(workers, own, strict=True):
-        sums.push(Node(worker, 1), [_padded(tensor) for tensor in tensors])
-    totals = sum_nodes(sums.nodes, virtual_workers, name="metrics") if like else []
-    return [
-        tf.reshape(total[: tf.size(tensor)], tensor.shape)
-        for total, tensor in zip(totals, like, strict=True)
-    ]
-
-
-def _padded(tensor: tf.Tensor) -> tf.Tensor:
-    flat = tf.reshape(tensor, [-1])
-    return tf.pad(flat, [[0, multiple_of_size(flat.shape[0]) - flat.shape[0]]])
+        sums.push(Node(worker, 1), list(tensors))
+    return sum_nodes(sums.nodes, virtual_workers, name="metrics") if own[0] else []
 
 
 def _layer_states(model: Any) -> list[Any]:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfddl._src.collectives import ReduceOp
 from tfddl._src.gradients import Gradient, ReductionOptions
 from tfddl._src.gradients.virtual_layout import GradientLayout
-from tfddl._src.gradients.virtual_sum import add, concatenate, multiple_of_size, sum_nodes
+from tfddl._src.gradients.virtual_sum import add, concatenate, sum_nodes
 from tfddl._src.keras_hooks import batch_count
 from tfddl._src.keras_hooks.loss_metrics import evaluated_by_weight, unchanged_unless
 from tfddl._src.keras_hooks.moving_statistics import MovingStatistics
@@ -225,7 +225,7 @@ class VirtualStep:
         )
         averages = self._options.op is ReduceOp.AVERAGE
         weight = numbers[0] if averages else tf.ones([], dtype)
-        return layout.pack(gradients, weight, header, round_up=multiple_of_size)
+        return layout.pack(gradients, weight, header)
 
     def _apply(self, totals: list[tf.Tensor], sparse: list[tf.IndexedSlices]) -> None:
         """Updates the weights, by what all virtual workers have added up."""
