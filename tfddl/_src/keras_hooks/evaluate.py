@@ -175,7 +175,11 @@ def _predict_replicated(
     ranges = replicated_data.own_ranges(replicated_data.num_examples(x), virtual_workers)
     # Each virtual worker by itself: what a row comes to may depend on its neighbours in a batch.
     mine = [predict(start, stop) for start, stop in ranges]
-    return tf.nest.map_structure(lambda *parts: gather_rows(np.concatenate(parts)), *mine)
+    # What isn't an array of numbers is refused by `gather_rows`, not by NumPy.
+    joined = mine[0]
+    if len(mine) > 1:
+        joined = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *mine)
+    return tf.nest.map_structure(gather_rows, joined)
 
 
 def _report_on_rank_zero(given: dict[str, Any]) -> None:
