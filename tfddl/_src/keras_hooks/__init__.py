@@ -23,6 +23,7 @@ a Keras that has changed raises an error that says in what.
   `sync_batch_norm`: with synchronized=True it normalizes by the batch of all ranks.
 * `virtual_data`, `virtual_fit`: with virtual workers, `fit` and `evaluate` run all of this process'
   in each step. `virtual_step`: that step. `virtual_states`: what each keeps from step to step.
+  `virtual_loop`: for loops written by hand.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
 * `scope`: models made under ``tfddl.strategy().scope()``. `script_strategies`: a
   `MultiWorkerMirroredStrategy` of a script is the job's; others aren't.
