@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfddl
 import tfddl.horovod.tensorflow as hvd
 import tfddl.horovod.tensorflow.keras as hvd_keras
-from tfddl._src.collectives import fusion, limit_fusion
+from tfddl._src.collectives import fusion_limit, limit_fusion
 from tfddl._src.horovod.process_sets import REGISTERED
 from tfddl._src.runtime import current
 
@@ -242,7 +242,7 @@ def fused(num_bytes: int) -> tuple[list[float], int]:
         sums = hvd.grouped_allreduce([tf.fill([n], 1.0) for n in (1, 2, 3)], op=hvd.Sum)
         after, _ = current().instrumentation.counts()
     finally:
-        fusion._LIMIT.current().clear()
+        fusion_limit._LIMIT.current().clear()
     return [float(total[-1]) for total in sums], after - before
 
 

@@ -45,7 +45,7 @@ from tfddl._src.collectives.barrier import barrier
 from tfddl._src.collectives.broadcast import broadcast, broadcast_in, grouped_broadcast
 from tfddl._src.collectives.broadcast_variables import broadcast_variables
 from tfddl._src.collectives.dense import ScaledOp
-from tfddl._src.collectives.fusion import limit_fusion
+from tfddl._src.collectives.fusion_limit import limit_fusion
 from tfddl._src.collectives.join import join
 from tfddl._src.collectives.negotiation import (
     DisplayName,

@@ -4,18 +4,15 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tfddl._src.collectives.fusion_limit import fusion_limit
 from tfddl._src.collectives.negotiation import failing_together
 from tfddl._src.collectives.process_sets import Group
-from tfddl._src.runtime import PerRuntime
 from tfddl.errors import UnsupportedError
 
 _FUSION_BYTES = 16 * 2**20
 """So many that it is no longer the start that costs, so few that others are computed meanwhile."""
 
 _EVERYTHING = 2**62
-
-_LIMIT: PerRuntime[dict[str, int]] = PerRuntime(lambda _: {})
-"""What a script has asked for instead, as "bytes"."""
 
 TRANSFER_DTYPES = {
     tf.bool: tf.int32,
@@ -64,7 +61,8 @@ def fuse(
         # With one core nothing is computed while tensors travel: then it is only the number of
         # operations that costs.
         usual = _FUSION_BYTES if group.process_group.overlaps else _EVERYTHING
-        most = _LIMIT.of(group.runtime).get("bytes", usual)
+        limit = fusion_limit(group.runtime)
+        most = usual if limit is None else limit
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
         for run in plan_buffers(sizes, most):
             members = [positions[i] for i in run]
@@ -72,18 +70,6 @@ def fuse(
             for i, part in zip(members, arrived, strict=True):
                 outputs[i] = tf.cast(part, tensors[i].dtype)
     return outputs
-
-
-def limit_fusion(num_bytes: int) -> None:
-    """Sets how many bytes travel together from now on, the same on all ranks.
-
-    Args:
-        num_bytes: A tensor that is larger travels alone; 0: each does.
-
-    Raises:
-        NotInitializedError: `tfddl.init()` has not been called.
-    """
-    _LIMIT.current()["bytes"] = num_bytes
 
 
 def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:

@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from tfddl._src.collectives.fusion_limit import fusion_limit
 from tfddl._src.collectives.process_sets import Group
 from tfddl._src.comm.errors import DisagreementOpError, GraphDisagreementError
 from tfddl._src.comm.lazy_variable import create_outside_graph
@@ -132,8 +133,10 @@ class CollectiveRequest:
         first = int(free_first_dimension)
         among = "" if group.is_world else f" among {format_ranks(group.ranks)}"
         known = all(t.shape[first:].is_fully_defined() for t in tensors)
+        limit = fusion_limit(group.runtime)
+        fused = "" if limit is None else f" fused up to {limit} bytes"
         return cls(
-            kind=_call(operation, name) + among,
+            kind=_call(operation, name) + among + fused,
             key="" if name is None or isinstance(name, DisplayName) else name,
             tensors=tuple(describe_tensor(t.dtype, t.shape, free=first) for t in tensors),
             running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
