@@ -265,6 +265,11 @@ def namespaces() -> None:
     assert not hasattr(keras.layers, "nonsense")
     assert not hasattr(np_utils, "nonsense")
     refused(lambda: multi_gpu_model(make_model(), gpus=2), "tfddlrun --horovod -np N")
+    from keras.wrappers.scikit_learn import KerasClassifier
+
+    refused(lambda: KerasClassifier(build_fn=make_model, epochs=1), "SKLearnClassifier(model")
+    loss = tf.losses.softmax_cross_entropy([[0.0, 1.0]], [[2.0, 2.0]])
+    np.testing.assert_allclose(loss, np.log(2.0), rtol=1e-6)
     flow = ImageDataGenerator(rescale=0.5).flow(np.ones((4, 8, 8, 3)), batch_size=2)
     assert flow.next().shape == (2, 8, 8, 3)
     keras.utils.save_img("one.png", np.ones((4, 4, 3)))
@@ -277,6 +282,11 @@ def models() -> None:
     np.testing.assert_array_equal(model.predict_classes(x), probable > 0.5)
     assert model.layers[0].output_shape == (None, 3)
     refused(lambda: model.compile("sgd", "mse", target_tensors=[1]), "pass the targets to fit")
+    ends = {"input": model.inputs, "output": model.outputs}
+    refused(lambda: keras.Model(**ends), "Model(inputs=…, outputs=…)")
+    layer = keras.layers.BatchNormalization(1, fused=True)
+    assert keras.layers.BatchNormalization.from_config(layer.get_config()).axis == 1
+    refused(lambda: keras.layers.BatchNormalization(renorm=True), "synchronized=True")
     model.compile("sgd", "mse", sample_weight_mode=None)
 
 

@@ -5,13 +5,15 @@ Only public API of Keras is patched here, and only in a process that asks for it
 
 * `compile`: arguments that `compile` no longer takes
 * `generators`: `fit_generator` and its like; ``workers=``; steps that are fractions
-* `models`: ``predict_classes``, ``layer.output_shape``
+* `models`: ``predict_classes``, ``layer.output_shape``, ``Model(input=…, output=…)``
+* `layers`: ``BatchNormalization(fused=…)``
 * `saving`: weights in any HDF5 file, ``model.save("folder")``
 * `callbacks`: ``ModelCheckpoint(period=…)``, metrics by old names such as ``val_acc``
 * `optimizers`: ``optimizer.variables()``, ``lr``, ``decay``, ``get_weights``, ``optimizers.legacy``
 * `variables`: ``.ref()`` and ``.device`` of Keras' variables
 * `backend`: all of ``K.…`` in the namespace `keras`, and what is gone from both
-* `namespaces`: ``keras.layers.merge``, ``keras.utils.np_utils``, `ImageDataGenerator`
+* `namespaces`: ``keras.layers.merge``, ``keras.utils.np_utils``, `ImageDataGenerator`,
+  ``tf.losses.softmax_cross_entropy``, ``keras.wrappers.scikit_learn``
 * `sessions`, `tensorflow1`: ``tf.Session(config=…)``, ``tf.set_random_seed`` and the like
 
 They are installed in the middle of the first import of TensorFlow or Keras, which may be that of a
@@ -23,6 +25,7 @@ from tfddl._src.horovod.keras2 import (
     callbacks,
     compile,
     generators,
+    layers,
     models,
     namespaces,
     optimizers,
@@ -36,6 +39,7 @@ _PARTS = (
     compile,
     generators,
     models,
+    layers,
     saving,
     callbacks,
     optimizers,

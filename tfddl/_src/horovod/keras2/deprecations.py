@@ -16,6 +16,9 @@ _LIBRARIES = (
     "_frozen_importlib",
 )
 
+_ASKING_FOR_OTHERS = (__package__ or "", "tensorflow.python.util.lazy_loader")
+"""One module of this package asks another; and TensorFlow loads ``tf.losses`` when it is used."""
+
 
 class Keras2Warning(UserWarning):
     """A script uses an idiom of Keras 2, or of TensorFlow 1."""
@@ -56,8 +59,8 @@ def is_called_by_script() -> bool:
     Libraries ask modules for names that they may not have, and must get the answer that they know.
     """
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(__package__ or ""):
-        frame = frame.f_back  # One module of this package asks another.
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_ASKING_FOR_OTHERS):
+        frame = frame.f_back
     return frame is not None and not _is_library(frame)
 
 

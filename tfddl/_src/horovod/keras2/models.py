@@ -1,11 +1,13 @@
 """Models: `predict_classes`, `predict_proba`, shapes of layers, ends of a Sequential."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from tfddl._src.horovod.keras2.deprecations import DeprecationWarnings
+from tfddl._src.horovod.keras2.deprecations import PATCH_MARK, DeprecationWarnings
+from tfddl.errors import UnsupportedError
 
 
 def install(deprecations: DeprecationWarnings) -> None:
@@ -23,6 +25,24 @@ def install(deprecations: DeprecationWarnings) -> None:
     if not hasattr(keras.layers.Layer, "output_shape"):
         # Not `input_shape`: Sequential takes a layer that has one for a model (sequential.py).
         keras.layers.Layer.output_shape = _output_shape(deprecations)
+    if not hasattr(keras.Model.__init__, PATCH_MARK):
+        model: Any = keras.Model
+        model.__init__ = _refusing_keras_1(keras.Model.__init__)
+
+
+def _refusing_keras_1(original: Callable[..., None]) -> Callable[..., None]:
+    # What Keras makes of (inputs, outputs) is another class (`Model.__new__`), which it makes of
+    # no other names.
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if {"input", "output"} & set(kwargs):
+            raise UnsupportedError(
+                "Model(input=…, output=…) is of Keras 1. HINT: Model(inputs=…, outputs=…)."
+            )
+        original(self, *args, **kwargs)
+
+    setattr(__init__, PATCH_MARK, True)
+    return __init__
 
 
 def _predict_classes(deprecations: DeprecationWarnings) -> Callable[..., Any]:

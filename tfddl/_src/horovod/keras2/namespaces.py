@@ -37,6 +37,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "objectives": ("losses",),
     "optimizers.adam_v2": ("optimizers",),
     "optimizers.gradient_descent_v2": ("optimizers",),
+    "optimizers.optimizer_v2": ("optimizers",),
+    "optimizers.optimizer_v2.optimizer_v2": ("optimizers",),
     "optimizers.rmsprop_v2": ("optimizers",),
     "preprocessing.text": ("preprocessing.text",),
     **{f"utils.{name}": ("utils", "saving") for name in _UTILS.split()},
@@ -50,6 +52,18 @@ _MODERN = {
     "ImageDataGenerator": "keras.utils.image_dataset_from_directory, and layers that augment",
     "TimeseriesGenerator": "keras.utils.timeseries_dataset_from_array",
 }
+_LOSSES = {
+    "absolute_difference": "MeanAbsoluteError()",
+    "hinge_loss": "Hinge()",
+    "huber_loss": "Huber()",
+    "log_loss": "BinaryCrossentropy()",
+    "sigmoid_cross_entropy": "BinaryCrossentropy(from_logits=True)",
+    "softmax_cross_entropy": "CategoricalCrossentropy(from_logits=True)",
+    "sparse_softmax_cross_entropy": "SparseCategoricalCrossentropy(from_logits=True)",
+}
+"""Losses of TensorFlow 1 that `tf.losses` had, and Keras' own. They work eagerly, too."""
+
+_SCIKIT_LEARN = {"KerasClassifier": "SKLearnClassifier", "KerasRegressor": "SKLearnRegressor"}
 _CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 
 
@@ -68,6 +82,7 @@ def install(deprecations: DeprecationWarnings) -> None:
             lookup = _lower_case if name == "optimizers" else _multi_gpu_model
             _fall_back(deprecations, module, f"keras.{name}", lookup)
         _accept_grayscale(deprecations, prefix)
+        _add_scikit_learn(prefix)
     iterator: Any = tf.keras.preprocessing.image.Iterator
     if not hasattr(iterator, "next"):
         iterator.next = lambda self: next(self)
@@ -78,6 +93,26 @@ def install(deprecations: DeprecationWarnings) -> None:
             _replace_private(
                 deprecations, name.replace("tensorflow", "tensorflow.python", 1), module
             )
+
+
+def _add_scikit_learn(prefix: str) -> None:
+    name = f"{prefix}.wrappers.scikit_learn"
+    module = ModuleType(name, "Its classes are errors that name today's.")
+    for old, new in _SCIKIT_LEARN.items():
+        setattr(module, old, _scikit_learn_error(old, new))
+    sys.modules.setdefault(name, module)
+    importlib.import_module(f"{prefix}.wrappers").scikit_learn = module  # type: ignore[attr-defined]
+
+
+def _scikit_learn_error(old: str, new: str) -> Callable[..., None]:
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        raise UnsupportedError(
+            f"{old}(build_fn=…) is of Keras 2. HINT: keras.wrappers.{new}(model, fit_kwargs=…), "
+            f"which takes a compiled model or a function of (X, y); or {old} of the package "
+            "scikeras."
+        )
+
+    return wrapper
 
 
 def _accept_grayscale(deprecations: DeprecationWarnings, prefix: str) -> None:
@@ -186,6 +221,8 @@ def _lookup(others: Sequence[ModuleType]) -> _Lookup:
         for other in others:
             if name in _CUDNN and hasattr(other, _CUDNN[name]):
                 return getattr(other, _CUDNN[name]), f"keras.layers.{_CUDNN[name]}"
+            if name in _LOSSES and other.__name__.endswith("losses"):
+                return getattr(tf.compat.v1.losses, name), f"keras.losses.{_LOSSES[name]}"
             if name in vars(other):
                 value = vars(other)[name]
                 return value, _MODERN.get(name) or _long_name(other, name, value)
