@@ -157,12 +157,38 @@ def test_the_fusion_threshold(groups: Groups, num_bytes: int, operations: int) -
     assert found == [([2.0] * 3, operations)] * 2
 
 
+def test_ranks_with_other_fusion_thresholds_say_so(groups: Groups) -> None:
+    for message in groups(2).run(f"{CASES}:fusion_differs"):
+        assert "fused up to 100 bytes" in message
+        assert "fused up to 101 bytes" in message
+
+
+def test_collectives_in_a_session(groups: Groups) -> None:
+    for rank, found in enumerate(groups(2).run(f"{CASES}:in_a_session")):
+        differ = found.pop("differ")
+        assert "float32 (2)" in differ
+        assert "float32 (3)" in differ
+        assert found == {
+            "sums": [3.0 * i for i in range(1, 7)],
+            "gradient": [2.0, 2.0],
+            "gathered": [0, 1, 1],
+            "swapped": [[0, 10, 11], [1, 2, 12]][rank],
+            "splits": [[1, 2], [2, 1]][rank],
+            "in a function": [4.0, 4.0],
+            "broadcast": [1.0, 1.0],
+            "global variables": 1.0,
+            "objects": [[1], [0, 1]],
+            "after": 3.0,
+            "hook": 1.0,
+            "eagerly": 1.0,
+        }
+
+
 def test_a_graph_for_a_session_is_refused(groups: Groups) -> None:
-    for message, after in groups(2).run(f"{CASES}:in_a_session"):
+    for message in groups(2).run(f"{CASES}:refused_in_a_session"):
         assert message.startswith(
             "allreduce average <x> is called in a tf.Graph for a tf.compat.v1"
         )
-        assert after == "1.0"
 
 
 def test_a_variable_made_local_later(groups: Groups) -> None:

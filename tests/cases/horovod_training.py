@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -246,11 +247,60 @@ def fused(num_bytes: int) -> tuple[list[float], int]:
     return [float(total[-1]) for total in sums], after - before
 
 
-def in_a_session() -> list[str]:
-    """What a collective says in a graph for a session; eager ones then work."""
+def fusion_differs() -> str:
+    """What ranks say whose thresholds aren't the same."""
+    limit_fusion(100 + tfddl.rank())
+    try:
+        return _refusal(lambda: hvd.allreduce(tf.ones([2]), name="x"))
+    finally:
+        fusion_limit._LIMIT.current().clear()
+
+
+def in_a_session() -> dict[str, Any]:
+    """Collectives in a graph for a session that has one thread; eager ones work afterwards."""
+    v1, rank = tf.compat.v1, tfddl.rank()
+    config = v1.ConfigProto(inter_op_parallelism_threads=1, use_per_session_threads=True)
+    found: dict[str, Any] = {}
+    with tf.Graph().as_default(), v1.Session(config=config) as session:
+        x = tf.fill([2], rank + 1.0)
+        sums = [hvd.allreduce(x * float(i), op=hvd.Sum) for i in range(1, 7)]
+        # In one run, and each rank asks for them in another order.
+        order = list(range(6))[:: 1 - 2 * rank]
+        arrived = session.run([sums[i] for i in order])
+        found["sums"] = [float(arrived[order.index(i)][0]) for i in range(6)]
+        found["gradient"] = session.run(tf.gradients(sums[0], x))[0].tolist()
+        gathered = hvd.allgather(tf.fill([rank + 1], rank))
+        swapped, splits = hvd.alltoall(tf.range(3) + 10 * rank, [1 + rank, 2 - rank])
+        found["gathered"], found["swapped"], found["splits"] = (
+            array.tolist() for array in session.run([gathered, swapped, splits])
+        )
+        in_function = tf.function(lambda y: hvd.allreduce(y, op=hvd.Sum) + 1.0)(x)
+        found["in a function"] = session.run(in_function).tolist()
+        variable = v1.Variable(float(rank))
+        session.run(v1.global_variables_initializer())
+        values = hvd.broadcast_([variable], 1)
+        found["broadcast"] = [*session.run(values), session.run(variable)]
+        session.run(variable.assign(float(rank)))
+        session.run(hvd.broadcast_global_variables(1))
+        found["global variables"] = session.run(variable)
+        found["objects"] = [hvd.broadcast_object_fn(1)([rank]), hvd.allgather_object(rank)]
+        odd = hvd.allreduce(tf.ones([2 + rank]))
+        found["differ"] = _refusal(lambda: session.run(odd))
+        found["after"] = float(session.run(sums[0])[0])
     with tf.Graph().as_default():
-        message = _refusal(lambda: hvd.allreduce(tf.ones([2]), name="x"))
-    return [message, str(float(hvd.allreduce(1.0)))]
+        variable = v1.Variable(float(rank))
+        hooks = [hvd.BroadcastGlobalVariablesHook(1)]
+        with v1.train.MonitoredTrainingSession(hooks=hooks) as monitored:
+            found["hook"] = monitored.run(variable)
+    found["eagerly"] = float(hvd.allreduce(1.0))
+    return found
+
+
+def refused_in_a_session() -> str:
+    """What a collective says there where the process group can't."""
+    group = type(current().process_group)
+    with tf.Graph().as_default(), mock.patch.object(group, "runs_in_sessions", False):
+        return _refusal(lambda: hvd.allreduce(tf.ones([2]), name="x"))
 
 
 def local_variable() -> list[float]:

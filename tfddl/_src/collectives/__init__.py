@@ -17,6 +17,9 @@ raises an error that names the operation and says what each has, and the next op
   and a `tf.errors.FailedPreconditionError`, which Horovod raises.
 * In a graph it is found when a kind of operation (name, dtypes, shapes) is first run, and at every
   run where the graph doesn't know the shapes. It is a `tf.errors.InvalidArgumentError`.
+* In a graph that a `tf.compat.v1.Session` runs it is found at every run. It is a
+  `tf.errors.FailedPreconditionError`. Calls there have no order: they are matched by their names,
+  or by their order in the graph.
 
 Gradients are the derivatives of the sum of all ranks' losses, which Horovod's aren't:
 `GradientRule` says what each is. Differentiating is a collective, too: all ranks do it together.

@@ -147,9 +147,10 @@ def _rows(group: Group, value: tf.Tensor, splits: Any, name: str | None) -> tf.T
 def _checked(group: Group, told: tf.Tensor, rule: str) -> tf.Tensor:
     """The splits of all ranks, each of which has told how many, its first dimension, and them."""
     numbers, firsts, rows = told[:, 0], told[:, 1], told[:, 2:]
+    # In graphs of sessions != would compare the objects.
     bad = (
-        (numbers != group.size)
-        | (tf.reduce_sum(rows, axis=1) != firsts)
+        tf.not_equal(numbers, group.size)
+        | tf.not_equal(tf.reduce_sum(rows, axis=1), firsts)
         | tf.reduce_any(rows < 0, axis=1)
     )
     if tf.executing_eagerly():

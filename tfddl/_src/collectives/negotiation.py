@@ -22,6 +22,7 @@ from tfddl._src.comm.errors import DisagreementOpError, GraphDisagreementError
 from tfddl._src.comm.lazy_variable import create_outside_graph
 from tfddl._src.comm.native import OpSignature, describe_difference, format_ranks
 from tfddl._src.comm.process_group import DynamicSignature
+from tfddl._src.comm.session_graph import is_for_session
 from tfddl._src.comm.stall_inspector import COMPARING
 from tfddl._src.comm.tensorflow_private import is_for_xla
 from tfddl._src.runtime import PerRuntime
@@ -132,9 +133,9 @@ class CollectiveRequest:
         """
         first = int(free_first_dimension)
         among = "" if group.is_world else f" among {format_ranks(group.ranks)}"
-        known = all(t.shape[first:].is_fully_defined() for t in tensors)
         limit = fusion_limit(group.runtime)
         fused = "" if limit is None else f" fused up to {limit} bytes"
+        known = all(t.shape[first:].is_fully_defined() for t in tensors)
         return cls(
             kind=_call(operation, name) + among + fused,
             key="" if name is None or isinstance(name, DisplayName) else name,
@@ -183,13 +184,15 @@ def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True)
 
     Raises:
         CompiledError: XLA is to compile the graph.
-        UnsupportedError: The graph is one for TensorFlow 1's sessions.
+        UnsupportedError: The graph is one for TensorFlow 1's sessions, which the process group
+            doesn't support.
         DisagreementOpError: Eagerly, on every rank, where the requests differ.
     """
     if group.size == 1:
         return group
     CompiledError.check(request)
-    _refuse_session(request)
+    if not group.process_group.runs_in_sessions:
+        _refuse_session(request)
     if compare and not group.process_group.compares:
         comparing = OpSignature("", f"{COMPARING} {request.lines}")
         asking = dataclasses.replace(group, signature=DynamicSignature(comparing))
@@ -205,15 +208,16 @@ def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True)
 
 
 def _refuse_session(request: CollectiveRequest) -> None:
-    """Raises in a graph that is none of a `tf.function`.
+    """Raises in a graph that a session runs.
 
     A session runs only what is asked for, in any order, on few threads: ranks could wait for each
     other in different operations.
     """
-    if not tf.executing_eagerly() and not hasattr(tf.compat.v1.get_default_graph(), "outer_graph"):
+    if is_for_session():
         raise UnsupportedError(
             f"{request.kind} is called in a tf.Graph for a tf.compat.v1.Session, which runs "
-            "operations in another order on each rank. HINT: call it eagerly, or in a tf.function."
+            "operations in another order on each rank: between CPUs it works, on one host or with "
+            "one worker per host. HINT: call it eagerly, or in a tf.function."
         )
 
 

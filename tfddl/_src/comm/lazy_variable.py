@@ -7,8 +7,11 @@ one of the process. So counters that live in graphs are made when the first grap
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import tensorflow as tf
+
+_Result = TypeVar("_Result")
 
 
 class LazyVariable:
@@ -47,6 +50,13 @@ class LazyVariable:
 
 
 @tf.autograph.experimental.do_not_convert
+def call_outside_graph(function: Callable[[], _Result]) -> _Result:
+    """Calls a function eagerly while a graph may be made."""
+    # Graphs, devices, scopes and strategies are thread-local in TensorFlow: a new thread has none.
+    with ThreadPoolExecutor(1) as outside:
+        return outside.submit(function).result()
+
+
 def create_outside_graph(make: Callable[[], tf.Variable]) -> tf.Variable:
     """Makes a variable while a graph may be made.
 
@@ -54,9 +64,7 @@ def create_outside_graph(make: Callable[[], tf.Variable]) -> tf.Variable:
     allows no new variables, not even in an init_scope; and a strategy's scope would make it one of
     the strategy's.
     """
-    # Graphs, devices, scopes and strategies are thread-local in TensorFlow: a new thread has none.
-    with ThreadPoolExecutor(1) as outside:
-        return outside.submit(make).result()
+    return call_outside_graph(make)
 
 
 def counter(name: str, device: str = "CPU:0") -> LazyVariable:

@@ -8,8 +8,10 @@ first.
 Operations of a graph run in program order. Each takes in a *ticket* and gives out the next, which
 goes through a variable, for branches and loops, and straight from one operation to the next within
 a graph: Grappler's dependency optimizer drops some of the edges that only say what comes first.
+Graphs of TensorFlow 1's sessions are another matter (`session_graph`).
 """
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,6 +38,7 @@ from tfddl._src.comm.process_group import (
     ProcessGroup,
     with_small_concatenated,
 )
+from tfddl._src.comm.session_graph import call_in_own_thread, is_for_session, unique_name
 from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
 
@@ -92,6 +95,7 @@ class NativeGroup(ProcessGroup):
     dtypes = ALL_DTYPES
     rounds_once = True
     compares = True
+    runs_in_sessions = True
 
     def __init__(self, shared: _Shared, members: tuple[int, ...]) -> None:
         """Connects some workers.
@@ -242,21 +246,26 @@ class NativeGroup(ProcessGroup):
     ) -> list[tf.Tensor]:
         instrumentation = self._shared.instrumentation
         operation = OperationInfo.of(signature, self.ranks)
+        in_session, static = is_for_session(), signature.static
+        if in_session:
+            static = dataclasses.replace(static, name=unique_name(self.ranks, static.name))
 
         def run(*given: Any) -> Arrays:
             arrays = [np.asarray(array) for array in given]
-            call = _with_shapes(signature.static, arrays[len(inputs) :])
+            call = _with_shapes(static, arrays[len(inputs) :])
             arrays = arrays[: len(inputs)]
             with instrumentation.record(operation, sum(array.nbytes for array in arrays)):
                 return work(call, arrays)
 
         # Threads of tf.data aren't Python's: a wait in one of them looks as if nothing else could
         # run, and might be taken for a deadlock.
-        if is_in_pipeline():
+        if in_session or is_in_pipeline():
             self._shared.network.mesh.expect_concurrent_calls()
         given = [*inputs, *signature.shapes]
         if tf.executing_eagerly():
             return _run_eagerly(run, given)
+        if in_session:
+            return call_in_own_thread(run, given, dtypes)
         return self._run_in_graph(run, given, dtypes)
 
     def _run_in_graph(

@@ -100,6 +100,7 @@ class ProcessGroup(abc.ABC):
         compares: Whether operations compare the members' signatures before anything is moved, and
             raise `DisagreementOpError` (in a graph `GraphDisagreementError`) on all members where
             they differ.
+        runs_in_sessions: Whether operations work in the graph of a `tf.compat.v1.Session`.
         counters: Bytes that have been reduced and written so far, where that is counted.
     """
 
@@ -110,6 +111,7 @@ class ProcessGroup(abc.ABC):
     device = "CPU:0"
     stays_on_device = False
     compares = False
+    runs_in_sessions = False
 
     def __init__(self, rank: int, ranks: Sequence[int]) -> None:
         self.rank = rank

@@ -5,19 +5,23 @@ reducescatter they differ from tfddl's own by a factor of the number of ranks, f
 which ranks get them; see `collectives.GradientRule` and tests/test_horovod_gradients.py.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
 import tfddl
 from tfddl._src import collectives
 from tfddl._src.collectives import GradientRule, Group, ScaledOp, group_of
+from tfddl._src.comm.lazy_variable import call_outside_graph
 from tfddl._src.comm.native import ReduceOp
+from tfddl._src.comm.session_graph import is_for_session
 from tfddl._src.horovod.compression import Compression, resolve_compressor
 from tfddl._src.horovod.process_sets import ProcessSet, global_process_set, resolve_process_set
 from tfddl._src.horovod.reductions import Average, resolve_op, warn_no_device
 from tfddl.errors import UnimplementedError, UnsupportedError
+
+_Result = TypeVar("_Result")
 
 
 def allreduce(  # noqa: PLR0913 - Horovod's signature
@@ -158,10 +162,28 @@ def broadcast_(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> list[Any]:
-    """`tfddl.broadcast_variables`, which here returns the variables in a list."""
+    """`tfddl.broadcast_variables`, which here returns the variables in a list.
+
+    In a `tf.Graph` for a session these are tensors, of their values once they have been set; with
+    each that is run, its variable is set.
+    """
     variables = list(variables)
+    if is_for_session():
+        return _assigned(variables, root_rank, process_set, name)
     tfddl.broadcast_variables(variables, root_rank, process_set=resolve_process_set(process_set))
     return variables
+
+
+def _assigned(
+    variables: Sequence[Any], root_rank: int, process_set: Any, name: str | None
+) -> list[tf.Tensor]:
+    given = [tf.convert_to_tensor(variable) for variable in variables]
+    values = collectives.broadcast_in(_group(process_set), given, root_rank, name=name)
+    assigned = []
+    for variable, value in zip(variables, values, strict=True):
+        with tf.control_dependencies([variable.assign(value, read_value=False)]):
+            assigned.append(tf.identity(value))
+    return assigned
 
 
 def broadcast_variables(
@@ -169,9 +191,15 @@ def broadcast_variables(
     root_rank: int,
     process_set: ProcessSet = global_process_set,
     inplace: bool = False,
-) -> None:
-    """`tfddl.broadcast_variables`; ``inplace`` has no effect: it always is."""
+) -> tf.Operation | None:
+    """`tfddl.broadcast_variables`; ``inplace`` has no effect: it always is.
+
+    In a `tf.Graph` for a session it returns the operation that does it.
+    """
+    if is_for_session():
+        return tf.group(*_assigned(list(variables), root_rank, process_set, None))
     tfddl.broadcast_variables(variables, root_rank, process_set=resolve_process_set(process_set))
+    return None
 
 
 def broadcast_object(
@@ -181,11 +209,9 @@ def broadcast_object(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Any:
-    """`tfddl.broadcast_object`; ``session`` must be None."""
-    _refuse_session(session)
-    return tfddl.broadcast_object(
-        obj, root_rank, name=name, process_set=resolve_process_set(process_set)
-    )
+    """`tfddl.broadcast_object`; ``session`` has no effect: it happens at once, also in a graph."""
+    ranks = resolve_process_set(process_set)
+    return _at_once(lambda: tfddl.broadcast_object(obj, root_rank, name=name, process_set=ranks))
 
 
 def allgather_object(
@@ -194,9 +220,13 @@ def allgather_object(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> list[Any]:
-    """`tfddl.allgather_object`; ``session`` must be None."""
-    _refuse_session(session)
-    return tfddl.allgather_object(obj, name=name, process_set=resolve_process_set(process_set))
+    """`tfddl.allgather_object`; ``session`` has no effect: it happens at once, also in a graph."""
+    ranks = resolve_process_set(process_set)
+    return _at_once(lambda: tfddl.allgather_object(obj, name=name, process_set=ranks))
+
+
+def _at_once(function: Callable[[], _Result]) -> _Result:
+    return call_outside_graph(function) if is_for_session() else function()
 
 
 def alltoall(
@@ -278,25 +308,44 @@ def join() -> tf.Tensor:
 
 
 class GlobalVariablesError(UnsupportedError, RuntimeError):
-    """Global variables are of TensorFlow 1; Horovod raises a `RuntimeError`, too."""
+    """Eagerly there are no global variables; Horovod raises a `RuntimeError`, too."""
 
 
-def broadcast_global_variables(root_rank: int) -> None:
-    """Not supported: global variables are of TensorFlow 1.
-
-    Raises:
-        GlobalVariablesError: Always; it is a `RuntimeError`.
-    """
-    raise GlobalVariablesError(_TF1.format("broadcast_global_variables"))
-
-
-def BroadcastGlobalVariablesHook(root_rank: int, device: str = "") -> None:
-    """Not supported: hooks of sessions are of TensorFlow 1.
+def broadcast_global_variables(root_rank: int) -> tf.Operation:
+    """In a `tf.Graph` for a session, the operation that broadcasts all its global variables.
 
     Raises:
-        UnsupportedError: Always.
+        GlobalVariablesError: It is called eagerly, or in a `tf.function`; it is a `RuntimeError`.
     """
-    raise UnsupportedError(_TF1.format("BroadcastGlobalVariablesHook"))
+    if not is_for_session():
+        raise GlobalVariablesError(_TF1.format("broadcast_global_variables"))
+    return broadcast_variables(tf.compat.v1.global_variables(), root_rank)
+
+
+class BroadcastGlobalVariablesHook(tf.compat.v1.train.SessionRunHook):
+    """A hook of `tf.compat.v1.train.MonitoredTrainingSession` that makes all ranks start alike."""
+
+    def __init__(self, root_rank: int, device: str = "") -> None:
+        """Adds nothing yet.
+
+        Args:
+            root_rank: Whose global variables all ranks get once a session is there.
+            device: Has no effect.
+        """
+        super().__init__()
+        warn_no_device(device)
+        self._root_rank = root_rank
+        self._operation: tf.Operation | None = None
+
+    def begin(self) -> None:
+        """Adds the operation to the graph, which may be changed now, and not later."""
+        graph = tf.compat.v1.get_default_graph()
+        if self._operation is None or self._operation.graph is not graph:
+            self._operation = broadcast_global_variables(self._root_rank)
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Runs the operation, once variables are initialized."""
+        session.run(self._operation)
 
 
 def broadcast_object_fn(
@@ -304,21 +353,16 @@ def broadcast_object_fn(
     session: Any = None,
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
-) -> None:
-    """Not supported: sessions are of TensorFlow 1.
+) -> Callable[[Any], Any]:
+    """A function that broadcasts the object it gets; see `broadcast_object`."""
 
-    Raises:
-        UnsupportedError: Always.
-    """
-    raise UnsupportedError(_TF1.format("broadcast_object_fn") + " Or hvd.broadcast_object(obj).")
+    def broadcast(obj: Any) -> Any:
+        return broadcast_object(obj, root_rank, session, name, process_set)
+
+    return broadcast
 
 
 _TF1 = (
     "{} is of TensorFlow 1. HINT: hvd.broadcast_variables(model.variables, root_rank=0), or "
     "hvd.callbacks.BroadcastGlobalVariablesCallback(0) in fit."
 )
-
-
-def _refuse_session(session: Any) -> None:
-    if session is not None:
-        raise UnsupportedError("session is of TensorFlow 1. HINT: leave it out.")
