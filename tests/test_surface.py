@@ -41,6 +41,7 @@ EXPORTED = [
     "local_rank",
     "local_size",
     "loss_count",
+    "open_parquet",
     "rank",
     "reducescatter",
     "run",

@@ -4,7 +4,7 @@
 * `shard`: what one worker reads in an epoch, or in the rest of one.
 * `shard_lookup`: from a dataset that the user transformed further back to its shard; `lineage`:
   what a dataset was made from.
-* `sources`, `dataset_source`, `memory_map`: what examples are read from.
+* `sources`, `dataset_source`, `memory_map`, `parquet`: what examples are read from.
 * `transforms`, `examples`: what is done to them, and how they become batches.
 * `sample_weights`: how padding examples are marked.
 * `structure`: nested tuples and dictionaries of arrays.
@@ -17,6 +17,7 @@ Usage:
 """
 
 from tfddl._src.data.batch_slices import slice_batches
+from tfddl._src.data.parquet import ParquetColumn, open_parquet
 from tfddl._src.data.sample_weights import PADDING_WEIGHT
 from tfddl._src.data.shard import ResumePoint, Shard, epoch_state
 from tfddl._src.data.shard_dataset import shard_dataset
@@ -30,6 +31,7 @@ from tfddl._src.data.shard_lookup import (
 
 __all__ = [
     "PADDING_WEIGHT",
+    "ParquetColumn",
     "ResumePoint",
     "Shard",
     "clear_errors",
@@ -37,6 +39,7 @@ __all__ = [
     "find_error",
     "find_shard",
     "has_shard",
+    "open_parquet",
     "repeats_shard",
     "shard_dataset",
     "slice_batches",

@@ -51,6 +51,9 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
       batch, so that they don't count as the worker's memory. A few batches are kept, in either
       order. Where rows aren't contiguous in the file (``x[:, ::2]``, Fortran order), or with
       ``mmap_mode="c"``, the map itself is read, and its pages count while the system keeps them.
+    * **Columns of Parquet files** (`tfddl.open_parquet`): only the row groups that have rows of the
+      worker are decoded, once, into a file without a name; rows are read from there as from a
+      memory map. A few batches are kept.
     * **Anything with a length that can be indexed, such as a list of files, with ``load``**: every
       worker holds the list; only its own examples are loaded, by a few threads, each at most
       two ahead. A few batches and these examples are kept.
@@ -73,10 +76,10 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     and the example in its text.
 
     Args:
-        x: An array, a memory-mapped ``.npy``, a tensor, or a tuple or dictionary of these; all
-            have the same first dimension n. With `load`, also anything else that has a length and
-            can be indexed by number. Or a dataset of single examples ``x``, ``(x, y)`` or
-            ``(x, y, sample_weight)``.
+        x: An array, a memory-mapped ``.npy``, a column of Parquet files, a tensor, or a tuple or
+            dictionary of these; all have the same first dimension n. With `load`, also anything
+            else that has a length and can be indexed by number. Or a dataset of single examples
+            ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
         y: The same, or None. None where x is a dataset.
         sample_weight: The same, or None. None where x is a dataset.
         batch_size: Examples per rank and step, as in Horovod, at least 1. One worker with a batch

@@ -1,4 +1,4 @@
-"""Where examples are read from: by their number, in arrays, memory maps and lists."""
+"""Where examples are read from: by their number, in arrays, maps, Parquet and lists."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfddl._src.data import structure
 from tfddl._src.data.memory_map import MappedRows
+from tfddl._src.data.parquet import ParquetColumn
 from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
 
@@ -54,7 +55,8 @@ class Source(Protocol):
 class IndexedSource:
     """A `Source` of parts that can be indexed: arrays, memory maps, lists of what `load` loads.
 
-    Rows of memory maps are read into the batch's own buffer, see `MappedRows`.
+    Rows of memory maps are read into the batch's own buffer, see `MappedRows`, and so are those of
+    Parquet files, see `ParquetColumn`.
     """
 
     seeks = True
@@ -128,7 +130,9 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def _array(leaf: Any, name: str) -> np.ndarray:
+def _array(leaf: Any, name: str) -> np.ndarray | ParquetColumn:
+    if isinstance(leaf, ParquetColumn):
+        return leaf
     if isinstance(leaf, list):  # Data, not structure: see `structure.map_leaves`.
         leaf = np.asarray(leaf)
     if not hasattr(leaf, "shape"):
@@ -163,7 +167,8 @@ def _column(leaf: Any, name: str) -> Any:
 
 
 def _spec(leaf: Any) -> tf.TensorSpec | None:
-    return tf.TensorSpec(leaf.shape[1:], leaf.dtype) if isinstance(leaf, np.ndarray) else None
+    is_array = isinstance(leaf, np.ndarray | ParquetColumn)
+    return tf.TensorSpec(leaf.shape[1:], leaf.dtype) if is_array else None
 
 
 def _check_lengths(names: list[str], columns: list[Any]) -> None:
