@@ -45,6 +45,8 @@ SUBMODULES = """
     common.basics common.elastic common.exceptions common.process_sets common.util
     runner runner.launch runner.util.threads runner.common.util.env
     _keras data torch mxnet spark ray
+    spark.keras spark.common.store spark.common.backend spark.common.util
+    spark.torch spark.lightning
 """
 """Further modules that scripts and tests import, and whole packages that tfddl isn't for."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tfddl
+import tfddl.spark
 from tests import error_texts
 from tests.group import Groups
 from tfddl._src.launcher.main import make_parser
@@ -59,7 +60,8 @@ def test_every_public_name_is_in_the_reference() -> None:
     names |= {f"tfddl.callbacks.{name}" for name in tfddl.callbacks.__all__}
     names |= {f"tfddl.debug.{name}" for name in tfddl.debug.__all__}
     names -= {"tfddl.callbacks.load_checkpoint"}  # It is tfddl.load_checkpoint.
-    engines = {"tfddl.spark.run", "tfddl.ray.RayExecutor", "tfddl.ray.RaySettings"}
+    engines = {f"tfddl.spark.{name}" for name in tfddl.spark.__all__}
+    engines |= {"tfddl.ray.RayExecutor", "tfddl.ray.RaySettings"}
     assert entries == names | engines | {"tfddl.models.unet"}
 
 

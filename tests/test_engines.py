@@ -157,7 +157,7 @@ def test_bundles_of_a_group_that_is_there() -> None:
         choose_bundles(there, [{"GPU": 1}] * 3)
 
 
-def _drive(script: str, *arguments: str, cwd: Path) -> dict[str, Any]:
+def drive(script: str, *arguments: str, cwd: Path) -> dict[str, Any]:
     """Runs a driver in a process of its own, and returns what it has reported."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/scripts/engines" / script), *arguments],
@@ -181,7 +181,7 @@ def _indices(configs: list[str]) -> list[int]:
 @needs_spark
 def test_spark(tmp_path: Path) -> None:
     """Trains exactly, goes on after a killed worker, reports failures, leaves nothing."""
-    found = _drive("spark_driver.py", "local[2]", str(tmp_path), cwd=tmp_path)
+    found = drive("spark_driver.py", "local[2]", str(tmp_path), cwd=tmp_path)
     assert _indices([values[0] for values in found["results"]]) == [0, 1]
     assert [values[1:] for values in found["results"]] == [["0", "hi"]] * 2
     assert found["horovod"] == ["tfddl.horovod"] * 2
@@ -204,7 +204,7 @@ def test_spark(tmp_path: Path) -> None:
 @needs_ray
 def test_ray(tmp_path: Path) -> None:
     """The same with actors, which keep their state; the user starts again."""
-    found = _drive("ray_driver.py", str(tmp_path), cwd=tmp_path)
+    found = drive("ray_driver.py", str(tmp_path), cwd=tmp_path)
     assert "HINT: ray.init() first" in found["too early"][0]
     assert "HINT: start() first" in found["not started"][0]
     assert _indices([values[0] for values in found["results"]]) == [0, 1]

@@ -85,6 +85,22 @@ def test_engines(engine: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
+@needs_spark
+def test_the_estimator(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "spark_estimator.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": PATH, "PYSPARK_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"accuracy on test_df: 0\.[5-9]", done.stdout), done.stdout
+
+
+@pytest.mark.long
 def test_the_notebook(tmp_path: Path) -> None:
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
@@ -97,5 +113,6 @@ def test_the_page_lists_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
     assert names - {"digits.py"} == set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
-    others = {"digits.py", "notebook.ipynb", "ray_digits.py", "spark_digits.py", "tuning_optuna.py"}
+    others = {"digits.py", "notebook.ipynb", "ray_digits.py", "tuning_optuna.py"}
+    others |= {"spark_digits.py", "spark_estimator.py"}
     assert names - others == set(SCRIPTS)

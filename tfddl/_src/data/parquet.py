@@ -130,15 +130,16 @@ class ParquetTable:
         files: list[str] = []
         filesystem: Any = fs.LocalFileSystem()
         footers = []
+        reading = str(path)
         try:
             for item in given:
                 filesystem, inner = _resolve(os.fspath(item))
                 files += _find_files(filesystem, inner)
-            for file in files:
-                with filesystem.open_input_file(file) as opened:
+            for reading in files:
+                with filesystem.open_input_file(reading) as opened:
                     footers.append(read_metadata(opened))
         except (OSError, ArrowException) as error:
-            raise DataError(f"{path!s} can't be read as Parquet: {error}") from error
+            raise DataError(f"{reading} can't be read as Parquet: {error}") from error
         if not files:
             raise DataError(f"there are no Parquet files in {path!s}.")
         return cls(filesystem, files, footers)

@@ -102,11 +102,10 @@ def call_on_tasks(  # noqa: PLR0913 - what both signatures of `run` have
     """Makes a call on the tasks of a barrier stage; see `run`."""
     if max_restarts < 0:
         raise LaunchError(f"max_restarts is {max_restarts}; it must be 0 or more")
-    context = _find_context(spark_context)
+    context = find_context(spark_context)
     data = dump_call(call)
     name = getattr(call.fn, "__name__", repr(call.fn))
-    wait_s = _START_S if start_timeout is None else start_timeout
-    size = _count_workers(context, num_proc, wait_s=wait_s)
+    size = wait_for_slots(context, num_proc, start_timeout)
     restart = 0
     while True:
         job = EngineJob(
@@ -127,7 +126,7 @@ def call_on_tasks(  # noqa: PLR0913 - what both signatures of `run` have
                 raise
             restart += 1
             _LOG.warning("%s\nstarting again (%d of %d)", error, restart, max_restarts)
-            _count_workers(context, size, wait_s=wait_s)  # An executor may be lost.
+            wait_for_slots(context, size, start_timeout)  # An executor may be lost.
 
 
 def _run_job(context: SparkContext, job: EngineJob, size: int) -> dict[int, bytes]:
@@ -178,7 +177,12 @@ def _host(address: str) -> str:
     return host if colon and port.isdigit() else address
 
 
-def _find_context(given: SparkContext | None) -> SparkContext:
+def find_context(given: SparkContext | None) -> SparkContext:
+    """The context that was given, or the active one.
+
+    Raises:
+        LaunchError: There is no pyspark, or none is active.
+    """
     try:
         from pyspark import SparkContext
     except ImportError as error:
@@ -196,8 +200,18 @@ def _find_context(given: SparkContext | None) -> SparkContext:
     return context
 
 
-def _count_workers(context: SparkContext, wanted: int | None, *, wait_s: float) -> int:
-    """The number of workers, once there are slots for them: Spark itself would wait for minutes."""
+def wait_for_slots(context: SparkContext, wanted: int | None, timeout_s: float | None) -> int:
+    """The number of workers, once there are slots for them: Spark itself would wait for minutes.
+
+    Args:
+        context: Whose slots.
+        wanted: The number of workers; None is one for each slot.
+        timeout_s: How long executors may take to start; None is 60.
+
+    Raises:
+        LaunchError: There are fewer slots.
+    """
+    wait_s = _START_S if timeout_s is None else timeout_s
     if wanted is not None and wanted < 1:
         raise LaunchError(f"num_proc is {wanted}; it must be at least 1")
     if context.master.startswith("local") and not context.master.startswith("local-cluster"):

@@ -67,8 +67,8 @@ class _AliasFinder(MetaPathFinder):
             raise ModuleNotFoundError(
                 f"No module named {fullname!r}. HINT: `import horovod` is tfddl's here, which has "
                 "horovod.tensorflow, horovod.tensorflow.keras, horovod.keras and what belongs to "
-                "them, horovod.spark.run and horovod.ray.RayExecutor; PyTorch, MXNet, Spark's "
-                "estimators and elastic Ray aren't.",
+                "them, horovod.spark.run, horovod.spark.keras and horovod.ray.RayExecutor; "
+                "PyTorch, MXNet and elastic Ray aren't.",
                 name=fullname,
             )
         is_package = found.submodule_search_locations is not None

@@ -1,4 +1,4 @@
-"""Horovod on Spark, as scripts import it: `run`. Estimators aren't here."""
+"""Horovod on Spark, as scripts import it: `run`; `horovod.spark.keras` has the estimator."""
 
 from tfddl._src.horovod.run_on_spark import run as run
 

@@ -1,0 +1,1 @@
+"""`horovod.spark.common`, of which stores and backends are here."""
