@@ -35,6 +35,7 @@ _LOOK_S = 0.5
 # A task whose peer has failed waits so long to be ended by Spark for it: the first failure that
 # Spark hears of is the one that it reports.
 _PEER_S = 5.0
+_GPUS = "CUDA_VISIBLE_DEVICES"
 # What `SparkContext.setJobGroup` sets.
 _PROPERTIES = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
 
@@ -64,7 +65,8 @@ def run(  # noqa: PLR0913 - Horovod's first arguments
         num_proc: The number of workers; None is one for each slot (``spark.task.cpus`` cores of an
             executor).
         spark_context: None is the active one.
-        env: Environment variables for the workers, besides those of the executors.
+        env: Environment variables for the workers, besides those of the executors. With
+            CUDA_VISIBLE_DEVICES among them, Spark's GPUs don't count.
         max_restarts: How often all start again when a worker has failed or an executor is lost,
             with TFDDL_RESTARTS=1, 2, …; a training with `tfddl.callbacks.Checkpoint` goes on.
         start_timeout: Seconds that executors have to offer the slots (60), and then workers to call
@@ -158,11 +160,13 @@ class _Task:
         rank = context.partitionId()
         hosts = [_host(info.address) for info in context.getTaskInfos()]
         gpus = context.resources().get("gpu")
+        if _GPUS in self.job.env:  # Of whoever wants none of them, say.
+            gpus = None
         ended = run_rank(
             self.job,
             rank=rank,
             addresses=exchange_addresses(rank, hosts, context.allGather),
-            env={} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus.addresses)},
+            env={} if gpus is None else {_GPUS: ",".join(gpus.addresses)},
         )
         if ended.failure is not None:
             if ended.failure.blames_peer:
