@@ -13,6 +13,7 @@ import tensorflow as tf
 import tfddl
 from tests.group import Groups
 from tests.rank_shards import flat, in_epoch, shards, table
+from tfddl._src.block_rows import BlockRows
 from tfddl._src.data import ResumePoint, find_error
 from tfddl._src.data.dataset_source import DatasetSource
 from tfddl._src.data.examples import Examples
@@ -193,6 +194,25 @@ def test_a_first_example_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     paths[1].write_bytes(paths[1].read_bytes()[:100])
     with pytest.raises(DataError, match=r"example 0 \(x: .*/1.npy\): load raised ValueError"):
         tfddl.shard_dataset(paths[1:], batch_size=2, load=np.load)
+
+
+@pytest.mark.parametrize("load", [None, lambda x, y: (x + 1, y)])
+@pytest.mark.usefixtures("_initialized")
+def test_rows_in_blocks_are_read_like_those_of_an_array(load: Any) -> None:
+    x = np.arange(26, dtype="float32").reshape(13, 2)
+    y = np.arange(13)
+    counts = (4, 0, 9)
+
+    def in_blocks(whole: np.ndarray) -> BlockRows:
+        blocks = np.split(whole, np.cumsum(counts)[:-1])
+        return BlockRows(blocks.__getitem__, counts, whole.shape[1:], whole.dtype)
+
+    arrays = tfddl.shard_dataset(x, y, batch_size=3, seed=1, load=load)
+    blocks = tfddl.shard_dataset(in_blocks(x), in_blocks(y), batch_size=3, seed=1, load=load)
+    assert blocks.element_spec == arrays.element_spec
+    for ours, theirs in zip(blocks, arrays, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
 
 
 @pytest.mark.usefixtures("_initialized")

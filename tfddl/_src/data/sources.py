@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from tfddl._src.block_rows import BlockRows
 from tfddl._src.data import structure
 from tfddl._src.data.memory_map import MappedRows
 from tfddl._src.data.parquet import ParquetColumn
@@ -130,8 +131,8 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def _array(leaf: Any, name: str) -> np.ndarray | ParquetColumn:
-    if isinstance(leaf, ParquetColumn):
+def _array(leaf: Any, name: str) -> np.ndarray | BlockRows | ParquetColumn:
+    if isinstance(leaf, BlockRows | ParquetColumn):  # Too large, perhaps, to be made an array of.
         return leaf
     if isinstance(leaf, list):  # Data, not structure: see `structure.map_leaves`.
         leaf = np.asarray(leaf)
@@ -148,7 +149,7 @@ def _array(leaf: Any, name: str) -> np.ndarray | ParquetColumn:
 
 
 def _indexable(leaf: Any, name: str) -> Any:
-    if hasattr(leaf, "__array__"):
+    if hasattr(leaf, "__array__") or isinstance(leaf, BlockRows):
         return _array(leaf, name)
     # A string has a length and can be indexed, too, but its characters are hardly meant.
     is_text = isinstance(leaf, str | bytes | os.PathLike)
@@ -167,7 +168,7 @@ def _column(leaf: Any, name: str) -> Any:
 
 
 def _spec(leaf: Any) -> tf.TensorSpec | None:
-    is_array = isinstance(leaf, np.ndarray | ParquetColumn)
+    is_array = isinstance(leaf, np.ndarray | BlockRows | ParquetColumn)
     return tf.TensorSpec(leaf.shape[1:], leaf.dtype) if is_array else None
 
 
