@@ -1,5 +1,6 @@
 """What the tests of engines call on their workers."""
 
+import json
 import os
 import signal
 import time
@@ -59,3 +60,82 @@ def fail(folder: str, kind: str) -> None:
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     raise KeyError(f"of start {start}")
+
+
+def train_on_ray(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains on 103 examples in a worker of Ray Train; ends as config["ends"] says for its start.
+
+    Each start notes in the folder its size, and the first step that it trains.
+    """
+    import keras
+    import ray.train
+
+    import tfddl.ray
+
+    start = int(os.environ.get("TFDDL_RESTARTS", "0"))  # Ray's own backend doesn't set it.
+    end, at = config["ends"].get(start, ("", None))
+
+    class End(keras.callbacks.Callback):
+        """Ends the worker at a step, or waits there until Ray does."""
+
+        epoch = 0
+        is_first = True
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.epoch = epoch
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if self.is_first and tfddl.rank() == 0:
+                note = {"size": tfddl.size(), "first": [self.epoch, batch]}
+                Path(config["folder"], f"start {start}").write_text(json.dumps(note))
+            self.is_first = False
+            if at != [self.epoch, batch]:
+                return
+            # Reports wait in the workers until Ray's controller has asked for them.
+            ray.train.get_all_reported_checkpoints(timeout_s=300)
+            if end == "wait":
+                Path(config["folder"], f"waits {start} {tfddl.rank()}").touch()
+                time.sleep(600)
+            elif tfddl.rank() == tfddl.size() - 1 and end == "SIGKILL":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif tfddl.rank() == tfddl.size() - 1:
+                ray.kill(ray.get_runtime_context().current_actor)
+
+    tfddl.init()
+    keras.utils.set_random_seed(1)
+    rows = ray.train.get_dataset_shard("train") if config["rows"] else columns()
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)]
+    )
+    model.compile(tfddl.DistributedOptimizer(keras.optimizers.Adam(0.01)), loss="mse")
+    report = tfddl.ray.ReportCheckpoint(save_every_steps=1)
+    data = tfddl.shard_dataset(rows["x"], rows["y"], batch_size=12 // tfddl.size(), seed=1)
+    history = model.fit(data, epochs=2, verbose=0, callbacks=[report, End()]).history
+    weights = [float(value) for part in model.get_weights() for value in part.ravel()]
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS")
+    return {"weights": weights, "loss": history["loss"], "legacy": legacy}
+
+
+def columns() -> dict[str, Any]:
+    """The 103 examples."""
+    import numpy as np
+
+    x = np.random.default_rng(3).normal(size=(103, 4)).astype("float32")
+    return {"x": x, "y": x.sum(axis=1, keepdims=True)}
+
+
+def train_alone() -> list[float]:
+    """The weights of `train_on_ray` in one process, without Ray."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    import tfddl
+
+    tfddl.init()
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.Adam(0.01), loss="mse")
+    data = tfddl.shard_dataset(columns()["x"], columns()["y"], batch_size=12, seed=1)
+    model.fit(data, epochs=2, verbose=0)
+    return [float(value) for part in model.get_weights() for value in part.ravel()]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tfddl
+import tfddl.ray
 import tfddl.spark
 from tests import error_texts
 from tests.group import Groups
@@ -61,7 +62,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     names |= {f"tfddl.debug.{name}" for name in tfddl.debug.__all__}
     names -= {"tfddl.callbacks.load_checkpoint"}  # It is tfddl.load_checkpoint.
     engines = {f"tfddl.spark.{name}" for name in tfddl.spark.__all__}
-    engines |= {"tfddl.ray.RayExecutor", "tfddl.ray.RaySettings"}
+    engines |= {f"tfddl.ray.{name}" for name in tfddl.ray.__all__}
     assert entries == names | engines | {"tfddl.models.unet"}
 
 

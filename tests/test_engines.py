@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tfddl.horovod.ray
@@ -24,13 +25,16 @@ import tfddl.ray
 import tfddl.spark
 from tests.engine_training import environment, fail
 from tests.group import ROOT
+from tfddl._src.block_rows import BlockRows
 from tfddl._src.engines import spark_rank
 from tfddl._src.engines.ray_options import choose_bundles
+from tfddl._src.engines.ray_placement import Probe, worker_environments
+from tfddl._src.engines.ray_rows import DatasetRows, _describe, _one_table
 from tfddl._src.engines.spark import _host
 from tfddl._src.engines.spark_rank import EngineJob, exchange_addresses, find_failure, run_rank
 from tfddl._src.remote_call.call_end import CallEnd, Failure
 from tfddl._src.remote_call.pickling import Call, dump_call
-from tfddl.errors import LaunchError, UnsupportedError
+from tfddl.errors import DataError, LaunchError, UnsupportedError
 
 # Not imported here: ray sets environment variables.
 needs_spark = pytest.mark.skipif(
@@ -120,8 +124,14 @@ def test_what_isn_t_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LaunchError, match=r"pip install 'tfddl\[spark\]'"):
         tfddl.spark.run(environment)
-    with pytest.raises(LaunchError, match=r"pip install 'tfddl\[ray\]'"):
-        tfddl.ray.RayExecutor(num_workers=1)
+    for use in (
+        lambda: tfddl.ray.RayExecutor(num_workers=1),
+        lambda: tfddl.ray.TfddlTrainer,
+        lambda: tfddl.ray.ReportCheckpoint,
+    ):
+        with pytest.raises(LaunchError, match=r"pip install 'tfddl\[ray\]'"):
+            use()
+    assert not hasattr(tfddl.ray, "nonsense")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +165,82 @@ def test_bundles_of_a_group_that_is_there() -> None:
     assert choose_bundles(there, [{"CPU": 2, "GPU": 1}] * 2) == [1, 3]
     with pytest.raises(LaunchError, match="has 2 bundles with {'GPU': 1}, and the workers need 3"):
         choose_bundles(there, [{"GPU": 1}] * 3)
+
+
+def _probe(host: str, *ports: int, version: str = tfddl.__version__) -> Probe:
+    return Probe(host, ports, version)
+
+
+def test_ray_s_workers_learn_who_they_are() -> None:
+    probes = [_probe("a", 1, 2, 3), _probe("a", 2, 4, 6), _probe("b", 1, 5, 7)]
+    environments = worker_environments(probes, timeout_s=7, extra={"A": "b"}, num_restarts=2)
+    configs = [json.loads(environment["TF_CONFIG"]) for environment in environments]
+    assert configs[0]["cluster"] == configs[1]["cluster"] == configs[2]["cluster"]
+    addresses = configs[0]["cluster"]["worker"]
+    assert [address.split(":")[0] for address in addresses] == ["a", "a", "b"]
+    # Both of one host come from the same probe, which has seen them free at the same time.
+    assert {int(address.split(":")[1]) for address in addresses[:2]} < {2, 4, 6}
+    assert len(set(addresses)) == 3
+    assert [config["task"]["index"] for config in configs] == [0, 1, 2]
+    assert len({environment["TFDDL_SECRET"] for environment in environments}) == 1
+    assert {e["TFDDL_RESTARTS"] + e["A"] for e in environments} == {"2b"}
+    text = f"rank 1 on b has tfddl 0.0.1, but the driver {tfddl.__version__}. HINT: "
+    with pytest.raises(LaunchError, match=text):
+        worker_environments(
+            [_probe("a", 1, 2), _probe("b", 1, 2, version="0.0.1")], timeout_s=None, extra={}
+        )
+
+
+@pytest.mark.parametrize("counts", [[7], [3, 0, 4], [0, 7, 0], [1, 1, 1, 4]])
+def test_rows_of_blocks_are_those_of_the_array(counts: list[int]) -> None:
+    whole = np.arange(14).reshape(7, 2)
+    blocks = np.split(whole, np.cumsum(counts)[:-1])
+    fetched: list[int] = []
+
+    def fetch(block: int) -> np.ndarray:
+        fetched.append(block)
+        return blocks[block]
+
+    rows = BlockRows(fetch, counts, (2,), whole.dtype)
+    assert (len(rows), rows.shape, rows.dtype) == (7, (7, 2), whole.dtype)
+    for indices in ([6, 0, 3, 3], [2], list(range(7))):
+        fetched.clear()
+        np.testing.assert_array_equal(rows[np.array(indices)], whole[indices])
+        assert len(fetched) == len(set(fetched))
+    np.testing.assert_array_equal(rows[2:5], whole[2:5])
+
+
+def test_a_ray_dataset_s_columns() -> None:
+    counts = (3, 0, 4)
+    blocks = [{"x": np.zeros((n, 2), "float32"), "s": np.array(["a"] * n, object)} for n in counts]
+    found = [_describe(block) for block in blocks]
+    table = _one_table("train", found)
+    rows = DatasetRows("train", ["ref"] * 3, counts, table)
+    assert (len(rows), rows["x"].shape) == (7, (7, 2))
+    assert rows["x"].dtype == np.dtype("float32")
+    assert repr(pickle.loads(pickle.dumps(rows))) == "DatasetRows('train': 7 rows of x, s)"
+    with pytest.raises(DataError, match="'train' has no column 'z'; it has 'x', 's'"):
+        rows["z"]
+    with pytest.raises(AttributeError, match="has no to_tf: it isn't an iterator of Ray Data"):
+        rows.to_tf("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        ([], "the dataset 'train' has no rows"),
+        ([{"x": np.zeros(0)}], "the dataset 'train' has no rows"),
+        (
+            [{"x": np.zeros((2, 3))}, {"x": np.zeros((2, 4))}],
+            r"column 'x' .* \(\(3,\), dtype\('float64'\)\) in block 0, and .* in block 1",
+        ),
+        ([{"x": np.array([None, 1])}], "column 'x' .* has NoneType, int in block 0"),
+        ([{"x": np.zeros(2)}, {"y": np.zeros(2)}], "column 'x' .* has nothing in block 1"),
+    ],
+)
+def test_a_ray_dataset_that_is_no_table(blocks: list[dict[str, np.ndarray]], text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        _one_table("train", [_describe(block) for block in blocks])
 
 
 def drive(script: str, *arguments: str, cwd: Path) -> dict[str, Any]:
@@ -225,3 +311,52 @@ def test_ray(tmp_path: Path) -> None:
     assert "KeyError: 'of start 1'" in found["raised"][0]
     assert "All workers were ended" in found["raised"][0]
     assert found["horovod"] == ["tfddl.horovod"] * 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@needs_ray
+def test_ray_train(tmp_path: Path) -> None:
+    """Three workers, two of which are lost, train as one process; Ray's results and errors."""
+    found = drive("ray_train_driver.py", str(tmp_path), cwd=tmp_path)
+    assert found["killed"]["weights"] == pytest.approx(found["alone"], abs=2e-6)
+    assert found["metrics"]["loss"] == pytest.approx(found["killed"]["loss"][-1])
+    assert (found["metrics"]["epoch"], found["metrics"]["steps"]) == (1, 9)
+    # Each start resumes where the newest checkpoint was: within the epoch.
+    assert found["starts"] == [
+        {"size": 3, "first": [0, 0]},
+        {"size": 3, "first": [0, 4]},
+        {"size": 3, "first": [1, 3]},
+    ]
+    assert found["kept"] == [2, "None"]
+    assert found["files"] == ["step-0000000018.npz"]
+    assert found["unpicklable"][0] == "LaunchError"
+    assert "can't be pickled: " in found["unpicklable"][1]
+    assert "is of type _thread.lock" in found["unpicklable"][1]
+    assert found["too many"][0] == "LaunchError"
+    assert "Ray has not found 5 bundles of {'CPU': 1} (PACK) within 1 s" in found["too many"][1]
+    assert found["version"][0] == "ControllerError"
+    assert f"has tfddl {tfddl.__version__}, but the driver 0.0.1" in found["version"][1]
+    assert found["raised"][0] == "WorkerGroupError"
+    assert "KeyError: 'of rank 1'" in found["raised"][1]
+    assert "has no iter_batches: it isn't an iterator of Ray Data" in found["iterator"][1]
+    # Under Ray's own trainer, which sets the variable.
+    assert found["legacy"]["legacy"] == "1"
+    assert found["legacy"]["weights"] == pytest.approx(found["alone"], abs=2e-6)
+    assert found["killed"]["legacy"] is None
+    assert [trial[1:] for trial in found["tune"]] == [[1, "None"]] * 2
+    assert found["tune"][0][0] == pytest.approx(found["tune"][1][0], abs=2e-6)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@needs_ray
+def test_ray_train_follows_the_nodes(tmp_path: Path) -> None:
+    """A node is lost, and one worker trains on; another joins, and two end the training."""
+    found = drive("ray_elastic_driver.py", str(tmp_path), cwd=tmp_path)
+    assert found["starts"] == [
+        {"size": 2, "first": [0, 0]},
+        {"size": 1, "first": [0, 3]},
+        {"size": 2, "first": [1, 2]},
+    ]
+    assert found["weights"] == pytest.approx(found["alone"], abs=2e-6)

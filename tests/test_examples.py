@@ -76,11 +76,16 @@ def _run_driver(script: Path, directory: Path) -> list[str]:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "engine", [pytest.param("spark", marks=needs_spark), pytest.param("ray", marks=needs_ray)]
+    ("script", "times"),
+    [
+        pytest.param("spark_digits.py", 1, marks=needs_spark),
+        pytest.param("ray_digits.py", 2, marks=needs_ray),
+        pytest.param("ray_train.py", 1, marks=needs_ray),
+    ],
 )
-def test_engines(engine: str, tmp_path: Path) -> None:
-    accuracies = _run_driver(EXAMPLES / f"{engine}_digits.py", tmp_path)
-    assert len(accuracies) == {"spark": 1, "ray": 2}[engine]
+def test_engines(script: str, times: int, tmp_path: Path) -> None:
+    accuracies = _run_driver(EXAMPLES / script, tmp_path)
+    assert len(accuracies) == times
     assert accuracies == sorted(accuracies)
 
 
@@ -113,6 +118,6 @@ def test_the_page_lists_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
     assert names - {"digits.py"} == set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
-    others = {"digits.py", "notebook.ipynb", "ray_digits.py", "tuning_optuna.py"}
-    others |= {"spark_digits.py", "spark_estimator.py"}
+    others = {"digits.py", "notebook.ipynb", "tuning_optuna.py"}
+    others |= {"ray_digits.py", "ray_train.py", "spark_digits.py", "spark_estimator.py"}
     assert names - others == set(SCRIPTS)

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cloudpickle
 
-from tfddl import __version__
-from tfddl._src import rendezvous
-from tfddl._src.cluster import SECRET, START_TIMEOUT, Cluster, join_address
-from tfddl._src.cluster.environments import tf_config
 from tfddl._src.engines.ray_options import RaySettings, WorkerResources, choose_bundles, import_ray
-from tfddl._src.engines.ray_worker import Probe, Worker, probe_host
-from tfddl._src.launcher.environment import RESTARTS
-from tfddl._src.launcher.plan import DEFAULTS
+from tfddl._src.engines.ray_placement import Probe, await_group, probe_host, worker_environments
+from tfddl._src.engines.ray_worker import Worker
 from tfddl._src.remote_call.pickling import Answer, Call, dump_call, dump_failure, load_exception
 from tfddl.errors import LaunchError
 
-_LOG = logging.getLogger("tfddl")
-
 # What the other ranks get to return, after one has failed; then all are ended.
 _RETURN_S = 10.0
-# After how long a wait for resources is told.
-_SAY_S = 5.0
 
 
 class RayExecutor:
@@ -206,31 +195,17 @@ class RayExecutor:
         group, indices = self._place()
         bundles = [index for index in indices for _ in range(self._resources.per_host or 1)]
         found = self._probe_all(group, bundles)
-        # Ranks of a host follow each other. A host's ports are all chosen by one of its probes: two
-        # could choose the same at the same time.
+        # Ranks of a host follow each other.
         places = sorted(
             zip(found, bundles, strict=True),
             key=lambda place: [probe.host for probe in found].index(place[0].host),
         )
-        ports = {probe.host: list(probe.ports) for probe in found}
         self._hosts = [probe.host for probe, _ in places]
-        addresses = tuple(join_address(host, ports[host].pop()) for host in self._hosts)
-        secret = secrets.token_hex(rendezvous.SECRET_BYTES)
-        for rank, (probe, bundle) in enumerate(places):
-            if probe.version != __version__:
-                raise LaunchError(
-                    f"rank {rank} on {probe.host} has tfddl {probe.version}, but the driver "
-                    f"{__version__}. HINT: install the same on all hosts"
-                )
-            variables = {
-                **DEFAULTS,
-                RESTARTS: "0",
-                **extra,
-                SECRET: secret,
-                tf_config.VARIABLE: tf_config.render(Cluster(addresses, rank)),
-            }
-            if self._settings.timeout_s is not None:
-                variables[START_TIMEOUT] = f"{self._settings.timeout_s:g}"
+        environments = worker_environments(
+            [probe for probe, _ in places], timeout_s=self._settings.timeout_s, extra=extra
+        )
+        for rank, (_, bundle) in enumerate(places):
+            variables = environments[rank]
             options = self._options(group, bundle)
             actor = self._ray.remote(Worker).options(**options, runtime_env={"env_vars": variables})
             self._actors.append(actor.remote(rank))
@@ -273,22 +248,8 @@ class RayExecutor:
     def _make_group(self, bundles: list[dict[str, float]]) -> Any:
         strategy = "PACK" if self._resources.per_host is None else "STRICT_SPREAD"
         group = self._own_group = self._ray.util.placement_group(bundles, strategy=strategy)
-        wait_s = self._settings.placement_group_timeout_s
-        if group.wait(min(wait_s, _SAY_S)):
-            return group
-        wanted = f"{len(bundles)} bundles of {bundles[0]} ({strategy})"
-        _LOG.warning("waiting for Ray: %s; free are %s", wanted, self._free())
-        if wait_s <= _SAY_S or not group.wait(wait_s - _SAY_S):
-            raise LaunchError(
-                f"Ray has not found {wanted} within {wait_s:g} s; free are {self._free()}. HINT: "
-                "fewer workers, end what uses Ray's resources (ray status), or "
-                "create_settings(placement_group_timeout_s=…)"
-            )
+        await_group(group, bundles, strategy, wait_s=self._settings.placement_group_timeout_s)
         return group
-
-    def _free(self) -> dict[str, float]:
-        free = self._ray.available_resources()
-        return {name: free.get(name, 0.0) for name in ("CPU", "GPU")}
 
     def _call_all(self, method: str, call: Call, *, count: int | None = None) -> list[Any]:
         data = dump_call(call)

@@ -12,7 +12,7 @@ from tfddl.errors import LaunchError
 
 @dataclasses.dataclass(frozen=True)
 class RaySettings:
-    """Times; `RayExecutor.create_settings` makes one, as Horovod's does.
+    """Times, of `TfddlTrainer` and `RayExecutor`, whose `create_settings` makes one as Horovod's.
 
     Attributes:
         timeout_s: seconds that workers wait for each other in `tfddl.init()`.
@@ -110,4 +110,16 @@ def import_ray() -> ModuleType:
         raise LaunchError(
             "tfddl.ray needs ray, which can't be imported here. HINT: pip install 'tfddl[ray]' "
             f"({error})"
+        ) from None
+
+
+def import_ray_train() -> ModuleType:
+    import_ray()
+    try:
+        importlib.import_module("ray.train.v2.api.data_parallel_trainer")
+        return importlib.import_module("ray.train")
+    except ImportError as error:
+        raise LaunchError(
+            "this needs Ray Train V2 and Ray Data, which can't be imported here. HINT: pip install "
+            f"-U 'ray[train,data]' ({error})"
         ) from None

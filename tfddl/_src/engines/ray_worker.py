@@ -1,29 +1,11 @@
-"""What runs on Ray's nodes for `tfddl.ray`: a look at the host, then the actor of each rank."""
+"""The actor of each rank, for `tfddl.ray.RayExecutor`."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from tfddl import __version__
-from tfddl._src.cluster.ports import free_ports
-from tfddl._src.engines.ray_options import import_ray
 from tfddl._src.remote_call.pickling import Answer, Call, dump_failure, dump_result, load_call
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """What a place says of itself: its host's address, free ports, and version of tfddl."""
-
-    host: str
-    ports: tuple[int, ...]
-    version: str
-
-
-def probe_host(num_ports: int) -> Probe:
-    ray = import_ray()
-    return Probe(ray.util.get_node_ip_address(), free_ports(num_ports), __version__)
 
 
 class Worker:

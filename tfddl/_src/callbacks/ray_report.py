@@ -1,0 +1,88 @@
+"""`ReportCheckpoint`: checkpoints of a training that are Ray Train's."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfddl._src.callbacks.checkpoint import Checkpoint
+from tfddl._src.engines.ray_options import import_ray_train
+from tfddl._src.keras_hooks import FitState
+from tfddl._src.runtime import current
+from tfddl.errors import CheckpointError
+
+
+class ReportCheckpoint(Checkpoint):
+    """Saves the training as a checkpoint of Ray Train, and resumes from Ray's newest.
+
+    A `tfddl.callbacks.Checkpoint` whose files are in ``RunConfig(storage_path=…)``, kept as
+    `ray.train.CheckpointConfig` says; give it to `fit` on every rank, in a function that
+    `tfddl.ray.TfddlTrainer` runs. At each save all ranks call `ray.train.report` together, rank 0
+    with the checkpoint; training goes on when it is stored. The metrics are those of the logs that
+    are numbers, with "epoch" (from 0) and "steps" (those of the epoch that are done): at the end of
+    an epoch the job's, within one what rank 0 knows so far.
+
+    After a failure, or with another number of workers, Ray starts the function again, and `fit`
+    resumes from the newest checkpoint, within the epoch, as from a `Checkpoint`.
+
+    After training, `tfddl.load_checkpoint` loads what ``result.checkpoint.to_directory()`` returns.
+    """
+
+    def __init__(self, *, save_every_steps: int | None = None) -> None:
+        """Checks the arguments; nothing is read or written before training.
+
+        Args:
+            save_every_steps: Also saves within epochs, whenever so many steps have been done since
+                the last save; at least 1. None saves at the end of each epoch, after validation.
+
+        Raises:
+            LaunchError: ray isn't installed.
+            UnsupportedError: ``save_every_steps`` is less than 1.
+        """
+        self._ray_train = import_ray_train()
+        self._directory = Path(tempfile.gettempdir(), f"tfddl-ray-{os.getpid()}-{id(self):x}")
+        super().__init__(self._directory, save_every_steps=save_every_steps, keep=1)
+
+    def after_fit(self) -> None:
+        """Removes the local files, however training has ended."""
+        super().after_fit()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _prepare(self) -> None:
+        if current().cluster.rank:
+            return
+        shutil.rmtree(self._directory, ignore_errors=True)
+        found = self._ray_train.get_checkpoint()
+        if found is not None:
+            try:
+                found.to_directory(self._directory)
+            except OSError as error:
+                raise CheckpointError(f"Ray's checkpoint {found} can't be read: {error}") from error
+            if not self.store.files():
+                raise CheckpointError(
+                    f"Ray's checkpoint {found} isn't one of ReportCheckpoint's. HINT: leave "
+                    "reports with other checkpoints out, or resume from them yourself"
+                )
+        super()._prepare()
+
+    def _save(self, fit: FitState, logs: Any, *, is_best: bool) -> bool:
+        saved = super()._save(fit, logs, is_best=is_best)
+        metrics = {name: float(value) for name, value in (logs or {}).items() if not np.ndim(value)}
+        metrics |= {"epoch": fit.epoch, "steps": fit.done}
+        if current().cluster.rank or not saved:
+            self._ray_train.report(metrics)
+            return saved
+        self.wait()
+        files = sorted(self._directory.glob("step-*.npz"))
+        if not files:  # It couldn't be written, which is logged.
+            self._ray_train.report(metrics)
+            return saved
+        with tempfile.TemporaryDirectory(dir=self._directory) as directory:
+            # Moved: a write that fails next time must not report this one again.
+            os.replace(files[-1], Path(directory, files[-1].name))
+            checkpoint = self._ray_train.Checkpoint.from_directory(directory)
+            self._ray_train.report(metrics, checkpoint=checkpoint)
+        return saved
