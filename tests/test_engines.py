@@ -254,7 +254,7 @@ def drive(script: str, *arguments: str, cwd: Path) -> dict[str, Any]:
         timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith('["')]
     return dict(map(json.loads, lines))
 
 
@@ -360,3 +360,4 @@ def test_ray_train_follows_the_nodes(tmp_path: Path) -> None:
         {"size": 2, "first": [1, 2]},
     ]
     assert found["weights"] == pytest.approx(found["alone"], abs=2e-6)
+    assert found["left"] == []

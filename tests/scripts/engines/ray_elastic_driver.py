@@ -52,6 +52,7 @@ def main(folder: str) -> None:
                 name="elastic",
                 storage_path=f"{folder}/storage",
                 failure_config=ray.train.FailureConfig(max_failures=3),
+                worker_runtime_env={"env_vars": {"TMPDIR": folder}},
             ),
         )
         nodes = threading.Thread(target=change_nodes, args=(cluster, folder))
@@ -60,6 +61,7 @@ def main(folder: str) -> None:
         nodes.join()
         starts = [json.loads(p.read_text()) for p in sorted(Path(folder).glob("start *"))]
         print(json.dumps(["starts", starts]))
+        print(json.dumps(["left", [p.name for p in Path(folder).glob("tfddl-ray-*")]]))
         print(json.dumps(["weights", result.return_value["weights"]]))
         print(json.dumps(["alone", ray.get(ray.remote(train_alone).remote())]))
         ray.shutdown()

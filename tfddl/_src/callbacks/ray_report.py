@@ -1,5 +1,6 @@
 """`ReportCheckpoint`: checkpoints of a training that are Ray Train's."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfddl._src.callbacks.checkpoint import Checkpoint
-from tfddl._src.engines.ray_options import import_ray_train
+from tfddl._src.collectives import broadcast_object
+from tfddl._src.engines.ray_options import import_ray, import_ray_train
 from tfddl._src.keras_hooks import FitState
 from tfddl._src.runtime import current
 from tfddl.errors import CheckpointError
@@ -40,16 +42,25 @@ class ReportCheckpoint(Checkpoint):
 
         Raises:
             LaunchError: ray isn't installed.
+            RuntimeError: This is no worker of Ray Train.
             UnsupportedError: ``save_every_steps`` is less than 1.
         """
         self._ray_train = import_ray_train()
-        self._directory = Path(tempfile.gettempdir(), f"tfddl-ray-{os.getpid()}-{id(self):x}")
+        self._directory = Path(tempfile.gettempdir(), f"tfddl-ray-{self._run_id()}")
         super().__init__(self._directory, save_every_steps=save_every_steps, keep=1)
 
     def after_fit(self) -> None:
         """Removes the local files, however training has ended."""
         super().after_fit()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if current().cluster.rank == 0:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _run_id(self) -> str:
+        """The same in each start of a run on a node: what Ray kills can't remove its files."""
+        context = import_ray().get_runtime_context()
+        name = self._ray_train.get_context().get_experiment_name()
+        run = f"{context.get_node_id()} {context.get_job_id()} {name}"
+        return hashlib.sha256(run.encode()).hexdigest()[:16]
 
     def _prepare(self) -> None:
         if current().cluster.rank:
@@ -67,6 +78,11 @@ class ReportCheckpoint(Checkpoint):
                     "reports with other checkpoints out, or resume from them yourself"
                 )
         super()._prepare()
+
+    def _compare(self, mine: Any) -> Any:
+        # Ray has what counts: on other ranks' disks may be what an earlier rank 0 has left there.
+        name = broadcast_object(None if mine is None else mine.name)
+        return self._directory / name if name else None
 
     def _save(self, fit: FitState, logs: Any, *, is_best: bool) -> bool:
         saved = super()._save(fit, logs, is_best=is_best)
