@@ -32,7 +32,7 @@ from tfddl._src.launcher.hosts import (
 )
 from tfddl._src.launcher.plan import HostAllocation, plan_processes
 from tfddl._src.launcher.report import Outcome, WorkerExit, failure_report
-from tfddl._src.launcher.ssh import SshOptions, agent_argv
+from tfddl._src.launcher.ssh import SshOptions
 from tfddl.errors import ClusterError, LaunchError
 
 
@@ -374,11 +374,11 @@ def test_what_a_worker_says_of_its_hosts_ports(monkeypatch: pytest.MonkeyPatch) 
 
 def test_nothing_but_a_fixed_line_is_on_the_command_line() -> None:
     options = SshOptions(port=2222, remote_python="/opt/my python")
-    *_, dashes, host, line = agent_argv(options, "hostA")
+    *_, dashes, host, line = options.argv("hostA")
     assert (dashes, host) == ("--", "hostA")
     assert line.startswith("exec '/opt/my python' -P -c '")
     assert not set(line) & set("$`\\!\n")  # alike to every shell
-    assert ("-p", "2222") in itertools.pairwise(agent_argv(options, "a"))
+    assert ("-p", "2222") in itertools.pairwise(options.argv("a"))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def read_target(arguments: argparse.Namespace) -> Target:
     """Where to measure; raises LaunchError where hosts' names, slots or ssh's flags are wrong."""
     if not (hosts := host_flags.read_hosts(arguments)):
         return Target()
-    python = host_flags.make_fleet(hosts, arguments).ssh.remote_python
+    python = host_flags.make_fleet(hosts, arguments).starter.remote_python
     return Target(hosts=hosts, reach=host_flags.repeat(arguments), python=python)
 
 

@@ -17,7 +17,6 @@ from tfddl._src.launcher.plan import (
     local_allocation,
     plan_processes,
 )
-from tfddl._src.launcher.ssh import agent_argv
 
 _FIRST_PORT = 12345
 
@@ -69,8 +68,8 @@ def _fleet_lines(
             f"{' or '.join(fleet.interfaces)} will be used."
         )
     for host in fleet.hosts:
-        yield f"# {host.name}, reached by (no ssh, if it is this machine):"
-        yield shlex.join(agent_argv(fleet.ssh, host.name))
+        yield f"# {host.name}, reached by (nothing, if it is this machine):"
+        yield shlex.join(fleet.starter.argv(host.name))
         for plan in plans:
             if plan.host == host.name:
                 yield _line(plan, directory, environment)

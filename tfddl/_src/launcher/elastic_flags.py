@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from tfddl._src.heartbeat import SAVED_STATUS
 from tfddl._src.launcher.elastic_policy import ElasticOptions
 from tfddl._src.launcher.host_discovery import ScriptDiscovery
 from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS
+from tfddl._src.launcher.job_options import JobOptions
 from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl.errors import LaunchError
 
@@ -65,6 +67,57 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         help="for how many seconds a host that keeps failing is left out: MIN, then twice as long "
         f"each time, MAX at most (default: {RestartOptions.first_exclusion_s:g} "
         f"{RestartOptions.longest_exclusion_s:g})",
+    )
+
+
+def add_recovery_flags(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags of all jobs about failures, SIGTERM and restarts to a parser."""
+    group.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="N",
+        help="start again so many times when a worker has failed (default: 0; 3 with "
+        "--min-np or --host-discovery-script)",
+    )
+    group.add_argument(
+        "--min-np",
+        "--min-num-proc",
+        type=int,
+        metavar="M",
+        help="go on with fewer workers, M at least, where the job fails twice on the same host, "
+        "with no new step in between: without that host, or, if it is the only one, with a worker "
+        "less (default: N, never fewer). With --host-discovery-script, as many workers have to be "
+        "there (default: N)",
+    )
+    group.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=JobOptions.stall_timeout_s,
+        metavar="S",
+        help="kill a worker that makes no progress for S seconds after its first step, within fit, "
+        "evaluate and predict, as one that has failed; the stacks of its threads are shown. Has "
+        "to be more than the longest step, callback and save. In a loop by hand, from its first "
+        "exchange of gradients on: a worker for which others wait so long, whatever it does "
+        "meanwhile. 0 is never; whom the others wait for is told after a minute in any case "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--grace-period",
+        type=float,
+        default=JobOptions.grace_s,
+        metavar="S",
+        help="seconds that a training gets to save when SIGTERM has come, and any script to end at "
+        "Ctrl-C, before it is killed, or another of these signals comes; "
+        "workers whose peer has failed get one at most (default: %(default)s)",
+    )
+
+    group.add_argument(
+        "--saved-status",
+        type=_parse_status,
+        default=SAVED_STATUS,
+        metavar="N",
+        help="end with N where a training has saved at SIGTERM, for engines that start again after "
+        "some statuses only: 138 for Kubeflow's TFJob (default: %(default)s)",
     )
 
 
@@ -138,3 +191,9 @@ def notices(arguments: argparse.Namespace) -> list[str]:
     if arguments.host_discovery_script is not None or not given:
         return []
     return [f"without effect: {', '.join(given)} (there is no --host-discovery-script)"]
+
+
+def _parse_status(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 255:
+        raise argparse.ArgumentTypeError(f"{text!r} is no exit status; it must be 1..255")
+    return int(text)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tfddl import __version__
 from tfddl._src.launcher.agent_client import AgentClient
+from tfddl._src.launcher.agent_starter import AgentStarter
 from tfddl._src.launcher.frames import Message
 from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.hosts import HostSlots, ranks_of
@@ -40,7 +41,7 @@ class FleetOptions:
         hosts: with the number of workers that each gets; none where a host discovery says which.
         interfaces: the first of these that a host has is where its workers are reached; none:
             by the host's name.
-        ssh: how hosts are reached.
+        starter: how hosts are reached, by ssh or srun.
         connect_s: seconds that they have to answer, above 0.
 
     Raises:
@@ -49,7 +50,7 @@ class FleetOptions:
 
     hosts: tuple[HostSlots, ...]
     interfaces: tuple[str, ...] = ()
-    ssh: SshOptions = SshOptions()
+    starter: AgentStarter = SshOptions()
     connect_s: float = CONNECT_S
 
     def __post_init__(self) -> None:
@@ -152,13 +153,15 @@ def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[Ssh
     At the end all are closed, and nothing is left on any host.
 
     Raises:
-        LaunchError: there is no ssh.
+        LaunchError: there is no ssh, or srun.
         Interrupted: a signal came.
     """
     clients: list[SshAgentClient] = []
     try:
         for host in options.hosts:
-            clients.append(SshAgentClient(host.name, options.ssh, is_here=is_this_host(host.name)))
+            clients.append(
+                SshAgentClient(host.name, options.starter, is_here=is_this_host(host.name))
+            )
         wait_for(
             clients,
             lambda client: client.greeting is not None,

@@ -7,11 +7,16 @@ import shlex
 import sys
 from pathlib import Path
 
+from tfddl._src.launcher.agent_starter import AgentStarter
 from tfddl._src.launcher.fleet import CONNECT_S, FleetOptions
 from tfddl._src.launcher.hosts import HostSlots, parse_hosts, read_hostfile
 from tfddl._src.launcher.multi_node import NODE_TIMEOUT_S
+from tfddl._src.launcher.srun import SrunOptions
 from tfddl._src.launcher.ssh import SshOptions
 from tfddl.errors import LaunchError
+
+SSH, SLURM = "ssh", "slurm"
+"""What reaches other hosts, as `--launcher` names it."""
 
 _REACH = (
     "network_interface",
@@ -19,6 +24,7 @@ _REACH = (
     "ssh_identity_file",
     "ssh_command",
     "remote_python",
+    "launcher",
     "start_timeout",
 )
 
@@ -34,6 +40,13 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="the same, by lines like 'hostA slots=2'",
+    )
+    group.add_argument(
+        "--launcher",
+        choices=(SSH, SLURM),
+        default=SSH,
+        help="what reaches the hosts: ssh; or, in an allocation of Slurm, srun, on all of its "
+        "nodes where -H names none, with as many workers as it has tasks (default: %(default)s)",
     )
     group.add_argument(
         "--network-interface",
@@ -99,13 +112,19 @@ def make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> F
     return FleetOptions(
         hosts=hosts,
         interfaces=read_interfaces(arguments),
-        ssh=SshOptions(
-            port=arguments.ssh_port,
-            identity_file=arguments.ssh_identity_file,
-            command=_split(arguments.ssh_command),
-            remote_python=arguments.remote_python,
-        ),
+        starter=_make_starter(arguments),
         connect_s=CONNECT_S if arguments.start_timeout is None else arguments.start_timeout,
+    )
+
+
+def _make_starter(arguments: argparse.Namespace) -> AgentStarter:
+    if arguments.launcher == SLURM:
+        return SrunOptions(remote_python=arguments.remote_python)
+    return SshOptions(
+        port=arguments.ssh_port,
+        identity_file=arguments.ssh_identity_file,
+        command=_split(arguments.ssh_command),
+        remote_python=arguments.remote_python,
     )
 
 

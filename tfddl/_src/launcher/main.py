@@ -11,7 +11,14 @@ from pathlib import Path
 from tfddl import __version__
 from tfddl._src.cluster import NodeRank
 from tfddl._src.command_line import accept_underscores
-from tfddl._src.launcher import elastic_flags, horovodrun_flags, host_flags, node_flags
+from tfddl._src.heartbeat import SAVED_STATUS
+from tfddl._src.launcher import (
+    elastic_flags,
+    horovodrun_flags,
+    host_flags,
+    node_flags,
+    slurm_flags,
+)
 from tfddl._src.launcher.cores import Binding
 from tfddl._src.launcher.doctor import check_hosts
 from tfddl._src.launcher.dry_run import describe
@@ -36,7 +43,8 @@ Its output appears line by line with its rank in front. The first worker that fa
 others, and is the one reported. What follows COMMAND belongs to it, and is not touched.
 
 other hosts:
-  ssh must reach them without asking anything (keys, an agent, known_hosts; ~/.ssh/config counts).
+  ssh must reach them without asking anything (keys, an agent, known_hosts; ~/.ssh/config counts);
+  with --launcher slurm srun starts what runs there, and they are the nodes of the allocation.
   Workers run in the folder that tfddlrun is started in, with the same Python, at the same paths.
   The environment goes with them, PATH and PYTHONPATH included, but for what belongs to this host
   or login (HOME, USER, TMPDIR, DISPLAY, SSH_…, XDG_…, SLURM_… and the like); -x sends those too.
@@ -68,7 +76,7 @@ when something fails:
 
 exit status:
   0        all workers ended well
-  75       SIGTERM has come, and the training is saved: the same command resumes it
+  75       SIGTERM has come, and the training is saved: the same command resumes it (--saved-status)
   N        the first worker that failed ended with N; 128 + N if signal N killed it (137 also for
            one that made no progress); with --max-restarts, of the last start
   255      the connection to a worker's host was lost
@@ -86,6 +94,7 @@ examples:
   tfddlrun --nnodes 2 --node-rank 0 --master-addr hostA -np 4 python train.py     on hostA
   tfddlrun --nnodes 2 --node-rank 1 --master-addr hostA -np 4 python train.py     on hostB
   srun --ntasks-per-node=1 tfddlrun -np auto python train.py
+  tfddlrun --launcher slurm python train.py           in the script of sbatch, or in salloc
   tfddlrun --check -H hostA:2,hostB:2
 """
 
@@ -103,6 +112,7 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
     horovodrun_flags.translate(arguments)
     try:
         horovodrun_flags.refuse(arguments)
+        slurm_flags.resolve(arguments, environment)
         node = None if arguments.check else node_flags.read_nodes(arguments, environment)
         notices = _resolve_num_workers(arguments, node, environment)
         fleet = _read_fleet(arguments)
@@ -125,7 +135,8 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
         say(prog, notice)
     try:
         require_linux(prog)
-        return run_job(options, environment=environment)
+        status = run_job(options, environment=environment)
+        return arguments.saved_status if status == SAVED_STATUS else status
     except LaunchError as error:
         say(prog, str(error))
         return _CANT_START
@@ -283,10 +294,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         help="also show ports and hosts, and all that TensorFlow logs",
     )
     parser.add_argument("-v", "--version", action="version", version=f"%(prog)s {__version__}")
-    _add_host_flags(parser.add_argument_group("hosts, by ssh"))
+    _add_host_flags(parser.add_argument_group("hosts, by ssh or srun"))
     node_flags.add_flags(parser.add_argument_group("several nodes, with a tfddlrun on each"))
     _add_worker_flags(parser.add_argument_group("workers"))
-    _add_recovery_flags(parser.add_argument_group("when something fails"))
+    elastic_flags.add_recovery_flags(parser.add_argument_group("when something fails"))
     elastic_flags.add_flags(parser.add_argument_group("elastic jobs"))
     horovodrun_flags.add_flags(parser)
     _add_other_flags(parser.add_argument_group("instead of running"))
@@ -325,47 +336,6 @@ def _add_worker_flags(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="DIR",
         help="also write every worker's whole output to DIR/rank.N/stdout and DIR/rank.N/stderr",
-    )
-
-
-def _add_recovery_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max-restarts",
-        type=int,
-        metavar="N",
-        help="start again so many times when a worker has failed (default: 0; 3 with "
-        "--min-np or --host-discovery-script)",
-    )
-    group.add_argument(
-        "--min-np",
-        "--min-num-proc",
-        type=int,
-        metavar="M",
-        help="go on with fewer workers, M at least, where the job fails twice on the same host, "
-        "with no new step in between: without that host, or, if it is the only one, with a worker "
-        "less (default: N, never fewer). With --host-discovery-script, as many workers have to be "
-        "there (default: N)",
-    )
-    group.add_argument(
-        "--stall-timeout",
-        type=float,
-        default=JobOptions.stall_timeout_s,
-        metavar="S",
-        help="kill a worker that makes no progress for S seconds after its first step, within fit, "
-        "evaluate and predict, as one that has failed; the stacks of its threads are shown. Has "
-        "to be more than the longest step, callback and save. In a loop by hand, from its first "
-        "exchange of gradients on: a worker for which others wait so long, whatever it does "
-        "meanwhile. 0 is never; whom the others wait for is told after a minute in any case "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--grace-period",
-        type=float,
-        default=JobOptions.grace_s,
-        metavar="S",
-        help="seconds that a training gets to save when SIGTERM has come, and any script to end at "
-        "Ctrl-C, before it is killed, or another of these signals comes; "
-        "workers whose peer has failed get one at most (default: %(default)s)",
     )
 
 

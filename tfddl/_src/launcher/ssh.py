@@ -1,25 +1,16 @@
-"""The command line that starts the agent of a host, and why it has failed. Pure."""
+"""The agents of other hosts, started by ssh: the command line, and why it has failed. Pure."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tfddl
+from tfddl._src.launcher.agent_starter import agent_argv
 from tfddl.errors import LaunchError
 
-# No quotes of the kind that shlex puts around it, no backslash, "$" or "!": every shell that a
-# user may have on the far side, csh and fish included, passes it on as it is.
-_BOOTSTRAP = (
-    "import sys,json;"
-    'sys.path[:0]=json.loads(open(0,"rb",0,closefd=False).readline());'
-    "from tfddl._src.launcher.agent_server import run;run()"
-)
 _SSH_FAILED = 255
 _NO_SUCH_PROGRAM = (126, 127)
 
@@ -58,82 +49,57 @@ class SshOptions:
                 "--remote-python is empty. HINT: the path of a Python with tfddl on the hosts"
             )
 
+    @property
+    def hint(self) -> str:
+        """See `AgentStarter`."""
+        return "--ssh-command names another ssh"
 
-def agent_argv(options: SshOptions, host: str | None) -> tuple[str, ...]:
-    """The command line that starts an agent.
-
-    It shows nothing of the job, such as its secret: that goes through the agent's input.
-
-    Args:
-        options: how hosts are reached.
-        host: which one; None for this one, without ssh.
-    """
-    # -P: a json.py in the home folder is not Python's.
-    agent = (options.remote_python, "-P", "-c", _BOOTSTRAP)
-    if host is None:
-        return agent
-    settings = (
-        "BatchMode=yes",  # nobody is there to answer a question
-        # 15 s of silence end the connection (ssh_config(5)), also where TCP alone would wait for
-        # hours.
-        "ServerAliveInterval=5",
-        "ServerAliveCountMax=3",
-        "ControlMaster=no",  # a master of ours would outlive the job, or be killed with it
-        "ForwardX11=no",
-    )
-    return (
-        *options.command,
-        # No terminal: it would change bytes on their way.
-        "-T",
-        *(f"-o{setting}" for setting in settings),
-        *_connection_flags(options),
-        "--",  # what follows is a host, even if it begins with a dash
-        host,
-        # exec: no shell stays in between, which might outlive the agent, or hide its exit status.
-        "exec " + shlex.join(agent),
-    )
-
-
-def _connection_flags(options: SshOptions) -> tuple[str, ...]:
-    port = () if options.port is None else ("-p", str(options.port))
-    key = () if options.identity_file is None else ("-i", str(options.identity_file))
-    return (*port, *key)
-
-
-def bootstrap_line() -> bytes:
-    """The first line of the agent's input, before frames begin: what it adds to `sys.path`.
-
-    A copy of tfddl that isn't among the installed packages here is looked for at the same path
-    there, and comes first, as it does here.
-    """
-    return json.dumps(import_paths()).encode("ascii") + b"\n"
-
-
-def import_paths() -> list[str]:
-    """What another Python adds to `sys.path` to find this tfddl; nothing if it is installed."""
-    root = str(Path(tfddl.__file__).parent.parent)
-    return [] if root == sysconfig.get_path("purelib") else [root]
-
-
-def explain_end(
-    host: str, options: SshOptions, *, returncode: int, stderr_lines: Sequence[str]
-) -> str:
-    """Says why the agent of a host didn't start, or ended."""
-    said = stderr_lines[-1].strip() if stderr_lines else "it said nothing"
-    if returncode == _SSH_FAILED:
-        line = shlex.join(
-            [*options.command, "-oBatchMode=yes", *_connection_flags(options), "--", host, "true"]
+    def argv(self, host: str) -> tuple[str, ...]:
+        """The command line that starts the agent of another host."""
+        settings = (
+            "BatchMode=yes",  # nobody is there to answer a question
+            # 15 s of silence end the connection (ssh_config(5)), also where TCP alone would wait
+            # for hours.
+            "ServerAliveInterval=5",
+            "ServerAliveCountMax=3",
+            "ControlMaster=no",  # a master of ours would outlive the job, or be killed with it
+            "ForwardX11=no",
         )
         return (
-            f"can't reach {host} by ssh: {said}. HINT: this has to work without asking anything: "
-            f"{line}"
+            *self.command,
+            # No terminal: it would change bytes on their way.
+            "-T",
+            *(f"-o{setting}" for setting in settings),
+            *self._connection_flags(),
+            "--",  # what follows is a host, even if it begins with a dash
+            host,
+            # exec: no shell stays in between, which might outlive the agent, or hide its exit
+            # status.
+            "exec " + shlex.join(agent_argv(self.remote_python)),
         )
-    if returncode in _NO_SUCH_PROGRAM:
+
+    def explain_end(self, host: str, *, returncode: int, stderr_lines: Sequence[str]) -> str:
+        """Says why the agent of a host didn't start, or ended before it greeted."""
+        said = stderr_lines[-1].strip() if stderr_lines else "it said nothing"
+        if returncode == _SSH_FAILED:
+            line = shlex.join(
+                [*self.command, "-oBatchMode=yes", *self._connection_flags(), "--", host, "true"]
+            )
+            return (
+                f"can't reach {host} by ssh: {said}. HINT: this has to work without asking "
+                f"anything: {line}"
+            )
+        if returncode in _NO_SUCH_PROGRAM:
+            return (
+                f"can't start {self.remote_python} on {host}: {said}. HINT: the environment has to "
+                "be at the same place on all hosts; --remote-python names another"
+            )
         return (
-            f"can't start {options.remote_python} on {host}: {said}. HINT: the environment has to "
-            "be at the same place on all hosts; --remote-python names another"
+            f"the agent on {host} ended with {returncode}: {said}. HINT: tfddl has to be installed "
+            f"for {self.remote_python} there"
         )
-    return (
-        f"the agent on {host} ended with {returncode}: {said}. HINT: tfddl has to be installed for "
-        f"{options.remote_python} there"
-    )
+
+    def _connection_flags(self) -> tuple[str, ...]:
+        port = () if self.port is None else ("-p", str(self.port))
+        key = () if self.identity_file is None else ("-i", str(self.identity_file))
+        return (*port, *key)

@@ -1,4 +1,4 @@
-"""A connection to the agent of another host."""
+"""A connection to the agent of another host, through ssh or srun."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import time
 
 from tfddl._src.launcher.agent_client import AgentClient
 from tfddl._src.launcher.agent_server import BEAT_S, SILENCE_S
+from tfddl._src.launcher.agent_starter import AgentStarter, agent_argv, bootstrap_line
 from tfddl._src.launcher.frames import FrameError, Message, Unpacker, pack
-from tfddl._src.launcher.ssh import SshOptions, agent_argv, bootstrap_line, explain_end
 from tfddl._src.launcher.system import is_readable, is_writable
 from tfddl._src.launcher.worker_process import die_with_parent
 from tfddl.errors import LaunchError
@@ -33,26 +33,26 @@ class SshAgentClient(AgentClient):
         greeting: the first message of the agent; None until then.
     """
 
-    def __init__(self, host: str, options: SshOptions, *, is_here: bool) -> None:
+    def __init__(self, host: str, starter: AgentStarter, *, is_here: bool) -> None:
         """Begins to connect; the agent has greeted when `greeting` is there.
 
         Args:
-            host: the name by which ssh finds it.
-            options: how hosts are reached.
-            is_here: whether it is this machine, for which no ssh is needed.
+            host: the name by which ssh, or Slurm, knows it.
+            starter: how hosts are reached.
+            is_here: whether it is this machine, where the agent is a child of this process.
 
         Raises:
-            LaunchError: there is no such program as ssh.
+            LaunchError: there is no such program as ssh, or srun.
         """
         super().__init__(host)
         self.greeting: Message | None = None
-        self._options = options
+        self._starter = starter
         self._unpacker = Unpacker(greeted=False)
         self._said_s = self.heard_s
         self._asked_s = 0.0
         self._hung_up_s: float | None = None
         self._stderr = tempfile.TemporaryFile()
-        argv = agent_argv(options, None if is_here else host)
+        argv = agent_argv(starter.remote_python) if is_here else starter.argv(host)
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -60,14 +60,14 @@ class SshAgentClient(AgentClient):
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 start_new_session=True,  # Ctrl-C is for us to pass on
-                # An agent here notices our end, and kills its workers; ssh might wait for the far
-                # side.
+                # An agent here notices our end, and kills its workers; ssh or srun might
+                # wait for the far side.
                 preexec_fn=None if is_here else die_with_parent(),  # safe: we have one thread
             )
         except OSError as error:
             self._stderr.close()
             raise LaunchError(
-                f"can't start {argv[0]!r}: {error.strerror}. HINT: --ssh-command names another ssh"
+                f"can't start {argv[0]!r}: {error.strerror}. HINT: {starter.hint}"
             ) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -206,9 +206,8 @@ class SshAgentClient(AgentClient):
             said = f": {self._tail()[-1].strip()}" if self._tail() else ""
             self.lost = f"the connection to {self.host} has ended{said}"
         elif why is None:
-            self.lost = explain_end(
+            self.lost = self._starter.explain_end(
                 self.host,
-                self._options,
                 returncode=self._process.returncode,
                 stderr_lines=self._tail(),
             )

@@ -8,8 +8,8 @@ import pickle
 import sys
 
 from tfddl._src.launcher import JobOptions, run_job
+from tfddl._src.launcher.agent_starter import import_paths
 from tfddl._src.launcher.guard import die_with_caller
-from tfddl._src.launcher.ssh import import_paths
 from tfddl.errors import LaunchError
 
 _CANT_START = 127

@@ -149,7 +149,7 @@ def make_fleet(
     fleet = FleetOptions(
         hosts=slots if num_workers is None else fill_slots(slots, num_workers),
         interfaces=tuple(name for name in names if name),
-        ssh=ssh,
+        starter=ssh,
         connect_s=CONNECT_S if start_timeout_s is None else start_timeout_s,
     )
     return None if fleet.is_this_host else fleet

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from tfddl._src.launcher.agent_starter import import_paths
 from tfddl._src.launcher.call_files import CALL, RESULT
-from tfddl._src.launcher.ssh import import_paths
 from tfddl._src.remote_call.pickling import (
     Answer,
     dump_failure,

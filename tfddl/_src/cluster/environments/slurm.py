@@ -25,6 +25,8 @@ _LOCAL_RANK = "SLURM_LOCALID"
 
 _JOB = "SLURM_JOB_ID"
 _ALLOCATED_TASKS = "SLURM_NTASKS"
+_ALLOCATED_HOSTS = "SLURM_JOB_NODELIST"
+_ALLOCATED_TASKS_PER_HOST = "SLURM_TASKS_PER_NODE"
 _CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 _BIND_TYPE = "SLURM_CPU_BIND_TYPE"
 _BIND_LIST = "SLURM_CPU_BIND_LIST"
@@ -115,6 +117,31 @@ def parse(environ: Mapping[str, str]) -> Cluster | None:
     return cluster
 
 
+def read_allocation(environ: Mapping[str, str]) -> dict[str, int]:
+    """The nodes of the allocation that this process is in, inside of a step or not.
+
+    Returns:
+        By node, how many tasks Slurm would start there: 1 where the job asked for none.
+
+    Raises:
+        ClusterError: there is no allocation, or its variables contradict each other.
+    """
+    if not environ.get(_JOB) or not environ.get(_ALLOCATED_HOSTS):
+        raise ClusterError(
+            f"there is no allocation of Slurm ({_JOB} and {_ALLOCATED_HOSTS} are not set). HINT: "
+            "in the script of sbatch, or in a shell of salloc"
+        )
+    hosts = expand_hosts(environ[_ALLOCATED_HOSTS], what=_ALLOCATED_HOSTS)
+    text = environ.get(_ALLOCATED_TASKS_PER_HOST) or f"1(x{len(hosts)})"
+    tasks = _tasks_per_host(text, what=_ALLOCATED_TASKS_PER_HOST)
+    if len(tasks) != len(hosts):
+        raise ClusterError(
+            f"{_ALLOCATED_HOSTS} names {len(hosts)} hosts, and {_ALLOCATED_TASKS_PER_HOST} is "
+            f"{quote(text)}; one number of tasks per host is expected"
+        )
+    return dict(zip(hosts, tasks, strict=True))
+
+
 def find_task_cores(environ: Mapping[str, str], *, usable: int) -> int | None:
     """How many cores are a task's own; None where the tasks of its node share all cores.
 
@@ -151,23 +178,28 @@ def _tasks_sharing_cores(environ: Mapping[str, str]) -> int | None:
     return sum(1 for others in cores if others & cores[place])
 
 
-def expand_hosts(text: str) -> tuple[str, ...]:
+def expand_hosts(text: str, *, what: str = _HOSTS) -> tuple[str, ...]:
     """Expands Slurm's compressed host list: "n[01-03,7],gpu2" is n01, n02, n03, n7, gpu2.
+
+    Args:
+        text: the list.
+        what: the variable that has it, for errors.
 
     Raises:
         ClusterError: the text is no such list, or names more hosts than a job can have.
     """
     if len(text) > _MAX_CHARS:
-        raise _bad_host_list(text)
+        raise _bad_host_list(text, what)
     parts = _PART.findall(text)
     if not parts or ",".join(parts) != text or any(map(_is_too_long, parts)):
-        raise _bad_host_list(text)
-    choices = [[_ranges(numbers, text) for numbers in _BRACKETS.findall(part)] for part in parts]
+        raise _bad_host_list(text, what)
+    choices = [
+        [_ranges(numbers, text, what) for numbers in _BRACKETS.findall(part)] for part in parts
+    ]
     # Counted before they are expanded: "n[1-999999999]" is short.
     if sum(math.prod(map(_count, of_part)) for of_part in choices) > MAX_CLUSTER_SIZE:
         raise ClusterError(
-            f"{_HOSTS} is {quote(text)}, more than {MAX_CLUSTER_SIZE} hosts; a job can't have "
-            "so many"
+            f"{what} is {quote(text)}, more than {MAX_CLUSTER_SIZE} hosts; a job can't have so many"
         )
     return tuple(
         host
@@ -189,11 +221,11 @@ def _expand(part: str, choices: list[list[re.Match[str]]]) -> list[str]:
     ]
 
 
-def _ranges(numbers: str, text: str) -> list[re.Match[str]]:
+def _ranges(numbers: str, text: str, what: str) -> list[re.Match[str]]:
     matches = [_RANGE.fullmatch(piece) for piece in numbers.split(",")]
     found = [match for match in matches if match is not None]
     if len(found) != len(matches) or any(_last(match) < int(match["first"]) for match in found):
-        raise _bad_host_list(text)
+        raise _bad_host_list(text, what)
     return found
 
 
@@ -213,26 +245,22 @@ def _numbers(ranges: list[re.Match[str]]) -> list[str]:
     ]
 
 
-def _bad_host_list(text: str) -> ClusterError:
+def _bad_host_list(text: str, what: str) -> ClusterError:
     return ClusterError(
-        f'{_HOSTS} is {quote(text)}; expected a list of hosts like "node[01-03,7],gpu2"'
+        f'{what} is {quote(text)}; expected a list of hosts like "node[01-03,7],gpu2"'
     )
 
 
-def _tasks_per_host(text: str) -> list[int]:
+def _tasks_per_host(text: str, *, what: str = _TASKS_PER_HOST) -> list[int]:
     counts: list[int] = []
     for piece in text.split(","):
         match = _TASKS.fullmatch(piece)
         if match is None:
-            raise ClusterError(
-                f'{_TASKS_PER_HOST} is {quote(text)}; expected counts like "2(x3),1"'
-            )
-        tasks = parse_int(match["tasks"], what=f"a count of {_TASKS_PER_HOST}", low=1)
-        times = parse_int(match["times"] or "1", what=f"a count of {_TASKS_PER_HOST}", low=1)
+            raise ClusterError(f'{what} is {quote(text)}; expected counts like "2(x3),1"')
+        tasks = parse_int(match["tasks"], what=f"a count of {what}", low=1)
+        times = parse_int(match["times"] or "1", what=f"a count of {what}", low=1)
         if sum(counts) + tasks * times > MAX_CLUSTER_SIZE:
-            raise ClusterError(
-                f"{_TASKS_PER_HOST} is {quote(text)}, more than {MAX_CLUSTER_SIZE} tasks"
-            )
+            raise ClusterError(f"{what} is {quote(text)}, more than {MAX_CLUSTER_SIZE} tasks")
         counts += [tasks] * times
     return counts
 
