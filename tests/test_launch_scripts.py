@@ -6,14 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-import tfddl
-from tests import plain_yaml
 from tests.hosts import HERE, stand_in, two_hosts
 from tests.launching import launched_on_terminal, read_terminal, screen
 from tests.processes import wait_until
@@ -177,125 +174,157 @@ def test_ssh_sets_up_every_host(project: "Project") -> None:
 
 SBATCH = LAUNCH / "slurm.sbatch"
 FAKE_SRUN = """#!/bin/sh
-printf '%s\\n' "$TFDDL_CORES" "$TFDDL_PORT" "$@"
+printf '%s\\n' "$TFDDL_CORES" "$TFDDL_PORT" "$(command -v python)" "$PWD" "$@" >srun
+[ ! -e sleeps ] || while [ ! -e asked ]; do sleep 0.02; done
+exit "$(cat status)"
+"""
+FAKE_SLURM = """#!/bin/sh
+echo "${0##*/} $*" >>asked
 """
 
 
-def test_slurm_gives_srun_the_command_and_the_cores(tmp_path: Path) -> None:
+class BatchJob:
+    """launch/slurm.sbatch as sbatch starts it, with commands in the place of Slurm's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "my project"
+        self.folder.mkdir()
+        commands = folder / "bin"
+        commands.mkdir()
+        for name, text in {
+            "srun": FAKE_SRUN,
+            "scontrol": FAKE_SLURM,
+            "scancel": FAKE_SLURM,
+        }.items():
+            (commands / name).write_text(text)
+            (commands / name).chmod(0o755)
+        self.script = folder / "slurm_script"  # a copy, as Slurm makes one
+        shutil.copy(SBATCH, self.script)
+        self.environment = {
+            "PATH": f"{commands}:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "SLURM_SUBMIT_DIR": str(self.folder),
+            "SLURM_CPUS_PER_TASK": "4",
+            "SLURM_JOB_ID": "1234567",
+        }
+        (self.folder / "status").write_text("0")
+
+    def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", self.script, *command],
+            env={**self.environment, **more},
+            cwd="/",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command: str, **more: str) -> tuple[int, str]:
+        """Its status, and what it said."""
+        with self.start(*command, **more) as job:
+            _, err = job.communicate(timeout=60)
+        return job.returncode, err
+
+
+@pytest.fixture
+def batch_job(tmp_path: Path) -> BatchJob:
+    job = BatchJob(tmp_path)
+    (job.folder / "venv").symlink_to(sys.prefix)
+    return job
+
+
+def test_slurm_gives_srun_the_command_the_cores_and_ports(batch_job: BatchJob) -> None:
     assert SBATCH.read_text().splitlines()[1].startswith("# ")
-    srun = tmp_path / "bin/srun"
-    srun.parent.mkdir()
-    srun.write_text(FAKE_SRUN)
-    srun.chmod(0o755)
-    copy = tmp_path / "slurm_script"  # as Slurm does
-    shutil.copy(SBATCH, copy)
-    environment = {
-        **os.environ,
-        "PATH": f"{srun.parent}:{os.environ['PATH']}",
-        "TFDDL_PYTHON": sys.executable,
-        "SLURM_SUBMIT_DIR": str(ROOT),
-        "SLURM_CPUS_PER_TASK": "4",
-        "SLURM_JOB_ID": "1234567",
-    }
-    done = subprocess.run(
-        ["bash", copy, "python", "a b"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    cores, port, *arguments = done.stdout.splitlines()
-    assert (cores, port) == ("4", "24567")
+    assert batch_job.run("python", "a b") == (0, "")
+    cores, port, python, folder, *arguments = (batch_job.folder / "srun").read_text().splitlines()
+    assert (cores, port) == ("4", f"{20000 + 1234567 % 180 * 64}")
+    assert python == f"{batch_job.folder}/venv/bin/python"
+    assert folder == str(batch_job.folder)
     assert "--cpus-per-task=4" in arguments
     assert arguments[-2:] == ["python", "a b"]
+    assert not (batch_job.folder / "asked").exists()
 
 
-def test_a_pod_learns_the_addresses_from_its_index(tmp_path: Path) -> None:
-    """The script within kubernetes.yaml, run as its container runs it."""
-    text = (LAUNCH / "kubernetes.yaml").read_text()
-    assert text.startswith("# ")
-    (block,) = re.findall(r"\n( +)- \|\n((?:\1  .*\n)+)", text)
-    script = textwrap.dedent(block[1])
-    assert re.findall(r"(?:parallelism|completions): (\d+)", text) == ["2", "2"]
-    (workers,) = re.findall(r'name: WORKERS\n +value: "(\d+)"', text)
-    assert workers == "2"
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "WORKERS": "3",
-        "JOB_COMPLETION_INDEX": "1",
-    }
-    show = ["sh", "-c", 'echo "$TF_CONFIG"; echo "$1"', "x", "a b"]
-    done = subprocess.run(
-        ["sh", "-c", script, "worker", *show],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    config, argument = done.stdout.splitlines()
-    addresses = tuple(f"tfddl-{index}.tfddl:12345" for index in range(3))
-    assert tf_config.parse(config) == Cluster(addresses, 1)
-    assert argument == "a b"
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        ((), {}, "slurm.sbatch: there is no command to run. HINT: sbatch slurm.sbatch python t"),
+        (("x",), {"TFDDL_VENV": "/no"}, "TFDDL_VENV is '/no'; there is no bin/python in it"),
+        (("x",), {"PYTHONPATH": "", "TFDDL_VENV": "bare"}, "bare/bin/python has no tfddl. HINT"),
+        (("x",), {"SLURM_SUBMIT_DIR": ""}, "slurm.sbatch: sbatch starts this script"),
+    ],
+)
+def test_slurm_mistakes_are_said(
+    command: tuple[str, ...], changes: dict[str, str], message: str, batch_job: BatchJob
+) -> None:
+    bare = batch_job.folder / "bare/bin/python"
+    bare.parent.mkdir(parents=True)
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    status, err = batch_job.run(*command, **changes)
+    assert status in (1, 2)
+    assert message in err
+    assert not (batch_job.folder / "srun").exists()
 
 
-def test_pods_may_do_what_workers_need_and_no_more() -> None:
-    text = (LAUNCH / "kubernetes.yaml").read_text()
-    service, policy, job = plain_yaml.documents(text)
-    assert [part["kind"] for part in (service, policy, job)] == ["Service", "NetworkPolicy", "Job"]
-    pod = job["spec"]["template"]["spec"]
-    (worker,) = pod["containers"]
-    # The Pod Security Standard "restricted", and more.
-    assert pod["automountServiceAccountToken"] is False
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert worker["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    assert re.fullmatch(r"REGISTRY/tfddl:\d+\.\d+\.\d+", worker["image"])
-    assert worker["image"].endswith(f":{tfddl.__version__}")
-    for line in ("docker build -t", "docker push"):
-        assert f"{line} {worker['image']}" in text
-    # What is written to is a volume; data is not written to.
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    mounts = {mount["mountPath"]: mount for mount in worker["volumeMounts"]}
-    assert [mount["name"] for mount in mounts.values()] == list(volumes)
-    assert list(mounts) == ["/data", "/checkpoints", "/tmp", "/dev/shm"]
-    data = volumes[mounts["/data"]["name"]]["persistentVolumeClaim"]
-    checkpoints = volumes[mounts["/checkpoints"]["name"]]["persistentVolumeClaim"]
-    assert data["readOnly"] is mounts["/data"]["readOnly"] is True
-    assert "readOnly" not in checkpoints | mounts["/checkpoints"]
-    assert {"--data_dir=/data", "--output_dir=/checkpoints"} <= set(worker["args"])
-    # The secret comes from a Secret, which the command on top makes.
-    variables = {variable["name"]: variable for variable in worker["env"]}
-    source = variables["TFDDL_SECRET"]["valueFrom"]["secretKeyRef"]
-    made = re.search(r"kubectl create secret generic (\S+) --from-literal=(\w+)=", text)
-    assert made is not None
-    assert made.groups() == (source["name"], source["key"])
-    assert "value" not in variables["TFDDL_SECRET"]
+@pytest.mark.parametrize(("status", "asked"), [(75, "scontrol requeue 1234567\n"), (3, None)])
+def test_slurm_queues_a_job_again_that_has_saved(
+    status: int, asked: str | None, batch_job: BatchJob
+) -> None:
+    (batch_job.folder / "status").write_text(str(status))
+    assert batch_job.run("python")[0] == status
+    path = batch_job.folder / "asked"
+    assert (path.read_text() if path.exists() else None) == asked
 
 
-def test_the_image_is_pinned_and_not_root() -> None:
+def test_slurm_passes_sigterm_on_to_the_tasks_and_waits(batch_job: BatchJob) -> None:
+    (batch_job.folder / "status").write_text("75")
+    (batch_job.folder / "sleeps").touch()
+    with batch_job.start("python") as job:
+        wait_until(lambda: (batch_job.folder / "srun").exists())
+        job.send_signal(signal.SIGTERM)
+        job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert (batch_job.folder / "asked").read_text().splitlines() == [
+        "scancel --quiet --signal=TERM 1234567",
+        "scontrol requeue 1234567",
+    ]
+
+
+def test_ports_of_an_array_do_not_overlap() -> None:
+    """The formula of the script: consecutive job ids, up to 64 workers per node."""
+    (formula,) = re.findall(r"TFDDL_PORT:-\$\(\((.*?)\)\)", SBATCH.read_text())
+    ports = [eval(formula.replace("SLURM_JOB_ID", str(job))) for job in range(1000, 1180)]
+    taken = [port + rank for port in ports for rank in range(64)]
+    assert len(set(taken)) == len(taken)
+    assert min(taken) > 1023
+    assert max(taken) < 32768
+
+
+def test_images_are_pinned_and_not_root() -> None:
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     words = [line.split() for line in lines if line and not line.startswith("#")]
-    assert ["FROM", "${PYTHON}"] in words
-    ((_, base),) = [found for found in words if found[0] == "ARG" and "PYTHON=" in found[1]]
+    stages = {found[-1]: found[1] for found in words if found[0] == "FROM" and "AS" in found}
+    assert stages == {"base": "${PYTHON}", "gpu": "base", "cpu": "base", "ssh": "${DEVICE}"}
+    last = [index for index, found in enumerate(words) if found[0] == "FROM"][-1]
+    assert words[last:] == [["FROM", "${DEVICE}"]]
+    (base,) = [found[1] for found in words if found[0] == "ARG" and "PYTHON=" in found[1]]
     assert re.fullmatch(r"PYTHON=python:3\.\d+\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?", base)
-    assert any(re.fullmatch(r"TENSORFLOW=tensorflow==[\d.]+", found[1]) for found in words)
-    (user,) = [found[1] for found in words if found[0] == "USER"]
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)  # Of a name, runAsNonRoot can't see who it is.
-    _, _, job = plain_yaml.documents((LAUNCH / "kubernetes.yaml").read_text())
-    context = job["spec"]["template"]["spec"]["securityContext"]
-    assert f"{context['runAsUser']}:{context['runAsGroup']}" == user
-    assert context["fsGroup"] == context["runAsGroup"]
+    versions = [found[1] for found in words if found[0] == "ARG" and "TENSORFLOW" in found[1]]
+    assert len(set(versions)) == 1
+    assert re.fullmatch(r"TENSORFLOW=[\d.]+", versions[0])
+    # Each stage that is built ends as that user; of a name, runAsNonRoot can't see who it is.
+    user = "10001:10001"
+    for stage in ("gpu", "cpu", "ssh"):
+        start = next(i for i, found in enumerate(words) if found[-1] == stage and "AS" in found)
+        rest = [i for i, found in enumerate(words) if found[0] == "FROM" and i > start]
+        users = [found[1] for found in words[start : min(rest)] if found[0] == "USER"]
+        assert users[-1] == user, stage
+    for copied in (word for found in words if found[0] == "COPY" for word in found[1:-1]):
+        assert (ROOT / copied).exists(), copied
+    for path in sorted((LAUNCH / "kubernetes").glob("*.yaml")):
+        for context in re.findall(r"runAsUser: (\d+).*\n +runAsGroup: (\d+)", path.read_text()):
+            assert ":".join(context) == user
 
 
 FAKE_PYTHON = """#!/usr/bin/env bash
