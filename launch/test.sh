@@ -17,7 +17,7 @@ extras=test,docs
 while (($#)); do
   case "$1" in
     -h | --help) usage; exit ;;
-    --all) selection=(); extras=test,docs,ray,spark; shift ;;
+    --all) selection=(); extras=test,docs,manifests,ray,spark; shift ;;
     --ring) export TFDDL_TEST_COLLECTIVE=ring; shift ;;
     --) shift; break ;;
     *) fail "unknown argument '$1'; arguments for pytest come after --" ;;

@@ -1,6 +1,6 @@
 """Validates launch/kubernetes strictly, offline, against schemas that PyPI has.
 
-    pip install kubernetes-validate kubeflow-trainer-api kubeflow-training
+    pip install -e '.[manifests]'
     python -m tests.kubernetes_schemas                 all files, or those that are named
 
 Kubernetes' own kinds, and Jobs and pods in all others: the JSON schemas of its API, with unknown

@@ -80,6 +80,32 @@ def two_hosts() -> Iterator[tuple[str, str]]:
         yield names
 
 
+@contextmanager
+def switched_hosts(count: int) -> Iterator[tuple[str, ...]]:
+    """Network namespaces at 10.77.0.1, 10.77.0.2 and so on, joined by a bridge in one more.
+
+    Raises:
+        LaunchError: They can't be made; `missing_for_hosts` says why beforehand.
+    """
+    tag = uuid.uuid4().hex[:6]
+    names = tuple(f"tfddl-{tag}-{number}" for number in range(1, count + 1))
+    switch = f"tfddl-{tag}-0"
+    with ExitStack() as stack:
+        for name in (switch, *names):
+            stack.enter_context(_namespace(name))
+        _ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge0", "up")
+        for number, name in enumerate(names, start=1):
+            port = f"port{number}"
+            link = ("link", "add", port, "type", "veth", "peer", "name", LINK, "netns", name)
+            _ip("-n", switch, *link)
+            _ip("-n", switch, "link", "set", port, "master", "bridge0", "up")
+            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", LINK)
+            _ip("-n", name, "link", "set", "lo", "up")
+            connect(name)
+        yield names
+
+
 def disconnect(name: str | None) -> None:
     """Sets the link of a namespace down; None is the namespace of this process."""
     _ip(*_of(name), "link", "set", LINK, "down")

@@ -34,6 +34,8 @@ for entry in /*; do
 done
 mount -t proc proc "$root/proc"
 printf '%s' "$hosts" >"$root/etc/hosts"
+# The image's user, with the rights of this one, who can read the programs.
+echo "worker:x:$(id -u):$(id -g)::/tmp:/bin/sh" >>"$root/etc/passwd"
 hostname "$name"
 while [ "$1" != -- ]; do
   mkdir -p "$root$1"; mount --bind "$2" "$root$1"
@@ -55,6 +57,7 @@ class Pod:
         namespace: the network namespace that is its network.
         spec: of the pod, as its manifest has it.
         engine: the variables that its engine adds.
+        mounts: folders that its engine mounts, read-only, by their paths in the pod.
         command: what its container runs; that of the manifest, where not given.
     """
 
@@ -62,6 +65,7 @@ class Pod:
     namespace: str
     spec: Mapping[str, Any]
     engine: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[str, Path] = field(default_factory=dict)
     command: tuple[str, ...] = ()
 
     @property
@@ -92,7 +96,7 @@ def running(
     Yields:
         The process; SIGTERM reaches it as it reaches process 1 of a pod.
     """
-    words = []
+    words = [word for path, where in pod.mounts.items() for word in (path, str(where), "ro")]
     for mount in pod.container["volumeMounts"]:
         where = volumes.get(mount["name"])
         if mount["mountPath"] == "/tmp":

@@ -17,7 +17,13 @@ import pytest
 
 import tfddl
 from tests import kubernetes_schemas, plain_yaml, pods
-from tests.namespaces import ADDRESSES, missing_for_hosts, two_hosts
+from tests.namespaces import (
+    ADDRESSES,
+    missing_for_hosts,
+    missing_for_sshd,
+    switched_hosts,
+    two_hosts,
+)
 from tests.pods import FOLDER, ROOT, Pod, documents
 from tests.processes import wait_until
 
@@ -237,7 +243,7 @@ def _run(
         processes = []
         for index, network in enumerate(networks):
             host, engine = _engine(name, index)
-            pod = Pod(host, network, spec, engine, (*launcher, *command))
+            pod = Pod(host, network, spec, engine, command=(*launcher, *command))
             process = pods.running(pod, hosts=_hosts(), volumes=volumes, folder=folder)
             processes.append(stack.enter_context(process))
         if sigterm_after is not None:
@@ -286,6 +292,65 @@ def test_pods_become_one_job(name: str, networks: tuple[str, str], tmp_path: Pat
     for found in ranks:
         assert found["secret"] == "00" * 32
         assert found["home"] == "/tmp"
+        assert found["writable"] == ["/checkpoints", "/dev/shm"]
+        assert found["arguments"] == ["a b"]
+
+
+def _mpi_mounts(folder: Path) -> dict[str, Path]:
+    """What the image has and the MPI operator mounts: keys, and the hostfile in the launcher."""
+    worker, keys, mpi = (folder / name for name in ("worker", "keys", "mpi"))
+    for path in (worker, keys, mpi):
+        path.mkdir()
+    for name in ("sshd_config", "ssh_config"):
+        shutil.copy(FOLDER / name, worker)
+    line = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / "id_rsa")]
+    subprocess.run(line, check=True, timeout=30)
+    shutil.copy(keys / "id_rsa.pub", keys / "authorized_keys")
+    slots = documents("mpijob")["MPIJob"]["spec"]["slotsPerWorker"]
+    names = (f"train-worker-{index}.train.default.svc slots={slots}\n" for index in range(2))
+    (mpi / "hostfile").write_text("".join(names))
+    where = documents("mpijob")["MPIJob"]["spec"]["sshAuthMountPath"]
+    return {"/etc/ssh/worker": worker, where: keys, "/etc/mpi": mpi}
+
+
+@needs_pods
+@pytest.mark.skipif(bool(no_sshd := missing_for_sshd()), reason=no_sshd or "-")
+def test_the_launcher_of_an_mpijob_starts_workers_by_ssh(tmp_path: Path) -> None:
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # which sshd takes where root runs it
+    replicas = documents("mpijob")["MPIJob"]["spec"]["mpiReplicaSpecs"]
+    specs = {kind: replicas[kind]["template"]["spec"] for kind in ("Worker", "Launcher")}
+    words = _words("mpijob", specs["Launcher"])
+    command = (*words[: words.index("python")], sys.executable, "-S", "-c", SHOW, "a b")
+    mounts = _mpi_mounts(tmp_path)
+    volumes = {name: tmp_path / name for name in ("data", "checkpoints")}
+    for path in volumes.values():
+        path.mkdir()
+    hosts = {f"train-worker-{index}.train.default.svc": ADDRESSES[index] for index in range(2)}
+    with switched_hosts(3) as networks, ExitStack() as stack:
+
+        def start(pod: Pod) -> subprocess.Popen[str]:
+            process = pods.running(pod, hosts=hosts, volumes=volumes, folder=tmp_path)
+            return stack.enter_context(process)
+
+        workers = [
+            start(Pod(f"train-worker-{index}", networks[index], specs["Worker"], mounts=mounts))
+            for index in range(2)
+        ]
+        for worker in workers:
+            assert worker.stdout is not None
+            while "Server listening on 0.0.0.0 port 2222" not in (said := worker.stdout.readline()):
+                assert said, "sshd has ended"
+        engine = {"K_MPI_JOB_ROLE": "launcher", "NVIDIA_VISIBLE_DEVICES": ""}
+        pod = Pod("train-launcher", networks[2], specs["Launcher"], engine, mounts, command)
+        launcher = start(pod)
+        output, _ = launcher.communicate(timeout=TRAIN_S)
+        assert launcher.returncode == 0, output
+    files = sorted(volumes["checkpoints"].glob("rank.*"))
+    ranks = [json.loads(path.read_text()) for path in files]
+    assert [found["name"] for found in ranks] == ["train-worker-0", "train-worker-1"]
+    for found in ranks:
+        addresses = found["task"]["cluster"]["worker"]
+        assert [address.rpartition(":")[0] for address in addresses] == list(hosts)
         assert found["writable"] == ["/checkpoints", "/dev/shm"]
         assert found["arguments"] == ["a b"]
 

@@ -175,7 +175,10 @@ def test_ssh_sets_up_every_host(project: "Project") -> None:
 SBATCH = LAUNCH / "slurm.sbatch"
 FAKE_SRUN = """#!/bin/sh
 printf '%s\\n' "$TFDDL_CORES" "$TFDDL_PORT" "$(command -v python)" "$PWD" "$@" >srun
-[ ! -e sleeps ] || while [ ! -e asked ]; do sleep 0.02; done
+turns=0
+while [ -e sleeps ] && [ ! -e asked ] && [ $turns -lt 400 ]; do
+  sleep 0.1; turns=$((turns + 1))
+done
 exit "$(cat status)"
 """
 FAKE_SLURM = """#!/bin/sh

@@ -22,10 +22,7 @@ SBATCH = ROOT / "launch/slurm.sbatch"
 TRAIN_S = 200.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(bool(missing := missing_for_slurm()), reason=missing or "-"),
-]
+pytestmark = pytest.mark.skipif(bool(missing := missing_for_slurm()), reason=missing or "-")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +89,24 @@ FOUR = ["n1", "n1", "n2", "n2"]
 TASKS = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--time=5")
 
 
+SHOW = """
+import json, os, sys
+rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+open(f"rank.{rank}", "w").write(json.dumps({"node": os.uname().nodename, "argument": sys.argv[1]}))
+"""
+
+
+def test_agents_are_steps_of_the_job(slurm: SlurmCluster, tmp_path: Path) -> None:
+    line = ("--launcher", "slurm", sys.executable, "-S", "-c", SHOW, "a b\n$c")
+    tfddlrun = (sys.executable, "-m", "tfddl.launcher", *line)
+    done = slurm.run("salloc", *TASKS, *tfddlrun, cwd=tmp_path, timeout_s=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = _ranks(tmp_path)
+    assert [found["node"] for found in ranks] == FOUR
+    assert {found["argument"] for found in ranks} == {"a b\n$c"}
+
+
+@pytest.mark.long
 def test_a_worker_per_task_from_the_folder_of_a_user(
     slurm: SlurmCluster, project: Path, alone: list[float]
 ) -> None:
@@ -103,6 +118,7 @@ def test_a_worker_per_task_from_the_folder_of_a_user(
     assert {found["cores"] for found in ranks} == {"1"}
 
 
+@pytest.mark.long
 def test_a_tfddlrun_per_node(slurm: SlurmCluster, project: Path, alone: list[float]) -> None:
     line = ("tfddlrun", "-np", "2", "python", "train.py", ".")
     shape = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--time=5")
@@ -112,6 +128,7 @@ def test_a_tfddlrun_per_node(slurm: SlurmCluster, project: Path, alone: list[flo
     assert [found["local"] for found in ranks] == [[0, 2], [1, 2], [0, 2], [1, 2]]
 
 
+@pytest.mark.long
 def test_it_is_queued_again_when_it_has_saved_and_resumes(
     slurm: SlurmCluster, project: Path, alone: list[float]
 ) -> None:
@@ -128,6 +145,7 @@ def test_it_is_queued_again_when_it_has_saved_and_resumes(
     assert {found["restarts"] for found in ranks} == {"1"}
 
 
+@pytest.mark.long
 def test_jobs_of_an_array_share_nodes_and_no_ports(
     slurm: SlurmCluster, project: Path, alone: list[float]
 ) -> None:
@@ -148,6 +166,7 @@ def test_jobs_of_an_array_share_nodes_and_no_ports(
     assert len({ranks[0]["port"] for ranks in found}) == 2
 
 
+@pytest.mark.long
 def test_srun_starts_the_agents_of_one_tfddlrun(
     slurm: SlurmCluster, project: Path, alone: list[float]
 ) -> None:
@@ -161,6 +180,7 @@ def test_srun_starts_the_agents_of_one_tfddlrun(
     _check(project, alone, nodes=FOUR)
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_a_tfddlrun_that_is_killed(slurm: SlurmCluster, project: Path) -> None:
     """Its agents on other nodes notice, and Slurm knows of no step any more."""
     script = "import os, time; open(f'pid.{os.getpid()}', 'w'); time.sleep(500)"
