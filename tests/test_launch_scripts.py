@@ -181,6 +181,9 @@ while [ -e sleeps ] && [ ! -e asked ] && [ $turns -lt 400 ]; do
 done
 exit "$(cat status)"
 """
+FAKE_SQUEUE = """#!/bin/sh
+[ "$*" = "--noheader --format=%T --jobs=1234567" ] && cat state
+"""
 FAKE_SLURM = """#!/bin/sh
 echo "${0##*/} $*" >>asked
 """
@@ -196,6 +199,7 @@ class BatchJob:
         commands.mkdir()
         for name, text in {
             "srun": FAKE_SRUN,
+            "squeue": FAKE_SQUEUE,
             "scontrol": FAKE_SLURM,
             "scancel": FAKE_SLURM,
         }.items():
@@ -211,6 +215,7 @@ class BatchJob:
             "SLURM_JOB_ID": "1234567",
         }
         (self.folder / "status").write_text("0")
+        (self.folder / "state").write_text("RUNNING\n")
 
     def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -270,11 +275,19 @@ def test_slurm_mistakes_are_said(
     assert not (batch_job.folder / "srun").exists()
 
 
-@pytest.mark.parametrize(("status", "asked"), [(75, "scontrol requeue 1234567\n"), (3, None)])
+@pytest.mark.parametrize(
+    ("status", "state", "asked"),
+    [
+        (75, "RUNNING", "scontrol requeue 1234567\n"),
+        (75, "COMPLETING", None),  # cancelled by the user
+        (3, "RUNNING", None),
+    ],
+)
 def test_slurm_queues_a_job_again_that_has_saved(
-    status: int, asked: str | None, batch_job: BatchJob
+    status: int, state: str, asked: str | None, batch_job: BatchJob
 ) -> None:
     (batch_job.folder / "status").write_text(str(status))
+    (batch_job.folder / "state").write_text(f"{state}\n")
     assert batch_job.run("python")[0] == status
     path = batch_job.folder / "asked"
     assert (path.read_text() if path.exists() else None) == asked

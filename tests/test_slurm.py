@@ -146,6 +146,23 @@ def test_it_is_queued_again_when_it_has_saved_and_resumes(
 
 
 @pytest.mark.long
+def test_a_job_that_the_user_cancels_is_not_queued_again(
+    slurm: SlurmCluster, project: Path
+) -> None:
+    """It gets SIGTERM, too, and saves."""
+    (project / "job.sh").write_text(
+        "trap 'exit 75' TERM\ntouch runs.$SLURM_PROCID\nwhile :; do sleep 0.1; done\n"
+    )
+    job = slurm.submit(*TASKS, "slurm.sbatch", "sh", "job.sh", cwd=project)
+    runs = [project / f"runs.{task}" for task in range(4)]
+    wait_until(lambda: all(path.exists() for path in runs), timeout_s=60)
+    assert slurm.run("scancel", job).returncode == 0
+    said = _end(slurm, job, project)
+    assert said.startswith("CANCELLED"), said
+    assert "is queued again" not in said
+
+
+@pytest.mark.long
 def test_jobs_of_an_array_share_nodes_and_no_ports(
     slurm: SlurmCluster, project: Path, alone: list[float]
 ) -> None:

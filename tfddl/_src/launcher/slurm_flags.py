@@ -40,7 +40,10 @@ def resolve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> No
             "--ntasks-per-node=1 tfddlrun without --launcher"
         )
     if shutil.which("srun", path=environment.get("PATH")) is None:
-        raise LaunchError("--launcher slurm takes srun, which is not on the PATH")
+        raise LaunchError(
+            "--launcher slurm takes srun, which is not on the PATH. HINT: the folder of Slurm's "
+            "commands, often by `module load slurm`"
+        )
     named = host_flags.read_hosts(arguments)
     if unknown := [host.name for host in named if host.name not in nodes]:
         raise LaunchError(
