@@ -21,7 +21,7 @@ from tests.hosts import HERE, TWO, sshd, stand_in, two_hosts
 from tests.launching import LAUNCHER, TIMEOUT_S, launch, launched, pids, worker
 from tests.processes import in_sessions, is_running, stop, wait_until
 from tfddl._src.cpu import num_quota_cores
-from tfddl._src.launcher import ssh_client
+from tfddl._src.launcher import remote_client
 from tfddl._src.launcher.exposure import firewall_line
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.ssh import SshOptions
@@ -345,7 +345,7 @@ def test_addresses_of_an_interface(tmp_path: Path) -> None:
 
 def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ssh_client, "_SEND_S", 0.2)
+        patch.setattr(remote_client, "_SEND_S", 0.2)
         with closing(_client("exec sleep 30")) as deaf:
             plan = ProcessPlan(rank=0, argv=("true",), environment={}, host=HERE[0])
             before = deaf.start(plan, [])
@@ -363,14 +363,18 @@ def test_a_host_that_takes_nothing_is_lost_but_not_one_that_is_slow() -> None:
     with closing(_client("exec dd of=/dev/null status=none")) as slow:
         with pytest.MonkeyPatch.context() as patch:
             clock = itertools.count(step=6)  # Soon more than 10 s, for all of it.
-            patch.setattr(ssh_client, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+            patch.setattr(
+                remote_client, "time", SimpleNamespace(monotonic=lambda: float(next(clock)))
+            )
             slow.send({"do": "take commit"}, bytes(4 << 20))
         assert slow.lost is None
 
 
-def _client(line: str) -> ssh_client.SshAgentClient:
+def _client(line: str) -> remote_client.RemoteAgentClient:
     """A connection to what a shell runs in place of an agent."""
-    return ssh_client.SshAgentClient(HERE[0], SshOptions(command=("sh", "-c", line)), is_here=False)
+    return remote_client.RemoteAgentClient(
+        HERE[0], SshOptions(command=("sh", "-c", line)), is_here=False
+    )
 
 
 def test_dry_run_prints_lines_that_run(tmp_path: Path) -> None:

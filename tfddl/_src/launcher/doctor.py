@@ -23,8 +23,8 @@ from tfddl._src.launcher.fleet import (
     find_unreachable_names,
 )
 from tfddl._src.launcher.frames import Message
+from tfddl._src.launcher.remote_client import RemoteAgentClient
 from tfddl._src.launcher.signals import Interrupted, Signals
-from tfddl._src.launcher.ssh_client import SshAgentClient
 from tfddl._src.launcher.system import require_files
 from tfddl.errors import LaunchError
 
@@ -81,7 +81,7 @@ class _Doctor:
             except LaunchError as error:  # one was lost meanwhile
                 yield Finding(Level.PROBLEM, ", ".join(client.host for client in able), str(error))
 
-    def _check(self, clients: Sequence[SshAgentClient]) -> Iterator[Finding]:
+    def _check(self, clients: Sequence[RemoteAgentClient]) -> Iterator[Finding]:
         clocks = []
         facts = {}
         for client in clients:
@@ -102,7 +102,7 @@ class _Doctor:
         yield from self._try_network(clients, addresses)
 
     def _find_addresses(
-        self, clients: Sequence[SshAgentClient], facts: dict[str, Message]
+        self, clients: Sequence[RemoteAgentClient], facts: dict[str, Message]
     ) -> Generator[Finding, None, dict[str, str]]:
         """Checks the hosts' names; returns the address of each host."""
         names = [client.host for client in clients]
@@ -120,7 +120,7 @@ class _Doctor:
         }
 
     def _try_network(
-        self, clients: Sequence[SshAgentClient], addresses: dict[str, str]
+        self, clients: Sequence[RemoteAgentClient], addresses: dict[str, str]
     ) -> Iterator[Finding]:
         """Every host tries every other's ports; each sends to the next, as in a ring."""
         ports = {}
@@ -141,7 +141,7 @@ class _Doctor:
             }
             yield check_speed(client.host, following.host, self._ask(client, question))
 
-    def _ask(self, client: SshAgentClient, question: Message) -> Message:
+    def _ask(self, client: RemoteAgentClient, question: Message) -> Message:
         client.send({"do": "probe", **question})
         (answer,) = ask([client], signals=self._signals, wait_s=_ANSWER_S)
         if "error" in answer and question["question"] != "speed":

@@ -20,9 +20,9 @@ from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.local_client import LocalAgentClient
 from tfddl._src.launcher.log_sink import LogSink
 from tfddl._src.launcher.plan import LOOPBACK, HostAllocation, ProcessPlan
+from tfddl._src.launcher.remote_client import RemoteAgentClient
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.ssh import SshOptions
-from tfddl._src.launcher.ssh_client import SshAgentClient
 from tfddl._src.launcher.worker_handle import WorkerHandle
 from tfddl._src.launcher.worker_process import adopt_orphans, kill_orphans
 from tfddl.errors import LaunchError
@@ -147,7 +147,9 @@ def local_fleet(
 
 
 @contextlib.contextmanager
-def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[SshAgentClient, ...]]:
+def connecting(
+    options: FleetOptions, *, signals: Signals
+) -> Iterator[tuple[RemoteAgentClient, ...]]:
     """Connections to all hosts, as far as they succeed; `failures` gives the others.
 
     At the end all are closed, and nothing is left on any host.
@@ -156,11 +158,11 @@ def connecting(options: FleetOptions, *, signals: Signals) -> Iterator[tuple[Ssh
         LaunchError: there is no ssh, or srun.
         Interrupted: a signal came.
     """
-    clients: list[SshAgentClient] = []
+    clients: list[RemoteAgentClient] = []
     try:
         for host in options.hosts:
             clients.append(
-                SshAgentClient(host.name, options.starter, is_here=is_this_host(host.name))
+                RemoteAgentClient(host.name, options.starter, is_here=is_this_host(host.name))
             )
         wait_for(
             clients,
@@ -342,7 +344,7 @@ def turn(
             selector.unregister(client)
 
 
-def close_all(clients: Sequence[SshAgentClient]) -> None:
+def close_all(clients: Sequence[RemoteAgentClient]) -> None:
     """Ends connections, all at once, and waits for their ends."""
     for client in clients:
         client.hang_up()
@@ -378,8 +380,8 @@ def find_unreachable_names(answers: Mapping[str, Message]) -> list[str]:
 
 
 def failures(
-    clients: Iterable[SshAgentClient], options: FleetOptions
-) -> Iterator[tuple[SshAgentClient, str]]:
+    clients: Iterable[RemoteAgentClient], options: FleetOptions
+) -> Iterator[tuple[RemoteAgentClient, str]]:
     """The connections that have failed, and why."""
     for client in clients:
         if client.lost is not None:

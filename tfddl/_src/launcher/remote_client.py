@@ -26,7 +26,7 @@ _KILL_S, _END_S = 5.0, 1.0
 _TAIL_BYTES = 4000
 
 
-class SshAgentClient(AgentClient):
+class RemoteAgentClient(AgentClient):
     """Exchanges frames with an agent process by its standard input and output.
 
     Attributes:
