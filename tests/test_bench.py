@@ -293,9 +293,12 @@ def test_flags_for_hosts(tmp_path: Path) -> None:
             f"--ssh-identity-file={key}",
             "--ssh-command=ssh",
             "--remote-python=/py",
+            "--launcher=ssh",
         ),
         python="/py",
     )
+    with pytest.raises(LaunchError, match="--launcher slurm reaches hosts, and none are named"):
+        flags.read_target(flags.make_parser("x").parse_args(["--launcher", "slurm"]))
     assert _config("-H=a,b,c", "--quick").workers == (3,)
     assert _config("-H=a:4", "--quick").workers == (2,)
 

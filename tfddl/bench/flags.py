@@ -11,7 +11,7 @@ from tfddl._src.command_line import accept_underscores
 from tfddl._src.launcher import host_flags
 from tfddl.bench.config import SIZES, Config, Part
 from tfddl.bench.targets import Target
-from tfddl.errors import DataError
+from tfddl.errors import DataError, LaunchError
 
 _QUICK_SIZES = SIZES[0], 2**20, SIZES[-1]
 _SCALING_SIZES, _SCALING_WORKERS = (2**12, 2**24), (2, 4, 8, 16, 32, 64)
@@ -60,7 +60,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         metavar=("BEFORE", "AFTER"),
         help="measure nothing; compare the ratios of two files of --json",
     )
-    host_flags.add_flags(parser.add_argument_group("hosts, by ssh"))
+    host_flags.add_flags(parser.add_argument_group("hosts, by ssh or srun"))
     group = parser.add_argument_group("what is measured, how long, and output beside the tables")
     # The documentation of a field is its help: a name, a colon, and lines that are indented more.
     documented = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Config.__doc__ or "", re.M))
@@ -74,6 +74,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def read_target(arguments: argparse.Namespace) -> Target:
     """Where to measure; raises LaunchError where hosts' names, slots or ssh's flags are wrong."""
     if not (hosts := host_flags.read_hosts(arguments)):
+        if arguments.launcher == host_flags.SLURM:
+            raise LaunchError(
+                "--launcher slurm reaches hosts, and none are named. HINT: -H n1:1,n2:1"
+            )
         return Target()
     python = host_flags.make_fleet(hosts, arguments).starter.remote_python
     return Target(hosts=hosts, reach=host_flags.repeat(arguments), python=python)

@@ -25,7 +25,8 @@ How it works, from the outside in:
   one `AgentClient` per host, all of them in a `Fleet`.
 - The agent of this machine is an object in the supervisor's process (`local_client`): messages are
   calls. The agent of another host is a process there (`agent_server`): messages are `frames` on its
-  standard input and output, through ssh (`remote_client`). Its silence means that the host is lost.
+  standard input and output, through ssh or srun (`remote_client`; an `AgentStarter` says by which
+  command line). Its silence means that the host is lost.
 - On several nodes with a tfddlrun on each, `multi_node` makes one job of them before any
   worker starts; after that every tfddlrun supervises the workers of its own host.
 - Output goes from the agent to a `LogSink`, which shows it on the `Console` and writes the log.
