@@ -66,9 +66,8 @@ class RemoteAgentClient(AgentClient):
             )
         except OSError as error:
             self._stderr.close()
-            raise LaunchError(
-                f"can't start {argv[0]!r}: {error.strerror}. HINT: {starter.hint}"
-            ) from error
+            hint = "--remote-python names another Python" if is_here else starter.hint
+            raise LaunchError(f"can't start {argv[0]!r}: {error.strerror}. HINT: {hint}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout

@@ -60,8 +60,8 @@ def _take_all(arguments: argparse.Namespace, nodes: Mapping[str, int]) -> None:
     if isinstance(wanted, int) and wanted > tasks:
         per_node = -(-wanted // len(nodes))
         raise LaunchError(
-            f"the number of workers (-np) is {wanted}, but the allocation has {tasks} tasks on "
-            f"{len(nodes)} nodes (SLURM_TASKS_PER_NODE). HINT: sbatch or salloc "
+            f"the number of workers (-np) is {wanted}, but the allocation has {tasks} tasks, on "
+            f"{', '.join(nodes)} (SLURM_TASKS_PER_NODE). HINT: sbatch or salloc "
             f"--ntasks-per-node={per_node}, or -H {next(iter(nodes))}:{per_node},…"
         )
     arguments.hosts = render_hosts([HostSlots(name, count) for name, count in nodes.items()])
