@@ -102,7 +102,7 @@ def test_its_nodes_are_the_hosts(line: tuple[str, ...], hosts: str | None) -> No
         ((), {"SLURM_JOB_ID": ""}, "--launcher slurm: there is no allocation of Slurm"),
         ((), {"PATH": "/none"}, "--launcher slurm takes srun, which is not on the PATH"),
         ((), SRUN | NODES | TASKS, "srun has started tfddlrun 4 times (SLURM_STEP_NUM_TASKS, SLU"),
-        (("-np", "6"), {}, "but the allocation has 5 tasks, on n1, n2, gpu07 (SLURM_TASKS_PER_NODE)"),
+        (("-np", "6"), {}, "the allocation has 5 tasks, on n1, n2, gpu07 (SLURM_TASKS_PER_NODE)"),
         (("-np", "6"), {}, "--ntasks-per-node=2, or -H n1:2,…"),
         (("-H", "n1:2,n9:2"), {}, "n9 (-H) is not in the allocation of n1, n2, gpu07. HINT"),
         (("-p", "22"), {}, "--ssh-port (-p) is for ssh, and --launcher slurm reaches the hosts by"),
