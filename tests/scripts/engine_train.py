@@ -1,6 +1,6 @@
 """Trains on 103 examples, writes its weights, and where each rank ran: FOLDER [EVENT].
 
-In the first start of a job an event comes at a step in mid-epoch: with "wait" it waits for SIGTERM;
+In the first start of a job an event comes at a step in mid-epoch: with "wait" all wait for SIGTERM;
 with "kill" the last rank kills itself.
 """
 
@@ -35,10 +35,16 @@ class Event(keras.callbacks.Callback):
         if EVENT == "kill" and tfddl.rank() == tfddl.size() - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if EVENT == "wait":
-            end_s = time.monotonic() + 100
-            while not signal.getsignal(signal.SIGTERM).__self__.got_sigterm:  # type: ignore[union-attr]
-                assert time.monotonic() < end_s, "no SIGTERM has come"
-                time.sleep(0.05)
+            self.wait_for_sigterm()
+
+    def wait_for_sigterm(self) -> None:
+        """Until this rank, or any other, has got it."""
+        came, end_s = FOLDER / "sigterm", time.monotonic() + 100
+        while not came.exists():
+            if signal.getsignal(signal.SIGTERM).__self__.got_sigterm:  # type: ignore[union-attr]
+                came.touch()
+            assert time.monotonic() < end_s, "no SIGTERM has come"
+            time.sleep(0.05)
 
 
 def main() -> None:
