@@ -17,12 +17,12 @@ import pytest
 
 import tfddl
 from tests import kubernetes_schemas, plain_yaml, pods
+from tests.hosts import two_hosts
 from tests.namespaces import (
     ADDRESSES,
     missing_for_hosts,
     missing_for_sshd,
     switched_hosts,
-    two_hosts,
 )
 from tests.pods import FOLDER, ROOT, Pod, documents
 from tests.processes import wait_until
@@ -34,7 +34,6 @@ NODES = ("job", "jobset", "trainjob", "tfjob")
 SCRIPT = ROOT / "tests/scripts/engine_train.py"
 TRAIN_S = 200.0
 
-needs_pods = pytest.mark.skipif(bool(missing := missing_for_hosts()), reason=missing or "-")
 needs_schemas = pytest.mark.skipif(
     bool(lacks := kubernetes_schemas.missing_packages()), reason=lacks or "-"
 )
@@ -277,7 +276,6 @@ Path(f"/checkpoints/rank.{rank}").write_text(json.dumps(found))
 """
 
 
-@needs_pods
 @pytest.mark.parametrize("name", NODES)
 def test_pods_become_one_job(name: str, networks: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
@@ -313,9 +311,9 @@ def _mpi_mounts(folder: Path) -> dict[str, Path]:
     return {"/etc/ssh/worker": worker, where: keys, "/etc/mpi": mpi}
 
 
-@needs_pods
-@pytest.mark.skipif(bool(no_sshd := missing_for_sshd()), reason=no_sshd or "-")
 def test_the_launcher_of_an_mpijob_starts_workers_by_ssh(tmp_path: Path) -> None:
+    if missing := missing_for_hosts() or missing_for_sshd():
+        pytest.skip(missing)
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # which sshd takes where root runs it
     replicas = documents("mpijob")["MPIJob"]["spec"]["mpiReplicaSpecs"]
     specs = {kind: replicas[kind]["template"]["spec"] for kind in ("Worker", "Launcher")}
@@ -356,7 +354,6 @@ def test_the_launcher_of_an_mpijob_starts_workers_by_ssh(tmp_path: Path) -> None
 
 
 @pytest.mark.long
-@needs_pods
 @pytest.mark.parametrize(("name", "saved"), [("job", 75), ("tfjob", 138)])
 def test_saves_when_a_pod_is_to_end_and_resumes_in_new_pods(
     name: str, saved: int, networks: tuple[str, str], tmp_path: Path

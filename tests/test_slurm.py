@@ -22,11 +22,11 @@ SBATCH = ROOT / "launch/slurm.sbatch"
 TRAIN_S = 200.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
-pytestmark = pytest.mark.skipif(bool(missing := missing_for_slurm()), reason=missing or "-")
-
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[SlurmCluster]:
+    if missing := missing_for_slurm():
+        pytest.skip(missing)
     # The paths of pytest are too long for sockets.
     folder = Path(f"/tmp/tfddl-slurm-{os.getpid()}")
     folder.mkdir()
