@@ -294,6 +294,38 @@ def test_pods_become_one_job(name: str, networks: tuple[str, str], tmp_path: Pat
         assert found["arguments"] == ["a b"]
 
 
+# As a training that can save: a rank that gets SIGTERM tells the others, and all end.
+SAVES = """
+import json, os, signal, sys, time
+from pathlib import Path
+from tfddl._src.heartbeat import ProgressPage, WorkerFlags
+page = ProgressPage.from_environment(os.environ)
+page.record_pid()
+page.set_flags(WorkerFlags.SAVES_ON_SIGTERM | WorkerFlags.SAVES_ON_REQUEST)
+folder = Path("/checkpoints")
+signal.signal(signal.SIGTERM, lambda *_: (folder / "sigterm").touch())
+(folder / f"event.{json.loads(os.environ['TF_CONFIG'])['task']['index']}").touch()
+while not (folder / "sigterm").exists():
+    time.sleep(0.02)
+page.set_flags(WorkerFlags.PREEMPTED)
+sys.exit(75)
+"""
+# By manifest, the status that its engine takes for "again", and the lines that say so.
+AGAIN = {"job": (75, "values: [75]"), "tfjob": (138, "restartPolicy: ExitCode")}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_all_pods_end_with_the_status_for_again(
+    name: str, networks: tuple[str, str], tmp_path: Path
+) -> None:
+    """SIGTERM comes to one of them."""
+    status, line = AGAIN[name]
+    assert line in (FOLDER / f"{name}.yaml").read_text()
+    events = [tmp_path / f"checkpoints/event.{rank}" for rank in range(2)]
+    command = [sys.executable, "-c", SAVES]
+    assert _run(name, command, networks, tmp_path, sigterm_after=events) == [status, status]
+
+
 def _mpi_mounts(folder: Path) -> dict[str, Path]:
     """What the image has and the MPI operator mounts: keys, and the hostfile in the launcher."""
     worker, keys, mpi = (folder / name for name in ("worker", "keys", "mpi"))
@@ -354,13 +386,11 @@ def test_the_launcher_of_an_mpijob_starts_workers_by_ssh(tmp_path: Path) -> None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "saved"), [("job", 75), ("tfjob", 138)])
+@pytest.mark.parametrize("name", AGAIN)
 def test_saves_when_a_pod_is_to_end_and_resumes_in_new_pods(
-    name: str, saved: int, networks: tuple[str, str], tmp_path: Path
+    name: str, networks: tuple[str, str], tmp_path: Path
 ) -> None:
-    """SIGTERM to one pod ends all with the status that its manifest takes for "again"."""
-    text = (FOLDER / f"{name}.yaml").read_text()
-    assert {"job": "values: [75]", "tfjob": "restartPolicy: ExitCode"}[name] in text
+    saved, _ = AGAIN[name]
     (tmp_path / "data").mkdir()
     shutil.copy(SCRIPT, tmp_path / "data/train.py")
     train = ["python", "/data/train.py", "/checkpoints"]
