@@ -163,6 +163,35 @@ def test_a_job_that_the_user_cancels_is_not_queued_again(
 
 
 @pytest.mark.long
+def test_only_the_job_of_an_array_that_has_saved_is_queued_again(
+    slurm: SlurmCluster, project: Path
+) -> None:
+    """One of them has the array's own id."""
+    (project / "job.sh").write_text(
+        "trap 'exit 75' TERM\n"
+        "touch runs.$SLURM_ARRAY_TASK_ID.${SLURM_RESTART_COUNT:-0}\n"
+        "while [ ! -e end ] && [ -z $SLURM_RESTART_COUNT ]; do sleep 0.1; done\n"
+    )
+    shape = ("--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--time=5")
+    job = slurm.submit("--array=0-1", *shape, "slurm.sbatch", "sh", "job.sh", cwd=project)
+    for index in range(2):
+        wait_until((project / f"runs.{index}.0").exists, timeout_s=60)
+    # The one that shares its id with the array.
+    (last,) = [
+        index
+        for index in range(2)
+        if slurm.run("squeue", "-h", "--format=%A", f"--jobs={job}_{index}").stdout == f"{job}\n"
+    ]
+    line = ("scancel", "--batch", "--signal=TERM", f"{job}_{last}")
+    assert slurm.run(*line).returncode == 0
+    wait_until((project / f"runs.{last}.1").exists, timeout_s=60)
+    (project / "end").touch()
+    for index in range(2):
+        assert _end(slurm, f"{job}_{index}", project).startswith("COMPLETED")
+    assert not (project / f"runs.{1 - last}.1").exists()
+
+
+@pytest.mark.long
 def test_jobs_of_an_array_share_nodes_and_no_ports(
     slurm: SlurmCluster, project: Path, alone: list[float]
 ) -> None:
