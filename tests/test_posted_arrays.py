@@ -12,7 +12,7 @@ import pytest
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.posted_arrays import PostedArrays
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
-from tfddl.errors import CommunicationError
+from tfddl.errors import CommunicationError, DisagreementError, StalledError
 
 SIZE = 3
 LENGTH = 20_000
@@ -87,11 +87,15 @@ class Operation:
         for rank in self.ranks:
             self.read(rank)
 
-    def fail(self) -> None:
+    def differ(self) -> None:
         """Raises everywhere before anything is read."""
-        for stack in self._stacks.values():
-            with pytest.raises(RuntimeError), stack:
-                raise RuntimeError
+        for rank in self.ranks:
+            self.fail(rank, DisagreementError)
+
+    def fail(self, rank: int, error: type[Exception]) -> None:
+        """Raises on one rank before it reads anything."""
+        with pytest.raises(error), self._stacks[rank]:
+            raise error
 
 
 @pytest.fixture
@@ -131,8 +135,17 @@ def test_operations_that_end_in_another_order(workers: Workers) -> None:
 def test_what_fails_takes_no_slot_for_ever(workers: Workers) -> None:
     for number in range(10):
         Operation(workers, 10.0 * number).read_all()
-        Operation(workers, 1.0).fail()
+        Operation(workers, 1.0).differ()
     assert workers.num_slots <= 3 * SIZE
+
+
+def test_what_a_worker_has_given_up_can_still_be_read(workers: Workers) -> None:
+    given_up = Operation(workers, 100.0)
+    given_up.fail(0, StalledError)
+    for number in range(5):
+        Operation(workers, 10.0 * number).read_all()
+    given_up.read(1)
+    given_up.read(2)
 
 
 def test_workers_that_take_no_part_count_as_zeros(workers: Workers) -> None:

@@ -469,11 +469,11 @@ def fails(communicator: Communicator, network: Network, mark: str) -> list[str]:
 
     def call(name: str) -> None:
         try:
-            communicator.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature(name, name))
+            communicator.all_reduce([np.zeros(400_000)], ReduceOp.SUM, OpSignature(name, name))
         except (PeerLostError, StalledError) as error:
             errors.append(f"{type(error).__name__}: {error}")
 
-    communicator.all_reduce([np.zeros(200_000)], ReduceOp.SUM, OpSignature("", "warm"))
+    communicator.all_reduce([np.zeros(400_000)], ReduceOp.SUM, OpSignature("", "warm"))
     if communicator.rank == 0:
         wait_until(Path(mark).exists)
     call("first")

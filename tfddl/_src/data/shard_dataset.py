@@ -44,8 +44,8 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     What a worker reads, and what it keeps in memory besides what it was given:
 
     * **Arrays in memory**, and what can be made one (tensors, lists of numbers): every worker
-      holds all of what it is given. A few batches are kept: up to two are ready ahead,
-      of small ones 32 (2 MiB at most).
+      holds all of what it is given. A few batches are kept: up to two are ready ahead;
+      small ones are made up to 16 at once, 1 MiB in all.
     * **Memory-mapped ``.npy``** (``np.load(path, mmap_mode="r")``, and parts of one, such as
       ``x[100:]``): only the rows of the worker's own examples are read, from the file into the
       batch, so that they don't count as the worker's memory. A few batches are kept, in either

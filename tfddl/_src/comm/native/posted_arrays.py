@@ -24,7 +24,7 @@ import numpy as np
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.messages import OpSignature
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
-from tfddl.errors import CommunicationError
+from tfddl.errors import CommunicationError, DisagreementError
 
 _TOTAL_BYTES = 2**22
 """Of all workers' arrays together, which each worker reads: with more it would take longer than the
@@ -109,7 +109,7 @@ class PostedArrays:
 
         Yields:
             What `read` needs of this worker: int64, of one length on all workers, its first number
-            above 0. If the body raises before `read`, no worker has read the post.
+            above 0. If the body raises a `DisagreementError`, no worker reads the post.
         """
         try:
             slot = self._take_slot(inputs.num_bytes)
@@ -127,10 +127,13 @@ class PostedArrays:
             words += told + [0] * (_TOLD - len(told))
         try:
             yield np.array(words, np.int64)
+        except DisagreementError:
+            # All raise it. After any other error others may read the post later: it stays.
+            with self._lock:
+                self._note_readers(post, [])
+            raise
         finally:
             with self._lock:
-                if post.readers is None:
-                    self._note_readers(post, [])
                 for over in [n for n, one in self._posts.items() if one.is_over]:
                     slot = self._posts.pop(over).slot
                     self._free += [slot] if slot.memory.nbytes else []
@@ -155,6 +158,8 @@ class PostedArrays:
         told = gathered[:, _PLACE_WORDS:].reshape(len(places), len(places), _TOLD)
         for number, offset, size in places:
             if number and not size:
+                with self._lock:
+                    self._note_readers(self._posts[places[self._rank][0]], [])
                 raise CommunicationError(
                     f"the host has no memory for arrays of {inputs.num_bytes} bytes: "
                     f"{os.strerror(offset)}. HINT: fewer workers on this host, or a larger limit "
