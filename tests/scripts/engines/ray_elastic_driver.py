@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ray
@@ -55,10 +55,10 @@ def main(folder: str) -> None:
                 worker_runtime_env={"env_vars": {"TMPDIR": folder}},
             ),
         )
-        nodes = threading.Thread(target=change_nodes, args=(cluster, folder))
-        nodes.start()
-        result = trainer.fit()
-        nodes.join()
+        with ThreadPoolExecutor(1) as pool:  # Nodes can be added in the main thread only.
+            training = pool.submit(trainer.fit)
+            change_nodes(cluster, folder)
+            result = training.result(timeout=TIMEOUT_S)
         starts = [json.loads(p.read_text()) for p in sorted(Path(folder).glob("start *"))]
         print(json.dumps(["starts", starts]))
         print(json.dumps(["left", [p.name for p in Path(folder).glob("tfddl-ray-*")]]))
@@ -70,5 +70,7 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    # Ray may try the old number of workers first, which waits so long for the node that is lost.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # It takes one report each time.
     main(sys.argv[1])
