@@ -21,7 +21,7 @@ def train(config: dict[str, Any]) -> list[float]:
     """Runs in each worker; what rank 0 returns is the result's return_value."""
     import keras
 
-    import tfddl
+    import tfddl.ray
 
     tfddl.init()
     keras.utils.set_random_seed(1)
