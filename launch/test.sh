@@ -13,11 +13,11 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 selection=(-m "not long" -n 2 --dist loadfile --no-loadscope-reorder)
-extras=test,docs
+extras=test,docs,parquet,manifests
 while (($#)); do
   case "$1" in
     -h | --help) usage; exit ;;
-    --all) selection=(); extras=test,docs,manifests,ray,spark; shift ;;
+    --all) selection=(); extras+=,ray,spark; shift ;;
     --ring) export TFDDL_TEST_COLLECTIVE=ring; shift ;;
     --) shift; break ;;
     *) fail "unknown argument '$1'; arguments for pytest come after --" ;;
