@@ -25,7 +25,8 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         addresses = tuple(f"a:{1 + rank}" for rank in range(numbers[1]))
         return SimpleNamespace(cluster=Cluster(addresses, numbers[0]))
 
-    monkeypatch.setattr("tfddl._src.callbacks.learning_rate.current", current)
+    for module in ("callbacks.learning_rate", "keras_hooks.optimizer"):
+        monkeypatch.setattr(f"tfddl._src.{module}.current", current)
     return numbers
 
 
