@@ -3,17 +3,20 @@
 import json
 import re
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.group import ROOT, WorkerGroup, on_one_host, workers
-from tests.hosts import HERE, stand_in
+from tests.hosts import HERE
 from tests.launching import launch, of_ranks
 from tests.unauthenticated_clients import attacking
-from tfddl._src.cluster import join_address
+from tfddl._src.cluster import Cluster
+from tfddl._src.cluster.ports import free_ports
 
 SCRIPT = ROOT / "tests" / "scripts" / "no_server.py"
 
@@ -35,17 +38,21 @@ def _check_alike(found: list[dict[str, Any]]) -> None:
         assert one["loss"] == found[0]["loss"]
 
 
-@pytest.fixture(scope="module")
-def early(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Of workers that nobody has launched."""
-    logs = tmp_path_factory.mktemp("logs")
-    with workers(SCRIPT.read_text(), on_one_host(2), logs, "early", "strategy") as processes:
+def _started(*arguments: str, clusters: Sequence[Cluster], logs: Path) -> list[dict[str, Any]]:
+    """What workers that nobody has launched have found."""
+    with workers(SCRIPT.read_text(), clusters, logs, *arguments) as processes:
         codes = [process.wait(timeout=150) for process in processes]
-    texts = [(logs / str(rank)).read_text() for rank in range(2)]
-    assert codes == [0, 0], texts
+    texts = [(logs / str(cluster.rank)).read_text() for cluster in clusters]
+    assert codes == [0] * len(clusters), texts
     return [
         json.loads(line) for text in texts for line in text.splitlines() if line.startswith("{")
     ]
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    logs = tmp_path_factory.mktemp("logs")
+    return _started("early", "strategy", clusters=on_one_host(2), logs=logs)
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +119,13 @@ def test_a_strategy_on_one_rank_alone() -> None:
     assert found[0]["error"].endswith("which all ranks must call together; these haven't: 1")
 
 
-def test_between_hosts_only_our_own_ports_listen(tmp_path: Any) -> None:
+def test_between_hosts_only_our_own_ports_listen(tmp_path: Path) -> None:
     """Rank 0 at the address of TF_CONFIG, and each worker where it meets the other hosts."""
-    hosts = ("-H", f"{HERE[0]}:2,{HERE[1]}:1", "--ssh-command", stand_in(tmp_path / "ssh"))
-    found, _ = _run("late", "nothing", flags=hosts, size=3)
+    first, *others = free_ports(3)
+    addresses = (f"{HERE[0]}:{first}", f"{HERE[0]}:{others[0]}", f"{HERE[1]}:{others[1]}")
+    clusters = [Cluster(addresses, rank) for rank in range(3)]
+    found = _started("late", "nothing", clusters=clusters, logs=tmp_path)
     _check_alike(found)
-    first = int(found[0]["addresses"][0].rpartition(":")[2])
-    assert found[0]["addresses"][0] == join_address(HERE[0], first)
     assert first in found[0]["listening"]
     assert [len(one["listening"]) for one in found] == [2, 1, 1]
 
