@@ -29,6 +29,7 @@ from tfddl._src.comm.native.message_socket import SeqpacketSocket
 from tfddl._src.comm.native.messages import (
     DEADLOCK_FOUND,
     MAX_MESSAGE_BYTES,
+    Group,
     Message,
     Tag,
     pack_message,
@@ -298,6 +299,35 @@ def test_messages_sent_before_the_end_are_delivered() -> None:
         assert staying.collect(Tag(1, 0, 0), [0], signature) == {0: message}
         with pytest.raises(PeerLostError, match="rank 0 has ended"):
             staying.collect(Tag(1, 1, 0), [0], signature)
+
+
+def test_who_is_said_to_be_lost_has_lost_the_one_that_says_so() -> None:
+    """A connection between two has broken, and both are there."""
+    first, second = _pair()
+    with contextlib.closing(first), contextlib.closing(second):
+        first.peer_lost_error([1], OpSignature("", "sum"), Group(5, (1,)))
+        with pytest.raises(PeerLostError, match="rank 1 waits in sum, but rank 0 has ended"):
+            second.collect(Tag(1, 0, 0), [0], OpSignature("", "sum"), group=Group(5, (0,)))
+
+
+def test_of_several_that_have_ended_the_first_is_named() -> None:
+    """Rank 2 has ended of the end of rank 1, for which only rank 2 has waited."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+    sockets = {
+        rank: SeqpacketSocket(ours, max_bytes=MAX_MESSAGE_BYTES)
+        for rank, (ours, _) in enumerate(pairs, 1)
+    }
+    mesh = Mesh(PeerConfig(job="four", rank=0, size=4, spins=False), sockets)
+    signature, group = OpSignature("", "sum"), Group(5, (1, 2, 3))
+    with contextlib.closing(mesh):
+        for rank, (_, theirs) in enumerate(pairs[:2], 1):
+            theirs.close()
+            with contextlib.suppress(PeerLostError):
+                while True:
+                    mesh.raise_if_unreachable([rank], signature)
+        with pytest.raises(PeerLostError, match="rank 0 waits in sum, but rank 1 has ended"):
+            mesh.collect(Tag(1, 0, 0), [2], signature, group=group)
+        pairs[2][1].close()
 
 
 class LateSocket(SeqpacketSocket):

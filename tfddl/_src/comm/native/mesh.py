@@ -381,7 +381,10 @@ class Mesh:
         elif tag == DEADLOCK_PROBE:
             self._stalls.receive_probe(message.payload)
         elif tag == GROUP_FAILED:
-            self._failed.setdefault(message.digest, message.value)
+            # A peer that names this rank has lost the connection to it: so has this rank, to the
+            # peer.
+            lost = peer if message.value == self.rank else message.value
+            self._failed.setdefault(message.digest, lost)
         elif tag == DEADLOCK_FOUND:
             self.abort(message.payload.decode(errors="replace"), DeadlockError)
         else:
@@ -442,14 +445,18 @@ class Mesh:
         """
         if not self._sockets.lost or len(group.others) < MAX_DIRECT_SIZE:
             return
-        lost = [peer for peer in self._sockets.lost if peer not in self._exit_texts]
-        killed = next((peer for peer in lost if peer in group.others), None)
-        if killed is None:
+        killed = self._killed(group)
+        if not killed:
             return
         if wait.killed_s is None:
             wait.killed_s = wait.timer.elapsed_s
         elif wait.timer.elapsed_s - wait.killed_s >= _KILLED_S:
-            raise self.peer_lost_error([killed], wait.signature, group)
+            raise self.peer_lost_error(killed[:1], wait.signature, group)
+
+    def _killed(self, group: Group) -> list[int]:
+        """Those of a group that have ended without a word, in that order."""
+        silent = [peer for peer in self._sockets.lost if peer not in self._exit_texts]
+        return [peer for peer in silent if peer in group.others]
 
     def _raise_if_failed(self, group: Group, signature: OpSignature) -> None:
         """The caller holds `_changed`."""
@@ -470,4 +477,9 @@ class Mesh:
         self.raise_if_aborted()
         if group is not None:
             self._raise_if_failed(group, signature)
+            # The first of those that were killed is the cause: others have ended since, as they
+            # had waited for it, and may have had no time to tell.
+            killed = self._killed(group)
+            if killed:
+                lost = [p for p in killed if p in lost] if killed[0] in lost else killed[:1]
         raise self.peer_lost_error(lost, signature, group)
