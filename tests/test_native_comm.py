@@ -251,7 +251,23 @@ def test_after_a_failure_in_an_operation_all_further_ones_raise(by: str, tmp_pat
 
 @BY
 def test_warnings_that_are_errors_end_nobody(by: str) -> None:
-    assert run("overflows", 2, by=by) == [[True, True]] * 2
+    assert run("overflows", 2, by=by) == [[True, True, True]] * 2
+
+
+def test_what_is_posted_fails_in_the_middle() -> None:
+    """After no memory, which all ranks see, they go on; after the other nothing is posted."""
+    (short, total, interrupted, *after), others = run("fails_posted", 2)
+    assert "the host has no memory for arrays of 240000 bytes: Cannot allocate" in short
+    assert others == [short, total, "[3.]"]
+    assert total == "[3.]"
+    assert interrupted == "InterruptedError: a signal's handler"
+    assert len(set(after[:3])) == 1
+    assert "can't go on together, since an operation before has failed in the" in after[0]
+    assert after[3:] == ["0 more posts"]
+
+
+def test_a_forked_child_posts_nothing(tmp_path: Path) -> None:
+    assert run("forked", 2, mark=str(tmp_path / "mark")) == [[[11.0], [0.0]], [[11.0]]]
 
 
 @BY

@@ -69,19 +69,33 @@ class Operation:
         }
         nothing = np.zeros_like(places[ranks[0]])
         self.gathered = np.stack([places.get(rank, nothing) for rank in range(SIZE)])
+        self._rows: dict[int, list[np.ndarray]] = {}
 
     def _array(self, rank: int) -> np.ndarray:
         return np.full(LENGTH, self.value + rank, np.float32)
 
     def read(self, rank: int) -> None:
-        """Reads what all have posted, and ends there; what was read is as it was written."""
-        with (
-            self._stacks[rank],
-            self.workers.posts[rank].read(self.gathered, self.inputs[rank]) as rows,
-        ):
-            for other, row in enumerate(rows):
-                expected = self._array(other) if other in self.ranks else np.zeros(LENGTH)
-                np.testing.assert_array_equal(row, expected)
+        """Reads what all have posted, and ends there."""
+        with self._stacks[rank]:
+            self.begin_reading(rank)
+            self._check(rank)
+
+    def begin_reading(self, rank: int) -> None:
+        posts = self.workers.posts[rank]
+        posts.check_memory(self.gathered, self.inputs[rank])
+        self._rows[rank] = self._stacks[rank].enter_context(
+            posts.read(self.gathered, self.inputs[rank])
+        )
+
+    def end_reading(self, rank: int) -> None:
+        with self._stacks[rank]:
+            self._check(rank)
+
+    def _check(self, rank: int) -> None:
+        """What is read is as it was written."""
+        for other, row in enumerate(self._rows[rank]):
+            expected = self._array(other) if other in self.ranks else np.zeros(LENGTH)
+            np.testing.assert_array_equal(row, expected)
 
     def read_all(self) -> None:
         for rank in self.ranks:
@@ -122,6 +136,20 @@ def test_a_slot_is_kept_until_all_have_read_it(workers: Workers) -> None:
     for number in range(20):
         Operation(workers, 10.0 * number).read_all()
     assert workers.num_slots == 3 * SIZE  # That of the late one and two that took turns.
+
+
+def test_a_slot_is_kept_until_its_own_worker_has_read_it(workers: Workers) -> None:
+    """The others have, and say so, while a thread of this one is still at it."""
+    slow = Operation(workers, 100.0)
+    slow.begin_reading(0)
+    slow.read(1)
+    slow.read(2)
+    for number in range(5):
+        Operation(workers, 10.0 * number).read_all()
+    slow.end_reading(0)
+    for number in range(20):
+        Operation(workers, 10.0 * number).read_all()
+    assert workers.num_slots == 3 * SIZE  # Nor has it said that it has read the others'.
 
 
 def test_operations_that_end_in_another_order(workers: Workers) -> None:

@@ -1,5 +1,6 @@
 """Cases about `tfddl._src.comm.native`, run by every worker of `tests.native_workers`."""
 
+import errno
 import functools
 import hashlib
 import os
@@ -15,9 +16,23 @@ import ml_dtypes
 import numpy as np
 
 from tests.processes import wait_until
-from tfddl._src.comm.native import Communicator, Network, OpSignature, ReduceOp, describe_exit
+from tfddl._src.comm.native import (
+    Communicator,
+    Network,
+    OpSignature,
+    ReduceOp,
+    describe_exit,
+    reductions,
+)
+from tfddl._src.comm.native import communicator as communicator_module
 from tfddl._src.comm.native.reductions import REDUCED
-from tfddl.errors import CommunicationError, DisagreementError, PeerLostError, StalledError
+from tfddl.errors import (
+    CommunicationError,
+    DisagreementError,
+    PeerLostError,
+    StalledError,
+    UnsupportedError,
+)
 
 LENGTHS = (0, 1, 7, 4_096, 300_001, 1_000_003)
 DTYPES = (
@@ -487,15 +502,92 @@ def fails(communicator: Communicator, network: Network, mark: str) -> list[str]:
 
 
 def overflows(communicator: Communicator, network: Network) -> list[bool]:
-    """Sums that overflow, or have no value, where whoever runs this wants no warnings."""
+    """Sums that overflow, or have no value, where whoever runs this wants no warnings.
+
+    One number underflows where it is scaled. Within messages, posted, and reduced in parts.
+    """
     found = []
     with np.errstate(all="raise"):
-        for length in (4, 100_000):
+        for length in (4, 100_000, 600_000):
             mine = np.full(length, np.inf if communicator.rank else -np.inf, np.float32)
-            mine[0] = np.finfo(np.float32).max
-            [total] = communicator.all_reduce([mine], ReduceOp.SUM, OpSignature("", "sum"))
-            found.append(bool(np.isinf(total[0]) and np.isnan(total[1:]).all()))
+            mine[:2] = np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal
+            [total] = communicator.all_reduce(
+                [mine], ReduceOp.SUM, OpSignature("", "sum"), scale=0.75
+            )
+            found.append(bool(np.isinf(total[0]) and np.isnan(total[2:]).all()))
     return found
+
+
+def fails_posted(communicator: Communicator, network: Network) -> list[str]:
+    """What is posted fails on rank 0: for want of memory, then while it reads, then at once."""
+    errors, posts = [], communicator._backend.posts
+    assert posts is not None
+
+    def call(text: str) -> None:
+        mine = [np.full(30_000, 1.0 + communicator.rank)]
+        try:
+            [total] = communicator.all_reduce(mine, ReduceOp.SUM, OpSignature("", text))
+            errors.append(f"{np.unique(total)}")
+        except (CommunicationError, PeerLostError, InterruptedError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+
+    is_first = communicator.rank == 0
+    allocate = (
+        mock.Mock(side_effect=OSError(errno.ENOMEM, "")) if is_first else posts._memory.allocate
+    )
+    with mock.patch.object(posts._memory, "allocate", allocate):
+        call("no memory")
+    call("sum")
+    interrupted = InterruptedError("a signal's handler")
+    reduce_into = mock.Mock(side_effect=interrupted) if is_first else reductions.reduce_into
+    with mock.patch.object(communicator_module, "reduce_into", reduce_into):
+        call("interrupted")
+    if is_first:
+        number = posts._number
+        for _ in range(3):
+            call("after a failure")
+        errors.append(f"{posts._number - number} more posts")
+    return errors
+
+
+def forked(communicator: Communicator, network: Network, mark: str) -> list[list[float]]:
+    """A child of rank 0 calls once rank 0 has posted, and before rank 1 reads what it has."""
+    posts, found = communicator._backend.posts, []
+    assert posts is not None
+
+    def call(value: float) -> None:
+        mine = [np.full(30_000, value)]
+        [total] = communicator.all_reduce(mine, ReduceOp.SUM, OpSignature("", "sum"))
+        found.append(np.unique(total).tolist())
+
+    for _ in range(4):  # Now there are slots that are free.
+        call(1.0)
+    if communicator.rank == 1:
+        wait_until(Path(mark).exists)
+        call(10.0)
+        return found[-1:]
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.read(read, 1)
+            call(999.0)
+        except UnsupportedError:
+            status = 0
+        finally:
+            os._exit(status)
+    number = posts._number
+    thread = threading.Thread(target=call, args=(1.0,))
+    thread.start()
+    wait_until(lambda: posts._number > number)
+    os.write(write, b"x")
+    _, status = os.waitpid(child, 0)
+    Path(mark).touch()
+    thread.join()
+    os.close(read)
+    os.close(write)
+    return [*found[-1:], [float(status)]]
 
 
 def sets(communicator: Communicator, network: Network) -> list[float]:

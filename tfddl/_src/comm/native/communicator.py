@@ -120,17 +120,13 @@ class Communicator:
         Returns:
             The last one is an index among these workers.
         """
-        self._mesh.raise_if_aborted()
-        self._raise_after_failure()
+        self._raise_if_unusable()
         with self._lock:
             known = dict(self._occurrences)
-        try:
+        with self._keeping_failures():
             joined = self._joins.join(
                 sum(known.values()), signature, active=self._active, lock=self._lock
             )
-        except BaseException as error:
-            self._keep_failure(error)
-            raise
         # What others sent before they knew that this worker has joined.
         for name, number in known.items():
             while self._discard(self._tag(name, number, self._joins.rounds - 1)):
@@ -337,9 +333,13 @@ class Communicator:
         assert posts is not None
         # What is gathered has the same size, whatever is posted.
         sized = SizedSignature.of(signature, inputs.num_bytes)
-        with posts.posted(inputs) as place, np.errstate(all="ignore"):
+        # Before anything is written: a forked child has the slots of its parent.
+        self._raise_if_unusable()
+        # See `_begin`; the scale is multiplied in where they are posted.
+        with np.errstate(all="ignore"), posts.posted(inputs) as place:
             gathered = self.all_gather(place, sized, joinable=joinable)
-            with posts.read(gathered, inputs) as rows:
+            posts.check_memory(gathered, inputs)
+            with self._keeping_failures(), posts.read(gathered, inputs) as rows:
                 yield rows
 
     @contextlib.contextmanager
@@ -359,29 +359,35 @@ class Communicator:
             output_lengths: of the results that are alike everywhere.
             joinable: whether it goes on without workers that have joined; others raise.
         """
-        self._mesh.raise_if_aborted()
-        self._raise_after_failure()
+        self._raise_if_unusable()
+        # np.errstate: a script may have made NumPy's warnings (overflow, NaN) errors. One would
+        # end this worker in the middle of an operation, and leave the others waiting.
+        with (
+            self._keeping_failures(),
+            np.errstate(all="ignore"),
+            self._exchange_first(signature, small, output_lengths, joinable) as operation,
+        ):
+            yield operation
+
+    @contextlib.contextmanager
+    def _keeping_failures(self) -> Iterator[None]:
+        """What fails within has failed in the middle: nothing after it can work."""
         try:
-            # np.errstate: a script may have made NumPy's warnings (overflow, NaN) errors. One
-            # would end this worker in the middle of an operation, and leave the others waiting.
-            with (
-                np.errstate(all="ignore"),
-                self._exchange_first(signature, small, output_lengths, joinable) as operation,
-            ):
-                yield operation
+            yield
         except DisagreementError:
             # All workers raise it, after the same messages and before anything large is moved: none
             # is ahead, so that the next operation works.
             raise
         except BaseException as error:
-            self._keep_failure(error)
+            self._failure = error
+            self._sequencer.wake()
+            self._backend.abandon()
             raise
 
-    def _keep_failure(self, error: BaseException) -> None:
-        """What others wait for has failed in the middle: nothing after it can work."""
-        self._failure = error
-        self._sequencer.wake()
-        self._backend.abandon()
+    def _raise_if_unusable(self) -> None:
+        """Raises where no operation can begin any more."""
+        self._mesh.raise_if_aborted()
+        self._raise_after_failure()
 
     @contextlib.contextmanager
     def _exchange_first(

@@ -138,6 +138,28 @@ class PostedArrays:
                     slot = self._posts.pop(over).slot
                     self._free += [slot] if slot.memory.nbytes else []
 
+    def check_memory(self, gathered: np.ndarray, inputs: FusionBuffer) -> None:
+        """Checks that all workers had memory for what they post; comes before `read`.
+
+        Args:
+            gathered: as of `read`.
+            inputs: as of `read`.
+
+        Raises:
+            CommunicationError: one hadn't; on all workers, and none reads anything, so that the
+                next operation works.
+        """
+        places = gathered[:, :_PLACE_WORDS].tolist()
+        for number, offset, size in places:
+            if number and not size:
+                with self._lock:
+                    self._note_readers(self._posts[places[self._rank][0]], [])
+                raise CommunicationError(
+                    f"the host has no memory for arrays of {inputs.num_bytes} bytes: "
+                    f"{os.strerror(offset)}. HINT: fewer workers on this host, or a larger limit "
+                    "of its container"
+                )
+
     @contextmanager
     def read(self, gathered: np.ndarray, inputs: FusionBuffer) -> Iterator[list[np.ndarray]]:
         """What all workers have posted.
@@ -150,21 +172,9 @@ class PostedArrays:
         Yields:
             The arrays of each worker as one, in their order, not to be written to, and only within
             the body; zeros of a worker that takes no part.
-
-        Raises:
-            CommunicationError: memory is short; on all workers.
         """
         places = gathered[:, :_PLACE_WORDS].tolist()
         told = gathered[:, _PLACE_WORDS:].reshape(len(places), len(places), _TOLD)
-        for number, offset, size in places:
-            if number and not size:
-                with self._lock:
-                    self._note_readers(self._posts[places[self._rank][0]], [])
-                raise CommunicationError(
-                    f"the host has no memory for arrays of {inputs.num_bytes} bytes: "
-                    f"{os.strerror(offset)}. HINT: fewer workers on this host, or a larger limit "
-                    "of its container"
-                )
         others = [i for i, (number, *_) in enumerate(places) if number and i != self._rank]
         with self._lock:
             own = self._posts[places[self._rank][0]]
@@ -174,11 +184,13 @@ class PostedArrays:
                 for number in told[i, self._rank].tolist():
                     if number:
                         self._posts[number].read_by.add(i)
-            self._note_readers(own, others)
+            # This worker, too: the others may say that they have read it before it has itself.
+            self._note_readers(own, [*others, self._rank])
         absent = None if len(memory) == len(places) else np.zeros(inputs.num_bytes, np.uint8)
         rows = [memory.get(i, absent) for i in range(len(places))]
         yield [row[: inputs.num_bytes].view(inputs.dtype) for row in rows if row is not None]
         with self._lock:
+            own.read_by.add(self._rank)
             for i in others:
                 self._unsaid[i].append(places[i][0])
 
