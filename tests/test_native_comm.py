@@ -405,6 +405,25 @@ def test_children_keep_no_sockets() -> None:
         os.waitpid(child, 0)
 
 
+def test_what_many_ranks_cannot_put_into_a_message_is_posted() -> None:
+    """Rows that are too long together; sums that travel with twice as many bits."""
+    size, length = 5, 17_000
+    configs = [PeerConfig(job=f"many {os.getpid()}", rank=r, size=size) for r in range(size)]
+
+    def call(one: Communicator) -> tuple[float, float, int]:
+        ones = np.ones(length, np.float16)
+        rows = one.all_gather(ones * np.float16(one.rank), OpSignature("", "rows"))
+        [total] = one.all_reduce([ones], ReduceOp.SUM, OpSignature("", "sum"))
+        posts = one._backend.posts
+        assert posts is not None
+        return float(rows.sum(dtype=np.float64)), float(total.min()), posts._number
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(size) as pool:
+        networks = [stack.enter_context(n) for n in pool.map(connect_local, configs)]
+        results = pool.map(call, [Communicator(network, range(size)) for network in networks])
+        assert list(results) == [(10.0 * length, 5.0, 2)] * size
+
+
 @BY
 def test_sets_of_ranks_side_by_side(by: str) -> None:
     everyone = [1111.0] * 2

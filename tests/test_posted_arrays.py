@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
-from tfddl._src.comm.native.posted_arrays import PostedArrays
+from tfddl._src.comm.native.posted_arrays import PostedArrays, max_posted_bytes
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl.errors import CommunicationError, DisagreementError, StalledError
 
@@ -117,6 +117,15 @@ def workers() -> Iterator[Workers]:
     made = Workers()
     yield made
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    # With more than 63 the places themselves would have to be posted.
+    [(1, 2**22), (3, 2**22 // 3), (63, 2**22 // 63), (64, 0), (1024, 0)],
+)
+def test_how_much_is_posted(size: int, expected: int) -> None:
+    assert max_posted_bytes(size) == expected
 
 
 def test_two_slots_take_turns(workers: Workers) -> None:

@@ -157,7 +157,8 @@ class Communicator:
         # The scale is multiplied in where inputs are copied: no extra pass over memory.
         inputs = FusionBuffer(arrays, scale=scale)
         self.counters.reduced += inputs.num_bytes
-        if self._is_posted(inputs):
+        small = ReducedTensors(inputs, reduction)
+        if self._is_posted(small):
             self.counters.written += 2 * inputs.num_bytes
             with self._posted(inputs, signature, joinable=True) as posted:
                 arrays = self._pool.take(inputs.dtype, inputs.lengths)
@@ -167,7 +168,6 @@ class Communicator:
                     reduce_into([row[start:stop] for row in posted], reduction, array)
                     start = stop
             return arrays
-        small = ReducedTensors(inputs, reduction)
         with self._begin(
             signature, small, output_lengths=inputs.lengths, joinable=True
         ) as operation:
@@ -198,15 +198,15 @@ class Communicator:
             Shape (size, length), rows in rank order.
         """
         inputs = FusionBuffer([array])
-        if self._is_posted(inputs):
+        small = GatheredTensors(
+            inputs, self.rank, [inputs.length] * self.size, num_bytes=inputs.num_bytes
+        )
+        if self._is_posted(small):
             with self._posted(inputs, signature, joinable=joinable) as posted:
                 [flat] = self._pool.take(inputs.dtype, [self.size * inputs.length])
                 return np.concatenate(posted, out=flat).reshape(self.size, inputs.length)
         shape = (self.size, inputs.length)
         lengths = [shape[0] * shape[1]]
-        small = GatheredTensors(
-            inputs, self.rank, [inputs.length] * self.size, num_bytes=inputs.num_bytes
-        )
         with self._begin(signature, small, output_lengths=lengths, joinable=joinable) as operation:
             rows = operation.outputs.shared[0].reshape(shape)
             if operation.is_inline:
@@ -319,10 +319,17 @@ class Communicator:
             self._backend.all_to_all(operation, parts, expected, int(lengths.max()), consume)
         return joined
 
-    def _is_posted(self, inputs: FusionBuffer) -> bool:
-        """Whether it is too large for messages, but not to be read by every worker from all."""
+    def _is_inline(self, small: SmallTensors[Any]) -> bool:
+        """Whether tensors travel within messages; the same on all workers."""
+        most_bytes = small.num_bytes if self._first.is_direct else small.most_bytes
+        return self.size == 1 or most_bytes <= MAX_PAYLOAD_BYTES
+
+    def _is_posted(self, small: SmallTensors[Any]) -> bool:
+        """Whether tensors are too large for messages, but not to be read by every worker."""
         posts = self._backend.posts
-        return posts is not None and MAX_PAYLOAD_BYTES < inputs.num_bytes <= posts.max_bytes
+        if posts is None or self._is_inline(small):
+            return False
+        return small.num_bytes <= posts.max_bytes
 
     @contextlib.contextmanager
     def _posted(
@@ -399,8 +406,7 @@ class Communicator:
     ) -> Iterator[OperationContext]:
         # What is compared travels with small tensors: for these the latency of messages is all that
         # counts.
-        most_bytes = small.num_bytes if self._first.is_direct else small.most_bytes
-        is_inline = self.size == 1 or most_bytes <= MAX_PAYLOAD_BYTES
+        is_inline = self._is_inline(small)
         if is_inline:
             own = Contribution(signature, small.num_bytes, small.row, small.start, small.merge)
         else:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
-from tfddl._src.comm.native.messages import OpSignature
+from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES, OpSignature
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl.errors import CommunicationError, DisagreementError
 
@@ -38,6 +38,13 @@ _PLACE_WORDS = 3
 _TOLD = 2
 """How many posts of each other worker a post says to be read: more than there are new ones, so that
 those are told, too, that couldn't be at first."""
+
+
+def max_posted_bytes(size: int) -> int:
+    """How large arrays of one worker may be that so many workers show each other; 0 for none."""
+    # Where they are has to fit into a message, when it is gathered along the tree.
+    gathered = size * (_PLACE_WORDS + _TOLD * size) * np.dtype(np.int64).itemsize
+    return _TOTAL_BYTES // size if gathered <= MAX_PAYLOAD_BYTES else 0
 
 
 class SizedSignature(OpSignature):
@@ -93,7 +100,7 @@ class PostedArrays:
             memory: this worker's, which all others have mapped.
             peers: the memory of each other worker.
         """
-        self.max_bytes = _TOTAL_BYTES // len(ranks)
+        self.max_bytes = max_posted_bytes(len(ranks))
         self._ranks, self._rank, self._memory, self._peers = tuple(ranks), rank, memory, peers
         self._lock = threading.Lock()
         self._free: list[_Slot] = []
