@@ -505,6 +505,24 @@ def test_groups_without_tensorflow_are_measured(tmp_path: Path) -> None:
     assert "scaling, round 1 of 1 done" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("by", "size", "num_bytes", "expected"),
+    [
+        ("TCP", 2, 2**16, [1, 1, 2**16, 2**16]),
+        ("TCP", 8, 2**16, [1, 1.75, 1.75 * 2**16, 0.875 * 2**16]),
+        ("TCP", 2, 2**20, [1, 1.5, 2**20, 2**19]),
+        # 4 MiB of all are posted, each byte read by all; more goes by chunks of 4 MiB.
+        ("shared memory", 4, 2**20, [1, 3, 0, 3 * 2**20]),
+        ("shared memory", 4, 2**20 + 4, [1, 3.75 + 2 * 3, 0, 2**20 + 4]),
+        ("shared memory", 64, 2**16 + 4, [1, 3 * 63 / 64 + 2 * 2 * 63 / 64, 0, 2**16 + 4]),
+    ],
+)
+def test_what_an_operation_consists_of(
+    by: str, size: int, num_bytes: int, expected: list[float]
+) -> None:
+    assert cost_model.counts(by, size, num_bytes).tolist() == pytest.approx(expected)
+
+
 def test_costs_are_found_in_what_they_make() -> None:
     """Of exact times, and none is negative where times are not."""
     for by, given in (

@@ -17,6 +17,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES
+from tfddl._src.comm.native.posted_arrays import max_posted_bytes
+from tfddl._src.comm.native.shm_backend import CHUNK_BYTES
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 from tfddl.bench.results import Labels, Row
 
 SIZES = 4096, 16 * 2**20
@@ -25,10 +29,6 @@ GBIT_PER_S = 10, 25, 100
 RANKS_PER_HOST = 8
 LATENCY_MS = 0.025
 """From one host to another, one way, beside what the processors do. It isn't measured."""
-
-_MAX_INLINE_BYTES = 64 * 2**10
-_MAX_DIRECT_SIZE = 4
-_CHUNK_BYTES = 4 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +55,17 @@ class Costs:
 def counts(by: str, size: int, num_bytes: int) -> np.ndarray:
     """Of an allreduce, of a rank in the mean: 1, messages, bytes sent, bytes reduced."""
     others = (size - 1) / size
-    is_direct = size <= _MAX_DIRECT_SIZE
+    is_direct = size <= MAX_DIRECT_SIZE
     exchange = float(size - 1) if is_direct else 2 * others
-    if num_bytes <= _MAX_INLINE_BYTES:
+    if num_bytes <= MAX_PAYLOAD_BYTES:
         reduced = size - 1 if is_direct else others
         return np.array([1, exchange, exchange * num_bytes, reduced * num_bytes])
+    if by == "shared memory" and num_bytes <= max_posted_bytes(size):
+        return np.array([1, exchange, 0, (size - 1) * num_bytes])  # Each reads those of all.
     first = exchange + others  # And the number of the operation.
     if by == "TCP":
         return np.array([1, first, 2 * others * num_bytes, others * num_bytes])
-    barriers = math.ceil(num_bytes / _CHUNK_BYTES) + 1
+    barriers = math.ceil(num_bytes / CHUNK_BYTES) + 1
     return np.array([1, first + barriers * exchange, 0, num_bytes])
 
 
@@ -140,7 +142,7 @@ def predict_ms(schedule: str, ranks: int, gbit_per_s: float, num_bytes: int, cos
         shared = max(costs.byte, RANKS_PER_HOST * 8e-6 / gbit_per_s)
         moved = 2 * (hosts - 1) / hosts * part
         return local + 2 * (hosts - 1) * hop + moved * shared + part * costs.reduced
-    if num_bytes <= _MAX_INLINE_BYTES:
+    if num_bytes <= MAX_PAYLOAD_BYTES:
         # Up the tree with four children each, and down.
         steps = 2 * math.ceil(math.log(hosts, 4))
         return local + steps * (hop + num_bytes * byte) + rounds * reduced
