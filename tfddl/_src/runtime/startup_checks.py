@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfddl._src import rendezvous
 from tfddl._src.cluster import Cluster, PartialCluster
 from tfddl._src.comm.native import TcpConnector, format_ranks
+from tfddl._src.comm.native.posted_arrays import SLOTS_PER_WORKER, max_posted_bytes
 from tfddl._src.comm.process_group import InterHostTransport, Transport
 from tfddl._src.rendezvous import Rendezvous
 from tfddl._src.rendezvous.endpoint import MAX_PENDING
@@ -162,11 +163,15 @@ def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
 def _require_descriptors(cluster: Cluster | PartialCluster) -> None:
     """Makes sure that there can be a socket to each worker, and what goes with it.
 
+    Not for ever: process sets, and operations in several threads, take more memory of others.
+
     Raises:
         StartError: So many descriptors are not to be had.
     """
     # To each a link, and a stream or its memory; to rank 0 one more, by which it has come.
     each = 3 if cluster.rank == 0 else 2
+    local_size = cluster.local_size or cluster.size
+    slots = SLOTS_PER_WORKER * local_size if max_posted_bytes(local_size) else 0
     require_descriptors(
-        each * cluster.size + MAX_PENDING, f"links to {cluster.size - 1} other workers"
+        each * cluster.size + slots + MAX_PENDING, f"links to {cluster.size - 1} other workers"
     )

@@ -32,6 +32,10 @@ messages that it saves."""
 
 _MIN_SLOT_BYTES = 2**16
 
+SLOTS_PER_WORKER = 2
+"""How many slots take turns where one operation comes after the other. Each worker has mapped those
+of all, and each mapping has a descriptor (Python's mmap keeps a copy)."""
+
 _PLACE_WORDS = 3
 """Number, offset, size."""
 

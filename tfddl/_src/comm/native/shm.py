@@ -16,6 +16,8 @@ import threading
 
 import numpy as np
 
+from tfddl.errors import CommunicationError
+
 _PAGEMAP = "/proc/self/pagemap"
 _PAGEMAP_ENTRY = np.dtype(np.uint64)
 
@@ -106,8 +108,19 @@ class PeerMemory:
         self._fd = fd
 
     def map_shared(self, offset: int, num_bytes: int) -> np.ndarray:
-        """An area that the owner has allocated, as uint8; writes are seen by all."""
-        return _map_shared(self._fd, offset, num_bytes)
+        """An area that the owner has allocated, as uint8; writes are seen by all.
+
+        Raises:
+            CommunicationError: no descriptor or address is left.
+        """
+        try:
+            return _map_shared(self._fd, offset, num_bytes)
+        except OSError as error:
+            raise CommunicationError(
+                f"can't map {num_bytes} bytes of another worker's memory: {error.strerror}. HINT: "
+                "allow more open files (ulimit -n) or mappings (vm.max_map_count); each process "
+                "set maps memory of its own"
+            ) from error
 
     def private_view(self, offset: int, num_bytes: int) -> PrivateView:
         """A private view of an area that the owner has allocated."""
