@@ -288,7 +288,7 @@ def joins_in_order(communicator: Communicator, network: Network, marks: str) -> 
 
             def has_joined(other: int = other) -> bool:
                 network.mesh.raise_if_unreachable(others, OpSignature("", "waiting"))
-                return other in network.mesh.arrived(communicator._joins.tag)
+                return other in network.mesh.arrived(communicator._starter._joins.tag)
 
             wait_until(has_joined)
     else:
