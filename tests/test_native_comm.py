@@ -321,7 +321,7 @@ def test_who_is_said_to_be_lost_has_lost_the_one_that_says_so() -> None:
     """A connection between two has broken, and both are there."""
     first, second = _pair()
     with contextlib.closing(first), contextlib.closing(second):
-        first.peer_lost_error([1], OpSignature("", "sum"), Group(5, (1,)))
+        first._lost_peers.error([1], OpSignature("", "sum"), Group(5, (1,)))
         with pytest.raises(PeerLostError, match="rank 1 waits in sum, but rank 0 has ended"):
             second.collect(Tag(1, 0, 0), [0], OpSignature("", "sum"), group=Group(5, (0,)))
 

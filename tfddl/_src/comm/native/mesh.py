@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from tfddl._src.comm.native.diagnostics import describe_fork
+from tfddl._src.comm.native.lost_peers import LostPeers
 from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, MessageSocket
 from tfddl._src.comm.native.messages import (
     DEADLOCK_FOUND,
@@ -33,7 +34,6 @@ from tfddl._src.comm.native.messages import (
     unpack_operations,
 )
 from tfddl._src.comm.native.peer_sockets import PeerSockets
-from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 from tfddl._src.comm.native.wait_tracker import Wait, WaitTracker
 from tfddl._src.rendezvous.endpoint import close_after_fork
 from tfddl._src.wait_timer import WaitTimer
@@ -51,10 +51,6 @@ _POLL_S = 1.0
 
 # How often a thread looks whether there is space again for its message.
 _FULL_POLL_S = 0.001
-
-# A rank that has ended without a word may have had its part in an operation that others are in:
-# they get so long to finish it. If it hadn't, those that wait for it directly tell them sooner.
-_KILLED_S = 5.0
 
 # For how long to wait for the news why a peer has ended a connection. It sends them before.
 _REASON_S = 2.0
@@ -95,9 +91,9 @@ class Mesh:
         self._owned: list[Closable] = []
         self._is_closed = False
         self._mailbox: dict[Tag, dict[int, Message]] = {}
-        self._exit_texts: dict[int, str] = {}
-        # By the key of a group: the peer that was lost in the middle of an operation of it.
-        self._failed: dict[int, int] = {}
+        self._lost_peers = LostPeers(
+            self.rank, self.global_ranks, self._sockets, tell=self._tell_message
+        )
         self._stalls = WaitTracker(
             self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self.arrived
         )
@@ -186,11 +182,11 @@ class Mesh:
                     missing = [peer for peer in silent if peer not in excused]
                 wait.missing = missing
                 if missing and wait.group is not None:
-                    self._raise_if_failed(wait.group, wait.signature)
+                    self._lost_peers.raise_if_failed(wait.group, wait.signature)
                 if silent:  # Who is excused has to be alive nevertheless.
                     self._raise_if_lost(silent, wait.signature, wait.group)
                 if missing and wait.group is not None:
-                    self._raise_if_killed(wait, wait.group)
+                    self._lost_peers.raise_if_killed(wait, wait.group)
                 if not missing:
                     return self._mailbox.pop(wait.tag, {})
                 # One thread at a time may receive from a socket; it does so for all threads.
@@ -264,7 +260,7 @@ class Mesh:
         self.raise_if_aborted()
         with self._changed:
             if group is not None:
-                self._raise_if_failed(group, signature)
+                self._lost_peers.raise_if_failed(group, signature)
             self._raise_if_lost(peers, signature, group)
             receives = not self._is_receiving
             self._is_receiving = True
@@ -320,27 +316,7 @@ class Mesh:
             except PeerLostError as error:
                 return error
             time.sleep(_FULL_POLL_S)
-        return self.peer_lost_error([peer], signature, group)
-
-    def peer_lost_error(
-        self, peers: Sequence[int], signature: OpSignature, group: Group | None = None
-    ) -> PeerLostError:
-        """The error to raise where peers have ended; tells the group, too.
-
-        Not all of the group wait for these: others wait for this worker, which gives up.
-
-        Args:
-            peers: who.
-            signature: in what this worker waits.
-            group: whom that is of.
-        """
-        if group is not None and group.key not in self._failed:
-            self._failed[group.key] = peers[0]
-            self._tell_message(group.others, GROUP_FAILED, Message(group.key, peers[0], b""))
-        ranks = ", ".join(str(self.global_ranks[peer]) for peer in peers)
-        loss = self._exit_texts.get(peers[0], self._sockets.by_peer[peers[0]].loss)
-        own = self.global_ranks[self.rank]
-        return PeerLostError(f"rank {own} waits in {signature}, but rank {ranks} {loss}")
+        return self._lost_peers.error([peer], signature, group)
 
     def _check_stall(self, wait: Wait) -> None:
         try:
@@ -377,14 +353,11 @@ class Mesh:
         if tag == STALL_REPORT:
             self._stalls.receive_report(peer, message.payload)
         elif tag == EXIT:
-            self._exit_texts[peer] = message.payload.decode(errors="replace")
+            self._lost_peers.note_exit(peer, message.payload.decode(errors="replace"))
         elif tag == DEADLOCK_PROBE:
             self._stalls.receive_probe(message.payload)
         elif tag == GROUP_FAILED:
-            # A peer that names this rank has lost the connection to it: so has this rank, to the
-            # peer.
-            lost = peer if message.value == self.rank else message.value
-            self._failed.setdefault(message.digest, lost)
+            self._lost_peers.note_failed(peer, message.digest, message.value)
         elif tag == DEADLOCK_FOUND:
             self.abort(message.payload.decode(errors="replace"), DeadlockError)
         else:
@@ -438,31 +411,6 @@ class Mesh:
         for peer in self._sockets.by_peer if peers is None else peers:
             self._offer(peer, data)
 
-    def _raise_if_killed(self, wait: Wait, group: Group) -> None:
-        """Raises if a rank of the group was killed that nobody may wait for directly.
-
-        Whoever does may be late itself. The caller holds `_changed`.
-        """
-        if not self._sockets.lost or len(group.others) < MAX_DIRECT_SIZE:
-            return
-        killed = self._killed(group)
-        if not killed:
-            return
-        if wait.killed_s is None:
-            wait.killed_s = wait.timer.elapsed_s
-        elif wait.timer.elapsed_s - wait.killed_s >= _KILLED_S:
-            raise self.peer_lost_error(killed[:1], wait.signature, group)
-
-    def _killed(self, group: Group) -> list[int]:
-        """Those of a group that have ended without a word, in that order."""
-        silent = [peer for peer in self._sockets.lost if peer not in self._exit_texts]
-        return [peer for peer in silent if peer in group.others]
-
-    def _raise_if_failed(self, group: Group, signature: OpSignature) -> None:
-        """The caller holds `_changed`."""
-        if group.key in self._failed:
-            raise self.peer_lost_error([self._failed[group.key]], signature)
-
     def _raise_if_lost(
         self, peers: Sequence[int], signature: OpSignature, group: Group | None
     ) -> None:
@@ -476,10 +424,6 @@ class Mesh:
             pass
         self.raise_if_aborted()
         if group is not None:
-            self._raise_if_failed(group, signature)
-            # The first of those that were killed is the cause: others have ended since, as they
-            # had waited for it, and may have had no time to tell.
-            killed = self._killed(group)
-            if killed:
-                lost = [p for p in killed if p in lost] if killed[0] in lost else killed[:1]
-        raise self.peer_lost_error(lost, signature, group)
+            self._lost_peers.raise_if_failed(group, signature)
+            lost = self._lost_peers.cause(lost, group)
+        raise self._lost_peers.error(lost, signature, group)
