@@ -14,6 +14,7 @@ from tfddl._src.cluster import Cluster
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.launcher.plan import local_allocation, plan_processes
 from tfddl._src.launcher.worker_process import WorkerProcess
+from tfddl._src.rendezvous.endpoint import MAX_PENDING
 from tfddl.errors import LaunchError
 
 ASK = """
@@ -99,6 +100,24 @@ def test_a_refused_limit_is_set_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limit == [1040, resource.RLIM_INFINITY]
     with pytest.raises(LaunchError, match=r"may have 1040 \(the hard limit is \d{19}\)"):
         rlimits.require_descriptors(11000, "much", kind=LaunchError)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rank", "expected"),
+    # Two for each worker, three in rank 0; two more for each of the host, up to 63 of them.
+    [((2,), 0, 6 + 4), ((2,), 1, 4 + 4), ((3, 1), 1, 8 + 6), ((63,), 5, 252), ((64,), 5, 128)],
+)
+def test_what_a_worker_will_need(
+    sizes: tuple[int, ...], rank: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tfddl._src.runtime import startup_checks
+
+    asked: list[int] = []
+    monkeypatch.setattr(startup_checks, "require_descriptors", lambda n, what: asked.append(n))
+    hosts = [f"host{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    workers = tuple(f"{host}:{port}" for port, host in enumerate(hosts, 10000))
+    startup_checks._require_descriptors(Cluster(workers, rank))
+    assert asked == [expected + MAX_PENDING]
 
 
 def _ask(*numbers: int) -> str:

@@ -9,8 +9,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from tfddl._src.comm.native import shm
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
-from tfddl._src.comm.native.posted_arrays import PostedArrays, max_posted_bytes
+from tfddl._src.comm.native.posted_arrays import SLOTS_PER_WORKER, PostedArrays, max_posted_bytes
 from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
 from tfddl.errors import CommunicationError, DisagreementError, StalledError
 
@@ -131,7 +132,7 @@ def test_how_much_is_posted(size: int, expected: int) -> None:
 def test_two_slots_take_turns(workers: Workers) -> None:
     for number in range(10):
         Operation(workers, 10.0 * number).read_all()
-    assert workers.num_slots == 2 * SIZE
+    assert workers.num_slots == SLOTS_PER_WORKER * SIZE
 
 
 def test_a_slot_is_kept_until_all_have_read_it(workers: Workers) -> None:
@@ -203,3 +204,14 @@ def test_where_memory_is_short_all_raise_and_go_on(workers: Workers) -> None:
         with pytest.raises(CommunicationError, match=text):
             operation.read(rank)
     Operation(workers, 2.0).read_all()
+
+
+def test_where_no_descriptor_is_left_the_error_says_what_to_allow(workers: Workers) -> None:
+    operation = Operation(workers, 1.0)
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    text = r"can't map 131072 bytes of another worker's memory: Too many open.* HINT: .*ulimit -n"
+    with (
+        mock.patch.object(shm, "_map_shared", side_effect=error),
+        pytest.raises(CommunicationError, match=text),
+    ):
+        operation.read(0)
