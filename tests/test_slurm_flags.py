@@ -69,6 +69,9 @@ echo "$*" >>{shlex.quote(str(tmp_path / "asked"))}
 node="${{1#--nodelist=}}"
 env | grep -E '^SLURM_(CPUS_PER_TASK|LABELIO|NTASKS_PER_NODE)=' && exit 9
 while [ "${{1#--}}" != "$1" ]; do shift; done
+# What slurmd sets: of this job the GPUs of each node.
+[ "$node" = 127.0.0.2 ] && CUDA_VISIBLE_DEVICES=2,3 || CUDA_VISIBLE_DEVICES=0,1
+export CUDA_VISIBLE_DEVICES
 if [ "$node" = 127.0.0.9 ]; then
   echo "srun: error: Unable to create step for job 6: Job/step already completing" >&2
   echo "srun: error: 127.0.0.9: task 0: Exited with exit code 1" >&2
@@ -145,9 +148,10 @@ def _parse(*line: str) -> Any:
     return make_parser("tfddlrun").parse_args(["--launcher", "slurm", *line, "true"])
 
 
+# With what the node's part of the job is given, and what all workers are.
 WRITES = """
-Path(f"rank.{rank}").write_text(os.environ.get("SLURM_NTASKS_PER_NODE", "none"))
-time.sleep(0.01)
+names = ("SLURM_NTASKS_PER_NODE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+Path(f"rank.{rank}").write_text(" ".join(os.environ.get(name, "none") for name in names))
 """
 
 
@@ -159,11 +163,15 @@ def test_workers_run_on_all_nodes(srun: Path, monkeypatch: pytest.MonkeyPatch) -
         "SLURM_CPUS_PER_TASK": "4",
         "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_LABELIO": "1",
+        "CUDA_VISIBLE_DEVICES": "6,7",  # of the node that tfddlrun runs on
+        "ROCR_VISIBLE_DEVICES": "5",
     }.items():
         monkeypatch.setenv(name, value)
-    done = launch("--launcher", "slurm", *worker(WRITES), cwd=srun)
+    named = ("-x", "ROCR_VISIBLE_DEVICES")
+    done = launch("--launcher", "slurm", *named, *worker(WRITES), cwd=srun)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in srun.glob("rank.*")) == ["rank.0", "rank.1", "rank.2"]
+    ranks = [(srun / f"rank.{rank}").read_text() for rank in range(3)]
+    assert ranks == ["none 2,3 5", "none 2,3 5", "none 0,1 5"]
     asked = (srun / "asked").read_text().splitlines()
     nodes = [line.split()[0] for line in asked if "agent_server" in line]
     assert sorted(nodes) == ["--nodelist=127.0.0.2", "--nodelist=127.0.0.3"]

@@ -27,6 +27,10 @@ class AgentStarter(Protocol):
         """The Python that runs the agent on every host."""
 
     @property
+    def host_variables(self) -> frozenset[str]:
+        """Variables that each host's agent has from it, so that they aren't forwarded."""
+
+    @property
     def hint(self) -> str:
         """What to do where there is no such program."""
 

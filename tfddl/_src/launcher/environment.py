@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tfddl._src import commits, heartbeat
@@ -139,10 +139,17 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """What workers on other hosts get of it: all but what belongs to this host or login."""
+def forwarded(environment: Mapping[str, str], *, without: Collection[str] = ()) -> dict[str, str]:
+    """What workers on other hosts get of it: all but what belongs to this host or login.
+
+    Args:
+        environment: of this process.
+        without: names of more variables that belong to this host.
+    """
     return {
         name: value
         for name, value in inherited(environment).items()
-        if name not in _HOST_ONLY and not name.startswith(_HOST_ONLY_PREFIXES)
+        if name not in _HOST_ONLY
+        and name not in without
+        and not name.startswith(_HOST_ONLY_PREFIXES)
     }

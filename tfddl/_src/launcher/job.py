@@ -327,10 +327,13 @@ def _announce(allocations: Sequence[HostAllocation], console: Console) -> None:
 def _workers_environment(
     options: JobOptions, environment: Mapping[str, str], *, secret: str
 ) -> dict[str, str]:
-    given = inherited if options.fleet is None else forwarded
+    if options.fleet is None:
+        given = inherited(environment)
+    else:
+        given = forwarded(environment, without=options.fleet.starter.host_variables)
     elastic = {commits.ELASTIC: "1"} if options.elastic is not None else {}
     requested = requested_variables(options, environment)
-    return {**given(environment), **requested, **elastic, SECRET: secret}
+    return {**given, **requested, **elastic, SECRET: secret}
 
 
 def find_taken_port(outcome: Outcome, ports: tuple[int, ...]) -> int | None:

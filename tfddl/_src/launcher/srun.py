@@ -28,6 +28,12 @@ _OPTIONS = (
     # A rank in front of each line, or files instead of our pipes, would be no frames.
     *("SLURM_LABELIO", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
 )
+# The GPUs of a node, which Slurm numbers by what it has given the job there: another node's differ.
+# What slurmd doesn't set, the agent has from us all the same (--export=ALL).
+_DEVICES = frozenset(
+    "CUDA_VISIBLE_DEVICES GPU_DEVICE_ORDINAL ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES "
+    "ZE_AFFINITY_MASK".split()
+)
 _SETTINGS = (
     "--nodes=1",
     "--ntasks=1",
@@ -68,6 +74,11 @@ class SrunOptions:
             raise LaunchError(
                 "--remote-python is empty. HINT: the path of a Python with tfddl on the nodes"
             )
+
+    @property
+    def host_variables(self) -> frozenset[str]:
+        """See `AgentStarter`."""
+        return _DEVICES
 
     @property
     def hint(self) -> str:

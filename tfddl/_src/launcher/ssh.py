@@ -50,6 +50,11 @@ class SshOptions:
             )
 
     @property
+    def host_variables(self) -> frozenset[str]:
+        """See `AgentStarter`."""
+        return frozenset()
+
+    @property
     def hint(self) -> str:
         """See `AgentStarter`."""
         return "--ssh-command names another ssh"
