@@ -38,7 +38,7 @@ class Preemption:
         page.set_flags(WorkerFlags.SAVES_ON_REQUEST)
         # Python runs handlers in the main thread only, and signal.signal raises in any other.
         is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if is_main and self._is_free():
             self.got_sigterm, self._listens = False, True
             signal.signal(signal.SIGTERM, self._request)
             current().sigterm_handler = self._request
@@ -56,8 +56,9 @@ class Preemption:
         """Gives SIGTERM its usual meaning back.
 
         Args:
-            handled: Whether training has ended because of it. Otherwise, if it has come, it is
-                raised again, now with its usual meaning.
+            handled: Whether training has ended because of it, and so does this process: SIGTERM is
+                ignored from here on. Otherwise, if it has come, it is raised again, now with its
+                usual meaning.
         """
         if self._takes_requests:
             self._takes_requests = False
@@ -66,12 +67,20 @@ class Preemption:
             return
         self._listens = False
         current().progress_page.clear_flags(WorkerFlags.SAVES_ON_SIGTERM)
-        current().sigterm_handler = None
+        # A second SIGTERM must not change the status that this process ends with: srun with
+        # --kill-on-bad-exit sends it to all others when the first has ended. Python keeps SIG_IGN
+        # to the end; what it calls itself it takes away earlier.
+        current().sigterm_handler = signal.SIG_IGN if handled else None
         # TensorFlow's coordination service, where it is used, has put a handler in place behind
         # Python's back, which only takes a note of the signal (its preemption_notifier.cc).
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if handled else signal.SIG_DFL)
         if self.got_sigterm and not handled:
             signal.raise_signal(signal.SIGTERM)
+
+    def _is_free(self) -> bool:
+        """Whether SIGTERM has its usual meaning, or none since a training before has ended."""
+        found = signal.getsignal(signal.SIGTERM)
+        return found is signal.SIG_DFL or found is current().sigterm_handler is signal.SIG_IGN
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.got_sigterm = True

@@ -4,6 +4,7 @@ What these keep for it, they keep in a `PerRuntime` of their own.
 """
 
 import atexit
+import signal
 from collections.abc import Callable
 from types import FrameType
 
@@ -25,7 +26,7 @@ from tfddl._src.runtime.options import Options
 from tfddl._src.runtime.startup_checks import JoinedJob, join_job
 from tfddl.errors import NotInitializedError, StartError
 
-SignalHandler = Callable[[int, FrameType | None], None]
+SignalHandler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class Runtime:
