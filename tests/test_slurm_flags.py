@@ -43,6 +43,7 @@ def test_the_nodes_of_an_allocation(environment: dict[str, str], nodes: dict[str
         ("n[1", "1", "SLURM_JOB_NODELIST is 'n[1'; expected a list of hosts like"),
         ("n[1-99999]", "1", "SLURM_JOB_NODELIST is 'n[1-99999]', more than"),
         ("n[1-3]", "2(x2)", "names 3 hosts, and SLURM_TASKS_PER_NODE is '2(x2)'; one number of"),
+        ("n[1-3]", "1", "one number of tasks per host is expected. HINT: outside of srun"),
         ("n1", "two", "SLURM_TASKS_PER_NODE is 'two'; expected counts like"),
     ],
 )
@@ -67,7 +68,7 @@ def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(f"""#!/bin/sh
 echo "$*" >>{shlex.quote(str(tmp_path / "asked"))}
 node="${{1#--nodelist=}}"
-env | grep -E '^SLURM_(CPUS_PER_TASK|LABELIO|NTASKS_PER_NODE)=' && exit 9
+env | grep -E '^SLURM_(CPUS_PER_TASK|CPUS_PER_GPU|GPUS|LABELIO|NTASKS_PER_NODE)=' && exit 9
 while [ "${{1#--}}" != "$1" ]; do shift; done
 # What slurmd sets: of this job the GPUs of each node.
 [ "$node" = 127.0.0.2 ] && CUDA_VISIBLE_DEVICES=2,3 || CUDA_VISIBLE_DEVICES=0,1
@@ -108,6 +109,8 @@ def test_its_nodes_are_the_hosts(line: tuple[str, ...], hosts: str | None) -> No
         (("-np", "6"), {}, "the allocation has 5 tasks, on n1, n2, gpu07 (SLURM_TASKS_PER_NODE)"),
         (("-np", "6"), {}, "--ntasks-per-node=2, or -H n1:2,…"),
         (("-H", "n1:2,n9:2"), {}, "n9 (-H) is not in the allocation of n1, n2, gpu07. HINT"),
+        (("-np", "auto"), {}, "-np auto counts the GPUs of one node, and --launcher slurm starts"),
+        ((), {"SLURM_GPUS_PER_TASK": "1"}, "SLURM_GPUS_PER_TASK is 1, and the nodes have 1 "),
         (("-p", "22"), {}, "--ssh-port (-p) is for ssh, and --launcher slurm reaches the hosts by"),
         (("-i", "/k"), {}, "--ssh-identity-file (-i) is for ssh"),
         (("--ssh-command", "ssh -v"), {}, "--ssh-command is for ssh"),
@@ -128,6 +131,24 @@ def test_the_allocation_is_nothing_to_ssh() -> None:
     assert "--launcher=ssh" in repeat(arguments)
 
 
+@pytest.mark.usefixtures("srun")
+@pytest.mark.parametrize(
+    ("per_task", "tasks", "asked"),
+    [
+        # Slurm 22.05 gives a step of one task those of one task.
+        ("1", "2(x3)", "2"),
+        ("a100:2", "4(x3)", "a100:8"),
+        ("4", "1(x3)", None),
+        ("", "2(x3)", None),
+    ],
+)
+def test_an_agent_gets_the_gpus_of_all_tasks(per_task: str, tasks: str, asked: str | None) -> None:
+    changes = {"SLURM_GPUS_PER_TASK": per_task, "SLURM_TASKS_PER_NODE": tasks}
+    argv = make_fleet((), _resolve(**changes)).starter.argv("n2")
+    found = [word for word in argv if word.startswith("--gpus-per-node=")]
+    assert found == ([] if asked is None else [f"--gpus-per-node={asked}"])
+
+
 def test_how_an_agent_is_started() -> None:
     arguments = _parse("--remote-python", "/opt/python")
     starter = make_fleet((), arguments).starter
@@ -139,6 +160,9 @@ def test_how_an_agent_is_started() -> None:
     # One task beside all others, no lines that wait for their end, and no MPI.
     for option in ("--ntasks=1", "--nodes=1", "--overlap", "--unbuffered", "--mpi=none"):
         assert option in step
+    said = ["srun: error: Unable to create step: Invalid generic resource (gres) specification"]
+    text = starter.explain_end("n2", returncode=1, stderr_lines=said)
+    assert text.endswith("; GPUs have to be asked for by --gpus-per-node")
     assert make_fleet((), make_parser("x").parse_args(["x"])) == FleetOptions(hosts=())
     with pytest.raises(LaunchError, match="--remote-python is empty"):
         SrunOptions(remote_python="")
@@ -163,6 +187,8 @@ def test_workers_run_on_all_nodes(srun: Path, monkeypatch: pytest.MonkeyPatch) -
         "SLURM_CPUS_PER_TASK": "4",
         "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_LABELIO": "1",
+        "SLURM_GPUS": "6",
+        "SLURM_CPUS_PER_GPU": "2",
         "CUDA_VISIBLE_DEVICES": "6,7",  # of the node that tfddlrun runs on
         "ROCR_VISIBLE_DEVICES": "5",
     }.items():

@@ -31,6 +31,7 @@ _REACH = (
 
 def add_flags(group: argparse._ArgumentGroup) -> None:
     """Adds them to a parser."""
+    group.set_defaults(gpus_per_node=None)  # no flag: see `slurm_flags`
     group.add_argument(
         "-H", "--hosts", metavar="HOST:N,…", help="hosts, and how many workers each takes"
     )
@@ -119,7 +120,9 @@ def make_fleet(hosts: tuple[HostSlots, ...], arguments: argparse.Namespace) -> F
 
 def _make_starter(arguments: argparse.Namespace) -> AgentStarter:
     if arguments.launcher == SLURM:
-        return SrunOptions(remote_python=arguments.remote_python)
+        return SrunOptions(
+            remote_python=arguments.remote_python, gpus_per_node=arguments.gpus_per_node
+        )
     return SshOptions(
         port=arguments.ssh_port,
         identity_file=arguments.ssh_identity_file,

@@ -11,11 +11,14 @@ from tfddl._src.launcher import host_flags
 from tfddl._src.launcher.hosts import HostSlots, render_hosts
 from tfddl.errors import ClusterError, LaunchError
 
+_GPUS_PER_TASK = "SLURM_GPUS_PER_TASK"
 _NODES = ("nnodes", "node_rank", "master_addr", "master_port")
 
 
 def resolve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
     """Replaces a missing -H by the nodes of the allocation, where srun reaches the hosts.
+
+    Also says how many GPUs the steps of the agents ask for.
 
     Args:
         arguments: of a parser with the flags of `host_flags` and `node_flags`.
@@ -44,6 +47,7 @@ def resolve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> No
             "--launcher slurm takes srun, which is not on the PATH. HINT: the folder of Slurm's "
             "commands, often by `module load slurm`"
         )
+    arguments.gpus_per_node = _gpus_per_node(environment, nodes)
     named = host_flags.read_hosts(arguments)
     if unknown := [host.name for host in named if host.name not in nodes]:
         raise LaunchError(
@@ -52,6 +56,22 @@ def resolve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> No
         )
     if not named and arguments.host_discovery_script is None:
         _take_all(arguments, nodes)
+
+
+def _gpus_per_node(environment: Mapping[str, str], nodes: Mapping[str, int]) -> str | None:
+    """What the step of an agent asks for, where it would get the GPUs of one task."""
+    per_task = environment.get(_GPUS_PER_TASK, "")
+    kind, _, number = per_task.rpartition(":")
+    tasks = set(nodes.values())
+    if not number.isdecimal() or tasks == {1} or len(nodes) == 1:
+        return None
+    if len(tasks) > 1:
+        raise LaunchError(
+            f"--launcher slurm: {_GPUS_PER_TASK} is {per_task}, and the nodes have {min(tasks)} to "
+            f"{max(tasks)} tasks (SLURM_TASKS_PER_NODE); the same number is expected. HINT: sbatch "
+            "or salloc --ntasks-per-node, or --gpus-per-node instead of --gpus-per-task"
+        )
+    return f"{kind}{':' * bool(kind)}{int(number) * tasks.pop()}"
 
 
 def _take_all(arguments: argparse.Namespace, nodes: Mapping[str, int]) -> None:
@@ -69,6 +89,12 @@ def _take_all(arguments: argparse.Namespace, nodes: Mapping[str, int]) -> None:
 
 def _refuse_flags(arguments: argparse.Namespace) -> None:
     """Refuses what is said of ssh, or of a `tfddlrun` on each node."""
+    if isinstance(arguments.num_proc, str):
+        raise LaunchError(
+            f"-np {arguments.num_proc} counts the GPUs of one node, and --launcher slurm starts "
+            "the workers of all nodes. HINT: leave -np out for as many as the allocation has "
+            "tasks; or srun --ntasks-per-node=1 tfddlrun -np auto"
+        )
     given = [
         name
         for name, is_given in (

@@ -24,6 +24,9 @@ _OPTIONS = (
     *("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPUS_PER_TASK"),
     *("SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_GPU", "SLURM_NTASKS_PER_SOCKET"),
     *("SLURM_NTASKS_PER_CORE", "SLURM_THREADS_PER_CORE", "SLURM_HINT", "SLURM_EXACT"),
+    *("SLURM_NTASKS_PER_TRES", "SLURM_CPUS_PER_GPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_CPU"),
+    # Without these a step gets the GPUs that the job has on its node. (All but by --gpus-per-task.)
+    *("SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_SOCKET"),
     *("SLURM_EXCLUSIVE", "SLURM_GPU_BIND", "SLURM_DISTRIBUTION"),
     # A rank in front of each line, or files instead of our pipes, would be no frames.
     *("SLURM_LABELIO", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
@@ -50,6 +53,8 @@ _SETTINGS = (
     # agent's output then, in a mode that changes no byte (no OPOST), and a pipe for its input.
     "--unbuffered",
 )
+# What Slurm says where a step of one node can't get its part, as of --gpus=8 for all nodes.
+_GPUS = "Invalid generic resource (gres) specification"
 # After it, only that a task has ended.
 _TASK_ENDED = re.compile(r"srun: error: \S+: tasks? \S+ .*|srun: (launch/slurm|Terminating).*")
 
@@ -60,14 +65,15 @@ class SrunOptions:
 
     Attributes:
         remote_python: the Python that starts the agent on every node.
-        command: the srun that is used.
+        gpus_per_node: what an agent's step asks for, as srun's flag has it; None for what the job
+            has on its node.
 
     Raises:
         LaunchError: no Python.
     """
 
     remote_python: str = sys.executable
-    command: tuple[str, ...] = ("srun",)
+    gpus_per_node: str | None = None
 
     def __post_init__(self) -> None:
         if not self.remote_python:
@@ -83,7 +89,7 @@ class SrunOptions:
     @property
     def hint(self) -> str:
         """See `AgentStarter`."""
-        return "Slurm's commands have to be on the PATH"
+        return "env, of coreutils, has to be on the PATH"
 
     def argv(self, host: str) -> tuple[str, ...]:
         """The command line that starts the agent of another node."""
@@ -96,10 +102,12 @@ class SrunOptions:
         lines = [line.strip() for line in stderr_lines if not _TASK_ENDED.fullmatch(line.strip())]
         said = lines[-1] if lines else "it said nothing"
         line = shlex.join([*self._step(host), self.remote_python, "-c", "import tfddl"])
+        gpus = "; GPUs have to be asked for by --gpus-per-node" if _GPUS in said else ""
         return (
             f"srun can't start an agent on {host} (status {returncode}): {said}. HINT: this has to "
-            f"work in the allocation: {line}"
+            f"work in the allocation: {line}{gpus}"
         )
 
     def _step(self, host: str) -> tuple[str, ...]:
-        return (*self.command, f"--nodelist={host}", *_SETTINGS)
+        gpus = () if self.gpus_per_node is None else (f"--gpus-per-node={self.gpus_per_node}",)
+        return ("srun", f"--nodelist={host}", *_SETTINGS, *gpus)

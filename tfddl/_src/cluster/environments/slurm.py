@@ -118,7 +118,10 @@ def parse(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def read_allocation(environ: Mapping[str, str]) -> dict[str, int]:
-    """The nodes of the allocation that this process is in, inside of a step or not.
+    """The nodes of the allocation that this process is in, outside of its steps.
+
+    In a step srun has replaced SLURM_TASKS_PER_NODE by that of the step: only one of as many nodes
+    as the allocation has can be told from it.
 
     Returns:
         By node, how many tasks Slurm would start there: 1 where the job asked for none.
@@ -137,7 +140,8 @@ def read_allocation(environ: Mapping[str, str]) -> dict[str, int]:
     if len(tasks) != len(hosts):
         raise ClusterError(
             f"{_ALLOCATED_HOSTS} names {len(hosts)} hosts, and {_ALLOCATED_TASKS_PER_HOST} is "
-            f"{quote(text)}; one number of tasks per host is expected"
+            f"{quote(text)}; one number of tasks per host is expected. HINT: outside of srun, "
+            "which sets these to what its own step has"
         )
     return dict(zip(hosts, tasks, strict=True))
 
