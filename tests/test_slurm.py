@@ -140,7 +140,7 @@ def test_it_is_queued_again_when_it_has_saved_and_resumes(
     wait_until(lambda: (project / "rank.3").exists(), timeout_s=TRAIN_S)
     said = _end(slurm, job, project)
     assert said.startswith("COMPLETED"), said
-    assert f"slurm.sbatch: saved; job {job} is queued again" in said
+    assert f"slurm.sbatch: saved; queueing job {job} again" in said
     ranks = _check(project, alone, nodes=FOUR)
     assert {found["restarts"] for found in ranks} == {"1"}
 
@@ -159,7 +159,7 @@ def test_a_job_that_the_user_cancels_is_not_queued_again(
     assert slurm.run("scancel", job).returncode == 0
     said = _end(slurm, job, project)
     assert said.startswith("CANCELLED"), said
-    assert "is queued again" not in said
+    assert "again" not in said.replace("is not queued again", "")
 
 
 @pytest.mark.long
