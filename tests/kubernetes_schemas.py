@@ -7,7 +7,7 @@ Kubernetes' own kinds, and Jobs and pods in all others: the JSON schemas of its 
 fields refused (kubernetes-validate). JobSet, TrainingRuntime and TrainJob: the models of Kubeflow
 Trainer's API (kubeflow-trainer-api). TFJob: those of the training operator's (kubeflow-training).
 These packages take unknown fields in silence: they are looked for here. MPIJob v2beta1 is in no
-package: its few fields around the pods are listed here, from the operator's CRD.
+package: its few fields around the pods are listed here, by hand.
 """
 
 import importlib
@@ -32,7 +32,8 @@ _TRAINER = {
 }
 _TRAINING = {("kubeflow.org/v1", "TFJob"): "KubeflowOrgV1TFJob"}
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?")
-# kubeflow/mpi-operator, manifests/base/kubeflow.org_mpijobs.yaml; a pod is what "template" holds.
+# kubeflow/mpi-operator, sdk/python/v2beta1/docs: V2beta1MPIJobSpec.md, V2beta1RunPolicy.md and
+# V2beta1ReplicaSpec.md. A pod is what "template" holds.
 _MPI_JOB = ("kubeflow.org/v2beta1", "MPIJob")
 _REPLICAS = {"replicas": int, "restartPolicy": str, "template": dict}
 _MPI_FIELDS: dict[str, Any] = {

@@ -51,6 +51,8 @@ MISTAKES = [
     ("tfjob", "restartPolicy: ExitCode", "restartpolicy: ExitCode"),
     ("tfjob", "backoffLimit: 6", "backoffLimit: six"),
     ("mpijob", "slotsPerWorker", "slotsPerWorkers"),
+    ("mpijob", "launcherCreationPolicy", "launcherPolicy"),
+    ("mpijob", "tcpSocket: {port: 2222}", "tcpSocket: {ports: 2222}"),
     ("mpijob", "mountPath: /data", "mountpath: /data"),
 ]
 
@@ -346,7 +348,8 @@ def _mpi_mounts(folder: Path) -> dict[str, Path]:
 def test_the_launcher_of_an_mpijob_starts_workers_by_ssh(tmp_path: Path) -> None:
     if missing := missing_for_hosts() or missing_for_sshd():
         pytest.skip(missing)
-    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # which sshd takes where root runs it
+    # Root's sshd takes it. It stays: another test's sshd may use it (see `tests.namespaces.sshd`).
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     replicas = documents("mpijob")["MPIJob"]["spec"]["mpiReplicaSpecs"]
     specs = {kind: replicas[kind]["template"]["spec"] for kind in ("Worker", "Launcher")}
     words = _words("mpijob", specs["Launcher"])
