@@ -1,4 +1,4 @@
-"""As much of YAML as `launch/kubernetes.yaml` uses: blocks, flows on a line, literal text."""
+"""As much of YAML as `launch/kubernetes/` uses: blocks, and flows on a line."""
 
 import re
 from typing import Any
@@ -47,9 +47,7 @@ class _Block:
             text = found[1].removeprefix("- ")
             if text == found[1]:
                 raise ValueError(f"no item: {text!r}")
-            if text == "|":
-                items.append(self._literal(indent))
-            elif _PAIR.fullmatch(text):
+            if _PAIR.fullmatch(text):
                 self._lines[0] = " " * (indent + 2) + text
                 items.append(self._dict(indent + 2))
             else:
@@ -66,13 +64,6 @@ class _Block:
             self._lines.pop(0)
             pairs[pair["key"]] = _flow(pair["value"]) if pair["value"] else self._value()
         return pairs
-
-    def _literal(self, indent: int) -> str:
-        self._lines.pop(0)
-        taken = []
-        while self._lines and self._lines[0].startswith(" " * (indent + 2)):
-            taken.append(self._lines.pop(0)[indent + 2 :])
-        return "\n".join(taken) + "\n"
 
 
 def _flow(text: str) -> Any:

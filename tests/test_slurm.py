@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ def slurm() -> Iterator[SlurmCluster]:
     if missing := missing_for_slurm():
         pytest.skip(missing)
     # The paths of pytest are too long for sockets.
-    folder = Path(f"/tmp/tfddl-slurm-{os.getpid()}")
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(ROOT))
