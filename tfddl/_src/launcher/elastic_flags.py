@@ -116,8 +116,9 @@ def add_recovery_flags(group: argparse._ArgumentGroup) -> None:
         type=_parse_status,
         default=SAVED_STATUS,
         metavar="N",
-        help="end with N where a training has saved at SIGTERM, for engines that start again after "
-        "some statuses only: 138 for Kubeflow's TFJob (default: %(default)s)",
+        help=f"end with N instead of {SAVED_STATUS}, that of a training that has saved at SIGTERM "
+        "(and of any worker that ends with it), for engines that start again after some statuses "
+        "only: 138 for Kubeflow's TFJob (default: %(default)s)",
     )
 
 
