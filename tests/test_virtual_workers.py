@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import fork_server
 from tests.group import CaseError, Groups
@@ -233,10 +234,8 @@ def test_what_cannot_be_the_same_is_refused(groups: Groups, tmp_path: Path) -> N
     assert all("but not how many threads an operation has" in text for _, text in default)
 
 
-@pytest.mark.long
 def test_trainings_without_virtual_workers_are_recorded_too(groups: Groups, tmp_path: Path) -> None:
-    group = groups(2, intra_op_threads=1)
-    said = group.run("tests.cases.virtual_workers:recorded", directory=str(tmp_path))
+    said = groups(2).run("tests.cases.virtual_workers:recorded", directory=str(tmp_path))
     begin = "The recordings part in epoch 0, step 1: first in variables, of which 0 dense/kernel"
     assert all(text.startswith(begin) for text in said)
 
@@ -246,6 +245,8 @@ def test_a_difference_names_step_and_variables(tmp_path: Path) -> None:
     zeros = fingerprints.digest(np.zeros(3))
     ones = fingerprints.digest(np.ones(3))
     assert zeros != fingerprints.digest(np.zeros(3, "float32")) != ones
+    bfloat16 = tf.bfloat16.as_numpy_dtype
+    assert fingerprints.digest(np.zeros(3, bfloat16)) != fingerprints.digest(np.ones(3, bfloat16))
     same = {"batches": {"x": zeros}, "variables": {"a": zeros, "b": zeros}}
     other = {"variables": {"a": zeros, "b": ones}}
     first.write_text("".join(fingerprints.render((0, step), same) for step in (1, 2, 3)))

@@ -49,9 +49,10 @@ class Difference:
 def digest(array: np.ndarray) -> str:
     """16 hexadecimal digits of an array's bytes, dtype and shape."""
     hashed = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=8)
-    # The bytes of an object array are addresses, another in each process.
+    # The bytes of an object array are addresses, another in each process. Not `.data`: bfloat16
+    # has no buffer format.
     is_object = array.dtype == object
-    hashed.update(repr(array.tolist()).encode() if is_object else np.ascontiguousarray(array).data)
+    hashed.update(repr(array.tolist()).encode() if is_object else array.tobytes())
     return hashed.hexdigest()
 
 

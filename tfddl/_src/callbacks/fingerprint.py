@@ -1,6 +1,6 @@
 """`fingerprint`: records a training as digests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Fingerprint(JobCallback):
         if every < 1:
             raise UnsupportedError(f"every is {every}; expected at least 1.")
         self._path, self._every = path, every
-        self._model: Any = None
+        # Not _model: Keras' own Callback keeps the model there.
+        self._observed: FitState | None = None
         self._seen: dict[str, dict[str, str]] = {}
 
     def after_train_begin(self, fit: FitState) -> None:
@@ -41,7 +42,7 @@ class Fingerprint(JobCallback):
             self._path.touch()
         if virtual_fit.virtual_workers_of(fit.model) is not None:
             virtual_fit.training_step(fit.model).observer = self._observe
-            self._model = fit.model
+            self._observed = fit
 
     def after_train_batch(self, fit: FitState, logs: Any) -> None:
         """Writes a line, if this step is recorded."""
@@ -66,17 +67,19 @@ class Fingerprint(JobCallback):
     def after_fit(self) -> None:
         """Forgets what was seen last."""
         self._seen = {}
-        if self._model is not None:
-            virtual_fit.training_step(self._model).observer = None
-            self._model = None
+        if self._observed is not None:
+            virtual_fit.training_step(self._observed.model).observer = None
+            self._observed = None
 
     def _observe(
         self,
         workers: Sequence[int],
         batches: Sequence[Any],
-        gradients: Sequence[tuple[str, Any]],
+        gradients: Callable[[], Sequence[tuple[str, Any]]],
     ) -> None:
         """Digests of a step's batches, of each virtual worker, and of the sums of gradients."""
+        if not self._is_recorded_next():
+            return
         self._seen = {
             "batches": {
                 f"virtual worker {worker}, tensor {i}": fingerprints.digest(np.asarray(leaf))
@@ -88,7 +91,14 @@ class Fingerprint(JobCallback):
                     fingerprints.digest(np.asarray(part))
                     for part in tf.nest.flatten(gradient, expand_composites=True)
                 )
-                for i, (name, gradient) in enumerate(gradients)
+                for i, (name, gradient) in enumerate(gradients())
                 if gradient is not None
             },
         }
+
+    def _is_recorded_next(self) -> bool:
+        """Whether a line is written at the end of the steps that Keras is executing at once."""
+        fit = self._observed
+        assert fit is not None
+        end = fit.done + fit.model.steps_per_execution
+        return (end if fit.steps is None else min(end, fit.steps)) % self._every == 0

@@ -71,14 +71,14 @@ class Observer(Protocol):
         self,
         workers: Sequence[int],
         batches: Sequence[Any],
-        gradients: Sequence[tuple[str, Gradient]],
+        gradients: Callable[[], Sequence[tuple[str, Gradient]]],
     ) -> None:
         """Looks at a step.
 
         Args:
             workers: The virtual workers of this process.
-            batches: Their batches.
-            gradients: By the variables' paths, the weighted sums over all virtual workers.
+            batches: Their batches; () for a padding example, which may be any.
+            gradients: Returns by the variables' paths the weighted sums over all virtual workers.
         """
 
 
@@ -153,12 +153,19 @@ class VirtualStep:
             slices.append(sparse)
         totals = sum_nodes(tree.nodes, self._virtual_workers, name="gradients")
         sparse = [concatenate(own) for own in zip(*slices, strict=True)]
-        if self.observer is not None and self._applied is not None:
-            sums = self._applied.layout.unpack(totals, sparse, None)
-            names = [variable.path for variable in self._applied.variables]
-            self.observer(states.workers, batches, list(zip(names, sums, strict=True)))
+        if self.observer is not None:
+            counting = zip(batches, self.last, strict=True)
+            seen = [batch if int(last.examples) else () for batch, last in counting]
+            self.observer(states.workers, seen, lambda: self._sums(totals, sparse))
         self._apply(totals, sparse)
         return self.last[-1].outputs
+
+    def _sums(
+        self, totals: list[tf.Tensor], sparse: list[tf.IndexedSlices]
+    ) -> list[tuple[str, Gradient]]:
+        assert self._applied is not None
+        sums = self._applied.layout.unpack(totals, sparse, None)
+        return list(zip([v.path for v in self._applied.variables], sums, strict=True))
 
     def _micro_step(self, spec: Any) -> Callable[..., Any]:
         """The micro-step for batches of a spec, which is traced once."""
@@ -275,6 +282,8 @@ def holding(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> Iterator[N
     before = [tf.identity(tf.convert_to_tensor(v)) for v in variables]
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-    yield
-    for variable, value in zip(variables, before, strict=True):
-        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
