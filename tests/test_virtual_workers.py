@@ -108,6 +108,7 @@ LONG: dict[str, dict[str, Any]] = {
     },
     "steps_per_execution": {"virtual_workers": 8, "n": 80, "steps_per_execution": 3},
     "a train_step of its own": {"virtual_workers": 8, "n": 59, "own_step": True},
+    "noise in inference": {"virtual_workers": 8, "n": 59, "noise": True, "dropout": True},
     "run_eagerly": {"virtual_workers": 8, "n": 24, "run_eagerly": True, "dropout": True},
 }
 AS_PLAIN_KERAS = {
@@ -225,6 +226,8 @@ def test_what_cannot_be_the_same_is_refused(groups: Groups, tmp_path: Path) -> N
         "the model isn't compiled for virtual workers",
         "BatchNormalization(synchronized=True) needs what all 4 virtual workers have",
         "train_on_batch was called of a model that is compiled with virtual_workers",
+        "test_on_batch was called of a model that is compiled with virtual_workers",
+        "evaluate was called by a callback of the fit that trains this model",
         "virtual_workers is 1 and there are 2 workers",
         "processor 0; rank 1: 4 virtual workers, 1 threads per operation",
     )
@@ -232,6 +235,16 @@ def test_what_cannot_be_the_same_is_refused(groups: Groups, tmp_path: Path) -> N
         assert text in found
     default = groups(2).outcomes("tests.cases.virtual_workers:refused", directory=str(tmp_path))
     assert all("but not how many threads an operation has" in text for _, text in default)
+
+
+@pytest.mark.long
+def test_models_are_compiled_again(groups: Groups) -> None:
+    for found in groups(2, intra_op_threads=1).run(
+        "tests.cases.virtual_workers:compiled_again", spec=SMALL
+    ):
+        assert found["plain, virtual"] == found["virtual"]
+        assert found["virtual, plain"] == found["plain"]
+        assert found["plain"] != found["virtual"]
 
 
 def test_trainings_without_virtual_workers_are_recorded_too(groups: Groups, tmp_path: Path) -> None:

@@ -39,11 +39,24 @@ def model(spec: dict[str, Any]) -> keras.Model:
     if spec.get("embedding"):
         rows = keras.ops.cast(keras.ops.clip(inputs[:, 0] * 2 + 3, 0, 5), "int32")
         hidden = keras.layers.Concatenate()([hidden, keras.layers.Embedding(6, 4)(rows)])
+    if spec.get("noise"):
+        hidden = Noise()(hidden)
     for units in spec.get("wide", ()):
         hidden = keras.layers.Dense(units, activation="tanh")(hidden)
     outputs = keras.layers.Dense(CLASSES, activation="softmax", dtype="float32")(hidden)
     kind = WithOwnStep if spec.get("own_step") else keras.Model
     return kind(inputs, outputs)
+
+
+class Noise(keras.layers.Layer):
+    """Draws in inference, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(7)
+
+    def call(self, x: Any) -> Any:
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.generator) / 8
 
 
 class WithOwnStep(keras.Model):

@@ -83,8 +83,14 @@ def train(spec: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
         "history": history.history,
         "evaluated": made.evaluate(*validation, batch_size=4, verbose=0),
         "predicted": made.predict(validation[0], batch_size=4, verbose=0).tobytes(),
-        "of the shard": made.predict(dataset(spec), verbose=0).tobytes(),
+        "of the shard": _predicted(made, spec),
     }
+
+
+def _predicted(made: keras.Model, spec: dict[str, Any]) -> Any:
+    if spec.get("noise"):
+        return raised(lambda: made.predict(dataset(spec), verbose=0))
+    return made.predict(dataset(spec), verbose=0).tobytes()
 
 
 def loop(spec: dict[str, Any]) -> list[bytes]:
@@ -153,9 +159,35 @@ def refused(directory: str) -> list[str]:
         raised(lambda: plain.fit(dataset(spec), verbose=0))[1],
         fit({"batch_normalization": "synchronized"}, resumes=False),
         raised(lambda: compiled(spec).train_on_batch(*data(8)))[1],
+        raised(lambda: compiled(spec).test_on_batch(*data(8)))[1],
+        raised(lambda: compiled(spec).fit(dataset(spec), callbacks=[_Evaluate()], verbose=0))[1],
         raised(lambda: compiled({**spec, "virtual_workers": 1}))[1],
         _on_other_processors(lambda: fit({})),
     ]
+
+
+class _Evaluate(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.evaluate(*data(8), verbose=0)
+
+
+def compiled_again(spec: dict[str, Any]) -> dict[str, list[bytes]]:
+    """The weights after `fit`, of models that were compiled with or without virtual workers before.
+
+    Each `fit` begins with the weights that the model was made with.
+    """
+    found = {}
+    for kinds in ("plain", "virtual", "plain, virtual", "virtual, plain"):
+        made = model(spec)
+        begin = made.get_weights()
+        for kind in kinds.split(", "):
+            number = spec["virtual_workers"] if kind == "virtual" else None
+            made.set_weights(begin)
+            averaging = tfddl.DistributedOptimizer(optimizer(spec), virtual_workers=number)
+            made.compile(averaging, loss="sparse_categorical_crossentropy")
+            made.fit(dataset({**spec, "virtual_workers": number}), verbose=0)
+        found[kinds] = [w.tobytes() for w in made.get_weights()]
+    return found
 
 
 def _on_other_processors(function: Callable[[], str]) -> str:

@@ -4,7 +4,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -28,8 +28,9 @@ from tfddl._src.keras_hooks.data_errors import raise_on_all_ranks, reraise_data_
 from tfddl._src.keras_hooks.fit_state import FitState, entered, running_fit
 from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.keras_hooks.predictions import gather_rows, in_order
+from tfddl._src.keras_hooks.virtual_states import refuse_draws, with_own_seeds
 from tfddl._src.runtime import calling_line, current, is_started
-from tfddl.errors import TfddlError
+from tfddl.errors import TfddlError, UnsupportedError
 
 _LOG = logging.getLogger("tfddl")
 _WARN_AFTER_S = 5.0
@@ -60,12 +61,23 @@ def _evaluate(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
         # (keras/src/backend/tensorflow/trainer.py). Callbacks may evaluate on one rank.
         if kwargs.get("_use_cached_eval_dataset"):
             return _validate(original, call, fit)
+        _refuse_within_virtual_fit(self)
         with _within_fit(fit, Stage.EVALUATING, call.arguments, validates=False):
             return original(*call.args, **call.kwargs)
     with _outside_of_fit(Stage.EVALUATING, call.arguments):
         if not evaluates_together(getattr(self, "optimizer", None)):
             return original(*call.args, **call.kwargs)
         return _evaluate_together(original, call, self)
+
+
+def _refuse_within_virtual_fit(model: Any) -> None:
+    if virtual_fit.virtual_workers_of(model) is not None:
+        raise UnsupportedError(
+            "evaluate was called by a callback of the fit that trains this model with "
+            "virtual_workers; expected it after fit: the metrics are still those of the virtual "
+            "workers, one by one. HINT: pass validation_data to fit, or evaluate when fit has "
+            "returned."
+        )
 
 
 def _validate(original: Callable[..., Any], call: inspect.BoundArguments, fit: FitState) -> Any:
@@ -134,7 +146,7 @@ def _predict_together(
         name = DisplayName(_CALL.format("model.predict"))
         is_replicated = replicated_data.is_replicated(given["x"], name=name)
     if is_replicated:
-        return _predict_replicated(original, call, virtual_fit.virtual_workers_of(model))
+        return _predict_replicated(original, call, model)
     _report_on_rank_zero(given)
     if find_shard(given["x"]) is None:
         return original(*call.args, **call.kwargs)
@@ -151,30 +163,40 @@ def _predict_shard(
         given["steps"] *= len(shard.ranks)
     job = FitState(model=model, together=together, shard=None, datasets=(given["x"],))
     with entered(job, epoch=0):  # The order that `in_order` puts right again.
-        mine = original(*call.args, **call.kwargs)
-        if together:
-            raise_on_all_ranks(job)
+        drawing = refuse_draws(model) if shard.virtual_workers is not None else nullcontext()
+        with drawing:
+            mine = original(*call.args, **call.kwargs)
+            if together:
+                raise_on_all_ranks(job)
         return in_order(mine, shard.plan, shard.ranks, steps=given.get("steps"))
 
 
 def _predict_replicated(
-    original: Callable[..., Any], call: inspect.BoundArguments, virtual_workers: int | None
+    original: Callable[..., Any], call: inspect.BoundArguments, model: Any
 ) -> Any:
     given = call.arguments
     steps, batch_size = given.pop("steps", None), given.get("batch_size")
     (x,) = replicated_data.take_steps([given["x"]], steps=steps, batch_size=batch_size)
     _report_on_rank_zero(given)
 
-    def predict(start: int, stop: int) -> Any:
+    virtual_workers = virtual_fit.virtual_workers_of(model)
+    ranges = replicated_data.own_ranges(replicated_data.num_examples(x), virtual_workers)
+
+    def predict(index: int) -> Any:
+        start, stop = ranges[index]
         # A rank without an example runs the first, to know the shape and dtype of a prediction.
         low, high = (start, stop) if start < stop else (0, 1)
         given["x"] = replicated_data.take_rows(x, low, high)
+        if index:  # Callbacks are told of the first of the virtual workers.
+            given["callbacks"], given["verbose"] = [Heartbeat()], 0
         mine = original(*call.args, **call.kwargs)
         return tf.nest.map_structure(lambda rows: rows[: stop - start], mine)
 
-    ranges = replicated_data.own_ranges(replicated_data.num_examples(x), virtual_workers)
     # Each virtual worker by itself: what a row comes to may depend on its neighbours in a batch.
-    mine = [predict(start, stop) for start, stop in ranges]
+    if virtual_workers is None:
+        mine = [predict(0)]
+    else:
+        mine = with_own_seeds(model, virtual_fit.own_workers_of(virtual_workers), predict)
     # What isn't an array of numbers is refused by `gather_rows`, not by NumPy.
     joined = mine[0]
     if len(mine) > 1:

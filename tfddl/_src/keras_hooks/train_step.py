@@ -45,15 +45,15 @@ def _make_train_function(original: Callable[..., Any], self: Any, force: bool = 
     if exchanges_gradients(self.optimizer) and self.jit_compile:
         raise UnsupportedError(NO_XLA)
     if virtual_fit.virtual_workers_of(self) is not None:
-        virtual_fit.make_train_function(self)
+        virtual_fit.make_train_function(self, force=force)
         return None
     if trains_together(self.optimizer):
         if scope.contains(self):
             scope.write_in_place(self)
-        if hasattr(self.train_step, "tfddl_virtual"):  # Compiled again, without virtual workers.
-            self.train_step = self.train_step.tfddl_original
-        if not hasattr(self.train_step, "tfddl_state"):
-            self.train_step = _training_step(self, self.train_step)
+        # Compiled before, perhaps, with virtual workers or another optimizer.
+        is_virtual = hasattr(self.train_step, "tfddl_virtual")
+        if is_virtual or not hasattr(self.train_step, "tfddl_state"):
+            self.train_step = _training_step(self, virtual_fit.unwrapped(self.train_step))
             force = True  # A function traced before knows nothing of counts.
     elif _is_alone() and not hasattr(self.train_step, "tfddl_counts"):
         self.train_step = _counting_step(self, self.train_step, testing=False)
@@ -64,10 +64,10 @@ def _make_train_function(original: Callable[..., Any], self: Any, force: bool = 
 def _make_test_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
     if trains_together(self.optimizer):
         if not hasattr(self.test_step, "tfddl_last_examples"):
-            self.test_step = _testing_step(self, self.test_step)
+            self.test_step = _testing_step(self, virtual_fit.unwrapped(self.test_step))
             force = True
         if virtual_fit.virtual_workers_of(self) is not None:
-            virtual_fit.make_test_function(self)
+            virtual_fit.make_test_function(self, force=force)
             return None
     elif _is_alone() and not hasattr(self.test_step, "tfddl_counts"):
         self.test_step = _counting_step(self, self.test_step, testing=True)
@@ -115,6 +115,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
         return outputs
 
     train_step.tfddl_state = state  # type: ignore[attr-defined]
+    train_step.tfddl_original = original  # type: ignore[attr-defined]
     return train_step
 
 
@@ -170,6 +171,7 @@ def _testing_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any],
         return outputs
 
     test_step.tfddl_last_examples = last  # type: ignore[attr-defined]
+    test_step.tfddl_original = original  # type: ignore[attr-defined]
     return test_step
 
 
@@ -190,6 +192,7 @@ def _counting_step(
                 return original(data)
 
     step.tfddl_counts = True  # type: ignore[attr-defined]
+    step.tfddl_original = original  # type: ignore[attr-defined]
     return step
 
 

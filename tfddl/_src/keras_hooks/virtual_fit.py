@@ -53,14 +53,14 @@ def build_metrics(model: Any, spec: Any) -> None:
     private(model, "_symbolic_build")(data_batch=spec)
 
 
-def make_train_function(model: Any) -> None:
-    """Gives a model the function that `fit` calls for a step."""
-    if isinstance(model.train_function, _TrainFunction):
+def make_train_function(model: Any, *, force: bool) -> None:
+    """Gives a model the function that `fit` calls for a step; a new one where it is forced to."""
+    if isinstance(model.train_function, _TrainFunction) and not force:
         return
-    original = getattr(model.train_step, "tfddl_original", model.train_step)
+    original = unwrapped(model.train_step)
     virtual_workers = virtual_workers_of(model)
     assert virtual_workers is not None
-    states = VirtualStates(model, _own_workers(virtual_workers), virtual_workers)
+    states = VirtualStates(model, own_workers_of(virtual_workers), virtual_workers)
     step = VirtualStep(
         model, model.optimizer, original, states, lambda batch: _step_context(model, batch)
     )
@@ -91,9 +91,16 @@ def _step_context(model: Any, batch: Any) -> StepContext:
     )
 
 
-def make_test_function(model: Any) -> None:
+def unwrapped(step: Any) -> Any:
+    """The `train_step` or `test_step` that a model had before it was compiled with ours."""
+    while hasattr(step, "tfddl_original"):
+        step = step.tfddl_original
+    return step
+
+
+def make_test_function(model: Any, *, force: bool) -> None:
     """Gives a model the function that `evaluate` calls for a step."""
-    if not isinstance(model.test_function, _TestFunction):
+    if force or not isinstance(model.test_function, _TestFunction):
         model.test_function = _TestFunction(model)
 
 
@@ -160,10 +167,11 @@ def sum_logs(model: Any, names: Sequence[str], *, training: bool) -> list[tf.Ten
         parts.append([*(tf.math.multiply_no_nan(v, examples) for v in values), examples])
     virtual_workers = virtual_workers_of(model)
     assert virtual_workers is not None
-    return sum_of_virtual_workers(parts, _own_workers(virtual_workers), virtual_workers)
+    return sum_of_virtual_workers(parts, own_workers_of(virtual_workers), virtual_workers)
 
 
-def _own_workers(virtual_workers: int) -> range:
+def own_workers_of(virtual_workers: int) -> range:
+    """The virtual workers of this process."""
     cluster = current().cluster
     return own_workers(virtual_workers, cluster.rank, cluster.size)
 
@@ -207,9 +215,17 @@ class _TestFunction:
     def __call__(self, iterator: Any) -> Any:
         virtual_workers = virtual_workers_of(self._model)
         assert virtual_workers is not None
+        fit = current_fit()
+        if fit is None or fit.model is not self._model or not fit.validating:
+            raise UnsupportedError(
+                "test_on_batch was called of a model that is compiled with virtual_workers; "
+                "expected evaluate, which deals the examples out. HINT: model.evaluate(x, y), the "
+                "same arrays on every rank."
+            )
         if self.states is None:
-            workers = _own_workers(virtual_workers)
-            self.states = VirtualStates(self._model, workers, virtual_workers, of_layers=False)
+            workers = own_workers_of(virtual_workers)
+            self.states = VirtualStates(self._model, workers, virtual_workers)
+            self.states.derive_seeds()  # Of layers that draw in inference, too.
         states = self.states
 
         def run(batches: Any) -> Any:

@@ -4,9 +4,11 @@ Metrics, the states of seed generators, and other state that layers change and t
 (but moving statistics of BatchNormalization, which are pooled in every step).
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives import allgather_object, broadcast_variables
@@ -16,6 +18,9 @@ from tfddl._src.keras_hooks.moving_statistics import MovingStatistics, synchroni
 from tfddl._src.keras_hooks.patching import private
 from tfddl._src.keras_hooks.seeds import derived_seed, seed_states
 from tfddl._src.virtual_workers import Node, TreeSum
+from tfddl.errors import UnsupportedError
+
+T = TypeVar("T")
 
 
 class VirtualStates:
@@ -26,23 +31,20 @@ class VirtualStates:
         values: For each virtual worker of this process, the value of each variable.
     """
 
-    def __init__(
-        self, model: Any, workers: Sequence[int], virtual_workers: int, *, of_layers: bool = True
-    ) -> None:
+    def __init__(self, model: Any, workers: Sequence[int], virtual_workers: int) -> None:
         """Begins with the present values for all.
 
         Args:
             model: Whose metrics have been built.
             workers: The virtual workers of this process.
             virtual_workers: Those of the job.
-            of_layers: Whether layers' own state is part of it; metrics always are.
         """
         self.workers = tuple(workers)
         self._virtual_workers = virtual_workers
         self._model = model
         metrics = metric_variables(model)
         self._num_metrics = len(metrics)
-        self.variables = [*(_layer_states(model) if of_layers else ()), *metrics]
+        self.variables = [*_layer_states(model), *metrics]
         self._restored: list[list[tf.Tensor]] = []
         self.values: list[list[tf.Tensor]] = [self._present() for _ in self.workers]
 
@@ -52,7 +54,8 @@ class VirtualStates:
         All ranks must call it together.
         """
         seeds = seed_states(self._model)
-        broadcast_variables(seeds)
+        if seeds:
+            broadcast_variables(seeds)
         self.values = [self._present() for _ in self.workers]
         are_seeds = {id(seed) for seed in seeds}
         for worker, values in zip(self.workers, self.values, strict=True):
@@ -70,8 +73,8 @@ class VirtualStates:
     def sum_metrics(self) -> None:
         """Sets the metrics' variables to the sums over all virtual workers.
 
-        All ranks must call it together. Layers' own state, which isn't summed, becomes that of the
-        first virtual worker, for validation and for whoever saves the model.
+        All ranks must call it together. For validation and for whoever saves the model,
+        `write_layer_states` is called too.
         """
         first = self._num_layer_states
         totals = sum_of_virtual_workers(
@@ -79,10 +82,19 @@ class VirtualStates:
         )
         for variable, total in zip(self.variables[first:], totals, strict=True):
             variable.assign(total)
+        self.write_layer_states()
+
+    def write_layer_states(self) -> None:
+        """Gives the model the first virtual worker's state of layers, which isn't summed.
+
+        All ranks must call it together.
+        """
+        first = self._num_layer_states
         if first and self.workers[0] == 0:
             for variable, value in zip(self.variables, self.values[0][:first], strict=False):
                 variable.assign(value)
-        broadcast_variables(self.variables[:first])
+        if first:
+            broadcast_variables(self.variables[:first])
 
     def layer_states(self) -> list[dict[int, Any]]:
         """Of each virtual worker, layers' own state by the position in ``model.variables``.
@@ -128,6 +140,58 @@ class VirtualStates:
     def _present(self) -> list[tf.Tensor]:
         # identity: a read may share memory with the variable, which later steps assign to.
         return [tf.identity(tf.convert_to_tensor(v)) for v in self.variables]
+
+
+def with_own_seeds(model: Any, workers: Sequence[int], function: Callable[[int], T]) -> list[T]:
+    """Calls a function for each virtual worker of this process, each with seeds of its own.
+
+    All ranks must call it together. The model's seeds are then as the first virtual worker has left
+    them.
+
+    Args:
+        model: Whose layers may draw random numbers.
+        workers: The virtual workers of this process.
+        function: Called with 0, 1, 2, … for the virtual workers, in order.
+    """
+    seeds = seed_states(model)
+    if seeds:
+        broadcast_variables(seeds)
+    before = [tf.identity(tf.convert_to_tensor(seed)) for seed in seeds]
+    after, results = before, []
+    try:
+        for i, worker in enumerate(workers):
+            for seed, value in zip(seeds, before, strict=True):
+                seed.assign(derived_seed(value, worker))
+            results.append(function(i))
+            if worker == 0:
+                after = [tf.identity(tf.convert_to_tensor(seed)) for seed in seeds]
+    finally:
+        for seed, value in zip(seeds, after, strict=True):
+            seed.assign(value)
+    if seeds:
+        broadcast_variables(seeds)
+    return results
+
+
+@contextmanager
+def refuse_draws(model: Any) -> Iterator[None]:
+    """Raises where layers have drawn random numbers within it.
+
+    Raises:
+        UnsupportedError: They have; seeds are again what they were.
+    """
+    seeds = seed_states(model)
+    before = [seed.numpy() for seed in seeds]
+    yield
+    if any(np.any(seed.numpy() != value) for seed, value in zip(seeds, before, strict=True)):
+        for seed, value in zip(seeds, before, strict=True):
+            seed.assign(value)
+        raise UnsupportedError(
+            "predict got data of tfddl.shard_dataset(…, virtual_workers=…), and layers of the "
+            "model draw random numbers in it; expected none: the virtual workers of a process "
+            "would take them from each other. HINT: give predict the arrays, the same on every "
+            "rank."
+        )
 
 
 def sum_of_virtual_workers(
