@@ -86,12 +86,14 @@ def _sums(monkeypatch: pytest.MonkeyPatch, virtual_workers: int, size: int) -> l
 
 
 @pytest.mark.parametrize(
-    ("virtual_workers", "gathered_bytes"), [(2, 0), (5, 0), (5, 2**18), (8, 0)]
+    ("virtual_workers", "gathered_bytes", "joined_bytes"),
+    [(2, 0, 2**24), (5, 0, 2**24), (5, 2**18, 2**24), (8, 0, 2**24), (5, 0, 0), (5, 0, 1000)],
 )
 def test_sums_have_the_same_bits_on_any_number_of_ranks(
-    monkeypatch: pytest.MonkeyPatch, virtual_workers: int, gathered_bytes: int
+    monkeypatch: pytest.MonkeyPatch, virtual_workers: int, gathered_bytes: int, joined_bytes: int
 ) -> None:
     monkeypatch.setattr(virtual_sum, "_GATHERED_BYTES", gathered_bytes)
+    monkeypatch.setattr(virtual_sum, "_JOINED_BYTES", joined_bytes)
     (alone,) = _sums(monkeypatch, virtual_workers, 1)
     third = [_values(worker)[2] for worker in range(virtual_workers)]
     in_rank_order = sum(third[1:], third[0]).numpy().tobytes()

@@ -10,7 +10,7 @@ its own. No sum is left to a transport, whose order is its own; but two numbers 
 so that two nodes in all take the ordinary all-reduce.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -30,6 +30,10 @@ from tfddl._src.virtual_workers import Node, TreeSum, nodes_of, own_workers
 
 _GATHERED_BYTES = 2**18
 """Of all nodes of a tensor: up to so many one round trip takes less time than two."""
+
+_JOINED_BYTES = 2**24
+"""Of the tensors that travel together. Their exchange copies them some times for each node of this
+process; and it takes so long that another round trip counts for little."""
 
 Tensors = list[tf.Tensor]
 
@@ -61,7 +65,7 @@ def sum_nodes(nodes: Sequence[tuple[Node, Tensors]], virtual_workers: int, *, na
     if sum(map(len, everyone)) == 2:
         return list(grouped_allreduce(nodes[0][1], ReduceOp.SUM, name=label))
     totals = list(nodes[0][1])
-    for positions in positions_by_dtype(totals):
+    for positions in _positions_joined(totals):
         parts = [[tensors[i] for i in positions] for _, tensors in nodes]
         for i, total in zip(positions, _sum_joined(parts, everyone, label), strict=True):
             totals[i] = total
@@ -87,6 +91,21 @@ def _total(nodes: Sequence[Node], values: Sequence[Tensors]) -> Tensors:
     for node, value in zip(nodes, values, strict=True):
         sums.push(node, value)
     return sums.total()
+
+
+def _positions_joined(tensors: Tensors) -> Iterator[list[int]]:
+    """Which tensors travel together, of one dtype; alike on all ranks."""
+    for positions in positions_by_dtype(tensors):
+        joined: list[int] = []
+        num_bytes = 0
+        for i in positions:
+            own_bytes = int(tensors[i].shape.num_elements()) * tensors[i].dtype.size
+            if joined and num_bytes + own_bytes > _JOINED_BYTES:
+                yield joined
+                joined, num_bytes = [], 0
+            joined.append(i)
+            num_bytes += own_bytes
+        yield joined
 
 
 def _sum_joined(own: Sequence[Tensors], everyone: Sequence[Sequence[Node]], name: str) -> Tensors:
