@@ -19,6 +19,9 @@ from tfddl._src.cgroups import CGROUP_ROOT, SELF_CGROUP, Cgroup, cgroups_with
 
 _MOST_THREADS = 8
 
+_KIND_OF_PROCESSOR = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
+"""What /proc/cpuinfo has of x86, and of Arm."""
+
 
 def num_usable_cores() -> int:
     """How many cores are worth a thread each, at least 1."""
@@ -42,13 +45,18 @@ def num_quota_cores(*, among: int = 1) -> int:
 
 
 def processor_name() -> str:
-    """The model of this machine's processor, as Linux names it; elsewhere its architecture."""
+    """The kind of this machine's processor, as Linux tells it; elsewhere its architecture.
+
+    In clouds processors of several generations have the same name: the numbers tell them apart.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:  # macOS has none.
         text = ""
-    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    return found.group(1) if found else platform.machine()
+    lines = re.findall(r"^([^\t:]+?)\s*: (.*)$", text.split("\n\n")[0], re.MULTILINE)
+    known = dict(lines)
+    numbers = [f"{name} {known[name]}" for name in _KIND_OF_PROCESSOR if name in known]
+    return ", ".join([known.get("model name", platform.machine()), *numbers])
 
 
 def cores_of_worker(local_size: int, *, own: int | None = None) -> int:
