@@ -97,6 +97,7 @@ def _describe_fit(fit: FitState) -> dict[str, Any]:
         "epoch": position.epoch,
         "consumed": position.consumed,
         "stretches": [[s.size, s.batch_size, s.steps] for s in position.spans],
+        "batch_size": None if fit.shard is None else int(fit.shard.plan.batch_size),
         "data": _data(fit),
         "finished": builtin_callbacks.stopped_early(fit.callbacks),
         "iterations": int(innermost(optimizer).iterations.numpy()),
@@ -131,6 +132,7 @@ def restore(fit: FitState, snapshot: Snapshot | None) -> "Restored":
     )
     if position.consumed:
         _check_data(fit, meta)
+        _check_batch_size(fit, meta)
     # First what may raise; then what changes the training.
     resume.resume_from(fit, position, size=meta["size"])
     if snapshot is not None:
@@ -357,6 +359,19 @@ def _check_data(fit: FitState, meta: dict[str, Any]) -> None:
             f"The checkpoint is within epoch {meta['epoch']} of other data: "
             f"{_format(meta['data'])}; now {_format(found)}. Which examples are left isn't known. "
             "HINT: use the same data, order and seed, or start anew in another directory."
+        )
+
+
+def _check_batch_size(fit: FitState, meta: dict[str, Any]) -> None:
+    """Of virtual workers the rest of an epoch is that of the same plan."""
+    has = None if fit.shard is None else fit.shard.plan.batch_size
+    had = meta.get("batch_size")
+    if meta.get("virtual_workers") and None not in (had, has) and had != has:
+        raise CheckpointError(
+            f"The checkpoint is within epoch {meta['epoch']} of a training with "
+            f"virtual_workers={meta['virtual_workers']} and batch_size={had}; fit got "
+            f"batch_size={has}. HINT: take the same batch_size to the end of the epoch, or start "
+            "anew in another directory."
         )
 
 
