@@ -70,6 +70,7 @@ from tfddl._src.collectives.reducescatter import (
     reducescatter,
     reducescatter_in,
 )
+from tfddl._src.collectives.refusal import collectives_refused
 from tfddl._src.collectives.timeline import is_recording, start_timeline, stop_timeline
 from tfddl._src.comm.errors import DisagreementOpError
 from tfddl._src.comm.native import ReduceOp
@@ -95,6 +96,7 @@ __all__ = [
     "broadcast_in",
     "broadcast_object",
     "broadcast_variables",
+    "collectives_refused",
     "describe_tensor",
     "exchange_parts",
     "global_process_set",

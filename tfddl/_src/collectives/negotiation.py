@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfddl._src.collectives.fusion_limit import fusion_limit
 from tfddl._src.collectives.process_sets import Group
+from tfddl._src.collectives.refusal import check_not_refused
 from tfddl._src.comm.errors import DisagreementOpError, GraphDisagreementError
 from tfddl._src.comm.lazy_variable import create_outside_graph
 from tfddl._src.comm.native import OpSignature, describe_difference, format_ranks
@@ -185,9 +186,10 @@ def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True)
     Raises:
         CompiledError: XLA is to compile the graph.
         UnsupportedError: The graph is one for TensorFlow 1's sessions, which the process group
-            doesn't support.
+            doesn't support; or it is called where operations are refused.
         DisagreementOpError: Eagerly, on every rank, where the requests differ.
     """
+    check_not_refused(request)
     if group.size == 1:
         return group
     CompiledError.check(request)

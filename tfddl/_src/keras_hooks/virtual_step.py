@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import keras
 import tensorflow as tf
 
-from tfddl._src.collectives import ReduceOp
+from tfddl._src.collectives import ReduceOp, collectives_refused
 from tfddl._src.gradients import Gradient, ReductionOptions
 from tfddl._src.gradients.virtual_layout import GradientLayout
 from tfddl._src.gradients.virtual_sum import add, concatenate, sum_nodes
@@ -24,6 +24,7 @@ from tfddl._src.keras_hooks.moving_statistics import MovingStatistics
 from tfddl._src.keras_hooks.optimizer import innermost, reduced_before
 from tfddl._src.keras_hooks.step_state import StepState
 from tfddl._src.keras_hooks.virtual_states import VirtualStates
+from tfddl._src.runtime import current
 from tfddl._src.step_context import StepContext, current_step, in_step
 from tfddl._src.virtual_workers import Node, TreeSum
 from tfddl.errors import UnsupportedError
@@ -193,6 +194,7 @@ class VirtualStep:
                 in_step(dataclasses.replace(step, capture=capture)),
                 evaluated_by_weight(model, weight),
                 unchanged_unless(counts, lambda: self.states.variables),
+                collectives_refused(_why_refused(self._virtual_workers)),
             ):
                 outputs = self._original(batch)
             if capture.optimizer is None:
@@ -217,6 +219,7 @@ class VirtualStep:
             else g
             for g in capture.gradients
         ]
+        _refuse_slices_of_several_threads(gradients)
         is_double = any(g is not None and g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_double else tf.float32
         examples = tf.cast(step.examples, dtype)
@@ -270,6 +273,30 @@ class VirtualStep:
         with reduced_before(innermost(applied.optimizer)):
             applied.optimizer.apply(gradients, applied.variables)
         state.steps.assign_add(1)
+
+
+def _why_refused(virtual_workers: int) -> str:
+    size = current().cluster.size
+    if virtual_workers == size:
+        return ""
+    return (
+        f"in the step of a virtual worker; {size} workers run {virtual_workers} of them one after "
+        "the other, so that it would not have what all of them have. HINT: call it between steps, "
+        "or return the value from the step."
+    )
+
+
+def _refuse_slices_of_several_threads(gradients: Sequence[Gradient]) -> None:
+    # ScatterSub and the like (tensorflow/core/kernels/scatter_functor.h) let threads add up rows in
+    # the order in which they come: not even two runs are the same then.
+    threads = current().options.intra_op_threads
+    if threads != 1 and any(isinstance(g, tf.IndexedSlices) for g in gradients):
+        raise UnsupportedError(
+            f"With virtual_workers and intra_op_threads={threads}, a step has sparse gradients (of "
+            "an embedding); expected dense ones: several threads would add up their rows in any "
+            "order. HINT: tfddl.init(intra_op_threads=1), or "
+            "tfddl.DistributedOptimizer(…, sparse_as_dense=True)."
+        )
 
 
 @contextmanager
