@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfddl._src.data import Shard, find_shard, shard_dataset
+from tfddl._src.data.sample_weights import weight_batch
 from tfddl._src.keras_hooks import replicated_data
 from tfddl._src.keras_hooks.patching import private, private_module
 from tfddl.errors import UnsupportedError
@@ -71,13 +73,47 @@ def group_fit_data(given: dict[str, Any], virtual_workers: int) -> None:
 
 
 def shard_arrays(parts: Any, virtual_workers: int, *, batch_size: int | None) -> tf.data.Dataset:
-    """The batches of this process' virtual workers, of arrays that are alike on all ranks."""
+    """The batches of this process' virtual workers, of arrays that are alike on all ranks.
+
+    Args:
+        parts: ``x``, ``y``, ``sample_weight``, of which those that are None, or not there, are left
+            out.
+        virtual_workers: Of the job.
+        batch_size: None is Keras' default.
+
+    Raises:
+        UnsupportedError: There are fewer examples than virtual workers, and no ``y``.
+    """
     arrays = [part for part in parts if part is not None]
-    return shard_dataset(
+    num_examples = replicated_data.num_examples(arrays)
+    missing = virtual_workers - num_examples
+    if missing > 0:
+        if len(arrays) == 1:
+            raise UnsupportedError(
+                f"There are {num_examples} examples for virtual_workers={virtual_workers}; those "
+                "that have none need padding examples, whose loss is weighted by 0, but there is "
+                f"no y. HINT: evaluate {virtual_workers} examples or more."
+            )
+        arrays = tf.nest.map_structure(lambda a: np.concatenate([a, *[a[:1]] * missing]), arrays)
+    dataset = shard_dataset(
         *arrays,
         batch_size=batch_size or replicated_data.DEFAULT_BATCH_SIZE,
         virtual_workers=virtual_workers,
     )
+    return _with_padding(dataset, num_examples) if missing > 0 else dataset
+
+
+def _with_padding(dataset: tf.data.Dataset, num_examples: int) -> tf.data.Dataset:
+    """Of a dataset with an example for each virtual worker, those after the first are padding."""
+    shard = find_shard(dataset)
+    assert shard is not None
+    counts = tf.data.Dataset.from_tensor_slices([worker < num_examples for worker in shard.ranks])
+    # shard_dataset makes a 0.0 of the weights that mark padding examples: they may be a user's.
+    marked = tf.data.Dataset.zip((dataset, counts)).map(
+        tf.autograph.experimental.do_not_convert(weight_batch)
+    )
+    marked.tfddl_shard = shard
+    return marked
 
 
 def batch_spec(dataset: Any) -> Any:
