@@ -230,6 +230,9 @@ def test_what_cannot_be_the_same_is_refused(groups: Groups, tmp_path: Path) -> N
         "evaluate was called by a callback of the fit that trains this model",
         "virtual_workers is 1 and there are 2 workers",
         "processor 0; rank 1: 4 virtual workers, 1 threads per operation",
+        "was called in the step of a virtual worker; 2 workers run 4 of them",
+        "With virtual_workers and intra_op_threads=2, a step has sparse gradients",
+        "virtual_workers=4 and batch_size=2; fit got batch_size=1",
     )
     for text, found in zip(expected, said, strict=True):
         assert text in found

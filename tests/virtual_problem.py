@@ -24,6 +24,13 @@ def data(n: int, part: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x, (x @ rng.normal(size=(6, CLASSES))).argmax(1).astype("int32")
 
 
+def values(worker: int) -> list[np.ndarray]:
+    """Of which only one order of adding gives the same bits."""
+    rng = np.random.default_rng(worker)
+    shapes = [((5, 7), "float32"), ((211,), "float32"), ((3,), "float64")]
+    return [rng.normal(size=shape).astype(dtype) for shape, dtype in shapes]
+
+
 def model(spec: dict[str, Any]) -> keras.Model:
     keras.utils.clear_session()
     keras.utils.set_random_seed(spec.get("init_seed", 3))

@@ -1,6 +1,7 @@
 """Cases with virtual workers: what a training comes to, bit for bit."""
 
 import dataclasses
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import tensorflow as tf
 
 import tfddl
 from tests.cases.fit import raised
-from tests.virtual_problem import data, model, optimizer
+from tests.virtual_problem import data, model, optimizer, values
+from tfddl._src.gradients import virtual_sum
 from tfddl._src.runtime import current
+from tfddl._src.virtual_workers import Node, TreeSum, own_workers
 
 
 def augment(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Any:
@@ -52,9 +55,24 @@ def dataset(spec: dict[str, Any], *, epoch: int = 0) -> tf.data.Dataset:
 def everyday(spec: dict[str, Any], path: str) -> dict[str, Any]:
     """`fit`, recorded, and a loop written by hand, in workers that have one thread anyway."""
     options = dataclasses.replace(current().options, intra_op_threads=1)
-    with mock.patch.object(current(), "options", options):
+    threading = mock.patch.object(
+        tf.config.threading, "get_intra_op_parallelism_threads", return_value=1
+    )
+    with mock.patch.object(current(), "options", options), threading:
         found = train(spec, [tfddl.debug.fingerprint(path, every=2)])
+        _evaluate_few(spec)
         return {**found, "by hand": loop(spec)}
+
+
+def _evaluate_few(spec: dict[str, Any]) -> None:
+    """Fewer examples than virtual workers."""
+    x, y = data(3)
+    assert spec["virtual_workers"] > len(x)
+    made = compiled(spec)
+    chances = made(x).numpy()[range(len(x)), y]
+    loss, accuracy = made.evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(loss, -np.log(chances).mean(), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, np.mean(made(x).numpy().argmax(1) == y))
 
 
 def train_all(
@@ -114,7 +132,21 @@ def loop(spec: dict[str, Any]) -> list[bytes]:
         for batches in step.batches(dataset(spec, epoch=epoch)):
             losses = step(batches)
             assert len(losses) == len(batches)
+        # Layers' own state is in the model between epochs: here how often a seed has been used.
+        seeds = [np.asarray(v) for v in made.variables if "seed" in v.name]
+        steps = -(-spec["n"] // (3 * spec["virtual_workers"]))
+        assert [int(uses) for _, uses in seeds] == [(epoch + 1) * steps]
     return [np.asarray(v).tobytes() for v in made.trainable_variables]
+
+
+def sums(virtual_workers: int) -> list[bytes]:
+    """Of large tensors, those that `values` has of each virtual worker."""
+    own: TreeSum[list[tf.Tensor]] = TreeSum(virtual_sum.add)
+    for worker in own_workers(virtual_workers, tfddl.rank(), tfddl.size()):
+        own.push(Node(worker, 1), [tf.constant(value) for value in values(worker)])
+    with mock.patch.object(virtual_sum, "_GATHERED_BYTES", 0):
+        totals = virtual_sum.sum_nodes(own.nodes, virtual_workers, name="values")
+    return [total.numpy().tobytes() for total in totals]
 
 
 class _End(keras.callbacks.Callback):
@@ -163,7 +195,39 @@ def refused(directory: str) -> list[str]:
         raised(lambda: compiled(spec).fit(dataset(spec), callbacks=[_Evaluate()], verbose=0))[1],
         raised(lambda: compiled({**spec, "virtual_workers": 1}))[1],
         _on_other_processors(lambda: fit({})),
+        raised(lambda: _loop_with_allreduce({**spec, "virtual_workers": 2 * tfddl.size()}))[1],
+        _with_threads(2, lambda: fit({"embedding": True}, resumes=False)),
+        _with_other_batch_size(spec, f"{directory}-within"),
     ]
+
+
+def _loop_with_allreduce(spec: dict[str, Any]) -> None:
+    made = model(spec)
+    averaging = tfddl.DistributedOptimizer(optimizer(spec), virtual_workers=spec["virtual_workers"])
+    step = tfddl.VirtualTrainStep(lambda batch: tfddl.allreduce(batch[0]), made, averaging)
+    step(next(iter(step.batches(dataset(spec)))))
+
+
+def _with_threads(number: int, function: Callable[[], str]) -> str:
+    options = dataclasses.replace(current().options, intra_op_threads=number)
+    name = "get_intra_op_parallelism_threads"
+    with (
+        mock.patch.object(current(), "options", options),
+        mock.patch.object(tf.config.threading, name, return_value=number),
+    ):
+        return function()
+
+
+def _with_other_batch_size(spec: dict[str, Any], directory: str) -> str:
+    found = []
+    for batch_size, callbacks in ((2, [_End(1, "stop")]), (1, [])):
+        checkpoint = tfddl.callbacks.Checkpoint(directory, save_every_steps=1)
+        made, of_data = compiled(spec), dataset({**spec, "batch_size": batch_size})
+        fitting = functools.partial(
+            made.fit, of_data, callbacks=[*callbacks, checkpoint], verbose=0
+        )
+        found.append(fitting() if callbacks else raised(fitting)[1])
+    return str(found[-1])
 
 
 class _Evaluate(keras.callbacks.Callback):
@@ -179,10 +243,11 @@ def compiled_again(spec: dict[str, Any]) -> dict[str, list[bytes]]:
     found = {}
     for kinds in ("plain", "virtual", "plain, virtual", "virtual, plain"):
         made = model(spec)
-        begin = made.get_weights()
+        begin = [np.asarray(v) for v in made.variables]  # Seeds, too.
         for kind in kinds.split(", "):
             number = spec["virtual_workers"] if kind == "virtual" else None
-            made.set_weights(begin)
+            for variable, value in zip(made.variables, begin, strict=True):
+                variable.assign(value)
             averaging = tfddl.DistributedOptimizer(optimizer(spec), virtual_workers=number)
             made.compile(averaging, loss="sparse_categorical_crossentropy")
             made.fit(dataset({**spec, "virtual_workers": number}), verbose=0)

@@ -145,6 +145,15 @@ class ReductionOptions:
                 f"{runtime.num_cores}): with other threads TensorFlow adds up in another order. "
                 "HINT: tfddl.init(intra_op_threads=1), or another number, the same in every start."
             )
+        threads = tf.config.threading.get_intra_op_parallelism_threads()
+        if threads != runtime.options.intra_op_threads:
+            raise UnsupportedError(
+                f"virtual_workers={virtual_workers} was given with "
+                f"intra_op_threads={runtime.options.intra_op_threads}, but an operation has "
+                f"{threads or 'as many threads as there are cores'}: TensorFlow ran operations "
+                "before tfddl.init(), when it was too late to change that. HINT: call tfddl.init() "
+                "first."
+            )
         return dataclasses.replace(self, virtual_workers=virtual_workers)
 
     def compress(self, value: tf.Tensor) -> tuple[tf.Tensor, Any]:

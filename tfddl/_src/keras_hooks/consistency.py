@@ -184,6 +184,22 @@ def compare_plans(plan: TrainingPlan, *, validation_is_free: bool) -> bool:
     return not some_validate
 
 
+def compare_arithmetic(description: str) -> None:
+    """Stops all ranks where what the bits of a result depend on differs.
+
+    All ranks must call it together.
+
+    Raises:
+        DisagreementError: On every rank, with what each has.
+    """
+    everyone = allgather_object(description)
+    if len(set(everyone)) > 1:
+        raise DisagreementError(
+            "The ranks are about to train differently; stopped before the first step.\n"
+            f"{_difference('arithmetic', everyone)}"
+        )
+
+
 def _difference(name: str, values: Sequence[Any], *, hint: str | None = None) -> str:
     hint = _HINTS[name] if hint is None else hint
     if name == "steps":

@@ -1,5 +1,6 @@
 """What `fit` and `evaluate` call for a step, where a model is compiled for virtual workers."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,12 +34,17 @@ def virtual_workers_of(model: Any) -> int | None:
 def describe_arithmetic(model: Any) -> str:
     """What the bits of a result depend on, beside the data; empty without virtual workers."""
     number = virtual_workers_of(model)
-    if number is None:
-        return ""
-    threads = current().options.intra_op_threads
+    return "" if number is None else arithmetic_of(number)
+
+
+def arithmetic_of(virtual_workers: int) -> str:
+    """What the bits of a result of so many virtual workers depend on, beside the data."""
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    # oneDNN has kernels of its own (tensorflow/core/util/port.cc, IsMklEnabled).
+    onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default")
     return (
-        f"{number} virtual workers, {threads} threads per operation, "
-        f"TensorFlow {tf.__version__}, {processor_name()}"
+        f"{virtual_workers} virtual workers, {threads} threads per operation, "
+        f"TensorFlow {tf.__version__} (oneDNN {onednn}), {processor_name()}"
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfddl._src.keras_hooks import batch_count, virtual_data
+from tfddl._src.keras_hooks import batch_count, virtual_data, virtual_fit
+from tfddl._src.keras_hooks.consistency import compare_arithmetic
 from tfddl._src.keras_hooks.optimizer import innermost, is_distributed
 from tfddl._src.keras_hooks.virtual_states import VirtualStates
 from tfddl._src.keras_hooks.virtual_step import VirtualStep
@@ -62,6 +63,8 @@ class VirtualTrainStep:
 
         Raises:
             UnsupportedError: The optimizer isn't for virtual workers.
+            DisagreementError: The ranks would not compute the same bits: other processors, or
+                other versions of TensorFlow.
         """
         options = innermost(optimizer).tfddl_options if is_distributed(optimizer) else None
         if options is None or options.virtual_workers is None:
@@ -70,6 +73,7 @@ class VirtualTrainStep:
                 "expected one that adds up over them. HINT: tfddl.DistributedOptimizer(optimizer, "
                 "virtual_workers=8)."
             )
+        compare_arithmetic(virtual_fit.arithmetic_of(options.virtual_workers))
         cluster = current().cluster
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
@@ -83,6 +87,9 @@ class VirtualTrainStep:
     def batches(self, dataset: tf.data.Dataset) -> Iterator[Sequence[Any]]:
         """The batches of each step, for this process' virtual workers, in order.
 
+        All ranks must iterate to the end together. There the model is given the state that layers
+        keep for themselves (of dropout's seeds, say), that of the first virtual worker.
+
         Args:
             dataset: What ``shard_dataset(…, virtual_workers=…)`` returned; map and prefetch may
                 follow.
@@ -94,8 +101,13 @@ class VirtualTrainStep:
             dataset, self._virtual_workers, name="VirtualTrainStep.batches"
         )
         self._spec = virtual_data.batch_spec(grouped)
+        return self._each_step(grouped)
+
+    def _each_step(self, grouped: tf.data.Dataset) -> Iterator[Sequence[Any]]:
         is_single = len(self._step.states.workers) == 1
-        return ((element,) if is_single else element for element in grouped)
+        for element in grouped:
+            yield (element,) if is_single else element
+        self._step.states.write_layer_states()
 
     def __call__(self, batches: Sequence[Any]) -> list[Any]:
         """Makes a step. All ranks must call it together.
@@ -107,14 +119,21 @@ class VirtualTrainStep:
             What the function returned for each virtual worker of this process.
 
         Raises:
-            UnsupportedError: It is called in a `tf.function`; or the function called the optimizer
-                twice, or not at all, or needs all virtual workers at the same time.
+            UnsupportedError: It is called in a `tf.function`, or before `batches`; or the function
+                called the optimizer twice, or not at all, or needs all virtual workers at the same
+                time.
         """
         if not tf.executing_eagerly():
             raise UnsupportedError(
                 "VirtualTrainStep was called while a tf.function is traced; expected a call from "
                 "outside: TensorFlow would reorder the sums. HINT: leave out the tf.function "
                 "around the loop; the step itself is traced."
+            )
+        if self._spec is None:
+            raise UnsupportedError(
+                "VirtualTrainStep was called before its batches; expected what they give. HINT: "
+                "for batches in step.batches(tfddl.shard_dataset(…, virtual_workers=…)): "
+                "step(batches)."
             )
         self._step.run(batches, self._spec)
         current().count_round()
