@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import virtual_problem
 from tests.group import Groups
 from tests.one_process import in_one_process
 from tfddl._src.comm.instrumentation import Instrumentation
@@ -63,6 +64,14 @@ def test_ranks_that_disagree_say_so_and_go_on(groups: Groups) -> None:
     assert beside == ([], "3.0")
     assert first == last
     assert "among ranks 0, 2 of float32 (2)" in first[1]
+
+
+def test_sums_over_virtual_workers_are_those_of_one_process(groups: Groups) -> None:
+    v = [virtual_problem.values(worker) for worker in range(5)]
+    expected = [(((a + b) + (c + d)) + e).tobytes() for a, b, c, d, e in zip(*v, strict=True)]
+    assert expected != [sum(of_all[1:], of_all[0]).tobytes() for of_all in zip(*v, strict=True)]
+    group = groups(3, hosts=(2, 1), **TCP)
+    assert group.run("tests.cases.virtual_workers:sums", virtual_workers=5) == [expected] * 3
 
 
 def test_fit_is_that_of_one_process(groups: Groups, tmp_path: Path) -> None:

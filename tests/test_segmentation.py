@@ -193,6 +193,24 @@ def test_several_workers_make_their_data_train_and_resume(tmp_path: Path, groups
     _check_charts(charts, config)
 
 
+@pytest.mark.long
+def test_virtual_workers_make_the_same_model_on_any_number_of_workers(
+    tmp_path: Path, groups: Groups
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--num_examples=13", "--image_size=16x16", "--filters=2,4", "--epochs=1"]
+    flags += ["--batch_size=1", "--validation_split=0.25", "--virtual_workers=4", "--augment=flip"]
+    done = _run(*flags, f"--output_dir={one}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = _tiny(two, batch_size=1, virtual_workers=4, augment=("flip",))
+    for result in groups(2, intra_op_threads=1).run(CASE, config=config):
+        assert result["error"] == ""
+    of_one, of_two = (
+        keras.saving.load_model(directory / "model.keras").get_weights() for directory in (one, two)
+    )
+    assert [w.tobytes() for w in of_one] == [w.tobytes() for w in of_two]
+
+
 def test_files_and_arrays_give_the_same_examples_on_any_number_of_workers(
     tmp_path: Path, groups: Groups
 ) -> None:
