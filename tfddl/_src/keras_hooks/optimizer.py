@@ -75,8 +75,8 @@ def DistributedOptimizer(
 
     Raises:
         UnsupportedError: Not a Keras 3 optimizer; wrapped before; under ``strategy.scope()``; an
-            op or compression that there isn't; fewer virtual workers than workers, or threads that
-            depend on the number of workers.
+            op or compression that there isn't; fewer virtual workers than workers, threads that
+            depend on the number of workers, or others than `tfddl.init` was asked for.
         NotInitializedError: `tfddl.init()` has not been called.
 
     Gradients that are then applied raise a `DisagreementOpError` (a `DisagreementError`), or in a
