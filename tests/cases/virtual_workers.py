@@ -60,7 +60,6 @@ def everyday(spec: dict[str, Any], path: str) -> dict[str, Any]:
     )
     with mock.patch.object(current(), "options", options), threading:
         found = train(spec, [tfddl.debug.fingerprint(path, every=2)])
-        _evaluate_few(spec)
         return {**found, "by hand": loop(spec)}
 
 
@@ -238,8 +237,11 @@ class _Evaluate(keras.callbacks.Callback):
 def compiled_again(spec: dict[str, Any]) -> dict[str, list[bytes]]:
     """The weights after `fit`, of models that were compiled with or without virtual workers before.
 
+    And what `evaluate` says where some virtual workers have no example.
+
     Each `fit` begins with the weights that the model was made with.
     """
+    _evaluate_few(spec)
     found = {}
     for kinds in ("plain", "virtual", "plain, virtual", "virtual, plain"):
         made = model(spec)
