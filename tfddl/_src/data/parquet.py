@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tfddl._src.block_rows import row_numbers
 from tfddl._src.data import parquet_values
 from tfddl._src.data.memory_map import MappedRows
 from tfddl._src.sharding import Indices
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # What is decoded at once.
 _CHUNK_BYTES = 16 << 20
+# What is read from a file at once.
+_BUFFER_BYTES = 1 << 20
 _SHOWN_COLUMNS = 20
 
 
@@ -48,10 +51,10 @@ def open_parquet(
     its own shard.
 
     Args:
-        path: A file, a directory of files (those in directories under it as well; names that
-            begin with "_" or "." are left out), or a list of files. Also a URI that
-            `pyarrow.fs` reaches: ``hdfs://``, ``s3://``, ``gs://``. Rows are in the order of the
-            files' names; files of a list in that of the list.
+        path: A file, a directory of files (those in directories under it as well; files and
+            directories that begin with "_" or "." are left out), or a list of files. Also a URI
+            that `pyarrow.fs` reaches: ``hdfs://``, ``s3://``, ``gs://``. Rows are in the order of
+            the files' names; files of a list in that of the list.
         columns: Their names; None is all.
         cache_dir: For decoded rows; None is that of `tempfile` (TMPDIR).
 
@@ -64,7 +67,7 @@ def open_parquet(
     """
     table = ParquetTable.open(path)
     names = list(table.types) if columns is None else list(columns)
-    return {name: ParquetColumn(table, name, cache_dir) for name in names}
+    return {name: ParquetColumn.open(table, name, cache_dir) for name in names}
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,10 @@ class ParquetTable:
         footer = self._footers[group.file]
         with (
             self._filesystem.open_input_file(self.files[group.file]) as opened,
-            ParquetFile(opened, metadata=footer) as file,
+            # Otherwise all of a column's bytes in the row group are in memory at once.
+            ParquetFile(
+                opened, metadata=footer, buffer_size=_BUFFER_BYTES, pre_buffer=False
+            ) as file,
         ):
             for batch in file.iter_batches(
                 num_rows, row_groups=[group.group], columns=[name], use_threads=False
@@ -185,48 +191,59 @@ class ParquetColumn:
         dtype: of the values, as `astype` has set it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a column is, and what it becomes
         self,
         table: ParquetTable,
         name: str,
         cache_dir: str | os.PathLike[str] | None,
         *,
-        dtype: npt.DTypeLike | None = None,
-        row_shape: tuple[int, ...] | None = None,
+        stored_shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        row_shape: tuple[int, ...],
     ) -> None:
-        """Reads the first row.
+        """Reads nothing.
 
-        Raises:
-            DataError: The column is missing, has nulls, or a type that isn't here.
+        Args:
+            table: The files.
+            name: Of the column.
+            cache_dir: As of `open_parquet`.
+            stored_shape: Of a row in the files.
+            dtype: That the values get.
+            row_shape: That a row gets.
         """
-        table.check_column(name)
         self._table = table
         self._name = name
         self._cache_dir = cache_dir
-        first = next(group for group in table.row_groups if group.num_rows)
-        row = self._decode(next(table.read(first, name, 1)), first, None)
-        self._stored_shape = row.shape[1:]
-        self.dtype = row.dtype if dtype is None else np.dtype(dtype)
-        self.shape = (table.num_rows, *(self._stored_shape if row_shape is None else row_shape))
+        self._stored_shape = stored_shape
+        self.dtype = np.dtype(dtype)
+        self.shape = (table.num_rows, *row_shape)
         self._starts = np.array([group.start for group in table.row_groups])
         self._decoded = [not group.num_rows for group in table.row_groups]
         self._lock = threading.Lock()
         self._rows: tuple[int, MappedRows] | None = None
 
+    @classmethod
+    def open(
+        cls, table: ParquetTable, name: str, cache_dir: str | os.PathLike[str] | None
+    ) -> ParquetColumn:
+        """The column as it is stored; reads its first row.
+
+        Raises:
+            DataError: The column is missing, has nulls, or a type that isn't here.
+        """
+        table.check_column(name)
+        first = next(group for group in table.row_groups if group.num_rows)
+        row = _decode(table, next(table.read(first, name, 1)), name, first, None)
+        shape = row.shape[1:]
+        return cls(table, name, cache_dir, stored_shape=shape, dtype=row.dtype, row_shape=shape)
+
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Rows, as an index of an array's first dimension: a number, a slice, an array of int64."""
-        if isinstance(key, slice):
-            return self._read(np.arange(*key.indices(len(self)), dtype=np.int64))
-        numbers = np.asarray(key)
-        if numbers.dtype.kind not in "iu":
-            raise TypeError(f"rows are indexed by integers and slices, not by {key!r}")
-        if numbers.size and not -len(self) <= numbers.min() <= numbers.max() < len(self):
-            raise IndexError(f"{key!r} isn't within the {len(self)} rows of column {self._name!r}")
-        rows = self._read(np.atleast_1d(np.where(numbers < 0, numbers + len(self), numbers)))
-        return rows.reshape(*numbers.shape, *self.shape[1:])
+        """Rows, as an index of an array's first dimension; see `row_numbers`."""
+        numbers = row_numbers(key, len(self), f"column {self._name!r}")
+        return self._read(numbers.reshape(-1)).reshape(*numbers.shape, *self.shape[1:])
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """All rows, in memory."""
@@ -251,7 +268,12 @@ class ParquetColumn:
 
     def _with(self, dtype: npt.DTypeLike, row_shape: tuple[int, ...]) -> ParquetColumn:
         return ParquetColumn(
-            self._table, self._name, self._cache_dir, dtype=dtype, row_shape=row_shape
+            self._table,
+            self._name,
+            self._cache_dir,
+            stored_shape=self._stored_shape,
+            dtype=dtype,
+            row_shape=row_shape,
         )
 
     def _read(self, numbers: Indices) -> np.ndarray:
@@ -281,7 +303,8 @@ class ParquetColumn:
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         position = group.start * row_bytes
         for values in self._table.read(group, self._name, max(1, _CHUNK_BYTES // row_bytes)):
-            rows = self._decode(values, group, self._stored_shape).astype(self.dtype, copy=False)
+            rows = _decode(self._table, values, self._name, group, self._stored_shape)
+            rows = rows.astype(self.dtype, copy=False)
             data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
             try:
                 while data:
@@ -296,14 +319,20 @@ class ParquetColumn:
                     f"{len(self) * row_bytes} bytes in all. HINT: cache_dir=…, or TMPDIR."
                 ) from error
 
-    def _decode(
-        self, values: Any, group: _RowGroup, row_shape: tuple[int, ...] | None
-    ) -> np.ndarray:
-        try:
-            return parquet_values.to_numpy(values, self._name, row_shape)
-        except DataError as error:
-            where = f"{self._table.files[group.file]}, rows from {group.start} on"
-            raise DataError(f"{error} ({where})") from None
+
+def _decode(
+    table: ParquetTable,
+    values: Any,
+    name: str,
+    group: _RowGroup,
+    row_shape: tuple[int, ...] | None,
+) -> np.ndarray:
+    try:
+        return parquet_values.to_numpy(values, name, row_shape)
+    except DataError as error:
+        raise DataError(
+            f"{error} ({table.files[group.file]}, rows from {group.start} on)"
+        ) from None
 
 
 def _resolve(path: str) -> tuple[Any, str]:
@@ -321,7 +350,19 @@ def _find_files(filesystem: Any, path: str) -> list[str]:
         return [path]
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     files = (info.path for info in found if info.type == fs.FileType.File)
-    return sorted(f for f in files if not posixpath.basename(f).startswith(("_", ".")))
+    return sorted(file for file in files if not _is_hidden(posixpath.relpath(file, path)))
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a file isn't data: Spark's own are in ``_temporary``, Delta Lake's in ``_delta_log``.
+
+    As in Spark, a directory such as ``_split=1``, of a column's value, is data.
+    """
+    *directories, name = path.split("/")
+    hidden = ("_", ".")
+    return name.startswith(hidden) or any(
+        d.startswith(hidden) and "=" not in d for d in directories
+    )
 
 
 def _show(types: dict[str, Any]) -> str:
