@@ -1,12 +1,14 @@
 """Spark and Ray: what needs neither, and both as they are, where they are installed."""
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +27,7 @@ import tfddl.ray
 import tfddl.spark
 from tests.engine_training import environment, fail
 from tests.group import ROOT
+from tests.processes import in_sessions
 from tfddl._src.block_rows import BlockRows
 from tfddl._src.engines import spark_rank
 from tfddl._src.engines.ray_options import choose_bundles
@@ -207,7 +210,11 @@ def test_rows_of_blocks_are_those_of_the_array(counts: list[int]) -> None:
         fetched.clear()
         np.testing.assert_array_equal(rows[np.array(indices)], whole[indices])
         assert len(fetched) == len(set(fetched))
-    np.testing.assert_array_equal(rows[2:5], whole[2:5])
+    for key in (slice(2, 5), -1, np.array([-7, 6]), [[1, -2]], []):
+        np.testing.assert_array_equal(rows[key], whole[key])
+    for wrong, error in ((np.ones(7, bool), TypeError), (7, IndexError), ([0, -8], IndexError)):
+        with pytest.raises(error, match="rows"):
+            rows[wrong]
 
 
 def test_a_ray_dataset_s_columns() -> None:
@@ -245,16 +252,24 @@ def test_a_ray_dataset_that_is_no_table(blocks: list[dict[str, np.ndarray]], tex
 
 def drive(script: str, *arguments: str, cwd: Path) -> dict[str, Any]:
     """Runs a driver in a process of its own, and returns what it has reported."""
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests/scripts/engines" / script), *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=800,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith('["')]
+    try:
+        stdout, stderr = process.communicate(timeout=800)
+    finally:  # Also what the driver has started: Spark's JVM, Ray's servers.
+        for pid in in_sessions({process.pid}):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    assert process.returncode == 0, stdout + stderr
+    lines = [line for line in stdout.splitlines() if line.startswith('["')]
     return dict(map(json.loads, lines))
 
 
