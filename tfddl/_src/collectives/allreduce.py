@@ -189,9 +189,8 @@ def sum_scaled(
 
     @serialized(group)
     def summed() -> list[tf.Tensor]:
-        bound = negotiate(
-            group, CollectiveRequest.of(group, "allreduce sum, scaled,", name, tensors)
-        )
+        request = CollectiveRequest.of(group, "allreduce sum, scaled,", name, tensors)
+        bound = negotiate(group, request.fused(group))
         return fuse(
             bound,
             # In 16 bits, what is scaled would be rounded before it is added up.

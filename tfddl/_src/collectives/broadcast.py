@@ -78,9 +78,8 @@ def broadcast_in(
     @tf.custom_gradient
     @serialized(group)
     def spread(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        bound = negotiate(
-            group, CollectiveRequest.of(group, f"broadcast from rank {root_rank}", name, inputs)
-        )
+        request = CollectiveRequest.of(group, f"broadcast from rank {root_rank}", name, inputs)
+        bound = negotiate(group, request.fused(group))
         with failing_together(bound):
             root = _place(group, root_rank)
         outputs = fuse(

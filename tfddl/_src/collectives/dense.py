@@ -136,9 +136,8 @@ def reduce_dense(
     @tf.custom_gradient
     @serialized(group)
     def reduce(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        bound = negotiate(
-            group, CollectiveRequest.of(group, f"allreduce {scaled_op}", name, inputs)
-        )
+        request = CollectiveRequest.of(group, f"allreduce {scaled_op}", name, inputs)
+        bound = negotiate(group, request.fused(group))
         with failing_together(bound):
             if scaled_op.op is ReduceOp.ADASUM:
                 check_adasum(group.size, inputs)

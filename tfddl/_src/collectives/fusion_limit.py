@@ -9,7 +9,8 @@ _LIMIT: PerRuntime[dict[str, int]] = PerRuntime(lambda _: {})
 def limit_fusion(num_bytes: int) -> None:
     """Sets how many bytes travel together from now on, the same on all ranks.
 
-    Ranks that differ raise a `DisagreementError` in the next operation.
+    Ranks that differ raise a `DisagreementError` in the next operation whose tensors may travel
+    together.
 
     Args:
         num_bytes: A tensor that is larger travels alone; 0: each does.

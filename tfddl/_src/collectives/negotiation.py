@@ -134,15 +134,20 @@ class CollectiveRequest:
         """
         first = int(free_first_dimension)
         among = "" if group.is_world else f" among {format_ranks(group.ranks)}"
-        limit = fusion_limit(group.runtime)
-        fused = "" if limit is None else f" fused up to {limit} bytes"
         known = all(t.shape[first:].is_fully_defined() for t in tensors)
         return cls(
-            kind=_call(operation, name) + among + fused,
+            kind=_call(operation, name) + among,
             key="" if name is None or isinstance(name, DisplayName) else name,
             tensors=tuple(describe_tensor(t.dtype, t.shape, free=first) for t in tensors),
             running=() if known else tuple(tf.shape(t)[first:] for t in tensors),
         )
+
+    def fused(self, group: Group) -> "CollectiveRequest":
+        """The same, of tensors that travel together: up to which size has to be alike, too."""
+        limit = fusion_limit(group.runtime)
+        if limit is None:
+            return self
+        return dataclasses.replace(self, kind=f"{self.kind} fused up to {limit} bytes")
 
     def about(self, lines: Sequence[str]) -> "CollectiveRequest":
         """The same, with more that has to be alike, a line each; all shapes are known."""

@@ -105,7 +105,8 @@ def reducescatter_in(
     @serialized(group)
     def scatter(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         operation = f"reducescatter {scaled_op}"
-        bound = negotiate(group, CollectiveRequest.of(group, operation, name, inputs))
+        request = CollectiveRequest.of(group, operation, name, inputs)
+        bound = negotiate(group, request.fused(group))
         with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
             sent = [scaled_op.before(tensor, bound.process_group) for tensor in inputs]
