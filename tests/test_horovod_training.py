@@ -1,13 +1,18 @@
 """Horovod's wrappers against one process that applies what the ranks' gradients become."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tests.cases.horovod_training import LAYERS, SETTINGS, STEPS, Halved, gradient, kernels
 from tests.group import Groups
+from tfddl._src.comm.lazy_variable import call_outside_graph
+from tfddl._src.comm.session_graph import _path_of
 
 CASES = "tests.cases.horovod_training"
 ADDED = {"backward_passes_per_step": 3}
@@ -168,13 +173,15 @@ def test_collectives_in_a_session(groups: Groups) -> None:
         differ = found.pop("differ")
         assert "float32 (2)" in differ
         assert "float32 (3)" in differ
+        for refused in found.pop("refused"):
+            assert "is called in a loop or a tf.function of a tf.Graph for a" in refused
         assert found == {
             "sums": [3.0 * i for i in range(1, 7)],
             "gradient": [2.0, 2.0],
             "gathered": [0, 1, 1],
             "swapped": [[0, 10, 11], [1, 2, 12]][rank],
             "splits": [[1, 2], [2, 1]][rank],
-            "in a function": [4.0, 4.0],
+            "in a branch": [4.0, 4.0],
             "broadcast": [1.0, 1.0],
             "global variables": 1.0,
             "objects": [[1], [0, 1]],
@@ -182,6 +189,20 @@ def test_collectives_in_a_session(groups: Groups) -> None:
             "hook": 1.0,
             "eagerly": 1.0,
         }
+
+
+def test_outside_graphs_operations_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after `tf.compat.v1.disable_eager_execution`, for which a new thread is made here."""
+    monkeypatch.setattr(context, "default_execution_mode", context.GRAPH_MODE)
+    with ThreadPoolExecutor(1) as thread:
+        assert not thread.submit(tf.executing_eagerly).result()
+    assert call_outside_graph(lambda: tf.constant([1]).numpy().tolist()) == [1]
+
+
+def test_a_text_is_cut_between_characters() -> None:
+    found = _path_of("ä" * 2000)
+    assert 3400 < len(found) <= 3500
+    assert found.decode() == "/" + "ä" * ((len(found) - 1) // 2)
 
 
 def test_a_graph_for_a_session_is_refused(groups: Groups) -> None:

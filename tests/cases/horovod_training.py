@@ -275,8 +275,13 @@ def in_a_session() -> dict[str, Any]:
         found["gathered"], found["swapped"], found["splits"] = (
             array.tolist() for array in session.run([gathered, swapped, splits])
         )
-        in_function = tf.function(lambda y: hvd.allreduce(y, op=hvd.Sum) + 1.0)(x)
-        found["in a function"] = session.run(in_function).tolist()
+        in_branch = tf.cond(x[0] > 0, lambda: hvd.allreduce(x, op=hvd.Sum) + 1.0, lambda: x)
+        found["in a branch"] = session.run(in_branch).tolist()
+        found["refused"] = [
+            _refusal(lambda: tf.function(hvd.allreduce, autograph=False)(x)),
+            _refusal(lambda: tf.map_fn(hvd.allreduce, x)),
+            _refusal(lambda: _without_functions(lambda: tf.map_fn(hvd.allreduce, x))),
+        ]
         variable = v1.Variable(float(rank))
         session.run(v1.global_variables_initializer())
         values = hvd.broadcast_([variable], 1)
@@ -295,6 +300,15 @@ def in_a_session() -> dict[str, Any]:
             found["hook"] = monitored.run(variable)
     found["eagerly"] = float(hvd.allreduce(1.0))
     return found
+
+
+def _without_functions(call: Callable[[], object]) -> object:
+    """With the loops of TensorFlow 1."""
+    tf.compat.v1.disable_control_flow_v2()
+    try:
+        return call()
+    finally:
+        tf.compat.v1.enable_control_flow_v2()
 
 
 def refused_in_a_session() -> str:

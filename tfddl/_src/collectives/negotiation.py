@@ -25,7 +25,7 @@ from tfddl._src.comm.native import OpSignature, describe_difference, format_rank
 from tfddl._src.comm.process_group import DynamicSignature
 from tfddl._src.comm.session_graph import is_for_session
 from tfddl._src.comm.stall_inspector import COMPARING
-from tfddl._src.comm.tensorflow_private import is_for_xla
+from tfddl._src.comm.tensorflow_private import is_for_xla, may_run_twice
 from tfddl._src.runtime import PerRuntime
 from tfddl.errors import TfddlError, UnsupportedError
 
@@ -190,16 +190,16 @@ def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True)
 
     Raises:
         CompiledError: XLA is to compile the graph.
-        UnsupportedError: The graph is one for TensorFlow 1's sessions, which the process group
-            doesn't support; or it is called where operations are refused.
+        UnsupportedError: The graph is one for TensorFlow 1's sessions, and the process group
+            doesn't support them, or this is a loop or a function in it; or it is called where
+            operations are refused.
         DisagreementOpError: Eagerly, on every rank, where the requests differ.
     """
     check_not_refused(request)
     if group.size == 1:
         return group
     CompiledError.check(request)
-    if not group.process_group.runs_in_sessions:
-        _refuse_session(request)
+    _check_session(group, request)
     if compare and not group.process_group.compares:
         comparing = OpSignature("", f"{COMPARING} {request.lines}")
         asking = dataclasses.replace(group, signature=DynamicSignature(comparing))
@@ -214,13 +214,22 @@ def negotiate(group: Group, request: CollectiveRequest, *, compare: bool = True)
     return dataclasses.replace(group, signature=DynamicSignature(call, request.running))
 
 
-def _refuse_session(request: CollectiveRequest) -> None:
-    """Raises in a graph that a session runs.
+def _check_session(group: Group, request: CollectiveRequest) -> None:
+    """Raises in a graph that a session runs, where operations would be mixed up.
 
     A session runs only what is asked for, in any order, on few threads: ranks could wait for each
-    other in different operations.
+    other in different operations. Where ranks match them by name, several runs of one operation
+    within a run of the session can't be told apart.
     """
-    if is_for_session():
+    if not is_for_session():
+        return
+    if may_run_twice() and group.process_group.runs_in_sessions:
+        raise UnsupportedError(
+            f"{request.kind} is called in a loop or a tf.function of a tf.Graph for a "
+            "tf.compat.v1.Session, which may run it several times, in another order on each rank. "
+            "HINT: call it in the graph itself, once for each tensor, or run the loop in Python."
+        )
+    if not group.process_group.runs_in_sessions:
         raise UnsupportedError(
             f"{request.kind} is called in a tf.Graph for a tf.compat.v1.Session, which runs "
             "operations in another order on each rank: between CPUs it works, on one host or with "

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import tensorflow as tf
 
+from tfddl._src.comm.tensorflow_private import eager_mode
+
 _Result = TypeVar("_Result")
 
 
@@ -52,9 +54,14 @@ class LazyVariable:
 @tf.autograph.experimental.do_not_convert
 def call_outside_graph(function: Callable[[], _Result]) -> _Result:
     """Calls a function eagerly while a graph may be made."""
+
+    def call() -> _Result:
+        with eager_mode():
+            return function()
+
     # Graphs, devices, scopes and strategies are thread-local in TensorFlow: a new thread has none.
     with ThreadPoolExecutor(1) as outside:
-        return outside.submit(function).result()
+        return outside.submit(call).result()
 
 
 def create_outside_graph(make: Callable[[], tf.Variable]) -> tf.Variable:

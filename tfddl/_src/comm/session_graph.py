@@ -35,7 +35,8 @@ def unique_name(ranks: Sequence[int], name: str) -> str:
     """A name for an operation of some ranks, which no other of theirs in the session's graph has.
 
     Ranks that make the same graph, or at least call the operations of one name in the same order,
-    get the same names.
+    get the same names. An operation that runs several times in a run of the session has one name:
+    see `may_run_twice`.
 
     Args:
         ranks: Who takes part.
@@ -125,8 +126,10 @@ class _PythonCalls:
             try:
                 return [b"", *self._calls[number](*given)]
             except DisagreementError as error:
-                text = f"/{error}".encode()[:_MAX_TEXT_BYTES]
-                return [text, *(np.zeros(0, dtype.as_numpy_dtype) for dtype in returned[1:])]
+                return [
+                    _path_of(str(error)),
+                    *(np.zeros(0, dtype.as_numpy_dtype) for dtype in returned[1:]),
+                ]
 
         @tf.function(autograph=False, input_signature=[tf.TensorSpec(None, t) for t in inputs])
         def function(*given: tf.Tensor) -> list[tf.Tensor]:
@@ -136,6 +139,12 @@ class _PythonCalls:
             return arrived
 
         return function.get_concrete_function()
+
+
+def _path_of(text: str) -> bytes:
+    """A text as part of a path, as much as fits, without half a character at its end."""
+    cut = f"/{text}".encode()[:_MAX_TEXT_BYTES]
+    return cut.decode(errors="ignore").encode()
 
 
 def _in_own_thread(

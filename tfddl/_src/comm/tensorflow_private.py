@@ -1,8 +1,11 @@
 """What TensorFlow's runtime does, and has no public API for: the only private parts used here."""
 
+from contextlib import AbstractContextManager
+
 import tensorflow as tf
 from tensorflow.python.eager import context
-from tensorflow.python.ops import control_flow_util
+from tensorflow.python.framework import func_graph
+from tensorflow.python.ops import control_flow_util, control_flow_v2_func_graphs
 
 
 def abort_collectives(text: str) -> None:
@@ -22,3 +25,28 @@ def is_for_xla() -> bool:
     # in eager/polymorphic_function/polymorphic_function.py); in the graph itself nothing tells yet.
     graph = tf.compat.v1.get_default_graph()
     return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+
+
+def may_run_twice() -> bool:
+    """Whether what is added to the graph now may run several times when the outermost graph runs.
+
+    So it is in a loop, and in a `tf.function`, which may be called several times. A branch of
+    `tf.cond` runs once, or not at all.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    while True:
+        # Of loops without functions (tf.compat.v1.disable_control_flow_v2).
+        inner = graph._get_control_flow_context()
+        if control_flow_util.GetContainingWhileContext(inner) is not None:
+            return True
+        if not isinstance(graph, func_graph.FuncGraph):
+            return False
+        if not isinstance(graph, control_flow_v2_func_graphs.CondBranchFuncGraph):
+            return True
+        graph = graph.outer_graph
+
+
+def eager_mode() -> AbstractContextManager[None]:
+    """Within it operations run at once, also after `tf.compat.v1.disable_eager_execution`."""
+    found: AbstractContextManager[None] = context.eager_mode()
+    return found
