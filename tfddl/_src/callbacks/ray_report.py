@@ -1,5 +1,6 @@
 """`ReportCheckpoint`: checkpoints of a training that are Ray Train's."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -51,25 +52,36 @@ class ReportCheckpoint(Checkpoint):
 
     def after_fit(self) -> None:
         """Removes the local files, however training has ended."""
+        is_mine = self._lock is not None
+        if is_mine:
+            self.wait()
+            self._empty()
         super().after_fit()
-        if current().cluster.rank == 0:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        if is_mine:
+            with contextlib.suppress(OSError):  # By now another process may have it.
+                self._directory.rmdir()
 
     def _run_id(self) -> str:
         """The same in each start of a run on a node: what Ray kills can't remove its files."""
         context = import_ray().get_runtime_context()
-        name = self._ray_train.get_context().get_experiment_name()
-        run = f"{context.get_node_id()} {context.get_job_id()} {name}"
+        # Names may be the same in several storages.
+        run_path = self._ray_train.get_context().get_storage().experiment_fs_path
+        run = f"{context.get_node_id()} {context.get_job_id()} {run_path}"
         return hashlib.sha256(run.encode()).hexdigest()[:16]
 
     def _prepare(self) -> None:
+        super()._prepare()
         if current().cluster.rank:
             return
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._empty()
         found = self._ray_train.get_checkpoint()
         if found is not None:
             try:
-                found.to_directory(self._directory)
+                # Where it fails, Ray removes the directory, the lock with it.
+                with tempfile.TemporaryDirectory(dir=self._directory) as directory:
+                    found.to_directory(directory)
+                    for file in Path(directory).iterdir():
+                        os.replace(file, self._directory / file.name)
             except OSError as error:
                 raise CheckpointError(f"Ray's checkpoint {found} can't be read: {error}") from error
             if not self.store.files():
@@ -77,7 +89,14 @@ class ReportCheckpoint(Checkpoint):
                     f"Ray's checkpoint {found} isn't one of ReportCheckpoint's. HINT: leave "
                     "reports with other checkpoints out, or resume from them yourself"
                 )
-        super()._prepare()
+
+    def _empty(self) -> None:
+        """Removes what an earlier start has left, but not the lock."""
+        for path in self._directory.glob("[!.]*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _compare(self, mine: Any) -> Any:
         # Ray has what counts: on other ranks' disks may be what an earlier rank 0 has left there.
