@@ -270,6 +270,9 @@ def namespaces() -> None:
     refused(lambda: KerasClassifier(build_fn=make_model, epochs=1), "SKLearnClassifier(model")
     loss = tf.losses.softmax_cross_entropy([[0.0, 1.0]], [[2.0, 2.0]])
     np.testing.assert_allclose(loss, np.log(2.0), rtol=1e-6)
+    assert tf.losses.huber_loss([[0.0], [0.0]], [[1.0], [3.0]]).shape == ()
+    assert tf.keras.losses.huber_loss is keras.losses.huber_loss is keras.losses.huber
+    assert not hasattr(keras.losses, "log_loss")
     flow = ImageDataGenerator(rescale=0.5).flow(np.ones((4, 8, 8, 3)), batch_size=2)
     assert flow.next().shape == (2, 8, 8, 3)
     keras.utils.save_img("one.png", np.ones((4, 4, 3)))

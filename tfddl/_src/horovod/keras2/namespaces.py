@@ -61,7 +61,10 @@ _LOSSES = {
     "softmax_cross_entropy": "CategoricalCrossentropy(from_logits=True)",
     "sparse_softmax_cross_entropy": "SparseCategoricalCrossentropy(from_logits=True)",
 }
-"""Losses of TensorFlow 1 that `tf.losses` had, and Keras' own. They work eagerly, too."""
+"""Losses of TensorFlow 1 that `tf.losses` had, and Keras' own. They work eagerly, too.
+
+They return the mean. Keras' losses return a value for each example, which `fit` weights.
+"""
 
 _SCIKIT_LEARN = {"KerasClassifier": "SKLearnClassifier", "KerasRegressor": "SKLearnRegressor"}
 _CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
@@ -83,6 +86,10 @@ def install(deprecations: DeprecationWarnings) -> None:
             _fall_back(deprecations, module, f"keras.{name}", lookup)
         _accept_grayscale(deprecations, prefix)
         _add_scikit_learn(prefix)
+    # A module of its own (KerasLazyLoader in tensorflow/python/util/lazy_loader.py): when it is
+    # first asked for a name it takes over those of tf.keras.losses, the fallback too.
+    assert tf.losses.mse
+    _fall_back(deprecations, tf.losses, "tf.losses", _losses_of_tensorflow_1)
     iterator: Any = tf.keras.preprocessing.image.Iterator
     if not hasattr(iterator, "next"):
         iterator.next = lambda self: next(self)
@@ -221,14 +228,20 @@ def _lookup(others: Sequence[ModuleType]) -> _Lookup:
         for other in others:
             if name in _CUDNN and hasattr(other, _CUDNN[name]):
                 return getattr(other, _CUDNN[name]), f"keras.layers.{_CUDNN[name]}"
-            if name in _LOSSES and other.__name__.endswith("losses"):
-                return getattr(tf.compat.v1.losses, name), f"keras.losses.{_LOSSES[name]}"
+            if name == "huber_loss" and other.__name__.endswith("losses"):
+                return keras.losses.huber, "keras.losses.huber"
             if name in vars(other):
                 value = vars(other)[name]
                 return value, _MODERN.get(name) or _long_name(other, name, value)
         return None
 
     return lookup
+
+
+def _losses_of_tensorflow_1(name: str) -> tuple[Any, str] | None:
+    if name in _LOSSES:
+        return getattr(tf.compat.v1.losses, name), f"keras.losses.{_LOSSES[name]}"
+    return _lookup([keras.losses])(name)
 
 
 def _long_name(module: ModuleType, name: str, value: Any) -> str:
