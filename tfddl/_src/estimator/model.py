@@ -152,7 +152,10 @@ class KerasModel(Model, HasOutputCols, Persistent):
             make_predictor(data, features, [output.depth for output in outputs]),
             StructType([StructField(output.name, output.stored) for output in outputs]),
         )
-        inputs = [vector_to_array(n) if isinstance(types[n], VectorUDT) else n for n in features]
+        inputs = [
+            vector_to_array(name) if isinstance(types[name], VectorUDT) else _input(name, types)
+            for name in features
+        ]
         # Other columns don't go through Python, and may be of any type.
         found = df.withColumn(_STRUCT, predict(*inputs))
         for output in outputs:
@@ -175,6 +178,32 @@ class KerasModel(Model, HasOutputCols, Persistent):
             )
         kinds = [*self.getOrDefault("label_kinds"), *["double"] * len(names)]
         return [_Output(*args) for args in zip(names, shapes, kinds, strict=False)]
+
+
+def _input(name: str, types: dict[str, Any]) -> Any:
+    """A column of features; of arrays, one that fails where there are nulls within them.
+
+    pandas has NaN in their place.
+    """
+    from pyspark.sql import functions
+    from pyspark.sql.types import ArrayType
+
+    column = functions.col(f"`{name}`")
+    if not isinstance(types[name], ArrayType):
+        return column
+    text = f"DataError: column {name!r} has nulls. {NULL_HINT}"
+    error = functions.raise_error(functions.lit(text)).cast(types[name])
+    return functions.when(_has_nulls(column, types[name]), error).otherwise(column)
+
+
+def _has_nulls(column: Any, kind: Any) -> Any:
+    from pyspark.sql import functions
+    from pyspark.sql.types import ArrayType
+
+    if not isinstance(kind, ArrayType):
+        return column.isNull()
+    within = functions.exists(column, lambda value: _has_nulls(value, kind.elementType))
+    return column.isNull() | within
 
 
 class _Output:
