@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import secrets
@@ -38,6 +39,15 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _LOG = logging.getLogger("tfddl")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A training, and its bytes."""
+
+    training: Training
+    data: bytes
+    label_kinds: tuple[str, ...]
 
 
 @with_params(
@@ -86,7 +96,8 @@ class KerasEstimator(Estimator, Persistent):
     (28, 28, 1). Floating-point labels and weights are read as float32. Nulls are an error.
 
     After a failure (``max_restarts``), and where ``fit`` is called again with the ``run_id`` of a
-    training that has failed, it resumes from the newest checkpoint in the store.
+    training that has failed, it resumes from the newest checkpoint in the store. When it has
+    succeeded its checkpoints are removed, and a training of that name begins anew.
 
     Each parameter also has a getter and a setter (``getBatchSize``, ``setBatchSize``), and can be
     given to ``fit(df, {estimator.batch_size: 64})``.
@@ -205,7 +216,8 @@ class KerasEstimator(Estimator, Persistent):
         path = store.get_val_data_path()
         validation = path if store.exists(path) else None
         dataset = Dataset(this._columns(), store.get_train_data_path(), validation)
-        return this._train(dataset, store, this._choose_run_id(), size)
+        run_id = this._choose_run_id()
+        return this._train(this._prepare(dataset, store, run_id, size), store, run_id, size)
 
     def _fit(self, df: DataFrame) -> KerasModel:
         self._check()
@@ -215,40 +227,53 @@ class KerasEstimator(Estimator, Persistent):
             path = store.get_train_data_path(run_id)
             split = Split(self.getOrDefault("validation"), self._data_seed())
             is_named = self.getOrDefault("run_id") is not None
-            if is_named and store.exists(f"{path}/_SUCCESS"):
-                # Of a call that has failed: what Spark computes anew may be in another order.
-                _LOG.warning("resuming %s with the rows that it has begun with: %s", run_id, path)
-                dataset = describe(self._columns(), path, split)
-            else:
-                dataset = write(df, self._columns(), path, split)
+            keeps = is_named and store.exists(f"{path}/_SUCCESS")
             try:
-                model = self._train(dataset, store, run_id, size)
+                if keeps:
+                    # Of a call that has failed: what Spark computes anew may be in another order.
+                    _LOG.warning(
+                        "resuming %s with the rows that it has begun with: %s", run_id, path
+                    )
+                    dataset = describe(self._columns(), path, split)
+                else:
+                    dataset = write(df, self._columns(), path, split)
+                prepared = self._prepare(dataset, store, run_id, size)
+                keeps = is_named  # From here on a training of this name can be resumed.
+                model = self._train(prepared, store, run_id, size)
             except BaseException:
-                if not is_named:
+                if not keeps:
                     store.remove([path])
                 raise
             store.remove([path])
             return model
 
-    def _train(self, dataset: Dataset, store: Store, run_id: str, size: int) -> KerasModel:
+    def _prepare(self, dataset: Dataset, store: Store, run_id: str, size: int) -> _Prepared:
+        """All that can fail before workers start."""
         label_kinds = dataset.check(size)
         check_columns(dataset, self.getOrDefault("model"))
         training = self._make_training(dataset, store, run_id)
-        trained = self._run(training, size)
-        return self._model_class(
+        return _Prepared(training, training.dumps(), label_kinds)
+
+    def _train(self, prepared: _Prepared, store: Store, run_id: str, size: int) -> KerasModel:
+        training = prepared.training
+        trained = self._run(prepared.data, size)
+        model = self._model_class(
             history=trained.history,
             model=self._load(trained, training),
-            feature_columns=dataset.columns.features,
-            label_columns=dataset.columns.labels,
-            label_kinds=label_kinds,
+            feature_columns=training.dataset.columns.features,
+            label_columns=training.dataset.columns.labels,
+            label_kinds=prepared.label_kinds,
             custom_objects=self.getOrDefault("custom_objects"),
             compile_args=training.compile_args,
             run_id=run_id,
         )
+        if training.checkpoints is not None:  # Otherwise the next run of this name has ended, too.
+            store.remove([training.checkpoints])
+        return model
 
-    def _run(self, training: Training, size: int) -> Trained:
+    def _run(self, data: bytes, size: int) -> Trained:
         found: Trained = call_on_tasks(
-            Call(train, (training.dumps(),), {}),
+            Call(train, (data,), {}),
             num_proc=size,
             env=self._environment(),
             max_restarts=self.getOrDefault("max_restarts"),

@@ -10,7 +10,7 @@ import keras
 
 from tfddl._src.estimator import estimator, model
 from tfddl._src.estimator.params import with_params
-from tfddl._src.estimator.training import Trained, Training, train
+from tfddl._src.estimator.training import Trained, train
 from tfddl._src.horovod.compression import Compression
 from tfddl._src.horovod.keras_wrappers import DistributedOptimizer
 from tfddl._src.horovod.spark_backend import Backend
@@ -108,11 +108,11 @@ class KerasEstimator(estimator.KerasEstimator):
         size: int = backend.num_processes()
         return size
 
-    def _run(self, training: Training, size: int) -> Trained:
+    def _run(self, data: bytes, size: int) -> Trained:
         backend = self.getOrDefault("backend")
         if backend is None:
-            return super()._run(training, size)
-        found: Trained = backend.run(train, args=(training.dumps(),), env=self._environment())[0]
+            return super()._run(data, size)
+        found: Trained = backend.run(train, args=(data,), env=self._environment())[0]
         return found
 
     def _wrapper(self) -> Callable[[Any], Any]:
