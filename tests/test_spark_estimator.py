@@ -7,6 +7,7 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -16,7 +17,9 @@ import pytest
 import tfddl.spark
 from tests.group import ROOT
 from tests.test_engines import drive, needs_spark
-from tfddl._src.estimator import pickling
+from tfddl._src.callbacks import Checkpoint
+from tfddl._src.estimator import pickling, training
+from tfddl._src.estimator.best_model import BestModel
 from tfddl._src.estimator.store import Store
 from tfddl._src.estimator.training import row_shape
 from tfddl.errors import LaunchError, UnsupportedError
@@ -28,6 +31,7 @@ needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs p
     ("kind", "path", "uri"),
     [
         ("FilesystemStore", "/mnt/shared/", "file:///mnt/shared"),
+        ("FilesystemStore", "/mnt/my ä 20%", "file:///mnt/my ä 20%"),
         ("FilesystemStore", "gs://bucket/a", "gs://bucket/a"),
         ("HDFSStore", "hdfs://host:8020/user/me", "hdfs://host:8020/user/me"),
         ("DBFSLocalStore", "dbfs:/horovod", "file:///dbfs/horovod"),
@@ -60,13 +64,16 @@ def test_paths_of_stores_can_be_given_one_by_one() -> None:
 
 @needs_pyarrow
 def test_files_of_a_store(tmp_path: Path) -> None:
-    store = Store.create(tmp_path)
+    store = Store.create(tmp_path / "my ä 20% dir")
     file = f"{store.get_runs_path()}/a/note"
     assert not store.exists(file)
     store.write_text(file, "ä")
     assert store.read(file) == "ä".encode()
     store.remove([store.get_runs_path(), store.get_val_data_path()])
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["my ä 20% dir"]
+    assert list((tmp_path / "my ä 20% dir").iterdir()) == []
+    with pytest.raises(UnsupportedError, match="pyarrow.fs can't open 'nowhere://a/runs/a'.*HINT"):
+        store.exists("nowhere://a/runs/a")
 
 
 def test_what_isn_t_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +138,55 @@ def test_what_can_t_be_pickled_is_named() -> None:
         pickling.dumps({"loss": "mse", "callbacks": [callback]})
 
 
+def test_only_stores_that_tensorflow_reaches_get_checkpoints_and_logs() -> None:
+    tfddl.init()
+    try:
+        assert training._is_writable("file:///a/runs/b")
+        assert not training._is_writable("nowhere://a/runs/b")
+    finally:
+        tfddl.shutdown()
+    board = keras.callbacks.TensorBoard("mine")
+    given: Any = SimpleNamespace(
+        callbacks=[board], logs="file:///a b/logs", checkpoints="file:///a b/c", save_every_steps=1
+    )
+    found = training._callbacks(given, None, True)
+    assert [type(callback) for callback in found] == [keras.callbacks.TensorBoard, Checkpoint]
+    assert board.log_dir == "/a b/logs"
+    assert str(found[1].store.directory) == "/a b/c"
+    assert training._callbacks(given, None, False) == []
+    given.callbacks = []
+    assert len(training._callbacks(given, None, True)) == 2
+
+
+class _Saves(keras.callbacks.ModelCheckpoint):
+    """Saves a text."""
+
+    def write(self, text: str) -> None:
+        Path(self.filepath).write_text(text)
+
+
+def test_the_best_model_outlives_a_start_in_the_store(tmp_path: Path) -> None:
+    stored = f"{tmp_path}/store"
+    (tmp_path / "a").mkdir()
+    callback = _Saves("x.keras")
+    BestModel(callback, f"{tmp_path}/a", stored=stored, resumes=False).on_epoch_end(0)
+    best = BestModel(callback, f"{tmp_path}/a", stored=stored, resumes=True)
+    callback.write("first")
+    best.on_train_batch_end(0)
+    assert Path(stored, "best.keras").read_text() == "first"
+    callback.write("second")
+    os.utime(best.path, ns=(1, 1))
+    best.on_epoch_end(0)
+    for name, resumes in (("b", True), ("c", False), ("d", True)):
+        (tmp_path / name).mkdir()
+        found = BestModel(callback, f"{tmp_path}/{name}", stored=stored, resumes=resumes).path
+        assert found == Path(callback.filepath)
+        assert (found.read_text() if found.exists() else None) == (
+            "second" if name == "b" else None
+        )
+    assert list(Path(stored).iterdir()) == []
+
+
 def _close(found: list[list[float]], tolerance: float) -> bool:
     return found[0] == pytest.approx(found[1], abs=tolerance)
 
@@ -143,13 +199,17 @@ def _drive(tmp_path: Path, part: str) -> dict[str, Any]:
 @pytest.mark.timeout(900)
 @needs_spark
 def test_three_tasks_train_as_one_process(tmp_path: Path) -> None:
-    found = _drive(tmp_path, "exact")
+    folder = tmp_path / "my ä 20% dir"
+    folder.mkdir()
+    found = _drive(folder, "exact")
     assert _close(found["exact"], 2e-6)
     assert {name: len(values) for name, values in found["history"].items()} == {
         "absolute": 2,
         "loss": 2,
     }
-    assert found["left"] == ["runs/exact/checkpoints", "runs/exact/logs"]
+    assert len(found["again"]["loss"]) == 1  # It isn't the end of the first one.
+    assert found["again"]["loss"][0] == pytest.approx(found["history"]["loss"][0])
+    assert found["left"] == ["runs/exact/logs"]
     assert found["columns"] == ["vector", "array", "y", "weight", "late", "text", "found"]
     assert found["texts"] == [f"row {i}" for i in range(103)]
     assert _close(found["predicted"], 1e-5)
@@ -181,6 +241,7 @@ def test_models_are_saved_and_loaded(tmp_path: Path) -> None:
     assert found["types"] == ["double", "vector"]
     assert found["row"][0] == pytest.approx(found["expected"][0][0], abs=1e-5)
     assert found["row"][1] == pytest.approx(found["expected"][1], abs=1e-5)
+    assert "DataError: column 'array' has nulls. HINT: fill or drop them" in found["nulls within"]
     assert found["estimator"] == [True, 2, ["array", "vector"]]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from pyspark.errors import PySparkException
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession, functions
@@ -133,6 +134,7 @@ def train_exactly(spark: SparkSession, folder: str) -> None:
     fitted = make_estimator(folder, run_id="exact").fit(df)
     report("exact", [weights_of(fitted.getModel()), in_one_process(2)])
     report("history", fitted.getHistory())
+    report("again", make_estimator(folder, run_id="exact", epochs=1).fit(df).getHistory())
     report("left", sorted(str(p.relative_to(folder)) for p in Path(folder).glob("*/*/*")))
     predicted = fitted.setOutputCols(["found"]).transform(df)
     report("columns", predicted.columns)
@@ -184,7 +186,14 @@ def save_and_load(spark: SparkSession, folder: str) -> None:
     report("types", [field.dataType.simpleString() for field in rows.schema.fields])
     report("row", [rows.first()[0], list(map(float, rows.first()[1]))])
     x = make_rows()[0][:1]
-    report("expected", [v[0].tolist() for v in fitted.getModel().predict([x, x], verbose=0)])
+    expected = fitted.getModel().predict([x.reshape(-1, 2, 2), x], verbose=0)
+    report("expected", [values[0].tolist() for values in expected])
+    nulls = df.withColumn("array", functions.transform("array", lambda v: functions.nullif(v, v)))
+    try:
+        loaded.transform(nulls).collect()
+        report("nulls within", "no error")
+    except PySparkException as error:
+        report("nulls within", str(error))
     estimator.save(f"{folder}/estimator")
     read = type(estimator).load(f"{folder}/estimator")
     report("estimator", [read.uid == estimator.uid, read.getEpochs(), read.getFeatureCols()])
@@ -214,7 +223,7 @@ def give_bad_input(spark: SparkSession, folder: str) -> None:
     report("part", fit(validation=1.5))
     report("few", failure(lambda: make_estimator(folder).fit(df.limit(2))))
     nulls = df.withColumn("y", functions.when(df.late, None).otherwise(df.y))
-    report("nulls", failure(lambda: make_estimator(folder).fit(nulls)))
+    report("nulls", failure(lambda: make_estimator(folder, run_id="nulls").fit(nulls)))
     report("inputs", fit(feature_cols=["vector", "array"], num_proc=1))
     report("left behind", sorted(path.name for path in Path(folder).glob("intermediate*")))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfddl._src.data.parquet import ParquetTable
 from tfddl._src.data.parquet_values import VECTOR_FIELDS
+from tfddl._src.estimator.store import local_path
 from tfddl.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Dataset:
         Raises:
             DataError: They aren't.
         """
-        tables = [ParquetTable.open(p) for p in (self.train, self.validation) if p is not None]
+        paths = [path for path in (self.train, self.validation) if path is not None]
+        tables = [ParquetTable.open(local_path(path)) for path in paths]
         for table in tables:
             for name in self.columns.names:
                 table.check_column(name)

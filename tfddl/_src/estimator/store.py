@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfddl.errors import LaunchError, UnsupportedError
@@ -20,8 +19,8 @@ class Store:
     """Where a training keeps its files; driver and executors reach it under the same path.
 
     Below its prefix are ``intermediate_train_data.RUN`` and ``intermediate_val_data.RUN``, which
-    are removed when a `fit` has succeeded, and ``runs/RUN`` with checkpoints and ``logs``. Paths
-    are URIs (``file:///…`` for local ones).
+    are removed when a `fit` has succeeded, as are the checkpoints in ``runs/RUN``, and
+    ``runs/RUN/logs``. Paths are URIs as Spark has them, without escapes (``file:///my data``).
     """
 
     def __init__(  # noqa: PLR0913 - Horovod's signature
@@ -80,7 +79,7 @@ class Store:
         """The URI of a path, by which Spark and pyarrow mean the same."""
         if "://" in path:
             return path.rstrip("/")
-        return Path(os.path.abspath(path)).as_uri()
+        return f"file://{os.path.abspath(path)}"
 
     def get_train_data_path(self, idx: object = None) -> str:
         """Of the training data of `fit_on_parquet`, or of the run ``idx``."""
@@ -192,13 +191,34 @@ class DBFSLocalStore(Store):
         raise UnsupportedError(f"{path!r} isn't on DBFS; expected dbfs:/… or /dbfs/…")
 
 
+def local_path(uri: str) -> str:
+    """The path that a local URI of a store means; other URIs as they are."""
+    # Spark's have no escapes; those of pyarrow.fs and pathlib have: "%20" for a space.
+    return uri.removeprefix("file://") if uri.startswith("file:///") else uri
+
+
 def _open(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a URI, and the path in it.
+
+    Raises:
+        LaunchError: pyarrow isn't installed.
+        UnsupportedError: It has no such file system.
+    """
     try:
-        from pyarrow import fs
+        from pyarrow import ArrowInvalid, fs
     except ImportError as error:
         raise LaunchError(
             "tfddl.spark needs pyarrow, which can't be imported here. HINT: pip install "
             f"'tfddl[spark]' ({error})"
         ) from None
-    found: tuple[Any, str] = fs.FileSystem.from_uri(path)
+    inner = local_path(path)
+    if "://" not in inner:
+        return fs.LocalFileSystem(), inner
+    try:
+        found: tuple[Any, str] = fs.FileSystem.from_uri(path)
+    except ArrowInvalid as error:
+        raise UnsupportedError(
+            f"pyarrow.fs can't open {path!r}: {error}. HINT: expected file://, hdfs://, s3:// or "
+            "gs://, and no spaces in the names of remote directories"
+        ) from error
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -18,7 +18,9 @@ from tfddl._src import api
 from tfddl._src.callbacks import Checkpoint
 from tfddl._src.data import ParquetColumn, open_parquet, shard_dataset
 from tfddl._src.estimator import pickling
+from tfddl._src.estimator.best_model import BestModel
 from tfddl._src.estimator.dataset import Columns, Dataset
+from tfddl._src.estimator.store import local_path
 from tfddl.errors import DataError, UnsupportedError
 
 _LOG = logging.getLogger("tfddl")
@@ -114,18 +116,22 @@ def train(data: bytes) -> Trained | None:
     validation = None
     if dataset.validation is not None:
         validation = _read(training, dataset.validation, training.val_batch_size, None)
-    with keras.saving.custom_object_scope(training.custom_objects):
+    keeps_run = training.checkpoints is not None and _is_writable(training.run_path)
+    with (
+        keras.saving.custom_object_scope(training.custom_objects),
+        _best_model(training, keeps_run) as best,
+    ):
         _compile(training)
         history = model.fit(
             _read(training, dataset.train, training.batch_size, training.shuffle_seed),
             validation_data=validation,
-            callbacks=_callbacks(training),
+            callbacks=_callbacks(training, best, keeps_run),
             **training.fit_args,
         )
+        if best is not None and best.path.exists():
+            model.load_weights(best.path)
     if api.rank() != 0:
         return None
-    if training.best is not None and Path(training.best.filepath).exists():
-        model.load_weights(training.best.filepath)
     return Trained(
         pickling.dumps({"model": model}, training.custom_objects),
         values_of(model.optimizer),
@@ -188,7 +194,7 @@ def check_columns(dataset: Dataset, model: keras.Model) -> None:
     """
     for path in (dataset.train, dataset.validation):
         if path is not None:
-            found = open_parquet(path, dataset.columns.names)
+            found = open_parquet(local_path(path), dataset.columns.names)
             _features(found, dataset.columns, model)
             _labels(found, dataset.columns)
 
@@ -228,7 +234,7 @@ def model_inputs(model: keras.Model) -> list[Any]:
 
 def _read(training: Training, path: str, batch_size: int, seed: int | None) -> tf.data.Dataset:
     columns = training.dataset.columns
-    found = open_parquet(path, columns.names)
+    found = open_parquet(local_path(path), columns.names)
     y = _labels(found, columns)
     weight = columns.sample_weight and found[columns.sample_weight].astype("float32")
     x = _features(found, columns, training.model)
@@ -258,32 +264,39 @@ def _labels(found: dict[str, ParquetColumn], columns: Columns) -> Any:
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _callbacks(training: Training) -> list[keras.callbacks.Callback]:
+def _callbacks(
+    training: Training, best: BestModel | None, keeps_run: bool
+) -> list[keras.callbacks.Callback]:
     callbacks = list(training.callbacks)
-    if training.best is not None:
-        training.best.filepath = _best_path(training)
-        callbacks.append(training.best)
-    boards = [c for c in callbacks if isinstance(c, keras.callbacks.TensorBoard)]
+    if best is not None:
+        callbacks += [training.best, best]
     if training.logs is not None:
+        boards = [c for c in callbacks if isinstance(c, keras.callbacks.TensorBoard)]
+        if not keeps_run:
+            callbacks = [c for c in callbacks if c not in boards]
+        elif not boards:
+            boards = [keras.callbacks.TensorBoard()]
+            callbacks += boards
         for board in boards:
-            board.log_dir = training.logs
-        if not boards:
-            callbacks.append(keras.callbacks.TensorBoard(training.logs))
-    if training.checkpoints is not None and _is_writable(training.checkpoints):
+            board.log_dir = local_path(training.logs)
+    if training.checkpoints is not None and keeps_run:
         callbacks.append(
-            Checkpoint(training.checkpoints, save_every_steps=training.save_every_steps)
+            Checkpoint(local_path(training.checkpoints), save_every_steps=training.save_every_steps)
         )
     return callbacks
 
 
-def _best_path(training: Training) -> str:
-    """In the store, where it is a file's path: a start after a failure has another directory."""
-    local = training.run_path.startswith("file://")
-    directory = training.run_path.removeprefix("file://") if local else tempfile.mkdtemp()
-    if api.rank() == 0:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    is_weights = training.best is not None and training.best.save_weights_only
-    return f"{directory}/best.weights.h5" if is_weights else f"{directory}/best.keras"
+@contextlib.contextmanager
+def _best_model(training: Training, keeps_run: bool) -> Iterator[BestModel | None]:
+    """On rank 0, which alone saves, the file of `Training.best`; it is removed afterwards."""
+    if training.best is None or api.rank() != 0:
+        yield None
+        return
+    stored = local_path(training.run_path) if keeps_run else None
+    # Without checkpoints it begins anew, and a run of the same name may have left a file.
+    resumes = keeps_run and tf.io.gfile.exists(local_path(str(training.checkpoints)))
+    with tempfile.TemporaryDirectory(prefix="tfddl-best-") as directory:
+        yield BestModel(training.best, directory, stored=stored, resumes=resumes)
 
 
 def _is_writable(path: str) -> bool:
@@ -293,8 +306,9 @@ def _is_writable(path: str) -> bool:
         return True
     if api.rank() == 0:
         _LOG.warning(
-            "TensorFlow can't write to %s:// here: there are no checkpoints, and a training that "
-            "fails begins anew. HINT: a store that is mounted, or gs://; or tensorflow-io",
+            "TensorFlow can't write to %s:// here: there are neither checkpoints nor TensorBoard's "
+            "logs, and a training that fails begins anew. HINT: a store that is mounted, or gs://; "
+            "or tensorflow-io",
             scheme,
         )
     return False
