@@ -563,3 +563,42 @@ def test_ci_fails_where_tests_would_be_skipped(
     assert done.returncode == status
     assert message in done.stdout + done.stderr
     assert ("E: no network" in done.stderr) == ("CI" in environment)
+
+
+@pytest.mark.parametrize(
+    ("squeue", "scontrol", "asked", "message"),
+    [
+        ("[ $(wc -l <tries) -ge 3 ] && echo RUNNING", "true", 1, "saved; queueing job 7 again"),
+        ("exit 1", "true", 0, "Slurm doesn't say whether job 7 still runs"),
+        ("echo CANCELLED", "true", 0, "job 7 is CANCELLED, and is not queued again"),
+        ("echo RUNNING", "exit 1", 5, "saved, but job 7 can't be queued again (see above). HINT"),
+    ],
+)
+def test_the_batch_script_says_what_slurm_has_done(
+    squeue: str, scontrol: str, asked: int, message: str, tmp_path: Path
+) -> None:
+    """With commands in place of Slurm's, whose step has ended with 75."""
+    commands = {
+        "srun": "exit 75",
+        "squeue": f"echo >>tries; {squeue}",
+        "scontrol": f"echo $* >>asked; {scontrol}",
+        "sleep": "true",
+    }
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "venv").symlink_to(sys.prefix)
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", LAUNCH / "slurm.sbatch", "true"],
+        env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 75
+    assert message in done.stderr
+    lines = (tmp_path / "asked").read_text().splitlines() if asked else []
+    assert lines == ["requeue 7"] * asked
+    assert (tmp_path / "asked").exists() == bool(asked)
