@@ -1,6 +1,7 @@
 """What cgroups grant, by files as the kernel writes them."""
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,13 @@ def test_where_processes_are_not_bound(
     assert cpu.num_affinity_cores() == cpu.num_usable_cores() == cores_found
     assert has_own_core(cores_found)
     assert not has_own_core(cores_found + 1)
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    x86, arm, none = tmp_path / "x86", tmp_path / "arm", tmp_path / "none"
+    core = "cpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n"
+    x86.write_text("processor\t: 0\n" + core.format(17) + "processor\t: 1\n" + core.format(18))
+    assert cpu.processor_name(x86) == "AMD EPYC, cpu family 25, model 17, stepping 1"
+    arm.write_text("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\n")
+    assert cpu.processor_name(arm).endswith(", CPU implementer 0x41, CPU part 0xd0c")
+    assert cpu.processor_name(none) == platform.machine()

@@ -44,17 +44,17 @@ def num_quota_cores(*, among: int = 1) -> int:
     return 1 << 20 if quota is None else max(1, math.floor(quota / among))
 
 
-def processor_name() -> str:
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The kind of this machine's processor, as Linux tells it; elsewhere its architecture.
 
     In clouds processors of several generations have the same name: the numbers tell them apart.
     """
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = cpuinfo.read_text()
     except OSError:  # macOS has none.
         text = ""
-    lines = re.findall(r"^([^\t:]+?)\s*: (.*)$", text.split("\n\n")[0], re.MULTILINE)
-    known = dict(lines)
+    of_first_core = text.split("\n\n")[0]
+    known = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", of_first_core, re.MULTILINE))
     numbers = [f"{name} {known[name]}" for name in _KIND_OF_PROCESSOR if name in known]
     return ", ".join([known.get("model name", platform.machine()), *numbers])
 
