@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import sys
+import sysconfig
 from typing import Any
 
 MISSING = {
@@ -48,6 +49,7 @@ _KERNELS = ("/proc", "/sys")
 
 def hide() -> None:
     """Hides it, for the rest of the process."""
+    sysconfig.get_config_vars()  # from a module that has this build's platform in its name
     for module, names in MISSING.items():
         for name in names:
             with contextlib.suppress(AttributeError):
