@@ -13,11 +13,11 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 selection=(-m "not long" -n 2 --dist loadfile --no-loadscope-reorder)
-extras=test,docs,parquet,manifests
+extras=test,docs,parquet,manifests,ray,spark
 while (($#)); do
   case "$1" in
     -h | --help) usage; exit ;;
-    --all) selection=(); extras+=,ray,spark; shift ;;
+    --all) selection=(); shift ;;
     --ring) export TFDDL_TEST_COLLECTIVE=ring; shift ;;
     --) shift; break ;;
     *) fail "unknown argument '$1'; arguments for pytest come after --" ;;

@@ -283,6 +283,14 @@ def _indices(configs: list[str]) -> list[int]:
     return [json.loads(config)["task"]["index"] for config in configs]
 
 
+@pytest.mark.parametrize(
+    "engine", [pytest.param("spark", marks=needs_spark), pytest.param("ray", marks=needs_ray)]
+)
+def test_two_workers_of_an_engine_add_up(engine: str, tmp_path: Path) -> None:
+    """What these engines do beyond is in the long run."""
+    assert drive("smoke_driver.py", engine, cwd=tmp_path) == {"results": [3.0, 3.0]}
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @needs_spark

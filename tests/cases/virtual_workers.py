@@ -106,7 +106,7 @@ def train(spec: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
 
 def _predicted(made: keras.Model, spec: dict[str, Any]) -> Any:
     if spec.get("noise"):
-        return raised(lambda: made.predict(dataset(spec), verbose=0))
+        return raised(lambda: made.predict(dataset(spec), verbose=0))[:2]
     return made.predict(dataset(spec), verbose=0).tobytes()
 
 
