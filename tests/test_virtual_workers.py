@@ -118,9 +118,15 @@ AS_PLAIN_KERAS = {
 }
 
 
-def _results(groups: Groups, size: int, specs: dict[str, Any], **options: Any) -> dict[str, Any]:
+def _results(
+    groups: Groups,
+    size: int,
+    specs: dict[str, Any],
+    init: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """What all ranks come to."""
-    group = groups(size, intra_op_threads=1)
+    group = groups(size, intra_op_threads=1, **(init or {}))
     case = "tests.cases.virtual_workers:train_all"
     first, *others = group.run(case, specs=specs, timeout_s=240, **options)
     for other in others:
@@ -188,6 +194,23 @@ def test_any_number_of_processes_trains_as_one(groups: Groups, tmp_path: Path, s
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    "init",
+    [
+        {"hosts": (2, 1)},
+        {"hosts": (1, 1, 1)},
+        {"hosts": (2, 1), "between_hosts": "ring"},
+        {"collective": "ring"},
+    ],
+    ids=str,
+)
+def test_no_way_between_processes_changes_the_sums(groups: Groups, init: dict[str, Any]) -> None:
+    names = ("sgd, block order, large", "embedding, class weights", "padding examples")
+    specs = {"small": SMALL, **{name: LONG[name] for name in names}}
+    _check_same(_results(groups, 1, specs), _results(groups, 3, specs, init))
+
+
+@pytest.mark.long
 def test_several_optimizers_train_as_plain_keras(groups: Groups, tmp_path: Path) -> None:
     found = _results(groups, 3, AS_PLAIN_KERAS)
     plain = _with_plain_keras(AS_PLAIN_KERAS, tmp_path)
@@ -213,6 +236,19 @@ def test_restarts_on_other_numbers_of_processes(groups: Groups, tmp_path: Path) 
     ends = groups(3, intra_op_threads=1).run(case, **options)
     for end in ends:
         _check_same({"whole": whole}, {"whole": end})
+
+
+@pytest.mark.long
+def test_a_loop_goes_on_with_other_numbers_of_processes(groups: Groups, tmp_path: Path) -> None:
+    (plain,) = _with_plain_keras({"": SMALL}, tmp_path).values()
+    case, saved = "tests.cases.virtual_workers:loop", str(tmp_path / "saved.npz")
+    groups(3, intra_op_threads=1).run(case, spec=SMALL, saved=saved, end=[0, 1])
+    ends = groups(4, intra_op_threads=1).run(case, spec=SMALL, saved=saved)
+    assert ends == [plain] * 4
+    [(_, text), *_] = groups(2, intra_op_threads=1).outcomes(
+        case, spec={**SMALL, "virtual_workers": 6}, saved=saved
+    )
+    assert "a state of virtual_workers=5; expected 6" in text
 
 
 @pytest.mark.long

@@ -60,7 +60,8 @@ def everyday(spec: dict[str, Any], path: str) -> dict[str, Any]:
     )
     with mock.patch.object(current(), "options", options), threading:
         found = train(spec, [tfddl.debug.fingerprint(path, every=2)])
-        return {**found, "by hand": loop(spec)}
+        assert loop(spec, saved=f"{path}.npz", end=(1, 0)) == []
+        return {**found, "by hand": loop(spec, saved=f"{path}.npz")}
 
 
 def _evaluate_few(spec: dict[str, Any]) -> None:
@@ -110,8 +111,10 @@ def _predicted(made: keras.Model, spec: dict[str, Any]) -> Any:
     return made.predict(dataset(spec), verbose=0).tobytes()
 
 
-def loop(spec: dict[str, Any]) -> list[bytes]:
-    """The weights, after a loop written by hand."""
+def loop(
+    spec: dict[str, Any], saved: str | None = None, end: tuple[int, int] | None = None
+) -> list[bytes]:
+    """The weights, after a loop written by hand: from what is saved on; to a step, and saves."""
     made = model({**spec, "init_seed": 3 + tfddl.rank()})
     tfddl.broadcast_variables(made.weights)
     averaging = tfddl.DistributedOptimizer(optimizer(spec), virtual_workers=spec["virtual_workers"])
@@ -127,10 +130,28 @@ def loop(spec: dict[str, Any]) -> list[bytes]:
         return loss
 
     step = tfddl.VirtualTrainStep(train_step, made, averaging)
-    for epoch in range(spec["epochs"]):
-        for batches in step.batches(dataset(spec, epoch=epoch)):
+    variables = [*made.variables, *averaging.variables]
+    first_epoch, first_step = 0, 0
+    if end is None and saved is not None:
+        with np.load(saved) as found:
+            state = dict(found)
+        first_epoch, first_step = state.pop("position").tolist()
+        for i, variable in enumerate(variables):
+            variable.assign(state.pop(f"variable {i}"))
+        step.restore(state)
+    for epoch in range(first_epoch, spec["epochs"]):
+        given = step.batches(dataset(spec, epoch=epoch), first_step=first_step)
+        for number, batches in enumerate(given, first_step):
             losses = step(batches)
             assert len(losses) == len(batches)
+            if end is not None and (epoch, number) == tuple(end):
+                named = {f"variable {i}": np.asarray(v) for i, v in enumerate(variables)}
+                state = {**step.state(), **named, "position": np.array([epoch, number + 1])}
+                if tfddl.rank() == 0:
+                    np.savez(str(saved), **state)
+                tfddl.barrier()
+                return []
+        first_step = 0
         # Layers' own state is in the model between epochs: here how often a seed has been used.
         seeds = [np.asarray(v) for v in made.variables if "seed" in v.name]
         steps = -(-spec["n"] // (3 * spec["virtual_workers"]))

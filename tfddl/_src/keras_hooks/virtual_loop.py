@@ -1,9 +1,10 @@
 """Virtual workers in loops written by hand."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfddl._src.keras_hooks import batch_count, virtual_data, virtual_fit
@@ -15,6 +16,12 @@ from tfddl._src.runtime import current
 from tfddl._src.step_context import StepContext
 from tfddl._src.virtual_workers import own_workers
 from tfddl.errors import UnsupportedError
+
+_NUMBER = "virtual_workers"
+
+
+def _state_name(worker: int, position: int) -> str:
+    return f"virtual worker {worker}, variable {position}"
 
 
 class VirtualTrainStep:
@@ -43,6 +50,9 @@ class VirtualTrainStep:
     process in turn: with its batch, its dropout and other state of the model's layers. What the
     optimizer gets is added up over all virtual workers, and applied once. Before the first step,
     `tfddl.broadcast_variables` gives all ranks the same weights; seeds are derived here.
+
+    To go on later, on any number of workers, save `state` beside the variables of model and
+    optimizer, and the epoch and step; `restore` it, and skip the steps that are done.
     """
 
     def __init__(
@@ -84,7 +94,56 @@ class VirtualTrainStep:
         self._step = VirtualStep(model, optimizer, train_step, states, self._context)
         self._spec: Any = None
 
-    def batches(self, dataset: tf.data.Dataset) -> Iterator[Sequence[Any]]:
+    def state(self) -> dict[str, np.ndarray]:
+        """What the virtual workers keep for themselves, of all of them: states of layers.
+
+        All ranks must call it together, between steps. It is the same on every rank; the number of
+        processes has no part in it.
+
+        Returns:
+            Arrays by name, as `numpy.savez` takes them.
+        """
+        named: dict[str, np.ndarray] = {_NUMBER: np.array(self._virtual_workers)}
+        for worker, states in enumerate(self._step.states.layer_states()):
+            for position, value in states.items():
+                named[_state_name(worker, position)] = np.asarray(value)
+        return named
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Gives the virtual workers what `state` returned, on any number of processes.
+
+        The variables of model and optimizer are restored by the caller, on every rank.
+
+        Args:
+            state: Of a model with the same layers; what `numpy.load` returns will do.
+
+        Raises:
+            UnsupportedError: It is that of another number of virtual workers, or of other layers.
+        """
+        found = int(state[_NUMBER]) if _NUMBER in state else "none"
+        if found != self._virtual_workers:
+            raise UnsupportedError(
+                f"VirtualTrainStep.restore got a state of virtual_workers={found}; expected "
+                f"{self._virtual_workers}: with others, batches, sums and random numbers would be "
+                f"others. HINT: tfddl.DistributedOptimizer(optimizer, virtual_workers={found})."
+            )
+        states = self._step.states
+        positions = states.layer_positions()
+        workers = range(self._virtual_workers)
+        expected = {_state_name(w, at) for w in workers for at in positions}
+        differing = expected ^ (set(state) - {_NUMBER})
+        if differing:
+            raise UnsupportedError(
+                f"VirtualTrainStep.restore got a state with {len(state) - 1} arrays; expected the "
+                f"{len(positions)} of this model's layers for each of {self._virtual_workers} "
+                f"virtual workers (differs: {min(differing)}). HINT: build the model as when "
+                "the state was saved."
+            )
+        states.restore(
+            [{at: np.asarray(state[_state_name(w, at)]) for at in positions} for w in workers], []
+        )
+
+    def batches(self, dataset: tf.data.Dataset, *, first_step: int = 0) -> Iterator[Sequence[Any]]:
         """The batches of each step, for this process' virtual workers, in order.
 
         All ranks must iterate to the end together. There the model is given the state that layers
@@ -93,6 +152,8 @@ class VirtualTrainStep:
         Args:
             dataset: What ``shard_dataset(…, virtual_workers=…)`` returned; map and prefetch may
                 follow.
+            first_step: How many steps of the epoch were made before: they are left out (their
+                examples are read, and dropped).
 
         Raises:
             UnsupportedError: It isn't planned for these virtual workers.
@@ -101,7 +162,7 @@ class VirtualTrainStep:
             dataset, self._virtual_workers, name="VirtualTrainStep.batches"
         )
         self._spec = virtual_data.batch_spec(grouped)
-        return self._each_step(grouped)
+        return self._each_step(grouped.skip(first_step))
 
     def _each_step(self, grouped: tf.data.Dataset) -> Iterator[Sequence[Any]]:
         is_single = len(self._step.states.workers) == 1

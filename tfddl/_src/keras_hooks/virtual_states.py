@@ -96,12 +96,17 @@ class VirtualStates:
         if first:
             broadcast_variables(self.variables[:first])
 
+    def layer_positions(self) -> list[int]:
+        """Where in ``model.variables`` the state is that layers keep for themselves."""
+        numbers = {id(v): i for i, v in enumerate(self._model.variables)}
+        return [numbers[id(v)] for v in self.variables[: self._num_layer_states]]
+
     def layer_states(self) -> list[dict[int, Any]]:
         """Of each virtual worker, layers' own state by the position in ``model.variables``.
 
         All ranks must call it together.
         """
-        positions = list(self._positions())
+        positions = self.layer_positions()
         own = [
             {at: value.numpy() for at, value in zip(positions, values, strict=False)}
             for values in self.values
@@ -121,7 +126,7 @@ class VirtualStates:
             metrics: What `metrics` returned; empty at the beginning of an epoch. They stay when the
                 epoch begins that is resumed.
         """
-        at = list(self._positions())
+        at = self.layer_positions()
         self.values = [self._present() for _ in self.workers]
         for worker, values in zip(self.workers, self.values, strict=True):
             for i, position in enumerate(at):
@@ -132,10 +137,6 @@ class VirtualStates:
     @property
     def _num_layer_states(self) -> int:
         return len(self.variables) - self._num_metrics
-
-    def _positions(self) -> Iterator[int]:
-        numbers = {id(v): i for i, v in enumerate(self._model.variables)}
-        return (numbers[id(v)] for v in self.variables[: self._num_layer_states])
 
     def _present(self) -> list[tf.Tensor]:
         # identity: a read may share memory with the variable, which later steps assign to.
