@@ -27,6 +27,10 @@ CPU time of a step of fit, in ms, mean of the ranks. plain: of plain Keras; then
 more with DistributedOptimizer: callbacks; header and weights of the gradients; entering
 Python and leaving it; collectives. ratio: of plain to all. More than with a batch that stays
 the same: plain Keras with arrays; DistributedOptimizer with arrays, and with shard_dataset.""",
+    "virtual": """\
+A step of fit with virtual workers, in ms: with one in each worker, beside DistributedOptimizer
+without them; with several in a single worker, beside plain Keras that accumulates as many
+batches. times plain: the former by the latter, 1 is as fast.""",
     "starts": """\
 From launch to the end of the first training step, until the last worker is done; more,
 ratio: than one plain process with all cores of its machine (the first host, by tfddlrun).
