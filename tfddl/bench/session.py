@@ -12,7 +12,7 @@ import tfddl
 from tfddl._src.comm.process_group import Transport
 from tfddl._src.launcher.interfaces import machine_id
 from tfddl._src.runtime import choose_transport, current
-from tfddl.bench.config import Config
+from tfddl.bench.config import Config, Part
 from tfddl.bench.machines import processor, work_s
 from tfddl.bench.results import Labels, Row
 from tfddl.errors import StartError
@@ -81,7 +81,9 @@ class Session:
 def start(config: Config, *, with_strategy: bool = False) -> None:
     """Calls `tfddl.init()`; makes the strategy, which has to come before the first operation."""
     collective = config.collective[0] if config.collective else "auto"
-    tfddl.init(collective=collective, between_hosts=config.between_hosts)
+    # Virtual workers need a number that is given. One is what a worker with a core has anyway.
+    threads = {"intra_op_threads": 1} if Part.VIRTUAL in config.only else {}
+    tfddl.init(collective=collective, between_hosts=config.between_hosts, **threads)
     if with_strategy:
         tfddl.strategy()
 
