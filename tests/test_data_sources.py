@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -237,7 +238,7 @@ def test_a_map_that_is_cut_short_is_named_before_and_while_it_is_read(tmp_path: 
         ({1, 2}, len, "x is a set; expected, with load"),
         ({"a": [1], "b": [1, 2]}, len, r"x\['a'\] has 1, x\['b'\] has 2"),
         ([], len, "x has no examples"),
-        (range(3), None, "x is a range; expected arrays.*with load="),
+        (iter("ab"), None, "x is a str_.*iterator; expected arrays.*with load="),
     ],
 )
 @pytest.mark.usefixtures("_initialized")
@@ -403,3 +404,28 @@ def test_workers_train_on_every_example_once(groups: Groups) -> None:
     assert first["files"][:3] != first["files"][3:]
     blocks = [{i for batch in found["block of a dataset"] for i in batch} for found in of_ranks]
     assert blocks == [set(range(12)), set(range(12, 23))]
+
+
+class _Squares:
+    """As `grain.MapDataset`: examples by their number, and no array."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([index]), np.array(index**2)
+
+
+@pytest.mark.usefixtures("_initialized")
+def test_what_returns_examples_needs_no_load() -> None:
+    batches = list(tfddl.shard_dataset(_Squares(), batch_size=3, seed=1))
+    assert sorted(int(i) for x, _ in batches for [i] in x) == list(range(7))
+    for x, y in batches:
+        np.testing.assert_array_equal(np.square(x)[:, 0], y)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 3
+
+    with pytest.raises(UnsupportedError, match="x is a Batches, a PyDataset, which returns batch"):
+        tfddl.shard_dataset(Batches(), batch_size=3)

@@ -42,6 +42,7 @@ EXPORTED = [
     "local_size",
     "loss_count",
     "open_parquet",
+    "open_tfrecords",
     "rank",
     "reducescatter",
     "run",

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         start_timeline,
         stop_timeline,
     )
-    from tfddl._src.data import open_parquet, shard_dataset
+    from tfddl._src.data import open_parquet, open_tfrecords, shard_dataset
     from tfddl._src.gradients import Compression, DistributedGradientTape, loss_count
     from tfddl._src.keras_hooks import sync_moving_statistics
     from tfddl._src.keras_hooks.optimizer import DistributedOptimizer
@@ -101,6 +101,7 @@ __all__ = [
     "local_size",
     "loss_count",
     "open_parquet",
+    "open_tfrecords",
     "rank",
     "reducescatter",
     "run",
@@ -149,7 +150,7 @@ _MODULES = {
         "start_timeline",
         "stop_timeline",
     ),
-    "data": ("open_parquet", "shard_dataset"),
+    "data": ("open_parquet", "open_tfrecords", "shard_dataset"),
     "remote_call.run": ("run",),
     "keras_hooks": ("sync_moving_statistics",),
     "gradients": ("Compression", "DistributedGradientTape", "loss_count"),

@@ -4,7 +4,8 @@
 * `shard`: what one worker reads in an epoch, or in the rest of one.
 * `shard_lookup`: from a dataset that the user transformed further back to its shard; `lineage`:
   what a dataset was made from.
-* `sources`, `dataset_source`, `memory_map`, `parquet`: what examples are read from.
+* `sources`, `dataset_source`, `memory_map`, `parquet`, `tfrecords`: what examples are read from;
+  `record_index`: where the records of a file are.
 * `transforms`, `examples`: what is done to them, and how they become batches.
 * `sample_weights`: how padding examples are marked.
 * `structure`: nested tuples and dictionaries of arrays.
@@ -28,18 +29,21 @@ from tfddl._src.data.shard_lookup import (
     has_shard,
     repeats_shard,
 )
+from tfddl._src.data.tfrecords import TFRecords, open_tfrecords
 
 __all__ = [
     "PADDING_WEIGHT",
     "ParquetColumn",
     "ResumePoint",
     "Shard",
+    "TFRecords",
     "clear_errors",
     "epoch_state",
     "find_error",
     "find_shard",
     "has_shard",
     "open_parquet",
+    "open_tfrecords",
     "repeats_shard",
     "shard_dataset",
     "slice_batches",

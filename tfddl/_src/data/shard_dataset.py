@@ -9,7 +9,7 @@ from tfddl._src.cpu import num_loader_threads
 from tfddl._src.data.dataset_source import DatasetSource
 from tfddl._src.data.examples import Examples
 from tfddl._src.data.shard import Shard, epoch_state
-from tfddl._src.data.sources import IndexedSource, Source
+from tfddl._src.data.sources import IndexedSource, Source, gives_examples
 from tfddl._src.data.transforms import Transforms
 from tfddl._src.runtime import current
 from tfddl._src.sharding import BlockPlan, GlobalPlan, Order, Plan
@@ -57,6 +57,12 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     * **Anything with a length that can be indexed, such as a list of files, with ``load``**: every
       worker holds the list; only its own examples are loaded, by a few threads, each at most
       two ahead. A few batches and these examples are kept.
+    * **Records of TFRecord files** (`tfddl.open_tfrecords`): strings; a worker reads its own only,
+      and no others' bytes. ``map`` parses a batch of them at once, in the graph; with ``load`` they
+      are examples like files.
+    * **What returns examples by their number**, such as `grain.MapDataset` or a class with
+      ``__len__`` and ``__getitem__``: ``x``, ``(x, y)`` or ``(x, y, sample_weight)`` each. As with
+      ``load``.
     * **A `tf.data.Dataset` of known length**, whose elements are single examples: with "block",
       what comes before the worker's part is made and dropped, its own part is used, the rest isn't
       read. With "global", every worker goes through all of it, and drops at once what isn't its
@@ -76,10 +82,11 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     and the example in its text.
 
     Args:
-        x: An array, a memory-mapped ``.npy``, a column of Parquet files, a tensor, or a tuple or
-            dictionary of these; all have the same first dimension n. With `load`, also anything
-            else that has a length and can be indexed by number. Or a dataset of single examples
-            ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
+        x: An array, a memory-mapped ``.npy``, a column of Parquet files, TFRecords, a tensor, or a
+            tuple or dictionary of these; all have the same first dimension n. With `load`, also
+            anything else that has a length and can be indexed by number. Alone: also what returns
+            examples ``x``, ``(x, y)`` or ``(x, y, sample_weight)`` by their number, or a dataset of
+            such examples.
         y: The same, or None. None where x is a dataset.
         sample_weight: The same, or None. None where x is a dataset.
         batch_size: Examples per rank and step, as in Horovod, at least 1. One worker with a batch
@@ -124,6 +131,8 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     if virtual_workers is not None:
         check_virtual_workers(virtual_workers, cluster.size)
         ranks = list(own_workers(virtual_workers, cluster.rank, cluster.size))
+    if load is None and y is None and gives_examples(x):
+        load = _unchanged
     source = _source((x, y, sample_weight), seed, loaded=load is not None)
     kind = {Order.GLOBAL: GlobalPlan, Order.BLOCK: BlockPlan}[_order(order)]
     plan: Plan = kind(
@@ -144,6 +153,10 @@ def shard_dataset(  # noqa: PLR0913 - the public signature: (x, y, sample_weight
     shard = Shard(epoch_state(), examples, plan, ranks=ranks, epoch=epoch)
     shard.virtual_workers = virtual_workers
     return shard.dataset()
+
+
+def _unchanged(example: Any) -> Any:
+    return example
 
 
 def _source(parts: tuple[Any, Any, Any], seed: int | None, *, loaded: bool) -> Source:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,8 +12,12 @@ from tfddl._src.block_rows import BlockRows
 from tfddl._src.data import structure
 from tfddl._src.data.memory_map import MappedRows
 from tfddl._src.data.parquet import ParquetColumn
+from tfddl._src.data.tfrecords import TFRecords
 from tfddl._src.sharding import Indices
-from tfddl.errors import DataError
+from tfddl.errors import DataError, UnsupportedError
+
+_ARRAY_LIKE = (BlockRows, ParquetColumn, TFRecords)
+"""What is indexed as an array, and may be too large to be made one."""
 
 _LONGEST_NAME = 200
 """Characters of a file's name in messages; longer names keep their end."""
@@ -101,6 +106,7 @@ class IndexedSource:
             for name, column in zip(self._names, columns, strict=True)
             if isinstance(column, list | np.ndarray) and _is_name(column[index])
         ]
+        said += [c.describe(index) for c in columns if isinstance(c, TFRecords)]
         return f"example {index}" + (f" ({', '.join(said)})" if said else "")
 
 
@@ -127,12 +133,29 @@ class _Elements:
             ) from error
 
 
+def gives_examples(x: Any) -> bool:
+    """Whether it returns examples by their number, as `grain.MapDataset` does; no arrays.
+
+    Raises:
+        UnsupportedError: It is a `keras.utils.PyDataset`, which returns batches.
+    """
+    if isinstance(x, keras.utils.PyDataset):
+        raise UnsupportedError(
+            f"x is a {type(x).__name__}, a PyDataset, which returns batches by their number; "
+            "expected what returns examples. HINT: pass shard_dataset the examples that the "
+            "PyDataset makes batches of, with load=…; or give fit a PyDataset of this rank's "
+            "batches."
+        )
+    is_data = isinstance(x, str | bytes | list | tuple | dict) or hasattr(x, "shape")
+    return not is_data and hasattr(x, "__len__") and hasattr(x, "__getitem__")
+
+
 def _is_name(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def _array(leaf: Any, name: str) -> np.ndarray | BlockRows | ParquetColumn:
-    if isinstance(leaf, BlockRows | ParquetColumn):  # Too large, perhaps, to be made an array of.
+def _array(leaf: Any, name: str) -> Any:
+    if isinstance(leaf, _ARRAY_LIKE):
         return leaf
     if isinstance(leaf, list):  # Data, not structure: see `structure.map_leaves`.
         leaf = np.asarray(leaf)
@@ -149,7 +172,7 @@ def _array(leaf: Any, name: str) -> np.ndarray | BlockRows | ParquetColumn:
 
 
 def _indexable(leaf: Any, name: str) -> Any:
-    if hasattr(leaf, "__array__") or isinstance(leaf, BlockRows):
+    if hasattr(leaf, "__array__") or isinstance(leaf, _ARRAY_LIKE):
         return _array(leaf, name)
     # A string has a length and can be indexed, too, but its characters are hardly meant.
     is_text = isinstance(leaf, str | bytes | os.PathLike)
@@ -168,7 +191,7 @@ def _column(leaf: Any, name: str) -> Any:
 
 
 def _spec(leaf: Any) -> tf.TensorSpec | None:
-    is_array = isinstance(leaf, np.ndarray | BlockRows | ParquetColumn)
+    is_array = isinstance(leaf, (np.ndarray, *_ARRAY_LIKE))
     return tf.TensorSpec(leaf.shape[1:], leaf.dtype) if is_array else None
 
 
