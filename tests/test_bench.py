@@ -364,7 +364,8 @@ def test_what_can_not_be_measured(
         (["--workers=2,2"], "argument --workers: '2,2' has something twice"),
         (
             ["--only=x"],
-            "'x'; it must be one of collectives, training, steps, virtual, start, reading, scaling",
+            "'x'; it must be one of collectives, training, steps, virtual, start, reading, "
+            "feeding, scaling",
         ),
         (["--models=vgg"], "'vgg'; it must be one of unet, resnet50, mlp"),
         (["--sizes=big"], "'big' is no size; sizes are like 4096, 64K or 16M"),

@@ -33,6 +33,7 @@ class Part(enum.StrEnum):
     VIRTUAL = "virtual"
     START = "start"
     READING = "reading"
+    FEEDING = "feeding"
     SCALING = "scaling"
 
 
@@ -146,8 +147,8 @@ class Config:
             cores, and 2 in any case; on hosts one per host, and one for each slot; with --only
             scaling 2,4,8,16,32,64)
         only: some of collectives, training, steps (by part), virtual (what virtual workers cost),
-            start, reading, scaling (default: collectives, training, start, which measures memory,
-            too)
+            start, reading, feeding (images beside tf.data by hand), scaling (default: collectives,
+            training, start, which measures memory, too)
         models: what is trained, in batches of 8: unet (filters 8..128, 128 x 128), resnet50 (96 x
             96), mlp (25 MB of gradients, 32 x 32); with small steps, in batches of 32: mlp100k
             (0.1 million weights), lstm, transformer, embedding (sparse gradients) (default:

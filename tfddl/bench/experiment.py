@@ -39,7 +39,7 @@ class Experiment:
         """Measures what is asked for; raises LaunchError where a job fails."""
         began_s = time.monotonic()
         config, only = self.config, self.config.only
-        if {Part.COLLECTIVES, Part.TRAINING, Part.STEPS, Part.VIRTUAL} & set(only):
+        if {Part.COLLECTIVES, Part.TRAINING, Part.STEPS, Part.VIRTUAL, Part.FEEDING} & set(only):
             for num_workers in config.workers:
                 self._measure(num_workers)
         if Part.START in only:
@@ -62,7 +62,10 @@ class Experiment:
         for number, collective in enumerate(self._collectives):  # It grows meanwhile.
             # One worker has nobody to send to, by whatever means; and steps' parts are known of
             # tfddl's own collectives only.
-            if number and (num_workers == 1 or set(self.config.only) <= {Part.STEPS, Part.VIRTUAL}):
+            if number and (
+                num_workers == 1
+                or set(self.config.only) <= {Part.STEPS, Part.VIRTUAL, Part.FEEDING}
+            ):
                 break
             flags = [f"--collective={collective}", *(["--no-compare"] if number else [])]
             self._run(num_workers, Kind.MEASURE, *flags)

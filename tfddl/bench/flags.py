@@ -102,6 +102,6 @@ def check_target(config: Config, target: Target) -> None:
     """Raises DataError or LaunchError where that can't be measured there."""
     for num_workers in config.workers:
         target.layout(num_workers)
-    here_only = {Part.READING, Part.SCALING} & set(config.only)
+    here_only = {Part.READING, Part.FEEDING, Part.SCALING} & set(config.only)
     if target.hosts and here_only:
         raise DataError(f"--only {here_only.pop()} is measured on this machine. HINT: leave -H out")

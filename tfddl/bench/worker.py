@@ -65,7 +65,15 @@ def measure(config: Config, *, say: Callable[[str], None]) -> Results:
     import tensorflow as tf
 
     import tfddl
-    from tfddl.bench import collectives, inter_host, session, step_cost, training, virtual_cost
+    from tfddl.bench import (
+        collectives,
+        feeding,
+        inter_host,
+        session,
+        step_cost,
+        training,
+        virtual_cost,
+    )
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     session.start(config, with_strategy=config.compare or Style.SCOPE in config.styles)
@@ -82,6 +90,8 @@ def measure(config: Config, *, say: Callable[[str], None]) -> Results:
     if Part.VIRTUAL in config.only:
         for workload in config.workloads:
             results.rows += virtual_cost.measure_virtual_cost(here, workload)
+    if Part.FEEDING in config.only:
+        results.rows += feeding.measure_feeding(here)
     if Part.COLLECTIVES in config.only and here.cluster.size > 1:
         results.rows += collectives.measure_collectives(here)
     results.rows += here.machines()
