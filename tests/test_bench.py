@@ -369,7 +369,7 @@ def test_what_can_not_be_measured(
         ),
         (["--models=vgg"], "'vgg'; it must be one of unet, resnet50, mlp"),
         (["--sizes=big"], "'big' is no size; sizes are like 4096, 64K or 16M"),
-        (["--styles=plain"], "'plain'; it must be one of fit, scope, loop"),
+        (["--styles=plain"], "'plain'; it must be one of fit, jit, scope, loop"),
         (["x"], "unrecognized arguments: x"),
     ],
 )

@@ -46,9 +46,10 @@ class Operation(enum.StrEnum):
 
 
 class Style(enum.StrEnum):
-    """How a model is trained: `fit`, `fit` under the strategy's scope, a loop by hand."""
+    """How a model is trained: `fit`, also compiled by XLA or under a scope; a loop by hand."""
 
     FIT = "fit"
+    JIT = "jit"
     SCOPE = "scope"
     LOOP = "loop"
 
@@ -155,8 +156,9 @@ class Config:
             unet,resnet50)
         image_size: pixels, of models of images; a multiple of 32
         batch_size: examples per worker and step
-        styles: how it is trained: fit, scope (fit under tfddl.strategy().scope()), loop (by hand,
-            with DistributedGradientTape) (default: fit)
+        styles: how it is trained: fit, jit (fit with jit_compile=True, as the plain Keras that it
+            is compared with), scope (fit under tfddl.strategy().scope()), loop (by hand, with
+            DistributedGradientTape) (default: fit)
         compare: measure TensorFlow's plain strategy, in a loop by hand, as well
         operations: some of allreduce, allgather, broadcast (default: allreduce)
         sizes: bytes of a rank's tensor (default: 4K,16K,64K,256K,1M,4M,16M,64M; with --only

@@ -18,10 +18,11 @@ before made), and eagerly. GB/s are bytes of a rank's tensor per time. ratio: of
 that NumPy takes to add two such arrays into a third, in all workers at once, to this.""",
     "training": """\
 Training, examples per second of all workers. ratio: to as many plain Keras processes at
-once on the same cores, in alternation. fit: with DistributedOptimizer; scope: under
-tfddl.strategy(); loop: by hand. Of a step: outside collectives; in them, waiting for
-slower ranks; and the rest of it, which moves bytes. written: bytes written per byte
-reduced. sent: MB per step that leave the host that sends most.""",
+once on the same cores, in alternation. fit: with DistributedOptimizer; jit: with it, and
+both compiled by XLA; scope: under tfddl.strategy(); loop: by hand. Of a step: outside
+collectives; in them, waiting for slower ranks; and the rest of it, which moves bytes.
+written: bytes written per byte reduced. sent: MB per step that leave the host that sends
+most.""",
     "steps": """\
 CPU time of a step of fit, in ms, mean of the ranks. plain: of plain Keras; then, what is
 more with DistributedOptimizer: callbacks; header and weights of the gradients; entering

@@ -36,7 +36,7 @@ class Trainer:
 
 
 def fit(workload: Workload, by: str, style: Style, *, rank: int, size: int) -> Trainer:
-    """Trains by `fit`, under the scope of tfddl's strategy or not."""
+    """Trains by `fit`: compiled by XLA or not, under the scope of tfddl's strategy or not."""
     batch = models.make_batch(workload, rank)
     scope = tf.distribute.get_strategy()  # The one of this device.
     if style is Style.SCOPE:  # It splits global batches.
@@ -45,9 +45,10 @@ def fit(workload: Workload, by: str, style: Style, *, rank: int, size: int) -> T
         batch = tuple(tf.concat(parts, 0) for parts in zip(*batches, strict=True))
     with scope.scope():
         model, optimizer = models.make_model(workload), models.make_optimizer(workload)
-        if style is Style.FIT and by != PLAIN:
+        if style is not Style.SCOPE and by != PLAIN:
             optimizer = tfddl.DistributedOptimizer(optimizer)
-        model.compile(optimizer, loss=models.make_loss(workload))
+        jit = True if style is Style.JIT else "auto"
+        model.compile(optimizer, loss=models.make_loss(workload), jit_compile=jit)
     data = tf.data.Dataset.from_tensors(batch).repeat()
 
     def train(steps: int, callback: keras.callbacks.Callback) -> None:
@@ -161,7 +162,7 @@ def _make_trainers(session: Session, workload: Workload) -> dict[Case, Trainer]:
 
 
 def _baseline(style: Style) -> Case:
-    return PLAIN, Style.LOOP if style is Style.LOOP else Style.FIT
+    return PLAIN, Style.FIT if style is Style.SCOPE else style
 
 
 def _speed(case: Case, batch_size: int, taken: Mapping[Case, Rounds]) -> dict[str, float]:
