@@ -37,6 +37,8 @@ def _train(spec: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, An
         output_signature=tuple(tf.TensorSpec((None, *p.shape[1:]), p.dtype) for p in parts),
     ).apply(tf.data.experimental.assert_cardinality(len(batches[0])))
     model, recorder = problem.model(spec)
+    if spec.get("jit_compile"):
+        dataset = recorder.record(dataset)
     model.compile(problem.optimizer(spec), **problem.compile_options(spec))
     validation = None
     if spec.get("validation"):

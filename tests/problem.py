@@ -60,6 +60,7 @@ class Recorder(keras.layers.Layer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._log = _Log()
+        self._in_layer = True
 
     @property
     def seen(self) -> list[list[int]]:
@@ -67,16 +68,27 @@ class Recorder(keras.layers.Layer):
         return self._log.batches
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if training:
-
-            def write_down(ids: np.ndarray) -> Any:
-                self._log.batches.append(ids.astype(int).tolist())
-                return np.int32(0)
-
-            done = tf.numpy_function(write_down, [inputs[:, 0]], tf.int32)
-            with tf.control_dependencies([done]):
+        if training and self._in_layer:
+            with tf.control_dependencies([self._write_down(inputs)]):
                 return tf.identity(inputs[:, 1:])
         return inputs[:, 1:]
+
+    def record(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Writes down the batches of a dataset instead: XLA compiles no call into Python."""
+        self._in_layer = False
+
+        def recorded(x: tf.Tensor, *more: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.control_dependencies([self._write_down(x)]):
+                return tf.identity(x), *more
+
+        return dataset.map(recorded)
+
+    def _write_down(self, inputs: tf.Tensor) -> tf.Tensor:
+        def write_down(ids: np.ndarray) -> Any:
+            self._log.batches.append(ids.astype(int).tolist())
+            return np.int32(0)
+
+        return tf.numpy_function(write_down, [inputs[:, 0]], tf.int32)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (input_shape[0], FEATURES)
@@ -174,6 +186,7 @@ def compile_options(spec: dict[str, Any]) -> dict[str, Any]:
         "weighted_metrics": weighted,
         "steps_per_execution": spec.get("steps_per_execution", 1),
         "run_eagerly": spec.get("run_eagerly", False),
+        "jit_compile": spec.get("jit_compile", "auto"),
     }
 
 

@@ -184,6 +184,51 @@ CASES: dict[str, tuple[int, dict[str, Any], list[int]]] = {
         [3, 3, 1],
     ),
     "long: steps_per_execution": (2, {**TWO, "steps_per_execution": 4, "seed": 6}, [24, 23]),
+    "long: compiled: adam, AUC and precision, regularizer, steps_per_execution": (
+        2,
+        {
+            **TWO,
+            "jit_compile": True,
+            "loss": "bce",
+            "optimizer": "adam",
+            "l2": True,
+            "seed": 1,
+            "steps_per_execution": 4,
+        },
+        [24, 23],
+    ),
+    "compiled: embedding, a loss divided by the sum of the weights, clipping": (
+        3,
+        {
+            **THREE,
+            "jit_compile": True,
+            "embedding": True,
+            "sample_weight": True,
+            "reduction": "mean_with_sample_weight",
+            "optimizer_options": {"global_clipnorm": 0.05, "use_ema": True},
+        },
+        [16, 16, 15],
+    ),
+    "compiled: batches of one, accumulation": (
+        3,
+        {
+            **BASE,
+            "jit_compile": True,
+            "n": 7,
+            "n_val": 4,
+            "batch_size": 1,
+            "epochs": 7,
+            "optimizer_options": {"gradient_accumulation_steps": 3},
+        },
+        [3, 3, 1],
+    ),
+    # The forward pass has an exchange within, and isn't compiled.
+    "long: compiled: batch normalization, adam": (
+        2,
+        {**TWO, "jit_compile": True, "batch_normalization": "conv", "optimizer": "adam"},
+        [24, 23],
+    ),
+    "long: compiled: one worker": (1, {**TWO, "n": 24, "epochs": 4, "jit_compile": True}, [24]),
     "long: everything divides": (2, {**TWO, "n": 48, "n_val": 8, "loss": "mse"}, [24, 24]),
     "a loss divided by the sum of the weights, regularizer": (
         2,

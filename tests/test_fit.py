@@ -236,13 +236,6 @@ def test_sums_of_losses_add_up(groups: Groups) -> None:
         np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
-def test_xla_is_kept_out(groups: Groups) -> None:
-    for automatic, at_compile, at_fit in groups(2).run(f"{CASES}:xla"):
-        assert automatic is False
-        for message in (at_compile, at_fit):
-            assert "jit_compile=True can't work on several workers" in message
-
-
 def test_under_a_strategy_scope_it_is_refused(groups: Groups) -> None:
     for messages in groups(2).run(f"{CASES}:under_scope"):
         assert len(messages) == 3

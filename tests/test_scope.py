@@ -97,7 +97,6 @@ def test_a_batch_of_fewer_examples_than_workers(groups: Groups) -> None:
 @pytest.mark.parametrize(
     ("what", "error", "text"),
     [
-        ("jit_compile", "UnsupportedError", "jit_compile=True can't work on several workers"),
         ("a model from outside", "UnsupportedError", "the model was made outside of it"),
         ("an optimizer from outside", "UnsupportedError", "its SGD was not. HINT: make the opti"),
         ("a distributed optimizer", "UnsupportedError", "would be averaged twice"),

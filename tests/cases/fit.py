@@ -270,16 +270,6 @@ def summed_loss() -> tuple[np.ndarray, np.ndarray]:
     return kernels[0], kernels[1]
 
 
-def xla() -> tuple[bool, str, str]:
-    """jit_compile: "auto" means False, True is refused."""
-    model, _ = _model()
-    automatic = bool(model.jit_compile)
-    _, at_compile, _ = raised(lambda: _model(jit_compile=True))
-    model.jit_compile = True
-    _, at_fit, _ = raised(lambda: model.fit(_dataset(), verbose=0))
-    return automatic, at_compile, at_fit
-
-
 def under_scope() -> list[str]:
     messages = []
     distributed = tfddl.DistributedOptimizer(keras.optimizers.SGD(0.1))

@@ -48,8 +48,9 @@ def _train(spec: dict[str, Any]) -> dict[str, Any]:
         validation = tfddl.shard_dataset(
             problem.data(spec, "val")[0], problem.labels(spec, "val"), batch_size=spec["batch_size"]
         )
+    trained = dataset(spec)
     history = model.fit(
-        dataset(spec),
+        recorder.record(trained) if spec.get("jit_compile") else trained,
         epochs=spec["epochs"],
         validation_data=validation,
         class_weight=problem.class_weight(spec),

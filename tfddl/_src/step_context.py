@@ -77,6 +77,9 @@ class StepContext:
     virtual_workers: int | None = None
     """For how many virtual workers the step is, of which this process may run several in turn."""
 
+    compiles: bool = False
+    """Whether XLA compiles what it can of the step, such as the optimizer's update."""
+
     reports_progress: bool = False
     """Whether the loop around the step tells the launcher of each; otherwise the exchange does."""
 

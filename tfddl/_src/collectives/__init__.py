@@ -51,6 +51,7 @@ from tfddl._src.collectives.dense import ScaledOp
 from tfddl._src.collectives.fusion_limit import limit_fusion
 from tfddl._src.collectives.join import join
 from tfddl._src.collectives.negotiation import (
+    CompiledError,
     DisplayName,
     NoDimensionError,
     WrongArgumentError,
@@ -76,6 +77,7 @@ from tfddl._src.comm.errors import DisagreementOpError
 from tfddl._src.comm.native import ReduceOp
 
 __all__ = [
+    "CompiledError",
     "GradientRule",
     "Group",
     "DisplayName",

@@ -53,8 +53,6 @@ def load_model(
     if is_hdf5:
         model.optimizer = _optimizer_of_hdf5(model, filepath)
     wrap_optimizer(model.optimizer, WrapperOptions(compression=compression))
-    # Loaded with "auto", which may be XLA; that can't compile collectives.
-    model.jit_compile = False
     return model
 
 

@@ -4,7 +4,8 @@ What a module relies on in Keras (3.11 to 3.15) is said where it does so, and ch
 a Keras that has changed raises an error that says in what.
 
 * `optimizer`: `DistributedOptimizer`.
-* `compile`: refuses what can't work, and keeps XLA out of steps with collectives.
+* `compile`: refuses what can't work. `compiled_step`, `xla`: XLA compiles what is between the
+  exchanges of a step.
 * `fit`: what is prepared before a `fit`. `callback_events`: its events, by two callbacks of ours
   around the user's. `fit_state`: how far it has come.
 * `consistency`: ranks compare their plans before the first step. `model_building`,
@@ -38,6 +39,7 @@ worker log means over examples as well. `sync_batch_norm` acts on every layer th
 from tfddl._src.keras_hooks import (
     builtin_callbacks,
     compile,
+    compiled_step,
     evaluate,
     fit,
     logs,
@@ -62,7 +64,8 @@ from tfddl._src.keras_hooks.rank_zero import OnRankZero as OnRankZero
 from tfddl._src.keras_hooks.step_state import step_state as step_state
 
 _PARTS = (
-    *(script_strategies, scope, compile, train_step, loss_metrics, fit, logs, evaluate, resume),
+    *(script_strategies, scope, compile, compiled_step, train_step, loss_metrics, fit, logs),
+    *(evaluate, resume),
     *(builtin_callbacks, loss_scaling, sync_batch_norm),
 )
 

@@ -1,4 +1,4 @@
-"""`compile` with a distributed optimizer: refuses what can't work, and turns XLA off."""
+"""`compile` with a distributed optimizer: refuses what can't work."""
 
 import inspect
 from collections.abc import Callable
@@ -18,11 +18,9 @@ from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.runtime import current, is_started
 from tfddl.errors import UnsupportedError
 
-NO_XLA = (
-    "jit_compile=True can't work on several workers: XLA can't compile the exchange of gradients, "
-    'neither by RING nor by NCCL. HINT: leave jit_compile at "auto" (it then means False), or set '
-    "it to False."
-)
+ASKED_FOR_XLA = "tfddl_asked_for_xla"
+"""The attribute of a model that tells whether it was compiled with jit_compile=True, not "auto",
+and whether there may still be something to warn of."""
 
 
 def install() -> None:
@@ -55,6 +53,22 @@ def evaluates_together(optimizer: Any) -> bool:
     return trains_together(optimizer) and not innermost(optimizer).tfddl_options.evaluates_alone
 
 
+def refuse_virtual_xla(optimizer: Any, asked: bool) -> None:
+    """Raises where XLA was asked to compile the steps of virtual workers.
+
+    Raises:
+        UnsupportedError: It was.
+    """
+    if asked and exchanges_gradients(optimizer):
+        virtual_workers = innermost(optimizer).tfddl_options.virtual_workers
+        if virtual_workers is not None:
+            raise UnsupportedError(
+                f"jit_compile=True can't be combined with virtual_workers={virtual_workers}: that "
+                "XLA's code rounds alike on any number of workers has not been shown. HINT: leave "
+                "jit_compile out, or virtual_workers."
+            )
+
+
 def _compile(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     call = inspect.signature(original).bind(self, *args, **kwargs)
     call.apply_defaults()
@@ -79,11 +93,13 @@ def _may_exchange(model: Any) -> bool:
 def _compile_for_workers(
     model: Any, original: Callable[..., Any], call: inspect.BoundArguments
 ) -> None:
-    optimizer = call.arguments["optimizer"]
+    optimizer, asked = call.arguments["optimizer"], call.arguments["jit_compile"]
     if exchanges_gradients(optimizer):
-        if call.arguments["jit_compile"] is True:
-            raise UnsupportedError(NO_XLA)
-        call.arguments["jit_compile"] = False
+        refuse_virtual_xla(optimizer, asked is True)
+        if innermost(optimizer).tfddl_options.virtual_workers is not None:
+            call.arguments["jit_compile"] = False
     elif call.arguments["jit_compile"] == "auto" and _may_exchange(model):
         call.arguments["jit_compile"] = False
     original(*call.args, **call.kwargs)
+    # Past Keras' own __setattr__, which would save it.
+    object.__setattr__(model, ASKED_FOR_XLA, asked is True)

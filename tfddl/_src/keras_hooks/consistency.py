@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfddl._src.collectives import DisplayName, ReduceOp, allgather_object, allreduce
 from tfddl._src.comm.native import format_ranks
 from tfddl._src.keras_hooks import scope, virtual_fit
+from tfddl._src.keras_hooks.compiled_step import is_compiled
 from tfddl._src.keras_hooks.fit_state import BroadcastCallback, FitState, job_callbacks
 from tfddl._src.keras_hooks.optimizer import innermost
 from tfddl.errors import DisagreementError, UnsupportedError
@@ -28,6 +29,8 @@ _HINTS = {
     "validates": "pass validation_data (or validation_split) on every rank, or on none.",
     "validation_freq": "pass the same validation_freq to fit on every rank.",
     "optimizer": "compile with the same optimizer on every rank.",
+    "jit_compile": 'compile with the same jit_compile=True or False on every rank; "auto" depends '
+    "on the devices that a rank sees.",
     "learning_rate": "compile with the same learning rate on every rank.",
     "data": "give tfddl.shard_dataset the same data, batch_size, seed and order on every rank, or "
     "some examples would be seen twice and others never.",
@@ -79,6 +82,9 @@ class TrainingPlan:
 
     variables: tuple[str, ...]
 
+    jit_compile: bool = False
+    """Whether XLA compiles the steps, and rounds as it does."""
+
     arithmetic: str = ""
     """With virtual workers, what else the bits of a result depend on."""
 
@@ -112,6 +118,7 @@ class TrainingPlan:
             variables=tuple(
                 f"{v.path} {v.dtype} {tuple(v.shape)}" for v in model.trainable_variables
             ),
+            jit_compile=is_compiled(model),
             arithmetic=virtual_fit.describe_arithmetic(model),
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfddl._src.collectives import broadcast_variables
-from tfddl._src.keras_hooks import consistency, virtual_fit
+from tfddl._src.keras_hooks import compiled_step, consistency, virtual_fit
 from tfddl._src.keras_hooks.compile import evaluates_together
 from tfddl._src.keras_hooks.fit_state import BroadcastCallback, FitState, job_callbacks
 from tfddl._src.keras_hooks.optimizer import innermost
@@ -44,6 +44,7 @@ def synchronize(fit: FitState) -> None:
         plan, validation_is_free=_validation_is_free(fit)
     )
     _broadcast_state(fit, plan.root_rank or 0)
+    compiled_step.compare_processors(fit.model)
     if virtual_fit.virtual_workers_of(fit.model) is None:
         derive_seeds_per_rank(fit.model)
     else:

@@ -18,6 +18,7 @@ from tfddl._src.keras_hooks.optimizer import (
     reduce_or_weight,
     reduced_before,
     refuse_strategy_scope,
+    update,
 )
 from tfddl._src.keras_hooks.patching import wrap_method
 
@@ -41,5 +42,10 @@ def _apply(
     if not inner.tfddl_under_scope:
         refuse_strategy_scope()
     grads = reduce_or_weight(inner, grads, trainable_variables, check_finite=self.check_finite)
+
+    def apply(grads: Any, trainable_variables: Any) -> None:
+        original(self, grads, trainable_variables)
+
     with reduced_before(inner):
-        return original(self, grads, trainable_variables)
+        update(self, apply, grads, trainable_variables)
+    return None

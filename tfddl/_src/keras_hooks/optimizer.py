@@ -19,6 +19,7 @@ from tfddl._src.gradients import (
     weight_gradients,
 )
 from tfddl._src.keras_hooks.patching import private
+from tfddl._src.keras_hooks.xla import compiled
 from tfddl._src.runtime import current
 from tfddl._src.step_context import current_step
 from tfddl.errors import UnsupportedError
@@ -203,8 +204,12 @@ class _Distributed:
         # Past KerasAutoTrackable.__setattr__, which would take a list of the model's variables for
         # the optimizer's own, and save them with it.
         object.__setattr__(self, "tfddl_applied", applied)
+        apply = super().apply  # type: ignore[misc]
         with tf.control_dependencies(self._tfddl_first_of(grads)):
-            super().apply(grads, trainable_variables)  # type: ignore[misc]
+            if self.tfddl_reduced:
+                apply(grads, trainable_variables)
+            else:
+                update(self, apply, grads, trainable_variables)
 
     def _tfddl_first_of(self, grads: Sequence[Gradient]) -> list[tf.Tensor]:
         """What Keras' count of steps has to wait for: one of the gradients."""
@@ -233,7 +238,10 @@ class _Distributed:
 
 
 def captured(optimizer: Any, gradients: Sequence[Gradient], variables: Any) -> bool:
-    """Whether gradients are a virtual worker's own, and are kept for the sum of all of them.
+    """Whether gradients are kept, instead of being applied, by the step that is under way.
+
+    A virtual worker's are, for the sum of all of them; and those of a forward and backward pass
+    that XLA compiles, which are exchanged after it.
 
     Args:
         optimizer: That was to apply them, loss-scale optimizers included.
@@ -246,9 +254,9 @@ def captured(optimizer: Any, gradients: Sequence[Gradient], variables: Any) -> b
     """
     inner = innermost(optimizer)
     options: ReductionOptions = inner.tfddl_options
-    if options.virtual_workers is None or inner.tfddl_reduced:
-        return False
     capture = current_step().capture
+    if inner.tfddl_reduced or (options.virtual_workers is None and capture is None):
+        return False
     if capture is None:
         raise UnsupportedError(
             f"An optimizer with virtual_workers={options.virtual_workers} was called outside of "
@@ -257,6 +265,38 @@ def captured(optimizer: Any, gradients: Sequence[Gradient], variables: Any) -> b
         )
     capture.take(optimizer, gradients, _variables(inner, variables))
     return True
+
+
+def update(
+    optimizer: Any,
+    apply: Callable[..., Any],
+    gradients: Sequence[Gradient],
+    variables: Sequence[Any] | None,
+) -> None:
+    """Applies gradients that have been exchanged; XLA compiles that where the step asks for it.
+
+    Args:
+        optimizer: That of `apply`, loss-scale optimizers included.
+        apply: Keras' own, of an optimizer.
+        gradients: In the order of the variables.
+        variables: What they are the gradients of; None is those that it was built with.
+    """
+    inner = innermost(optimizer)
+    # Accumulated gradients are exchanged within `apply`, in a branch. Under a strategy's scope,
+    # loss scaling asks for the cross-replica context, which there isn't in a function.
+    is_whole = not accumulates(inner) and (optimizer is inner or not inner.tfddl_under_scope)
+    if not current_step().compiles or tf.executing_eagerly() or not is_whole:
+        apply(gradients, variables)
+        return
+    if not optimizer.built:
+        with tf.init_scope():
+            optimizer.build(variables)
+            optimizer.built = True
+
+    def run() -> None:
+        apply(gradients, variables)
+
+    compiled(run)
 
 
 def planned_size(optimizer: Any) -> int:

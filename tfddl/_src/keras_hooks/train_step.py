@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.gradients import ReductionOptions
-from tfddl._src.keras_hooks import batch_count, scope, virtual_fit
-from tfddl._src.keras_hooks.compile import NO_XLA, exchanges_gradients, trains_together
+from tfddl._src.keras_hooks import batch_count, compiled_step, scope, virtual_fit
+from tfddl._src.keras_hooks.compile import refuse_virtual_xla, trains_together
 from tfddl._src.keras_hooks.fit_state import current_fit
 from tfddl._src.keras_hooks.loss_metrics import (
     evaluated_by_weight,
@@ -30,7 +30,6 @@ from tfddl._src.keras_hooks.patching import wrap_method
 from tfddl._src.keras_hooks.step_state import StepState, new_last_examples
 from tfddl._src.runtime import current, is_started
 from tfddl._src.step_context import StepContext, in_step
-from tfddl.errors import UnsupportedError
 
 
 def install() -> None:
@@ -42,8 +41,7 @@ def install() -> None:
 
 
 def _make_train_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
-    if exchanges_gradients(self.optimizer) and self.jit_compile:
-        raise UnsupportedError(NO_XLA)
+    refuse_virtual_xla(self.optimizer, self.jit_compile)
     if virtual_fit.virtual_workers_of(self) is not None:
         virtual_fit.make_train_function(self, force=force)
         return None
@@ -58,7 +56,10 @@ def _make_train_function(original: Callable[..., Any], self: Any, force: bool = 
     elif _is_alone() and not hasattr(self.train_step, "tfddl_counts"):
         self.train_step = _counting_step(self, self.train_step, testing=False)
         force = True
-    return original(self, force)
+    if not compiled_step.is_compiled(self):
+        return original(self, force)
+    with compiled_step.left_to_parts(self):
+        return original(self, force)
 
 
 def _make_test_function(original: Callable[..., Any], self: Any, force: bool = False) -> Any:
@@ -85,6 +86,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
     def train_step(data: Any) -> Any:
         if not trains_together(model.optimizer):  # Compiled again, with another optimizer.
             return original(data)
+        compiled_step.make_variables(model, lambda: original(data))
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
         counts = batch_count.counts(weight)
         averaging: ReductionOptions = innermost(model.optimizer).tfddl_options
@@ -101,6 +103,7 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             statistics=pooled if pooled.variables else None,
             totals=state.totals if is_weighted or not averaging.by_count else None,
             loss_divisor=divisor,
+            compiles=compiled_step.is_compiled(model) and compiled_step.updates_alike(model),
         )
         logged = logged_by_weight(model, step, state.totals) if is_weighted else nullcontext()
         with (
@@ -109,6 +112,8 @@ def _training_step(model: Any, original: Callable[[Any], Any]) -> Callable[[Any]
             unchanged_unless(counts, lambda: _own_state(model, pooled)),
         ):
             outputs = original(data)
+        if compiled_step.is_compiled(model) and not is_plain:
+            compiled_step.warn_of_own_step(model)
         # Tied to the outputs, because a step that finds no data would be counted as well.
         with tf.control_dependencies(tf.nest.flatten(outputs)):
             _note_done(state, step.examples, by_count=averaging.by_count)
