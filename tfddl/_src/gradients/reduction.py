@@ -1,6 +1,6 @@
 """The ranks' gradients are exchanged, and what a step knows of itself travels with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +17,7 @@ from tfddl._src.collectives import (
 )
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.comm.process_group import flatten, unflatten
+from tfddl._src.comm.session_graph import is_for_session
 from tfddl._src.gradients.matching import Matching
 from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions
 from tfddl._src.runtime import current
@@ -37,7 +38,8 @@ def reduce_gradients(
 ) -> list[Gradient]:
     """Combines the gradients of all ranks; what the step knows of itself travels with them.
 
-    All ranks must call it together, all of them eagerly or all in a graph.
+    All ranks must call it together, all of them eagerly or all in a graph. In a `tf.Graph` for a
+    session, nothing travels with them: ranks, which build the same graph there, count alike.
 
     Args:
         gradients: The rank's own. None where a variable has none: where another rank has one, it
@@ -62,6 +64,13 @@ def reduce_gradients(
         for gradient, variable in zip(gradients, variables, strict=True)
     ]
     shared = _shared(variables, options)
+    if is_for_session():
+        there = {i: _prepared(gradients[i], options) for i in shared if gradients[i] is not None}
+        weight = tf.constant(
+            options.scale / options.size if options.op is ReduceOp.AVERAGE else 1.0
+        )
+        _reduce_groups(result, there, options, variables, weight)
+        return result
     own = [_prepared(gradients[i], options) for i in shared]
     matching = Matching(own, [variables[i] for i in shared], options)
     header = _Header(step, options, matching)
@@ -79,12 +88,23 @@ def reduce_gradients(
                 result[i] = total
             return result
         weight = header.weight(after=own)
+    _reduce_groups(result, values, options, variables, weight)
+    return result
+
+
+def _reduce_groups(
+    result: list[Gradient],
+    values: Mapping[int, Any],
+    options: ReductionOptions,
+    variables: Sequence[Any],
+    weight: tf.Tensor,
+) -> None:
+    """Puts the sums of weighted gradients, given by their positions, into a result."""
     last_first = list(reversed(values))  # The last layers' gradients are there first.
     for group in options.in_groups(last_first, variables):
         totals = _sum_of_scaled([values[i] for i in group], options, weight)
         for i, total in zip(group, totals, strict=True):
             result[i] = total
-    return result
 
 
 def _shared(variables: Sequence[Any], options: ReductionOptions) -> list[int]:

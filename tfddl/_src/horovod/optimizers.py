@@ -13,6 +13,7 @@ from tfddl._src.gradients import DistributedGradientTape, ReductionOptions
 from tfddl._src.horovod.compression import Compression, resolve_compression
 from tfddl._src.horovod.process_sets import global_process_set, resolve_process_set
 from tfddl._src.horovod.reductions import Adasum, Average, resolve_op, warn_no_device
+from tfddl._src.horovod.tf1_optimizer import Tf1Optimizer
 from tfddl._src.keras_hooks.optimizer import distribute, innermost
 from tfddl.errors import UnsupportedError
 
@@ -180,14 +181,9 @@ def wrap_optimizer(
         NotInitializedError: `init` has not been called.
     """
     accumulates = backward_passes_per_step > 1
-    if average_aggregated_gradients and resolve_op(options.op, None) is Adasum:
-        raise UnsupportedError("average_aggregated_gradients isn't supported with op=hvd.Adasum.")
+    _check_passes(options, backward_passes_per_step, average_aggregated_gradients)
     averaging = options.averaging(sum_passes=accumulates and not average_aggregated_gradients)
     inner = innermost(optimizer)
-    if backward_passes_per_step < 1:
-        raise UnsupportedError(
-            f"backward_passes_per_step is {backward_passes_per_step}; it must be at least 1."
-        )
     if accumulates and getattr(inner, "gradient_accumulation_steps", None):
         raise UnsupportedError(
             "backward_passes_per_step and the optimizer's gradient_accumulation_steps are both "
@@ -205,6 +201,37 @@ def wrap_optimizer(
     # Past KerasAutoTrackable.__setattr__, which would save it with the optimizer.
     object.__setattr__(inner, "register_local_var", functools.partial(_register_local, inner))
     return distributed
+
+
+def wrap_tf1_optimizer(
+    optimizer: tf.compat.v1.train.Optimizer,
+    options: WrapperOptions,
+    *,
+    name: str | None,
+    backward_passes_per_step: int,
+    average_aggregated_gradients: bool,
+) -> Tf1Optimizer:
+    """An optimizer of TensorFlow 1 whose gradients are averaged.
+
+    Raises:
+        UnsupportedError: An option isn't supported.
+        NotInitializedError: `init` has not been called.
+    """
+    _check_passes(options, backward_passes_per_step, average_aggregated_gradients)
+    return Tf1Optimizer(
+        optimizer,
+        options.averaging(),
+        name=name,
+        backward_passes_per_step=backward_passes_per_step,
+        average_aggregated_gradients=average_aggregated_gradients,
+    )
+
+
+def _check_passes(options: WrapperOptions, passes: int, are_averaged: bool) -> None:
+    if are_averaged and resolve_op(options.op, None) is Adasum:
+        raise UnsupportedError("average_aggregated_gradients isn't supported with op=hvd.Adasum.")
+    if passes < 1:
+        raise UnsupportedError(f"backward_passes_per_step is {passes}; it must be at least 1.")
 
 
 def _register_local(optimizer: Any, var: Any) -> None:

@@ -2,8 +2,15 @@
 
 from typing import Any
 
+import tensorflow as tf
+
 from tfddl._src.horovod.compression import Compression
-from tfddl._src.horovod.optimizers import WrapperOptions, wrap_optimizer, wrap_tape
+from tfddl._src.horovod.optimizers import (
+    WrapperOptions,
+    wrap_optimizer,
+    wrap_tape,
+    wrap_tf1_optimizer,
+)
 from tfddl._src.horovod.process_sets import global_process_set
 from tfddl._src.horovod.reductions import Average
 
@@ -117,15 +124,16 @@ def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
     process_set: Any = global_process_set,
     scale_local_gradients: bool = True,
 ) -> Any:
-    """A Keras optimizer whose gradients are averaged: the same object.
+    """An optimizer whose gradients are averaged: one of Keras is the same object.
 
     `tfddl.DistributedOptimizer` weights ranks by their numbers of examples; this one weights them
     equally, as Horovod does. `evaluate` and `predict` of a model that is compiled with it are each
     rank's own: any rank may call them, for the results of its own data.
 
     Args:
-        optimizer: A Keras 3 optimizer.
-        name: Has no effect.
+        optimizer: A Keras 3 optimizer; or one of `tf.compat.v1.train`, which is wrapped: its
+            `compute_gradients` averages, eagerly or in a `tf.Graph` for a session.
+        name: Of a wrapper; has no effect on Keras' optimizers.
         use_locking: Has no effect.
         device_dense: Has no effect.
         device_sparse: Has no effect.
@@ -153,6 +161,14 @@ def DistributedOptimizer(  # noqa: PLR0913 - Horovod's signature
         device_dense=device_dense,
         device_sparse=device_sparse,
     )
+    if isinstance(optimizer, tf.compat.v1.train.Optimizer):
+        return wrap_tf1_optimizer(
+            optimizer,
+            options,
+            name=name,
+            backward_passes_per_step=backward_passes_per_step,
+            average_aggregated_gradients=average_aggregated_gradients,
+        )
     return wrap_optimizer(
         optimizer,
         options,
