@@ -20,7 +20,7 @@ if ! "$env/bin/python" -c 'import horovod.tensorflow' 2> /dev/null; then
         "$env/bin/pip" install -q --no-build-isolation --no-binary horovod 'horovod==0.28.1'
 fi
 script=$root/tests/scripts/horovod/measure.py
-for parts in "collectives tapes training errors" sets joined; do
+for parts in "collectives numpy_ones" rare layers sessions "tapes training" errors sets joined; do
     results=$folder/$(echo "$parts" | tr ' ' -)
     rm -rf "$results"
     mkdir -p "$results/horovod" "$results/tfddl"

@@ -191,6 +191,34 @@ def test_collectives_in_a_session(groups: Groups) -> None:
         }
 
 
+def test_optimizers_of_tensorflow_1(groups: Groups) -> None:
+    steps = range(1, 8)
+    size = 2
+    for rank, found in enumerate(groups(size).run(f"{CASES}:optimizers_of_tensorflow_1")):
+        sparse, gone, eager = found.pop("refused")
+        assert "a gradient is an IndexedSlices; gradients that are accumulated must be" in sparse
+        assert gone == "backward_passes_per_step is 0; it must be at least 1."
+        assert eager.startswith("backward_passes_per_step=2 was given for GradientDescentOptimizer")
+        assert (found.pop("eagerly"), found.pop("tape")) == (1.5, 1.5)
+        means = (1.5, 0.5, 1.0)
+        sums = tuple(size * mean for mean in means)
+        scaled = ((rank + 1.0) / size, *means[1:])
+        unscaled = (rank + 1.0, *means[1:])
+        for name in ("plain", "compressed", "predivided", "groups"):
+            assert found.pop(name) == [[*(k * mean for mean in means), k] for k in steps], name
+        assert found.pop("sum") == [[*(k * total for total in sums), k] for k in steps]
+        assert found.pop("local") == [[*(k * mean for mean in scaled), k] for k in steps]
+        assert found.pop("local, unscaled") == [[*(k * x for x in unscaled), k] for k in steps]
+        for name, means_of, factor in (
+            ("passes", means, 3),
+            ("passes averaged", means, 1),
+            ("local passes", scaled, 3),
+        ):
+            expected = [[*(k // 3 * factor * mean for mean in means_of), k] for k in steps]
+            assert found.pop(name) == [pytest.approx(row) for row in expected], name
+        assert not found
+
+
 def test_outside_graphs_operations_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after `tf.compat.v1.disable_eager_execution`, for which a new thread is made here."""
     monkeypatch.setattr(context, "default_execution_mode", context.GRAPH_MODE)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+import tfddl.horovod.keras as hvd
 from tfddl._src.cluster import Cluster
 from tfddl._src.keras_hooks import FitState
 from tfddl.callbacks import LearningRateScaling, LearningRateSchedule, LearningRateWarmup
@@ -82,6 +83,18 @@ def test_a_constant_acts_in_its_epochs() -> None:
     callback.on_epoch_begin(3)
     callback.on_train_batch_begin(0)
     assert _rate(model) == 1.0
+
+
+def test_horovods_constant_multiplies_every_epoch() -> None:
+    """As in Horovod since 0.23; where `initial_lr` could be left out, it was one factor."""
+    model = _model()
+    given = {"multiplier": 0.5, "start_epoch": 1, "end_epoch": 4}
+    callback = _begun(hvd.callbacks.LearningRateScheduleCallback(0.25, **given), model)
+    assert _rates(callback, model, epochs=4, steps=1) == [[0.5], [0.25], [0.125], [0.0625]]
+    model.optimizer.learning_rate = 0.5
+    with pytest.warns(DeprecationWarning, match="without initial_lr is of Horovod before 0.21"):
+        old = hvd.callbacks.LearningRateScheduleCallback(**given)
+    assert _rates(_begun(old, model), model, epochs=3, steps=1) == [[0.5], [0.25], [0.25]]
 
 
 def test_it_acts_from_the_first_epoch_on_and_for_ever() -> None:

@@ -54,9 +54,9 @@ def _alltoall(x: tf.Tensor, rank: int, size: int, **options: Any) -> tf.Tensor:
 
 
 def _factors_of_integers(xs: Arrays) -> Arrays:
-    """An average with factors, each of which cuts off; the average itself rounds down."""
+    """An average with factors: what travels is cut off, and so is what arrives, once."""
     cut = [np.trunc(1.5 * x).astype(np.int64) for x in xs]
-    return [np.trunc(2.5 * mean) for mean in simulated.allreduce(cut, "average")]
+    return [np.trunc(2.5 * total / len(xs)) for total in simulated.allreduce(cut, "sum")]
 
 
 ROWS: dict[str, Row] = {

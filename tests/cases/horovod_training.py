@@ -302,6 +302,74 @@ def in_a_session() -> dict[str, Any]:
     return found
 
 
+def optimizers_of_tensorflow_1() -> dict[str, Any]:
+    """Two weights and a table after steps of SGD in a graph for a session, and after how many.
+
+    The gradients of rank r are r + 1 in the first weight, None in the second, and r + 1 in the
+    table's row r. Two weights are the rank's own, one of them unscaled.
+    """
+    v1, dense = tf.compat.v1, {"sparse_as_dense": True}
+    rows: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "sum": {"op": hvd.Sum},
+        "compressed": {"compression": hvd.Compression.fp16},
+        "predivided": {"gradient_predivide_factor": 4.0},
+        "groups": {"groups": 2, **dense},
+        "passes": {"backward_passes_per_step": 3, **dense},
+        "passes averaged": {
+            "backward_passes_per_step": 3,
+            "average_aggregated_gradients": True,
+            **dense,
+        },
+        "local": {},
+        "local, unscaled": {"scale_local_gradients": False},
+        "local passes": {"backward_passes_per_step": 3, **dense},
+    }
+    found: dict[str, Any] = {}
+    for name, options in rows.items():
+        with tf.Graph().as_default(), v1.Session() as session:
+            weight, table = v1.Variable([0.0]), v1.Variable(tf.zeros([3, 1]))
+            unused, step = v1.Variable([0.0]), v1.train.get_or_create_global_step()
+            sgd = hvd.DistributedOptimizer(v1.train.GradientDescentOptimizer(1.0), **options)
+            if name.startswith("local"):
+                sgd.register_local_var(weight)
+            rank = tfddl.rank()
+            loss = -(rank + 1.0) * (weight[0] + tf.gather(table, [rank])[0, 0])
+            train = sgd.minimize(loss, step, [weight, unused, table])
+            session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
+            values = []
+            for _ in range(7):
+                session.run(train)
+                values.append(session.run([weight[0], table[0, 0], table[1, 0], step]))
+            assert session.run(unused) == [0.0]
+            found[name] = [[float(value) for value in row] for row in values]
+    weight = tf.Variable(0.0)
+    sgd = hvd.DistributedOptimizer(v1.train.GradientDescentOptimizer(1.0))
+    sgd.minimize(lambda: -weight * (tfddl.rank() + 1.0), var_list=[weight])
+    found["eagerly"] = float(weight)
+    with tf.Graph().as_default(), v1.Session() as session:
+        weight = v1.Variable(0.0)
+        with tf.GradientTape() as tape:
+            loss = weight * (tfddl.rank() + 1.0)
+        gradient = hvd.DistributedGradientTape(tape).gradient(loss, weight)
+        session.run(v1.global_variables_initializer())
+        found["tape"] = float(session.run(gradient))
+    with tf.Graph().as_default():
+        weight = v1.Variable(tf.zeros([3, 1]))
+        sgd = v1.train.GradientDescentOptimizer(1.0)
+        sparse = hvd.DistributedOptimizer(sgd, backward_passes_per_step=2)
+        loss = tf.reduce_sum(tf.gather(weight, [0]))
+        found["refused"] = [
+            _refusal(lambda: sparse.minimize(loss)),
+            _refusal(lambda: hvd.DistributedOptimizer(sgd, backward_passes_per_step=0)),
+        ]
+    eager = v1.train.GradientDescentOptimizer(1.0)
+    found["refused"].append(
+        _refusal(lambda: hvd.DistributedOptimizer(eager, backward_passes_per_step=2))
+    )
+    return found
+
+
 def _without_functions(call: Callable[[], object]) -> object:
     """With the loops of TensorFlow 1."""
     tf.compat.v1.disable_control_flow_v2()

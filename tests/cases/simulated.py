@@ -27,7 +27,8 @@ def allreduce(xs: Arrays, op: str, *, pre: float = 1.0, post: float = 1.0) -> Ar
 
 def _mean(stacked: np.ndarray) -> np.ndarray:
     if stacked.dtype.kind in "iu":
-        return stacked.sum(0) // len(stacked)
+        total = stacked.sum(0)
+        return np.sign(total) * (np.abs(total) // len(stacked))  # Cut off.
     return stacked.sum(0) / len(stacked)
 
 

@@ -34,7 +34,7 @@ def allreduce(  # noqa: PLR0913 - as Horovod's users know it
             rank; it is gathered.
         op: "average", "sum", "min", "max" or "product"; or "adasum", of 16-, 32- and 64-bit floats
             over 2, 4, 8, … ranks (see `tfddl._src.collectives.adasum`). The average of integers is
-            rounded down.
+            cut off, after the postscale factor.
         prescale_factor: What every rank's tensor is multiplied with before; integers are cut off.
         postscale_factor: What the result is multiplied with, likewise.
         name: How messages call it.

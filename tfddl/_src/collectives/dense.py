@@ -101,12 +101,14 @@ class ScaledOp:
 
     def after(self, total: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:
         """What users get of what arrived, in their dtype."""
-        if self.op is ReduceOp.AVERAGE and total.dtype.is_integer:
-            # Rounded down, as Python's // does: of a negative sum away from zero.
-            total //= tf.cast(size, total.dtype)
-        elif self.op is ReduceOp.AVERAGE:
-            total /= size
-        return tf.cast(times(total, self.postscale_factor), dtype)
+        if self.op is not ReduceOp.AVERAGE:
+            return tf.cast(times(total, self.postscale_factor), dtype)
+        if not total.dtype.is_integer:
+            return tf.cast(times(total / size, self.postscale_factor), dtype)
+        # Cut off once, as in Horovod.
+        if self.postscale_factor == 1.0:
+            return tf.cast(tf.truncatediv(total, tf.cast(size, total.dtype)), dtype)
+        return tf.cast(tf.cast(total, tf.float64) * self.postscale_factor / size, dtype)
 
 
 def _number(name: str, value: float) -> float:

@@ -36,6 +36,11 @@ def _finding_initial_lr(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def _decay(multiplier: float, start_epoch: int, epoch: float) -> float:
+    decayed: float = multiplier ** (epoch - start_epoch)
+    return decayed
+
+
 def _find_initial_lr(callback: Any) -> None:
     if callback.finds_initial_lr:
         callback.initial_lr = float(callback.model.optimizer.learning_rate)
@@ -64,7 +69,12 @@ class MetricAverageCallback(callbacks.MetricAverage):
 
 
 class LearningRateScheduleCallback(callbacks.LearningRateSchedule):
-    """`tfddl.callbacks.LearningRateSchedule`, with Horovod's positional arguments."""
+    """`tfddl.callbacks.LearningRateSchedule`, with Horovod's positional arguments.
+
+    A ``multiplier`` that is a number multiplies once per epoch, from ``start_epoch`` on, as in
+    Horovod since 0.23: ``initial_lr * multiplier ** (epoch - start_epoch)``. Without ``initial_lr``
+    it is one factor for all epochs, as it was when that could be left out.
+    """
 
     @_finding_initial_lr
     def __init__(  # noqa: PLR0913 - Horovod's signature
@@ -77,6 +87,8 @@ class LearningRateScheduleCallback(callbacks.LearningRateSchedule):
         momentum_correction: bool = True,
         steps_per_epoch: int | None = None,
     ) -> None:
+        if not callable(multiplier) and not self.finds_initial_lr:
+            multiplier = functools.partial(_decay, multiplier, start_epoch)
         super().__init__(
             initial_lr,
             multiplier,
