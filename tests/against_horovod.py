@@ -61,7 +61,7 @@ def difference(theirs: Any, ours: Any) -> str:
         return f"Horovod: {_shown(theirs)}; tfddl: {_shown(ours)}"
     if theirs[0] == "error":
         missing = [kind for kind in theirs[1] if kind not in ours[1]]
-        return f"Horovod's is a {missing[0]}, tfddl's a {ours[1][0]}" if missing else ""
+        return f"Horovod: {missing[0]}; tfddl: {ours[1][0]}" if missing else ""
     if theirs[1] != ours[1]:
         return f"dtypes: Horovod {theirs[1]}, tfddl {ours[1]}"
     for dtype, one, other in zip(theirs[1], theirs[2], ours[2], strict=True):
@@ -78,7 +78,7 @@ def _reason(name: str) -> str:
 
 
 def _shown(measured: Any) -> str:
-    return f"a {measured[1][0]}" if measured[0] == "error" else "a value"
+    return measured[1][0] if measured[0] == "error" else "a value"
 
 
 def measured(folder: str, by: str) -> list[dict[str, Any]]:

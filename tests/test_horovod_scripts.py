@@ -53,6 +53,17 @@ def test_mnist_with_a_tape(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
+def test_mnist_of_2018_in_a_session(tmp_path: Path, workers: int) -> None:
+    lines = _run("tensorflow_mnist_2018", str(tmp_path), "240", workers=workers)
+    assert _alike(lines, "weights", workers)
+    # Each rank's own, since it drops out.
+    assert all(_number(line, "accuracy") > 0.7 for line in of_ranks(lines, "accuracy", workers))
+    assert (tmp_path / f"model.ckpt-{240 // workers}.index").exists()
+    text = "tf.placeholder is of TensorFlow 1: operations are parts of a graph from now on"
+    assert _has(lines, text)
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=LONG)])
 def test_mnist_with_fit_and_all_callbacks(tmp_path: Path, workers: int) -> None:
     lines = _run("tf2_keras_mnist", str(tmp_path), workers=workers)
     assert _number(_alike(lines, "accuracy", workers), "accuracy") > 0.8

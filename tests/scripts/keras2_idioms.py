@@ -84,6 +84,11 @@ def names_of_tensorflow_1() -> None:
     assert tf.image.resize_images(x[None, ..., None], [2, 2]).shape == (1, 2, 2, 1)
     assert not hasattr(tf, "contrib")
     assert not hasattr(tf, "nonsense")
+    assert tf.estimator.ModeKeys.TRAIN == "train"
+    assert not hasattr(tf.estimator, "Estimator")
+    assert not hasattr(tf.layers, "conv3d_transpose")
+    model = make_model()  # Without one, these would begin a graph for a session.
+    assert issubclass(tf.train.SessionRunHook, object)
     for call, modern in (
         (lambda: tf.placeholder(tf.float32), "of model.fit or of a tf.function"),
         (lambda: tf.compat.v1.placeholder(tf.float32), "of model.fit or of a tf.function"),
@@ -93,6 +98,7 @@ def names_of_tensorflow_1() -> None:
         (lambda: tf.data.Dataset.range(2).make_one_shot_iterator(), "model.fit takes the dataset"),
     ):
         refused(call, modern)
+    assert model(x).shape == (12, 1)
 
 
 def backend() -> None:

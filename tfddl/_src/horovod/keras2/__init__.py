@@ -15,6 +15,7 @@ Only public API of Keras is patched here, and only in a process that asks for it
 * `namespaces`: ``keras.layers.merge``, ``keras.utils.np_utils``, `ImageDataGenerator`,
   ``tf.losses.softmax_cross_entropy``, ``keras.wrappers.scikit_learn``
 * `sessions`, `tensorflow1`: ``tf.Session(config=…)``, ``tf.set_random_seed`` and the like
+* `graph_mode`, `tf1_layers`: ``tf.placeholder``, ``tf.layers``: graphs for a session
 
 They are installed in the middle of the first import of TensorFlow or Keras, which may be that of a
 module of tfddl: nothing here imports layers below at its top that import TensorFlow themselves.

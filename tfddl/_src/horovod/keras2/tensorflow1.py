@@ -1,16 +1,19 @@
 """Names of TensorFlow 1: what TensorFlow 2 keeps in `tf.compat.v1`, and what can't work.
 
 `tf.ConfigProto`, `tf.set_random_seed`, `tf.logging` and the like are found where they are now. What
-needs a graph that a session runs raises an error at its first line, which names the modern one.
+a graph for a session begins with changes to graphs, see `graph_mode`; in a script that has made
+something of Keras it raises an error that names the modern line, and so does eagerly what only a
+graph can use.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
-from tfddl._src.horovod.keras2 import sessions
+from tfddl._src.horovod.keras2 import graph_mode, sessions, tf1_layers
 from tfddl._src.horovod.keras2.deprecations import (
     PATCH_MARK,
     DeprecationWarnings,
@@ -62,6 +65,12 @@ _GRAPH_ONLY = {
 }
 """Names of `tf` that need a graph, and what replaces them."""
 
+_BEGIN_GRAPHS = ("placeholder", "sparse_placeholder", "get_variable", "variable_scope")
+"""Of these, what no script calls that trains with Keras."""
+
+_NEED_NO_GRAPH = ("layers", "SessionRunHook")
+"""Of these and the next ones: `tf.layers` looks for itself, and hooks are classes to inherit."""
+
 _GRAPH_ONLY_TRAIN = {
     "MonitoredTrainingSession": _LOOP,
     "MonitoredSession": _LOOP,
@@ -88,7 +97,7 @@ _GRAPH_ONLY_TRAIN = {
 _GONE = {
     "contrib": "what it held is in TensorFlow Addons or in Keras; tf.contrib.data.AUTOTUNE is "
     "tf.data.AUTOTUNE",
-    "estimator": "write a keras.Model, and model.fit",
+    "estimator": "write a keras.Model, and model.fit; it has ModeKeys only",
 }
 """Modules that no TensorFlow 2.16 and newer has."""
 
@@ -110,6 +119,7 @@ def install(deprecations: DeprecationWarnings) -> None:
     v1 = tf.compat.v1
     if not hasattr(v1.Session, PATCH_MARK):
         _replace_in_v1(deprecations, v1)
+    v1.layers = _Layers()
     _fall_back(deprecations, tf, v1, "tf", _GRAPH_ONLY)
     _fall_back(deprecations, tf.train, v1.train, "tf.train", _GRAPH_ONLY_TRAIN)
     _fall_back(deprecations, tf.image, v1.image, "tf.image", {})
@@ -117,7 +127,7 @@ def install(deprecations: DeprecationWarnings) -> None:
     if not hasattr(tf.data.Dataset, "make_one_shot_iterator"):
         for name in ("make_one_shot_iterator", "make_initializable_iterator"):
             modern = "iter(dataset) in a loop; model.fit takes the dataset itself"
-            setattr(tf.data.Dataset, name, _refusing(f"dataset.{name}", modern))
+            setattr(tf.data.Dataset, name, _iterator(name, modern))
 
 
 def _replace_in_v1(deprecations: DeprecationWarnings, v1: Any) -> None:
@@ -125,17 +135,19 @@ def _replace_in_v1(deprecations: DeprecationWarnings, v1: Any) -> None:
         setattr(v1, name, sessions.make_session(deprecations, getattr(v1, name)))
     setattr(v1.Session, PATCH_MARK, True)
     v1.get_default_graph = sessions.make_default_graph(v1.get_default_graph)
-    v1.reset_default_graph = _nothing(deprecations, "tf.reset_default_graph()")
+    v1.reset_default_graph = _nothing(
+        deprecations, "tf.reset_default_graph()", v1.reset_default_graph
+    )
     for name in _EAGER:
         setattr(v1, name, _enable_eagerly(deprecations, name))
     for name in _NOT_EAGER:
-        setattr(v1, name, _nothing(deprecations, f"tf.{name}(), which has no effect here,"))
-    for module, graph_only in ((v1, _GRAPH_ONLY), (v1.train, _GRAPH_ONLY_TRAIN)):
-        for name in ("placeholder", "sparse_placeholder", "MonitoredTrainingSession"):
-            if name in graph_only:
-                original = getattr(module, name)
-                refusing = _refusing(f"tf.{name}", graph_only[name], original)
-                setattr(module, name, refusing)
+        old = f"tf.{name}(), which has no effect before the first tf.placeholder or the like,"
+        setattr(v1, name, _nothing(deprecations, old, getattr(v1, name)))
+    for name in ("placeholder", "sparse_placeholder"):
+        setattr(v1, name, _beginning(f"tf.{name}", _GRAPH_ONLY[name], getattr(v1, name)))
+    name = "MonitoredTrainingSession"
+    original = getattr(v1.train, name)
+    setattr(v1.train, name, _refusing(f"tf.train.{name}", _GRAPH_ONLY_TRAIN[name], original))
 
 
 def _fall_back(
@@ -151,9 +163,13 @@ def _fall_back(
         missing = f"module {module.__name__!r} has no attribute {name!r}"
         if name.startswith("_") or not is_called_by_script():
             raise AttributeError(missing)
+        if path == "tf" and name == "estimator":
+            return _Estimator(missing)
         if path == "tf" and name in _GONE:
             raise AttributeError(f"{missing}: it is of {_OF}. HINT: {_GONE[name]}.")
-        if name in graph_only and tf.executing_eagerly():
+        if path == "tf" and name in _BEGIN_GRAPHS and tf.executing_eagerly():
+            return _beginning(f"tf.{name}", graph_only[name], getattr(old, name))
+        if name in graph_only and name not in _NEED_NO_GRAPH and tf.executing_eagerly():
             return _refusing(f"{path}.{name}", graph_only[name])
         try:
             found = getattr(old, name)
@@ -199,9 +215,67 @@ def _refusing(name: str, modern: str, original: Callable[..., Any] | None = None
     return function
 
 
-def _nothing(deprecations: DeprecationWarnings, old: str) -> Callable[[], None]:
-    def function() -> None:
+def _beginning(name: str, modern: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """What a graph begins with: makes the script one for sessions, or is refused."""
+    refusing = _refusing(name, modern, original)
+
+    @functools.wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if graph_mode.is_possible():
+            graph_mode.enter(name)
+        return refusing(*args, **kwargs)
+
+    return function
+
+
+def _iterator(name: str, modern: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def original(*args: Any, **kwargs: Any) -> Any:
+            return getattr(tf.compat.v1.data, name)(self, *args, **kwargs)
+
+        return _beginning(f"dataset.{name}", modern, original)(*args, **kwargs)
+
+    return method
+
+
+class _Layers:
+    """`tf.layers`; TensorFlow 2.16's own needs Keras 2."""
+
+    def __getattr__(self, name: str) -> Any:
+        function: Any = getattr(tf1_layers, name, None)
+        if name.startswith("_") or getattr(function, "__module__", None) != tf1_layers.__name__:
+            raise AttributeError(
+                f"tf.layers has no {name} here: it is of {_OF}. HINT: build it of tf.get_variable."
+            )
+        return _beginning(f"tf.layers.{name}", _GRAPH_ONLY["layers"], function)
+
+
+class _Estimator:
+    """What is left of `tf.estimator`: the names of modes."""
+
+    class ModeKeys:
+        """For what a model's function builds its graph."""
+
+        TRAIN = "train"
+        EVAL = "eval"
+        PREDICT = "infer"
+
+    def __init__(self, missing: str) -> None:
+        self._missing = missing
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self._missing}: it is of {_OF}. HINT: {_GONE['estimator']}.")
+
+
+def _nothing(
+    deprecations: DeprecationWarnings, old: str, original: Callable[[], Any]
+) -> Callable[[], Any]:
+    @functools.wraps(original)
+    def function() -> Any:
+        if not tf.executing_eagerly():
+            return original()
         deprecations.warn_once(old, "nothing: operations run as they are written.", of=_OF)
+        return None
 
     return function
 
