@@ -103,5 +103,4 @@ def _connected(config: PeerConfig, by: str, directory: Path) -> Network:
     wait_until(lambda: all(path.exists() for path in ports))
     addresses = [Address("localhost", int(path.read_text())) for path in ports]
     connector.start(addresses, config.job.encode())
-    others = [rank for rank in range(config.size) if rank != config.rank]
-    return connect_hosts(config, connector, others)
+    return connect_hosts(config, connector, range(config.size))

@@ -116,7 +116,7 @@ def test_training_is_that_of_one_level(
 def test_a_set_of_ranks_has_one_group_however_it_is_reached() -> None:
     """Two would take each other's messages."""
     mesh = Mesh(PeerConfig(job="", rank=0, size=4), {})
-    make_backend = functools.partial(ShmBackend, mesh, memory=SharedMemory(), peers={})
+    make_backend = functools.partial(ShmBackend, mesh, memory=SharedMemory())
     everyone = connect_natively(Network("memory", mesh, make_backend), Instrumentation(4))
     assert everyone.subgroup((0, 1, 3)).subgroup((0, 2)) is everyone.subgroup((0, 3))
     assert everyone.subgroup((0, 3)) is not everyone.subgroup((0, 2))

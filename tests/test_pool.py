@@ -11,7 +11,7 @@ from tests.group import Groups
 from tests.native_workers import run
 from tfddl._src.comm.native import PeerConfig, connect_local
 from tfddl._src.comm.native.shared_results import OutputPool
-from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
+from tfddl._src.comm.native.shm import SharedMemory
 from tfddl.errors import CommunicationError
 
 
@@ -27,8 +27,10 @@ class _Workers:
 
     def __init__(self, size: int) -> None:
         self.memory = SharedMemory()
-        peers = [None, *(PeerMemory(os.dup(self.memory.fileno())) for _ in range(size - 1))]
-        self.pools = [OutputPool(SharedMemory() if peer else self.memory, peer) for peer in peers]
+        others = [SharedMemory(self.memory.file, 1 + number) for number in range(size - 1)]
+        self.pools = [
+            OutputPool(memory, is_first=memory is self.memory) for memory in (self.memory, *others)
+        ]
         self.number = 0
 
     def offers(self) -> list[bytes]:
@@ -44,7 +46,7 @@ class _Workers:
 
     def held_bytes(self) -> int:
         """What the system has private."""
-        return os.fstat(self.memory.fileno()).st_blocks * 512
+        return os.fstat(self.memory.file.fileno()).st_blocks * 512
 
 
 def test_all_workers_map_the_same_block_and_it_is_used_again() -> None:

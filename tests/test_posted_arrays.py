@@ -12,7 +12,7 @@ import pytest
 from tfddl._src.comm.native import shm
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.posted_arrays import SLOTS_PER_WORKER, PostedArrays, max_posted_bytes
-from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
+from tfddl._src.comm.native.shm import MemoryFile, SharedMemory
 from tfddl.errors import CommunicationError, DisagreementError, StalledError
 
 SIZE = 3
@@ -23,20 +23,9 @@ class Workers:
     """Some workers in one process, each with memory that the others map."""
 
     def __init__(self) -> None:
-        self.memories = [SharedMemory() for _ in range(SIZE)]
-        self.posts = [
-            PostedArrays(
-                [10 + i for i in range(SIZE)],  # As a network of more workers numbers them.
-                rank,
-                memory,
-                {
-                    10 + i: PeerMemory(os.dup(other.fileno()))
-                    for i, other in enumerate(self.memories)
-                    if i != rank
-                },
-            )
-            for rank, memory in enumerate(self.memories)
-        ]
+        self.file = MemoryFile()
+        self.memories = [SharedMemory(self.file, 10 + rank) for rank in range(SIZE)]
+        self.posts = [PostedArrays(SIZE, rank, one) for rank, one in enumerate(self.memories)]
         self.num_slots = 0
         for memory in self.memories:
             self._count_slots(memory)
@@ -51,10 +40,7 @@ class Workers:
         memory.allocate = counted  # type: ignore[method-assign]
 
     def close(self) -> None:
-        for memory, posts in zip(self.memories, self.posts, strict=True):
-            os.close(memory.fileno())
-            for peer in posts._peers.values():
-                os.close(peer._fd)
+        self.file.close()
 
 
 class Operation:

@@ -8,7 +8,6 @@ sent, or read, before they are there.
 import dataclasses
 import functools
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -30,7 +29,7 @@ from tfddl._src.comm.native.schedules import (
     Partition,
     Transfers,
 )
-from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
+from tfddl._src.comm.native.shm import MemoryFile, SharedMemory
 from tfddl._src.comm.native.shm_backend import ShmBackend
 from tfddl._src.comm.native.sparse_schedules import (
     GatherSchedule,
@@ -658,12 +657,10 @@ class Host:
 
     @classmethod
     def of(cls, size: int, choose: Callable[[list[int]], int]) -> "Host":
-        memories = [SharedMemory() for _ in range(size)]
-        backends = []
+        file, backends = MemoryFile(), []
         for rank in range(size):
-            peers = {r: PeerMemory(os.dup(m.fileno())) for r, m in enumerate(memories) if r != rank}
             mesh = cast(Mesh, SimpleNamespace(rank=rank))
-            backends.append(ShmBackend(mesh, range(size), memory=memories[rank], peers=peers))
+            backends.append(ShmBackend(mesh, range(size), memory=SharedMemory(file, rank)))
         return cls(backends, Scheduler(size, choose))
 
     def operation(self, rank: int) -> OperationContext:
@@ -687,10 +684,7 @@ class Host:
         return self.backends[rank].map_outputs(self.offers[-1], dtype, lengths)
 
     def close(self) -> None:
-        for backend in self.backends:
-            os.close(backend._memory.fileno())
-            for peer in backend._peers.values():
-                os.close(peer._fd)
+        self.backends[0]._memory.file.close()
 
 
 def _choices(size: int) -> Iterator[tuple[str, Callable[[list[int]], int]]]:

@@ -116,8 +116,7 @@ def _run_rank(
     began_s = time.perf_counter()
     if by == "TCP":
         rendezvous.start(addresses, config.job.encode())
-        others = [rank for rank in range(config.size) if rank != config.rank]
-        network = native.connect_hosts(config, rendezvous, others)
+        network = native.connect_hosts(config, rendezvous, range(config.size))
     else:
         rendezvous.close()
         network = native.connect_local(config)

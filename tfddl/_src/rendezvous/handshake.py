@@ -145,6 +145,7 @@ def dial_tcp(  # noqa: PLR0913 - where, as whom, and how long
     hello: Mapping[str, Any],
     *,
     timeout_s: float,
+    reach_s: float = 0.0,
     check: Callable[[], None] = lambda: None,
 ) -> socket.socket:
     """Connects to an `Endpoint` by TCP.
@@ -155,6 +156,8 @@ def dial_tcp(  # noqa: PLR0913 - where, as whom, and how long
         key: of the job.
         hello: what the client says of itself, a JSON object.
         timeout_s: for connecting and the handshake.
+        reach_s: for connecting, where it is more than that: a host answers whatever the process
+            does.
         check: called from time to time during the handshake; raises to give up.
 
     Returns:
@@ -166,14 +169,20 @@ def dial_tcp(  # noqa: PLR0913 - where, as whom, and how long
     timeout_s = max(0.01, min(timeout_s, _MAX_TIMEOUT_S))
     until_s = time.monotonic() + timeout_s
     try:
-        connection = socket.create_connection((host, port), timeout=timeout_s)
+        connection = socket.create_connection((host, port), timeout=max(timeout_s, reach_s))
     except OSError as error:
         raise ConnectError(error.strerror or str(error) or "no answer") from error
     return _authenticate(connection, key, hello, until_s=until_s, check=check)
 
 
-def dial_unix(
-    name: str, kind: socket.SocketKind, key: bytes, hello: Mapping[str, Any], *, timeout_s: float
+def dial_unix(  # noqa: PLR0913 - where, as whom, and how long
+    name: str,
+    kind: socket.SocketKind,
+    key: bytes,
+    hello: Mapping[str, Any],
+    *,
+    timeout_s: float,
+    check: Callable[[], None] = lambda: None,
 ) -> socket.socket:
     """Connects to an `Endpoint` of this user on this host; see `dial_tcp`.
 
@@ -183,11 +192,13 @@ def dial_unix(
         key: of the job.
         hello: what the client says of itself.
         timeout_s: for connecting and the handshake.
+        check: called from time to time during the handshake; raises to give up.
 
     Raises:
         UntrustedPeerError: a process of another user listens there.
         ConnectError: as `dial_tcp`.
     """
+    timeout_s = max(0.01, min(timeout_s, _MAX_TIMEOUT_S))
     until_s = time.monotonic() + timeout_s
     connection = socket.socket(socket.AF_UNIX, kind)
     try:
@@ -198,7 +209,7 @@ def dial_unix(
     if not is_own_user(connection):
         connection.close()
         raise UntrustedPeerError("a process of another user listens at a worker's address")
-    return _authenticate(connection, key, hello, until_s=until_s)
+    return _authenticate(connection, key, hello, until_s=until_s, check=check)
 
 
 def is_own_user(connection: socket.socket) -> bool:

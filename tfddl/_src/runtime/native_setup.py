@@ -77,7 +77,7 @@ class NativeSetup:
     def reach_hosts(
         self, listener: native.TcpConnector, ports: Sequence[int]
     ) -> native.Network | None:
-        """Connects to all workers of other hosts. All ranks must call it together.
+        """Connects to workers of other hosts. All ranks must call it together.
 
         Args:
             listener: This worker's.
@@ -99,9 +99,9 @@ class NativeSetup:
             timeouts=self._timeouts,
             spins=self._spins,
         )
-        others = [rank for rank in range(cluster.size) if host_of[rank] != host_of[cluster.rank]]
+        leaders = sorted(ranks[0] for ranks in cluster.ranks_of_hosts)
         try:
-            return _announcing_exit(native.connect_hosts(config, listener, others))
+            return _announcing_exit(native.connect_hosts(config, listener, leaders))
         except CommunicationError as error:
             _LOG.warning("rank %d can't speak to other hosts by itself: %s", cluster.rank, error)
             return None

@@ -28,6 +28,7 @@ from tfddl._src.comm.native.operation_starter import OperationStarter
 from tfddl._src.comm.native.posted_arrays import SizedSignature
 from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduce_into
 from tfddl._src.comm.native.small_tensors import GatheredTensors, ReducedTensors, SmallTensors
+from tfddl._src.comm.native.tree import neighbours
 
 
 class Communicator:
@@ -61,6 +62,7 @@ class Communicator:
         self.ranks = tuple(ranks)
         self.rank = self.ranks.index(mesh.rank)
         self.size = len(self.ranks)
+        mesh.add_neighbours(neighbours(self.ranks, mesh.rank))
         self._mesh = mesh
         self._network = network
         self._backend = network.make_backend(self.ranks, purpose)

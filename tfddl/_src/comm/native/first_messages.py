@@ -1,8 +1,8 @@
 """The first messages of an operation: what each worker is about to do, and its small tensors.
 
 Between few workers each tells each other one. Between many, what they tell is put together along a
-tree, up to the first of them, and goes back on the same way. Where something isn't alike, or a
-worker has joined, each tells each other one nevertheless: so that all know of all, and raise, or go
+tree, up to the first of them, and goes back on the same way; so does that something isn't alike.
+Where a worker has joined, each tells each other one nevertheless: so that all know of all, and go
 on without it.
 """
 
@@ -21,8 +21,8 @@ from tfddl._src.comm.native.messages import (
 )
 from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE, Tree
 
-# Added to the value of a message: each has to tell each other one.
-_DIRECT = 1 << 63
+# Added to the value of a message: each has to tell each other one; or something isn't alike.
+_DIRECT, _DIFFERENT = 1 << 63, 1 << 62
 
 
 class Contribution(NamedTuple):
@@ -32,7 +32,7 @@ class Contribution(NamedTuple):
     """Of the operation."""
 
     value: int
-    """A number that has to be alike everywhere, below 2 ** 63."""
+    """A number that has to be alike everywhere, below 2 ** 62."""
 
     row: Callable[[], bytes]
     """What it tells each other worker; called only where that is needed."""
@@ -48,10 +48,14 @@ class FirstMessages(NamedTuple):
     """What all workers have told."""
 
     merged: bytes | None
-    """Put together; None where each has told each other one."""
+    """Put together; None where each has told each other one, or something isn't alike."""
 
     received: Mapping[int, Message]
-    """In that case, by rank: the messages of the others. Those that have joined have sent none."""
+    """Where each has told each other one, by rank: the messages of the others. Those that have
+    joined have sent none."""
+
+    is_different: bool = False
+    """Whether something isn't alike, as all know, and nobody has joined."""
 
 
 class FirstExchange:
@@ -81,9 +85,9 @@ class FirstExchange:
             own: what this worker tells.
         """
         if not self.is_direct:
-            merged = self._merge(tag, excuse, own)
-            if merged is not None:
-                return FirstMessages(merged, {})
+            merged, flag = self._merge(tag, excuse, own)
+            if not flag & _DIRECT:
+                return FirstMessages(None if flag else merged, {}, is_different=bool(flag))
             tag = tag._replace(step=LAST_FIRST_STEP)
         return FirstMessages(None, self._tell_each(tag, excuse, own))
 
@@ -97,32 +101,40 @@ class FirstExchange:
         mesh.send(peers, tag, Message(signature.digest, own.value, own.row()))
         return mesh.collect(tag, self._group.others, signature, group=self._group, excuse=excuse)
 
-    def _merge(self, tag: Tag, excuse: Tag, own: Contribution) -> bytes | None:
-        """What all have told, put together; None if it isn't alike, or somebody has joined."""
-        # All workers come to the same conclusion: a difference goes up to the first one, and down
-        # to all. So does that a worker has joined; those below it see by themselves that it has.
-        merged: bytes | None = own.start()
+    def _merge(self, tag: Tag, excuse: Tag, own: Contribution) -> tuple[bytes, int]:
+        """What all have told, put together; and a flag where it isn't alike, or one has joined."""
+        # All workers come to the same conclusion: flags go up to the first one, and down to all.
+        # That a worker has joined those below it see by themselves.
+        merged, flags = own.start(), 0
         received = self._collect(tag, self._children, excuse, own)
         for child in self._children:
-            payload = self._alike(received.get(child), own)
-            merged = None if merged is None or payload is None else own.merge(merged, payload)
-        self._send(tag, self._parents, excuse, own, merged)
+            payload, more = self._read(received.get(child), own)
+            flags |= more
+            if not flags:
+                merged = own.merge(merged, payload)
+        self._send(tag, self._parents, excuse, own, merged, flags)
         tag = tag._replace(step=tag.step + 1)
         if self._parents:
             [parent] = self._parents
             received = self._collect(tag, [parent], excuse, own)
-            merged = self._alike(received.get(parent), own)
-        self._send(tag, self._children, excuse, own, merged)
-        return merged
+            merged, flags = self._read(received.get(parent), own)
+        self._send(tag, self._children, excuse, own, merged, flags)
+        return merged, flags
 
-    def _send(
-        self, tag: Tag, peers: Sequence[int], excuse: Tag, own: Contribution, merged: bytes | None
+    def _send(  # noqa: PLR0913 - whose, to whom, and what
+        self,
+        tag: Tag,
+        peers: Sequence[int],
+        excuse: Tag,
+        own: Contribution,
+        merged: bytes,
+        flags: int,
     ) -> None:
         if self._mesh.has_arrived(excuse):
             gone = self._mesh.excused(excuse, tag)
             peers = [peer for peer in peers if peer not in gone]
-        value = own.value if merged is not None else own.value | _DIRECT
-        self._mesh.send(peers, tag, Message(own.signature.digest, value, merged or b""))
+        message = Message(own.signature.digest, own.value | flags, b"" if flags else merged)
+        self._mesh.send(peers, tag, message)
 
     def _collect(
         self, tag: Tag, peers: Sequence[int], excuse: Tag, own: Contribution
@@ -131,8 +143,11 @@ class FirstExchange:
             return {}
         return self._mesh.collect(tag, peers, own.signature, group=self._group, excuse=excuse)
 
-    def _alike(self, message: Message | None, own: Contribution) -> bytes | None:
-        """What a message has; None if something isn't alike, or it hasn't come."""
-        if message is None or (message.digest, message.value) != (own.signature.digest, own.value):
-            return None
-        return message.payload
+    def _read(self, message: Message | None, own: Contribution) -> tuple[bytes, int]:
+        """What a message has, and its flags; that of one that hasn't come is that it is direct."""
+        if message is None:
+            return b"", _DIRECT
+        flags = message.value & (_DIRECT | _DIFFERENT)
+        if (message.digest, message.value ^ flags) != (own.signature.digest, own.value):
+            flags |= _DIFFERENT
+        return message.payload, flags

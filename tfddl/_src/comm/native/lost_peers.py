@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from tfddl._src.comm.native.messages import GROUP_FAILED, Group, Message, OpSignature, Tag
+from tfddl._src.comm.native.messages import (
+    GROUP_FAILED,
+    PEER_LOST,
+    Group,
+    Message,
+    OpSignature,
+    Tag,
+)
 from tfddl._src.comm.native.peer_sockets import PeerSockets
 from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 from tfddl._src.comm.native.wait_tracker import Wait
@@ -24,7 +31,7 @@ class LostPeers:
         global_ranks: Sequence[int],
         sockets: PeerSockets,
         *,
-        tell: Callable[[Iterable[int], Tag, Message], None],
+        tell: Callable[[Tag, Message], None],
     ) -> None:
         """Knows of none yet.
 
@@ -32,17 +39,37 @@ class LostPeers:
             rank: this worker.
             global_ranks: the rank in the job of each worker, for messages.
             sockets: to the peers; they know which have ended.
-            tell: sends a control message to some peers, without waiting.
+            tell: sends a control message to all, without waiting.
         """
         self._rank, self._global_ranks = rank, global_ranks
         self._sockets, self._tell = sockets, tell
         self._exit_texts: dict[int, str] = {}
+        # Those that have ended without a word, in that order, as far as this worker knows: those
+        # that are connected to one tell all.
+        self._killed: dict[int, None] = {}
         # By the key of a group: the peer that was lost in the middle of an operation of it.
         self._failed: dict[int, int] = {}
 
     def note_exit(self, peer: int, text: str) -> None:
         """A peer has said how its script has ended."""
         self._exit_texts[peer] = text
+
+    def note_end(self, peer: int) -> None:
+        """The connection to a peer has ended; tells all, where it hasn't said why."""
+        if peer not in self._exit_texts and peer not in self._killed:
+            self._killed[peer] = None
+            self._tell(PEER_LOST, Message(0, peer, b""))
+
+    def note_killed(self, peer: int) -> None:
+        """A peer has ended without a word, as another one has said."""
+        if peer != self._rank and peer not in self._exit_texts:
+            self._killed.setdefault(peer)
+
+    def is_lost(self, peer: int) -> bool:
+        """Whether nothing more can come from a peer."""
+        # What it has sent before may be unread in its socket, where there is one.
+        is_unconnected = peer not in self._sockets.by_peer
+        return peer in self._sockets.lost or (is_unconnected and peer in self._killed)
 
     def note_failed(self, peer: int, group_key: int, lost: int) -> None:
         """A peer has said whom it has lost in the middle of an operation."""
@@ -54,7 +81,8 @@ class LostPeers:
     ) -> PeerLostError:
         """The error to raise where peers have ended; tells the group, too.
 
-        Not all of the group wait for these: others wait for this worker, which gives up.
+        Not all of the group wait for these: others wait for this worker, which gives up. All of
+        the job hear it, as the way to some of the group may lead by others.
 
         Args:
             peers: who.
@@ -63,9 +91,9 @@ class LostPeers:
         """
         if group is not None and group.key not in self._failed:
             self._failed[group.key] = peers[0]
-            self._tell(group.others, GROUP_FAILED, Message(group.key, peers[0], b""))
+            self._tell(GROUP_FAILED, Message(group.key, peers[0], b""))
         ranks = ", ".join(str(self._global_ranks[peer]) for peer in peers)
-        loss = self._exit_texts.get(peers[0], self._sockets.by_peer[peers[0]].loss)
+        loss = self._exit_texts.get(peers[0]) or self._sockets.loss(peers[0])
         own = self._global_ranks[self._rank]
         return PeerLostError(f"rank {own} waits in {signature}, but rank {ranks} {loss}")
 
@@ -79,9 +107,9 @@ class LostPeers:
 
         Whoever does may be late itself.
         """
-        if not self._sockets.lost or len(group.others) < MAX_DIRECT_SIZE:
+        if not self._killed or len(group.others) < MAX_DIRECT_SIZE:
             return
-        killed = self._killed(group)
+        killed = self._killed_of(group)
         if not killed:
             return
         if wait.killed_s is None:
@@ -93,12 +121,11 @@ class LostPeers:
         """Of whom to say that they are lost, where some that this worker waits for have ended."""
         # The first of those that were killed is the cause: others have ended since, as they had
         # waited for it, and may have had no time to tell.
-        killed = self._killed(group)
+        killed = self._killed_of(group)
         if not killed:
             return lost
         return [peer for peer in killed if peer in lost] if killed[0] in lost else killed[:1]
 
-    def _killed(self, group: Group) -> list[int]:
+    def _killed_of(self, group: Group) -> list[int]:
         """Those of a group that have ended without a word, in that order."""
-        silent = [peer for peer in self._sockets.lost if peer not in self._exit_texts]
-        return [peer for peer in silent if peer in group.others]
+        return [peer for peer in list(self._killed) if peer in group.others]

@@ -1,28 +1,37 @@
 """Short messages between workers, matched by tag.
 
-Every worker holds a socket to every other one. Each message carries a *tag*: which operation it
-belongs to, and which step of it. So operations may be under way in several threads, in another
-order on each worker. The first thread that waits receives for all, and puts messages for the others
-into the mailbox where they find them.
+A worker is connected to those that it mostly exchanges messages with (`tree.neighbours`) from the
+start, and to others once it has something to send to them. Each message carries a *tag*: which
+operation it belongs to, and which step of it. So operations may be under way in several threads, in
+another order on each worker. The first thread that waits receives for all, and puts messages for
+the others into the mailbox where they find them.
+
+What all have to know, such as the end of a worker, goes from neighbour to neighbour (`broadcasts`).
+Where more than a few workers are connected in this way, a thread of its own receives while no other
+one does, so that a worker that computes keeps nobody from hearing it.
 """
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from tfddl._src.comm.native.broadcasts import Broadcasts
 from tfddl._src.comm.native.diagnostics import describe_fork
 from tfddl._src.comm.native.lost_peers import LostPeers
 from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, MessageSocket
 from tfddl._src.comm.native.messages import (
+    BROADCAST,
     DEADLOCK_FOUND,
     DEADLOCK_PROBE,
     EXIT,
     GROUP_FAILED,
-    MAX_PAYLOAD_BYTES,
+    MAX_CONTROL_BYTES,
+    PEER_LOST,
     STALL_REPORT,
     Group,
     Message,
@@ -34,6 +43,7 @@ from tfddl._src.comm.native.messages import (
     unpack_operations,
 )
 from tfddl._src.comm.native.peer_sockets import PeerSockets
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 from tfddl._src.comm.native.wait_tracker import Wait, WaitTracker
 from tfddl._src.rendezvous.endpoint import close_after_fork
 from tfddl._src.wait_timer import WaitTimer
@@ -52,8 +62,46 @@ _POLL_S = 1.0
 # How often a thread looks whether there is space again for its message.
 _FULL_POLL_S = 0.001
 
+# How often the thread of its own looks whether no other thread has received, and what it takes then
+# at most.
+_IDLE_S = 0.25
+_MAX_IDLE_RECEIVES = 200
+
+# For how long a thread that waits for a peer's message tries to connect to it.
+_TRY_S = 2.0
+
 # For how long to wait for the news why a peer has ended a connection. It sends them before.
 _REASON_S = 2.0
+
+
+class PeerEndedError(Exception):
+    """Raised where a worker can't be connected to any more; what has become of it, or ""."""
+
+
+class Dial(Protocol):
+    """Connects to another worker, which accepts it whatever it does meanwhile."""
+
+    def __call__(
+        self, peer: int, *, timeout_s: float, check: Callable[[], None]
+    ) -> MessageSocket | None:
+        """Connects.
+
+        Args:
+            peer: to which one.
+            timeout_s: for how long to try.
+            check: called from time to time meanwhile; raises to give up.
+
+        Returns:
+            None if it hasn't answered in time.
+
+        Raises:
+            PeerEndedError: it has ended, or can't be reached.
+            CommunicationError: it has refused.
+        """
+
+
+class _ConnectedError(Exception):
+    """Ends an attempt to connect."""
 
 
 class Closable(Protocol):
@@ -74,25 +122,34 @@ class Mesh:
         waited_s: seconds that threads of this worker have waited for others, in all.
     """
 
-    def __init__(self, config: PeerConfig, sockets: Mapping[int, MessageSocket]) -> None:
+    def __init__(
+        self,
+        config: PeerConfig,
+        sockets: Mapping[int, MessageSocket],
+        dial: Dial | None = None,
+    ) -> None:
         """Takes over sockets.
 
         Args:
             config: this worker.
-            sockets: one to each worker that it exchanges messages with.
+            sockets: to its neighbours.
+            dial: connects to others; None if they can't be.
         """
         self.rank, self.size = config.rank, config.size
         self.global_ranks = tuple(config.global_ranks) or tuple(range(config.size))
         self.timeouts = config.timeouts
         self.waited_s = 0.0
         self._sockets = PeerSockets(sockets, spins=config.spins)
+        self._dial = dial
+        self._dialing: dict[int, threading.Lock] = {}
+        self._broadcasts = Broadcasts(self.rank, sockets)
         # What a forked child has to close, too.
         self._inherited: list[Closable] = [self._sockets]
         self._owned: list[Closable] = []
         self._is_closed = False
         self._mailbox: dict[Tag, dict[int, Message]] = {}
         self._lost_peers = LostPeers(
-            self.rank, self.global_ranks, self._sockets, tell=self._tell_message
+            self.rank, self.global_ranks, self._sockets, tell=self._broadcast
         )
         self._stalls = WaitTracker(
             self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self.arrived
@@ -102,11 +159,40 @@ class Mesh:
         # Whether a thread receives, for all.
         self._is_receiving = False
         self._abort: tuple[type[TfddlError], str] | None = None
+        self._num_receives = 0
+        self._closing = threading.Event()
+        # Few are connected directly, each with each other: nobody has anything to pass on.
+        self._receiver = threading.Thread(
+            target=self._receive_while_idle, name="tfddl-receiver", daemon=True
+        )
+        if self.size > MAX_DIRECT_SIZE:
+            self._receiver.start()
         close_after_fork(self)
 
     def close_with(self, owned: Iterable[Closable]) -> None:
         """Closes other things, too, when it is closed; a forked child doesn't close them."""
         self._owned += owned
+
+    @property
+    def num_peers(self) -> int:
+        """To how many others this worker is connected."""
+        return len(self._sockets.by_peer)
+
+    def add_socket(self, peer: int, connected: MessageSocket) -> None:
+        """Takes over a connection that a peer has made; for any thread."""
+        self._sockets.add(peer, connected)
+
+    def add_neighbours(self, peers: Iterable[int]) -> None:
+        """Passes what all have to know on to these, too, once it is connected to them."""
+        self._broadcasts.relays = {**self._broadcasts.relays, **dict.fromkeys(peers)}
+
+    def connect_to(self, peers: Iterable[int]) -> None:
+        """Connects to peers of which nothing comes, so that their ends are noticed.
+
+        Does nothing about those that don't answer: they may be stopped.
+        """
+        for peer in peers:
+            self._connect(peer, _TRY_S)
 
     def adopt_sockets(self, sockets: Mapping[int, socket.socket]) -> None:
         """Closes these sockets, too, when it is closed, and in forked children."""
@@ -125,8 +211,11 @@ class Mesh:
         self._stalls.note_sent(tag)
         data = pack_message(tag, message)
         for peer in peers:
+            connected = self._sockets.by_peer.get(peer) or self._connect_to_send(peer)
+            if connected is None:
+                continue
             is_taken = self._offer(peer, data)
-            if not is_taken or not self._sockets.by_peer[peer].flush():
+            if not is_taken or not connected.flush():
                 self._send_when_possible(peer, None if is_taken else data)
 
     def collect(  # noqa: PLR0913 - what for, of whom, and how long
@@ -201,6 +290,9 @@ class Mesh:
             # To check costs about as much as to receive a message.
             if not has_arrived or wait.timer.elapsed_s >= wait.check_s:
                 wait.check_s = wait.timer.elapsed_s + _POLL_S
+                if wait.timer.elapsed_s >= wait.connect_s:
+                    wait.connect_s = 2 * wait.timer.elapsed_s  # It may be stopped: not too often.
+                    self.connect_to(wait.missing)
                 self._check_stall(wait)
 
     def has_arrived(self, tag: Tag) -> bool:
@@ -270,6 +362,10 @@ class Mesh:
     def close(self) -> None:
         """Closes the sockets. Peers that wait for this worker raise `PeerLostError`."""
         self._is_closed = True
+        self._closing.set()
+        if self._receiver.is_alive():
+            # With a limit: a signal's handler may close, in a thread that holds the lock.
+            self._receiver.join(_TRY_S)
         for one in [*self._inherited, *self._owned]:
             one.close()
 
@@ -290,7 +386,8 @@ class Mesh:
             how: what errors of those that wait for it say after "rank 3": "has ended".
         """
         if not self._is_closed:
-            self._tell(None, EXIT, how.encode()[: MAX_PAYLOAD_BYTES // 2])
+            # Not by way of others to those that are connected: they must know it before the end.
+            self._broadcast(EXIT, Message(0, 0, how.encode()[:MAX_CONTROL_BYTES]), to_all=True)
 
     def close_in_child(self) -> None:
         """In a forked child: closes the sockets, and makes every operation raise.
@@ -332,6 +429,7 @@ class Mesh:
             Whether anything has arrived.
         """
         arrived: list[tuple[int, bytes]] = []
+        self._num_receives += 1
         try:
             self._sockets.receive_into(arrived, timeout_s)
         finally:
@@ -344,12 +442,35 @@ class Mesh:
                 self._changed.notify_all()
         return bool(arrived)
 
+    def _receive_while_idle(self) -> None:
+        """Receives where no other thread has lately; what is for others stays in the mailbox."""
+        seen = 0
+        while not self._closing.wait(_IDLE_S):
+            if seen == self._num_receives:
+                for _ in range(_MAX_IDLE_RECEIVES):
+                    with self._changed:
+                        if self._is_receiving:
+                            break
+                        self._is_receiving = True
+                    if not self._receive(0):
+                        break
+            seen = self._num_receives
+
     def _deliver(self, peer: int, data: bytes) -> None:
+        """The caller holds `_changed`."""
         if data == END_OF_MESSAGES:
             # After all that the peer has sent: sockets keep the order.
             self._sockets.mark_lost(peer)
+            self._lost_peers.note_end(peer)
             return
         tag, message = unpack_message(data)
+        if tag == BROADCAST:
+            heard = self._broadcasts.receive(message)
+            if heard is None:
+                return
+            # Before anything comes of it here: this worker may end of it.
+            self._pass_on(data, self._broadcasts.relays, unless=(peer, heard.origin))
+            peer, tag, message = heard
         if tag == STALL_REPORT:
             self._stalls.receive_report(peer, message.payload)
         elif tag == EXIT:
@@ -358,12 +479,55 @@ class Mesh:
             self._stalls.receive_probe(message.payload)
         elif tag == GROUP_FAILED:
             self._lost_peers.note_failed(peer, message.digest, message.value)
+        elif tag == PEER_LOST:
+            self._lost_peers.note_killed(message.value)
         elif tag == DEADLOCK_FOUND:
             self.abort(message.payload.decode(errors="replace"), DeadlockError)
         else:
             # It stays until this worker is in the operation, too. That is bounded: a peer gets no
             # further ahead than a message or two, since each step waits for those of all.
             self._mailbox.setdefault(tag, {})[peer] = message
+
+    def _connect_to_send(self, peer: int) -> MessageSocket | None:
+        """Connects to a peer; None if it has ended."""
+        if self._is_closed or self._lost_peers.is_lost(peer):
+            return None
+        abort_s = self.timeouts.abort_s
+        connected = self._connect(peer, abort_s or math.inf)
+        if connected is None and not self._lost_peers.is_lost(peer) and not self._is_closed:
+            raise StalledError(
+                f"rank {self.global_ranks[peer]} has accepted no connection of rank "
+                f"{self.global_ranks[self.rank]} for {abort_s:g} s"
+            )
+        return connected
+
+    def _connect(self, peer: int, timeout_s: float) -> MessageSocket | None:
+        """The socket to a peer; None if it has ended, or hasn't answered in time."""
+        with self._dialing.setdefault(peer, threading.Lock()):
+            if peer in self._sockets.by_peer or self._dial is None:
+                return self._sockets.by_peer.get(peer)
+
+            def check() -> None:
+                self.raise_if_aborted()
+                if peer in self._sockets.by_peer:
+                    raise _ConnectedError  # It has connected to this worker.
+                if self._is_closed or self._lost_peers.is_lost(peer):
+                    raise PeerEndedError
+
+            try:
+                check()
+                connected = self._dial(peer, timeout_s=timeout_s, check=check)
+            except _ConnectedError:
+                connected = None
+            except PeerEndedError as error:
+                with self._changed:
+                    self._sockets.mark_lost(peer, str(error))
+                    self._lost_peers.note_end(peer)
+                    self._changed.notify_all()
+                return None
+            if connected is not None:
+                self._sockets.add(peer, connected)
+            return self._sockets.by_peer.get(peer)
 
     def _send_when_possible(self, peer: int, data: bytes | None) -> None:
         """Receives until a peer's queue has space: it may itself wait until we read ours.
@@ -402,20 +566,35 @@ class Mesh:
             ) from error
 
     def _tell(self, peers: Iterable[int] | None, tag: Tag, payload: bytes) -> None:
-        """Sends a control message; to all if `peers` is None. Not to those whose queue is full."""
-        self._tell_message(peers, tag, Message(0, 0, payload))
+        """Sends a control message to peers that this worker is connected to, or to all (None)."""
+        if peers is None:
+            self._broadcast(tag, Message(0, 0, payload))
+        else:
+            self._pass_on(pack_message(tag, Message(0, 0, payload)), peers)
 
-    def _tell_message(self, peers: Iterable[int] | None, tag: Tag, message: Message) -> None:
+    def _broadcast(self, tag: Tag, message: Message, *, to_all: bool = False) -> None:
+        """Sends a control message to all, by way of the neighbours.
+
+        Args:
+            tag: of it.
+            message: it.
+            to_all: whether to send it to all that this worker is connected to.
+        """
+        relays: Iterable[int] = self._sockets.by_peer if to_all else self._broadcasts.relays
+        self._pass_on(self._broadcasts.pack(tag, message), relays)
+
+    def _pass_on(self, data: bytes, peers: Iterable[int], *, unless: Collection[int] = ()) -> None:
+        """Sends a control message to those of some peers that this worker is connected to."""
         # Without waiting for space: operations don't depend on control messages.
-        data = pack_message(tag, message)
-        for peer in self._sockets.by_peer if peers is None else peers:
-            self._offer(peer, data)
+        for peer in list(peers):
+            if peer in self._sockets.by_peer and peer not in unless:
+                self._offer(peer, data)
 
     def _raise_if_lost(
         self, peers: Sequence[int], signature: OpSignature, group: Group | None
     ) -> None:
         """The caller holds `_changed`."""
-        lost = [peer for peer in peers if peer in self._sockets.lost]
+        lost = [peer for peer in peers if self._lost_peers.is_lost(peer)]
         if not lost:
             return
         # Another worker may have sent why these have ended (a deadlock) before that. Its message

@@ -69,6 +69,17 @@ GROUP_FAILED = Tag(0, 0, 4)
 """A rank was lost in the middle of an operation; the digest is the group's key, the value the rank,
 as the mesh numbers them."""
 
+PEER_LOST = Tag(0, 0, 5)
+"""A rank has ended without a word; the value is the rank, as the mesh numbers them."""
+
+BROADCAST = Tag(0, 0, 6)
+"""A message to all, see `broadcasts`; the digest is the rank that it is of, the value its number
+there, the payload the message."""
+
+
+MAX_CONTROL_BYTES = MAX_PAYLOAD_BYTES - _HEADER.size
+"""Of the payload of a control message, which is wrapped in another one where it is for all."""
+
 
 class Group(NamedTuple):
     """The workers that an operation is of."""

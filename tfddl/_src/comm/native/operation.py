@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +14,11 @@ from tfddl._src.comm.native.first_messages import FirstMessages
 from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.messages import LAST_FIRST_STEP, Group, Message, OpSignature, Tag
 from tfddl._src.comm.native.small_tensors import Result, SmallTensors
-from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE, Tree
+from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
+from tfddl._src.comm.native.tree_gather import NUM_STEPS, tree_gather
+
+# A rank, and its number.
+_VALUE = struct.Struct("<IQ")
 
 # Those in between are the communicator's.
 _FIRST_STEP = LAST_FIRST_STEP + 8
@@ -78,26 +83,25 @@ class OperationContext:
         # Memory ordering: the kernel guards a socket's queue by a lock, which the sender releases
         # after its stores, and the receiver acquires before its loads. So no fence is needed, on
         # arm64 either.
-        size = len(self._ranks)
-        if size <= MAX_DIRECT_SIZE:
-            self.exchange(0)
-            return
-        place = Tree.of(self._ranks.index(self._mesh.rank), size)
-        parents = [] if place.parent is None else [self._ranks[place.parent]]
-        children = [self._ranks[child] for child in place.children]
         nothing = Message(0, 0, b"")
-        for awaited, told in ((children, parents), (parents, children)):
-            tag = self._next_tag()
-            if awaited:
-                self._mesh.collect(tag, awaited, self.signature, group=self.group)
-            self._mesh.send(told, tag, nothing)
+        if len(self._ranks) <= MAX_DIRECT_SIZE:
+            tag, others = self._next_tag(), self.group.others
+            self._mesh.send(others, tag, nothing)
+            self._mesh.collect(tag, others, self.signature, group=self.group)
+        else:
+            self._gather(b"", lambda one, _: one)
 
     def exchange(self, value: int) -> dict[int, int]:
-        """Sends a number of 64 bits to all others; returns theirs by rank. Also a barrier."""
-        tag, others = self._next_tag(), self.group.others
-        self._mesh.send(others, tag, Message(0, value, b""))
-        received = self._mesh.collect(tag, others, self.signature, group=self.group)
-        return {rank: message.value for rank, message in received.items()}
+        """Gives a number of 64 bits to all others; returns those of all by rank. Also a barrier."""
+        gathered = self._gather(_VALUE.pack(self._mesh.rank, value), lambda one, more: one + more)
+        return dict(_VALUE.iter_unpack(gathered))
+
+    def _gather(self, own: bytes, merge: Callable[[bytes, bytes], bytes]) -> bytes:
+        tag = self._next_tag()
+        self._step += NUM_STEPS - 1
+        return tree_gather(
+            self._mesh, self._ranks, tag, own, merge, signature=self.signature, group=self.group
+        )
 
     def small_result(self, small: SmallTensors[Result]) -> Result:
         """The result of tensors that came with the first messages; joined ranks have zeros."""

@@ -16,6 +16,11 @@ import numpy as np
 from tfddl._src.comm.native.backend import Backend
 from tfddl._src.comm.native.buffer_pool import aligned_size
 from tfddl._src.comm.native.diagnostics import describe_difference, describe_joined
+from tfddl._src.comm.native.differences import (
+    merge_differences,
+    pack_difference,
+    unpack_differences,
+)
 from tfddl._src.comm.native.first_messages import Contribution, FirstExchange, FirstMessages
 from tfddl._src.comm.native.join import JoinResult, JoinState
 from tfddl._src.comm.native.mesh import Mesh
@@ -32,6 +37,7 @@ from tfddl._src.comm.native.messages import (
 from tfddl._src.comm.native.operation import OperationContext, OutputBuffers, Sequencer
 from tfddl._src.comm.native.small_tensors import SmallTensors
 from tfddl._src.comm.native.tree import Tree
+from tfddl._src.comm.native.tree_gather import NUM_STEPS, tree_gather
 from tfddl.errors import (
     CommunicationError,
     DeadlockError,
@@ -43,7 +49,7 @@ from tfddl.errors import (
 # Steps count up in the order in which they are sent: those of `FirstExchange`, these, and then
 # those of `OperationContext`.
 _FIRST = 0
-_DIFFERENCE, _SEQUENCE = LAST_FIRST_STEP + 1, LAST_FIRST_STEP + 2
+_DIFFERENCE, _SEQUENCE = LAST_FIRST_STEP + 1, LAST_FIRST_STEP + 1 + NUM_STEPS
 
 
 class OperationStarter:
@@ -199,13 +205,15 @@ class OperationStarter:
         """Raises where workers differ; returns who has joined."""
         if first.merged is not None:
             return []
-        signature, others = own.signature, list(first.received.values())
-        if any(m.digest != signature.digest or m.value != own.value for m in others):
+        signature = own.signature
+        if first.is_different:
+            self._raise_difference(tag, own, self._ranks)
+        if any(
+            message.digest != signature.digest or message.value != own.value
+            for message in first.received.values()
+        ):
             # All workers have all first messages: where one sees a difference, all do.
-            # Sizes are shown only where signatures are alike, and so don't explain the difference.
-            is_same = all(m.digest == signature.digest for m in others)
-            peers = [rank for rank in self._others if rank in first.received]
-            self._raise_difference(tag, signature, own.value if is_same else None, peers)
+            self._raise_difference(tag, own, sorted([self._mesh.rank, *first.received]))
         joined = [rank for rank in self._others if rank not in first.received]
         if joined and not joinable:
             ranks = [self._mesh.global_ranks[rank] for rank in joined]
@@ -278,21 +286,18 @@ class OperationStarter:
         self._mesh.send([self._ranks[child] for child in place.children], tag, message)
         return message.value, message.payload
 
-    def _raise_difference(
-        self, tag: Tag, signature: OpSignature, num_bytes: int | None, peers: Sequence[int]
-    ) -> NoReturn:
-        """Exchanges what each worker is about to do; all of them have noticed a difference."""
-        tag = tag._replace(step=_DIFFERENCE)
-        text = signature.text if num_bytes is None else f"{signature.text}\n{num_bytes} bytes"
-        own = Message(0, 0, text.encode()[:MAX_PAYLOAD_BYTES])
-        self._mesh.send(peers, tag, own)
-        received = self._mesh.collect(tag, peers, signature, group=self._group)
-        messages = {**received, self._mesh.rank: own}
+    def _raise_difference(self, tag: Tag, own: Contribution, ranks: Sequence[int]) -> NoReturn:
+        """Exchanges what each worker is about to do; all of these have noticed a difference."""
+        gathered = tree_gather(
+            self._mesh,
+            ranks,
+            tag._replace(step=_DIFFERENCE),
+            pack_difference(own.signature.text, own.value, self._mesh.rank),
+            merge_differences,
+            signature=own.signature,
+            group=self._group,
+        )
+        texts = unpack_differences(gathered)
         raise DisagreementError(
-            describe_difference(
-                {
-                    self._mesh.global_ranks[rank]: messages[rank].payload.decode(errors="replace")
-                    for rank in sorted(messages)
-                }
-            )
+            describe_difference({self._mesh.global_ranks[rank]: texts[rank] for rank in ranks})
         )

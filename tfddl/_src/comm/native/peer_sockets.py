@@ -1,23 +1,31 @@
-"""The message sockets of one worker to all others, read together."""
+"""The message sockets of one worker to some others, read together.
+
+Two workers that connect to each other at the same time have two sockets: each sends by one of them,
+always the same, so that the order is kept, and receives from both.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import select
+import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 
-from tfddl._src.comm.native.message_socket import MessageSocket
+from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, MessageSocket
 
 # For how long to try before sleeping: to wake a thread up takes about as long.
 _SPIN_S = 50e-6
 
+_ENDED = "has ended; its log says why"
+
 
 class PeerSockets:
-    """One socket to each peer. Several threads may send; one at a time may receive.
+    """Sockets to peers. Several threads may send, and add some; one at a time may receive.
 
     Attributes:
-        by_peer: the sockets.
+        by_peer: by which socket to send.
         lost: the peers that have ended, in that order; nothing more comes from them.
     """
 
@@ -28,16 +36,33 @@ class PeerSockets:
             sockets: by peer.
             spins: whether to try for some microseconds before sleeping.
         """
-        self.by_peer = dict(sockets)
+        self.by_peer: dict[int, MessageSocket] = {}
         self.lost: dict[int, None] = {}
+        self._losses: dict[int, str] = {}
         self._spin_s = _SPIN_S if spins else 0.0
-        self._peer_of = {one.fileno(): peer for peer, one in self.by_peer.items()}
+        # What isn't at its end, by descriptor.
+        self._open: dict[int, tuple[int, MessageSocket]] = {}
+        self._ended: list[MessageSocket] = []
+        self._num_open: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        self._is_closed = False
         # What poll(2) costs grows with the number of sockets, what epoll(7) costs doesn't. (Not
         # select.select, which can't take descriptors above 1023.)
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._poll = select.poll() if self._epoll is None else self._epoll
-        for one in self.by_peer.values():
-            self._poll.register(one, select.POLLIN)
+        for peer, one in sockets.items():
+            self.add(peer, one)
+
+    def add(self, peer: int, connected: MessageSocket) -> None:
+        """Takes over one more socket. It is closed at once where nothing can come of it."""
+        with self._lock:
+            if self._is_closed or peer in self.lost:
+                connected.close()
+                return
+            self._num_open[peer] += 1
+            self._open[connected.fileno()] = peer, connected
+            self.by_peer.setdefault(peer, connected)
+            self._poll.register(connected, select.POLLIN)
 
     def receive_into(self, arrived: list[tuple[int, bytes]], timeout_s: float) -> None:
         """Appends messages that have arrived, each with the peer that sent it.
@@ -50,36 +75,71 @@ class PeerSockets:
         """
         end_s = time.perf_counter() + self._spin_s
         while not arrived and self._spin_s:
-            for peer in self._peer_of.values():
-                self._receive_from(peer, arrived)
+            for descriptor in list(self._open):
+                self._receive_from(descriptor, arrived)
             if time.perf_counter() > end_s:
                 break
         if not arrived:
             for descriptor in self._wait(timeout_s):
-                self._receive_from(self._peer_of[descriptor], arrived)
+                self._receive_from(descriptor, arrived)
 
     def _wait(self, timeout_s: float) -> list[int]:
         """Waits until a socket can be read; returns the descriptors of all that can."""
         if self._epoll is None:
             return [descriptor for descriptor, _ in self._poll.poll(timeout_s * 1000)]
         if self._epoll.closed:  # Then all sockets are, and reading says that nothing more comes.
-            return list(self._peer_of)
+            return list(self._open)
         return [descriptor for descriptor, _ in self._epoll.poll(timeout_s)]
 
     def close(self) -> None:
         """Closes the sockets."""
-        for one in self.by_peer.values():
+        with self._lock:
+            self._is_closed = True
+            sockets = [*self._ended, *(one for _, one in self._open.values())]
+        for one in sockets:
             one.close()
         if self._epoll is not None:
             self._epoll.close()
 
-    def _receive_from(self, peer: int, arrived: list[tuple[int, bytes]]) -> None:
-        if peer not in self.lost:
-            arrived += [(peer, message) for message in self.by_peer[peer].receive()]
+    def _receive_from(self, descriptor: int, arrived: list[tuple[int, bytes]]) -> None:
+        if descriptor not in self._open:
+            return
+        peer, one = self._open[descriptor]
+        for message in one.receive():
+            if message == END_OF_MESSAGES and not self._end(descriptor):
+                return  # More may come by the other one.
+            arrived.append((peer, message))
 
-    def mark_lost(self, peer: int) -> None:
-        """Stops receiving from a peer that has ended."""
-        self.lost[peer] = None
-        # Its socket stays readable at the end, and poll would return at once for ever.
-        with contextlib.suppress(KeyError, OSError, ValueError):  # As it may be closed already.
-            self._poll.unregister(self.by_peer[peer])
+    def _end(self, descriptor: int) -> bool:
+        """Stops receiving from a socket at its end; returns whether it was the peer's last one."""
+        with self._lock:
+            peer, one = self._open.pop(descriptor)
+            self._num_open[peer] -= 1
+            # Closed at the end of all: a thread may be sending by it, and its descriptor must not
+            # become another socket's meanwhile.
+            self._ended.append(one)
+            # It stays readable, and poll would return at once for ever.
+            with contextlib.suppress(KeyError, OSError, ValueError):  # As it may be closed already.
+                self._poll.unregister(one)
+            return not self._num_open[peer]
+
+    def mark_lost(self, peer: int, loss: str = "") -> None:
+        """Nothing more comes from a peer.
+
+        Args:
+            peer: which.
+            loss: what has become of it, as errors say it after "rank 3"; by default that it has
+                ended.
+        """
+        with self._lock:
+            self.lost[peer] = None
+            if loss:
+                self._losses[peer] = loss
+
+    def loss(self, peer: int) -> str:
+        """What has become of a peer that has ended, as errors say it after "rank 3"."""
+        if peer in self._losses:
+            return self._losses[peer]
+        # All sockets are of one kind.
+        some = self.by_peer.get(peer) or next(iter(self.by_peer.values()), None)
+        return _ENDED if some is None else some.loss

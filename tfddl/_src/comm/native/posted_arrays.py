@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.messages import MAX_PAYLOAD_BYTES, OpSignature
-from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
+from tfddl._src.comm.native.shm import SharedMemory
 from tfddl.errors import CommunicationError, DisagreementError
 
 _TOTAL_BYTES = 2**22
@@ -93,26 +93,23 @@ class PostedArrays:
         max_bytes: of one worker's arrays.
     """
 
-    def __init__(
-        self, ranks: Sequence[int], rank: int, memory: SharedMemory, peers: Mapping[int, PeerMemory]
-    ) -> None:
+    def __init__(self, size: int, rank: int, memory: SharedMemory) -> None:
         """Has no slots yet.
 
         Args:
-            ranks: the workers, as `peers` numbers them.
+            size: number of workers.
             rank: index of this worker among them.
-            memory: this worker's, which all others have mapped.
-            peers: the memory of each other worker.
+            memory: this worker's, in the file of all.
         """
-        self.max_bytes = max_posted_bytes(len(ranks))
-        self._ranks, self._rank, self._memory, self._peers = tuple(ranks), rank, memory, peers
+        self.max_bytes = max_posted_bytes(size)
+        self._rank, self._memory = rank, memory
         self._lock = threading.Lock()
         self._free: list[_Slot] = []
         self._posts: dict[int, _Post] = {}
         self._number = 0
-        self._unsaid: list[list[int]] = [[] for _ in ranks]
+        self._unsaid: list[list[int]] = [[] for _ in range(size)]
         """By worker: the numbers of its posts that this one has read, and not told yet."""
-        self._mapped: dict[tuple[int, int], np.ndarray] = {}
+        self._mapped: dict[int, np.ndarray] = {}
 
     @contextmanager
     def posted(self, inputs: FusionBuffer) -> Iterator[np.ndarray]:
@@ -189,7 +186,7 @@ class PostedArrays:
         others = [i for i, (number, *_) in enumerate(places) if number and i != self._rank]
         with self._lock:
             own = self._posts[places[self._rank][0]]
-            memory = {i: self._map(i, *places[i][1:]) for i in others}
+            memory = {i: self._map(*places[i][1:]) for i in others}
             memory[self._rank] = own.slot.memory
             for i in others:
                 for number in told[i, self._rank].tolist():
@@ -222,8 +219,7 @@ class PostedArrays:
         size = max(_MIN_SLOT_BYTES, 1 << (num_bytes - 1).bit_length())
         return _Slot(*self._memory.allocate(size))
 
-    def _map(self, index: int, offset: int, size: int) -> np.ndarray:
-        if (index, offset) not in self._mapped:
-            peer = self._peers[self._ranks[index]]
-            self._mapped[index, offset] = peer.map_shared(offset, size)
-        return self._mapped[index, offset]
+    def _map(self, offset: int, size: int) -> np.ndarray:
+        if offset not in self._mapped:
+            self._mapped[offset] = self._memory.file.map_shared(offset, size)
+        return self._mapped[offset]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfddl._src.comm.native.buffer_pool import KEPT_ROUNDS, MAX_SLACK
-from tfddl._src.comm.native.shm import PeerMemory, PrivateView, SharedMemory
+from tfddl._src.comm.native.shm import PrivateView, SharedMemory
 from tfddl.errors import CommunicationError
 
 _COMPLETED = struct.Struct("<Q")
@@ -81,14 +81,14 @@ class OutputPool:
     call `take`, in the order of the operations.
     """
 
-    def __init__(self, own: SharedMemory, first: PeerMemory | None) -> None:
+    def __init__(self, own: SharedMemory, *, is_first: bool) -> None:
         """Has no blocks yet.
 
         Args:
-            own: this worker's memory.
-            first: the first worker's memory; None if this is the first.
+            own: this worker's memory, in the file of all.
+            is_first: whether this is the first worker.
         """
-        self._own, self._first = own, first
+        self._own, self._is_first = own, is_first
         self._blocks: dict[int, _Block] = {}
 
     @property
@@ -143,7 +143,7 @@ class OutputPool:
             best = next(n for n in range(len(self._blocks) + 1) if n not in self._blocks)
             try:
                 offset, shared = self._own.allocate(num_bytes)
-                view = self._own.private_view(offset, shared.nbytes)
+                view = self._own.file.private_view(offset, shared.nbytes)
             except OSError as error:
                 # Told to all workers, so that all of them raise.
                 return _ASSIGNED.pack(_NO_MEMORY, 0, num_bytes) + str(error.strerror).encode()
@@ -169,14 +169,14 @@ class OutputPool:
                 f"the host has no memory for a result of {num_bytes} bytes: {rest.decode()}. HINT: "
                 "fewer workers on this host, or a larger limit of its container"
             )
-        if self._first is not None:
+        if not self._is_first:
             # This worker has offered them as free: nobody here refers to them, so that this unmaps
             # them.
             for [dropped] in _BLOCK_ID.iter_unpack(rest):
                 del self._blocks[dropped]
             if block_id not in self._blocks:
-                shared = self._first.map_shared(offset, num_bytes)
-                view = self._first.private_view(offset, num_bytes)
+                shared = self._own.file.map_shared(offset, num_bytes)
+                view = self._own.file.private_view(offset, num_bytes)
                 self._blocks[block_id] = _Block(shared, view, offset, last_operation=0)
         block = self._blocks[block_id]
         block.view.discard_writes()

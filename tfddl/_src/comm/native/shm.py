@@ -1,8 +1,11 @@
 """Shared memory without a name, and private views of it.
 
-A *memfd* (memfd_create(2)) is a file in memory without a name. Its descriptor is sent to the other
-workers through their Unix sockets, and the memory is freed with the last process that has it. (A
-segment of `multiprocessing.shared_memory` has a name, which stays behind where processes are
+A *memfd* (memfd_create(2)) is a file in memory without a name. All workers of a host share one: its
+descriptor is sent from worker to worker through their Unix sockets, and the memory is freed with
+the last process that has it. Each worker grows a *window* of its own in it, at an offset that
+follows from its rank: so nobody has to be told where the others' windows are, and each needs one
+descriptor, however many workers there are. Only what is allocated takes memory: the file is sparse.
+(A segment of `multiprocessing.shared_memory` has a name, which stays behind where processes are
 killed; before Python 3.13 a tracker process removes segments that others still use.)
 """
 
@@ -18,28 +21,75 @@ import numpy as np
 
 from tfddl.errors import CommunicationError
 
+# Offsets, not memory. A file may have 2**63 bytes: 2**23 windows.
+_WINDOW_BYTES = 2**40
+
 _PAGEMAP = "/proc/self/pagemap"
 _PAGEMAP_ENTRY = np.dtype(np.uint64)
 
 
-class SharedMemory:
-    """Memory of this worker that the others map, too. It grows, and never moves or shrinks."""
+class MemoryFile:
+    """The file that all workers of a host share."""
 
-    def __init__(self) -> None:
-        """Makes it, empty.
+    def __init__(self, fd: int | None = None) -> None:
+        """Takes over a descriptor that was received; makes the file where there is none.
 
         Raises:
             OSError: the system has no memfd, or no descriptor is left.
         """
         # The name only shows in /proc/PID/fd and maps; any number of memfds may have it
         # (memfd_create(2)).
-        self._fd = os.memfd_create("tfddl", os.MFD_CLOEXEC)
-        self._size = 0
-        self._lock = threading.Lock()
+        self._fd = os.memfd_create("tfddl", os.MFD_CLOEXEC) if fd is None else fd
+        # Received descriptors don't have close-on-exec (Python passes no MSG_CMSG_CLOEXEC).
+        os.set_inheritable(self._fd, False)
 
     def fileno(self) -> int:
-        """The descriptor to send to the others."""
+        """The descriptor."""
         return self._fd
+
+    def map_shared(self, offset: int, num_bytes: int) -> np.ndarray:
+        """An area that any worker has allocated, as uint8; writes are seen by all.
+
+        Raises:
+            CommunicationError: no descriptor or address is left.
+        """
+        try:
+            return _map_shared(self._fd, offset, num_bytes)
+        except OSError as error:
+            raise CommunicationError(
+                f"can't map {num_bytes} bytes of another worker's memory: {error.strerror}. HINT: "
+                "allow more open files (ulimit -n) or mappings (vm.max_map_count); each process "
+                "set maps memory of its own"
+            ) from error
+
+    def private_view(self, offset: int, num_bytes: int) -> PrivateView:
+        """A private view of an area that any worker has allocated."""
+        return PrivateView(self._fd, offset, num_bytes)
+
+    def close(self) -> None:
+        """Closes the descriptor: nothing more can be mapped. What is mapped stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SharedMemory:
+    """A window of this worker that the others map, too. It grows, and never moves or shrinks."""
+
+    def __init__(self, file: MemoryFile | None = None, rank: int = 0) -> None:
+        """Has an empty window.
+
+        Args:
+            file: shared by all workers; by default one of its own.
+            rank: this worker's, which no other one has.
+
+        Raises:
+            OSError: the system has no memfd, or no descriptor is left.
+        """
+        self.file = MemoryFile() if file is None else file
+        self._begin = rank * _WINDOW_BYTES
+        self._size = 0
+        self._lock = threading.Lock()
 
     def allocate(self, num_bytes: int) -> tuple[int, np.ndarray]:
         """Adds an area.
@@ -48,23 +98,19 @@ class SharedMemory:
             num_bytes: at least 1; rounded up to whole pages.
 
         Returns:
-            Its offset in bytes, and the area: uint8, zeros.
+            Its offset in the file, in bytes, and the area: uint8, zeros.
 
         Raises:
             OSError: memory is short.
         """
         num_bytes = -(-num_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         with self._lock:
-            offset = self._size
+            offset = self._begin + self._size
             # Not ftruncate, which reserves nothing: where memory is short, the first write to a
             # page would then end the process by SIGBUS. This fails with ENOSPC instead.
-            os.posix_fallocate(self._fd, offset, num_bytes)
+            os.posix_fallocate(self.file.fileno(), offset, num_bytes)
             self._size += num_bytes
-        return offset, _map_shared(self._fd, offset, num_bytes)
-
-    def private_view(self, offset: int, num_bytes: int) -> PrivateView:
-        """A private view of an area."""
-        return PrivateView(self._fd, offset, num_bytes)
+        return offset, _map_shared(self.file.fileno(), offset, num_bytes)
 
     def check_private_views(self) -> None:
         """Makes sure that private views show what is written to the memory later.
@@ -76,7 +122,7 @@ class SharedMemory:
             OSError: they don't.
         """
         offset, shared = self.allocate(mmap.PAGESIZE)
-        view = self.private_view(offset, shared.nbytes)
+        view = self.file.private_view(offset, shared.nbytes)
         seen = []
         for number in (1, 2):
             shared[0] = number
@@ -92,39 +138,10 @@ class SharedMemory:
         """Gives an area's memory back to the system; nobody may use the area any more."""
         # Not ftruncate: areas behind this one are in use, and to touch a mapping beyond the end of
         # its file ends the process by SIGBUS (mmap(2)).
-        mapped = mmap.mmap(self._fd, num_bytes, mmap.MAP_SHARED, offset=offset)
+        mapped = mmap.mmap(self.file.fileno(), num_bytes, mmap.MAP_SHARED, offset=offset)
         # MADV_REMOVE punches a hole into the file. Kernels without it just keep the memory.
         with mapped, contextlib.suppress(OSError):
             mapped.madvise(mmap.MADV_REMOVE)
-
-
-class PeerMemory:
-    """The `SharedMemory` of another worker."""
-
-    def __init__(self, fd: int) -> None:
-        """Takes over a descriptor that was received."""
-        # Received descriptors don't have close-on-exec (Python passes no MSG_CMSG_CLOEXEC).
-        os.set_inheritable(fd, False)
-        self._fd = fd
-
-    def map_shared(self, offset: int, num_bytes: int) -> np.ndarray:
-        """An area that the owner has allocated, as uint8; writes are seen by all.
-
-        Raises:
-            CommunicationError: no descriptor or address is left.
-        """
-        try:
-            return _map_shared(self._fd, offset, num_bytes)
-        except OSError as error:
-            raise CommunicationError(
-                f"can't map {num_bytes} bytes of another worker's memory: {error.strerror}. HINT: "
-                "allow more open files (ulimit -n) or mappings (vm.max_map_count); each process "
-                "set maps memory of its own"
-            ) from error
-
-    def private_view(self, offset: int, num_bytes: int) -> PrivateView:
-        """A private view of an area that the owner has allocated."""
-        return PrivateView(self._fd, offset, num_bytes)
 
 
 class PrivateView:

@@ -15,7 +15,7 @@ of the chunk in between, and so have finished reading the slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from tfddl._src.comm.native.operation import OperationContext, OutputBuffers
 from tfddl._src.comm.native.posted_arrays import PostedArrays
 from tfddl._src.comm.native.reductions import ReduceOp, reduce_into
 from tfddl._src.comm.native.shared_results import OutputPool
-from tfddl._src.comm.native.shm import PeerMemory, SharedMemory
+from tfddl._src.comm.native.shm import SharedMemory
 from tfddl._src.sharding import shard_range
 
 CHUNK_BYTES = 2**22
@@ -47,7 +47,6 @@ class ShmBackend(Backend):
         purpose: str = "",
         *,
         memory: SharedMemory,
-        peers: Mapping[int, PeerMemory],
     ) -> None:
         """Sends nothing yet.
 
@@ -55,13 +54,12 @@ class ShmBackend(Backend):
             mesh: connects all workers of the host.
             ranks: who takes part, ascending, this worker among them.
             purpose: tells it from other backends of the same ranks.
-            memory: this worker's, which all others have mapped.
-            peers: the memory of each other worker.
+            memory: this worker's, in the file of all workers of the host.
         """
         super().__init__(mesh, ranks, purpose)
-        self._memory, self._peers = memory, peers
-        self.posts = PostedArrays(self._ranks, self._rank, memory, peers)
-        self._pool = OutputPool(memory, None if self._rank == 0 else peers[self._ranks[0]])
+        self._memory = memory
+        self.posts = PostedArrays(self._size, self._rank, memory)
+        self._pool = OutputPool(memory, is_first=self._rank == 0)
         self._staging: list[np.ndarray] | None = None
         self._slot = 0
 
@@ -140,7 +138,7 @@ class ShmBackend(Backend):
             self._staging = [
                 own
                 if rank == self._mesh.rank
-                else self._peers[rank].map_shared(offsets[rank], size)
+                else self._memory.file.map_shared(offsets[rank], size)
                 for rank in self._ranks
             ]
         return self._staging

@@ -40,7 +40,8 @@ _POLL_S = 1.0
 
 # After how long without a byte a peer may be cut off. TCP doesn't probe a connection that has
 # unacknowledged data, and sends that again for up to fifteen minutes (tcp(7), tcp_retries2). The
-# mesh's connection to the same peer is idle meanwhile: its keepalive probes tell.
+# mesh's connection to the same peer is idle meanwhile: its keepalive probes tell. Where there is
+# none, one is made, which tells at once.
 _SILENCE_S = 10.0
 
 _EMPTY = memoryview(b"")
@@ -296,12 +297,16 @@ class _EventLoop:
                 poll.register(one, one.events)
         timeouts = self._mesh.timeouts
         timer = WaitTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
+        connect_s = _SILENCE_S
         while not poll.poll(_POLL_S * 1000):
             self._mesh.raise_if_aborted()
             # Not sooner: the mesh's connection may end while the rest of what that peer has sent
             # here is on its way.
             if timer.elapsed_s >= _SILENCE_S:
                 peers = [one.peer for one in connections]
+                if timer.elapsed_s >= connect_s:
+                    connect_s = 2 * timer.elapsed_s
+                    self._mesh.connect_to(peers)
                 self._mesh.raise_if_unreachable(peers, self._signature, self._group)
             if timer.should_warn():
                 _LOG.warning("%s", self._describe(connections, timer.elapsed_s))

@@ -2,8 +2,8 @@
 
 Each worker listens as long as it lives. Whoever connects proves that it knows the job's secret
 (`rendezvous.endpoint`), and says its rank and for which purpose it connects: for messages, or for
-the large arrays of some set of workers. A worker connects to those of lower ranks, and accepts
-connections of those of higher ranks.
+the large arrays of some set of workers. Where both know that they need a connection, the one of the
+higher rank makes it. For messages, either may, at any time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tfddl._src.comm.native.mesh import PeerEndedError
 from tfddl._src.rendezvous.endpoint import (
     Client,
     Endpoint,
@@ -35,6 +36,13 @@ _POLL_S = 0.05
 # a host's queue overflows (net.core.netdev_max_backlog): three were lost, one after the other, when
 # 64 workers moved 16 MiB each on two cores.
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 4, 1, 6
+
+
+# How long a host may take to answer; more than it takes TCP to try again, twice.
+_REACH_S = 10.0
+
+MESSAGES = 0
+"""The purpose of connections for messages."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class TcpConnector:
         # Connections of higher ranks, by rank and purpose, that `connect` hasn't returned yet.
         self._accepted: dict[tuple[int, int], socket.socket] = {}
         self._changed = threading.Condition()
+        self._take: Callable[[int, socket.socket], None] | None = None
         self._endpoint: Endpoint | None = None
         try:
             self._listener = listen_tcp()
@@ -153,6 +162,54 @@ class TcpConnector:
             raise
         return found
 
+    def accept_messages(self, take: Callable[[int, socket.socket], None]) -> None:
+        """From now on hands over connections for messages that others make.
+
+        Args:
+            take: gets the rank of the other, and a non-blocking socket; called in any thread.
+        """
+        with self._changed:
+            self._take = take
+            early = [key for key in self._accepted if key[1] == MESSAGES]
+            found = {rank: self._accepted.pop((rank, purpose)) for rank, purpose in early}
+        for rank, connected in found.items():
+            _set_options(connected)
+            take(rank, connected)
+
+    def dial(
+        self, peer: int, *, timeout_s: float, check: Callable[[], None]
+    ) -> socket.socket | None:
+        """Connects to another worker for messages, see `mesh.Dial`."""
+        timer = WaitTimer(abort_s=timeout_s)
+        address = self._addresses[peer]
+        hello = {"rank": self._rank, "purpose": MESSAGES}
+        while not timer.is_expired():
+            check()
+            try:
+                connected = dial_tcp(
+                    *(address.host, address.port, self._secret, hello),
+                    timeout_s=min(_REACH_S, max(_POLL_S, timer.remaining_s)),
+                    reach_s=_REACH_S,
+                    check=check,
+                )
+            except ConnectError as error:
+                where = f"rank {peer} at {address.host}, port {address.port}"
+                if isinstance(error.__cause__, ConnectionRefusedError):  # It listens while it is.
+                    raise PeerEndedError from error
+                if not error.has_answered:
+                    raise PeerEndedError(
+                        f"can't be reached any more: nothing answers at {address.host}, port "
+                        f"{address.port} ({error}). HINT: let the hosts of the job reach all ports "
+                        "of each other"
+                    ) from error
+                if error.is_refused:
+                    raise CommunicationError(f"{where}: {error}") from error
+                time.sleep(_POLL_S)  # It is busy, or stopped; or it ends.
+            else:
+                _set_options(connected)
+                return connected
+        return None
+
     def _wait_for_accepted(self, peers: Sequence[int], purpose: int) -> dict[int, socket.socket]:
         """Waits a moment; returns the sockets of those that have connected."""
 
@@ -187,18 +244,25 @@ class TcpConnector:
             time.sleep(_POLL_S)
 
     def _check(self, hello: Mapping[str, Any]) -> None:
-        """Refuses whoever isn't a worker of a higher rank, or is connected already."""
+        """Refuses whoever isn't a worker that may connect, or is connected already."""
         rank, purpose = hello.get("rank"), hello.get("purpose")
-        if type(rank) is not int or not self._rank < rank < len(self._addresses):
+        lowest = 0 if purpose == MESSAGES else self._rank + 1
+        if type(rank) is not int or not lowest <= rank < len(self._addresses) or rank == self._rank:
             raise RefuseError(f"rank {rank} doesn't connect to rank {self._rank}")
         with self._changed:
             if type(purpose) is not int or (rank, purpose) in self._accepted:
                 raise RefuseError(f"rank {rank} is connected already for purpose {purpose}")
 
     def _admit(self, client: Client) -> None:
+        rank, purpose = client.hello["rank"], client.hello["purpose"]
         with self._changed:
-            self._accepted[client.hello["rank"], client.hello["purpose"]] = client.connection
-            self._changed.notify_all()
+            take = self._take if purpose == MESSAGES else None
+            if take is None:
+                self._accepted[rank, purpose] = client.connection
+                self._changed.notify_all()
+        if take is not None:
+            _set_options(client.connection)
+            take(rank, client.connection)
 
 
 def _set_options(connected: socket.socket) -> None:

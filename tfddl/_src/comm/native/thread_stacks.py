@@ -15,7 +15,7 @@ UNKNOWN_THREAD = 0
 # Prefixes of the names of our threads that begin no operation by themselves.
 _OWN_THREADS = (
     *("tfddl-endpoint", "tfddl-progress", "tfddl-stall-inspector", "tfddl-writer"),
-    "tfddl-channel",
+    *("tfddl-channel", "tfddl-receiver"),
 )
 
 # Private modules of TensorFlow, compared by their path: where these move, a deadlock is found

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _NUM_CHILDREN = 4
@@ -44,3 +45,17 @@ def preorder(size: int, top: int = 0) -> list[int]:
     """The workers of a subtree: its top, then the subtrees of its children."""
     children = Tree.of(top, size).children
     return [top, *(index for child in children for index in preorder(size, child))]
+
+
+def neighbours(ranks: Sequence[int], rank: int) -> list[int]:
+    """Whom a worker exchanges short messages with, in groups of these workers.
+
+    Args:
+        ranks: the workers.
+        rank: one of them.
+    """
+    if len(ranks) <= MAX_DIRECT_SIZE:
+        return [other for other in ranks if other != rank]
+    place = Tree.of(ranks.index(rank), len(ranks))
+    parents = [] if place.parent is None else [place.parent]
+    return [ranks[index] for index in (*parents, *place.children)]

@@ -15,7 +15,7 @@ from tfddl._src.comm.native.messages import (
     DEADLOCK_FOUND,
     DEADLOCK_PROBE,
     LAST_FIRST_STEP,
-    MAX_PAYLOAD_BYTES,
+    MAX_CONTROL_BYTES,
     STALL_REPORT,
     Group,
     Operation,
@@ -36,7 +36,11 @@ _ALL_PROBE_AFTER_S = 30.0
 
 _MAX_PROBE_INTERVAL_S = 60.0
 
-_MAX_REPORT_BYTES = MAX_PAYLOAD_BYTES // 2
+CONNECT_AFTER_S = 1.0
+"""How long to wait for a message before connecting to whom it is from: mostly it has connected
+itself; and where it has ended, nothing else tells."""
+
+_MAX_REPORT_BYTES = MAX_CONTROL_BYTES
 
 _REPORT_HEADER = struct.Struct("<I")
 
@@ -63,8 +67,8 @@ class Wait:
         check_s: after how many seconds to check it next, whatever arrives.
         probe_s: after how many seconds to send the next probe.
         is_in_cycle: whether this worker waits, by way of others, for itself.
-        has_told: whether any other was told of it.
-        told: which others were; None if all.
+        connect_s: after how many seconds to connect to those that it waits for.
+        has_told: whether the others were told of it.
     """
 
     def __init__(  # noqa: PLR0913 - all that is known of it
@@ -90,8 +94,8 @@ class Wait:
         self.killed_s: float | None = None
         self.probe_s = deadlock.PROBE_AFTER_S
         self.is_in_cycle = False
+        self.connect_s = CONNECT_AFTER_S
         self.has_told = False
-        self.told: set[int] | None = set()
 
 
 class WaitTracker:
@@ -112,7 +116,8 @@ class WaitTracker:
             rank: this worker's, as the mesh numbers them.
             global_ranks: the rank in the job of each worker, for messages.
             timeouts: when to do what.
-            tell: sends a control message to some peers, or to all (None).
+            tell: sends a control message to some peers that this worker is connected to, or to all
+                (None).
             arrived: the peers whose messages of a tag have arrived.
         """
         self._rank, self._global_ranks, self._timeouts = rank, tuple(global_ranks), timeouts
@@ -194,28 +199,24 @@ class WaitTracker:
         if wait.timer.is_expired():
             raise StalledError(self._describe(wait))
 
-    def report(self, peers: Iterable[int] | None = None) -> None:
-        """Tells some others, or all, in what this worker waits now."""
+    def report(self) -> None:
+        """Tells all others in what this worker waits now."""
         waits = list(self._waits.values())
         for wait in waits:
             wait.has_told = True
-            wait.told = None if peers is None else wait.told
         operations = pack_operations(wait.tag.operation for wait in waits)
         text = " and in ".join(dict.fromkeys(str(wait.signature) for wait in waits)).encode()
         header = _REPORT_HEADER.pack(len(operations))
-        most = _MAX_REPORT_BYTES - len(header)
-        self._tell(peers, STALL_REPORT, header + operations + text[:most])
+        most = _MAX_REPORT_BYTES - len(header) - len(operations)
+        self._tell(None, STALL_REPORT, header + operations + text[:most])
 
     def _answer(self, wait: Wait) -> None:
         """Tells those that wait in the same operation, and may take this worker for missing."""
-        # In an operation of many, only a few get a message of this worker.
-        if wait.told is None:
-            return
-        operation, told = wait.tag.operation, list(self._told.items())
-        peers = [peer for peer, known in told if operation in known and peer not in wait.told]
-        if peers:
-            wait.told.update(peers)  # Once, as they answer, too.
-            self.report(peers)
+        # In an operation of many, only a few get a message of this worker. Once, as they answer,
+        # too.
+        operation = wait.tag.operation
+        if not wait.has_told and any(operation in known for known in list(self._told.values())):
+            self.report()
 
     def _limit(self, wait: Wait) -> str:
         deadlock_s = self._timeouts.deadlock_s
@@ -260,7 +261,7 @@ class WaitTracker:
             text = deadlock.describe_deadlock(waits, waited_s=waited_s)
         else:
             return
-        self._tell(None, DEADLOCK_FOUND, text.encode()[:MAX_PAYLOAD_BYTES])
+        self._tell(None, DEADLOCK_FOUND, text.encode()[:MAX_CONTROL_BYTES])
         raise DeadlockError(text)
 
     def _waiter(self, wait: Wait) -> Waiter:
