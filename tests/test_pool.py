@@ -11,7 +11,7 @@ from tests.group import Groups
 from tests.native_workers import run
 from tfddl._src.comm.native import PeerConfig, connect_local
 from tfddl._src.comm.native.shared_results import OutputPool
-from tfddl._src.comm.native.shm import SharedMemory
+from tfddl._src.comm.native.shm import MemoryFile, SharedMemory
 from tfddl.errors import CommunicationError
 
 
@@ -26,8 +26,9 @@ class _Workers:
     """The pools of several workers, in one process."""
 
     def __init__(self, size: int) -> None:
-        self.memory = SharedMemory()
-        others = [SharedMemory(self.memory.file, 1 + number) for number in range(size - 1)]
+        file = MemoryFile(size)
+        self.memory = SharedMemory(file)
+        others = [SharedMemory(file, rank) for rank in range(1, size)]
         self.pools = [
             OutputPool(memory, is_first=memory is self.memory) for memory in (self.memory, *others)
         ]

@@ -23,8 +23,8 @@ class Workers:
     """Some workers in one process, each with memory that the others map."""
 
     def __init__(self) -> None:
-        self.file = MemoryFile()
-        self.memories = [SharedMemory(self.file, 10 + rank) for rank in range(SIZE)]
+        self.file = MemoryFile(SIZE)
+        self.memories = [SharedMemory(self.file, rank) for rank in range(SIZE)]
         self.posts = [PostedArrays(SIZE, rank, one) for rank, one in enumerate(self.memories)]
         self.num_slots = 0
         for memory in self.memories:

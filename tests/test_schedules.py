@@ -657,7 +657,7 @@ class Host:
 
     @classmethod
     def of(cls, size: int, choose: Callable[[list[int]], int]) -> "Host":
-        file, backends = MemoryFile(), []
+        file, backends = MemoryFile(size), []
         for rank in range(size):
             mesh = cast(Mesh, SimpleNamespace(rank=rank))
             backends.append(ShmBackend(mesh, range(size), memory=SharedMemory(file, rank)))

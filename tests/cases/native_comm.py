@@ -4,7 +4,6 @@ import errno
 import functools
 import hashlib
 import os
-import resource
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ from tfddl._src.comm.native import (
 )
 from tfddl._src.comm.native import communicator as communicator_module
 from tfddl._src.comm.native.reductions import REDUCED
+from tfddl._src.comm.native.shm_backend import ShmBackend
 from tfddl.errors import (
     CommunicationError,
     DisagreementError,
@@ -634,9 +634,11 @@ def counted(communicator: Communicator, network: Network) -> float:
 
 
 def no_memory(communicator: Communicator, network: Network) -> str:
-    """The file that results are in can't grow; what is shown by each has been made before."""
+    """The window that results are in can't grow further; each has what it posts from before."""
     communicator.all_reduce([np.zeros(20_000)], ReduceOp.SUM, OpSignature("", "allreduce"))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, resource.RLIM_INFINITY))
+    backend = communicator._backend
+    assert isinstance(backend, ShmBackend)
+    backend._memory.file.window_bytes = 2**24
     held = []
     try:
         for _ in range(4):

@@ -76,6 +76,10 @@ class LostPeers:
         # A peer that names this rank has lost the connection to it: so has this rank, to the peer.
         self._failed.setdefault(group_key, peer if lost == self._rank else lost)
 
+    def knows_why(self, peer: int, group: Group | None) -> bool:
+        """Whether it is known how a peer has ended, or that another one of a group was killed."""
+        return peer in self._exit_texts or (group is not None and bool(self._killed_of(group)))
+
     def error(
         self, peers: Sequence[int], signature: OpSignature, group: Group | None = None
     ) -> PeerLostError:

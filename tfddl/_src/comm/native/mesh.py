@@ -412,8 +412,11 @@ class Mesh:
                 self.raise_if_unreachable([peer], signature, group)
             except PeerLostError as error:
                 return error
+            if self._lost_peers.knows_why(peer, group):
+                break
             time.sleep(_FULL_POLL_S)
-        return self._lost_peers.error([peer], signature, group)
+        lost = [peer] if group is None else self._lost_peers.cause([peer], group)
+        return self._lost_peers.error(lost, signature, group)
 
     def _check_stall(self, wait: Wait) -> None:
         try:

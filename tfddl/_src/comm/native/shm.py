@@ -15,6 +15,7 @@ import contextlib
 import errno
 import mmap
 import os
+import resource
 import threading
 
 import numpy as np
@@ -29,10 +30,18 @@ _PAGEMAP_ENTRY = np.dtype(np.uint64)
 
 
 class MemoryFile:
-    """The file that all workers of a host share."""
+    """The file that all workers of a host share.
 
-    def __init__(self, fd: int | None = None) -> None:
+    Attributes:
+        window_bytes: how large each worker's window may become.
+    """
+
+    def __init__(self, num_windows: int, fd: int | None = None) -> None:
         """Takes over a descriptor that was received; makes the file where there is none.
+
+        Args:
+            num_windows: number of workers.
+            fd: the descriptor.
 
         Raises:
             OSError: the system has no memfd, or no descriptor is left.
@@ -42,6 +51,16 @@ class MemoryFile:
         self._fd = os.memfd_create("tfddl", os.MFD_CLOEXEC) if fd is None else fd
         # Received descriptors don't have close-on-exec (Python passes no MSG_CMSG_CLOEXEC).
         os.set_inheritable(self._fd, False)
+        if fd is None:
+            # The size that windows need, once and for all: only while a file grows does the limit
+            # on sizes of files apply (RLIMIT_FSIZE, `ulimit -f`).
+            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            most = _WINDOW_BYTES
+            if limit != resource.RLIM_INFINITY:
+                most = min(most, limit // num_windows)
+            granularity = mmap.ALLOCATIONGRANULARITY
+            os.ftruncate(self._fd, most // granularity * granularity * num_windows)
+        self.window_bytes = os.fstat(self._fd).st_size // num_windows
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -86,8 +105,8 @@ class SharedMemory:
         Raises:
             OSError: the system has no memfd, or no descriptor is left.
         """
-        self.file = MemoryFile() if file is None else file
-        self._begin = rank * _WINDOW_BYTES
+        self.file = MemoryFile(1) if file is None else file
+        self._begin = rank * self.file.window_bytes
         self._size = 0
         self._lock = threading.Lock()
 
@@ -105,6 +124,8 @@ class SharedMemory:
         """
         num_bytes = -(-num_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         with self._lock:
+            if self._size + num_bytes > self.file.window_bytes:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             offset = self._begin + self._size
             # Not ftruncate, which reserves nothing: where memory is short, the first write to a
             # page would then end the process by SIGBUS. This fails with ENOSPC instead.

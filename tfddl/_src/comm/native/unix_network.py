@@ -206,12 +206,13 @@ def _share_file(
     for child in place.children:
         _hear(config, child, sockets[child], timer)
     if place.parent is None:
-        file = MemoryFile()
+        file = MemoryFile(config.size)
     else:
         parent = sockets[place.parent]
         with contextlib.suppress(ConnectionError):  # It has ended, which receiving tells.
             parent.send(_READY)
-        file = MemoryFile(_hear(config, place.parent, parent, timer, with_fd=True))
+        fd = _hear(config, place.parent, parent, timer, with_fd=True)
+        file = MemoryFile(config.size, fd)
     for child in place.children:
         with contextlib.suppress(ConnectionError):  # It has ended: whoever waits for it notices.
             socket.send_fds(sockets[child], [_READY], [file.fileno()])
