@@ -500,6 +500,11 @@ def test_groups_without_tensorflow_are_measured(tmp_path: Path) -> None:
     for row in rows:
         assert 0 < row.values["cpu_ms"]
         assert 0 < row.values["connect_s"]
+        others = int(str(row.labels["workers"])) - 1
+        streams = others if row.labels["by"] == "TCP" and row.labels["bytes"] != 8 else 0
+        assert row.values["connections"] == others + streams < row.values["descriptors"]
+        assert 1 <= row.values["threads"]
+        assert 1 < row.values["memory_mb"] < 1000
         [of_two] = [r for r in rows if r.labels == {**row.labels, "workers": 2}]
         ratio = row.values["cpu_ms"] / of_two.values["cpu_ms"]
         assert row.values["ratio"] == pytest.approx(ratio)

@@ -50,7 +50,8 @@ examples per second to those of a tf.data pipeline written by hand.""",
     "scaling": """\
 Allreduce of float32 between processes without TensorFlow: CPU time of a rank per operation,
 time, and seconds to connect. ratio: of CPU time to the smallest group's in the same round.
-model: the CPU time by the costs below.""",
+model: the CPU time by the costs below. Of the rank that has most: connections to others, open
+descriptors, threads, and memory: anonymous and its part of what is shared.""",
     "costs": """\
 What fits the CPU times above best: of an operation, of a message, of a MB sent and received,
 of a MB reduced.""",

@@ -21,6 +21,7 @@ from tfddl._src.cpu import num_affinity_cores
 from tfddl.bench.config import FLOAT_BYTES, Config
 from tfddl.bench.cost_model import modelled
 from tfddl.bench.interleave import count_rounds, repetitions
+from tfddl.bench.machines import Memory
 from tfddl.bench.results import Row, ratios
 from tfddl.errors import LaunchError, TfddlError
 
@@ -29,7 +30,8 @@ _TIMEOUT_S = 600.0
 _PART_OF_ROUND = 0.1
 
 Sample = dict[str, float]
-"""What was measured of one size: CPU time and time of an operation, and time to connect."""
+"""What was measured of one size: CPU time and time of an operation; time to connect; and what a
+rank has then: connections, descriptors, threads and memory."""
 
 
 def measure_scaling(config: Config, say: Callable[[str], None]) -> list[Row]:
@@ -56,7 +58,7 @@ def measure_scaling(config: Config, say: Callable[[str], None]) -> list[Row]:
 
 
 def _of_group(samples: Sequence[Sample]) -> Sample:
-    """The CPU time of a rank in the mean, and times of the slowest."""
+    """The CPU time of a rank in the mean, times of the slowest, and the most that any has."""
     slowest = {name: max(sample[name] for sample in samples) for name in samples[0]}
     return {**slowest, "cpu_ms": statistics.fmean(sample["cpu_ms"] for sample in samples)}
 
@@ -124,11 +126,24 @@ def _run_rank(
         group = native.Communicator(network, range(config.size))
         connect_s = time.perf_counter() - began_s
         try:
-            samples = [measure_allreduce(group, num_bytes, seconds) for num_bytes in sizes]
-            parent.send([{**sample, "connect_s": connect_s} for sample in samples])
+            samples = []
+            for num_bytes in sizes:
+                sample = measure_allreduce(group, num_bytes, seconds)
+                samples.append({**sample, "connect_s": connect_s, **_held(group)})
+            parent.send(samples)
         except TfddlError as error:
             parent.send(str(error))
         parent.poll(_TIMEOUT_S)  # Killed when all have reported: nobody is missed before.
+
+
+def _held(group: native.Communicator) -> Sample:
+    """What this process has of the system."""
+    return {
+        "connections": float(group.num_connections),
+        "descriptors": float(len(os.listdir("/proc/self/fd"))),
+        "threads": float(len(os.listdir("/proc/self/task"))),
+        "memory_mb": Memory.now().kept / 1e6,
+    }
 
 
 def measure_allreduce(group: native.Communicator, num_bytes: int, seconds: float) -> Sample:

@@ -40,6 +40,11 @@ class Backend(abc.ABC):
 
     posts: PostedArrays | None = None
 
+    @property
+    def num_connections(self) -> int:
+        """Sockets to others, for large arrays."""
+        return 0
+
     def __init__(self, mesh: Mesh, ranks: Sequence[int], purpose: str = "") -> None:
         """Sends nothing yet.
 

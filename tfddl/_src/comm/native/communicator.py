@@ -73,6 +73,11 @@ class Communicator:
         self._lock = threading.Lock()
         self._pool = BufferPool()
 
+    @property
+    def num_connections(self) -> int:
+        """Sockets to other workers: those of the network for messages, and its own."""
+        return self._mesh.num_connections + self._backend.num_connections
+
     def join(self, signature: OpSignature) -> JoinResult:
         """Takes part in nothing more until all workers have joined, for which it waits.
 

@@ -78,7 +78,9 @@ class LostPeers:
 
     def knows_why(self, peer: int, group: Group | None) -> bool:
         """Whether it is known how a peer has ended, or that another one of a group was killed."""
-        return peer in self._exit_texts or (group is not None and bool(self._killed_of(group)))
+        if peer in self._exit_texts or peer in self._killed:
+            return True
+        return group is not None and bool(self._killed_of(group))
 
     def error(
         self, peers: Sequence[int], signature: OpSignature, group: Group | None = None

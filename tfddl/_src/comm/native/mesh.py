@@ -26,6 +26,8 @@ from tfddl._src.comm.native.lost_peers import LostPeers
 from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, MessageSocket
 from tfddl._src.comm.native.messages import (
     BROADCAST,
+    CONNECTED,
+    CONTROL,
     DEADLOCK_FOUND,
     DEADLOCK_PROBE,
     EXIT,
@@ -174,13 +176,13 @@ class Mesh:
         self._owned += owned
 
     @property
-    def num_peers(self) -> int:
-        """To how many others this worker is connected."""
-        return len(self._sockets.by_peer)
+    def num_connections(self) -> int:
+        """Sockets to others, for messages."""
+        return self._sockets.num_open
 
     def add_socket(self, peer: int, connected: MessageSocket) -> None:
         """Takes over a connection that a peer has made; for any thread."""
-        self._sockets.add(peer, connected)
+        self._sockets.add(peer, connected, is_accepted=True)
 
     def add_neighbours(self, peers: Iterable[int]) -> None:
         """Passes what all have to know on to these, too, once it is connected to them."""
@@ -474,6 +476,14 @@ class Mesh:
             # Before anything comes of it here: this worker may end of it.
             self._pass_on(data, self._broadcasts.relays, unless=(peer, heard.origin))
             peer, tag, message = heard
+        if tag.name_hash == CONTROL:
+            self._deliver_control(peer, tag, message)
+        else:
+            # It stays until this worker is in the operation, too. That is bounded: a peer gets no
+            # further ahead than a message or two, since each step waits for those of all.
+            self._mailbox.setdefault(tag, {})[peer] = message
+
+    def _deliver_control(self, peer: int, tag: Tag, message: Message) -> None:
         if tag == STALL_REPORT:
             self._stalls.receive_report(peer, message.payload)
         elif tag == EXIT:
@@ -486,10 +496,7 @@ class Mesh:
             self._lost_peers.note_killed(message.value)
         elif tag == DEADLOCK_FOUND:
             self.abort(message.payload.decode(errors="replace"), DeadlockError)
-        else:
-            # It stays until this worker is in the operation, too. That is bounded: a peer gets no
-            # further ahead than a message or two, since each step waits for those of all.
-            self._mailbox.setdefault(tag, {})[peer] = message
+        # Of `CONNECTED` nothing comes here.
 
     def _connect_to_send(self, peer: int) -> MessageSocket | None:
         """Connects to a peer; None if it has ended."""
@@ -523,14 +530,30 @@ class Mesh:
             except _ConnectedError:
                 connected = None
             except PeerEndedError as error:
+                if not str(error):
+                    self._await_reason(peer)
                 with self._changed:
                     self._sockets.mark_lost(peer, str(error))
                     self._lost_peers.note_end(peer)
                     self._changed.notify_all()
                 return None
             if connected is not None:
+                # Empty, it has space for this; before anything else is sent by it.
+                connected.offer(pack_message(CONNECTED, Message(0, 0, b"")))
                 self._sockets.add(peer, connected)
             return self._sockets.by_peer.get(peer)
+
+    def _await_reason(self, peer: int) -> None:
+        """Receives for a moment: what a peer that has ended said of it may be on its way."""
+        timer = WaitTimer(abort_s=_REASON_S)
+        while not timer.is_expired() and not self._lost_peers.knows_why(peer, None):
+            with self._changed:
+                receives = not self._is_receiving
+                self._is_receiving = True
+            if receives:
+                self._receive(_FULL_POLL_S)
+            else:
+                time.sleep(_FULL_POLL_S)
 
     def _send_when_possible(self, peer: int, data: bytes | None) -> None:
         """Receives until a peer's queue has space: it may itself wait until we read ours.

@@ -52,30 +52,35 @@ class Tag(NamedTuple):
 LAST_FIRST_STEP = 2
 """The last step of an operation up to which not all workers need have begun it."""
 
-# Control messages belong to no operation. That a name hashes to 0 has a chance of 2**-64.
-STALL_REPORT = Tag(0, 0, 0)
+CONTROL = 0
+"""The hash in the tags of control messages, which belong to no operation. That a name hashes to it
+has a chance of 2**-64."""
+
+STALL_REPORT = Tag(CONTROL, 0, 0)
 """What the sender waits for; sent when it has waited for long."""
 
-DEADLOCK_PROBE = Tag(0, 0, 1)
+DEADLOCK_PROBE = Tag(CONTROL, 0, 1)
 """A probe of `deadlock`."""
 
-DEADLOCK_FOUND = Tag(0, 0, 2)
+DEADLOCK_FOUND = Tag(CONTROL, 0, 2)
 """A deadlock was found: all raise the error whose text is the payload."""
 
-EXIT = Tag(0, 0, 3)
+EXIT = Tag(CONTROL, 0, 3)
 """The sender's interpreter is exiting; the payload says how its script ended."""
 
-GROUP_FAILED = Tag(0, 0, 4)
+GROUP_FAILED = Tag(CONTROL, 0, 4)
 """A rank was lost in the middle of an operation; the digest is the group's key, the value the rank,
 as the mesh numbers them."""
 
-PEER_LOST = Tag(0, 0, 5)
+PEER_LOST = Tag(CONTROL, 0, 5)
 """A rank has ended without a word; the value is the rank, as the mesh numbers them."""
 
-BROADCAST = Tag(0, 0, 6)
+BROADCAST = Tag(CONTROL, 0, 6)
 """A message to all, see `broadcasts`; the digest is the rank that it is of, the value its number
 there, the payload the message."""
 
+CONNECTED = Tag(CONTROL, 0, 7)
+"""The first message on a connection that was made later: its maker has it, too."""
 
 MAX_CONTROL_BYTES = MAX_PAYLOAD_BYTES - _HEADER.size
 """Of the payload of a control message, which is wrapped in another one where it is for all."""

@@ -1,7 +1,8 @@
 """The message sockets of one worker to some others, read together.
 
 Two workers that connect to each other at the same time have two sockets: each sends by one of them,
-always the same, so that the order is kept, and receives from both.
+always the same, so that the order is kept, and receives from both. A connection that was accepted
+counts from its first message on: its maker may have given it up before.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class PeerSockets:
         self._spin_s = _SPIN_S if spins else 0.0
         # What isn't at its end, by descriptor.
         self._open: dict[int, tuple[int, MessageSocket]] = {}
+        self._unconfirmed: set[int] = set()
         self._ended: list[MessageSocket] = []
         self._num_open: Counter[int] = Counter()
         self._lock = threading.Lock()
@@ -53,15 +55,29 @@ class PeerSockets:
         for peer, one in sockets.items():
             self.add(peer, one)
 
-    def add(self, peer: int, connected: MessageSocket) -> None:
-        """Takes over one more socket. It is closed at once where nothing can come of it."""
+    @property
+    def num_open(self) -> int:
+        """Sockets that aren't at their end."""
+        return len(self._open)
+
+    def add(self, peer: int, connected: MessageSocket, *, is_accepted: bool = False) -> None:
+        """Takes over one more socket. It is closed at once where nothing can come of it.
+
+        Args:
+            peer: at the other end.
+            connected: the socket.
+            is_accepted: whether the peer has made the connection, and sends something at once.
+        """
         with self._lock:
             if self._is_closed or peer in self.lost:
                 connected.close()
                 return
-            self._num_open[peer] += 1
             self._open[connected.fileno()] = peer, connected
-            self.by_peer.setdefault(peer, connected)
+            if is_accepted:
+                self._unconfirmed.add(connected.fileno())
+            else:
+                self._num_open[peer] += 1
+                self.by_peer.setdefault(peer, connected)
             self._poll.register(connected, select.POLLIN)
 
     def receive_into(self, arrived: list[tuple[int, bytes]], timeout_s: float) -> None:
@@ -106,22 +122,34 @@ class PeerSockets:
             return
         peer, one = self._open[descriptor]
         for message in one.receive():
-            if message == END_OF_MESSAGES and not self._end(descriptor):
-                return  # More may come by the other one.
+            if message == END_OF_MESSAGES:
+                if not self._end(descriptor):
+                    return  # More may come by another one.
+            elif descriptor in self._unconfirmed:
+                self._confirm(descriptor)
             arrived.append((peer, message))
+
+    def _confirm(self, descriptor: int) -> None:
+        with self._lock:
+            peer, one = self._open[descriptor]
+            self._unconfirmed.discard(descriptor)
+            self._num_open[peer] += 1
+            self.by_peer.setdefault(peer, one)
 
     def _end(self, descriptor: int) -> bool:
         """Stops receiving from a socket at its end; returns whether it was the peer's last one."""
         with self._lock:
             peer, one = self._open.pop(descriptor)
-            self._num_open[peer] -= 1
+            is_confirmed = descriptor not in self._unconfirmed
+            self._unconfirmed.discard(descriptor)
+            self._num_open[peer] -= is_confirmed
             # Closed at the end of all: a thread may be sending by it, and its descriptor must not
             # become another socket's meanwhile.
             self._ended.append(one)
             # It stays readable, and poll would return at once for ever.
             with contextlib.suppress(KeyError, OSError, ValueError):  # As it may be closed already.
                 self._poll.unregister(one)
-            return not self._num_open[peer]
+            return is_confirmed and not self._num_open[peer]
 
     def mark_lost(self, peer: int, loss: str = "") -> None:
         """Nothing more comes from a peer.

@@ -68,6 +68,10 @@ class TcpBackend(Backend):
         self._sockets: dict[int, socket.socket] = {}
         self._pool = BufferPool()
 
+    @property
+    def num_connections(self) -> int:
+        return len(self._sockets)
+
     def map_outputs(
         self, assigned: bytes, dtype: np.dtype, lengths: Sequence[int]
     ) -> OutputBuffers:

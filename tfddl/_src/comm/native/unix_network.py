@@ -70,7 +70,7 @@ def connect_local(config: PeerConfig) -> Network:
         memory.check_private_views()
     except (CommunicationError, OSError) as error:
         if file is None:
-            _tell_failure(sockets, str(error))
+            _tell_failure(sockets | acceptor.accepted, str(error))
         else:  # The others may have begun: they notice by the end of the connections.
             file.close()
         acceptor.close()
@@ -118,6 +118,12 @@ class _Acceptor:
             if missing():
                 raise _timeout_error(self._config, missing()[0])
             return {peer: self._accepted.pop(peer) for peer in expected}
+
+    @property
+    def accepted(self) -> dict[int, socket.socket]:
+        """The sockets that nobody has taken yet, by rank."""
+        with self._changed:
+            return dict(self._accepted)
 
     def hand_over(self, take: Callable[[int, socket.socket], None]) -> None:
         """From now on hands over the connections that others make; in any thread."""
@@ -234,11 +240,14 @@ def _hear(
     """
     connected.settimeout(max(_RETRY_S, timer.remaining_s) + _LATER_S)
     try:
-        data, fds, _, _ = socket.recv_fds(connected, _MAX_TEXT_BYTES, 1)
+        try:
+            data, fds, _, _ = socket.recv_fds(connected, _MAX_TEXT_BYTES, 1)
+        except ConnectionResetError:
+            # It has ended with something of ours unread; Linux reports that once, and then still
+            # delivers what it had sent.
+            data, fds, _, _ = socket.recv_fds(connected, _MAX_TEXT_BYTES, 1)
     except TimeoutError:
         raise _timeout_error(config, peer) from None
-    except ConnectionError:
-        data, fds = b"", []
     if data.startswith(_FAILED):
         raise CommunicationError(data[len(_FAILED) :].decode(errors="replace"))
     if data != _READY or len(fds) != with_fd:
