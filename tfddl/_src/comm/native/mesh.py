@@ -186,7 +186,8 @@ class Mesh:
 
     def add_neighbours(self, peers: Iterable[int]) -> None:
         """Passes what all have to know on to these, too, once it is connected to them."""
-        self._broadcasts.relays = {**self._broadcasts.relays, **dict.fromkeys(peers)}
+        with self._changed:
+            self._broadcasts.relays = {**self._broadcasts.relays, **dict.fromkeys(peers)}
 
     def connect_to(self, peers: Iterable[int]) -> None:
         """Connects to peers of which nothing comes, so that their ends are noticed.

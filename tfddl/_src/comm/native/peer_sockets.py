@@ -78,6 +78,9 @@ class PeerSockets:
             else:
                 self._num_open[peer] += 1
                 self.by_peer.setdefault(peer, connected)
+            if self._is_closed:  # Meanwhile.
+                connected.close()
+                return
             self._poll.register(connected, select.POLLIN)
 
     def receive_into(self, arrived: list[tuple[int, bytes]], timeout_s: float) -> None:
@@ -109,9 +112,9 @@ class PeerSockets:
 
     def close(self) -> None:
         """Closes the sockets."""
-        with self._lock:
-            self._is_closed = True
-            sockets = [*self._ended, *(one for _, one in self._open.values())]
+        # Without the lock: in a forked child nobody would release it.
+        self._is_closed = True
+        sockets = [*self._ended, *(one for _, one in list(self._open.values()))]
         for one in sockets:
             one.close()
         if self._epoll is not None:

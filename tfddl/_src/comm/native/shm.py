@@ -63,7 +63,13 @@ class MemoryFile:
         self.window_bytes = os.fstat(self._fd).st_size // num_windows
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """The descriptor.
+
+        Raises:
+            OSError: it is closed.
+        """
+        if self._fd < 0:  # With -1, mmap(2) would give memory that nobody else sees.
+            raise OSError(errno.EBADF, "the network is closed")
         return self._fd
 
     def map_shared(self, offset: int, num_bytes: int) -> np.ndarray:
@@ -73,7 +79,7 @@ class MemoryFile:
             CommunicationError: no descriptor or address is left.
         """
         try:
-            return _map_shared(self._fd, offset, num_bytes)
+            return _map_shared(self.fileno(), offset, num_bytes)
         except OSError as error:
             raise CommunicationError(
                 f"can't map {num_bytes} bytes of another worker's memory: {error.strerror}. HINT: "
@@ -83,7 +89,7 @@ class MemoryFile:
 
     def private_view(self, offset: int, num_bytes: int) -> PrivateView:
         """A private view of an area that any worker has allocated."""
-        return PrivateView(self._fd, offset, num_bytes)
+        return PrivateView(self.fileno(), offset, num_bytes)
 
     def close(self) -> None:
         """Closes the descriptor: nothing more can be mapped. What is mapped stays."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,9 @@ _REACH_S = 10.0
 
 MESSAGES = 0
 """The purpose of connections for messages."""
+
+_REACH = -1
+"""The purpose of those that only show that they can be made."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,19 @@ class TcpConnector:
                 return connected
         return None
 
+    def check_reach(self, peers: Iterable[int], *, timeout_s: float) -> None:
+        """Makes sure that connections to other workers can be made later.
+
+        Args:
+            peers: which, not all: hosts that can't be reached are mostly so from any other one.
+            timeout_s: for each.
+
+        Raises:
+            CommunicationError: a worker can't be reached.
+        """
+        for peer in peers:
+            self._dial(peer, _REACH, WaitTimer(abort_s=timeout_s), lambda: None).close()
+
     def _wait_for_accepted(self, peers: Sequence[int], purpose: int) -> dict[int, socket.socket]:
         """Waits a moment; returns the sockets of those that have connected."""
 
@@ -246,7 +262,7 @@ class TcpConnector:
     def _check(self, hello: Mapping[str, Any]) -> None:
         """Refuses whoever isn't a worker that may connect, or is connected already."""
         rank, purpose = hello.get("rank"), hello.get("purpose")
-        lowest = 0 if purpose == MESSAGES else self._rank + 1
+        lowest = 0 if purpose in (MESSAGES, _REACH) else self._rank + 1
         if type(rank) is not int or not lowest <= rank < len(self._addresses) or rank == self._rank:
             raise RefuseError(f"rank {rank} doesn't connect to rank {self._rank}")
         with self._changed:
@@ -255,6 +271,9 @@ class TcpConnector:
 
     def _admit(self, client: Client) -> None:
         rank, purpose = client.hello["rank"], client.hello["purpose"]
+        if purpose == _REACH:
+            client.connection.close()
+            return
         with self._changed:
             take = self._take if purpose == MESSAGES else None
             if take is None:

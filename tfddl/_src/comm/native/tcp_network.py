@@ -22,14 +22,20 @@ def connect_hosts(config: PeerConfig, connector: TcpConnector, members: Sequence
         config: this worker; ranks are those of the job.
         connector: this worker's, started. It is closed with the network, or if this fails.
         members: ranks of those that are in operations of all: of each host one. They connect to
-            their neighbours now; any two workers of different hosts do where they need it.
+            their neighbours now, and make sure that they reach some others; any two workers of
+            different hosts connect where they need it.
 
     Raises:
         CommunicationError: a worker can't be reached, or hasn't connected in time.
     """
-    peers = neighbours(members, config.rank) if config.rank in members else []
+    peers, later = [], []
+    if config.rank in members:
+        peers = neighbours(members, config.rank)
+        index, size = members.index(config.rank), len(members)
+        later = [members[(index + 2**k) % size] for k in range((size - 1).bit_length())]
     try:
         sockets = connector.connect(peers, MESSAGES, timeout_s=config.connect_timeout_s)
+        connector.check_reach(later, timeout_s=config.connect_timeout_s)
     except BaseException:
         connector.close()
         raise
