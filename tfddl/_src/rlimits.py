@@ -1,8 +1,8 @@
 """Raises the limit of open files where a large job needs it.
 
-A worker has a socket to every other one: a job of 1024 workers needs more open files than the 1024
-that most systems allow at first (the *soft* limit). A process may raise that itself, up to the
-*hard* limit, which only root can raise.
+A worker may come to have a socket to every other one: a job of 1024 workers needs more open files
+than the 1024 that most systems allow at first (the *soft* limit). A process may raise that itself,
+up to the *hard* limit, which only root can raise.
 
 References:
     getrlimit(2), RLIMIT_NOFILE, https://man7.org/linux/man-pages/man2/getrlimit.2.html.

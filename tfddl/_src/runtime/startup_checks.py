@@ -161,7 +161,7 @@ def compare(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _require_descriptors(cluster: Cluster | PartialCluster) -> None:
-    """Makes sure that there can be a socket to each worker, and what goes with it.
+    """Makes sure that there can be a socket to each worker, as some operations need it.
 
     Not for ever: process sets, and operations in several threads, take more memory of others.
 

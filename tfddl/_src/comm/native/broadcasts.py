@@ -23,7 +23,7 @@ class Heard(NamedTuple):
     """A message to all."""
 
     origin: int
-    """Whose it is."""
+    """The worker that it is of, as the mesh numbers them."""
 
     tag: Tag
     message: Message

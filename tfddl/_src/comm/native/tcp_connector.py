@@ -196,7 +196,6 @@ class TcpConnector:
                     check=check,
                 )
             except ConnectError as error:
-                where = f"rank {peer} at {address.host}, port {address.port}"
                 if isinstance(error.__cause__, ConnectionRefusedError):  # It listens while it is.
                     raise PeerEndedError from error
                 if not error.has_answered:
@@ -206,7 +205,10 @@ class TcpConnector:
                         "of each other"
                     ) from error
                 if error.is_refused:
-                    raise CommunicationError(f"{where}: {error}") from error
+                    raise CommunicationError(
+                        f"can't connect to rank {peer} at {address.host}, port {address.port}: "
+                        f"{error}"
+                    ) from error
                 time.sleep(_POLL_S)  # It is busy, or stopped; or it ends.
             else:
                 _set_options(connected)
