@@ -239,6 +239,30 @@ def test_a_stopped_worker_that_is_not_connected_is_missed_in_time(
             go_on.set()
 
 
+def test_a_worker_that_neighbours_reach_but_others_do_not_is_found_at_the_start() -> None:
+    """As behind a firewall that lets a part of the hosts through."""
+    size = 8
+    listeners = [TcpConnector(rank) for rank in range(size)]
+    addresses = [Address("127.0.0.1", one.port) for one in listeners]
+
+    def error_of(rank: int) -> str:
+        # Rank 6, a leaf, isn't at its port for ranks 2, 4 and 5, which aren't its neighbours.
+        seen = [*addresses[:6], Address("127.0.0.1", 1), addresses[7]]
+        listeners[rank].start(seen if rank in (2, 4, 5) else addresses, b"secret")
+        config = PeerConfig(job="", rank=rank, size=size, connect_timeout_s=2.0)
+        try:
+            connect_hosts(config, listeners[rank], range(size)).close()
+        except CommunicationError as error:
+            return str(error)
+        return ""
+
+    texts = _on_each(list(range(size)), error_of)
+    assert all(texts[rank] for rank in (2, 4, 5)), texts
+    # Others may meet those that have given up for it.
+    text = "can't reach rank 6 at 127.0.0.1, port 1: Connection refused"
+    assert text in [texts[rank] for rank in (2, 4, 5)], texts
+
+
 def test_all_say_who_has_not_connected() -> None:
     size = 8
 

@@ -34,8 +34,9 @@ def connect_hosts(config: PeerConfig, connector: TcpConnector, members: Sequence
         index, size = members.index(config.rank), len(members)
         later = [members[(index + 2**k) % size] for k in range((size - 1).bit_length())]
     try:
-        sockets = connector.connect(peers, MESSAGES, timeout_s=config.connect_timeout_s)
+        # Before the others know that this one is connected, and one of them may end.
         connector.check_reach(later, timeout_s=config.connect_timeout_s)
+        sockets = connector.connect(peers, MESSAGES, timeout_s=config.connect_timeout_s)
     except BaseException:
         connector.close()
         raise
