@@ -4,14 +4,19 @@ import contextlib
 import math
 import os
 import resource
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.namespaces import disconnect, inside, missing_for_hosts, switched_hosts
 from tests.processes import wait_until
 from tfddl._src.comm.native import (
     Address,
@@ -46,6 +51,7 @@ from tfddl._src.comm.native.tree import neighbours
 from tfddl.errors import CommunicationError, DisagreementError, PeerLostError, StalledError
 
 BY = pytest.mark.parametrize("by", ["memory", "tcp"])
+ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 60.0
 TIMEOUTS = Timeouts(warn_s=0, abort_s=30.0)
 SUM = OpSignature("", "sum")
@@ -197,6 +203,33 @@ def test_all_notice_those_that_have_ended(
             texts += [pool.submit(call, rank).result(timeout=5.0) for rank in busy]
         named = [f"but rank {rank} has ended" for rank in dead]
         assert all(any(name in text for name in named) for text in texts), texts
+
+
+@pytest.mark.long
+@pytest.mark.skipif(bool(missing_for_hosts()), reason=missing_for_hosts())
+@pytest.mark.parametrize("length", [3, 2_000_000])
+@pytest.mark.parametrize("cut", [0, 1, 7])
+def test_all_notice_a_host_that_is_cut_off(cut: int, length: int, tmp_path: Path) -> None:
+    """In small sums, and in the middle of large ones; nothing closes its connections."""
+    size = 8
+    with switched_hosts(size) as hosts, contextlib.ExitStack() as stack:
+        for rank, host in enumerate(hosts):
+            command = [sys.executable, "-m", "tests.cases.cut_off", str(rank), str(size)]
+            process = subprocess.Popen(
+                [*inside(host), *command, str(tmp_path), str(length)], cwd=ROOT
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        ranks = [rank for rank in range(size) if rank != cut]
+        wait_until(lambda: all((tmp_path / f"begun {rank}").exists() for rank in range(size)))
+        disconnect(hosts[cut])
+        since_s = time.time()
+        errors = [tmp_path / f"error {rank}" for rank in ranks]
+        wait_until(lambda: all(path.exists() for path in errors))
+        for path in errors:
+            at_s, _, text = path.read_text().partition(" ")
+            assert f"but rank {cut} has ended, or can't be reached any more" in text
+            assert float(at_s) - since_s < 25.0
 
 
 def test_how_a_script_has_ended_is_known_to_those_that_were_not_connected() -> None:

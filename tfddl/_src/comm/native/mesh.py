@@ -129,6 +129,7 @@ class Mesh:
         config: PeerConfig,
         sockets: Mapping[int, MessageSocket],
         dial: Dial | None = None,
+        reach: Callable[[int], str] = lambda _: "",
     ) -> None:
         """Takes over sockets.
 
@@ -136,13 +137,15 @@ class Mesh:
             config: this worker.
             sockets: to its neighbours.
             dial: connects to others; None if they can't be.
+            reach: makes sure within seconds that a peer's host answers; returns "", or what has
+                become of the peer, as errors say it after "rank 3".
         """
         self.rank, self.size = config.rank, config.size
         self.global_ranks = tuple(config.global_ranks) or tuple(range(config.size))
         self.timeouts = config.timeouts
         self.waited_s = 0.0
         self._sockets = PeerSockets(sockets, spins=config.spins)
-        self._dial = dial
+        self._dial, self._reach = dial, reach
         self._dialing: dict[int, threading.Lock] = {}
         self._broadcasts = Broadcasts(self.rank, sockets)
         # What a forked child has to close, too.
@@ -293,10 +296,32 @@ class Mesh:
             # To check costs about as much as to receive a message.
             if not has_arrived or wait.timer.elapsed_s >= wait.check_s:
                 wait.check_s = wait.timer.elapsed_s + _POLL_S
-                if wait.timer.elapsed_s >= wait.connect_s:
-                    wait.connect_s = 2 * wait.timer.elapsed_s  # It may be stopped: not too often.
-                    self.connect_to(wait.missing)
+                self._check_missing(wait)
                 self._check_stall(wait)
+
+    def _check_missing(self, wait: Wait) -> None:
+        """Finds out whether those are still there of which nothing comes."""
+        waited_s = wait.timer.elapsed_s
+        # Not too often: they may be stopped, or compute for long.
+        if waited_s >= wait.connect_s:
+            wait.connect_s = 2 * waited_s
+            self.connect_to(wait.missing)
+        if waited_s < wait.reach_s:
+            return
+        wait.reach_s = 2 * waited_s
+        for peer in wait.missing:
+            connected = self._sockets.by_peer.get(peer)
+            if connected is not None and connected.is_unacknowledged:
+                loss = self._reach(peer)
+                if loss:
+                    self._lose(peer, loss)
+                    return
+
+    def _lose(self, peer: int, loss: str) -> None:
+        with self._changed:
+            self._sockets.mark_lost(peer, loss)
+            self._lost_peers.note_end(peer)
+            self._changed.notify_all()
 
     def has_arrived(self, tag: Tag) -> bool:
         """Whether any message of a tag is in the mailbox."""
@@ -533,10 +558,7 @@ class Mesh:
             except PeerEndedError as error:
                 if not str(error):
                     self._await_reason(peer)
-                with self._changed:
-                    self._sockets.mark_lost(peer, str(error))
-                    self._lost_peers.note_end(peer)
-                    self._changed.notify_all()
+                self._lose(peer, str(error))
                 return None
             if connected is not None:
                 # Empty, it has space for this; before anything else is sent by it.

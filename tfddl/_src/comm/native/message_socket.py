@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import abc
+import fcntl
 import socket
 import struct
+import termios
 import threading
 
 _LENGTH = struct.Struct("<I")
+_INT = struct.Struct("i")
 # Bytes taken from a socket by one system call; more than the longest message has.
 _RECEIVE_BYTES = 2**17
 
@@ -59,6 +62,11 @@ class MessageSocket(abc.ABC):
     @abc.abstractmethod
     def flush(self) -> bool:
         """Sends the rest of messages that were taken; returns whether nothing is left."""
+
+    @property
+    def is_unacknowledged(self) -> bool:
+        """Whether something was sent whose arrival the other host hasn't confirmed."""
+        return False
 
     @abc.abstractmethod
     def receive(self) -> list[bytes]:
@@ -138,6 +146,16 @@ class StreamSocket(MessageSocket):
     def flush(self) -> bool:
         with self._sending:
             return self._send_rest()
+
+    @property
+    def is_unacknowledged(self) -> bool:
+        # tcp(7), SIOCOUTQ, which is TIOCOUTQ; 0 where the process at the other end reads nothing,
+        # as long as its buffer has space.
+        try:
+            queued = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * _INT.size)
+        except OSError:  # It is closed.
+            return False
+        return bool(_INT.unpack(queued)[0])
 
     def _send_rest(self) -> bool:
         try:

@@ -301,17 +301,17 @@ class _EventLoop:
                 poll.register(one, one.events)
         timeouts = self._mesh.timeouts
         timer = WaitTimer(warn_s=timeouts.warn_s, abort_s=timeouts.abort_s)
-        connect_s = _SILENCE_S
+        connect_s = 1.5 * _SILENCE_S  # Its neighbours know sooner, and tell.
         while not poll.poll(_POLL_S * 1000):
             self._mesh.raise_if_aborted()
             # Not sooner: the mesh's connection may end while the rest of what that peer has sent
             # here is on its way.
             if timer.elapsed_s >= _SILENCE_S:
                 peers = [one.peer for one in connections]
+                self._mesh.raise_if_unreachable(peers, self._signature, self._group)
                 if timer.elapsed_s >= connect_s:
                     connect_s = 2 * timer.elapsed_s
                     self._mesh.connect_to(peers)
-                self._mesh.raise_if_unreachable(peers, self._signature, self._group)
             if timer.should_warn():
                 _LOG.warning("%s", self._describe(connections, timer.elapsed_s))
             if timer.is_expired():

@@ -41,6 +41,9 @@ _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 4, 1, 6
 # How long a host may take to answer; more than it takes TCP to try again, twice.
 _REACH_S = 10.0
 
+# How long a host may take where others have answered at once: TCP tries three times.
+_ANSWER_S = 5.0
+
 MESSAGES = 0
 """The purpose of connections for messages."""
 
@@ -199,11 +202,7 @@ class TcpConnector:
                 if isinstance(error.__cause__, ConnectionRefusedError):  # It listens while it is.
                     raise PeerEndedError from error
                 if not error.has_answered:
-                    raise PeerEndedError(
-                        f"can't be reached any more: nothing answers at {address.host}, port "
-                        f"{address.port} ({error}). HINT: let the hosts of the job reach all ports "
-                        "of each other"
-                    ) from error
+                    raise PeerEndedError(_unreachable(address, error)) from error
                 if error.is_refused:
                     raise CommunicationError(
                         f"can't connect to rank {peer} at {address.host}, port {address.port}: "
@@ -227,6 +226,17 @@ class TcpConnector:
         """
         for peer in peers:
             self._dial(peer, _REACH, WaitTimer(abort_s=timeout_s), lambda: None).close()
+
+    def reach(self, peer: int) -> str:
+        """Looks whether a worker's host answers, see `Mesh`. It does whatever the worker does."""
+        address = self._addresses[peer]
+        try:
+            socket.create_connection((address.host, address.port), timeout=_ANSWER_S).close()
+        except ConnectionRefusedError:  # That is an answer; how the worker ends comes by itself.
+            return ""
+        except OSError as error:
+            return _unreachable(address, error)
+        return ""
 
     def _wait_for_accepted(self, peers: Sequence[int], purpose: int) -> dict[int, socket.socket]:
         """Waits a moment; returns the sockets of those that have connected."""
@@ -284,6 +294,14 @@ class TcpConnector:
         if take is not None:
             _set_options(client.connection)
             take(rank, client.connection)
+
+
+def _unreachable(address: Address, error: OSError) -> str:
+    why = error.strerror or str(error) or "no answer"
+    return (
+        f"has ended, or can't be reached any more at {address.host}, port {address.port} ({why}). "
+        "HINT: let the hosts of the job reach all ports of each other; its log says more"
+    )
 
 
 def _set_options(connected: socket.socket) -> None:

@@ -48,7 +48,8 @@ def connect_hosts(config: PeerConfig, connector: TcpConnector, members: Sequence
     def accept(peer: int, connected: socket.socket) -> None:
         mesh.add_socket(peer, StreamSocket(connected))
 
-    mesh = Mesh(config, {peer: StreamSocket(one) for peer, one in sockets.items()}, dial)
+    links = {peer: StreamSocket(connected) for peer, connected in sockets.items()}
+    mesh = Mesh(config, links, dial, connector.reach)
     connector.accept_messages(accept)
     mesh.close_with([connector])
     return Network("TCP", mesh, functools.partial(TcpBackend, mesh, connector=connector))

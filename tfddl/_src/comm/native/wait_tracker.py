@@ -40,6 +40,10 @@ CONNECT_AFTER_S = 1.0
 """How long to wait for a message before connecting to whom it is from: mostly it has connected
 itself; and where it has ended, nothing else tells."""
 
+REACH_AFTER_S = 6.0
+"""How long to wait for a message before looking whether a host answers that hasn't confirmed what
+was sent to it: then no keepalive probe tells (tcp(7))."""
+
 _MAX_REPORT_BYTES = MAX_CONTROL_BYTES
 
 _REPORT_HEADER = struct.Struct("<I")
@@ -68,6 +72,7 @@ class Wait:
         probe_s: after how many seconds to send the next probe.
         is_in_cycle: whether this worker waits, by way of others, for itself.
         connect_s: after how many seconds to connect to those that it waits for.
+        reach_s: after how many seconds to look whether their hosts answer.
         has_told: whether the others were told of it.
     """
 
@@ -95,6 +100,7 @@ class Wait:
         self.probe_s = deadlock.PROBE_AFTER_S
         self.is_in_cycle = False
         self.connect_s = CONNECT_AFTER_S
+        self.reach_s = REACH_AFTER_S
         self.has_told = False
 
 
