@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -38,8 +39,11 @@ from tfddl._src.comm.native.differences import (
     pack_difference,
     unpack_differences,
 )
+from tfddl._src.comm.native.mesh import Mesh
+from tfddl._src.comm.native.message_socket import SeqpacketSocket, StreamSocket
 from tfddl._src.comm.native.messages import (
     EXIT,
+    MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
     STALL_REPORT,
     Message,
@@ -463,3 +467,49 @@ def test_a_connection_that_its_maker_has_given_up_is_no_end(by: str) -> None:
         assert first.collect(Tag(1, 0, 0), [5], SUM)[5].value == 7
         first.send([5], Tag(1, 0, 0), Message(0, 8, b""))
         assert second.collect(Tag(1, 0, 0), [4], SUM)[4].value == 8
+
+
+class SentSocket(SeqpacketSocket):
+    """As if the other host hadn't confirmed what was sent."""
+
+    is_unacknowledged = True
+
+
+@pytest.mark.parametrize("kind", [SeqpacketSocket, SentSocket])
+def test_a_host_that_has_confirmed_nothing_is_looked_for(
+    kind: type[SeqpacketSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait_tracker, "REACH_AFTER_S", 0.1)
+    asked = []
+
+    def reach(peer: int) -> str:
+        asked.append(peer)
+        return "can't be reached" if len(asked) == 2 else ""
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    config = PeerConfig(
+        job="", rank=0, size=2, timeouts=Timeouts(warn_s=0, abort_s=2.5), spins=False
+    )
+    sockets = {1: kind(ours, max_bytes=MAX_MESSAGE_BYTES)}
+    with theirs, contextlib.closing(Mesh(config, sockets, reach=reach)) as mesh:
+        text = "rank 1 hasn't called it"
+        if kind is SentSocket:
+            text = "rank 0 waits in sum, but rank 1 can't be reached"
+        with pytest.raises((PeerLostError, StalledError), match=text):
+            mesh.collect(Tag(1, 0, 0), [1], SUM)
+    assert asked == ([1, 1] if kind is SentSocket else [])
+
+
+def test_what_has_arrived_is_acknowledged_though_nobody_reads_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = StreamSocket(socket.create_connection(server.getsockname()))
+        reader, _ = server.accept()
+        with contextlib.closing(sender), reader:
+            assert not sender.is_unacknowledged
+            assert sender.offer(b"x" * 1000)
+            wait_until(lambda: not sender.is_unacknowledged)
+            while sender.offer(b"x" * 60_000):
+                pass
+            time.sleep(0.5)
+            assert sender.is_unacknowledged  # Its buffer is full.
+        assert not sender.is_unacknowledged

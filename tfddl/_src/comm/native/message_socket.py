@@ -153,7 +153,7 @@ class StreamSocket(MessageSocket):
         # as long as its buffer has space.
         try:
             queued = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * _INT.size)
-        except OSError:  # It is closed.
+        except (OSError, ValueError):  # It is closed.
             return False
         return bool(_INT.unpack(queued)[0])
 
