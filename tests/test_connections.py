@@ -257,6 +257,8 @@ def test_whoever_ends_before_it_has_connected_is_noticed(
         networks[7].close()
         with pytest.raises(PeerLostError, match="rank 6 waits in sum, but rank 7 has ended"):
             last.all_reduce([np.ones(3)], ReduceOp.SUM, SUM)
+        with pytest.raises(PeerLostError, match="rank 5 waits in sum, but rank 7 has ended"):
+            networks[5].mesh.collect(Tag(1, 0, 0), [7], SUM)  # Sends nothing.
 
 
 @BY
@@ -459,10 +461,17 @@ def test_a_connection_that_its_maker_has_given_up_is_no_end(by: str) -> None:
     with _networks(6, by) as networks:
         first, second = networks[4].mesh, networks[5].mesh
         assert first._dial is not None
+        before = second.num_connections
         for _ in range(3):
             given_up = first._dial(5, timeout_s=TIMEOUT_S, check=lambda: None)
             assert given_up is not None
             given_up.close()
+
+        def has_received_the_ends() -> bool:
+            second.raise_if_unreachable([4], SUM)
+            return second.num_connections == before
+
+        wait_until(has_received_the_ends)
         second.send([4], Tag(1, 0, 0), Message(0, 7, b""))
         assert first.collect(Tag(1, 0, 0), [5], SUM)[5].value == 7
         first.send([5], Tag(1, 0, 0), Message(0, 8, b""))
