@@ -40,7 +40,11 @@ from tfddl._src.comm.native.differences import (
     unpack_differences,
 )
 from tfddl._src.comm.native.mesh import Mesh
-from tfddl._src.comm.native.message_socket import SeqpacketSocket, StreamSocket
+from tfddl._src.comm.native.message_socket import (
+    END_OF_MESSAGES,
+    SeqpacketSocket,
+    StreamSocket,
+)
 from tfddl._src.comm.native.messages import (
     EXIT,
     MAX_MESSAGE_BYTES,
@@ -455,15 +459,34 @@ def test_networks_leave_neither_descriptors_nor_threads(by: str) -> None:
     wait_until(lambda: count() <= before)
 
 
+def test_whoever_closes_says_of_nobody_that_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a thread finds a connection closed before the others are."""
+    with _networks(8, "memory") as networks:
+        mesh = networks[1].mesh
+        close = mesh._sockets.close
+
+        def close_slowly() -> None:
+            mesh._sockets.by_peer[7].close()
+            mesh._deliver(7, END_OF_MESSAGES)  # As a thread would that reads from it.
+            close()
+
+        monkeypatch.setattr(mesh._sockets, "close", close_slowly)
+        networks[1].close()
+        others = [networks[rank].mesh._lost_peers for rank in (0, 2, 5, 7)]
+        wait_until(lambda: all(one._killed for one in others))
+        time.sleep(0.5)  # For what else comes.
+        assert [list(one._killed) for one in others] == [[1]] * 4
+
+
 @BY
 def test_a_connection_that_its_maker_has_given_up_is_no_end(by: str) -> None:
     """The maker has taken the other for stopped, which then accepts what is no more."""
     with _networks(6, by) as networks:
         first, second = networks[4].mesh, networks[5].mesh
-        assert first._dial is not None
+        assert first._dialer._dial is not None
         before = second.num_connections
         for _ in range(3):
-            given_up = first._dial(5, timeout_s=TIMEOUT_S, check=lambda: None)
+            given_up = first._dialer._dial(5, timeout_s=TIMEOUT_S, check=lambda: None)
             assert given_up is not None
             given_up.close()
 

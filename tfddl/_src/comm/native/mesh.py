@@ -13,6 +13,7 @@ one does, so that a worker that computes keeps nobody from hearing it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import threading
@@ -26,7 +27,6 @@ from tfddl._src.comm.native.lost_peers import LostPeers
 from tfddl._src.comm.native.message_socket import END_OF_MESSAGES, MessageSocket
 from tfddl._src.comm.native.messages import (
     BROADCAST,
-    CONNECTED,
     CONTROL,
     DEADLOCK_FOUND,
     DEADLOCK_PROBE,
@@ -44,6 +44,7 @@ from tfddl._src.comm.native.messages import (
     unpack_message,
     unpack_operations,
 )
+from tfddl._src.comm.native.peer_dialer import Dial, PeerDialer, PeerEndedError
 from tfddl._src.comm.native.peer_sockets import PeerSockets
 from tfddl._src.comm.native.tree import MAX_DIRECT_SIZE
 from tfddl._src.comm.native.wait_tracker import Wait, WaitTracker
@@ -74,36 +75,6 @@ _TRY_S = 2.0
 
 # For how long to wait for the news why a peer has ended a connection. It sends them before.
 _REASON_S = 2.0
-
-
-class PeerEndedError(Exception):
-    """Raised where a worker can't be connected to any more; what has become of it, or ""."""
-
-
-class Dial(Protocol):
-    """Connects to another worker, which accepts it whatever it does meanwhile."""
-
-    def __call__(
-        self, peer: int, *, timeout_s: float, check: Callable[[], None]
-    ) -> MessageSocket | None:
-        """Connects.
-
-        Args:
-            peer: to which one.
-            timeout_s: for how long to try.
-            check: called from time to time meanwhile; raises to give up.
-
-        Returns:
-            None if it hasn't answered in time.
-
-        Raises:
-            PeerEndedError: it has ended, or can't be reached.
-            CommunicationError: it has refused.
-        """
-
-
-class _ConnectedError(Exception):
-    """Ends an attempt to connect."""
 
 
 class Closable(Protocol):
@@ -145,8 +116,7 @@ class Mesh:
         self.timeouts = config.timeouts
         self.waited_s = 0.0
         self._sockets = PeerSockets(sockets, spins=config.spins)
-        self._dial, self._reach = dial, reach
-        self._dialing: dict[int, threading.Lock] = {}
+        self._reach = reach
         self._broadcasts = Broadcasts(self.rank, sockets)
         # What a forked child has to close, too.
         self._inherited: list[Closable] = [self._sockets]
@@ -155,6 +125,9 @@ class Mesh:
         self._mailbox: dict[Tag, dict[int, Message]] = {}
         self._lost_peers = LostPeers(
             self.rank, self.global_ranks, self._sockets, tell=self._broadcast
+        )
+        self._dialer = PeerDialer(
+            dial, self._sockets, self._lost_peers, check=self._check_open, lose=self._lose
         )
         self._stalls = WaitTracker(
             self.rank, self.global_ranks, self.timeouts, tell=self._tell, arrived=self.arrived
@@ -198,7 +171,7 @@ class Mesh:
         Does nothing about those that don't answer: they may be stopped.
         """
         for peer in peers:
-            self._connect(peer, _TRY_S)
+            self._dialer.connect(peer, _TRY_S)
 
     def adopt_sockets(self, sockets: Mapping[int, socket.socket]) -> None:
         """Closes these sockets, too, when it is closed, and in forked children."""
@@ -318,6 +291,11 @@ class Mesh:
                     return
 
     def _lose(self, peer: int, loss: str) -> None:
+        """Notes that a peer has ended though its connection hasn't; and what has become of it."""
+        if self._is_closed:
+            return
+        if not loss:
+            self._await_reason(peer)
         with self._changed:
             self._sockets.mark_lost(peer, loss)
             self._lost_peers.note_end(peer)
@@ -478,21 +456,30 @@ class Mesh:
         seen = 0
         while not self._closing.wait(_IDLE_S):
             if seen == self._num_receives:
-                for _ in range(_MAX_IDLE_RECEIVES):
-                    with self._changed:
-                        if self._is_receiving:
-                            break
-                        self._is_receiving = True
-                    if not self._receive(0):
-                        break
+                try:
+                    self._receive_waiting()
+                except ValueError:  # What it polls is closed.
+                    if not self._is_closed:
+                        raise
             seen = self._num_receives
+
+    def _receive_waiting(self) -> None:
+        """Receives what there is, unless another thread receives."""
+        for _ in range(_MAX_IDLE_RECEIVES):
+            with self._changed:
+                if self._is_receiving:
+                    return
+                self._is_receiving = True
+            if not self._receive(0):
+                return
 
     def _deliver(self, peer: int, data: bytes) -> None:
         """The caller holds `_changed`."""
         if data == END_OF_MESSAGES:
             # After all that the peer has sent: sockets keep the order.
             self._sockets.mark_lost(peer)
-            self._lost_peers.note_end(peer)
+            if not self._is_closed:  # Else this worker has ended the connection.
+                self._lost_peers.note_end(peer)
             return
         tag, message = unpack_message(data)
         if tag == BROADCAST:
@@ -526,10 +513,8 @@ class Mesh:
 
     def _connect_to_send(self, peer: int) -> MessageSocket | None:
         """Connects to a peer; None if it has ended."""
-        if self._is_closed or self._lost_peers.is_lost(peer):
-            return None
         abort_s = self.timeouts.abort_s
-        connected = self._connect(peer, abort_s or math.inf)
+        connected = self._dialer.connect(peer, abort_s or math.inf)
         if connected is None and not self._lost_peers.is_lost(peer) and not self._is_closed:
             raise StalledError(
                 f"rank {self.global_ranks[peer]} has accepted no connection of rank "
@@ -537,34 +522,11 @@ class Mesh:
             )
         return connected
 
-    def _connect(self, peer: int, timeout_s: float) -> MessageSocket | None:
-        """The socket to a peer; None if it has ended, or hasn't answered in time."""
-        with self._dialing.setdefault(peer, threading.Lock()):
-            if peer in self._sockets.by_peer or self._dial is None:
-                return self._sockets.by_peer.get(peer)
-
-            def check() -> None:
-                self.raise_if_aborted()
-                if peer in self._sockets.by_peer:
-                    raise _ConnectedError  # It has connected to this worker.
-                if self._is_closed or self._lost_peers.is_lost(peer):
-                    raise PeerEndedError
-
-            try:
-                check()
-                connected = self._dial(peer, timeout_s=timeout_s, check=check)
-            except _ConnectedError:
-                connected = None
-            except PeerEndedError as error:
-                if not str(error):
-                    self._await_reason(peer)
-                self._lose(peer, str(error))
-                return None
-            if connected is not None:
-                # Empty, it has space for this; before anything else is sent by it.
-                connected.offer(pack_message(CONNECTED, Message(0, 0, b"")))
-                self._sockets.add(peer, connected)
-            return self._sockets.by_peer.get(peer)
+    def _check_open(self) -> None:
+        """Raises where this worker is to connect to nobody any more."""
+        self.raise_if_aborted()
+        if self._is_closed:
+            raise PeerEndedError
 
     def _await_reason(self, peer: int) -> None:
         """Receives for a moment: what a peer that has ended said of it may be on its way."""
@@ -629,6 +591,8 @@ class Mesh:
             message: it.
             to_all: whether to send it to all that this worker is connected to.
         """
+        if self._is_closed:  # What this worker loses then the others don't.
+            return
         relays: Iterable[int] = self._sockets.by_peer if to_all else self._broadcasts.relays
         self._pass_on(self._broadcasts.pack(tag, message), relays)
 
@@ -637,7 +601,8 @@ class Mesh:
         # Without waiting for space: operations don't depend on control messages.
         for peer in list(peers):
             if peer in self._sockets.by_peer and peer not in unless:
-                self._offer(peer, data)
+                with contextlib.suppress(CommunicationError):  # They say so where they can't send.
+                    self._offer(peer, data)
 
     def _raise_if_lost(
         self, peers: Sequence[int], signature: OpSignature, group: Group | None

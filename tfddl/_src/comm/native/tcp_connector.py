@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfddl._src.comm.native.mesh import PeerEndedError
+from tfddl._src.comm.native.peer_dialer import PeerEndedError
 from tfddl._src.rendezvous.endpoint import (
     Client,
     Endpoint,

@@ -22,9 +22,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfddl._src.comm.native.backend import Network
-from tfddl._src.comm.native.mesh import Mesh, PeerEndedError
+from tfddl._src.comm.native.mesh import Mesh
 from tfddl._src.comm.native.message_socket import SeqpacketSocket
 from tfddl._src.comm.native.messages import MAX_MESSAGE_BYTES, PeerConfig, stable_hash
+from tfddl._src.comm.native.peer_dialer import PeerEndedError
 from tfddl._src.comm.native.shm import MemoryFile, SharedMemory
 from tfddl._src.comm.native.shm_backend import ShmBackend
 from tfddl._src.comm.native.tree import Tree, neighbours
