@@ -149,6 +149,8 @@ def sets_made_while_running() -> list[Any]:
     found: list[Any] = [last.process_set_id]
     hvd.add_process_set(last)
     found += [one.process_set_id for one in (first, second, last)]
+    by_id = hvd.mpi_ops._basics._get_process_set_ids_and_ranks()
+    assert by_id == {0: list(range(size)), 1: [0], 2: [0, size - 1], 3: [size - 1]}
     found += [int(hvd.size_op(second.process_set_id or 0))]
     refused += [
         _refusal(lambda: hvd.add_process_set([0])),

@@ -1,6 +1,7 @@
 """`HorovodBasics`, which Horovod makes for each of its front ends (horovod/common/basics.py)."""
 
 from tfddl._src.horovod import basics, timeline
+from tfddl._src.horovod.process_sets import REGISTERED
 
 
 class HorovodBasics:
@@ -31,3 +32,7 @@ class HorovodBasics:
     ccl_built = staticmethod(basics.ccl_built)
     cuda_built = staticmethod(basics.cuda_built)
     rocm_built = staticmethod(basics.rocm_built)
+
+    def _get_process_set_ids_and_ranks(self) -> dict[int, list[int]]:
+        # Private in Horovod, too, whose tests call it.
+        return REGISTERED.current().ranks_by_id()

@@ -49,6 +49,10 @@ class Registered:
     def __getitem__(self, process_set_id: int) -> ProcessSet:
         return self._sets[process_set_id]
 
+    def ranks_by_id(self) -> dict[int, list[int]]:
+        """All ids, each with the ranks of its set."""
+        return {number: list(known.ranks) for number, known in self._sets.items()}
+
     def id_of(self, process_set: collectives.ProcessSet) -> int | None:
         """The set's id; None where it has none."""
         # By what was given, since a `tfddl.ProcessSet` is of another class, and unequal. A set that
