@@ -501,6 +501,49 @@ def test_a_connection_that_its_maker_has_given_up_is_no_end(by: str) -> None:
         assert second.collect(Tag(1, 0, 0), [4], SUM)[4].value == 8
 
 
+def test_what_is_acknowledged_arrives_though_the_sender_leaves_something_unread() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reader = StreamSocket(socket.create_connection(server.getsockname()))
+        sender = StreamSocket(server.accept()[0])
+    with contextlib.closing(reader):
+        assert reader.offer(b"unread")
+        messages = [bytes([number]) * 10_000 for number in range(5)]
+        assert all(map(sender.offer, messages))
+        wait_until(lambda: not sender.is_unacknowledged)
+        sender.close()
+        time.sleep(0.1)
+        assert reader.offer(b"too late")
+        found: list[bytes] = []
+        while END_OF_MESSAGES not in found:
+            found += reader.receive()
+        assert found == [*messages, END_OF_MESSAGES]
+
+
+@pytest.mark.parametrize("size", [3, 6])
+def test_what_was_sent_before_the_end_arrives(size: int) -> None:
+    """More than buffers hold, at a peer that reads late, and hears meanwhile that others end."""
+    with _networks(size, "tcp") as networks:
+        numbers = range(60)
+
+        def send(number: int) -> None:
+            message = Message(0, number, bytes(MAX_PAYLOAD_BYTES))
+            networks[0].mesh.send([1], Tag(1, number, 0), message)
+
+        with ThreadPoolExecutor(len(numbers) + size) as pool:
+            sent = [pool.submit(send, number) for number in numbers]
+            closing = [pool.submit(networks[2].close)]
+            reading = networks[1].mesh.collect(Tag(1, 0, 0), [0], SUM)
+            assert reading[0].value == 0
+            for one in sent:
+                one.result(TIMEOUT_S)
+            closing.append(pool.submit(networks[0].close))
+            for number in numbers[1:]:
+                received = networks[1].mesh.collect(Tag(1, number, 0), [0], SUM)
+                assert received[0].value == number
+            for one in closing:
+                one.result(TIMEOUT_S)
+
+
 class SentSocket(SeqpacketSocket):
     """As if the other host hadn't confirmed what was sent."""
 

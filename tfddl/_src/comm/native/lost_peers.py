@@ -65,6 +65,10 @@ class LostPeers:
         if peer != self._rank and peer not in self._exit_texts:
             self._killed.setdefault(peer)
 
+    def has_ended(self, peer: int) -> bool:
+        """Whether a peer has said so, or its connection has."""
+        return peer in self._exit_texts or peer in self._sockets.lost
+
     def is_lost(self, peer: int) -> bool:
         """Whether nothing more can come from a peer."""
         # What it has sent before may be unread in its socket, where there is one.

@@ -73,6 +73,9 @@ _MAX_IDLE_RECEIVES = 200
 # For how long a thread that waits for a peer's message tries to connect to it.
 _TRY_S = 2.0
 
+# For how long to wait at the end until what was sent has arrived.
+_DELIVERY_S = 2.0
+
 # For how long to wait for the news why a peer has ended a connection. It sends them before.
 _REASON_S = 2.0
 
@@ -143,7 +146,8 @@ class Mesh:
         self._receiver = threading.Thread(
             target=self._receive_while_idle, name="tfddl-receiver", daemon=True
         )
-        if self.size > MAX_DIRECT_SIZE:
+        self._passes_on = self.size > MAX_DIRECT_SIZE
+        if self._passes_on:
             self._receiver.start()
         close_after_fork(self)
 
@@ -367,6 +371,7 @@ class Mesh:
 
     def close(self) -> None:
         """Closes the sockets. Peers that wait for this worker raise `PeerLostError`."""
+        self._await_delivery()
         self._is_closed = True
         self._closing.set()
         if self._receiver.is_alive():
@@ -394,6 +399,18 @@ class Mesh:
         if not self._is_closed:
             # Not by way of others to those that are connected: they must know it before the end.
             self._broadcast(EXIT, Message(0, 0, how.encode()[:MAX_CONTROL_BYTES]), to_all=True)
+            self._await_delivery()
+
+    def _await_delivery(self) -> None:
+        """Waits for a moment until what was sent is at the other hosts."""
+        # TCP drops what isn't, where the other end sends something to a socket that is closed, or
+        # something that it has sent is unread (RFC 2525, 2.17): such as a control message.
+        timer = WaitTimer(abort_s=_DELIVERY_S)
+        for peer, connected in list(self._sockets.by_peer.items()):
+            while peer not in self._sockets.lost and connected.is_unacknowledged:
+                if timer.is_expired():
+                    return
+                time.sleep(_FULL_POLL_S)
 
     def close_in_child(self) -> None:
         """In a forked child: closes the sockets, and makes every operation raise.
@@ -478,7 +495,8 @@ class Mesh:
         if data == END_OF_MESSAGES:
             # After all that the peer has sent: sockets keep the order.
             self._sockets.mark_lost(peer)
-            if not self._is_closed:  # Else this worker has ended the connection.
+            # Unless this worker has ended the connection, or all have one to that peer.
+            if self._passes_on and not self._is_closed:
                 self._lost_peers.note_end(peer)
             return
         tag, message = unpack_message(data)
@@ -487,7 +505,8 @@ class Mesh:
             if heard is None:
                 return
             # Before anything comes of it here: this worker may end of it.
-            self._pass_on(data, self._broadcasts.relays, unless=(peer, heard.origin))
+            if self._passes_on:
+                self._pass_on(data, self._broadcasts.relays, unless=(peer, heard.origin))
             peer, tag, message = heard
         if tag.name_hash == CONTROL:
             self._deliver_control(peer, tag, message)
@@ -600,7 +619,8 @@ class Mesh:
         """Sends a control message to those of some peers that this worker is connected to."""
         # Without waiting for space: operations don't depend on control messages.
         for peer in list(peers):
-            if peer in self._sockets.by_peer and peer not in unless:
+            is_there = peer in self._sockets.by_peer and not self._lost_peers.has_ended(peer)
+            if is_there and peer not in unless:
                 with contextlib.suppress(CommunicationError):  # They say so where they can't send.
                     self._offer(peer, data)
 
