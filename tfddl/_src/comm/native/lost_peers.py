@@ -54,11 +54,17 @@ class LostPeers:
         """A peer has said how its script has ended."""
         self._exit_texts[peer] = text
 
-    def note_end(self, peer: int) -> None:
-        """The connection to a peer has ended; tells all, where it hasn't said why."""
+    def note_end(self, peer: int, *, tells: bool) -> None:
+        """The connection to a peer has ended.
+
+        Args:
+            peer: which.
+            tells: whether to tell all, where it hasn't said why.
+        """
         if peer not in self._exit_texts and peer not in self._killed:
             self._killed[peer] = None
-            self._tell(PEER_LOST, Message(0, peer, b""))
+            if tells:
+                self._tell(PEER_LOST, Message(0, peer, b""))
 
     def note_killed(self, peer: int) -> None:
         """A peer has ended without a word, as another one has said."""

@@ -302,7 +302,7 @@ class Mesh:
             self._await_reason(peer)
         with self._changed:
             self._sockets.mark_lost(peer, loss)
-            self._lost_peers.note_end(peer)
+            self._lost_peers.note_end(peer, tells=self._passes_on)
             self._changed.notify_all()
 
     def has_arrived(self, tag: Tag) -> bool:
@@ -495,9 +495,8 @@ class Mesh:
         if data == END_OF_MESSAGES:
             # After all that the peer has sent: sockets keep the order.
             self._sockets.mark_lost(peer)
-            # Unless this worker has ended the connection, or all have one to that peer.
-            if self._passes_on and not self._is_closed:
-                self._lost_peers.note_end(peer)
+            if not self._is_closed:  # Else this worker has ended the connection.
+                self._lost_peers.note_end(peer, tells=self._passes_on)
             return
         tag, message = unpack_message(data)
         if tag == BROADCAST:
