@@ -223,8 +223,9 @@ def test_threads_that_could_still_call_are_waited_for_until_a_limit() -> None:
     assert "  rank 11: allreduce <second> (" in first
 
 
-def test_stall_errors_say_what_every_rank_waits_in() -> None:
-    first, second, third = run("stalls_in_sets", 3, timeouts=Timeouts(warn_s=1.0, abort_s=5.0))
+def test_stall_errors_say_what_every_rank_waits_in(tmp_path: Path) -> None:
+    timeouts = Timeouts(warn_s=1.0, abort_s=5.0)
+    first, second, third = run("stalls_in_sets", 3, timeouts=timeouts, marks=str(tmp_path))
     assert len(first) == 2
     assert "in allreduce <a>: ranks 11..12 haven't called it" in first[0]
     assert "rank 12 waits in allreduce <d> itself" in first[0]

@@ -393,8 +393,11 @@ def stalls(communicator: Communicator, network: Network) -> str:
     return "no error"
 
 
-def stalls_in_sets(communicator: Communicator, network: Network) -> list[str]:
-    """Rank 0 waits in two threads, rank 1 in a third call, rank 2 for rank 1 in a set of theirs."""
+def stalls_in_sets(communicator: Communicator, network: Network, marks: str) -> list[str]:
+    """Rank 0 waits in two threads, rank 1 in a third call, rank 2 for rank 1 in a set of theirs.
+
+    None ends before all have given up: the others would say that it has ended.
+    """
     _barrier(communicator)
     errors: list[str] = []
     pair = Communicator(network, (1, 2)) if network.mesh.rank else communicator
@@ -415,6 +418,8 @@ def stalls_in_sets(communicator: Communicator, network: Network) -> list[str]:
         thread.start()
     for thread in running:
         thread.join()
+    Path(marks, str(communicator.rank)).touch()
+    wait_until(lambda: all(Path(marks, str(rank)).exists() for rank in range(communicator.size)))
     return sorted(errors)
 
 
