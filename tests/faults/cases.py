@@ -81,6 +81,14 @@ class Fault:
         return self.min_workers is not None
 
     @property
+    def trained_like(self) -> tuple[bool, int]:
+        """What a training without a fault has to have in common, to be compared in every bit.
+
+        Of another number of workers it would be another one, to rounding.
+        """
+        return self.is_repeated, self.num_workers
+
+    @property
     def step(self) -> int:
         """Steps of the epoch that are done when it comes, a few after a save."""
         return SAVE_EVERY + 2 if self.is_repeated else STEP

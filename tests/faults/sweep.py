@@ -38,7 +38,7 @@ def run_all(directory: Path, names: Sequence[str], *, environment: Mapping[str, 
     may_be_skipped = not names
     names = names or list(FAULTS)
     rows = []
-    references: dict[bool, Path] = {}
+    references: dict[tuple[bool, int], Path] = {}
     for number, name in enumerate(names, 1):
         sys.stderr.write(f"{number} of {len(names)}: {name}\n")
         fault = FAULTS[name]
@@ -47,15 +47,15 @@ def run_all(directory: Path, names: Sequence[str], *, environment: Mapping[str, 
                 raise LaunchError(f"{name}: {missing}")
             rows.append([name, f"not run: {missing}", *[""] * (len(_HEADINGS) - 2)])
             continue
-        if fault.is_repeated not in references:
+        if fault.trained_like not in references:
             reference = directory / f"reference-{fault.num_workers}"
             injection.run_reference(reference, fault, environment=environment)
-            references[fault.is_repeated] = reference
+            references[fault.trained_like] = reference
         found = injection.run_fault(
             name,
             fault,
             directory / str(number),
-            reference=references[fault.is_repeated],
+            reference=references[fault.trained_like],
             environment=environment,
         )
         check(name, fault, found)

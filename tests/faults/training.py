@@ -27,6 +27,7 @@ from tfddl._src.runtime import current
 
 _FEATURES = 5
 _PIECE = b"\0" * 4096
+_DAMAGED_BYTES = 256
 _SMALL_DISK_BYTES = 64 << 20
 _REQUEST_S = 60.0
 
@@ -278,7 +279,9 @@ class _Filler:
 
 def _damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    # So many that data is among them: a single one may be the date in a header of the archive.
+    for i in range(len(data) // 2, len(data) // 2 + _DAMAGED_BYTES):
+        data[i] ^= 1
     path.write_bytes(data)
 
 
