@@ -60,7 +60,7 @@ def reports() -> Iterator[_Reports]:
     with closing(HostStore()) as store:
         found = _Reports(store)
         yield found
-        found.agent.receive({"do": "reap", "rank": 0})
+        found.agent.receive({"do": "reap", "worker": 0})
         assert not found.agent.has_workers
 
 
@@ -83,16 +83,16 @@ def test_output_that_is_held_is_not_lost(
 
 def test_orders_for_a_worker_that_is_gone_do_nothing(reports: _Reports) -> None:
     for order in ("signal", "show stacks", "save", "reap"):
-        reports.agent.receive({"do": order, "rank": 7, "number": signal.SIGKILL})
+        reports.agent.receive({"do": order, "worker": 7, "number": signal.SIGKILL})
     reports.start("time.sleep(60)")
-    reports.agent.receive({"do": "save", "rank": 0})  # It can't.
+    reports.agent.receive({"do": "save", "worker": 0})  # It can't.
     assert not reports.agent.ask_to_save()
-    reports.agent.receive({"do": "signal", "rank": 0, "number": signal.SIGKILL})
+    reports.agent.receive({"do": "signal", "worker": 0, "number": signal.SIGKILL})
     reports.wait_for("ended")
     assert reports.of("ended")[0]["returncode"] == -signal.SIGKILL
     # Its number may be another process's, once it is reaped.
-    reports.agent.receive({"do": "reap", "rank": 0})
-    reports.agent.receive({"do": "signal", "rank": 0, "number": signal.SIGKILL})
+    reports.agent.receive({"do": "reap", "worker": 0})
+    reports.agent.receive({"do": "signal", "worker": 0, "number": signal.SIGKILL})
     assert len(reports.of("closed")) == 2
 
 
@@ -100,13 +100,13 @@ def test_a_worker_that_has_ended_is_not_lost_with_its_host() -> None:
     orders: list[dict[str, Any]] = []
     plan = ProcessPlan(rank=0, argv=("true",), environment={}, host="a")
     handle = WorkerHandle(plan, [], send=orders.append)
-    handle.receive({"is": "ended", "rank": 0, "returncode": 3}, b"")
+    handle.receive({"is": "ended", "worker": 0, "returncode": 3}, b"")
     ended_s = handle.ended_s
     handle.lose("the connection has ended", last_heard_s=0.0)
     assert (handle.returncode, handle.lost, handle.ended_s) == (3, None, ended_s)
     assert not handle.was_lost_before(1.0)
     handle.signal_group(signal.SIGTERM)
-    assert orders == [{"do": "signal", "rank": 0, "number": signal.SIGTERM}]
+    assert orders == [{"do": "signal", "worker": 0, "number": signal.SIGTERM}]
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
@@ -127,7 +127,7 @@ def test_cuda_s_failure_is_shown_where_the_worker_s_host_has_a_gpu(
         reports = _Reports(store)
         reports.start(f"print({failure!r}, file=sys.stderr)")
         reports.wait_for("closed", 2)
-        reports.agent.receive({"do": "reap", "rank": 0})
+        reports.agent.receive({"do": "reap", "worker": 0})
         for report in reports.found:
             handle.receive(report, report["data"])
         text = shown.seek(0) or shown.read()

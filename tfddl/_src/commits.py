@@ -154,8 +154,20 @@ def find_store(environ: Mapping[str, str]) -> CommitStore | None:
         None where there is none; also in a child that has inherited the environment of a worker but
         not the descriptor, whose number may then be of another file.
     """
+    fd = find_fd(environ, VARIABLE)
+    return None if fd is None else CommitStore(fd)
+
+
+def find_fd(environ: Mapping[str, str], variable: str) -> int | None:
+    """The descriptor of a store that a variable names; None where there is none, see `find_store`.
+
+    Args:
+        environ: The environment.
+        variable: Its name.
+    """
     try:
-        link = os.readlink(f"/proc/self/fd/{int(environ[VARIABLE])}")
+        fd = int(environ[variable])
+        link = os.readlink(f"/proc/self/fd/{fd}")
     except (KeyError, ValueError, OSError):
         return None
-    return CommitStore(int(environ[VARIABLE])) if link.startswith(f"/memfd:{_NAME}") else None
+    return fd if link.startswith(f"/memfd:{_NAME}") else None

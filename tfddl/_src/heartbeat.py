@@ -77,6 +77,13 @@ class WorkerFlags(enum.IntFlag):
     GOT_SIGTERM = 16
     """It is one of those that SIGTERM came to."""
 
+    REGROUPS = 32
+    """Where workers are lost, or `ProgressPage.request_save` was called, it doesn't end: it waits
+    to be told who takes part now."""
+
+    WAITS_FOR_MEMBERS = 64
+    """It waits for that: it has left the others, and has saved if it was asked to."""
+
 
 class _Word(enum.IntEnum):
     """The index of each 8-byte word in the page."""
@@ -233,6 +240,10 @@ class ProgressPage:
         A signal would kill a worker whose training has ended in the meantime; it ignores this.
         """
         self._words[_Word.SAVE_REQUEST] = 1
+
+    def withdraw_request(self) -> None:
+        """Takes `request_save` back, which was answered; for the launcher."""
+        self._words[_Word.SAVE_REQUEST] = 0
 
     @property
     def save_is_requested(self) -> bool:

@@ -40,6 +40,7 @@ class HierarchicalGroup(ProcessGroup):
         self.dtypes = within.dtypes & between.dtypes
         self.overlaps = within.overlaps and between.overlaps
         self.counters = within.counters
+        self.can_close = within.can_close and between.can_close
         self._layout = layout
         self._within, self._between = within, between
         self._host = next(h for h, ranks in enumerate(layout) if rank in ranks)
@@ -67,6 +68,16 @@ class HierarchicalGroup(ProcessGroup):
         """See `ProcessGroup.abort`."""
         self._within.abort(text)
         self._between.abort(text)
+
+    @property
+    def is_broken(self) -> bool:
+        """See `ProcessGroup.is_broken`."""
+        return self._within.is_broken or self._between.is_broken
+
+    def close(self, text: str) -> None:
+        """See `ProcessGroup.close`."""
+        self._within.close(text)
+        self._between.close(text)
 
     def all_reduce(
         self,

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfddl._src.comm.instrumentation import Instrumentation, Launch, OperationInfo
 from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, Lengths, ProcessGroup
+from tfddl._src.comm.stall_inspector import StallInspector
 
 
 class InstrumentedGroup(ProcessGroup):
@@ -24,7 +25,9 @@ class InstrumentedGroup(ProcessGroup):
         self.rounds_once, self.compares = group.rounds_once, group.compares
         self.overlaps = group.overlaps
         self.device, self.stays_on_device = group.device, group.stays_on_device
+        self.can_close = group.can_close
         self._group, self._instrumentation = group, instrumentation
+        self._inspector: StallInspector | None = None
 
     def _make_subgroup(self, ranks: tuple[int, ...]) -> ProcessGroup:
         self._instrumentation.has_subgroups = True
@@ -33,6 +36,21 @@ class InstrumentedGroup(ProcessGroup):
     def abort(self, text: str) -> None:
         """See `ProcessGroup.abort`."""
         self._group.abort(text)
+
+    def close_before(self, inspector: StallInspector) -> None:
+        """Closes what looks after this group, too, when it is closed."""
+        self._inspector = inspector
+
+    @property
+    def is_broken(self) -> bool:
+        """See `ProcessGroup.is_broken`."""
+        return self._group.is_broken
+
+    def close(self, text: str) -> None:
+        """See `ProcessGroup.close`."""
+        if self._inspector is not None:
+            self._inspector.close()
+        self._group.close(text)
 
     def all_reduce(
         self,

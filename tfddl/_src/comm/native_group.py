@@ -40,7 +40,13 @@ from tfddl._src.comm.process_group import (
 )
 from tfddl._src.comm.session_graph import call_in_own_thread, is_for_session, unique_name
 from tfddl._src.comm.single_process import SingleProcessGroup
-from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
+from tfddl.errors import (
+    CommunicationError,
+    DeadlockError,
+    DisagreementError,
+    PeerLostError,
+    StalledError,
+)
 
 Arrays = list[np.ndarray]
 
@@ -63,6 +69,7 @@ class _Shared:
         self.groups: dict[tuple[int, ...], NativeGroup] = {}
         """By the network's numbers: two of one set would take each other's messages."""
         self.making = threading.Lock()
+        self.why_closed = ""
 
     def group(self, members: tuple[int, ...]) -> "NativeGroup":
         """The only group of these members."""
@@ -96,6 +103,7 @@ class NativeGroup(ProcessGroup):
     rounds_once = True
     compares = True
     runs_in_sessions = True
+    can_close = True
 
     def __init__(self, shared: _Shared, members: tuple[int, ...]) -> None:
         """Connects some workers.
@@ -121,6 +129,17 @@ class NativeGroup(ProcessGroup):
     def abort(self, text: str) -> None:
         """See `ProcessGroup.abort`; of all groups over the network."""
         self._shared.network.mesh.abort(text)
+
+    @property
+    def is_broken(self) -> bool:
+        """See `ProcessGroup.is_broken`."""
+        return self._shared.network.mesh.is_broken
+
+    def close(self, text: str) -> None:
+        """See `ProcessGroup.close`; all groups over the network."""
+        self._shared.why_closed = text
+        self.abort(text)
+        self._shared.network.close()
 
     def all_reduce(
         self,
@@ -254,6 +273,8 @@ class NativeGroup(ProcessGroup):
             arrays = [np.asarray(array) for array in given]
             call = _with_shapes(static, arrays[len(inputs) :])
             arrays = arrays[: len(inputs)]
+            if self._shared.why_closed:
+                raise CommunicationError(f"{call}: {self._shared.why_closed}")
             with instrumentation.record(operation, sum(array.nbytes for array in arrays)):
                 return work(call, arrays)
 

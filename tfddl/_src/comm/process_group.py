@@ -101,6 +101,8 @@ class ProcessGroup(abc.ABC):
             raise `DisagreementOpError` (in a graph `GraphDisagreementError`) on all members where
             they differ.
         runs_in_sessions: Whether operations work in the graph of a `tf.compat.v1.Session`.
+        can_close: Whether `close` gives back all that it has, so that another group can take its
+            place in this process.
         counters: Bytes that have been reduced and written so far, where that is counted.
     """
 
@@ -112,6 +114,7 @@ class ProcessGroup(abc.ABC):
     stays_on_device = False
     compares = False
     runs_in_sessions = False
+    can_close = False
 
     def __init__(self, rank: int, ranks: Sequence[int]) -> None:
         self.rank = rank
@@ -154,6 +157,19 @@ class ProcessGroup(abc.ABC):
         Args:
             text: What their errors say.
         """
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether operations can't go on: a member has ended, where that is known."""
+        return False
+
+    def close(self, text: str) -> None:
+        """Closes the connections of this rank, where `can_close`; members find that it has ended.
+
+        Args:
+            text: What the errors of operations that are called nevertheless say.
+        """
+        raise UnsupportedError(f"Connections by {self.name} stay until the process ends.")
 
     @abc.abstractmethod
     def all_reduce(

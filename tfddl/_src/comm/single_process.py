@@ -20,6 +20,7 @@ class SingleProcessGroup(ProcessGroup):
 
     name = "none (one worker)"
     dtypes = ALL_DTYPES
+    can_close = True
 
     def __init__(self, rank: int = 0) -> None:
         """A group of one.
@@ -34,6 +35,9 @@ class SingleProcessGroup(ProcessGroup):
 
     def abort(self, text: str) -> None:
         """Nothing: where nothing travels, nothing waits."""
+
+    def close(self, text: str) -> None:
+        """Nothing: there are no connections."""
 
     def all_reduce(
         self,

@@ -1,8 +1,10 @@
 """What TensorFlow's runtime does, and has no public API for: the only private parts used here."""
 
+import gc
 from contextlib import AbstractContextManager
 
 import tensorflow as tf
+from tensorflow.core.function.polymorphism import function_cache
 from tensorflow.python.eager import context
 from tensorflow.python.framework import func_graph
 from tensorflow.python.ops import control_flow_util, control_flow_v2_func_graphs
@@ -44,6 +46,19 @@ def may_run_twice() -> bool:
         if not isinstance(graph, control_flow_v2_func_graphs.CondBranchFuncGraph):
             return True
         graph = graph.outer_graph
+
+
+def forget_traces() -> None:
+    """Makes every `tf.function` of this process trace anew when it is next called.
+
+    What was traced may hold the number of workers, or the connections to them, as constants. It
+    doesn't reach concrete functions that a script holds itself.
+    """
+    # All that a tf.function has traced is in a cache of its own (polymorphic_function.py); nothing
+    # lists the functions.
+    for found in gc.get_objects():
+        if isinstance(found, function_cache.FunctionCache):
+            found.clear()
 
 
 def eager_mode() -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ States are pickled; they are only exchanged between the processes of one job.
 
 import copy
 import functools
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src.heartbeat import SAVED_STATUS
+from tfddl._src.horovod.elastic_regroup import got_sigterm, has_lost_others, regroup, staying
 from tfddl._src.horovod.elastic_store import (
     commit_store,
     count_run,
@@ -35,6 +37,8 @@ from tfddl._src.horovod.elastic_store import (
 from tfddl._src.horovod.exceptions import HostsUpdatedInterrupt, RestartRequestedError
 from tfddl._src.runtime import current
 from tfddl.errors import UnsupportedError
+
+_LOG = logging.getLogger("tfddl")
 
 
 class State:
@@ -275,18 +279,38 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(func)
     def elastic(state: State, *args: Any, **kwargs: Any) -> Any:
-        if state.resume(count_run()):
-            state.on_reset()
-        state.sync()
-        while True:
-            try:
-                with taking_requests():
-                    return func(state, *args, **kwargs)
-            except RestartRequestedError:
-                raise SystemExit(SAVED_STATUS) from None
-            except HostsUpdatedInterrupt as interrupt:
-                state.on_reset()
-                if not interrupt.skip_sync:
-                    state.sync()
+        number = count_run()
+        prepare: Callable[[], None] = functools.partial(_resume, state, number)
+        with staying(number):
+            while True:
+                try:
+                    prepare()
+                    with taking_requests():
+                        return func(state, *args, **kwargs)
+                except RestartRequestedError:
+                    if got_sigterm() or not regroup():
+                        raise SystemExit(SAVED_STATUS) from None
+                    prepare = functools.partial(_resume, state, number)
+                except HostsUpdatedInterrupt as interrupt:
+                    prepare = functools.partial(_reset, state, syncs=not interrupt.skip_sync)
+                except Exception as error:
+                    if not has_lost_others():
+                        raise
+                    _LOG.warning("rank %d goes on without others: %s", tfddl.rank(), error)
+                    state.restore()
+                    regroup()
+                    prepare = functools.partial(_resume, state, number)
 
     return elastic
+
+
+def _resume(state: State, number: int) -> None:
+    if state.resume(number):
+        state.on_reset()
+    state.sync()
+
+
+def _reset(state: State, *, syncs: bool) -> None:
+    state.on_reset()
+    if syncs:
+        state.sync()

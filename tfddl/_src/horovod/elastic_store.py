@@ -8,6 +8,7 @@ from tfddl._src import commits
 from tfddl._src.callbacks.preemption import Preemption
 from tfddl._src.commits import CommitStore
 from tfddl._src.horovod.exceptions import RestartRequestedError
+from tfddl._src.membership import MembershipFile, find_membership
 from tfddl._src.runtime import PerRuntime, current
 
 
@@ -18,6 +19,12 @@ class _Elastic:
     """How many times `elastic.run` has been begun in this process."""
 
     hosts_may_change: bool = False
+    members: MembershipFile | None = None
+    """Where the launcher says who takes part, if it lets workers stay when others change."""
+
+    stays: bool = False
+    """Whether this process can stay then; within `elastic.run`."""
+
     preemption: Preemption | None = None
     """Within `elastic.run`, where the launcher may start the job again on other hosts."""
 
@@ -30,6 +37,7 @@ def find_store(environ: Mapping[str, str]) -> None:
     elastic = ELASTIC.current()
     if elastic.store is None and not current().is_child:
         elastic.store = commits.find_store(environ)
+        elastic.members = elastic.members or find_membership(environ)
         elastic.hosts_may_change = bool(environ.get(commits.ELASTIC))
 
 
@@ -53,7 +61,7 @@ def taking_requests() -> Iterator[None]:
         yield
     except RestartRequestedError:
         preemption.report()
-        handled = True
+        handled = preemption.got_sigterm or not elastic.stays
         raise
     finally:
         elastic.preemption = None

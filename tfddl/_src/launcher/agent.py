@@ -49,7 +49,7 @@ def start_message(plan: ProcessPlan) -> Message:
     """The order to start a worker."""
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
     changed = {"environment": dict(plan.environment), "binding": plan.binding.value}
-    return {"do": "start", "rank": plan.rank, "plan": {**values, **changed}}
+    return {"do": "start", "worker": plan.worker, "plan": {**values, **changed}}
 
 
 class Agent:
@@ -107,6 +107,7 @@ class Agent:
             "show stacks": lambda worker, message: worker.ask_for_stacks(),
             "save": lambda worker, message: worker.ask_to_save(),
             "request save": lambda worker, message: worker.request_save(),
+            "regroup": lambda worker, message: worker.tell_membership(message["variables"]),
             "reap": self._reap,
         }
 
@@ -115,7 +116,7 @@ class Agent:
         what = message["do"]
         if what in self._orders:
             self._orders[what]({**message, "data": data})
-        elif (worker := self._workers.get(message["rank"])) is not None:
+        elif (worker := self._workers.get(message["worker"])) is not None:
             self._worker_orders[what](worker, message)
 
     def turn(self, wait_s: float = 0.0) -> None:
@@ -160,9 +161,9 @@ class Agent:
             if worker is None:
                 continue
             report = worker.progress()
-            if report != self._reported.get(worker.rank):
-                self._reported[worker.rank] = report
-                self._send({"is": "progress", "rank": worker.rank, **report})
+            if report != self._reported.get(worker.number):
+                self._reported[worker.number] = report
+                self._send({"is": "progress", "worker": worker.number, **report})
 
     def ask_to_save(self) -> bool:
         """Makes all workers save and end that can; False where none can."""
@@ -189,10 +190,10 @@ class Agent:
             files = self._open_files(plan.rank) if plan.makes_call else {}
             worker = WorkerProcess(plan, store=self._store, files=files)
         except LaunchError as error:
-            self._send({"is": "refused", "rank": plan.rank, "why": str(error)})
+            self._send({"is": "refused", "worker": plan.worker, "why": str(error)})
             return
-        self._workers[plan.rank] = worker
-        self._send({"is": "started", "rank": plan.rank, "has_gpu": self._has_gpu})
+        self._workers[plan.worker] = worker
+        self._send({"is": "started", "worker": plan.worker, "has_gpu": self._has_gpu})
         if not self._holds_output:
             for pipe in worker.outputs:
                 self._watch(worker, pipe)
@@ -213,7 +214,7 @@ class Agent:
         # It may have been closed by what else happened at the same time.
         data = pipe.read() if pipe.is_open else None
         if data:
-            self._send({"is": "output", "rank": worker.rank, "stream": pipe.stream.value}, data)
+            self._send({"is": "output", "worker": worker.number, "stream": pipe.stream.value}, data)
         elif data is not None:
             self._close_output(worker, pipe)
 
@@ -221,7 +222,7 @@ class Agent:
         """Sends what the pipe still holds, and closes it."""
         if not pipe.is_open:
             return
-        name = {"rank": worker.rank, "stream": pipe.stream.value}
+        name = {"worker": worker.number, "stream": pipe.stream.value}
         for _ in range(_READS_PER_PIPE):
             if not (data := pipe.read()):
                 break
@@ -238,11 +239,11 @@ class Agent:
         return now_s >= worker.ended_s + _DRAIN_S
 
     def _report_end(self, worker: WorkerProcess) -> None:
-        self.report_progress([worker.rank])
+        self.report_progress([worker.number])
         self._send(
             {
                 "is": "ended",
-                "rank": worker.rank,
+                "worker": worker.number,
                 "returncode": worker.returncode,
                 "num_oom_kills": count_oom_kills() - self._oom_kills,
                 "limits": self._limits.reached(),
@@ -262,7 +263,7 @@ class Agent:
         worker.reap()
         for pipe in worker.outputs:
             self._close_output(worker, pipe)
-        del self._workers[worker.rank]
+        del self._workers[worker.number]
 
     def _prepare(self, message: Message) -> None:
         """Finds out what the workers of this host need, before any is started."""

@@ -74,7 +74,7 @@ class AgentClient(abc.ABC):
         Raises:
             LaunchError: it can't be started, and that is known at once; otherwise `turn` raises it.
         """
-        worker = self._workers[plan.rank] = WorkerHandle(plan, sinks, send=self.send)
+        worker = self._workers[plan.worker] = WorkerHandle(plan, sinks, send=self.send)
         self.send(start_message(plan))
         if self.lost is not None:
             worker.lose(self.lost, last_heard_s=self.heard_s)
@@ -86,10 +86,10 @@ class AgentClient(abc.ABC):
 
     def _receive(self, message: Message, data: bytes = b"", /) -> None:
         # Reports name a worker; answers don't, and come in the order of the questions.
-        if "rank" in message:
+        if "worker" in message:
             self.num_oom_kills = max(self.num_oom_kills, message.get("num_oom_kills", 0))
             self.limits = tuple(message.get("limits", self.limits))
-            worker = self._workers.get(message["rank"])
+            worker = self._workers.get(message["worker"])
             if worker is not None:
                 worker.receive(message, data)
         elif message["is"] != "beat":

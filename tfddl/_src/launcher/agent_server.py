@@ -155,7 +155,7 @@ class AgentServer:
         if message["is"] == "output":
             # Whoever reads that a worker can save may send SIGTERM at once: tfddlrun has to know of
             # it before.
-            self._agent.report_progress([message["rank"]])
+            self._agent.report_progress([message["worker"]])
         self._outbox.put(message, data)
 
     def _goes_on(self) -> bool:

@@ -136,7 +136,7 @@ def _read(
     """A rank's result; meanwhile the other hosts hear of us."""
     data = bytearray()
     while len(data) < size:
-        # Not "rank": reports with a rank are for its handle.
+        # Not "worker": reports with one are for its handle.
         piece = {"do": "give result", "of": rank, "offset": len(data), "length": _PIECE_BYTES}
         client.send(piece)
         (answer,) = ask([client], signals=signals, wait_s=_ANSWER_S)

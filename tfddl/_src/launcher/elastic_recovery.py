@@ -75,6 +75,11 @@ class ElasticRecovery(Recovery):
             running_s=now_s - self._started_s,
         )
 
+    def is_ready(self, now_s: float) -> bool:
+        """Whether there are hosts for enough workers."""
+        self._watch.turn(now_s)
+        return self._take(self._assign(now_s), self._elastic.min_workers, now_s)
+
     def pause(self) -> None:
         """Ends the discovery's processes until the next question."""
         self._watch.pause()
@@ -142,7 +147,7 @@ class ElasticRecovery(Recovery):
         begun_s = now_s = time.monotonic()
         say_at_s = begun_s + _PROGRESS_S
         self._watch.turn(now_s)
-        while sum((workers := self._assign(now_s)).values()) < least:
+        while not self._take(workers := self._assign(now_s), least, now_s):
             left_s = begun_s + elastic.timeout_s - now_s
             have = f"there are hosts for {sum(workers.values())} workers"
             have += f" ({describe_hosts(workers)}), and at least {least} are needed ({flag})"
@@ -159,6 +164,12 @@ class ElasticRecovery(Recovery):
                 return False
             now_s = time.monotonic()
             self._watch.turn(now_s)
+        return True
+
+    def _take(self, workers: dict[str, int], least: int, now_s: float) -> bool:
+        """Begins a start with these workers, where they are enough."""
+        if sum(workers.values()) < least:
+            return False
         if self._known:
             self._describe_change(self.workers, workers)
         self.workers, self._started_s = workers, now_s

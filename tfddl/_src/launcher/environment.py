@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tfddl._src import commits, heartbeat
+from tfddl._src import commits, heartbeat, membership
 from tfddl._src.cluster import CORES, SECRET, read_secret
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.launcher.call_files import CALL, RESULT
@@ -40,7 +40,10 @@ _RANK_PREFIXES = (
 )
 # Where `tfddlrun` runs in a worker of another job, what is for that worker alone.
 _OWN = frozenset(
-    {CORES, SECRET, CALL, RESULT, commits.VARIABLE, commits.ELASTIC, heartbeat.VARIABLE}
+    {
+        *(CORES, SECRET, CALL, RESULT, commits.VARIABLE, commits.ELASTIC),
+        *(heartbeat.VARIABLE, membership.VARIABLE),
+    }
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import ipaddress
 import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tfddl import __version__
+from tfddl._src.cluster.ports import free_ports
 from tfddl._src.launcher.agent_client import AgentClient
 from tfddl._src.launcher.agent_starter import AgentStarter
 from tfddl._src.launcher.frames import Message
@@ -19,7 +21,7 @@ from tfddl._src.launcher.hosts import HostSlots, ranks_of
 from tfddl._src.launcher.interfaces import is_this_host
 from tfddl._src.launcher.local_client import LocalAgentClient
 from tfddl._src.launcher.log_sink import LogSink
-from tfddl._src.launcher.plan import LOOPBACK, HostAllocation, ProcessPlan
+from tfddl._src.launcher.plan import LOOPBACK, HostAllocation, ProcessPlan, local_allocation
 from tfddl._src.launcher.remote_client import RemoteAgentClient
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.ssh import SshOptions
@@ -75,21 +77,73 @@ class UnreachableError(LaunchError):
         self.problems = dict(problems)
 
 
-@dataclass(frozen=True)
+class Reallocate(Protocol):
+    """Gives a job other hosts, or other numbers of workers."""
+
+    def __call__(
+        self, fleet: Fleet, workers: Mapping[str, int], *, signals: Signals
+    ) -> tuple[HostAllocation, ...]:
+        """Connects to those that are new, whose clients it adds, and has ports chosen anew.
+
+        Raises:
+            LaunchError: hosts can't be reached, or can't take part.
+            Interrupted: a signal came.
+        """
+
+
 class Fleet:
     """The agents of all hosts of a job, whose workers can be started.
 
     Attributes:
-        clients: one per host; this machine alone is one, too.
+        clients: one per host; this machine alone is one, too. Those of hosts that have no more
+            workers stay.
         allocations: the hosts' parts in the job, in the order of their ranks.
     """
 
-    clients: tuple[AgentClient, ...]
-    allocations: tuple[HostAllocation, ...]
+    def __init__(
+        self,
+        clients: Iterable[AgentClient],
+        allocations: Iterable[HostAllocation],
+        *,
+        reallocate: Reallocate | None = None,
+    ) -> None:
+        """Holds agents.
+
+        Args:
+            clients: one per host.
+            allocations: the hosts' parts in the job.
+            reallocate: changes these; None where they can't be changed.
+        """
+        self.clients, self.allocations = list(clients), tuple(allocations)
+        self._reallocate = reallocate
+
+    @property
+    def can_change(self) -> bool:
+        """Whether there may be other workers without a fleet of their own."""
+        return self._reallocate is not None
+
+    def change(self, workers: Mapping[str, int], *, signals: Signals) -> None:
+        """Gives the job other hosts, or numbers of workers; and other ports in any case.
+
+        Args:
+            workers: how many of which host, in the order of their ranks.
+            signals: interrupt the waiting for hosts.
+
+        Raises:
+            LaunchError: hosts can't be reached, or can't take part.
+            Interrupted: a signal came.
+        """
+        assert self._reallocate is not None
+        self.allocations = self._reallocate(self, workers, signals=signals)
+
+    def client_of(self, host: str) -> AgentClient | None:
+        """The agent of a host that is reached; None where there is none."""
+        return next((c for c in self.clients if c.host == host and c.lost is None), None)
 
     def start(self, plan: ProcessPlan, sinks: Sequence[LogSink]) -> WorkerHandle:
         """Starts a worker on its host; see `AgentClient.start`."""
-        client = next(client for client in self.clients if client.host == plan.host)
+        # The last one: a host that was lost may have come back.
+        client = next(client for client in reversed(self.clients) if client.host == plan.host)
         return client.start(plan, sinks)
 
     def beat(self) -> None:
@@ -143,7 +197,15 @@ def local_fleet(
     """
     local = LocalAgentClient(signals=signals, store=store, call_fd=call_fd)
     with contextlib.closing(local) as client:
-        yield Fleet((client,), tuple(allocations))
+        # Where other tfddlruns start a part of the job, they would have to change, too.
+        is_whole = [allocation.host for allocation in allocations] == [""]
+        yield Fleet((client,), allocations, reallocate=_other_ports if is_whole else None)
+
+
+def _other_ports(
+    fleet: Fleet, workers: Mapping[str, int], *, signals: Signals
+) -> tuple[HostAllocation, ...]:
+    return (local_allocation(free_ports(sum(workers.values()))),)
 
 
 @contextlib.contextmanager
@@ -200,11 +262,50 @@ def prepared(options: FleetOptions, *, directory: str, signals: Signals) -> Iter
             raise UnreachableError(problems)
         allocations = _allocate(clients, options, directory=directory, signals=signals)
         adopt_orphans()
+
+        def reallocate(
+            fleet: Fleet, workers: Mapping[str, int], *, signals: Signals
+        ) -> tuple[HostAllocation, ...]:
+            hosts = tuple(HostSlots(name, count) for name, count in workers.items())
+            changed = dataclasses.replace(options, hosts=hosts)
+            return _change(fleet, changed, directory=directory, signals=signals)
+
+        fleet = Fleet(clients, allocations, reallocate=reallocate)
         try:
-            yield Fleet(clients, allocations)
+            yield fleet
         finally:
-            close_all(clients)  # before ssh is killed as an orphan
+            # Before ssh is killed as an orphan. All are of this kind: it has made them.
+            close_all([c for c in fleet.clients if isinstance(c, RemoteAgentClient)])
             kill_orphans()
+
+
+def _change(
+    fleet: Fleet, options: FleetOptions, *, directory: str, signals: Signals
+) -> tuple[HostAllocation, ...]:
+    """Connects to those of some hosts that have no agent yet, and asks all of these for ports."""
+    known = {host.name: fleet.client_of(host.name) for host in options.hosts}
+    new = [
+        RemoteAgentClient(name, options.starter, is_here=is_this_host(name))
+        for name, client in known.items()
+        if client is None
+    ]
+    # Also those that fail: whoever closes the fleet waits for their ends.
+    fleet.clients += new
+    wait_for(
+        fleet.clients,
+        lambda client: not isinstance(client, RemoteAgentClient) or client.greeting is not None,
+        signals=signals,
+        wait_s=options.connect_s if new else 0.0,
+    )
+    if problems := dict(failures(new, options)):
+        for client in problems:
+            client.hang_up()
+        raise UnreachableError({client.host: text for client, text in problems.items()})
+    clients = [found for host in options.hosts if (found := fleet.client_of(host.name))]
+    if len(clients) < len(options.hosts):
+        gone = [host.name for host in options.hosts if fleet.client_of(host.name) is None]
+        raise UnreachableError({host: f"{host} can't be reached any more" for host in gone})
+    return _allocate(clients, options, directory=directory, signals=signals)
 
 
 def _allocate(

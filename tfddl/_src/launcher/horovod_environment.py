@@ -13,6 +13,12 @@ from tfddl._src.cluster import Cluster
 # what is in it is loaded on demand, and belongs to higher layers.
 _SITE = Path(tfddl.__file__).parent / "_src" / "horovod" / "site"
 
+MEMBERSHIP = (
+    "HOROVOD_HOSTNAME",
+    *(f"HOROVOD_{place}{kind}" for place in ("", "LOCAL_", "CROSS_") for kind in ("RANK", "SIZE")),
+)
+"""Those that say who takes part."""
+
 
 def variables(cluster: Cluster, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that Horovod's launcher sets, and those that make ``import horovod`` ours.

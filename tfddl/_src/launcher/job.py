@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tfddl._src import commits, rendezvous, startup_logs
@@ -25,6 +25,7 @@ from tfddl._src.launcher.multi_node import join_nodes
 from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import HostAllocation, ProcessPlan, local_allocation, plan_processes
 from tfddl._src.launcher.recovery import Recovery
+from tfddl._src.launcher.regrouping import Regrouping, goes_on
 from tfddl._src.launcher.report import Outcome, WorkerExit, outcome_report
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.supervisor import SupervisorOptions, supervise
@@ -91,14 +92,11 @@ def _run_job(options: JobOptions, signals: Signals, *, environment: Mapping[str,
                     raise
                 console.say(text)
                 continue
-            if text := recovery.resize(outcome, now_s=time.monotonic()):
-                console.say(text)
-                continue
-            console.say(outcome_report(outcome, broken=console.broken))
-            again = recovery.start_again(outcome, now_s=time.monotonic())
+            again = outcome.goes_on
+            if again is None:
+                again = goes_on(recovery, outcome, console)
             if not again:
                 return outcome.status
-            console.say(again)
 
 
 def requested_variables(options: JobOptions, environment: Mapping[str, str]) -> dict[str, str]:
@@ -156,7 +154,7 @@ def _start(
                 supervisor,
                 resources=resources,
                 environment=environment,
-                fetches_commit=recovery.starts_again,
+                recovery=recovery,
             )
         except UnreachableError as error:
             if options.fleet is None or options.elastic or not recovery.num_restarts:
@@ -213,7 +211,7 @@ def _run_once(
     *,
     resources: _JobResources,
     environment: Mapping[str, str],
-    fetches_commit: bool,
+    recovery: Recovery,
 ) -> tuple[Outcome, tuple[int, ...]]:
     """Starts the workers, on whatever hosts, and waits for their end.
 
@@ -222,7 +220,8 @@ def _run_once(
         supervisor: how the workers are supervised.
         resources: what all starts of the job share.
         environment: what the workers inherit.
-        fetches_commit: whether another start may follow, and needs what was committed.
+        recovery: plans the workers anew, where some stay; whether another start may follow, which
+            needs what was committed.
 
     Returns:
         How it went, and the port of each rank.
@@ -238,24 +237,32 @@ def _run_once(
     with _open_fleet(options, resources, directory=directory) as (fleet, secret):
         if options.verbose:
             _announce(fleet.allocations, resources.console)
-        plans = plan_processes(
-            options.command,
-            allocations=fleet.allocations,
-            environment=_workers_environment(options, environment, secret=secret),
-            as_horovod=options.as_horovod,
-            binding=options.binding,
-            directory=directory,
-        )
+
+        def plan() -> list[ProcessPlan]:
+            return _plan(
+                options,
+                fleet,
+                environment={**environment, **recovery.variables},
+                secret=secret,
+                directory=directory,
+            )
+
+        plans = plan()
         hosts = {client.host for client in fleet.clients}
         outcome = supervise(
-            [_complete(plan, options) for plan in plans if plan.host in hosts],
+            [plan for plan in plans if plan.host in hosts],
             fleet=fleet,
             console=resources.console,
             signals=resources.signals,
-            options=dataclasses.replace(supervisor, num_workers=len(plans)),
+            options=dataclasses.replace(
+                supervisor,
+                num_workers=len(plans),
+                regrouper=_regrouping(options, recovery, fleet, resources=resources, plan=plan),
+            ),
         )
         ends = not outcome.is_failure and not (options.elastic and outcome.has_saved)
-        if resources.relay is not None and fetches_commit and not ends:
+        ends = ends and not outcome.goes_on
+        if resources.relay is not None and recovery.starts_again and not ends:
             problem = resources.relay.fetch(fleet.clients, signals=resources.signals)
             resources.console.say(problem)
         if options.call is not None:
@@ -308,12 +315,49 @@ def _open_fleet(
         yield fleet, secret
 
 
-def _complete(plan: ProcessPlan, options: JobOptions) -> ProcessPlan:
-    """The plan, with what the worker inherits from us or from its agent."""
-    return dataclasses.replace(
-        plan,
-        makes_call=options.call is not None,
-        keeps_commits=options.restarts.restarts > 0 or options.elastic is not None,
+def _plan(
+    options: JobOptions,
+    fleet: Fleet,
+    *,
+    environment: Mapping[str, str],
+    secret: str,
+    directory: str | None,
+) -> list[ProcessPlan]:
+    """Plans all workers, with what they inherit from us or from their agents."""
+    plans = plan_processes(
+        options.command,
+        allocations=fleet.allocations,
+        environment=_workers_environment(options, environment, secret=secret),
+        as_horovod=options.as_horovod,
+        binding=options.binding,
+        directory=directory,
+    )
+    starts_again = options.restarts.restarts > 0 or options.elastic is not None
+    makes_call = options.call is not None
+    return [
+        dataclasses.replace(
+            plan,
+            makes_call=makes_call,
+            keeps_commits=starts_again,
+            # Results of a call are kept by the rank that a worker had at its start.
+            may_stay=starts_again and fleet.can_change and not makes_call,
+        )
+        for plan in plans
+    ]
+
+
+def _regrouping(
+    options: JobOptions,
+    recovery: Recovery,
+    fleet: Fleet,
+    *,
+    resources: _JobResources,
+    plan: Callable[[], list[ProcessPlan]],
+) -> Regrouping | None:
+    if not fleet.can_change or options.call is not None or not recovery.starts_again:
+        return None
+    return Regrouping(
+        recovery, fleet, signals=resources.signals, console=resources.console, plan=plan
     )
 
 

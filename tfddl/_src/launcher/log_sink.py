@@ -68,6 +68,10 @@ class LogSink:
             self._log.write(data)
         self._show(self._assembler.feed(data, now_s=time.monotonic()))
 
+    def rename(self, rank: int) -> None:
+        """Shows what comes from now on with another rank in front; its log stays where it is."""
+        self._rank = rank
+
     def close(self) -> None:
         """Shows an unfinished last line, and closes the log. Closing twice does nothing."""
         if not self.is_open:

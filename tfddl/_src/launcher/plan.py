@@ -11,6 +11,7 @@ from tfddl._src.cluster import Cluster, join_address
 from tfddl._src.cluster.environments import tf_config
 from tfddl._src.launcher import horovod_environment
 from tfddl._src.launcher.cores import Binding
+from tfddl._src.launcher.environment import RESTARTS
 
 NCCL_INTERFACE = "NCCL_SOCKET_IFNAME"
 
@@ -24,6 +25,10 @@ DEFAULTS = MappingProxyType(
         startup_logs.LOG_LEVEL: startup_logs.WARNINGS,
     }
 )
+
+
+# Who takes part, for a worker; all others of its variables stay the same from start to start.
+_MEMBERSHIP = (tf_config.VARIABLE, RESTARTS, *horovod_environment.MEMBERSHIP)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class ProcessPlan:
         directory: where it is started; None for the folder of who starts it.
         keeps_commits: whether the first worker of a host gets memory for what is to outlive it.
         makes_call: whether it gets the files of a function call, see `CallFiles`.
+        worker: its number in what agents and we say of it: its own, whatever its rank becomes.
+        may_stay: whether it gets a file in which it is told its new rank, where it keeps its
+            process while others come and go.
     """
 
     rank: int
@@ -53,6 +61,13 @@ class ProcessPlan:
     directory: str | None = None
     keeps_commits: bool = False
     makes_call: bool = False
+    worker: int = 0
+    may_stay: bool = False
+
+    @property
+    def membership(self) -> dict[str, str]:
+        """Those of its variables that say who takes part."""
+        return {name: self.environment[name] for name in _MEMBERSHIP if name in self.environment}
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,7 @@ def plan_processes(  # noqa: PLR0913
             plans.append(
                 ProcessPlan(
                     rank=cluster.rank,
+                    worker=cluster.rank,
                     argv=tuple(command),
                     environment=MappingProxyType(variables),
                     host=allocation.host,

@@ -53,6 +53,10 @@ class Recovery:
         """Waits until the next start may begin; False where a signal ends the job before."""
         return signals.sleep(self.backoff_s)
 
+    def is_ready(self, now_s: float) -> bool:
+        """Whether the next start may begin at once; plans it, as `wait_to_start` does."""
+        return True
+
     def leave_out(self, error: LaunchError, *, now_s: float) -> str:
         """Plans a start without the hosts that can't be used; "" where that isn't possible."""
         return ""

@@ -81,6 +81,8 @@ class Outcome:
         num_oom_kills: processes that the kernel's OOM killer ended meanwhile, on the whole
             machine.
         limits: those of cgroups that were reached meanwhile, see `LimitMonitor`.
+        goes_on: whether there is another start, where that was decided and said before its last
+            workers have ended; otherwise None.
     """
 
     exits: tuple[WorkerExit, ...]
@@ -88,6 +90,7 @@ class Outcome:
     interrupted_by: signal.Signals | None
     num_oom_kills: int
     limits: tuple[str, ...] = ()
+    goes_on: bool | None = None
 
     @property
     def has_saved(self) -> bool:

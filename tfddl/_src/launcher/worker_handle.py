@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Sequence
 
-from tfddl._src.heartbeat import Stage, WorkerFlags, WorkerProgress
+from tfddl._src.heartbeat import SAVED_STATUS, Stage, WorkerFlags, WorkerProgress
 from tfddl._src.launcher.frames import Message
 from tfddl._src.launcher.log_sink import LogSink
 from tfddl._src.launcher.output import Stream
@@ -24,7 +25,9 @@ class WorkerHandle:
 
     Attributes:
         rank: its rank.
+        number: its own, whatever its rank becomes.
         host: where it runs; "" for this machine.
+        local_rank: its number among the workers of that host, which stays.
         sinks: take its stdout and its stderr.
         reading: how far it had come by the last report.
         is_stopped: whether the process that trains was stopped then, by a signal or a debugger.
@@ -44,7 +47,8 @@ class WorkerHandle:
             sinks: take its stdout and its stderr.
             send: sends an order to its agent.
         """
-        self.rank, self.host, self.sinks = plan.rank, plan.host, sinks
+        self.rank, self.number = plan.rank, plan.worker
+        self.host, self.local_rank, self.sinks = plan.host, plan.local_rank, sinks
         self.reading = WorkerProgress()
         self.is_stopped = False
         self.ended_s: float | None = None
@@ -103,18 +107,18 @@ class WorkerHandle:
         """Sends a signal to the worker and all processes of its group."""
         if self.ended_s is None:
             self._ended_with = number
-        self._send({"do": "signal", "rank": self.rank, "number": int(number)})
+        self._send({"do": "signal", "worker": self.number, "number": int(number)})
 
     def ask_for_stacks(self) -> None:
         """Makes it write the stacks of its threads to stderr, if it can."""
-        self._send({"do": "show stacks", "rank": self.rank})
+        self._send({"do": "show stacks", "worker": self.number})
 
     def ask_to_save(self) -> bool:
         """Makes it save and end; False where it can't, by the last report."""
         if self.ended_s is not None or WorkerFlags.SAVES_ON_SIGTERM not in self.reading.flags:
             return False
         self._ended_with = signal.SIGTERM
-        self._send({"do": "save", "rank": self.rank})
+        self._send({"do": "save", "worker": self.number})
         return True
 
     @property
@@ -124,11 +128,34 @@ class WorkerHandle:
 
     def request_save(self) -> None:
         """Asks it to save and end when it next can, however long that takes."""
-        self._send({"do": "request save", "rank": self.rank})
+        self._send({"do": "request save", "worker": self.number})
+
+    @property
+    def can_stay(self) -> bool:
+        """Whether it keeps its process where others come or go, by the last report."""
+        stays = WorkerFlags.REGROUPS | WorkerFlags.WAITS_FOR_MEMBERS
+        return self.ended_s is None and bool(stays & self.reading.flags)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits to be told who takes part now, by the last report."""
+        return self.ended_s is None and WorkerFlags.WAITS_FOR_MEMBERS in self.reading.flags
+
+    def tell_membership(self, plan: ProcessPlan | None) -> None:
+        """Tells it which worker it is now; None: that it isn't needed any more, and is to end."""
+        if plan is not None:
+            self.rank = plan.rank
+            for sink in self.sinks:
+                sink.rename(plan.rank)
+        variables = None if plan is None else plan.membership
+        self._send({"do": "regroup", "worker": self.number, "variables": variables})
+        # What it has reported last isn't so any more.
+        flags = self.reading.flags & ~(WorkerFlags.WAITS_FOR_MEMBERS | WorkerFlags.PREEMPTED)
+        self.reading = dataclasses.replace(self.reading, flags=flags)
 
     def reap(self) -> None:
         """Kills what is left of its group, and closes its outputs."""
-        self._send({"do": "reap", "rank": self.rank})
+        self._send({"do": "reap", "worker": self.number})
         for sink in self.sinks:
             sink.close()
 
@@ -145,6 +172,21 @@ class WorkerHandle:
             stall=self.stall,
             host=self.host,
             lost=self.lost,
+        )
+
+    def describe_saving(self) -> WorkerExit:
+        """Of a worker that waits: how it would have ended, had it not stayed."""
+        reading = dataclasses.replace(
+            self.reading, flags=self.reading.flags | WorkerFlags.PREEMPTED
+        )
+        return WorkerExit(
+            rank=self.rank,
+            returncode=SAVED_STATUS,
+            after_s=time.monotonic() - self._started_s,
+            stderr_lines=(),
+            ended_with=None,
+            reading=reading,
+            host=self.host,
         )
 
     def _sink(self, message: Message) -> LogSink:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from tfddl._src import commits, heartbeat
+from tfddl._src import commits, heartbeat, membership
 from tfddl._src.cluster import CORES
 from tfddl._src.cpu import num_quota_cores
 from tfddl._src.heartbeat import STACKS_SIGNAL, ProgressPage, WorkerFlags
@@ -24,6 +24,7 @@ from tfddl._src.launcher.output import Stream
 from tfddl._src.launcher.plan import ProcessPlan
 from tfddl._src.launcher.stall_detector import is_stopped
 from tfddl._src.launcher.system import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, load_prctl
+from tfddl._src.membership import MembershipFile
 from tfddl.errors import LaunchError
 
 # MAX_ARG_STRLEN of Linux, which counts a zero at the end.
@@ -67,7 +68,8 @@ class WorkerProcess:
     """A worker, and all that it starts in its process group.
 
     Attributes:
-        rank: its rank.
+        rank: its rank at its start.
+        number: its own, whatever its rank becomes.
         pid: its process, process group and session.
         outputs: its stdout and its stderr.
         ended_s: when it was found to have ended (`time.monotonic`), or None.
@@ -91,7 +93,7 @@ class WorkerProcess:
         Raises:
             LaunchError: the command can't be started, or a limit was reached.
         """
-        self.rank = plan.rank
+        self.rank, self.number = plan.rank, plan.worker
         self.ended_s: float | None = None
         self.returncode = 0
         try:
@@ -102,12 +104,15 @@ class WorkerProcess:
                 "a descriptor for each worker; ulimit -n says how many there may be"
             ) from error
         inherited = {heartbeat.VARIABLE: self._page.fileno(), **files}
+        self._membership = _membership_file() if plan.may_stay else None
+        if self._membership is not None:
+            inherited[membership.VARIABLE] = self._membership.fileno()
         if store is not None and plan.keeps_commits and plan.local_rank == 0:
             inherited[commits.VARIABLE] = store.fd
         try:
             self._process = _start(plan, inherited)
         except BaseException:
-            self._page.close()
+            self._close_files()
             raise
         self.pid = self._process.pid
         pipes = (self._process.stdout, self._process.stderr)
@@ -166,11 +171,26 @@ class WorkerProcess:
         """Asks it to save and end when it next can; see `ProgressPage.request_save`."""
         self._page.request_save()
 
+    def tell_membership(self, variables: Mapping[str, str] | None) -> None:
+        """Tells it who takes part now, which answers a request to save.
+
+        Args:
+            variables: see `Membership`.
+        """
+        self._page.withdraw_request()
+        if self._membership is not None:
+            self._membership.write(variables)
+
     def reap(self) -> None:
         """Kills what is left of its group, and waits for its end."""
         self.signal_group(signal.SIGKILL)
         self._process.wait()
+        self._close_files()
+
+    def _close_files(self) -> None:
         self._page.close()
+        if self._membership is not None:
+            self._membership.close()
 
     @property
     def _training_pid(self) -> int:
@@ -204,6 +224,13 @@ def kill_orphans() -> None:
         for pid in children:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def _membership_file() -> MembershipFile | None:
+    """None where there is no memory for it: the worker then ends where others come or go."""
+    with contextlib.suppress(OSError):
+        return MembershipFile.create()
+    return None
 
 
 def _children() -> list[int]:

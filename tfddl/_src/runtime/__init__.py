@@ -11,7 +11,7 @@
 * `per_runtime`: what upper layers keep for each runtime.
 """
 
-from tfddl._src.runtime.context import Runtime, current, is_started, start, stop
+from tfddl._src.runtime.context import Runtime, current, is_started, restart, start, stop
 from tfddl._src.runtime.devices import JobResolver, choose_transport
 from tfddl._src.runtime.grpc_servers import calling_line
 from tfddl._src.runtime.options import Options
@@ -26,6 +26,7 @@ __all__ = [
     "choose_transport",
     "current",
     "is_started",
+    "restart",
     "start",
     "stop",
 ]

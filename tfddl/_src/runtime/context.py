@@ -16,6 +16,7 @@ from tfddl._src.comm.instrumentation import Instrumentation
 from tfddl._src.comm.lazy_variable import counter
 from tfddl._src.comm.process_group import ProcessGroup
 from tfddl._src.comm.single_process import SingleProcessGroup
+from tfddl._src.comm.tensorflow_private import forget_traces
 from tfddl._src.cpu import cores_of_worker
 from tfddl._src.heartbeat import ProgressPage, ProgressReporter
 from tfddl._src.runtime.devices import make_strategy, resolve_transport, set_up_gpus, set_up_threads
@@ -55,7 +56,18 @@ class Runtime:
         options: Options,
         progress_page: ProgressPage,
         secret: bytes,
+        *,
+        sets_devices: bool = True,
     ) -> None:
+        """Joins the job, and connects to the others.
+
+        Args:
+            cluster: Who takes part.
+            options: What was asked for.
+            progress_page: Where the launcher reads how far this worker has come.
+            secret: What the launcher has told all workers.
+            sets_devices: Whether threads and GPUs are still to be set up, once per process.
+        """
         self.asked = cluster
         self.options = options
         self.progress_page = progress_page
@@ -75,9 +87,11 @@ class Runtime:
             self.cluster = self.job.rendezvous.cluster
             self.transport = self.job.choice.transport
         self.num_cores = cores_of_worker(self.cluster.local_size, own=options.cores)
-        set_up_threads(self.cluster, options, self.num_cores)
+        self._reporter: ProgressReporter | None = None
         try:
-            set_up_gpus(self.cluster)
+            if sets_devices:
+                set_up_threads(self.cluster, options, self.num_cores)
+                set_up_gpus(self.cluster)
             if self.job is not None:
                 self.process_group = self._connect(self.job)
         except BaseException:
@@ -142,6 +156,35 @@ class Runtime:
             with tf.device("CPU:0"):
                 self._rounds.value.assign_add(1, read_value=False)
 
+    @property
+    def can_regroup(self) -> bool:
+        """Whether this process can leave the job and join it again, with other workers.
+
+        TensorFlow's servers, and so RING and NCCL, stay until the process ends. Nothing in the
+        graphs of one worker alone would notice that there are several now.
+        """
+        return (
+            self.job is not None
+            and self.started_strategy is None
+            and self.process_group.can_close
+            and not self.is_child
+        )
+
+    def close(self, text: str) -> None:
+        """Leaves the job, where `can_regroup`; a second call does nothing.
+
+        Args:
+            text: What the errors of operations say that are called nevertheless.
+        """
+        if self.job is None:
+            return
+        if self._reporter is not None:
+            self._reporter.stop()
+            atexit.unregister(self._reporter.stop)
+        self.process_group.close(text)
+        self.job.close()
+        self.job = None
+
     def disown(self) -> None:
         """In a forked child: lets go of what is the worker's."""
         self.is_child = True
@@ -155,8 +198,10 @@ class Runtime:
         if self.progress_page.is_shared and self.cluster.size > 1:
             self._counts_rounds = True
             counts = self.instrumentation.counts
-            reporter = ProgressReporter(self.progress_page, counts, lambda: self._rounds.number)
+            rounds = self._rounds
+            reporter = ProgressReporter(self.progress_page, counts, lambda: rounds.number)
             atexit.register(reporter.stop)
+            self._reporter = reporter
 
     def _connect(self, job: JoinedJob) -> ProcessGroup:
         def start_strategy(why: str) -> tf.distribute.Strategy:
@@ -208,9 +253,9 @@ def start(
         DisagreementError: The ranks have different descriptions of the cluster.
     """
     if _SLOT.runtime is None:
-        runtime = _SLOT.runtime = Runtime(cluster, options, progress_page, secret)
+        _SLOT.runtime = Runtime(cluster, options, progress_page, secret)
         # Registered once per process: os.register_at_fork has no way back.
-        in_children(runtime.disown, own_handler=lambda: runtime.sigterm_handler)
+        in_children(_disown, own_handler=_sigterm_handler)
     elif (_SLOT.runtime.asked, _SLOT.runtime.options) != (cluster, options):
         raise StartError(
             "tfddl.init() was called before with other settings, and TensorFlow can't change them "
@@ -219,6 +264,33 @@ def start(
         )
     _SLOT.active = True
     return _SLOT.runtime
+
+
+def restart(cluster: Cluster | PartialCluster, *, secret: bytes) -> Runtime:
+    """Starts a runtime with other workers, in place of the closed one, with the same options.
+
+    What was traced before is forgotten: it may have the number of workers as a constant.
+
+    Raises:
+        TfddlError: As for `start`; the closed runtime is still there, and this may be tried again.
+    """
+    before = _SLOT.runtime
+    assert before is not None
+    runtime = Runtime(cluster, before.options, before.progress_page, secret, sets_devices=False)
+    runtime.sigterm_handler = before.sigterm_handler
+    forget_traces()
+    _SLOT.runtime = runtime
+    return runtime
+
+
+def _disown() -> None:
+    assert _SLOT.runtime is not None
+    _SLOT.runtime.disown()
+
+
+def _sigterm_handler() -> SignalHandler | None:
+    assert _SLOT.runtime is not None
+    return _SLOT.runtime.sigterm_handler
 
 
 def stop() -> None:

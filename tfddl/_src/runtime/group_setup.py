@@ -99,6 +99,7 @@ class GroupSetup:
             self.rendezvous, self.options.timeouts, self.instrumentation, group.abort
         )
         instrumented = InstrumentedGroup(group, self.instrumentation)
+        instrumented.close_before(inspector)
         if hosts is None:
             try:
                 self._check_order(instrumented)

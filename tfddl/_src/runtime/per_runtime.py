@@ -34,6 +34,10 @@ class PerRuntime(Generic[_T]):
         # Where two threads are first, setdefault lets both have the same.
         return self._values.setdefault(runtime, self._make(runtime)) if value is None else value
 
+    def hand_over(self, value: _T, runtime: Runtime) -> None:
+        """Makes a value that of a runtime, which takes the place of another one."""
+        self._values[runtime] = value
+
     def current(self) -> _T:
         """The value of the runtime of this process.
 

@@ -71,6 +71,11 @@ class LostPeers:
         if peer != self._rank and peer not in self._exit_texts:
             self._killed.setdefault(peer)
 
+    @property
+    def any_ended(self) -> bool:
+        """Whether any has, or was lost in the middle of an operation."""
+        return bool(self._exit_texts or self._killed or self._failed or self._sockets.lost)
+
     def has_ended(self, peer: int) -> bool:
         """Whether a peer has said so, or its connection has."""
         return peer in self._exit_texts or peer in self._sockets.lost

@@ -339,6 +339,11 @@ class Mesh:
         # The first reason counts: others follow from it.
         self._abort = self._abort or (kind, text)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether operations can't go on: a worker has ended."""
+        return self._lost_peers.any_ended
+
     def raise_if_aborted(self) -> None:
         """Raises the error given to `abort`. Threads that wait elsewhere for peers call it, too."""
         if self._abort is not None:
