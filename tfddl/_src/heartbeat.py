@@ -84,6 +84,9 @@ class WorkerFlags(enum.IntFlag):
     WAITS_FOR_MEMBERS = 64
     """It waits for that: it has left the others, and has saved if it was asked to."""
 
+    JOINS = 128
+    """It waits for the others, at its start."""
+
 
 class _Word(enum.IntEnum):
     """The index of each 8-byte word in the page."""

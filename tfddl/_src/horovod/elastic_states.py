@@ -19,6 +19,7 @@ import copy
 import functools
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -296,12 +297,18 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
                 except Exception as error:
                     if not has_lost_others():
                         raise
-                    _LOG.warning("rank %d goes on without others: %s", tfddl.rank(), error)
+                    _LOG.warning("rank %d has lost others: %s", tfddl.rank(), _reason(error))
                     state.restore()
                     regroup()
                     prepare = functools.partial(_resume, state, number)
 
     return elastic
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without what TensorFlow says of where it was raised."""
+    found = re.findall(r"^tfddl\.errors\.\w+: (.*)$", str(error), re.MULTILINE)
+    return found[-1] if found else str(error)
 
 
 def _resume(state: State, number: int) -> None:

@@ -41,6 +41,8 @@ class ElasticRecovery(Recovery):
         # Of hosts that can't be used, or are about to go away: until when, and how often before.
         self._away_s: dict[str, float] = {}
         self._times_away: dict[str, int] = {}
+        # How many workers stay there meanwhile.
+        self._kept: dict[str, int] = {}
         self._started_s = 0.0
         # Those of the last start that has come to an end; empty before.
         self._known: Mapping[str, int] = {}
@@ -79,6 +81,11 @@ class ElasticRecovery(Recovery):
         """Whether there are hosts for enough workers."""
         self._watch.turn(now_s)
         return self._take(self._assign(now_s), self._elastic.min_workers, now_s)
+
+    def next_workers(self, now_s: float) -> dict[str, int] | None:
+        """How many workers of which host a start would have now; None where they are too few."""
+        workers = self._assign(now_s)
+        return workers if sum(workers.values()) >= self._elastic.min_workers else None
 
     def pause(self) -> None:
         """Ends the discovery's processes until the next question."""
@@ -194,19 +201,24 @@ class ElasticRecovery(Recovery):
 
     def _usable(self, now_s: float) -> dict[str, int]:
         """The hosts that there are, but for those that are excluded or away."""
-        hosts = {
-            host: slots
-            for host, slots in (self._watch.hosts or {}).items()
-            if self._away_s.get(host, 0.0) <= now_s
-        }
+        hosts = {}
+        for host, slots in (self._watch.hosts or {}).items():
+            is_away = now_s < self._away_s.get(host, 0.0)
+            if left := min(slots, self._kept[host]) if is_away else slots:
+                hosts[host] = left
         return self._allowed(hosts, now_s=now_s) or {}
 
-    def _leave(self, hosts: Iterable[str], now_s: float) -> str:
-        """Leaves hosts out for a time that doubles."""
+    def leave_out_new(self, host: str, *, now_s: float) -> str:
+        """Takes no more workers from a host for a time that doubles."""
+        for_s = self._leave([host], now_s, kept=self.workers.get(host, 0)).rpartition(" for ")[2]
+        return f"going on without new workers on {host} for {for_s}"
+
+    def _leave(self, hosts: Iterable[str], now_s: float, *, kept: int = 0) -> str:
+        """Leaves hosts out for a time that doubles, but for some workers of each."""
         texts = []
         for host in sorted(hosts):
             times = self._times_away[host] = self._times_away.get(host, 0) + 1
             for_s = exclusion_s(times - 1, self._options)
-            self._away_s[host] = now_s + for_s
+            self._away_s[host], self._kept[host] = now_s + for_s, kept
             texts.append(f"{host} for {for_s:g} s")
         return f"going on without {', '.join(texts)}"

@@ -14,7 +14,13 @@ from tfddl._src.cluster import SECRET, START_TIMEOUT
 from tfddl._src.cluster.ports import free_ports, is_free
 from tfddl._src.launcher.commit_relay import CommitRelay
 from tfddl._src.launcher.elastic_recovery import ElasticRecovery
-from tfddl._src.launcher.environment import exported, forwarded, given_secret, inherited
+from tfddl._src.launcher.environment import (
+    RESTARTS,
+    exported,
+    forwarded,
+    given_secret,
+    inherited,
+)
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
 from tfddl._src.launcher.fleet import Fleet, FleetOptions, UnreachableError, local_fleet, prepared
 from tfddl._src.launcher.guard import guarded
@@ -137,7 +143,6 @@ def _start(
 ) -> Outcome:
     """Starts the workers and supervises them; starts again where a port was taken meanwhile."""
     options = _with_workers(options, recovery.workers)
-    environment = {**environment, **recovery.variables}
     # Ports are chosen before the servers of workers bind them, so that another program can be
     # faster. Not restarts of the job: these count failures.
     for restarts in range(_PORT_RESTARTS + 1):
@@ -238,16 +243,17 @@ def _run_once(
         if options.verbose:
             _announce(fleet.allocations, resources.console)
 
-        def plan() -> list[ProcessPlan]:
+        def plan(num_restarts: int) -> list[ProcessPlan]:
             return _plan(
                 options,
                 fleet,
-                environment={**environment, **recovery.variables},
+                environment={**environment, RESTARTS: str(num_restarts)},
                 secret=secret,
                 directory=directory,
+                may_stay=fleet.can_change and options.call is None and recovery.starts_again,
             )
 
-        plans = plan()
+        plans = plan(recovery.num_restarts)
         hosts = {client.host for client in fleet.clients}
         outcome = supervise(
             [plan for plan in plans if plan.host in hosts],
@@ -315,13 +321,14 @@ def _open_fleet(
         yield fleet, secret
 
 
-def _plan(
+def _plan(  # noqa: PLR0913 - what a start knows, by name
     options: JobOptions,
     fleet: Fleet,
     *,
     environment: Mapping[str, str],
     secret: str,
     directory: str | None,
+    may_stay: bool,
 ) -> list[ProcessPlan]:
     """Plans all workers, with what they inherit from us or from their agents."""
     plans = plan_processes(
@@ -332,15 +339,11 @@ def _plan(
         binding=options.binding,
         directory=directory,
     )
-    starts_again = options.restarts.restarts > 0 or options.elastic is not None
+    keeps_commits = options.restarts.restarts > 0 or options.elastic is not None
     makes_call = options.call is not None
     return [
         dataclasses.replace(
-            plan,
-            makes_call=makes_call,
-            keeps_commits=starts_again,
-            # Results of a call are kept by the rank that a worker had at its start.
-            may_stay=starts_again and fleet.can_change and not makes_call,
+            plan, makes_call=makes_call, keeps_commits=keeps_commits, may_stay=may_stay
         )
         for plan in plans
     ]
@@ -352,8 +355,9 @@ def _regrouping(
     fleet: Fleet,
     *,
     resources: _JobResources,
-    plan: Callable[[], list[ProcessPlan]],
+    plan: Callable[[int], list[ProcessPlan]],
 ) -> Regrouping | None:
+    # Results of a call are kept by the rank that a worker had at its start.
     if not fleet.can_change or options.call is not None or not recovery.starts_again:
         return None
     return Regrouping(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tfddl._src.launcher.environment import RESTARTS
 from tfddl._src.launcher.report import Outcome
 from tfddl._src.launcher.restart_policy import Failure, RestartOptions, backoff_after, workers_after
 from tfddl._src.launcher.signals import Signals
@@ -40,11 +39,6 @@ class Recovery:
         self._farthest = (0, 0)
 
     @property
-    def variables(self) -> dict[str, str]:
-        """Environment variables of the next start's workers."""
-        return {RESTARTS: str(self.num_restarts)}
-
-    @property
     def starts_again(self) -> bool:
         """Whether the next failure will be followed by another start."""
         return len(self._failures) < self._options.restarts
@@ -57,8 +51,20 @@ class Recovery:
         """Whether the next start may begin at once; plans it, as `wait_to_start` does."""
         return True
 
+    def next_workers(self, now_s: float) -> dict[str, int] | None:
+        """How many workers of which host there would be after a change; None where none is due."""
+        return None
+
     def leave_out(self, error: LaunchError, *, now_s: float) -> str:
         """Plans a start without the hosts that can't be used; "" where that isn't possible."""
+        return ""
+
+    def leave_out_new(self, host: str, *, now_s: float) -> str:
+        """Takes no more workers from a host for a time, as a new one has failed there.
+
+        Returns:
+            A message about it.
+        """
         return ""
 
     def resize(self, outcome: Outcome, *, now_s: float) -> str:

@@ -8,8 +8,7 @@ workers' side that is `horovod.elastic_regroup`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 from tfddl._src.launcher.fleet import Fleet
 from tfddl._src.launcher.output import Console
@@ -24,13 +23,6 @@ from tfddl.errors import LaunchError
 _HOSTS_S = 30.0
 
 
-class Decision(Protocol):
-    """Says whether a job has another start."""
-
-    def __call__(self, outcome: Outcome) -> bool:
-        """Whether it has, after this outcome; reports it."""
-
-
 class Regrouping:
     """Plans the workers of a start anew."""
 
@@ -41,7 +33,7 @@ class Regrouping:
         *,
         signals: Signals,
         console: Console,
-        plan: Callable[[], Sequence[ProcessPlan]],
+        plan: Callable[[int], Sequence[ProcessPlan]],
     ) -> None:
         """Plans nothing yet.
 
@@ -50,17 +42,49 @@ class Regrouping:
             fleet: the hosts, which change with it.
             signals: interrupt the waiting for new hosts.
             console: takes messages.
-            plan: plans all workers of the fleet.
+            plan: plans all workers of the fleet, given how often the job has started again.
         """
         self._recovery, self._fleet, self._plan = recovery, fleet, plan
         self._signals, self._console = signals, console
         self._decided_s = 0.0
-        self._first_worker = 0
+        # For which workers of the hosts there is a plan already.
+        self._prepared: tuple[Mapping[str, int], Sequence[ProcessPlan]] | None = None
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the job can have another start after a failure."""
+        return self._recovery.starts_again
 
     def decide(self, outcome: Outcome) -> bool:
         """Whether the job goes on after some workers have ended, or hosts have changed."""
         self._decided_s = time.monotonic()
         return goes_on(self._recovery, outcome, self._console)
+
+    def prepare(self) -> Sequence[ProcessPlan] | None:
+        """All workers from the change of hosts on that is due; None where that isn't possible now.
+
+        Raises:
+            LaunchError: new hosts can't take part.
+            Interrupted: a signal came.
+        """
+        now_s = time.monotonic()
+        workers = self._recovery.next_workers(now_s)
+        if workers is None:
+            return None
+        if self._prepared is None or self._prepared[0] != workers:
+            self._prepared = None
+            if not self._change(workers, now_s):
+                return None
+            self._prepared = workers, self._plan(self._recovery.num_restarts + 1)
+        return self._prepared[1]
+
+    def leave_out_new(self, outcome: Outcome) -> None:
+        """Reports that a new worker has failed, without which the others go on for now."""
+        assert outcome.root is not None
+        self._prepared = None
+        self._console.say(outcome_report(outcome, broken=self._console.broken))
+        text = self._recovery.leave_out_new(outcome.root.host, now_s=time.monotonic())
+        self._console.say(text)
 
     def plan(self) -> Sequence[ProcessPlan] | None:
         """All workers of the next start; None where it can't begin yet.
@@ -77,14 +101,24 @@ class Regrouping:
             if waited_s > self._recovery.backoff_s + _HOSTS_S:
                 raise LaunchError("there are no hosts for enough workers yet")
             return None
+        workers = self._recovery.workers
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] == workers:
+            return prepared[1]
+        if not self._change(workers, now_s):
+            return None
+        return self._plan(self._recovery.num_restarts)
+
+    def _change(self, workers: Mapping[str, int], now_s: float) -> bool:
+        """Gives the fleet other workers; False where hosts are left out for now."""
         try:
-            self._fleet.change(self._recovery.workers, signals=self._signals)
+            self._fleet.change(workers, signals=self._signals)
         except LaunchError as error:
             if not (text := self._recovery.leave_out(error, now_s=now_s)):
                 raise
             self._console.say(text)
-            return None
-        return self._plan()
+            return False
+        return True
 
 
 def goes_on(recovery: Recovery, outcome: Outcome, console: Console) -> bool:

@@ -16,11 +16,11 @@ from tfddl._src.launcher.fleet import Fleet, turn
 from tfddl._src.launcher.log_sink import LogSink
 from tfddl._src.launcher.output import Console, Stream
 from tfddl._src.launcher.plan import ProcessPlan
+from tfddl._src.launcher.regroup import Regroup, Regrouper
 from tfddl._src.launcher.report import Outcome, WorkerExit
 from tfddl._src.launcher.signals import Signals
 from tfddl._src.launcher.stall_detector import StallDetector
 from tfddl._src.launcher.worker_handle import WorkerHandle
-from tfddl.errors import LaunchError
 
 # The end of those whose peer is dead is to be quick: TensorFlow's processes don't end at a SIGTERM,
 # however long one waits.
@@ -29,10 +29,7 @@ _SHORT_GRACE_S = 1.0
 _STACKS_S = 1.0
 # How often it is asked whether the hosts have changed.
 _HOSTS_S = 0.5
-# How long workers that stay have to leave the others when one has ended: it is noticed at once in
-# an operation, but a step, or an evaluation, may come before.
-_REGROUP_S = 60.0
-# How often is looked whether all do.
+# How often it is looked how far workers have come that are about to form the job anew.
 _WAITING_S = 0.02
 # After so long a wait for workers that can't save a change of hosts is given up for now, and said.
 _CANT_SAVE_S = 30.0
@@ -46,21 +43,6 @@ class HostChanges(Protocol):
 
     def pause(self) -> None:
         """Nobody asks for now: ends what was started to find that out."""
-
-
-class Regrouper(Protocol):
-    """Plans the workers anew where those that are left keep their processes."""
-
-    def decide(self, outcome: Outcome) -> bool:
-        """Whether the job goes on after some workers have ended, or hosts have changed."""
-
-    def plan(self) -> Sequence[ProcessPlan] | None:
-        """All workers from now on; None where they can't start yet.
-
-        Raises:
-            LaunchError: those that are left had better end.
-            Interrupted: a signal came.
-        """
 
 
 @dataclass(frozen=True)
@@ -143,34 +125,6 @@ def log_folder(logs: Path, *, rank: int, size: int) -> Path:
     return logs / f"rank.{rank:0{len(str(size - 1))}d}"
 
 
-class _Regroup:
-    """How far the workers have come that are about to form the job anew.
-
-    Attributes:
-        until_s: until when all that are left have to wait for it; None where that isn't so.
-        goes_on: whether the job does, once that is decided.
-        past: workers that have ended before, or were told that they aren't needed any more.
-        lone_since_s: since when a worker waits though nothing has happened; or None.
-        num_changes: how often the job was formed anew.
-    """
-
-    def __init__(self) -> None:
-        self.until_s: float | None = None
-        self.goes_on: bool | None = None
-        self.past: set[WorkerHandle] = set()
-        self.lone_since_s: float | None = None
-        self.num_changes = 0
-
-    def begin(self) -> None:
-        """Something has happened: all that are left will wait."""
-        self.until_s, self.goes_on = time.monotonic() + _REGROUP_S, None
-
-    def end(self) -> None:
-        """It is formed."""
-        self.until_s = self.goes_on = self.lone_since_s = None
-        self.num_changes += 1
-
-
 class _Job:
     """The workers that run and those that have ended, and how the job ends."""
 
@@ -201,14 +155,13 @@ class _Job:
         self._cant_save_was_said = False
         # When those that have stalled have had the time to write their stacks.
         self._stacks_until_s: float | None = None
-        self._regroup = _Regroup()
+        self._regroup = Regroup(options.regrouper, self, console)
         self._num_started = 0
         console.while_waiting = fleet.beat
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ)
-        self._watch_clients()
 
-    def start(self, plan: ProcessPlan, *, num_workers: int) -> None:
+    def start(self, plan: ProcessPlan, *, num_workers: int) -> WorkerHandle:
         """Starts a worker on the host of its plan, one of so many."""
         folder = None
         if self._options.logs is not None:
@@ -223,8 +176,11 @@ class _Job:
             )
             for stream in Stream
         ]
-        self._num_started = max(self._num_started, plan.worker + 1)
-        self.workers.append(self._fleet.start(plan, sinks))
+        worker = self._fleet.start(dataclasses.replace(plan, worker=self._num_started), sinks)
+        self._num_started += 1
+        self.workers.append(worker)
+        self._watch_clients()  # Its host may be new.
+        return worker
 
     def turn(self) -> None:
         """Waits for something to happen, and does what follows from it."""
@@ -238,7 +194,9 @@ class _Job:
         self._notice_ends()
         self._notice_stalls()
         self._notice_host_changes()
-        self._notice_waiting()
+        if self._regroup.is_possible and self._kill_at_s is None:
+            self._fleet.update()
+            self._regroup.turn(was_asked=self._change_due_s == math.inf)
         if time.monotonic() >= self._say_at_s:
             self._say_at_s = math.inf
             self._console.say(
@@ -279,10 +237,9 @@ class _Job:
         waits = [client.timeout_s() for client in self._fleet.clients]
         if self._options.host_changes is not None:
             waits.append(_HOSTS_S)
-        if self._regroup.until_s is not None:
-            waits.append(_WAITING_S)
-        elif self._options.regrouper is not None:
-            waits.append(_HOSTS_S)
+        if self._regroup.is_possible:
+            is_soon = self._regroup.is_under_way or self._change_due_s is not None
+            waits.append(_WAITING_S if is_soon else _HOSTS_S)
         wait_s = min(when_s - time.monotonic(), *waits)
         return None if wait_s == math.inf else max(0.0, wait_s)
 
@@ -305,7 +262,7 @@ class _Job:
                 if savers:
                     self._kill_at_s = time.monotonic() + self._options.grace_s
                 else:
-                    self._end_all()
+                    self.end_all()
             else:
                 self._kill_at_s, self._say_at_s = time.monotonic(), math.inf
                 # No other start: neither after a failure, nor where workers have saved for one.
@@ -325,16 +282,14 @@ class _Job:
         self._ended += found
         failed = [worker for worker in found if worker.returncode != 0]
         self._revise_root_cause(failed)
-        if self._regroup.until_s is not None:
-            self._root = self._root or (failed[0] if failed else None)
-        elif failed and self._kill_at_s is None:
-            self._record_root_cause(failed[0])
-            if self._begin_regroup():
+        if failed and self._kill_at_s is None and not self._regroup.take_early_failure(failed):
+            self.blame(failed[0])
+            if self._regroup.is_under_way or self._regroup.begin():
                 pass
             elif _has_saved(failed[0]):  # So have the others, and are about to end.
                 self._kill_at_s = time.monotonic() + self._options.grace_s
             else:
-                self._end_all()
+                self.end_all()
         elif self._interrupted_by == signal.SIGINT:
             pass  # One that doesn't catch it fails, and another one is saving.
         elif self._kill_at_s is not None and not all(map(_has_saved, failed)):
@@ -364,11 +319,11 @@ class _Job:
     def _notice_stalls(self) -> None:
         """Kills a worker that makes no progress, after it was asked for its stacks."""
         now_s = time.monotonic()
-        if self._kill_at_s is not None or now_s < self._look_at_s:
+        if self._kill_at_s is not None or now_s < self._look_at_s or self._regroup.is_under_way:
             return
         self._look_at_s = now_s + self._stalls.period_s
         self._fleet.update()
-        alive = {worker.rank: worker for worker in self.workers if worker.ended_s is None}
+        alive = {worker.rank: worker for worker in self._regroup.settled}
         readings = {rank: worker.reading for rank, worker in alive.items()}
         stopped = frozenset(r for r, worker in alive.items() if worker.is_stopped)
         found = self._stalls.find(readings, stopped=stopped, now_s=now_s)
@@ -385,24 +340,28 @@ class _Job:
                 alive[rank].stall = stall
                 alive[rank].signal_group(signal.SIGKILL)
             self._record_root_cause(alive[min(found)])
-            self._end_all()
+            if not self._regroup.begin():
+                self.end_all()
 
     def _notice_host_changes(self) -> None:
         """Asks all workers to save and end, where a change of hosts is due and all of them can."""
         changes, now_s = self._options.host_changes, time.monotonic()
-        is_ending = self._kill_at_s is not None or bool(self._ended)
+        is_ending = self._kill_at_s is not None or bool(self._ended) or self._regroup.is_under_way
         if changes is None or is_ending or self._change_due_s == math.inf:
             return
         if not changes.is_due():
             self._change_due_s = None
+            self._regroup.drop_early()
             return
         self._fleet.update()
-        if self._regroup.until_s is not None:
-            return
-        unable = [worker for worker in self.workers if not worker.saves_on_request]
+        workers = self._regroup.settled
+        unable = [worker for worker in workers if not worker.saves_on_request]
         if not unable:
+            self._change_due_s = self._change_due_s or now_s
+            if not self._regroup.prepare():
+                return
             self._change_due_s = math.inf
-            for worker in self.workers:
+            for worker in workers:
                 worker.request_save()
             self._console.say("waiting until the workers have saved, as the hosts have changed")
         elif self._change_due_s is None:
@@ -415,105 +374,18 @@ class _Job:
                 "hvd.elastic.run with a state that is committed"
             )
 
-    def _begin_regroup(self) -> bool:
-        """Lets those workers stay that can, if any can; the others end."""
-        left = [worker for worker in self.workers if worker.ended_s is None]
-        self._fleet.update()
-        if self._options.regrouper is None or not any(worker.can_stay for worker in left):
-            return False
-        self._regroup.begin()
-        for worker in left:
-            if not worker.can_stay:
-                worker.signal_group(signal.SIGKILL)
-        return True
+    def blame(self, worker: WorkerHandle) -> None:
+        """Takes a worker for the cause of the job's end, unless there is another one."""
+        if self._root is None:
+            self._record_root_cause(worker)
 
-    def _notice_waiting(self) -> None:
-        """Forms the job anew, once all workers that are left wait for that."""
-        if self._options.regrouper is None or self._kill_at_s is not None:
-            return
-        self._fleet.update()
-        left = [worker for worker in self.workers if worker.ended_s is None]
-        waiting = [worker for worker in left if worker.waits]
-        now_s = time.monotonic()
-        if self._regroup.until_s is None:
-            if self._change_due_s == math.inf and waiting:
-                self._begin_regroup()
-            else:
-                self._notice_lone_waiting(waiting, now_s)
-            return
-        if not left:  # As without it.
-            self._regroup.until_s = None
-            return
-        if self._regroup.goes_on is None:
-            if len(waiting) < len(left):
-                if now_s > self._regroup.until_s:
-                    late = next(worker for worker in left if not worker.waits)
-                    self._give_regroup_up(f"rank {late.rank} doesn't leave the others")
-                    if self._root is None:
-                        self._record_root_cause(late)
-                return
-            self._regroup.goes_on = self._decide(left)
-            if not self._regroup.goes_on:
-                self._give_regroup_up("")
-                return
-        try:
-            plans = self._options.regrouper.plan()
-        except LaunchError as error:
-            self._give_regroup_up(str(error))
-            return
-        if plans is not None:
-            self._apply(plans)
-
-    def _notice_lone_waiting(self, waiting: Sequence[WorkerHandle], now_s: float) -> None:
-        """Kills a worker that waits to be told who takes part, though none has ended for long."""
-        if not waiting:
-            self._regroup.lone_since_s = None
-        elif self._regroup.lone_since_s is None:
-            self._regroup.lone_since_s = now_s
-        elif now_s - self._regroup.lone_since_s > _REGROUP_S:
-            self._regroup.lone_since_s = None
-            rank = waiting[0].rank
-            self._console.say(f"rank {rank} has left the others, none of which has ended")
-            waiting[0].signal_group(signal.SIGKILL)
-
-    def _decide(self, left: Sequence[WorkerHandle]) -> bool:
-        """Whether the job goes on with those that are left, and perhaps others."""
-        assert self._options.regrouper is not None
-        outcome = self.outcome()
-        if outcome.root is None or outcome.root.has_saved:
-            # Nobody has failed: all have saved, and some wait instead of having ended.
-            exits = (*outcome.exits, *(worker.describe_saving() for worker in left))
-            outcome = dataclasses.replace(outcome, exits=exits, root=None)
-        return self._options.regrouper.decide(outcome)
-
-    def _apply(self, plans: Sequence[ProcessPlan]) -> None:
-        """Tells the workers that are left their places, and starts those that are new."""
-        self._watch_clients()
-        left = {(w.host, w.local_rank): w for w in self.workers if w.ended_s is None}
-        wanted = {(plan.host, plan.local_rank): plan for plan in plans}
-        for place, worker in left.items():
-            if place not in wanted:
-                self._regroup.past.add(worker)
-            worker.tell_membership(wanted.get(place))
-        for place, plan in wanted.items():
-            if place not in left:
-                numbered = dataclasses.replace(plan, worker=self._num_started)
-                self.start(numbered, num_workers=len(plans))
-        num_kept = len(left.keys() & wanted.keys())
-        self._console.say(f"{num_kept} of {len(plans)} workers keep their processes")
-        self._regroup.end()
+    def forget_ends(self) -> None:
+        """The job goes on with other workers: nothing has failed any more."""
         self._regroup.past.update(self._ended)
         self._ended.clear()
         self._root, self._failed_s = None, math.inf
         self._change_due_s = self._stacks_until_s = None
         self._stalls = StallDetector(self._options.stall_timeout_s, has_all_workers=True)
-
-    def _give_regroup_up(self, why: str) -> None:
-        """Ends the workers that are left: all start again together, if there is another start."""
-        self._regroup.until_s = None
-        if why:
-            self._console.say(f"all workers start again, instead of some: {why}")
-        self._end_all()
 
     def _watch_clients(self) -> None:
         for client in self._fleet.clients:
@@ -526,7 +398,8 @@ class _Job:
         now_s = time.monotonic()
         self._kill_at_s, self._say_at_s = now_s + self._options.grace_s, now_s + _SHORT_GRACE_S
 
-    def _end_all(self) -> None:
+    def end_all(self) -> None:
+        """Ends all workers, soon by force."""
         self._signal_all(signal.SIGTERM)
         self._kill_at_s = time.monotonic() + min(self._options.grace_s, _SHORT_GRACE_S)
 

@@ -137,6 +137,11 @@ class WorkerHandle:
         return self.ended_s is None and bool(stays & self.reading.flags)
 
     @property
+    def joins(self) -> bool:
+        """Whether it waits for the others at its start, by the last report."""
+        return self.ended_s is None and WorkerFlags.JOINS in self.reading.flags
+
+    @property
     def waits(self) -> bool:
         """Whether it waits to be told who takes part now, by the last report."""
         return self.ended_s is None and WorkerFlags.WAITS_FOR_MEMBERS in self.reading.flags

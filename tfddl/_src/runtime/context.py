@@ -18,7 +18,7 @@ from tfddl._src.comm.process_group import ProcessGroup
 from tfddl._src.comm.single_process import SingleProcessGroup
 from tfddl._src.comm.tensorflow_private import forget_traces
 from tfddl._src.cpu import cores_of_worker
-from tfddl._src.heartbeat import ProgressPage, ProgressReporter
+from tfddl._src.heartbeat import ProgressPage, ProgressReporter, WorkerFlags
 from tfddl._src.runtime.devices import make_strategy, resolve_transport, set_up_gpus, set_up_threads
 from tfddl._src.runtime.forked_children import in_children
 from tfddl._src.runtime.group_setup import GroupSetup
@@ -79,7 +79,11 @@ class Runtime:
         self._counts_rounds = False
         self.instrumentation = Instrumentation(cluster.size)
         self.process_group: ProcessGroup = SingleProcessGroup()
-        self.job = join_job(cluster, options, secret) if cluster.size > 1 else None
+        self.job: JoinedJob | None = None
+        if cluster.size > 1:
+            progress_page.set_flags(WorkerFlags.JOINS)
+            self.job = join_job(cluster, options, secret)
+            progress_page.clear_flags(WorkerFlags.JOINS)
         if self.job is None:
             assert isinstance(cluster, Cluster)
             self.cluster, self.transport = cluster, resolve_transport(cluster, options)
