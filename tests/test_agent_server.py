@@ -64,7 +64,9 @@ def test_all_groups_are_killed_before_one_is_waited_for(
     assert agent.stdin is not None
     for rank in range(2):
         argv = ("sh", "-c", _WORKER, str(tmp_path))
-        agent.stdin.write(pack(start_message(ProcessPlan(rank, argv, dict(os.environ)))))
+        agent.stdin.write(
+            pack(start_message(ProcessPlan(rank, argv, dict(os.environ), worker=rank)))
+        )
     agent.stdin.flush()
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 4:

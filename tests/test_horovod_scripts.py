@@ -1,5 +1,6 @@
 """Scripts as Horovod's users wrote them, run unedited by `tfddlrun --horovod`."""
 
+import ast
 import contextlib
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 
 from tests.group import ROOT
 from tests.launching import launch, launched, of_ranks
-from tests.processes import stop
+from tests.processes import stop, wait_until
 
 LONG = pytest.mark.long
 
@@ -228,3 +229,66 @@ def test_run_a_function(workers: int) -> None:
     assert str([(rank, 80 + rank) for rank in range(workers)]) in texts
     assert str([10] * workers) in texts
     assert "failed with no such key: True" in texts
+
+
+@LONG
+def test_workers_keep_their_processes_while_their_number_changes(tmp_path: Path) -> None:
+    """2, 4, then 3 workers in one epoch: each example once, as in an undisturbed training."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost:2")
+    script = [sys.executable, "tests/scripts/horovod/elastic_ids.py", str(tmp_path)]
+    line = ["--horovod", "--host-discovery-script", f"cat {hosts}", "--resize-interval=0"]
+    line += ["--min-np=2", "--max-np=4", *script, "--examples", "1200"]
+    with launched(*line, cwd=ROOT, stderr=subprocess.STDOUT) as process:
+        for there, then in (("1 of 2", "localhost:4"), ("3 of 4", "localhost:3")):
+            wait_until((tmp_path / there).exists)
+            hosts.write_text(then)
+        out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    lines = out.splitlines()
+    assert _has(lines, "2 of 4 workers have kept their processes")
+    assert _has(lines, "3 of 3 workers have kept their processes")
+    by_process = _examples(tmp_path)
+    sizes = sorted(sorted({size for size, _ in found}) for found in by_process.values())
+    assert sizes == [[2, 3, 4], [2, 3, 4], [3, 4], [4]]
+    assert sorted(_all(by_process)) == list(range(1200))
+    _train_undisturbed(tmp_path / "alone", "1200", lines, workers=3)
+
+
+@LONG
+def test_others_keep_their_processes_where_one_is_killed(tmp_path: Path) -> None:
+    arguments = [str(tmp_path), "--kill-at", "240", "--pause", "0"]
+    lines = _run("elastic_ids", *arguments, workers=3, flags=("--max-restarts=1",))
+    assert _has(lines, "2 of 3 workers have kept their processes")
+    by_process = _examples(tmp_path)
+    assert sorted(map(len, by_process.values())) == [20, 20, 40, 40]
+    # What was committed isn't done again; the killed one has written down its part before.
+    assert sorted(_all(by_process)) == list(range(480))
+    _train_undisturbed(tmp_path / "alone", "480", lines, workers=3)
+
+
+def _examples(folder: Path) -> dict[str, list[tuple[int, list[int]]]]:
+    """By process: in each step, how many workers there were, and its own examples."""
+    rows = {
+        path.name: [line.split() for line in path.read_text().splitlines()]
+        for path in folder.glob("ids.*")
+    }
+    return {
+        name: [(int(row[1]), [int(text) for text in row[4:]]) for row in found]
+        for name, found in rows.items()
+    }
+
+
+def _all(by_process: dict[str, list[tuple[int, list[int]]]]) -> list[int]:
+    return [one for found in by_process.values() for _, mine in found for one in mine]
+
+
+def _train_undisturbed(folder: Path, examples: str, lines: list[str], *, workers: int) -> None:
+    """Compares the weights with those of two workers that nothing happens to."""
+    folder.mkdir()
+    alone = _run("elastic_ids", str(folder), "--examples", examples, "--pause", "0", workers=2)
+    found, expected = (
+        ast.literal_eval(_alike(text, "weights", number).removeprefix("weights "))
+        for text, number in ((lines, workers), (alone, 2))
+    )
+    assert found == pytest.approx(expected, rel=1e-5)

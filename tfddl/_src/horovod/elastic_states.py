@@ -1,14 +1,14 @@
 """Elastic training: states, and `run`, which resumes from their last commit.
 
 `commit` keeps the state in a store that `tfddlrun` owns, one per host, in memory (`commits`). When
-a worker fails, `tfddlrun --max-restarts N` restarts **all** processes of the job, and `run`
-restores the newest commit on all ranks. Horovod (horovod/common/elastic.py) keeps the surviving
-processes instead: here the script runs again from its top, and Python's other state (lists, open
-files, the position in a dataset) is lost. The same happens where ``--host-discovery-script`` finds
-that hosts have come or gone; then nothing that was committed is lost. Without a store, a commit is
-kept in the process, for `restore`.
+a worker fails (`tfddlrun --max-restarts N`), and when hosts come or go (`--host-discovery-script`),
+`run` restores the newest commit on all ranks; in the second case nothing that was done is lost. As
+in Horovod (horovod/common/elastic.py), workers that are left keep their processes, where the
+process group can be formed anew (`elastic_regroup`). Otherwise all processes of the job start
+again: the script runs from its top, and Python's other state (lists, open files, the position in a
+dataset) is lost. Without a store, a commit is kept in the process, for `restore`.
 
-Only the state that `run` was given outlives the process. Where a script calls `run` several times
+Only the state that `run` was given outlives a process. Where a script calls `run` several times
 in sequence, each call restores its own newest commit; a call that had ended before the failure
 starts again from its beginning.
 
@@ -267,9 +267,10 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
         train(state)
 
     Where there is a commit of an earlier start, the state restores it and calls the reset
-    callbacks; then rank 0's state is broadcast. A worker that fails ends all processes with its own
-    error; ``tfddlrun --max-restarts N`` restarts them. Where ``--host-discovery-script`` finds
-    other hosts, all processes end at the next commit, with status 75, and are started again.
+    callbacks; then rank 0's state is broadcast. So it does after a worker has failed
+    (``tfddlrun --max-restarts N``), and where ``--host-discovery-script`` finds other hosts: in the
+    same process if that can stay (docs/fault-tolerance.md), else in the next one; then this ends
+    the process at the next commit, with status 75.
 
     Args:
         func: Gets the state as its first argument.

@@ -104,7 +104,7 @@ class Regroup:
         # Until when all that are left have to wait for their places; None: nothing has happened.
         self._until_s: float | None = None
         # Since when a worker waits though nothing has happened.
-        self._lone_since_s: float | None = None
+        self._unexplained_since_s: float | None = None
         # Those that start beside the others, by their places; the plan that they are part of.
         self._early: dict[tuple[str, int], WorkerHandle] = {}
         self._prepared: Sequence[ProcessPlan] | None = None
@@ -194,7 +194,7 @@ class Regroup:
         waiting = [worker for worker in left if worker.waits]
         if not self.is_under_way:
             if not was_asked:
-                self._notice_lone(waiting)
+                self._notice_unexplained(waiting)
                 return
             if not waiting:
                 return
@@ -206,15 +206,15 @@ class Regroup:
         elif self.goes_on or self._decide(left):
             self._form(left)
 
-    def _notice_lone(self, waiting: Sequence[WorkerHandle]) -> None:
+    def _notice_unexplained(self, waiting: Sequence[WorkerHandle]) -> None:
         """Kills a worker that has left the others, though none of these has ended for long."""
         now_s = time.monotonic()
         if not waiting:
-            self._lone_since_s = None
-        elif self._lone_since_s is None:
-            self._lone_since_s = now_s
-        elif now_s - self._lone_since_s > _LEAVE_S:
-            self._lone_since_s = None
+            self._unexplained_since_s = None
+        elif self._unexplained_since_s is None:
+            self._unexplained_since_s = now_s
+        elif now_s - self._unexplained_since_s > _LEAVE_S:
+            self._unexplained_since_s = None
             rank = waiting[0].rank
             self._console.say(f"rank {rank} has left the others, none of which has ended")
             waiting[0].signal_group(signal.SIGKILL)
@@ -262,7 +262,7 @@ class Regroup:
         num_kept = len(there.keys() & wanted.keys())
         self._console.say(f"{num_kept} of {len(plans)} workers have kept their processes")
         self._early, self._prepared = {}, None
-        self._until_s = self.goes_on = self._lone_since_s = None
+        self._until_s = self.goes_on = self._unexplained_since_s = None
         self.num_changes += 1
         self._job.forget_ends()
 
