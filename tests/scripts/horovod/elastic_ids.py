@@ -51,8 +51,8 @@ def train(state: hvd.elastic.TensorFlowState) -> None:
         assert int(step(tf.constant(inputs[mine]))) == number
         done = [state.done, number, rank, time.time(), *mine]
         state.done += GLOBAL_BATCH
+        print(*done, file=log, flush=True)  # At a change, the commit leaves this function.
         state.commit()
-        print(*done, file=log, flush=True)
         (options.folder / f"{rank} of {number}").touch()
         killed = options.folder / "killed"
         if state.done == options.kill_at and rank == 1 and not killed.exists():
