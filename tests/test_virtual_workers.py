@@ -107,6 +107,15 @@ LONG: dict[str, dict[str, Any]] = {
         "batch_normalization": "own",
     },
     "steps_per_execution": {"virtual_workers": 8, "n": 80, "steps_per_execution": 3},
+    "under the scope, accumulation": {
+        **{"virtual_workers": 8, "n": 59, "scope": True, "dropout": True, "embedding": True},
+        **{"batch_normalization": "own", "optimizer": "adamw"},
+        "optimizer_options": {"gradient_accumulation_steps": 2, "clipnorm": 0.05},
+    },
+    "under the scope, mixed_float16": {
+        **{"virtual_workers": 8, "n": 59, "scope": True, "policy": "mixed_float16"},
+        "steps_per_execution": 2,
+    },
     "a train_step of its own": {"virtual_workers": 8, "n": 59, "own_step": True},
     "noise in inference": {"virtual_workers": 8, "n": 59, "noise": True, "dropout": True},
     "run_eagerly": {"virtual_workers": 8, "n": 24, "run_eagerly": True, "dropout": True},
@@ -174,6 +183,8 @@ def test_two_processes_train_as_plain_keras(groups: Groups, tmp_path: Path) -> N
     (plain,) = _with_plain_keras({"": SMALL}, tmp_path).values()
     assert one["weights"] == plain
     assert one["by hand"] == plain
+    without = {what: found for what, found in one.items() if what not in ("by hand", "scoped")}
+    assert one["scoped"] == without
     last = json.loads(path.read_text().splitlines()[-1])
     assert (last["epoch"], last["step"]) == (1, 2)
     assert len(last["batches"]) == 2 * SMALL["virtual_workers"]

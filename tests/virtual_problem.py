@@ -32,7 +32,8 @@ def values(worker: int) -> list[np.ndarray]:
 
 
 def model(spec: dict[str, Any]) -> keras.Model:
-    keras.utils.clear_session()
+    if not tf.distribute.has_strategy():  # It would forget the scope.
+        keras.utils.clear_session()
     keras.utils.set_random_seed(spec.get("init_seed", 3))
     policy = spec.get("policy", "float32")
     inputs = keras.Input((6,))

@@ -10,6 +10,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfddl
@@ -18,6 +19,7 @@ from tests.virtual_problem import data, model, optimizer, values
 from tfddl._src.gradients import virtual_sum
 from tfddl._src.runtime import current
 from tfddl._src.virtual_workers import Node, TreeSum, own_workers
+from tfddl.errors import UnsupportedError
 
 
 def augment(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Any:
@@ -25,6 +27,17 @@ def augment(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Any:
 
 
 def compiled(spec: dict[str, Any]) -> keras.Model:
+    if spec.get("scope"):
+        keras.utils.clear_session()
+        with tfddl.strategy(virtual_workers=spec["virtual_workers"]).scope():
+            made = model(spec)
+            made.compile(
+                optimizer(spec),
+                loss="sparse_categorical_crossentropy",
+                metrics=["accuracy"],
+                steps_per_execution=spec.get("steps_per_execution", 1),
+            )
+        return made
     made = model(spec)
     averaging = tfddl.DistributedOptimizer(optimizer(spec), virtual_workers=spec["virtual_workers"])
     if spec.get("policy") == "mixed_float16":
@@ -61,7 +74,36 @@ def everyday(spec: dict[str, Any], path: str) -> dict[str, Any]:
     with mock.patch.object(current(), "options", options), threading:
         found = train(spec, [tfddl.debug.fingerprint(path, every=2)])
         assert loop(spec, saved=f"{path}.npz", end=(1, 0)) == []
-        return {**found, "by hand": loop(spec, saved=f"{path}.npz")}
+        scoped = train({**spec, "scope": True}, [])
+        _refuse_other_ways(spec)
+        return {**found, "by hand": loop(spec, saved=f"{path}.npz"), "scoped": scoped}
+
+
+def _refuse_other_ways(spec: dict[str, Any]) -> None:
+    """What would train each worker by itself under the scope is an error."""
+    strategy = tfddl.strategy(virtual_workers=spec["virtual_workers"])
+    assert strategy.num_replicas_in_sync == spec["virtual_workers"]
+    data = tf.data.Dataset.range(3)
+    with strategy.scope():
+        made, alone = model(spec), optimizer(spec)
+        with pytest.raises(UnsupportedError, match="got a DistributedOptimizer"):
+            made.compile(tfddl.DistributedOptimizer(optimizer(spec)), loss="mse")
+        alone.build(made.trainable_variables)
+        gradients = [tf.zeros(v.shape) for v in made.trainable_variables]
+        ways: list[Callable[[], Any]] = [
+            lambda: strategy.run(lambda: None),
+            lambda: strategy.reduce("sum", 1.0, axis=None),
+            lambda: strategy.gather(1.0, axis=0),
+            lambda: strategy.experimental_distribute_dataset(data),
+            lambda: strategy.distribute_datasets_from_function(lambda _: data),
+            lambda: alone.apply(gradients),
+        ]
+        for way in ways:
+            with pytest.raises(UnsupportedError, match="each worker would train by itself"):
+                way()
+    too_few = current().cluster.size - 1
+    with pytest.raises(UnsupportedError, match=f"virtual_workers is {too_few}"):
+        tfddl.strategy(virtual_workers=too_few)
 
 
 def _evaluate_few(spec: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from tfddl._src.cluster import detect, read_cores, read_secret, read_start_timeo
 from tfddl._src.comm.process_group import InterHostTransport, Transport
 from tfddl._src.heartbeat import ProgressPage
 from tfddl._src.launcher.exposure import TRUSTED_NETWORK
+from tfddl._src.virtual_workers import check_virtual_workers
 from tfddl.errors import StartError
 
 T = TypeVar("T", bound=StrEnum)
@@ -163,7 +164,7 @@ def cross_size() -> int:
     return runtime.current().cluster.cross_size
 
 
-def strategy() -> tf.distribute.Strategy:
+def strategy(*, virtual_workers: int | None = None) -> tf.distribute.Strategy:
     """The `tf.distribute.MultiWorkerMirroredStrategy` of the job; for one worker, the default one.
 
     A Keras model built and compiled under its ``scope()``, with a plain Keras optimizer, trains
@@ -171,8 +172,22 @@ def strategy() -> tf.distribute.Strategy:
 
     The first call starts TensorFlow's server: all ranks must call it together, right after `init`.
 
+    Args:
+        virtual_workers: With it, models that are compiled under the scope train in the same bits on
+            any number of workers up to this one, as with ``DistributedOptimizer(…,
+            virtual_workers=…)``. No server is started then, and nothing but the scope is the
+            strategy's: `fit` runs the steps.
+
     Raises:
         StartError: TensorFlow operations have run before, on some rank; or a port is taken.
         StalledError: Other ranks don't call it in time.
+        UnsupportedError: ``virtual_workers`` is less than the number of workers.
     """
-    return runtime.current().strategy()
+    current = runtime.current()
+    if virtual_workers is None:
+        return current.strategy()
+    # Here, since it imports Keras, as in `init`.
+    from tfddl._src.keras_hooks.virtual_strategy import VirtualStrategy
+
+    check_virtual_workers(virtual_workers, current.cluster.size)
+    return VirtualStrategy(virtual_workers, current.process_group.device)

@@ -19,10 +19,14 @@ from tfddl._src.gradients import (
     weight_gradients,
 )
 from tfddl._src.keras_hooks.patching import private
+from tfddl._src.keras_hooks.virtual_strategy import VirtualStrategy
 from tfddl._src.keras_hooks.xla import compiled
 from tfddl._src.runtime import current
 from tfddl._src.step_context import current_step
 from tfddl.errors import UnsupportedError
+
+_DEFAULT_STRATEGY = tf.distribute.get_strategy()
+"""TensorFlow's, outside of any scope. (Nobody imports this module under one: `init` does.)"""
 
 _OVERRIDDEN = ("_clip_gradients", "_all_reduce_sum_gradients")
 """Private methods of Keras' optimizers: where accumulated gradients are clipped
@@ -125,6 +129,30 @@ def distribute_under_scope(optimizer: keras.optimizers.Optimizer, *, op: ReduceO
     """
     _distribute(optimizer, ReductionOptions(op=op, scale=float(current().cluster.size)))
     innermost(optimizer).tfddl_under_scope = True
+
+
+def distribute_for_virtual_workers(
+    optimizer: keras.optimizers.Optimizer, *, op: ReduceOp, virtual_workers: int
+) -> None:
+    """Makes an optimizer that was made under the scope of virtual workers one for them.
+
+    Args:
+        optimizer: A Keras optimizer.
+        op: AVERAGE of losses that are means; or SUM.
+        virtual_workers: Their number.
+
+    Raises:
+        UnsupportedError: As `DistributedOptimizer`.
+    """
+    _distribute(optimizer, ReductionOptions(op=op).for_virtual_workers(virtual_workers))
+    # Its updates are then those of any optimizer: see VirtualStrategy.
+    outer = optimizer
+    while True:
+        private(outer, "_distribution_strategy")
+        outer._distribution_strategy = _DEFAULT_STRATEGY
+        if outer is innermost(optimizer):
+            return
+        outer = outer.inner_optimizer
 
 
 def is_under_scope(optimizer: Any) -> bool:
@@ -362,7 +390,8 @@ def refuse_strategy_scope() -> None:
     Raises:
         UnsupportedError: Under ``strategy.scope()``.
     """
-    if tf.distribute.has_strategy():
+    is_virtual = isinstance(tf.distribute.get_strategy(), VirtualStrategy)
+    if tf.distribute.has_strategy() and not is_virtual:
         raise UnsupportedError(
             "DistributedOptimizer is used under strategy.scope(), where TensorFlow adds up the "
             "gradients of the workers by itself: they would be averaged twice. HINT: leave the "

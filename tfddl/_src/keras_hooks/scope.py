@@ -26,7 +26,12 @@ import keras
 import tensorflow as tf
 
 from tfddl._src.collectives import ReduceOp
-from tfddl._src.keras_hooks.optimizer import distribute_under_scope, is_distributed, is_under_scope
+from tfddl._src.keras_hooks.optimizer import (
+    distribute_for_virtual_workers,
+    distribute_under_scope,
+    is_distributed,
+    is_under_scope,
+)
 from tfddl._src.keras_hooks.patching import (
     changed,
     private,
@@ -34,6 +39,7 @@ from tfddl._src.keras_hooks.patching import (
     wrap_function,
     wrap_method,
 )
+from tfddl._src.keras_hooks.virtual_strategy import VirtualStrategy
 from tfddl._src.runtime import current, is_started
 from tfddl.errors import UnsupportedError
 
@@ -89,6 +95,9 @@ def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
         UnsupportedError: The model was made outside of the scope that `compile` is called in; a
             DistributedOptimizer; an optimizer that was made elsewhere.
     """
+    strategy = private(model, "_distribute_strategy")  # Of TensorFlowTrainer.__init__.
+    if isinstance(strategy, VirtualStrategy):
+        return _adopt_for_virtual_workers(model, optimizer, loss, strategy)
     if not contains(model):
         if tf.distribute.has_strategy() and is_job_strategy(tf.distribute.get_strategy()):
             raise UnsupportedError(
@@ -113,8 +122,36 @@ def adopt_optimizer(model: Any, optimizer: Any, loss: Any) -> Any:
             "was not. HINT: make the optimizer under the scope too."
         )
     update_in_place(current().strategy())
+    distribute_under_scope(optimizer, op=_op_of(loss))
+    return optimizer
+
+
+def _op_of(loss: Any) -> ReduceOp:
+    """How the gradients of a loss that `compile` got are combined."""
     sums = {getattr(part, "reduction", None) for part in tf.nest.flatten(loss)} == {"sum"}
-    distribute_under_scope(optimizer, op=ReduceOp.SUM if sums else ReduceOp.AVERAGE)
+    return ReduceOp.SUM if sums else ReduceOp.AVERAGE
+
+
+def _adopt_for_virtual_workers(
+    model: Any, optimizer: Any, loss: Any, strategy: VirtualStrategy
+) -> Any:
+    """Makes what `compile` got train as ``DistributedOptimizer(…, virtual_workers=…)`` does.
+
+    From here on the model and its optimizer are as if they had been made outside of the scope.
+    """
+    optimizer = optimizer if optimizer is None else keras.optimizers.get(optimizer)
+    if optimizer is not None and is_distributed(optimizer):
+        raise UnsupportedError(
+            f"A model made under the scope of tfddl.strategy(virtual_workers="
+            f"{strategy.virtual_workers}) got a DistributedOptimizer. HINT: compile it with the "
+            "plain Keras optimizer; or make the model outside of the scope."
+        )
+    # Past Keras' __setattr__, which would save it.
+    object.__setattr__(model, "_distribute_strategy", None)
+    if optimizer is not None:
+        distribute_for_virtual_workers(
+            optimizer, op=_op_of(loss), virtual_workers=strategy.virtual_workers
+        )
     return optimizer
 
 
