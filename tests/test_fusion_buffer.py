@@ -101,3 +101,21 @@ def test_a_scale_is_multiplied_in_when_copied(dtype: Any, scale: float) -> None:
     assert buffer.scaled(arrays[0], scratch) is scratch
     assert scratch.tobytes() == expected[: scratch.nbytes]
     assert np.concatenate(buffer.arrays).tobytes() == whole.tobytes()
+
+
+def test_the_first_arrays_may_have_no_scale() -> None:
+    arrays = _arrays([3, 0, 2, 4])
+    whole = np.concatenate(arrays)
+    expected = np.concatenate([whole[:3], whole[3:] * np.float32(0.5)])
+    buffer = FusionBuffer(arrays, scale=0.5, num_unscaled=2)
+    for span in (range(9), range(2, 6), range(1, 3), range(4, 9)):
+        target = np.empty(len(span), np.float32)
+        buffer.copy_to(span, target)
+        assert target.tolist() == expected[span.start : span.stop].tolist()
+    once = buffer.scaled_once()
+    assert [array.tolist() for array in once.arrays] == [
+        part.tolist() for part in np.split(expected, [3, 3, 5])
+    ]
+    # Nothing is copied where there is nothing left to do, or all have one scale.
+    for same in (FusionBuffer(arrays, scale=1.0, num_unscaled=1), FusionBuffer(arrays, scale=0.5)):
+        assert same.scaled_once() is same

@@ -1,7 +1,7 @@
 """Cases of `tests/test_matching.py`, run by every worker: gradients that not all ranks have."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 import tfddl
 import tfddl.horovod.tensorflow as hvd
 from tests.cases.disagreements import _provoked
-from tfddl._src.collectives import sum_numbers
+from tfddl._src.collectives import sum_weighted
 from tfddl._src.gradients import reduction
 from tfddl._src.runtime import current
 
@@ -266,12 +266,14 @@ def headers() -> list[tuple[str, int]]:
     """How the headers of two steps are called that have gradients of one variable each; lengths."""
     found = []
 
-    def recorded(numbers: tf.Tensor, *, name: str, **options: Any) -> tf.Tensor:
-        found.append((name, numbers.shape[0]))
-        return sum_numbers(numbers, name=name, **options)
+    def recorded(
+        head: tf.Tensor, tensors: Sequence[tf.Tensor], *given: Any, name: str, **options: Any
+    ) -> Any:
+        found.append((name, head.shape[0] + sum(tensor.shape.num_elements() for tensor in tensors)))
+        return sum_weighted(head, tensors, *given, name=name, **options)
 
     step = _heads()
-    with mock.patch.object(reduction, "sum_numbers", recorded):
+    with mock.patch.object(reduction, "sum_weighted", recorded):
         step(0)
         step(1)
     return found

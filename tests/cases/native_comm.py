@@ -143,6 +143,35 @@ def rounds_once(communicator: Communicator, network: Network) -> tuple[list[floa
     return ones[0][:1].tolist(), total.tobytes()
 
 
+def weighted(communicator: Communicator, network: Network) -> list[str]:
+    """What is wrong with means that ranks weight, whose numbers travel with what they weigh."""
+    rank, size = communicator.rank, communicator.size
+    wrong = []
+    # Within messages, posted in memory of all, reduced in parts; a rank may have nothing.
+    for length in (5, 40_000, 700_000):
+        for dtype in (np.float32, np.float64):
+            value = np.nan if rank == 0 else 1.0 + rank
+            mine = [np.full(n, value, dtype) for n in (length, 3, 0)]
+            head = np.array([rank, 1.0, np.inf if rank == 0 else 0.0], dtype)
+            total = sum(range(size))
+            sums = sum(r * (1.0 + r) for r in range(size))
+            for divisor, number in ((None, total), (2.0, 2.0), (1.0, 1.0), (0.0, np.inf)):
+                what = f"{np.dtype(dtype)} {length} / {divisor}"
+                found, *means = communicator.sum_weighted(
+                    head, mine, OpSignature("", what), weight=float(rank), divisor=divisor
+                )
+                if found.tolist() != [total, size, np.inf]:
+                    wrong.append(f"{what}: {found}")
+                expected = dtype(sums) / dtype(number)
+                for array, mean in zip(mine, means, strict=True):
+                    if mean.dtype != dtype or mean.tolist() != [expected] * len(array):
+                        wrong.append(f"{what}: {mean[:3]} of {len(array)}")
+            # What was given stays as it is.
+            if not np.array_equal(mine[0], np.full(length, value, dtype), equal_nan=True):
+                wrong.append(f"{np.dtype(dtype)} {length}: {mine[0][:3]}")
+    return wrong
+
+
 def scaled(communicator: Communicator, network: Network) -> list[list[float]]:
     """Each rank's numbers times its own factor; a factor of 0 hides even what isn't a number."""
     found = []

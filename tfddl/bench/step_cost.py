@@ -19,7 +19,7 @@ import tensorflow as tf
 import tfddl
 from tfddl._src.comm.native import Communicator, ReduceOp
 from tfddl._src.comm.native_group import NativeGroup
-from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, scaled
+from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, ProcessGroup, scaled
 from tfddl._src.keras_hooks.callback_events import FirstCallback, LastCallback
 from tfddl.bench import models
 from tfddl.bench.config import Style, Workload
@@ -153,6 +153,8 @@ def _unsent() -> Iterator[None]:
     with (
         mock.patch.object(NativeGroup, "all_reduce", all_reduce),
         mock.patch.object(NativeGroup, "all_gather", all_gather),
+        # By `all_reduce`.
+        mock.patch.object(NativeGroup, "sum_weighted", ProcessGroup.sum_weighted),
     ):
         yield
 
@@ -195,6 +197,7 @@ def _timed_parts(trainer: Trainer) -> tuple[float, float]:
         timed(LastCallback, "on_train_batch_end", "hooks"),
         timed(Communicator, "all_reduce", "sum"),
         timed(Communicator, "all_gather", "sum"),
+        timed(Communicator, "sum_weighted", "sum"),
     ):
         trainer.train(_TIMED_STEPS + 2, reset)
     return reset.seconds["hooks"] / _TIMED_STEPS, reset.seconds["sum"] / _TIMED_STEPS

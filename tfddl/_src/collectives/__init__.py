@@ -42,6 +42,7 @@ from tfddl._src.collectives.allreduce import (
     sum_narrow,
     sum_numbers,
     sum_scaled,
+    sum_weighted,
 )
 from tfddl._src.collectives.alltoall import alltoall, exchange_parts
 from tfddl._src.collectives.barrier import barrier
@@ -119,4 +120,5 @@ __all__ = [
     "sum_narrow",
     "sum_numbers",
     "sum_scaled",
+    "sum_weighted",
 ]

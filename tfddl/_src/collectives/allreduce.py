@@ -9,7 +9,12 @@ from tfddl._src.collectives.allgather import allgather_in
 from tfddl._src.collectives.autograph import no_autograph
 from tfddl._src.collectives.dense import ScaledOp, reduce_dense, times
 from tfddl._src.collectives.fusion import fuse
-from tfddl._src.collectives.negotiation import CollectiveRequest, negotiate, serialized
+from tfddl._src.collectives.negotiation import (
+    CollectiveRequest,
+    describe_tensor,
+    negotiate,
+    serialized,
+)
 from tfddl._src.collectives.process_sets import Group, ProcessSet, group_of
 from tfddl._src.comm.native import ReduceOp
 from tfddl.errors import UnimplementedError
@@ -153,6 +158,59 @@ def sum_numbers(
             [tf.stop_gradient(numbers)], ReduceOp.SUM, signature=bound.signature
         )
         return total
+
+    return summed()
+
+
+@no_autograph
+def sum_weighted(  # noqa: PLR0913 - what, by how much, and how errors call it
+    head: tf.Tensor,
+    tensors: Sequence[tf.Tensor],
+    weight: tf.Tensor,
+    *,
+    divisor: float | None,
+    name: str,
+    process_set: ProcessSet | None = None,
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """The weighted mean over all ranks of tensors, and the sum of some numbers, in one operation.
+
+    All ranks must call it together. It has no gradient.
+
+    Args:
+        head: Shape (n,), n > 0, float32 or float64, the same on all ranks.
+        tensors: At least one, of the dtype of `head`, of shapes that are known; the same on all
+            ranks.
+        weight: Scalar, that dtype: what this rank's tensors are multiplied with before they are
+            added up. 0 makes zeros even of what isn't a number.
+        divisor: What their sums are divided by, the same on all ranks; None is the sum of the first
+            number of `head`. 0 makes zeros.
+        name: How messages call it.
+        process_set: Between which ranks; without it, all.
+
+    Returns:
+        The sum of `head`; the tensors, in the order given.
+
+    Raises:
+        DisagreementOpError: Ranks came with other tensors.
+        NotInitializedError: `tfddl.init()` has not been called.
+    """
+    group = group_of(process_set)
+    # Compared as what they are to all that reduces them together.
+    length = head.shape[0] + sum(tensor.shape.num_elements() for tensor in tensors)
+    about = [describe_tensor(tensor.dtype, tensor.shape) for tensor in tensors]
+
+    @serialized(group)
+    def summed() -> tuple[tf.Tensor, list[tf.Tensor]]:
+        whole = tf.TensorSpec([length], head.dtype)
+        request = CollectiveRequest.of(group, "allreduce sum", name, [whole]).about(about)
+        bound = negotiate(group, request)
+        return bound.process_group.sum_weighted(
+            tf.stop_gradient(head),
+            [tf.stop_gradient(tensor) for tensor in tensors],
+            weight,
+            divisor=divisor,
+            signature=bound.signature,
+        )
 
     return summed()
 

@@ -79,15 +79,13 @@ class _Counts:
         self.begun = counter("tfddl_begun", device)
         self.ended = counter("tfddl_ended", device)
 
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
+    def begin(self) -> None:
         with self._lock:
             self._begun += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._ended += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended += 1
 
     def skip(self, number: int) -> None:
         with self._lock:
@@ -207,10 +205,12 @@ class Instrumentation:
         # perf_counter is monotonic, so that no clock that is set makes a time negative; an event
         # gets the time of day only in the end, which hosts can compare.
         begin_s = time.perf_counter()
+        counts = self._counts_of(operation)
+        counts.begin()
         try:
-            with self._counts_of(operation).counted():
-                yield
+            yield
         finally:
+            counts.end()
             if self._measures or self.is_tracing:
                 self._add(operation, num_bytes, begin_s)
 

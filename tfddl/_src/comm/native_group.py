@@ -40,6 +40,7 @@ from tfddl._src.comm.process_group import (
 )
 from tfddl._src.comm.session_graph import call_in_own_thread, is_for_session, unique_name
 from tfddl._src.comm.single_process import SingleProcessGroup
+from tfddl._src.comm.thread_state import keep_thread_state
 from tfddl.errors import (
     CommunicationError,
     DeadlockError,
@@ -155,6 +156,42 @@ class NativeGroup(ProcessGroup):
             return self._communicator.all_reduce(arrays, op, call, scale=factor)
 
         return self._run_alike(work, tensors, scale, signature)
+
+    def sum_weighted(
+        self,
+        head: tf.Tensor,
+        tensors: Sequence[tf.Tensor],
+        weight: tf.Tensor,
+        *,
+        divisor: float | None,
+        signature: DynamicSignature = UNNAMED,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """See `ProcessGroup.sum_weighted`. Nothing but the sum passes through the memory twice."""
+
+        def exchange(tensors: Sequence[tf.Tensor], _: Sequence[bool]) -> list[tf.Tensor]:
+            def run(call: OpSignature, arrays: Arrays) -> Arrays:
+                head, factor, *given = arrays
+                arrived = self._communicator.sum_weighted(
+                    head,
+                    [array.reshape(-1) for array in given],
+                    call,
+                    weight=float(factor),
+                    divisor=divisor,
+                )
+                # Slices of this may be written to: it is nobody else's memory.
+                shapes = [head.shape, *(array.shape for array in given)]
+                return [one.reshape(shape) for one, shape in zip(arrived, shapes, strict=True)]
+
+            inputs = [head, weight, *tensors]
+            arrived = self._run(run, inputs, [head.dtype] * (1 + len(tensors)), signature)
+            for one, like in zip(arrived, [head, *tensors], strict=True):
+                one.set_shape(like.shape)
+            totals[:] = arrived[:1]
+            return arrived[1:]
+
+        totals: list[tf.Tensor] = []
+        sums = with_small_concatenated(tensors, exchange, max_bytes=_SMALL_BYTES)
+        return totals[0], sums
 
     def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """See `ProcessGroup.all_gather`."""
@@ -295,6 +332,7 @@ class NativeGroup(ProcessGroup):
         # What Python raises here, TensorFlow turns into one of its own errors by type (ValueError:
         # InvalidArgumentError; most others: UnknownError) and keeps only the text.
         def run_or_refuse(ticket: Any, _: Any, *given: Any) -> Arrays:
+            keep_thread_state()
             try:
                 return [np.asarray(ticket + 1), *run(*given)]
             except DisagreementError as error:

@@ -193,6 +193,39 @@ class ProcessGroup(abc.ABC):
             The same shapes and dtype, bit for bit the same on every rank.
         """
 
+    def sum_weighted(
+        self,
+        head: tf.Tensor,
+        tensors: Sequence[tf.Tensor],
+        weight: tf.Tensor,
+        *,
+        divisor: float | None,
+        signature: DynamicSignature = UNNAMED,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Sums of tensors that each rank weights, divided by what their weights add up to.
+
+        Args:
+            head: Shape (n,), n > 0, float32 or float64: numbers that are added up as they are.
+            tensors: At least one, shapes that are known, the dtype of `head`; the same on all
+                ranks.
+            weight: Scalar, that dtype: what this rank's tensors are multiplied with. 0 makes zeros
+                even of what isn't a number.
+            divisor: Of the sums of the tensors; None is the sum of the first number of `head`.
+                0 makes zeros.
+            signature: What the members compare, and messages name.
+
+        Returns:
+            The sum of `head`; and the tensors, bit for bit the same on every rank.
+        """
+        # multiply_no_nan(x, y) is zero where y is, even for a NaN in x (not the other way round).
+        weighted = tf.math.multiply_no_nan(flatten(tensors), weight)
+        flat = tf.concat([head, weighted], axis=0)
+        [total] = self.all_reduce([flat], ReduceOp.SUM, signature=signature)
+        number = total[0] if divisor is None else tf.constant(divisor, total.dtype)
+        # All of it is divided, and cut once: to take the tensors out first would copy them.
+        means = unflatten(tf.math.divide_no_nan(total, number), [head, *tensors])
+        return total[: head.shape[0]], means[1:]
+
     @abc.abstractmethod
     def all_gather(self, flat: tf.Tensor, *, signature: DynamicSignature = UNNAMED) -> tf.Tensor:
         """Collects the tensors of all ranks.

@@ -8,15 +8,14 @@ import tensorflow as tf
 from tfddl._src.collectives import (
     DisplayName,
     ReduceOp,
-    describe_tensor,
     grouped_allgather,
     grouped_allreduce,
     sum_narrow,
     sum_numbers,
     sum_scaled,
+    sum_weighted,
 )
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.comm.process_group import flatten, unflatten
 from tfddl._src.comm.session_graph import is_for_session
 from tfddl._src.gradients.matching import Matching
 from tfddl._src.gradients.options import Compression, Gradient, ReductionOptions
@@ -211,19 +210,18 @@ class _Header:
         """
         if not gradients:
             return [], self.weight(after=[])
-        # multiply_no_nan(x, y) is zero where y is, even for a NaN in x (not the other way round): a
-        # rank whose batch is only padding contributes nothing, whatever its gradients are.
-        weighted = tf.math.multiply_no_nan(flatten(gradients), self.weight_sent)
-        total = sum_numbers(
-            tf.concat([self.mine, weighted], axis=0),
-            about=[describe_tensor(gradient.dtype, gradient.shape) for gradient in gradients],
+        # A rank whose batch is only padding has a weight of 0 and contributes nothing, whatever its
+        # gradients are.
+        total, means = sum_weighted(
+            self.mine,
+            gradients,
+            self.weight_sent,
+            divisor=(self._size if self._divides else 1.0),
             name=self._matching.name,
             process_set=self._process_set,
         )
-        # All of it is divided, and cut once: to take the gradients out first would copy them.
-        divisor = self.received(total[: self.mine.shape[0]])
-        means = unflatten(tf.math.divide_no_nan(total, divisor), [self.mine, *gradients])
-        return means[1:], tf.math.divide_no_nan(self.weight_sent, divisor)
+        divisor = self.received(total)
+        return means, tf.math.divide_no_nan(self.weight_sent, divisor)
 
     def weight(self, *, after: Sequence[Gradient]) -> tf.Tensor:
         """Sends the header alone; returns what this rank's gradients are multiplied with.

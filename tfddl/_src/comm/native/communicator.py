@@ -113,9 +113,56 @@ class Communicator:
             Arrays of the same lengths, bit for bit the same on all workers.
         """
         # The scale is multiplied in where inputs are copied: no extra pass over memory.
-        inputs = FusionBuffer(arrays, scale=scale)
+        small = ReducedTensors(FusionBuffer(arrays, scale=scale), reduction)
+        return self._reduced(small, reduction, signature)
+
+    def sum_weighted(
+        self,
+        head: np.ndarray,
+        arrays: Sequence[np.ndarray],
+        signature: OpSignature,
+        *,
+        weight: float,
+        divisor: float | None,
+    ) -> list[np.ndarray]:
+        """Sums of arrays that each worker weights, divided by what their weights add up to.
+
+        Args:
+            head: shape (n,), n > 0, floats: numbers that are added up as they are.
+            arrays: shape (length,) each, contiguous, of the dtype of `head`; the same lengths
+                everywhere.
+            signature: of the operation.
+            weight: factor for this worker's arrays; 0 makes zeros of NaN and infinity, too.
+            divisor: of the sums of the arrays; None is the sum of the first number of `head`.
+                0 makes zeros.
+
+        Returns:
+            The sum of `head`, then arrays of the same lengths, bit for bit the same on all workers.
+        """
+        inputs = FusionBuffer([head, *arrays], scale=weight, num_unscaled=1)
+        small = ReducedTensors(inputs, ReduceOp.SUM)
+        total, *sums = self._reduced(small, ReduceOp.SUM, signature)
+        number = total[0] if divisor is None else head.dtype.type(divisor)
+        if number == 1:
+            return [total, *sums]
+        means = sums
+        if not self._starter.is_inline(small) and not self._is_posted(small):
+            # Others map these, too: the system would copy them page by page.
+            means = self._pool.take(inputs.dtype, inputs.lengths[1:])
+        # See `OperationStarter.begin`.
+        with np.errstate(all="ignore"):
+            for one, mean in zip(sums, means, strict=True):
+                if number == 0:
+                    mean[:] = 0
+                else:
+                    np.divide(one, number, out=mean)
+        return [total, *means]
+
+    def _reduced(
+        self, small: ReducedTensors, reduction: ReduceOp, signature: OpSignature
+    ) -> list[np.ndarray]:
+        inputs = small.inputs
         self.counters.reduced += inputs.num_bytes
-        small = ReducedTensors(inputs, reduction)
         if self._is_posted(small):
             self.counters.written += 2 * inputs.num_bytes
             with self._posted(inputs, signature, joinable=True) as posted:
@@ -135,11 +182,11 @@ class Communicator:
                 self.counters.written += inputs.num_bytes
             elif operation.joined:
                 rest = self._without(operation.joined)
-                total = FusionBuffer(rest.all_reduce(arrays, reduction, signature, scale=scale))
+                total = FusionBuffer(rest._reduced(small, reduction, signature))
                 zeros = np.zeros(inputs.length, inputs.dtype)
                 outputs.write(0, reduce([total.read(0, total.length), zeros], reduction))
             else:
-                self._backend.all_reduce(operation, inputs, outputs, reduction)
+                self._backend.all_reduce(operation, inputs.scaled_once(), outputs, reduction)
         return operation.outputs.private
 
     def all_gather(
@@ -299,10 +346,21 @@ class Communicator:
         self._starter.raise_if_unusable()
         # See `OperationStarter.begin`; the scale is multiplied in where they are posted.
         with np.errstate(all="ignore"), posts.posted(inputs) as place:
-            gathered = self.all_gather(place, sized, joinable=joinable)
+            gathered = self._gather_places(place, sized, joinable=joinable)
             posts.check_memory(gathered, inputs)
             with self._starter.keeping_failures(), posts.read(gathered, inputs) as rows:
                 yield rows
+
+    def _gather_places(
+        self, place: np.ndarray, signature: OpSignature, *, joinable: bool
+    ) -> np.ndarray:
+        """Where each worker has posted its arrays; zeros of those that have joined."""
+        if not self._starter.is_direct:
+            return self.all_gather(place, signature, joinable=joinable)
+        told = self._starter.exchange(signature, place.tobytes(), joinable=joinable)
+        nothing = bytes(place.nbytes)
+        joined = b"".join([nothing if one is None else one for one in told])
+        return np.frombuffer(joined, place.dtype).reshape(self.size, len(place))
 
     def _without(self, joined: Sequence[int]) -> Communicator:
         """The communicator of those that haven't joined, for what is too large for messages."""

@@ -22,13 +22,17 @@ class FusionBuffer:
         num_bytes: of all.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray], *, scale: float | None = None) -> None:
+    def __init__(
+        self, arrays: Sequence[np.ndarray], *, scale: float | None = None, num_unscaled: int = 0
+    ) -> None:
         """Refers to arrays.
 
         Args:
             arrays: at least one; each of shape (length,).
             scale: factor that is multiplied in whenever elements are read. None keeps the bits;
                 0 gives zeros even for NaN and infinity.
+            num_unscaled: how many of the first arrays have no part in that. Where some have none,
+                segments are read by `copy_to`, `read` and `scaled_once` only.
         """
         self.arrays = list(arrays)
         self.dtype = self.arrays[0].dtype
@@ -37,6 +41,7 @@ class FusionBuffer:
         self.length = self._starts[-1]
         self.num_bytes = self.length * self.dtype.itemsize
         self._scale = None if scale is None or scale == 1.0 else np.float64(scale)
+        self._num_unscaled = 0 if self._scale is None else num_unscaled
 
     def chunks(self, num_bytes: int) -> list[range]:
         """Consecutive spans of at most so many bytes that cover everything."""
@@ -49,20 +54,39 @@ class FusionBuffer:
         Yields:
             Each slice, a view, and its offset within the span.
         """
+        for _, segment, at in self._numbered_segments(span):
+            yield segment, at
+
+    def _numbered_segments(self, span: range) -> Iterator[tuple[int, np.ndarray, int]]:
+        """`segments`, each with the position of its array."""
         start, stop = span.start, span.stop
         index = bisect.bisect_right(self._starts, start) - 1
         while start < stop:
             first = self._starts[index]
             end = min(stop, self._starts[index + 1])
             if end > start:
-                yield self.arrays[index][start - first : end - first], start - span.start
+                yield index, self.arrays[index][start - first : end - first], start - span.start
             start = max(start, end)
             index += 1
 
     def copy_to(self, span: range, target: np.ndarray) -> None:
         """Copies a span, scaled, into an array of its length."""
-        for segment, at in self.segments(span):
-            self._copy_scaled(segment, target[at : at + len(segment)])
+        for index, segment, at in self._numbered_segments(span):
+            part = target[at : at + len(segment)]
+            if index < self._num_unscaled:
+                part[:] = segment
+            else:
+                self._copy_scaled(segment, part)
+
+    def scaled_once(self) -> FusionBuffer:
+        """The same elements with nothing left to be multiplied in, where some arrays have no scale.
+
+        What has one scale for all arrays is returned as it is.
+        """
+        if not self._num_unscaled:
+            return self
+        spans = itertools.pairwise(self._starts)
+        return FusionBuffer([self.read(start, stop) for start, stop in spans])
 
     def copy_from(self, span: range, source: np.ndarray) -> None:
         """Fills a span from an array of its length."""
@@ -83,6 +107,7 @@ class FusionBuffer:
 
     def scaled(self, segment: np.ndarray, scratch: np.ndarray) -> np.ndarray:
         """A segment, scaled: itself where there is no scale, else in `scratch` of its length."""
+        assert not self._num_unscaled
         if self._scale is None:
             return segment
         self._copy_scaled(segment, scratch)

@@ -7,6 +7,7 @@ then, in an order that the first of the workers chooses.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -134,20 +135,59 @@ class OperationStarter:
         ):
             yield operation
 
+    def exchange(
+        self, signature: OpSignature, payload: bytes, *, joinable: bool
+    ) -> list[bytes | None]:
+        """What each worker tells all others; one message of each, and no tensors.
+
+        As `begin`, of which it is the part that small steps need, where `is_direct`.
+
+        Args:
+            signature: has to be alike everywhere.
+            payload: what this worker tells, of the same length everywhere.
+            joinable: whether it goes on without workers that have joined; others raise.
+
+        Returns:
+            What each has told, in rank order; None of those that have joined.
+        """
+        own = Contribution(
+            signature, len(payload), lambda: payload, lambda: payload, lambda first, _: first
+        )
+        tag = self._begin_first(signature.name)
+        try:
+            first = self._first.exchange(tag, self._joins.tag, own)
+            self._compare(tag, own, first, joinable=joinable)
+        except BaseException as error:
+            self._note_failure(error)
+            raise
+        finally:
+            self._active.discard(tag.operation)
+        received = first.received
+        told = [received[rank].payload if rank in received else None for rank in self._ranks]
+        told[self._rank] = payload
+        return told
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether each worker tells each other one; the same on all workers."""
+        return self._first.is_direct
+
     @contextlib.contextmanager
     def keeping_failures(self) -> Iterator[None]:
         """What fails within has failed in the middle: nothing after it can work."""
         try:
             yield
-        except DisagreementError:
-            # All workers raise it, after the same messages and before anything large is moved: none
-            # is ahead, so that the next operation works.
-            raise
         except BaseException as error:
+            self._note_failure(error)
+            raise
+
+    def _note_failure(self, error: BaseException) -> None:
+        # All workers raise a DisagreementError after the same messages and before anything large is
+        # moved: none is ahead, so that the next operation works.
+        if not isinstance(error, DisagreementError):
             self._failure = error
             self._sequencer.wake()
             self._backend.abandon()
-            raise
 
     def raise_if_unusable(self) -> None:
         """Raises where no operation can begin any more."""
@@ -249,7 +289,7 @@ class OperationStarter:
     def _tag(self, name: str, occurrence: int, rounds: int) -> Tag:
         # The ranks are part of the hash: communicators of one network share its mailbox. Numbers
         # wrap at 32 bits, when nothing of so old an operation is under way any more.
-        return Tag(stable_hash(f"{self._key}/{rounds} {name}"), occurrence % 2**32, _FIRST)
+        return Tag(_name_hash(self._key, rounds, name), occurrence % 2**32, _FIRST)
 
     def _number_of(
         self, tag: Tag, signature: OpSignature, num_bytes: int, offers: Sequence[bytes]
@@ -301,3 +341,9 @@ class OperationStarter:
         raise DisagreementError(
             describe_difference({self._mesh.global_ranks[rank]: texts[rank] for rank in ranks})
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _name_hash(key: str, rounds: int, name: str) -> int:
+    """Which operations belong together: those of some workers, by their names."""
+    return stable_hash(f"{key}/{rounds} {name}")

@@ -13,6 +13,7 @@ more.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,9 @@ class SizedSignature(OpSignature):
     """A signature with the size of what is posted: it has to be alike on all workers, too."""
 
     @classmethod
+    @functools.lru_cache(maxsize=256)
     def of(cls, signature: OpSignature, num_bytes: int) -> SizedSignature:
+        """Made once for an operation that is repeated, as its digest takes long."""
         return cls(signature.name, f"{signature.text}\n{num_bytes} bytes")
 
     def __str__(self) -> str:
