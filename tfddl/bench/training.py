@@ -16,12 +16,13 @@ from tfddl._src.comm.process_group import ProcessGroup
 from tfddl._src.runtime import current
 from tfddl.bench import models
 from tfddl.bench.config import Style, Workload
-from tfddl.bench.interleave import Rounds, differences, flat, interleave
+from tfddl.bench.interleave import Rounds, differences, flat, interleave, repetitions
 from tfddl.bench.results import PLAIN, STRATEGY, Labels, Row, ratios
 from tfddl.bench.session import Session, wait_for_devices
 
 _NET = Path("/sys/class/net")
-_DETAILED_STEPS = 10
+_DETAILED_SECONDS = 0.5
+_MIN_DETAILED_STEPS = 10
 
 Case = tuple[str, Style]
 """The label "by", and how it is trained."""
@@ -102,16 +103,25 @@ class StepClock(keras.callbacks.Callback):
         self.ends: list[float] = []
         self.collective_s: list[float] = []
         self.counters: list[list[int]] = []
-        """Bytes reduced, written, and sent by this host."""
+        """Bytes reduced, written, and sent by this host, after the first step and the last."""
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         """Called by a `Trainer`."""
-        if batch + 1 == self.params["steps"]:
+        is_last = batch + 1 == self.params["steps"]
+        if is_last:
             wait_for_devices()
+        # Outside of what is timed: the files of the network cards take as long as a small step.
+        if not batch:
+            self._count()
         self.ends.append(time.perf_counter())
         if self._process_group is not None:
-            moved = self._process_group.counters
             self.collective_s.append(current().instrumentation.seconds())
+        if is_last:
+            self._count()
+
+    def _count(self) -> None:
+        if self._process_group is not None:
+            moved = self._process_group.counters
             self.counters.append([moved.reduced, moved.written, sent_bytes()])
 
 
@@ -139,7 +149,9 @@ def measure_training(session: Session, workload: Workload) -> list[Row]:
             values = _speed(case, workload.batch_size, taken)
             values["gradient_mb"] = models.gradient_mb(trainer.model)
             if by != STRATEGY:
-                values |= _details(session, trainer)
+                each_s = values["step_ms"] / 1e3
+                steps = max(repetitions(_DETAILED_SECONDS, each_s), _MIN_DETAILED_STEPS)
+                values |= _details(session, trainer, steps)
             rows.append(Row("training", workload.describe() | labels, values))
     keras.utils.clear_session()
     return rows
@@ -184,12 +196,12 @@ def _speed(case: Case, batch_size: int, taken: Mapping[Case, Rounds]) -> dict[st
     return values
 
 
-def _details(session: Session, trainer: Trainer) -> dict[str, float]:
+def _details(session: Session, trainer: Trainer, steps: int) -> dict[str, float]:
     """What some more steps tell, with the clock of collectives running."""
     instrumentation = current().instrumentation
     clock = StepClock(session.process_group)
     can_measure = instrumentation.measure(True)
-    step_s = time_steps(trainer, _DETAILED_STEPS, clock=clock)
+    step_s = time_steps(trainer, steps, clock=clock)
     instrumentation.measure(False)
     collective_s = differences(clock.collective_s) if can_measure else []
     counted = np.subtract(clock.counters[-1], clock.counters[0])
@@ -200,7 +212,7 @@ def _details(session: Session, trainer: Trainer) -> dict[str, float]:
     if reduced:
         values["written"] = float(written / reduced)
     if len(session.leaders) > 1:
-        values["sent_mb"] = float(moved[session.leaders, 2].max() / _DETAILED_STEPS / 1e6)
+        values["sent_mb"] = float(moved[session.leaders, 2].max() / steps / 1e6)
     return values
 
 

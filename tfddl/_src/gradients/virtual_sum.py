@@ -17,8 +17,8 @@ import tensorflow as tf
 from tfddl._src.collectives import (
     DisplayName,
     ReduceOp,
-    allgather,
     exchange_parts,
+    grouped_allgather,
     grouped_allreduce,
     stack,
 )
@@ -73,17 +73,28 @@ def sum_nodes(nodes: Sequence[tuple[Node, Tensors]], virtual_workers: int, *, na
 
 
 @no_autograph
-def concatenate(own: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
+def concatenate(own: Sequence[Sequence[tf.IndexedSlices]]) -> list[tf.IndexedSlices]:
     """The slices of all virtual workers, in their order. All ranks must call it together.
 
     Slices of one row aren't added up, as one process would not (see `reduction`).
+
+    Args:
+        own: Of each gradient, the slices of each virtual worker of this process.
+
+    Returns:
+        Those of each gradient.
     """
-    values = tf.concat([slices.values for slices in own], axis=0)
-    indices = tf.concat([slices.indices for slices in own], axis=0)
+    joined = [
+        tf.concat([tf.convert_to_tensor(part) for part in parts], axis=0)
+        for slices in own
+        for parts in ([s.values for s in slices], [s.indices for s in slices])
+    ]
     if current().cluster.size > 1:
-        values = allgather(values, name=DisplayName("gradient values"))
-        indices = allgather(indices, name=DisplayName("gradient indices"))
-    return tf.IndexedSlices(values, indices, own[0].dense_shape)
+        joined = grouped_allgather(joined, name=DisplayName("sparse gradients"))
+    return [
+        tf.IndexedSlices(values, indices, slices[0].dense_shape)
+        for values, indices, slices in zip(joined[::2], joined[1::2], own, strict=True)
+    ]
 
 
 def _total(nodes: Sequence[Node], values: Sequence[Tensors]) -> Tensors:

@@ -131,6 +131,7 @@ class VirtualStep:
         self._virtual_workers = self._options.virtual_workers
         self._applied: _Applied | None = None
         self._micro: dict[str, Callable[..., Any]] = {}
+        self._whole: dict[str, Callable[..., Any]] = {}
         self._update: Callable[..., None] | None = None
 
     def run(self, batches: Sequence[Any], spec: Any) -> Any:
@@ -143,17 +144,23 @@ class VirtualStep:
         Returns:
             What `train_step` has returned for the last of them.
         """
+        states = self.states
+        if self._is_one_graph():
+            [batch] = batches
+            last, states.values[0] = self._whole_step(spec)(batch, states.values[0])
+            self.last = [LastBatch(**last)]
+            return self.last[0].outputs
         micro = self._micro_step(spec)
         tree: TreeSum[list[tf.Tensor]] = TreeSum(add)
         slices: list[list[tf.IndexedSlices]] = []
-        states, self.last = self.states, []
+        self.last = []
         for i, (worker, batch) in enumerate(zip(states.workers, batches, strict=True)):
             last, flats, sparse, states.values[i] = micro(batch, states.values[i])
             self.last.append(LastBatch(**last))
             tree.push(Node(worker, 1), flats)
             slices.append(sparse)
         totals = sum_nodes(tree.nodes, self._virtual_workers, name="gradients")
-        sparse = [concatenate(own) for own in zip(*slices, strict=True)]
+        sparse = concatenate(list(zip(*slices, strict=True)))
         if self.observer is not None:
             counting = zip(batches, self.last, strict=True)
             seen = [batch if int(last.examples) else () for batch, last in counting]
@@ -167,6 +174,34 @@ class VirtualStep:
         assert self._applied is not None
         sums = self._applied.layout.unpack(totals, sparse, None)
         return list(zip([v.path for v in self._applied.variables], sums, strict=True))
+
+    def _is_one_graph(self) -> bool:
+        """Whether micro-step, sum and update are one graph, which TensorFlow is called for once.
+
+        Only where nothing is added up but by the collective, whose sum of two has one order: see
+        `virtual_sum`. It is between micro-step and update, which so stay the graphs that they are
+        by themselves.
+        """
+        is_only_collective = current().cluster.size == self._virtual_workers == 2
+        return is_only_collective and self.observer is None and not self._model.run_eagerly
+
+    def _whole_step(self, spec: Any) -> Callable[..., Any]:
+        """The whole step for batches of a spec, which is traced once."""
+        key = repr(spec)
+        if key not in self._whole:
+            own = [tf.TensorSpec(v.shape, v.dtype) for v in self.states.values[0]]
+            traced = tf.function(self._run_whole_step, autograph=False)
+            self._whole[key] = traced.get_concrete_function(spec, own)
+        return self._whole[key]
+
+    def _run_whole_step(
+        self, batch: Any, own: Sequence[tf.Tensor]
+    ) -> tuple[dict[str, Any], list[tf.Tensor]]:
+        last, flats, slices, after = self._run_micro_step(batch, own)
+        nodes = [(Node(self.states.workers[0], 1), flats)]
+        totals = sum_nodes(nodes, self._virtual_workers, name="gradients")
+        self._run_update(totals, concatenate([[one] for one in slices]))
+        return last, after
 
     def _micro_step(self, spec: Any) -> Callable[..., Any]:
         """The micro-step for batches of a spec, which is traced once."""
