@@ -59,6 +59,12 @@ def test_sums_have_the_same_bits_everywhere_and_round_once(by: str) -> None:
     assert len({bits for _, bits in [*results, *again]}) == 1
 
 
+@pytest.mark.parametrize("size", [2, 3, 6])
+@BY
+def test_rows_are_joined_whatever_each_has(size: int, by: str) -> None:
+    assert run("rows", size, by=by) == [[]] * size
+
+
 @pytest.mark.parametrize("size", [2, 6])
 @BY
 def test_means_are_weighted_and_their_numbers_are_not(size: int, by: str) -> None:

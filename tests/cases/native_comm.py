@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -141,6 +142,42 @@ def rounds_once(communicator: Communicator, network: Network) -> tuple[list[floa
     noise = np.random.default_rng(communicator.rank).normal(size=100_003).astype(np.float32)
     [total] = communicator.all_reduce([noise], ReduceOp.SUM, OpSignature("", "b"))
     return ones[0][:1].tolist(), total.tobytes()
+
+
+def rows(communicator: Communicator, network: Network) -> list[str]:
+    """What is wrong with rows that are joined, of which each rank has as many as it likes."""
+    wrong = []
+
+    def made(rank: int, number: int, dtype: Any, *inner: int) -> np.ndarray:
+        return np.arange(number * math.prod(inner)).reshape(number, *inner).astype(dtype) + dtype(
+            rank
+        )
+
+    kinds: list[tuple[Any, tuple[int, ...]]] = [
+        (np.float32, (3,)),
+        (np.int64, ()),
+        (np.int8, (5, 1)),
+        (np.float16, (0,)),
+    ]
+    # Nothing, as many of all, others on each; within messages, posted, and neither.
+    for number, more in ((0, 0), (0, 1), (4, 0), (7, 3), (9_000, 0), (5_000, 1_001), (300_000, 7)):
+        for some in (kinds, kinds[:1], kinds[1:2]):
+            counts = [number + more * rank for rank in range(communicator.size)]
+            mine = [
+                made(communicator.rank, counts[communicator.rank], dtype, *inner)
+                for dtype, inner in some
+            ]
+            what = f"{number} + {more}, {len(some)} arrays"
+            found, *joined = communicator.gather_rows(mine, OpSignature("", what))
+            if found.tolist() != [[count] * len(some) for count in counts]:
+                wrong.append(f"{what}: {found}")
+            for (dtype, inner), one in zip(some, joined, strict=True):
+                expected = np.concatenate(
+                    [made(rank, count, dtype, *inner) for rank, count in enumerate(counts)]
+                )
+                if one.dtype != dtype or not np.array_equal(one, expected):
+                    wrong.append(f"{what}: {np.dtype(dtype)} {inner}")
+    return wrong
 
 
 def weighted(communicator: Communicator, network: Network) -> list[str]:

@@ -13,7 +13,7 @@ from tfddl._src.collectives.dense import (
     reduce_dense,
     with_none,
 )
-from tfddl._src.collectives.fusion import all_gather, positions_by_dtype
+from tfddl._src.collectives.fusion import all_gather, cast_for_transfer
 from tfddl._src.collectives.negotiation import (
     CollectiveRequest,
     NoDimensionError,
@@ -118,8 +118,9 @@ def allgather_in(
         bound = negotiate(group, request)
         with failing_together(bound):
             NoDimensionError.check(operation, name, inputs)
-        # How many rows each rank has of each tensor.
-        rows = all_gather(bound, tf.stack([tf.shape(t, tf.int64)[0] for t in inputs]))
+            sent = [cast_for_transfer(bound, tensor) for tensor in inputs]
+        # How many rows each rank has of each tensor; and these.
+        rows, arrived = bound.process_group.gather_rows(sent, signature=bound.signature)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
             places = differentiable_positions(inputs)
@@ -132,32 +133,7 @@ def allgather_in(
             ]
             return with_none(places, mine, len(inputs))
 
-        return _gathered(bound, inputs, rows), gradient
+        outputs = [tf.cast(rows, t.dtype) for rows, t in zip(arrived, inputs, strict=True)]
+        return outputs, gradient
 
     return list(joined(*[tf.convert_to_tensor(t) for t in tensors]))
-
-
-def _gathered(group: Group, tensors: Sequence[tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
-    """Joins what differs in length: all of one dtype, padded to the longest, then cut."""
-    outputs: list[tf.Tensor] = [None] * len(tensors)
-    for members in positions_by_dtype(tensors):
-        mine = tf.concat([tf.reshape(tensors[i], [-1]) for i in members], axis=0)
-        inner = tf.stack([tf.reduce_prod(tf.shape(tensors[i], tf.int64)[1:]) for i in members])
-        lengths = tf.gather(rows, members, axis=1) * inner
-        longest = tf.reduce_max(tf.reduce_sum(lengths, axis=1))
-        padded = tf.pad(mine, [[0, longest - tf.size(mine, tf.int64)]])
-        arrived = all_gather(group, padded)
-        ends = tf.cumsum(lengths, axis=1)
-        for column, i in enumerate(members):
-            parts = [
-                arrived[rank, ends[rank, column] - lengths[rank, column] : ends[rank, column]]
-                for rank in range(group.size)
-            ]
-            outputs[i] = _shaped(tf.concat(parts, axis=0), rows[:, i], tensors[i])
-    return outputs
-
-
-def _shaped(flat: tf.Tensor, rows: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    shape = tf.concat([[tf.reduce_sum(rows)], tf.shape(like, tf.int64)[1:]], axis=0)
-    static = tf.TensorShape([None]).concatenate(like.shape[1:])
-    return tf.ensure_shape(tf.reshape(flat, shape), static)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfddl._src.collectives.fusion_limit import fusion_limit
 from tfddl._src.collectives.negotiation import failing_together
 from tfddl._src.collectives.process_sets import Group
+from tfddl._src.comm.process_group import positions_by_dtype
 from tfddl.errors import UnsupportedError
 
 _FUSION_BYTES = 16 * 2**20
@@ -92,14 +93,6 @@ def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:
     if start < len(sizes):
         packs.append(range(start, len(sizes)))
     return packs
-
-
-def positions_by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
-    """The positions of the tensors of each dtype, in order."""
-    positions: dict[tf.DType, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        positions.setdefault(tensor.dtype, []).append(i)
-    return list(positions.values())
 
 
 def _bytes(tensor: tf.Tensor, *, unknown: int) -> int:

@@ -204,6 +204,21 @@ class NativeGroup(ProcessGroup):
         rows.set_shape([self.size, flat.shape[0]])
         return rows
 
+    def gather_rows(
+        self, tensors: Sequence[tf.Tensor], *, signature: DynamicSignature = UNNAMED
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """See `ProcessGroup.gather_rows`; one call of Python, whatever the dtypes."""
+
+        def work(call: OpSignature, arrays: Arrays) -> Arrays:
+            return self._communicator.gather_rows(arrays, call)
+
+        dtypes = [tf.int64, *(tensor.dtype for tensor in tensors)]
+        rows, *joined = self._run(work, tensors, dtypes, signature)
+        rows.set_shape([self.size, len(tensors)])
+        for one, like in zip(joined, tensors, strict=True):
+            one.set_shape(tf.TensorShape([None]).concatenate(like.shape[1:]))
+        return rows, joined
+
     def broadcast(
         self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
     ) -> list[tf.Tensor]:

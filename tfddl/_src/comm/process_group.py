@@ -238,6 +238,40 @@ class ProcessGroup(abc.ABC):
             Shape (size, n), in rank order.
         """
 
+    def gather_rows(
+        self, tensors: Sequence[tf.Tensor], *, signature: DynamicSignature = UNNAMED
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Joins tensors of all ranks on their first dimensions, which may differ.
+
+        Args:
+            tensors: At least one, each with at least one dimension, dtypes of `dtypes`; the same
+                but for first dimensions on all ranks.
+            signature: What the members compare, and messages name.
+
+        Returns:
+            Shape (size, number of tensors), int64: how many rows each rank has of each. And each
+            tensor's rows of all ranks, in rank order.
+        """
+        own = tf.stack([tf.shape(tensor, tf.int64)[0] for tensor in tensors])
+        rows = self.all_gather(own, signature=signature)
+        outputs: list[tf.Tensor] = [None] * len(tensors)
+        # All of one dtype at once, padded to the longest, then cut.
+        for members in positions_by_dtype(tensors):
+            mine = flatten([tensors[i] for i in members])
+            inner = tf.stack([tf.reduce_prod(tf.shape(tensors[i], tf.int64)[1:]) for i in members])
+            lengths = tf.gather(rows, members, axis=1) * inner
+            longest = tf.reduce_max(tf.reduce_sum(lengths, axis=1))
+            padded = tf.pad(mine, [[0, longest - tf.size(mine, tf.int64)]])
+            arrived = self.all_gather(padded, signature=signature)
+            ends = tf.cumsum(lengths, axis=1)
+            for column, i in enumerate(members):
+                parts = [
+                    arrived[rank, ends[rank, column] - lengths[rank, column] : ends[rank, column]]
+                    for rank in range(self.size)
+                ]
+                outputs[i] = _shaped(tf.concat(parts, axis=0), rows[:, i], tensors[i])
+        return rows, outputs
+
     @abc.abstractmethod
     def broadcast(
         self, tensors: Sequence[tf.Tensor], root: int, *, signature: DynamicSignature = UNNAMED
@@ -358,6 +392,20 @@ def with_small_concatenated(
         for run, whole in zip(runs, arrived, strict=True)
         for tensor in ([whole] if len(run) == 1 else unflatten(whole, run))
     ]
+
+
+def positions_by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
+    """The positions of the tensors of each dtype, in order."""
+    positions: dict[tf.DType, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        positions.setdefault(tensor.dtype, []).append(i)
+    return list(positions.values())
+
+
+def _shaped(flat: tf.Tensor, rows: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    shape = tf.concat([[tf.reduce_sum(rows)], tf.shape(like, tf.int64)[1:]], axis=0)
+    static = tf.TensorShape([None]).concatenate(like.shape[1:])
+    return tf.ensure_shape(tf.reshape(flat, shape), static)
 
 
 def _is_small(tensor: tf.Tensor, max_bytes: int) -> bool:

@@ -23,8 +23,7 @@ from tfddl._src.collectives import (
     stack,
 )
 from tfddl._src.collectives.autograph import no_autograph
-from tfddl._src.collectives.fusion import positions_by_dtype
-from tfddl._src.comm.process_group import flatten
+from tfddl._src.comm.process_group import flatten, positions_by_dtype
 from tfddl._src.runtime import current
 from tfddl._src.virtual_workers import Node, TreeSum, nodes_of, own_workers
 

@@ -13,6 +13,8 @@ itself, in an order that depends on ranks only, so that all get the same bits.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tfddl._src.comm.native.backend import Network
-from tfddl._src.comm.native.buffer_pool import BufferPool
+from tfddl._src.comm.native.buffer_pool import ALIGNMENT, BufferPool
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
 from tfddl._src.comm.native.join import JoinResult
 from tfddl._src.comm.native.messages import OpSignature
@@ -227,6 +229,47 @@ class Communicator:
                 self._backend.all_gather(operation, array, rows)
         return operation.outputs.private[0].reshape(shape)
 
+    def gather_rows(self, arrays: Sequence[np.ndarray], signature: OpSignature) -> list[np.ndarray]:
+        """Joins arrays of all workers on their first dimensions, which may differ.
+
+        Args:
+            arrays: at least one, contiguous, each with at least one dimension; the same dtypes and
+                other dimensions everywhere.
+            signature: of the operation.
+
+        Returns:
+            Shape (size, number of arrays), int64: how many rows each worker has of each. Then each
+            array's rows of all workers, in rank order.
+        """
+        own = np.array([len(array) for array in arrays], np.int64)
+        rows = self.all_gather(own, signature)
+        if len(arrays) == 1 and (rows == rows[0]).all():
+            gathered = self.all_gather(arrays[0].reshape(-1), signature)
+            return [rows, gathered.reshape(rows.sum(), *arrays[0].shape[1:])]
+        widths = [math.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays]
+        # Where each worker's arrays begin among its bytes, and where the last one ends: of whole
+        # elements of any dtype.
+        starts = []
+        for numbers in rows.tolist():
+            sizes = [_aligned(n * width) for n, width in zip(numbers, widths, strict=True)]
+            starts.append([0, *itertools.accumulate(sizes)])
+        [mine] = self._pool.take(np.dtype(np.uint8), [max(ends[-1] for ends in starts)])
+        for array, start in zip(arrays, starts[self.rank], strict=False):
+            mine[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        gathered = self.all_gather(mine, signature)
+        joined = []
+        for i, (array, width) in enumerate(zip(arrays, widths, strict=True)):
+            numbers = rows[:, i].tolist()
+            shape = (sum(numbers), *array.shape[1:])
+            [flat] = self._pool.take(array.dtype, [math.prod(shape)])
+            parts = [
+                gathered[rank, starts[rank][i] : starts[rank][i] + number * width]
+                for rank, number in enumerate(numbers)
+            ]
+            np.concatenate(parts, out=flat.view(np.uint8))
+            joined.append(flat.reshape(shape))
+        return [rows, *joined]
+
     def broadcast(
         self, arrays: Sequence[np.ndarray], root: int, signature: OpSignature
     ) -> list[np.ndarray]:
@@ -370,3 +413,7 @@ class Communicator:
                 purpose = f" of {self._key}"
                 self._remaining[ranks] = Communicator(self._network, ranks, purpose)
             return self._remaining[ranks]
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
