@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfddl._src.comm.native.fusion_buffer import FusionBuffer
+from tfddl._src.comm.native.reductions import divide_into
 
 LENGTHS = [[5], [0], [3, 4], [0, 3, 0, 0, 2, 1, 0], [1, 1, 1, 1, 1, 1], [7, 0, 1]]
 
@@ -119,3 +120,18 @@ def test_the_first_arrays_may_have_no_scale() -> None:
     # Nothing is copied where there is nothing left to do, or all have one scale.
     for same in (FusionBuffer(arrays, scale=1.0, num_unscaled=1), FusionBuffer(arrays, scale=0.5)):
         assert same.scaled_once() is same
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_division_is_rounded_once_whatever_it_is_done_by(dtype: Any) -> None:
+    values = np.random.default_rng(0).standard_normal(1000).astype(dtype)
+    values[:3] = np.inf, np.nan, 0
+    for number in (1.0, 3.0, 64.0, 0.5, -8.0, 96.0, 1e-30, 2.0**-126, 2.0**120, np.inf, np.nan):
+        with np.errstate(all="ignore"):
+            expected = values / dtype(number)
+        out, in_place = np.empty_like(values), values.copy()
+        divide_into(values, dtype(number), out)
+        divide_into(in_place, dtype(number), in_place)
+        assert out.tobytes() == in_place.tobytes() == expected.tobytes(), number
+    divide_into(values, dtype(0), values)
+    assert values.tolist() == [0.0] * len(values)

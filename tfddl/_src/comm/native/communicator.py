@@ -28,7 +28,7 @@ from tfddl._src.comm.native.join import JoinResult
 from tfddl._src.comm.native.messages import OpSignature
 from tfddl._src.comm.native.operation_starter import OperationStarter
 from tfddl._src.comm.native.posted_arrays import SizedSignature
-from tfddl._src.comm.native.reductions import ReduceOp, reduce, reduce_into
+from tfddl._src.comm.native.reductions import ReduceOp, divide_into, reduce, reduce_into
 from tfddl._src.comm.native.small_tensors import GatheredTensors, ReducedTensors, SmallTensors
 from tfddl._src.comm.native.tree import neighbours
 
@@ -151,13 +151,8 @@ class Communicator:
         if not self._starter.is_inline(small) and not self._is_posted(small):
             # Others map these, too: the system would copy them page by page.
             means = self._pool.take(inputs.dtype, inputs.lengths[1:])
-        # See `OperationStarter.begin`.
-        with np.errstate(all="ignore"):
-            for one, mean in zip(sums, means, strict=True):
-                if number == 0:
-                    mean[:] = 0
-                else:
-                    np.divide(one, number, out=mean)
+        for one, mean in zip(sums, means, strict=True):
+            divide_into(one, number, mean)
         return [total, *means]
 
     def _reduced(
