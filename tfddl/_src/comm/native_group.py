@@ -2,7 +2,7 @@
 
 The arithmetic and the waiting are `comm.native`'s; here is how TensorFlow gets there. A graph calls
 Python for it (`tf.numpy_function`), which costs some 0.03 ms, where the thread keeps its state (see
-`thread_state`), and no copy on the way in; on the way out TensorFlow takes over the buffer as it is.
+`thread_state`), and no copy on the way in; on the way out TensorFlow takes over the buffer itself.
 Large tensors go side by side, without being joined first.
 
 Operations of a graph run in program order. Each takes in a *ticket* and gives out the next, which
