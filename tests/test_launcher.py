@@ -144,6 +144,7 @@ def test_flags_are_pinned() -> None:
         "--master-port",
         "--num-proc",
         "--output-filename",
+        "--preload",
         "--horovod",
         "--launcher",
         "--max-restarts",

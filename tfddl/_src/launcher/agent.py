@@ -27,8 +27,9 @@ from tfddl._src.launcher.frames import Message
 from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.oom import count_oom_kills
 from tfddl._src.launcher.plan import ProcessPlan
+from tfddl._src.launcher.preloading import Preloader
 from tfddl._src.launcher.system import require_files
-from tfddl._src.launcher.worker_process import OutputPipe, WorkerProcess
+from tfddl._src.launcher.worker_process import OutputPipe, WorkerProcess, preloader_of
 from tfddl._src.startup_logs import has_gpu
 from tfddl.errors import LaunchError
 
@@ -83,6 +84,7 @@ class Agent:
         self._environment, self._store = environment, store
         self._files, self._call_problem = CallFiles(call_fd), ""
         self._workers: dict[int, WorkerProcess] = {}
+        self._preloader: Preloader | None = None
         self._holds_output = False
         self._probe = DoctorProbe(selector)
         self._oom_kills, self._limits = count_oom_kills(), LimitMonitor()
@@ -182,13 +184,16 @@ class Agent:
             **{
                 **fields,
                 "argv": tuple(fields["argv"]),
+                "preload": tuple(fields["preload"]),
                 "environment": {**self._environment, **fields["environment"]},
                 "binding": Binding(fields["binding"]),
             }
         )
         try:
             files = self._open_files(plan.rank) if plan.makes_call else {}
-            worker = WorkerProcess(plan, store=self._store, files=files)
+            if plan.preload and self._preloader is None:
+                self._preloader = preloader_of(plan)
+            worker = WorkerProcess(plan, store=self._store, files=files, preloader=self._preloader)
         except LaunchError as error:
             self._send({"is": "refused", "worker": plan.worker, "why": str(error)})
             return
@@ -257,6 +262,8 @@ class Agent:
 
     def close(self) -> None:
         """Frees the files of a function call, which results are read from until then."""
+        if self._preloader is not None:
+            self._preloader.close()
         self._files.close()
 
     def _reap(self, worker: WorkerProcess, message: Message) -> None:

@@ -343,7 +343,11 @@ def _plan(  # noqa: PLR0913 - what a start knows, by name
     makes_call = options.call is not None
     return [
         dataclasses.replace(
-            plan, makes_call=makes_call, keeps_commits=keeps_commits, may_stay=may_stay
+            plan,
+            makes_call=makes_call,
+            preload=options.preload,
+            keeps_commits=keeps_commits,
+            may_stay=may_stay,
         )
         for plan in plans
     ]

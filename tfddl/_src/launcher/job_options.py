@@ -14,6 +14,7 @@ from tfddl._src.launcher.fleet import FleetOptions
 from tfddl._src.launcher.hosts import MAX_LAUNCHED_WORKERS
 from tfddl._src.launcher.multi_node import NodeOptions
 from tfddl._src.launcher.plan import HostAllocation
+from tfddl._src.launcher.preloading import split_command
 from tfddl._src.launcher.restart_policy import RestartOptions
 from tfddl.errors import LaunchError
 
@@ -44,6 +45,7 @@ class JobOptions:
             to them.
         trusts_network: workers don't warn of ports that others can reach.
         call: the function call that workers make, where the command is one that does; or None.
+        preload: modules that are imported once, in a process that workers are forked from.
 
     Raises:
         LaunchError: a value is out of its range, or there is no command.
@@ -66,6 +68,7 @@ class JobOptions:
     start_timeout_s: float | None = None
     trusts_network: bool = False
     call: CallRelay | None = None
+    preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_workers <= MAX_LAUNCHED_WORKERS:
@@ -73,6 +76,7 @@ class JobOptions:
                 f"the number of workers (-np) is {self.num_workers}; it must be "
                 f"1..{MAX_LAUNCHED_WORKERS}"
             )
+        self._check_preload()
         if not self.grace_s >= 0:
             raise LaunchError(f"--grace-period is {self.grace_s}; it must be 0 or more seconds")
         if not 0 <= self.stall_timeout_s < math.inf:
@@ -109,3 +113,14 @@ class JobOptions:
     def is_part_of_job(self) -> bool:
         """Whether other launchers start workers of the same job, so that none can start again."""
         return self.nodes is not None or bool(self.allocations)
+
+    def _check_preload(self) -> None:
+        if not self.preload or not self.command:
+            return
+        split_command(self.command)
+        # Who waits for an import can't tell other hosts that it is alive.
+        if self.fleet is not None or self.elastic is not None:
+            raise LaunchError(
+                "--preload starts workers on this machine only, and the job is for others as well. "
+                "HINT: leave it out; or --nnodes, with a tfddlrun on each host"
+            )

@@ -32,6 +32,7 @@ from tfddl._src.launcher.job_options import JobOptions
 from tfddl._src.launcher.multi_node import NODE_TIMEOUT_S, NodeOptions
 from tfddl._src.launcher.system import require_linux, working_directory
 from tfddl._src.launcher.worker_count import count_workers
+from tfddl._src.startup_logs import has_gpu
 from tfddl.errors import LaunchError
 
 _CANT_START = 127
@@ -130,6 +131,8 @@ def main(argv: Sequence[str], *, environment: Mapping[str, str], prog: str = "tf
             return 0
     except LaunchError as error:
         parser.error(str(error))
+    if arguments.preload and not options.preload:
+        notices.append("--preload is left out: this machine has a GPU, which forks can't share")
     notices += [*elastic_flags.notices(arguments), *horovodrun_flags.notices(arguments)]
     for notice in notices:
         say(prog, notice)
@@ -225,8 +228,15 @@ def _read_options(
         binding=Binding(arguments.bind),
         exports=(*map(Export.parse, arguments.x), *horovodrun_flags.exports(arguments)),
         start_timeout_s=arguments.start_timeout,
+        preload=_read_preload(arguments),
         trusts_network=arguments.trusted_network or bool(environment.get(TRUSTED_NETWORK)),
     )
+
+
+def _read_preload(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The modules of --preload; none where a GPU is: CUDA doesn't work in forks."""
+    modules = tuple(name for name in (arguments.preload or "").split(",") if name)
+    return () if has_gpu() else modules
 
 
 def _read_fleet(arguments: argparse.Namespace) -> FleetOptions | None:
@@ -331,11 +341,22 @@ def _add_worker_flags(group: argparse._ArgumentGroup) -> None:
         help="cores: each worker keeps to its share of the cores of its host; none: any worker "
         "runs anywhere (default: %(default)s)",
     )
+    _add_preload_flag(group)
     group.add_argument(
         "--output-filename",
         type=Path,
         metavar="DIR",
         help="also write every worker's whole output to DIR/rank.N/stdout and DIR/rank.N/stderr",
+    )
+
+
+def _add_preload_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--preload",
+        metavar="MODULE[,MODULE]",
+        help="import these once, such as tensorflow,keras, in a process that all workers of this "
+        "machine are forked from: many of them start faster. They are imported before the script "
+        "begins, which then can't change what they read from the environment",
     )
 
 

@@ -49,6 +49,7 @@ class ProcessPlan:
         worker: its number in what agents and we say of it: its own, whatever its rank becomes.
         may_stay: whether it gets a file in which it is told its new rank, where it keeps its
             process while others come and go.
+        preload: modules that are imported before it is forked; empty: it is started as usual.
     """
 
     rank: int
@@ -63,6 +64,7 @@ class ProcessPlan:
     makes_call: bool = False
     worker: int = 0
     may_stay: bool = False
+    preload: tuple[str, ...] = ()
 
     @property
     def membership(self) -> dict[str, str]:

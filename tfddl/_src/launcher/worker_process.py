@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -22,6 +22,7 @@ from tfddl._src.launcher.cores import Binding, bind_to, share_of_cores, usable_c
 from tfddl._src.launcher.host_store import HostStore
 from tfddl._src.launcher.output import Stream
 from tfddl._src.launcher.plan import ProcessPlan
+from tfddl._src.launcher.preloading import ForkedProcess, Preloader
 from tfddl._src.launcher.stall_detector import is_stopped
 from tfddl._src.launcher.system import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, load_prctl
 from tfddl._src.membership import MembershipFile
@@ -82,6 +83,7 @@ class WorkerProcess:
         *,
         store: HostStore | None = None,
         files: Mapping[str, int] = MappingProxyType({}),
+        preloader: Preloader | None = None,
     ) -> None:
         """Starts it. The calling process must have no other threads.
 
@@ -89,6 +91,7 @@ class WorkerProcess:
             plan: what to start.
             store: the host's, for the first worker of a job that keeps commits.
             files: descriptors that it inherits, by the names of their variables.
+            preloader: what it is forked from, see `preloader_of`; None: it is a program of its own.
 
         Raises:
             LaunchError: the command can't be started, or a limit was reached.
@@ -110,7 +113,7 @@ class WorkerProcess:
         if store is not None and plan.keeps_commits and plan.local_rank == 0:
             inherited[commits.VARIABLE] = store.fd
         try:
-            self._process = _start(plan, inherited)
+            self._process = _start(plan, inherited, preloader)
         except BaseException:
             self._close_files()
             raise
@@ -238,18 +241,47 @@ def _children() -> list[int]:
     return [int(pid) for path in lists for pid in path.read_text().split()]
 
 
-def _start(plan: ProcessPlan, inherited: Mapping[str, int]) -> subprocess.Popen[bytes]:
+def preloader_of(plan: ProcessPlan) -> Preloader:
+    """Starts what all workers of a host are forked from, with the first one's plan.
+
+    Libraries that count the cores when they are imported find as many as that worker has.
+
+    Raises:
+        LaunchError: it can't be started, or a module can't be imported.
+    """
+    environment, cores = _environment_and_cores(plan)
+    return Preloader(
+        plan.argv,
+        modules=plan.preload,
+        environment=environment,
+        directory=plan.directory,
+        before=die_with_parent(bind_to(cores) if cores else None),
+    )
+
+
+def _environment_and_cores(plan: ProcessPlan) -> tuple[dict[str, str], Sequence[int]]:
+    """The variables of a worker, and the cores that it is bound to; none of these: to no cores."""
+    environment = dict(plan.environment)
+    if plan.binding is not Binding.CORES:
+        return environment, ()
+    cores = share_of_cores(usable_cores(), local_rank=plan.local_rank, local_size=plan.local_size)
+    environment.pop(CORES, None)
+    if cores:
+        environment[CORES] = str(min(len(cores), num_quota_cores(among=plan.local_size)))
+    return environment, cores
+
+
+def _start(
+    plan: ProcessPlan, inherited: Mapping[str, int], preloader: Preloader | None
+) -> subprocess.Popen[bytes] | ForkedProcess:
     """Starts a worker that inherits descriptors, whose numbers stand in these variables."""
-    environment = {**plan.environment, **{name: str(fd) for name, fd in inherited.items()}}
-    bind = None
-    if plan.binding is Binding.CORES:
-        cores = share_of_cores(
-            usable_cores(), local_rank=plan.local_rank, local_size=plan.local_size
+    environment, cores = _environment_and_cores(plan)
+    if preloader is not None:
+        return preloader.fork(
+            environment=environment, inherited=inherited, directory=plan.directory, cores=cores
         )
-        environment.pop(CORES, None)
-        if cores:
-            environment[CORES] = str(min(len(cores), num_quota_cores(among=plan.local_size)))
-            bind = bind_to(cores)
+    environment |= {name: str(fd) for name, fd in inherited.items()}
+    bind = bind_to(cores) if cores else None
     try:
         return subprocess.Popen(
             plan.argv,
