@@ -1,6 +1,6 @@
 """broadcast, and its gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -12,7 +12,12 @@ from tfddl._src.collectives.dense import (
     reduce_dense,
     with_none,
 )
-from tfddl._src.collectives.fusion import fuse
+from tfddl._src.collectives.fusion import (
+    cast_for_transfer,
+    fuse,
+    fused_positions,
+    transfer_dtype,
+)
 from tfddl._src.collectives.negotiation import (
     CollectiveRequest,
     WrongArgumentError,
@@ -101,6 +106,49 @@ def broadcast_in(
         return outputs, gradient
 
     return list(spread(*tensors))
+
+
+@no_autograph
+def broadcast_each(  # noqa: PLR0913 - both ends of what travels
+    group: Group,
+    specs: Sequence[tf.TensorSpec],
+    root_rank: int,
+    *,
+    name: str | None,
+    read: Callable[[int], tf.Tensor],
+    write: Callable[[int, tf.Tensor], object],
+) -> None:
+    """`grouped_broadcast`, in a group, of tensors that needn't be in memory all at once.
+
+    Eagerly no more of them are read than travel together, and these are written before the next
+    ones are read. It has no gradient.
+
+    Args:
+        group: Who takes part.
+        specs: Of the tensors, whose shapes are known.
+        root_rank: As for `broadcast`.
+        name: How messages call it.
+        read: Gives a tensor, by its position in `specs`.
+        write: Gets what the root has at a position; isn't called on the root.
+    """
+
+    @serialized(group)
+    def spread() -> None:
+        request = CollectiveRequest.of(group, f"broadcast from rank {root_rank}", name, specs)
+        bound = negotiate(group, request.fused(group))
+        with failing_together(bound):
+            root = _place(group, root_rank)
+            for spec in specs:
+                transfer_dtype(bound, spec.dtype)
+        for members in fused_positions(bound, specs):
+            sent = [cast_for_transfer(bound, read(i)) for i in members]
+            arrived = bound.process_group.broadcast(sent, root, signature=bound.signature)
+            for i, tensor in zip(members, arrived, strict=True):
+                if group.rank != root:
+                    write(i, tf.cast(tensor, specs[i].dtype))
+
+    if specs:
+        spread()
 
 
 def _place(group: Group, root_rank: int) -> int:

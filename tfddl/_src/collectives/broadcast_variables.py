@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfddl._src.collectives.broadcast import grouped_broadcast
+from tfddl._src.collectives.broadcast import broadcast_each, grouped_broadcast
 from tfddl._src.collectives.negotiation import DisplayName
 from tfddl._src.collectives.process_sets import ProcessSet, group_of
 
@@ -28,13 +28,24 @@ def broadcast_variables(
         NotInitializedError: `tfddl.init()` has not been called.
     """
     variables = list(variables)
-    if group_of(process_set).size == 1:
+    group = group_of(process_set)
+    if group.size == 1:
+        return
+    name = DisplayName("variables")
+    specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+    if all(spec.shape.is_fully_defined() for spec in specs):
+        # Not all at once: with an optimizer's state, a model has three times its weights and more.
+        broadcast_each(
+            group,
+            specs,
+            root_rank,
+            name=name,
+            read=lambda i: tf.convert_to_tensor(variables[i]),
+            write=lambda i, value: variables[i].assign(value),
+        )
         return
     values = grouped_broadcast(
-        [tf.convert_to_tensor(v) for v in variables],
-        root_rank,
-        name=DisplayName("variables"),
-        process_set=process_set,
+        [tf.convert_to_tensor(v) for v in variables], root_rank, name=name, process_set=process_set
     )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -1,6 +1,6 @@
 """How tensors of any dtype and shape fit into what a process group carries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
@@ -13,7 +13,12 @@ from tfddl.errors import UnsupportedError
 _FUSION_BYTES = 16 * 2**20
 """So many that it is no longer the start that costs, so few that others are computed meanwhile."""
 
-_EVERYTHING = 2**62
+AT_ONCE_BYTES = 2**27
+"""Where nothing is computed while tensors travel, it is only the number of operations that costs:
+so many bytes go in one. Of more, a worker would have too much twice, as sent and as received."""
+
+_FUSION_BYTES_ONE_CORE = 32 * 2**20
+"""What travels together then: as buffers arrive, what was sent is freed, and sums are used."""
 
 TRANSFER_DTYPES = {
     tf.bool: tf.int32,
@@ -26,21 +31,30 @@ TRANSFER_DTYPES = {
 """Dtypes that not every process group carries, and what holds all their values."""
 
 
+def transfer_dtype(group: Group, dtype: tf.DType) -> tf.DType:
+    """The dtype in which a group carries tensors of one.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    if dtype in group.process_group.dtypes:
+        return dtype
+    carried = TRANSFER_DTYPES.get(dtype, dtype)
+    if carried not in group.process_group.dtypes:
+        known = sorted(d.name for d in {*group.process_group.dtypes, *TRANSFER_DTYPES})
+        raise UnsupportedError(
+            f"{dtype.name} can't be sent between workers; these can: {', '.join(known)}."
+        )
+    return carried
+
+
 def cast_for_transfer(group: Group, tensor: tf.Tensor) -> tf.Tensor:
     """The tensor in a dtype that travels.
 
     Raises:
         UnsupportedError: There is none.
     """
-    if tensor.dtype in group.process_group.dtypes:
-        return tensor
-    transfer_dtype = TRANSFER_DTYPES.get(tensor.dtype, tensor.dtype)
-    if transfer_dtype not in group.process_group.dtypes:
-        known = sorted(d.name for d in {*group.process_group.dtypes, *TRANSFER_DTYPES})
-        raise UnsupportedError(
-            f"{tensor.dtype.name} can't be sent between workers; these can: {', '.join(known)}."
-        )
-    return tf.cast(tensor, transfer_dtype)
+    return tf.cast(tensor, transfer_dtype(group, tensor.dtype))
 
 
 def all_gather(group: Group, flat: tf.Tensor) -> tf.Tensor:
@@ -58,19 +72,26 @@ def fuse(
     with failing_together(group):
         sent = [cast_for_transfer(group, tensor) for tensor in tensors]
     outputs: list[tf.Tensor] = [None] * len(tensors)
+    for members in fused_positions(group, tensors):
+        arrived = travel([sent[i] for i in members])
+        for i, part in zip(members, arrived, strict=True):
+            outputs[i] = tf.cast(part, tensors[i].dtype)
+    return outputs
+
+
+def fused_positions(
+    group: Group, tensors: Sequence[tf.Tensor | tf.TensorSpec]
+) -> Iterator[list[int]]:
+    """The positions of tensors that travel in one pack, for each pack."""
     for positions in positions_by_dtype(tensors):
-        # With one core nothing is computed while tensors travel: then it is only the number of
-        # operations that costs.
-        usual = _FUSION_BYTES if group.process_group.overlaps else _EVERYTHING
         limit = fusion_limit(group.runtime)
+        usual = _FUSION_BYTES if group.process_group.overlaps else _FUSION_BYTES_ONE_CORE
         most = usual if limit is None else limit
         sizes = [_bytes(tensors[i], unknown=most) for i in positions]
+        if limit is None and not group.process_group.overlaps and sum(sizes) <= AT_ONCE_BYTES:
+            most = AT_ONCE_BYTES
         for run in plan_buffers(sizes, most):
-            members = [positions[i] for i in run]
-            arrived = travel([sent[i] for i in members])
-            for i, part in zip(members, arrived, strict=True):
-                outputs[i] = tf.cast(part, tensors[i].dtype)
-    return outputs
+            yield [positions[i] for i in run]
 
 
 def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:
@@ -95,7 +116,15 @@ def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:
     return packs
 
 
-def _bytes(tensor: tf.Tensor, *, unknown: int) -> int:
+def positions_by_dtype(tensors: Sequence[tf.Tensor | tf.TensorSpec]) -> list[list[int]]:
+    """The positions of the tensors of each dtype, in order."""
+    positions: dict[tf.DType, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        positions.setdefault(tensor.dtype, []).append(i)
+    return list(positions.values())
+
+
+def _bytes(tensor: tf.Tensor | tf.TensorSpec, *, unknown: int) -> int:
     """Bytes of a tensor, where they are known."""
     elements = tensor.shape.num_elements()
     return unknown if elements is None else elements * tensor.dtype.size

@@ -99,8 +99,10 @@ def _reduce_groups(
     weight: tf.Tensor,
 ) -> None:
     """Puts the sums of weighted gradients, given by their positions, into a result."""
-    last_first = list(reversed(values))  # The last layers' gradients are there first.
-    for group in options.in_groups(last_first, variables):
+    # The last layers' gradients are there first. Where nothing is sent before all are there, they
+    # are sent in the order in which an optimizer applies them, which then frees them one by one.
+    in_order = list(reversed(values)) if current().process_group.overlaps else list(values)
+    for group in options.in_groups(in_order, variables):
         totals = _sum_of_scaled([values[i] for i in group], options, weight)
         for i, total in zip(group, totals, strict=True):
             result[i] = total

@@ -19,6 +19,7 @@ from tfddl._src.gradients import (
     weight_gradients,
 )
 from tfddl._src.keras_hooks.patching import private
+from tfddl._src.keras_hooks.update_order import UpdateOrder
 from tfddl._src.keras_hooks.virtual_strategy import VirtualStrategy
 from tfddl._src.keras_hooks.xla import compiled
 from tfddl._src.runtime import current
@@ -210,6 +211,9 @@ class _Distributed:
     tfddl_applied: Sequence[Any] = ()
     """The variables of the gradients that are being applied."""
 
+    tfddl_order: UpdateOrder | None = None
+    """Of the updates of the gradients that are being applied; None where they arrive one by one."""
+
     tfddl_under_scope: bool = False
     """Whether the model is one of ``strategy.scope()``."""
 
@@ -232,12 +236,21 @@ class _Distributed:
         # Past KerasAutoTrackable.__setattr__, which would take a list of the model's variables for
         # the optimizer's own, and save them with it.
         object.__setattr__(self, "tfddl_applied", applied)
+        object.__setattr__(self, "tfddl_order", self._tfddl_new_order(grads))
         apply = super().apply  # type: ignore[misc]
         with tf.control_dependencies(self._tfddl_first_of(grads)):
             if self.tfddl_reduced:
                 apply(grads, trainable_variables)
             else:
                 update(self, apply, grads, trainable_variables)
+
+    def _tfddl_new_order(self, grads: Sequence[Gradient]) -> UpdateOrder | None:
+        # With a core to compute while gradients travel, they arrive one after the other, last
+        # layers first; XLA has an order of its own.
+        arrive_at_once = self.tfddl_options.size > 1 and not current().process_group.overlaps
+        if not arrive_at_once or self.tfddl_under_scope or current_step().compiles:
+            return None
+        return UpdateOrder.of(grads)
 
     def _tfddl_first_of(self, grads: Sequence[Gradient]) -> list[tf.Tensor]:
         """What Keras' count of steps has to wait for: one of the gradients."""
@@ -259,6 +272,15 @@ class _Distributed:
                 passes = self.gradient_accumulation_steps  # type: ignore[attr-defined]
                 grads = [g * tf.cast(passes, g.dtype) for g in grads]
         return super()._clip_gradients(grads)  # type: ignore[misc]
+
+    def update_step(self, gradient: Any, *variable_and_rate: Any) -> None:
+        """Updates a variable; in a graph after others, where all gradients arrive at once."""
+        update_step = super().update_step  # type: ignore[misc]
+        if self.tfddl_order is None or tf.executing_eagerly():
+            update_step(gradient, *variable_and_rate)
+            return
+        with self.tfddl_order.next_update(gradient):
+            update_step(gradient, *variable_and_rate)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         """Under ``strategy.scope()``: TensorFlow would add up what has been averaged already."""
