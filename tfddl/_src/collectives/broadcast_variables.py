@@ -32,7 +32,8 @@ def broadcast_variables(
     if group.size == 1:
         return
     name = DisplayName("variables")
-    specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+    # What is read of a reference variable of TensorFlow 1 (float32_ref) is a float32.
+    specs = [tf.TensorSpec(v.shape, tf.as_dtype(v.dtype).base_dtype) for v in variables]
     if all(spec.shape.is_fully_defined() for spec in specs):
         # Not all at once: with an optimizer's state, a model has three times its weights and more.
         broadcast_each(
