@@ -78,9 +78,9 @@ def _found(*line: str, cwd: Path) -> list[dict[str, object]]:
     "command",
     [
         ["python", "probe.py", "a", "--b=c d"],
-        ["python", "-u", "-W", "error", "folder/../probe.py"],
+        pytest.param(["python", "-u", "-W", "error", "folder/../probe.py"], marks=pytest.mark.long),
         ["python", "-m", "probe", "-x"],
-        ["python", "-X", "dev", "-c", PROBE, "a"],
+        pytest.param(["python", "-X", "dev", "-c", PROBE, "a"], marks=pytest.mark.long),
     ],
     ids=["script", "options", "module", "text"],
 )
@@ -95,14 +95,18 @@ def test_a_forked_worker_finds_what_a_started_one_does(tmp_path: Path, command: 
     ("script", "status"),
     [
         ("import sys; sys.exit(7)", 7),
-        ("raise SystemExit('why')", 1),
+        pytest.param("raise SystemExit('why')", 1, marks=pytest.mark.long),
         ("def f():\n    raise ValueError('why')\nf()", 1),
-        ("import sys\nsys.excepthook = lambda *e: print(e[1], file=sys.stderr)\n1 / 0", 1),
+        pytest.param(
+            "import sys\nsys.excepthook = lambda *e: print(e[1], file=sys.stderr)\n1 / 0",
+            1,
+            marks=pytest.mark.long,
+        ),
         ("raise KeyboardInterrupt", 130),
-        ("1 +", 1),
+        pytest.param("1 +", 1, marks=pytest.mark.long),
         ("import os; os.kill(os.getpid(), 9)", 137),
-        ("import atexit, os; atexit.register(os._exit, 3)", 3),
-        (None, 2),
+        pytest.param("import atexit, os; atexit.register(os._exit, 3)", 3, marks=pytest.mark.long),
+        pytest.param(None, 2, marks=pytest.mark.long),
     ],
 )
 def test_a_forked_worker_ends_as_a_started_one_does(
@@ -143,12 +147,20 @@ def test_modules_are_imported_once(tmp_path: Path) -> None:
     ("module", "told"),
     [
         ("raise ImportError('no such library')", "can't import 'mine': ImportError: no such libr"),
-        ("import sys; sys.exit('enough')", "can't import 'mine': SystemExit: enough"),
+        pytest.param(
+            "import sys; sys.exit('enough')",
+            "can't import 'mine': SystemExit: enough",
+            marks=pytest.mark.long,
+        ),
         (
             "from threading import Event, Thread\nThread(target=Event().wait, daemon=True).start()",
             "'mine' has started threads (Thread-1",
         ),
-        ("import os; os.write(1, b'last words'); os.abort()", "ended. It wrote: last words"),
+        pytest.param(
+            "import os; os.write(1, b'last words'); os.abort()",
+            "ended. It wrote: last words",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_can_t_be_preloaded(tmp_path: Path, module: str, told: str) -> None:
