@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tests.group import Groups
 from tfddl._src.collectives.adasum import adasum, check_adasum
+from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import UNNAMED, DynamicSignature
 from tfddl.errors import UnimplementedError, UnsupportedError
 
@@ -31,44 +32,64 @@ def expected(vectors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Threads:
-    """The process groups of ranks that are threads, as far as Adasum uses them."""
+    """The process groups of ranks that are threads, as far as Adasum uses them.
+
+    Attributes:
+        sent: By rank, how many elements of the tensors' dtype it has sent, if each rank passes on
+            to each other one what is for it.
+    """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.sent = [0] * size
         self._made: dict[tuple[int, ...], Any] = {}
         self._lock = threading.Lock()
 
     def group(self, members: tuple[int, ...], rank: int) -> Any:
+        """The group of some ranks, as one of them has it."""
         with self._lock:
             barrier, given = self._made.setdefault(members, (threading.Barrier(len(members)), {}))
 
-        def broadcast(
-            tensors: list[tf.Tensor], root: int, *, signature: DynamicSignature
-        ) -> list[tf.Tensor]:
-            given[rank] = tensors
+        def of_all(mine: Any) -> list[Any]:
+            given[rank] = mine
             barrier.wait(30)
-            found: list[tf.Tensor] = given[members[root]]
+            found = [given[member] for member in members]
             barrier.wait(30)
             return found
 
         def all_gather(flat: tf.Tensor, *, signature: DynamicSignature) -> tf.Tensor:
-            given[rank] = flat
-            barrier.wait(30)
-            rows = tf.stack([given[member] for member in members])
-            barrier.wait(30)
-            return rows
+            if flat.dtype.is_floating:
+                self.sent[rank] += int(tf.size(flat)) * (len(members) - 1)
+            return tf.stack(of_all(flat))
+
+        def all_reduce(
+            tensors: list[tf.Tensor], op: ReduceOp, *, signature: DynamicSignature
+        ) -> list[tf.Tensor]:
+            assert op == ReduceOp.SUM
+            return [tf.add_n(rows) for rows in zip(*of_all(tensors), strict=True)]
+
+        def all_to_all(
+            flat: tf.Tensor, lengths: tf.Tensor, *, signature: DynamicSignature
+        ) -> tf.Tensor:
+            place = members.index(rank)
+            assert int(tf.reduce_sum(lengths[place])) == int(tf.size(flat))
+            self.sent[rank] += int(tf.size(flat) - tf.cast(lengths[place, place], tf.int32))
+            rows = [tf.split(row, lengths[i])[place] for i, row in enumerate(of_all(flat))]
+            return tf.concat(rows, axis=0)
 
         return SimpleNamespace(
             all_gather=all_gather,
-            broadcast=broadcast,
-            subgroup=lambda places: self.group(places, rank),
+            all_reduce=all_reduce,
+            all_to_all=all_to_all,
+            subgroup=lambda places: self.group(tuple(members[place] for place in places), rank),
         )
 
 
-def over_threads(vectors: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+def over_threads(
+    vectors: Sequence[Sequence[np.ndarray]], threads: Threads | None = None
+) -> list[list[np.ndarray]]:
     """What each rank gets, of its tensors."""
     size = len(vectors)
-    threads = Threads(size)
+    threads = threads or Threads(size)
 
     def run(rank: int) -> list[np.ndarray]:
         world = threads.group(tuple(range(size)), rank)
@@ -79,7 +100,7 @@ def over_threads(vectors: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarra
         return list(pool.map(run, range(size)))
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize(
     ("dtype", "rtol"), [("float16", 5e-3), ("float32", 1e-6), ("float64", 1e-14)]
 )
@@ -101,12 +122,33 @@ def test_it_is_what_it_is_defined_as(size: int, dtype: str, rtol: float) -> None
 def test_all_ranks_have_the_same_bits(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though their sums differ, as they do with other numbers of threads."""
     exact, calls = tf.reduce_sum, itertools.count()
-    monkeypatch.setattr(tf, "reduce_sum", lambda x: exact(x) * (1 + 1e-5 * next(calls)))
+
+    def inexact(x: tf.Tensor) -> tf.Tensor:
+        return exact(x) * (1 + 1e-5 * next(calls)) if x.dtype.is_floating else exact(x)
+
+    monkeypatch.setattr(tf, "reduce_sum", inexact)
     random = np.random.default_rng(size)
     results = over_threads([[random.normal(size=9), random.normal(size=2)] for _ in range(size)])
     for found in results:
         for one, first in zip(found, results[0], strict=True):
             assert one.tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_rank_sends_less_than_twice_what_there_is(size: int) -> None:
+    threads, elements = Threads(size), 16 * 7
+    over_threads([[np.ones(elements - 5), np.ones([5])] for _ in range(size)], threads)
+    assert threads.sent == [2 * elements * (size - 1) // size] * size
+
+
+@pytest.mark.parametrize("shapes", [[(1,)], [(0,)], [(0, 3), (2,)], [(1,), (), (0,), (9,)]])
+def test_of_few_elements(shapes: list[tuple[int, ...]]) -> None:
+    """Fewer than ranks, or none."""
+    random = np.random.default_rng(0)
+    vectors = [[random.normal(size=s) for s in shapes] for _ in range(8)]
+    for results in over_threads(vectors):
+        for one, *mine in zip(results, *vectors, strict=True):
+            np.testing.assert_allclose(one, expected(mine), rtol=1e-13)
 
 
 def test_what_it_is_for() -> None:

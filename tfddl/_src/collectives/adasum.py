@@ -9,12 +9,14 @@ References:
     neighbours come first, and a vector of (nearly) no length counts as orthogonal to any.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfddl._src.collectives.process_sets import Group
+from tfddl._src.comm.native import ReduceOp
 from tfddl._src.comm.process_group import flatten, unflatten
 from tfddl.errors import UnimplementedError, UnsupportedError
 
@@ -47,10 +49,11 @@ def check_adasum(size: int, tensors: Sequence[tf.Tensor]) -> None:
 def adasum(group: Group, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """The Adasum over the ranks of each of some tensors, which travel together.
 
-    Pairs exchange all they have: log2(N) times as many bytes as there are, where recursive halving
-    would send less than twice as many. Then all get what the first rank has found, a broadcast of
-    as many bytes as there are: a sum's last bits depend on the number of threads, of which hosts
-    may have different ones.
+    By recursive vector halving, as in Horovod: pairs exchange halves of what they have, so that in
+    the end each rank has the result of one part, and all gather the parts. A rank sends
+    2 (N - 1) / N times the bytes there are, and three numbers per tensor in each of log2(N) steps.
+    No element is computed on two ranks: a sum's last bits depend on the number of threads, of which
+    hosts may have different ones.
 
     Args:
         group: 2, 4, 8, … ranks, which have negotiated it.
@@ -62,28 +65,111 @@ def adasum(group: Group, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     process_group, signature = group.process_group, group.signature
     # Pairs compare their calls, and of all ranks only this.
     process_group.all_gather(tf.zeros([1], tf.int32), signature=signature)
-    found = [tf.stop_gradient(tensor) for tensor in tensors]
+    given = [tf.stop_gradient(tensor) for tensor in tensors]
+    if group.size == 1:
+        return given
+    flat = flatten(given)
+    elements = tf.size(flat, tf.int64)
+    length = -(-elements // group.size) * group.size
+    part = _Part(
+        tf.pad(flat, [[0, length - elements]]),
+        tf.zeros([], tf.int64),
+        tf.cumsum([*(tf.size(tensor, tf.int64) for tensor in given), length - elements]),
+    )
     distance = 1
     while distance < group.size:
         first = group.rank & ~distance
+        kept, sent = part.halves(upper=first != group.rank)
+        half = tf.size(sent, tf.int64)
         pair = process_group.subgroup((first, first + distance))
-        rows = pair.all_gather(flatten(found), signature=signature)
-        halves = zip(unflatten(rows[0], found), unflatten(rows[1], found), strict=True)
-        found = [_of_two(one, other) for one, other in halves]
+        swap = half * tf.constant([[0, 1], [1, 0]], tf.int64)
+        arrived = kept.with_values(pair.all_to_all(sent, swap, signature=signature))
+        one, other = (kept, arrived) if first == group.rank else (arrived, kept)
+        start = group.rank - group.rank % (2 * distance)
+        block = process_group.subgroup(tuple(range(start, start + 2 * distance)))
+        [products] = block.all_reduce([_products(one, other)], ReduceOp.SUM, signature=signature)
+        part = kept.with_values(_of_two(one, other, products))
         distance *= 2
-    return process_group.broadcast(found, 0, signature=signature)
+    rows = process_group.all_gather(part.values, signature=signature)
+    whole = tf.reshape(tf.gather(rows, _order(group.size)), [-1])
+    return unflatten(whole[:elements], given)
 
 
-def _of_two(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    wide = [tf.cast(tensor, tf.float64) for tensor in (one, other)]
-    dot = tf.reduce_sum(wide[0] * wide[1])
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A part of some tensors that lie one behind the other, with zeros behind the last."""
+
+    values: tf.Tensor
+    """Shape (n,)."""
+
+    start: tf.Tensor
+    """Scalar, int64: how many elements are before it."""
+
+    ends: tf.Tensor
+    """Shape (tensors + 1,), int64: where each tensor ends, and the zeros, in the whole."""
+
+    def halves(self, *, upper: bool) -> tuple["_Part", tf.Tensor]:
+        """One half, and the values of the other; n is even.
+
+        Args:
+            upper: Whether it is the second half.
+        """
+        half = tf.size(self.values, tf.int64) // 2
+        first, second = self.values[:half], self.values[half:]
+        if upper:
+            return dataclasses.replace(self, values=second, start=self.start + half), first
+        return dataclasses.replace(self, values=first), second
+
+    def with_values(self, values: tf.Tensor) -> "_Part":
+        """The same part of other tensors."""
+        return dataclasses.replace(self, values=values)
+
+    def by_tensor(self) -> list[tf.Tensor]:
+        """What is here of each tensor, which may be nothing, and last of the zeros."""
+        here = tf.clip_by_value(self.ends - self.start, 0, tf.size(self.values, tf.int64))
+        lengths = here - tf.concat([[0], here[:-1]], axis=0)
+        parts: list[tf.Tensor] = tf.split(self.values, lengths, num=self.ends.shape[0])
+        return parts
+
+
+def _products(one: _Part, other: _Part) -> tf.Tensor:
+    """Of each tensor's two parts a·b, |a|² and |b|²: shape (tensors, 3), float64."""
+    rows = []
+    for part, opposite in zip(one.by_tensor()[:-1], other.by_tensor()[:-1], strict=True):
+        a, b = tf.cast(part, tf.float64), tf.cast(opposite, tf.float64)
+        rows.append(tf.stack([tf.reduce_sum(x) for x in (a * b, a * a, b * b)]))
+    return tf.stack(rows)
+
+
+def _of_two(one: _Part, other: _Part, products: tf.Tensor) -> tf.Tensor:
+    """The Adasum of two parts.
+
+    Args:
+        one: Of the first.
+        other: Of the second, where that has it.
+        products: As `_products` makes them, of the whole tensors.
+    """
+    dot, squares = products[:, :1], products[:, 1:]
+    shares = tf.where(
+        squares < _SHORTEST, tf.zeros_like(squares), dot / tf.maximum(squares, _SHORTEST)
+    )
     # 16 bits are multiplied and added in 32, and rounded once.
-    dtype = tf.float32 if one.dtype == tf.float16 else one.dtype
-    parts = []
-    for tensor, double in zip((one, other), wide, strict=True):
-        square = tf.reduce_sum(double * double)
-        share = tf.where(
-            square < _SHORTEST, tf.zeros_like(square), dot / tf.maximum(square, _SHORTEST)
-        )
-        parts.append(tf.cast(1.0 - 0.5 * share, dtype) * tf.cast(tensor, dtype))
-    return tf.cast(parts[0] + parts[1], one.dtype)
+    dtype = one.values.dtype
+    wide = tf.float32 if dtype == tf.float16 else dtype
+    factors = tf.cast(1.0 - 0.5 * shares, wide)
+    *parts, zeros = one.by_tensor()
+    found = [
+        tf.cast(pair[0] * tf.cast(a, wide) + pair[1] * tf.cast(b, wide), dtype)
+        for pair, a, b in zip(tf.unstack(factors), parts, other.by_tensor()[:-1], strict=True)
+    ]
+    return tf.concat([*found, zeros], axis=0)
+
+
+def _order(size: int) -> list[int]:
+    """Which rank has each part in the end: the first step decides about the half, and so on."""
+    places = [0]
+    distance = size // 2
+    while distance:
+        places += [place + distance for place in places]
+        distance //= 2
+    return places
