@@ -290,6 +290,8 @@ def models() -> None:
     probable = model.predict_proba(x)
     np.testing.assert_array_equal(model.predict_classes(x), probable > 0.5)
     assert model.layers[0].output_shape == (None, 3)
+    hidden = model.layers[0]
+    np.testing.assert_array_equal(hidden.apply(x, training=True), hidden(x))
     refused(lambda: model.compile("sgd", "mse", target_tensors=[1]), "pass the targets to fit")
     ends = {"input": model.inputs, "output": model.outputs}
     refused(lambda: keras.Model(**ends), "Model(inputs=…, outputs=…)")

@@ -1,4 +1,4 @@
-"""Models: `predict_classes`, `predict_proba`, shapes of layers, ends of a Sequential."""
+"""Models and layers: `predict_classes`, `predict_proba`, `apply`, shapes, a Sequential's ends."""
 
 import functools
 from collections.abc import Callable
@@ -25,6 +25,8 @@ def install(deprecations: DeprecationWarnings) -> None:
     if not hasattr(keras.layers.Layer, "output_shape"):
         # Not `input_shape`: Sequential takes a layer that has one for a model (sequential.py).
         keras.layers.Layer.output_shape = _output_shape(deprecations)
+    if not hasattr(keras.layers.Layer, "apply"):
+        keras.layers.Layer.apply = _apply(deprecations)
     if not hasattr(keras.Model.__init__, PATCH_MARK):
         model: Any = keras.Model
         model.__init__ = _refusing_keras_1(keras.Model.__init__)
@@ -70,6 +72,15 @@ def _output_shape(deprecations: DeprecationWarnings) -> property:
         return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), self.output)
 
     return property(output_shape, doc="The shape of the layer's output, the batch included.")
+
+
+def _apply(deprecations: DeprecationWarnings) -> Callable[..., Any]:
+    def apply(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same as to call the layer."""
+        deprecations.warn_once("layer.apply(x)", "layer(x).")
+        return self(inputs, *args, **kwargs)
+
+    return apply
 
 
 def _tensor(side: str) -> property:
