@@ -9,7 +9,16 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tests.cases.horovod_training import LAYERS, SETTINGS, STEPS, Halved, gradient, kernels
+from tests.cases.horovod_training import (
+    LAYERS,
+    SETTINGS,
+    STEPS,
+    Halved,
+    data_of,
+    gradient,
+    kernels,
+    set_of,
+)
 from tests.group import Groups
 from tfddl._src.comm.lazy_variable import call_outside_graph
 from tfddl._src.comm.session_graph import _path_of
@@ -25,13 +34,16 @@ UNSCALED = {**LOCAL, "scale_local_gradients": False}
 def _one_process(rank: int, size: int, options: dict[str, Any]) -> list[np.ndarray]:
     """The kernels of a plain optimizer that is given what the ranks' gradients become."""
     passes = options.get("backward_passes_per_step", 1)
+    members = set_of(rank, options.get("sets", [range(size)]))
 
     def combined(layer: str, step: int) -> Any:
         if layer == "own" and "local" in options:
-            divisor = size if options.get("scale_local_gradients", True) else 1
+            divisor = len(members) if options.get("scale_local_gradients", True) else 1
             return gradient(layer, step, rank) / divisor
-        total = sum(gradient(layer, step, r) for r in range(size))
-        return total / (1 if options.get("op") == "sum" else size)
+        if rank not in members:
+            return gradient(layer, step, rank)
+        total = sum(gradient(layer, step, r) for r in members)
+        return total / (1 if options.get("op") == "sum" else len(members))
 
     variables = [layer.kernel for layer in kernels().values()]
     plain = keras.optimizers.SGD(**SETTINGS)
@@ -76,6 +88,70 @@ def test_optimizer_by_hand(
                 np.testing.assert_allclose(
                     mine, one, atol=rounding * abs(one).max(), rtol=0, err_msg=f"{way} {layer}"
                 )
+
+
+SETS = [
+    (3, [[0, 2]]),  # Rank 1 is in none.
+    pytest.param(4, [[0, 1], [2, 3]], marks=pytest.mark.long),
+    pytest.param(4, [[0, 3], [1]], marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("size", "sets"), SETS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"groups": 2, "gradient_predivide_factor": 3.0},
+        {"op": "sum", **LOCAL},
+        {**AVERAGED, **UNSCALED},
+        {**ADDED, **LOCAL, **NAMED},
+    ],
+)
+def test_optimizer_of_a_set(
+    groups: Groups, size: int, sets: list[list[int]], options: dict[str, Any]
+) -> None:
+    test_optimizer_by_hand(groups, size, {**options, "sets": sets}, 1e-5)
+
+
+@pytest.mark.parametrize(("size", "sets"), SETS)
+def test_training_in_sets(groups: Groups, size: int, sets: list[list[int]]) -> None:
+    ranks = groups(size).run(f"{CASES}:trained_in_sets", sets=sets)
+    data = [data_of(rank) for rank in range(size)]
+    weights, losses = [np.full((2, 1), float(rank)) for rank in range(size)], []
+    for step in range(2):
+        errors = [x @ w - y for (x, y), w in zip(data, weights, strict=True)]
+        losses.append(np.mean([np.mean(error**2) for error in errors]))
+        own = [2 * x.T @ error / len(x) for (x, _), error in zip(data, errors, strict=True)]
+        weights = [
+            w - 0.1 * np.mean([own[r] for r in _exchanging(rank, sets)], axis=0)
+            for rank, w in enumerate(weights)
+        ]
+        if step == 0:  # As in Horovod, where its callback broadcasts after the first batch.
+            weights = [weights[1]] * size
+    for rank, found in enumerate(ranks):
+        members = _exchanging(rank, sets)
+        np.testing.assert_allclose(found["weights"], weights[rank], rtol=1e-5)
+        np.testing.assert_allclose(found["loss"], losses, rtol=1e-5)
+        mean = np.mean([r + 1.0 for r in members])
+        assert found["session"] == pytest.approx(-2 * mean)
+        rows = np.zeros(3)
+        for member in members:
+            rows[member % 3] += (member + 1) / len(members)
+        for gradients in found["tape"].values():
+            assert gradients == [pytest.approx(mean), pytest.approx(rows)]
+        if any(rank in ranks for ranks in sets):
+            assert found["broadcast"] == members[-1]
+        else:
+            is_value_error, text = found["broadcast"]
+            assert is_value_error
+            assert text.startswith(f"This is rank {rank}, which is not in ProcessSet(")
+
+
+def _exchanging(rank: int, sets: list[list[int]]) -> list[int]:
+    """Whose gradients a rank applies: those of its set, or its own."""
+    members = set_of(rank, sets)
+    return members if rank in members else [rank]
 
 
 @pytest.mark.parametrize("hidden", [False, True])

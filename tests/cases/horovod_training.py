@@ -1,6 +1,6 @@
 """Cases of `tests/test_horovod_training.py`, run by every worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -41,12 +41,17 @@ def optimizer(**options: Any) -> dict[str, list[np.ndarray]]:
 
     Args:
         options: Of Horovod's optimizer. "groups" may name layers; "local" says whether the layer
-            "own" is this rank's own.
+            "own" is this rank's own; "sets" are the ranks of process sets, see `set_of`.
     """
     return {
         "eager": _steps(lambda step: step, **options),
         "graph": _steps(tf.function, **options),
     }
+
+
+def set_of(rank: int, sets: Sequence[Sequence[int]]) -> list[int]:
+    """The ranks of the first set that has a rank; of the first one, if none has."""
+    return list(next((ranks for ranks in sets if rank in ranks), sets[0]))
 
 
 def _steps(
@@ -56,6 +61,8 @@ def _steps(
     variables = [layer.kernel for layer in layers.values()]
     if isinstance(options.get("groups"), list):
         options["groups"] = [[layers[n].kernel for n in names] for names in options["groups"]]
+    if "sets" in options:
+        options["process_set"] = hvd.ProcessSet(set_of(tfddl.rank(), options.pop("sets")))
     plain = keras.optimizers.SGD(**SETTINGS)
     if local:
         wrapped = hvd_keras.PartialDistributedOptimizer(
@@ -68,6 +75,72 @@ def _steps(
     for number in range(STEPS):
         step([tf.constant(gradient(n, number, tfddl.rank()), tf.float32) for n in LAYERS])
     return [np.asarray(variable) for variable in variables]
+
+
+def trained_in_sets(sets: list[list[int]]) -> dict[str, Any]:
+    """What each rank has after training in a set of its own, or alone.
+
+    Returns:
+        "weights": of a `fit` of two steps by SGD with a rate of 0.1, from weights that are the
+        rank, after the first from rank 1's, of the mean squared error of the rank's own data
+        (`data_of`); "loss": of both, as
+        MetricAverageCallback leaves it. "session": a weight after two steps of SGD in a graph for a
+        session, whose gradients are rank + 1. "tape": such a gradient, of a table's rows too.
+        "broadcast": the rank, as the last of its set has it; what the error is on ranks outside.
+    """
+    rank = tfddl.rank()
+    mine = hvd.ProcessSet(set_of(rank, sets))
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    model.set_weights([np.full((2, 1), rank, "float32")])
+    model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1), process_set=mine), "mse")
+    x, y = data_of(rank)
+    callbacks = hvd_keras.callbacks
+    history = model.fit(
+        x,
+        y,
+        batch_size=len(x),
+        epochs=2,
+        verbose=0,
+        callbacks=[
+            callbacks.BroadcastGlobalVariablesCallback(1),
+            callbacks.MetricAverageCallback(),
+        ],
+    )
+    v1, gradients = tf.compat.v1, {}
+    with tf.Graph().as_default(), v1.Session() as session:
+        weight = v1.Variable(0.0)
+        wrapped = hvd.DistributedOptimizer(v1.train.GradientDescentOptimizer(1.0), process_set=mine)
+        step = wrapped.minimize(weight * (rank + 1.0))
+        session.run(v1.global_variables_initializer())
+        for _ in range(2):
+            session.run(step)
+        in_session = float(session.run(weight))
+    weight, table = tf.Variable(1.0), tf.Variable(tf.ones([3]))
+    for name, dense in (("slices", False), ("dense", True)):
+        with tf.GradientTape() as tape:
+            loss = (weight + tf.reduce_sum(tf.gather(table, [rank % 3]))) * (rank + 1.0)
+        tape = hvd.DistributedGradientTape(tape, process_set=mine, sparse_as_dense=dense)
+        found = tape.gradient(loss, [weight, table])
+        gradients[name] = [tf.convert_to_tensor(part).numpy().tolist() for part in found]
+    variable = tf.Variable(float(rank))
+    try:
+        hvd.broadcast_variables([variable], mine.ranks[-1], process_set=mine)
+        broadcast: Any = float(variable)
+    except tf.errors.InvalidArgumentError as error:
+        broadcast = isinstance(error, ValueError), error.message
+    return {
+        "weights": model.get_weights()[0],
+        "loss": history.history["loss"],
+        "session": in_session,
+        "tape": gradients,
+        "broadcast": broadcast,
+    }
+
+
+def data_of(rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """A rank's examples: inputs, and what a model is to make of them."""
+    x = np.random.default_rng(rank).normal(size=(4, 2)).astype("float32")
+    return x, x.sum(axis=1, keepdims=True) + np.float32(rank)
 
 
 class OwnStep(keras.Sequential):

@@ -100,7 +100,7 @@ class _Part:
     """A part of some tensors that lie one behind the other, with zeros behind the last."""
 
     values: tf.Tensor
-    """Shape (n,)."""
+    """Shape (n,), of the tensors' dtype."""
 
     start: tf.Tensor
     """Scalar, int64: how many elements are before it."""

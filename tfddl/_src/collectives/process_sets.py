@@ -14,6 +14,7 @@ import enum
 import operator
 from collections.abc import Iterable
 
+from tfddl._src.comm.errors import NotAMemberOpError
 from tfddl._src.comm.process_group import UNNAMED, DynamicSignature, ProcessGroup
 from tfddl._src.runtime import Runtime, current
 from tfddl.errors import UnsupportedError
@@ -135,7 +136,8 @@ def group_of(
         gradients: What the gradients of the group's operations are.
 
     Raises:
-        UnsupportedError: The set has ranks that the job hasn't, or hasn't this one.
+        UnsupportedError: The set has ranks that the job hasn't.
+        NotAMemberOpError: It hasn't this rank. It is an `UnsupportedError`.
         NotInitializedError: `tfddl.init()` has not been called.
     """
     runtime = current()
@@ -143,10 +145,11 @@ def group_of(
     if chosen.ranks[-1] >= cluster.size:
         raise UnsupportedError(f"{chosen} names ranks outside of the job's {cluster.size}.")
     if cluster.rank not in chosen.ranks:
-        raise UnsupportedError(
+        error = UnsupportedError(
             f"This is rank {cluster.rank}, which is not in {chosen}. Only its members may use it: "
             "put the call under `if process_set.included():`."
         )
+        raise NotAMemberOpError(None, None, str(error))
     return Group(runtime, runtime.process_group.subgroup(chosen.ranks), gradients)
 
 

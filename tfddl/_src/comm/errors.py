@@ -2,7 +2,13 @@
 
 import tensorflow as tf
 
-from tfddl.errors import DeadlockError, DisagreementError, PeerLostError, StalledError
+from tfddl.errors import (
+    DeadlockError,
+    DisagreementError,
+    PeerLostError,
+    StalledError,
+    UnsupportedError,
+)
 
 
 class DisagreementOpError(tf.errors.FailedPreconditionError, DisagreementError):
@@ -30,6 +36,13 @@ class StalledOpError(tf.errors.DeadlineExceededError, StalledError):
 
 class DeadlockOpError(StalledOpError, DeadlockError):
     """Ranks wait for each other in different operations, and none of them can go on."""
+
+
+class NotAMemberOpError(tf.errors.InvalidArgumentError, UnsupportedError):
+    """A rank has called an operation of a process set that it isn't in. No other rank hears of it.
+
+    It is the kind of error that Horovod's users catch, too; it is made as `DisagreementOpError` is.
+    """
 
 
 class GraphDisagreementError(ValueError):

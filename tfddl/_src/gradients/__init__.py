@@ -26,7 +26,12 @@ from tfddl._src.gradients.options import (
     ReductionOptions,
     make_options,
 )
-from tfddl._src.gradients.reduction import reduce_gradients, sum_gradients, weight_gradients
+from tfddl._src.gradients.reduction import (
+    reduce_gradients,
+    sum_gradients,
+    unexchanged,
+    weight_gradients,
+)
 from tfddl._src.gradients.tape import DistributedGradientTape
 
 __all__ = [
@@ -36,6 +41,7 @@ __all__ = [
     "DistributedGradientTape",
     "Gradient",
     "sum_gradients",
+    "unexchanged",
     "loss_count",
     "make_options",
     "reduce_gradients",

@@ -118,6 +118,11 @@ class ReductionOptions:
         return self.process_set.size()
 
     @property
+    def exchanges(self) -> bool:
+        """Whether this rank's gradients go anywhere: it isn't alone, and is one of the set's."""
+        return self.size > 1 and (self.process_set is None or self.process_set.included())
+
+    @property
     def divides_losses(self) -> bool:
         """Whether losses may be divided by `size`: all gradients are averaged, none stays local."""
         plain = self.op is ReduceOp.AVERAGE and self.scale == 1.0 and not self.local

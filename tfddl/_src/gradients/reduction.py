@@ -56,8 +56,8 @@ def reduce_gradients(
         DisagreementOpError: Ranks have other variables; or only some of them trace a graph that has
             gradients of other variables than any before.
     """
-    if options.size == 1:
-        return list(gradients)
+    if not options.exchanges:
+        return unexchanged(gradients, options, variables)
     result = [
         _own(gradient, options) if options.is_local(variable) else None
         for gradient, variable in zip(gradients, variables, strict=True)
@@ -89,6 +89,27 @@ def reduce_gradients(
         weight = header.weight(after=own)
     _reduce_groups(result, values, options, variables, weight)
     return result
+
+
+def unexchanged(
+    gradients: Sequence[Gradient], options: ReductionOptions, variables: Sequence[Any]
+) -> list[Gradient]:
+    """What a rank applies whose gradients go nowhere; see `ReductionOptions.exchanges`.
+
+    As in Horovod, a rank outside of the process set keeps its gradients, and divides those of local
+    variables by the set's size as its members do.
+
+    Args:
+        gradients: The rank's own.
+        options: How the others' are averaged.
+        variables: What they are the gradients of, in the same order.
+    """
+    if options.size == 1:
+        return list(gradients)
+    return [
+        _own(gradient, options) if options.is_local(variable) else _prepared(gradient, options)
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
 
 
 def _reduce_groups(

@@ -16,6 +16,7 @@ from tfddl._src.gradients import (
     make_options,
     reduce_gradients,
     sum_gradients,
+    unexchanged,
     weight_gradients,
 )
 from tfddl._src.keras_hooks.patching import private
@@ -257,7 +258,7 @@ class _Distributed:
         # By itself, `self._iterations.assign_add(1)` at the end of Optimizer.apply waits for
         # nothing. Where data ends without notice, the step that finds none would count, on some
         # ranks and not on others.
-        if self.tfddl_options.size == 1:
+        if not self.tfddl_options.exchanges:
             return []
         parts = tf.nest.flatten(list(grads), expand_composites=True)
         return [part for part in parts if isinstance(part, tf.Tensor)][:1]
@@ -266,7 +267,7 @@ class _Distributed:
         """With accumulation: what was accumulated, already weighted, is added up just once."""
         # Keras calls it with the mean over the accumulated steps, only in the step that applies it.
         if accumulates(self):
-            if self.tfddl_options.size > 1 and self.tfddl_options.virtual_workers is None:
+            if self.tfddl_options.exchanges and self.tfddl_options.virtual_workers is None:
                 grads = sum_gradients(grads, self.tfddl_options, self.tfddl_applied)
             if self.tfddl_options.sum_passes:  # Keras has made a mean of them.
                 passes = self.gradient_accumulation_steps  # type: ignore[attr-defined]
@@ -379,6 +380,8 @@ def reduce_or_weight(
     if options.size == 1:
         return gradients
     variables = _variables(optimizer, variables)
+    if not options.exchanges:
+        return unexchanged(gradients, options, variables)
     if accumulates(optimizer):
         return weight_gradients(
             gradients, options, variables, current_step(), check_finite=check_finite
