@@ -20,16 +20,21 @@ if ! "$env/bin/python" -c 'import horovod.tensorflow' 2> /dev/null; then
         "$env/bin/pip" install -q --no-build-isolation --no-binary horovod 'horovod==0.28.1'
 fi
 script=$root/tests/scripts/horovod/measure.py
-for parts in "collectives numpy_ones" rare layers sessions "tapes training" errors sets joined; do
+compare() { # how many ranks, and what they measure
+    ranks=$1 parts=$2
     results=$folder/$(echo "$parts" | tr ' ' -)
     rm -rf "$results"
     mkdir -p "$results/horovod" "$results/tfddl"
     cd "$results"
     # Where Horovod waits for ever, the page says that only tfddl has a result.
     # shellcheck disable=SC2086
-    PATH=$env/bin:$PATH PYTHONPATH='' timeout 600 "$env/bin/horovodrun" --gloo -np 2 \
-        -H localhost:2 "$env/bin/python" "$script" "$results/horovod" $parts || true
+    PATH=$env/bin:$PATH PYTHONPATH='' timeout 600 "$env/bin/horovodrun" --gloo -np "$ranks" \
+        -H "localhost:$ranks" "$env/bin/python" "$script" "$results/horovod" $parts || true
     # shellcheck disable=SC2086
-    timeout 600 tfddlrun --horovod -np 2 python "$script" "$results/tfddl" $parts
+    timeout 600 tfddlrun --horovod -np "$ranks" python "$script" "$results/tfddl" $parts
+}
+for parts in "collectives numpy_ones" rare layers sessions "tapes training" errors sets joined; do
+    compare 2 "$parts"
 done
+compare 4 subsets
 python "$root/tests/against_horovod.py" "$folder" "$root/docs/against-horovod.md"

@@ -525,6 +525,92 @@ def sets():
     measure("set of all removed", lambda: hvd.remove_process_set(hvd.global_process_set))
 
 
+LAYOUTS = {
+    "neighbours": [[0, 1], [2, 3]],
+    "every other": [[0, 2], [1, 3]],
+    "some": [[1, 3]],
+    "three": [[0, 1, 3]],
+}
+"""Process sets by name, for four ranks."""
+
+
+def subsets():
+    """Sets of several ranks side by side, and ranks that are in none."""
+    for layout, ranks in LAYOUTS.items():
+        known = [hvd.add_process_set(members) for members in ranks]
+        chosen = next((one for one in known if one.included()), known[0])
+        if chosen.included():
+            in_a_subset(f"{layout}:", chosen)
+        trained_in_a_subset(f"{layout}:", chosen)
+        for one in known:
+            hvd.remove_process_set(one)
+
+
+def in_a_subset(layout, chosen):
+    """Collectives, whose members alone call them."""
+    options, root = {"process_set": chosen}, chosen.ranks[-1]
+    calls = {
+        "allgather": lambda x: hvd.allgather(x[: 2 + RANK % 2], **options),
+        "broadcast": lambda x: hvd.broadcast(x, root, **options),
+        "alltoall": lambda x: hvd.alltoall(tf.tile(x, [chosen.size(), 1]), **options),
+    }
+    for op in OPS:
+        calls[f"allreduce {op}"] = lambda x, o=op: hvd.allreduce(x, op=getattr(hvd, o), **options)
+    for op in ("Average", "Sum"):
+        chosen_op = {"op": getattr(hvd, op), **options}
+        calls[f"grouped_allreduce {op}"] = lambda x, o=chosen_op: hvd.grouped_allreduce([x, x], **o)
+        calls[f"reducescatter {op}"] = lambda x, o=chosen_op: hvd.reducescatter(x, **o)
+    for name, call in calls.items():
+        for dtype in ("int32", "float32"):
+            full = f"{layout} {name} | {dtype}"
+            measure(full, lambda c=call, d=dtype: c(mine(d)))
+            measure(f"{full} in a graph", lambda c=call, d=dtype: tf.function(c)(mine(d)))
+        measure(f"{layout} {name} | gradient", lambda c=call: gradient(c, "float32"))
+    measure(f"{layout} slices", lambda: hvd.allreduce(slices(), **options))
+    measure(f"{layout} objects", lambda: hvd.allgather_object(RANK + 0.5, **options))
+    measure(f"{layout} broadcast_object", lambda: hvd.broadcast_object(RANK, root, **options))
+
+    def assigned():
+        variable = tf.Variable(float(RANK))
+        hvd.broadcast_variables([variable], root, **options)
+        return variable
+
+    measure(f"{layout} broadcast_variables", assigned)
+
+
+def trained_in_a_subset(layout, chosen):
+    """Tapes and optimizers: ranks outside of the set keep their gradients."""
+    options, dense = {"process_set": chosen}, {"sparse_as_dense": True}
+    rows = {
+        "plain": {},
+        "Sum": {"op": hvd.Sum, **dense},
+        "fp16": {"compression": hvd.Compression.fp16, **dense},
+        "predivide": {"gradient_predivide_factor": 2.0, **dense},
+        "groups 2": {"groups": 2, **dense},
+        "local": {"local": True},
+        "local unscaled": {"local": True, "scale_local_gradients": False},
+    }
+    for name, more in rows.items():
+        given = {**options, **more}
+        measure(f"{layout} tape {name}", lambda g=given: weights_after(**dict(g)))
+        measure(f"{layout} tape {name} in a graph", lambda g=given: weights_after(True, **dict(g)))
+    passes = {"backward_passes_per_step": 2}
+    averaged = {**passes, "average_aggregated_gradients": True}
+    rows = {**rows, "passes": {**passes, **dense}, "passes averaged": {**averaged, **dense}}
+    for name, more in rows.items():
+        given = {**options, **more}
+        measure(f"{layout} fit {name}", lambda g=given: fitted(**dict(g)))
+    callbacks = lambda: [  # noqa: E731
+        hvd_keras.callbacks.BroadcastGlobalVariablesCallback(1),
+        hvd_keras.callbacks.MetricAverageCallback(),
+    ]
+    measure(f"{layout} fit callbacks", lambda: fitted(callbacks(), metric=True, **options))
+    for name in ("plain", "Sum", "groups 2", "passes"):
+        given = {**options, **rows[name]}
+        build = lambda g=given: optimizer_in_session(**g)  # noqa: E731
+        measure(f"{layout} session optimizer {name}", lambda b=build: in_session(b, 2))
+
+
 def joined():
     """Rank 0 has two steps, rank 1 four, and the others none."""
     for step in range((2, 4, 0)[min(RANK, 2)]):
@@ -553,8 +639,8 @@ def joined():
 
 def main(folder, *names):
     parts = (collectives, rare, numpy_ones, layers, sessions, tapes, training, errors, sets, joined)
-    for part in parts:
-        if not names or part.__name__ in names:
+    for part in (*parts, subsets):
+        if (part is not subsets or SIZE == 4) if not names else part.__name__ in names:
             part()
         save(folder)
     hvd.shutdown()
