@@ -116,14 +116,6 @@ def plan_buffers(sizes: Sequence[int], limit: int) -> list[range]:
     return packs
 
 
-def positions_by_dtype(tensors: Sequence[tf.Tensor | tf.TensorSpec]) -> list[list[int]]:
-    """The positions of the tensors of each dtype, in order."""
-    positions: dict[tf.DType, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        positions.setdefault(tensor.dtype, []).append(i)
-    return list(positions.values())
-
-
 def _bytes(tensor: tf.Tensor | tf.TensorSpec, *, unknown: int) -> int:
     """Bytes of a tensor, where they are known."""
     elements = tensor.shape.num_elements()

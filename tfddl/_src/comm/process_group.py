@@ -394,7 +394,7 @@ def with_small_concatenated(
     ]
 
 
-def positions_by_dtype(tensors: Sequence[tf.Tensor]) -> list[list[int]]:
+def positions_by_dtype(tensors: Sequence[tf.Tensor | tf.TensorSpec]) -> list[list[int]]:
     """The positions of the tensors of each dtype, in order."""
     positions: dict[tf.DType, list[int]] = {}
     for i, tensor in enumerate(tensors):
