@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfddl
 from tfddl._src.cluster import Cluster
+from tfddl._src.keras_hooks.traced_functions import forget_functions
 from tfddl._src.runtime import current, restart
 from tfddl.errors import TfddlError
 
@@ -55,6 +56,8 @@ def leave_and_join(clusters: list[tuple[list[int], list[str]]]) -> list[Any]:
             found.append({"stale": stale})
             continue
         restart(Cluster(tuple(addresses), members.index(first)), secret=b"")
+        forget_functions()
+        assert model.train_function is None
         found.append({**_members(), "loss": train(), "stale": stale})
     return found
 

@@ -57,7 +57,8 @@ def forget_traces() -> None:
     # All that a tf.function has traced is in a cache of its own (polymorphic_function.py); nothing
     # lists the functions.
     for found in gc.get_objects():
-        if isinstance(found, function_cache.FunctionCache):
+        # Not isinstance, which asks objects that stand for others (weakref.proxy) for their class.
+        if type(found) is function_cache.FunctionCache:
             found.clear()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from tfddl._src.cluster import detect, read_secret
 from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
 from tfddl._src.horovod.elastic_store import ELASTIC
+from tfddl._src.keras_hooks.traced_functions import forget_functions
 from tfddl._src.membership import MembershipFile
 from tfddl._src.runtime import current, restart
 from tfddl.errors import TfddlError
@@ -98,6 +99,7 @@ def _join(members: MembershipFile) -> bool:
     page.clear_flags(WorkerFlags.PREEMPTED)
     os.environ.update(variables)
     runtime = restart(detect(os.environ), secret=read_secret(os.environ))
+    forget_functions()
     ELASTIC.hand_over(elastic, runtime)
     elastic.stays = runtime.can_regroup
     if not elastic.stays:

@@ -26,6 +26,9 @@ a Keras that has changed raises an error that says in what.
   in each step. `virtual_step`: that step. `virtual_states`: what each keeps from step to step.
   `virtual_loop`: for loops written by hand.
 * `loss_scaling`: a loss-scale optimizer decides alike on all ranks.
+* `update_order`: large gradients that arrive at once are applied group by group.
+  `traced_functions`: what was traced is forgotten when the workers have changed.
+* `virtual_strategy`: what ``tfddl.strategy(virtual_workers=…)`` returns.
 * `scope`: models made under ``tfddl.strategy().scope()``. `script_strategies`: a
   `MultiWorkerMirroredStrategy` of a script is the job's; others aren't.
 * `legacy`: warns where `tf.keras` is Keras 2.
