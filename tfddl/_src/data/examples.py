@@ -84,7 +84,10 @@ class Examples:
         with self._naming_rank():
             # Whole rows of a batch at once, instead of one example after the other.
             if self._transforms.is_empty and isinstance(self._source, IndexedSource):
-                yield from self._source.read(batches)
+                num_threads = self._num_threads if self._source.is_read_by_threads else 0
+                rows = map_in_order(self._source.take, batches, num_threads=num_threads)
+                with contextlib.closing(rows):
+                    yield from rows
             else:
                 yield from self._made(batches, epoch)
 

@@ -83,30 +83,33 @@ class MappedRows:
         # calls.
         order = np.argsort(positions, kind="stable")
         positions = positions[order]
-        # One read per run of rows that follow each other in the file.
-        cuts = np.flatnonzero(np.diff(positions) != size) + 1
-        for run in np.split(np.arange(len(indices)), cuts):
-            for part in np.split(run, range(_MAX_BUFFERS, len(run), _MAX_BUFFERS)):
-                buffers = [buffer[i * size : (i + 1) * size] for i in order[part]]
-                self._fill(buffers, int(positions[part[0]]))
+        # One read per run of rows that follow each other in the file. Lists: in shuffled order most
+        # runs are of one row, for which indexing arrays would take longer than the read.
+        cuts = (np.flatnonzero(np.diff(positions) != size) + 1).tolist()
+        places, starts = order.tolist(), positions.tolist()
+        for start, stop in zip([0, *cuts], [*cuts, len(places)], strict=True):
+            for first in range(start, stop, _MAX_BUFFERS):
+                part = places[first : min(stop, first + _MAX_BUFFERS)]
+                buffers = [buffer[i * size : (i + 1) * size] for i in part]
+                self._fill(buffers, starts[first])
         return rows
 
     def _fill(self, buffers: list[memoryview], position: int) -> None:
         """Reads consecutive bytes of the file into the buffers, one after the other."""
-        while buffers:
-            count = _read(self._file, buffers, position)
+        count = _read(self._file, buffers, position)
+        while count < (expected := sum(map(len, buffers))):
             if count == 0:
                 raise DataError(
                     f"{self._name} is mapped from {self._path}, which now ends before byte "
-                    f"{position + sum(map(len, buffers))}: it was cut short while it was read. "
+                    f"{position + expected}: it was cut short while it was read. "
                     "HINT: leave the file as it is until training has ended."
                 )
             # A read may return less than it was asked for: the rest is read again.
             position += count
-            while buffers and count >= len(buffers[0]):
+            while count >= len(buffers[0]):
                 count -= len(buffers.pop(0))
-            if count:
-                buffers[0] = buffers[0][count:]
+            buffers[0] = buffers[0][count:]
+            count = _read(self._file, buffers, position)
 
     def _check(self, array: np.ndarray) -> None:
         last = self._position + (len(self) - 1) * self._stride

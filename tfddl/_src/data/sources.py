@@ -89,13 +89,20 @@ class IndexedSource:
             isinstance(column, np.ndarray) and column.dtype != object for column in self._columns
         )
         """Whether every leaf is an array of numbers, of which reading can't fail."""
+        self.is_read_by_threads = not self.is_in_memory and all(
+            isinstance(column, np.ndarray | MappedRows) for column in self._columns
+        )
+        """Whether several threads may read at the same time, and gain by it."""
         self.num_examples = len(flat[0])
         self.parts: tuple[Any, ...] = tf.nest.map_structure(_spec, columns)
 
     def read(self, batches: Iterable[Indices]) -> Iterator[list[Any]]:
         """Takes the rows of each batch out of every column, in any order."""
-        for indices in batches:
-            yield [column[indices] for column in self._columns]
+        return map(self.take, batches)
+
+    def take(self, indices: Indices) -> list[Any]:
+        """The rows of one batch, see `read`."""
+        return [column[indices] for column in self._columns]
 
     def describe(self, index: int) -> str:
         """The example's number, with those of its parts that are names of files."""
