@@ -211,7 +211,8 @@ sys.exit(main.main({list(line)}, environment=os.environ))
 def test_all_start_again_where_one_does_not_leave(tmp_path: Path) -> None:
     """Its step never ends: it would hold up the others for ever."""
     script = STAYING + (
-        "if start == 0 and rank == 1: wait('all', lambda: Path('0 of 3').exists()); sys.exit(3)\n"
+        "there = lambda: all(Path(f'{r} of 3').exists() for r in range(3))\n"
+        "if start == 0 and rank == 1: wait('all', there); sys.exit(3)\n"
         "if start == 0 and rank == 2: time.sleep(60)\n"
         "if start == 0: Path('lost').touch(); train(until=lambda: False)"
     )
