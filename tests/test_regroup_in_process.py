@@ -8,7 +8,7 @@ from tfddl._src.cluster.ports import free_ports
 
 @pytest.mark.parametrize(
     "init",
-    [{}, {"hosts": (2, 1), "between_hosts": "tcp"}],
+    [{}, pytest.param({"hosts": (2, 1), "between_hosts": "tcp"}, marks=pytest.mark.long)],
     ids=["one host", "two hosts"],
 )
 def test_workers_leave_and_join_anew(groups: Groups, init: dict[str, object]) -> None:
