@@ -5,12 +5,14 @@ A read through the mapping leaves each page that was touched in the resident mem
 where that is missing, stays in the page cache, which the kernel reclaims.
 """
 
+import math
 import mmap
 import os
 import weakref
 
 import numpy as np
 
+from tfddl._src.comm.native.buffer_pool import BufferPool
 from tfddl._src.sharding import Indices
 from tfddl.errors import DataError
 
@@ -40,6 +42,8 @@ class MappedRows:
         self._position = position
         self._stride = array.strides[0]
         self._row_bytes = array[:1].nbytes
+        # TensorFlow takes over what is at such an address, instead of copying it.
+        self._pool = BufferPool()
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -75,7 +79,9 @@ class MappedRows:
 
     def __getitem__(self, indices: Indices) -> np.ndarray:
         """The rows of some indices, in their order."""
-        rows = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        shape = (len(indices), *self.shape[1:])
+        [rows] = self._pool.take(self.dtype, [math.prod(shape)])
+        rows = rows.reshape(shape)
         buffer = rows.reshape(-1).view(np.uint8).data
         size = self._row_bytes
         positions = self._position + indices * self._stride
