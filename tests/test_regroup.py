@@ -192,7 +192,7 @@ def _launch_patched(
     """Runs `tfddlrun` with a shorter time in one of its modules."""
     program = f"""
 import os, sys
-from tfddl._src.launcher import main, regroup, regrouping
+from tfddl._src.launcher import main, regroup
 {patch}
 sys.exit(main.main({list(line)}, environment=os.environ))
 """

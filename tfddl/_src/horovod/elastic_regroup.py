@@ -8,13 +8,13 @@ datasets and its model, it keeps; what it has traced is traced again.
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tfddl._src.cluster import detect, read_secret
 from tfddl._src.heartbeat import SAVED_STATUS, WorkerFlags
 from tfddl._src.horovod.elastic_store import ELASTIC
+from tfddl._src.horovod.process_sets import REGISTERED
 from tfddl._src.keras_hooks.traced_functions import forget_functions
-from tfddl._src.membership import MembershipFile
 from tfddl._src.runtime import current, restart
 from tfddl.errors import TfddlError
 
@@ -82,28 +82,31 @@ def regroup() -> bool:
         page.set_flags(WorkerFlags.WAITS_FOR_MEMBERS)
         # After it, so that the launcher knows of it when it reads this line.
         _LOG.warning("rank %d waits for tfddlrun to say who takes part", current().cluster.rank)
+        variables = members.wait(timeout_s=_WAIT_S).variables
+        page.clear_flags(WorkerFlags.WAITS_FOR_MEMBERS)
+        if variables is None:
+            raise SystemExit(SAVED_STATUS)
+        # Until it has joined, the launcher doesn't wait for it to leave again.
+        page.clear_flags(WorkerFlags.REGROUPS | WorkerFlags.PREEMPTED)
         try:
-            if _join(members):
-                return True
+            _join(variables)
         except TfddlError as error:
             # Another one has ended meanwhile: the launcher knows, and says who takes part then.
             _LOG.warning("rank %d can't join: %s", current().cluster.rank, error)
+            continue
+        if elastic.stays:
+            page.set_flags(WorkerFlags.REGROUPS)
+        return True
 
 
-def _join(members: MembershipFile) -> bool:
-    elastic, page = ELASTIC.current(), current().progress_page
-    variables = members.wait(timeout_s=_WAIT_S).variables
-    page.clear_flags(WorkerFlags.WAITS_FOR_MEMBERS)
-    if variables is None:
-        raise SystemExit(SAVED_STATUS)
-    page.clear_flags(WorkerFlags.PREEMPTED)
+def _join(variables: Mapping[str, str]) -> None:
+    """Joins the others with what these variables say of them."""
+    elastic, sets = ELASTIC.current(), REGISTERED.current()
     os.environ.update(variables)
     runtime = restart(detect(os.environ), secret=read_secret(os.environ))
     forget_functions()
     ELASTIC.hand_over(elastic, runtime)
+    REGISTERED.hand_over(sets.anew(), runtime)
     elastic.stays = runtime.can_regroup
-    if not elastic.stays:
-        page.clear_flags(WorkerFlags.REGROUPS)
     if elastic.store is not None:  # What it has committed is an earlier start's now.
         elastic.store.has_written = False
-    return True

@@ -43,6 +43,12 @@ class Registered:
         self._sets = dict(enumerate([global_process_set, *process_sets]))
         self._free: deque[int] = deque()
 
+    def anew(self) -> "Registered":
+        """Those after the workers have changed: none but that of all, as in Horovod."""
+        fresh = Registered()
+        fresh.is_initialized, fresh.is_dynamic = self.is_initialized, self.is_dynamic
+        return fresh
+
     def __len__(self) -> int:
         return len(self._sets)
 

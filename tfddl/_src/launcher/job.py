@@ -31,7 +31,7 @@ from tfddl._src.launcher.multi_node import join_nodes
 from tfddl._src.launcher.output import Console
 from tfddl._src.launcher.plan import HostAllocation, ProcessPlan, local_allocation, plan_processes
 from tfddl._src.launcher.recovery import Recovery
-from tfddl._src.launcher.regrouping import Regrouping, goes_on
+from tfddl._src.launcher.regroup_planner import RegroupPlanner, goes_on
 from tfddl._src.launcher.report import Outcome, WorkerExit, outcome_report
 from tfddl._src.launcher.signals import Interrupted, Signals
 from tfddl._src.launcher.supervisor import SupervisorOptions, supervise
@@ -253,6 +253,7 @@ def _run_once(
                 may_stay=fleet.can_change and options.call is None and recovery.starts_again,
             )
 
+        planner = _regroup_planner(options, recovery, fleet, resources=resources, plan=plan)
         plans = plan(recovery.num_restarts)
         hosts = {client.host for client in fleet.clients}
         outcome = supervise(
@@ -263,7 +264,9 @@ def _run_once(
             options=dataclasses.replace(
                 supervisor,
                 num_workers=len(plans),
-                regrouper=_regrouping(options, recovery, fleet, resources=resources, plan=plan),
+                regrouper=_regroup_planner(
+                    options, recovery, fleet, resources=resources, plan=plan
+                ),
             ),
         )
         ends = not outcome.is_failure and not (options.elastic and outcome.has_saved)
@@ -353,18 +356,18 @@ def _plan(  # noqa: PLR0913 - what a start knows, by name
     ]
 
 
-def _regrouping(
+def _regroup_planner(
     options: JobOptions,
     recovery: Recovery,
     fleet: Fleet,
     *,
     resources: _JobResources,
     plan: Callable[[int], list[ProcessPlan]],
-) -> Regrouping | None:
+) -> RegroupPlanner | None:
     # Results of a call are kept by the rank that a worker had at its start.
     if not fleet.can_change or options.call is not None or not recovery.starts_again:
         return None
-    return Regrouping(
+    return RegroupPlanner(
         recovery, fleet, signals=resources.signals, console=resources.console, plan=plan
     )
 

@@ -23,7 +23,7 @@ from tfddl.errors import LaunchError
 _HOSTS_S = 30.0
 
 
-class Regrouping:
+class RegroupPlanner:
     """Plans the workers of a start anew."""
 
     def __init__(
