@@ -243,6 +243,9 @@ def _run_once(
         if options.verbose:
             _announce(fleet.allocations, resources.console)
 
+        # Results of a call are kept by the rank that a worker had at its start.
+        may_stay = fleet.can_change and options.call is None and recovery.starts_again
+
         def plan(num_restarts: int) -> list[ProcessPlan]:
             return _plan(
                 options,
@@ -250,10 +253,12 @@ def _run_once(
                 environment={**environment, RESTARTS: str(num_restarts)},
                 secret=secret,
                 directory=directory,
-                may_stay=fleet.can_change and options.call is None and recovery.starts_again,
+                may_stay=may_stay,
             )
 
-        planner = _regroup_planner(options, recovery, fleet, resources=resources, plan=plan)
+        planner = RegroupPlanner(
+            recovery, fleet, signals=resources.signals, console=resources.console, plan=plan
+        )
         plans = plan(recovery.num_restarts)
         hosts = {client.host for client in fleet.clients}
         outcome = supervise(
@@ -262,11 +267,7 @@ def _run_once(
             console=resources.console,
             signals=resources.signals,
             options=dataclasses.replace(
-                supervisor,
-                num_workers=len(plans),
-                regrouper=_regroup_planner(
-                    options, recovery, fleet, resources=resources, plan=plan
-                ),
+                supervisor, num_workers=len(plans), regrouper=planner if may_stay else None
             ),
         )
         ends = not outcome.is_failure and not (options.elastic and outcome.has_saved)
@@ -354,22 +355,6 @@ def _plan(  # noqa: PLR0913 - what a start knows, by name
         )
         for plan in plans
     ]
-
-
-def _regroup_planner(
-    options: JobOptions,
-    recovery: Recovery,
-    fleet: Fleet,
-    *,
-    resources: _JobResources,
-    plan: Callable[[int], list[ProcessPlan]],
-) -> RegroupPlanner | None:
-    # Results of a call are kept by the rank that a worker had at its start.
-    if not fleet.can_change or options.call is not None or not recovery.starts_again:
-        return None
-    return RegroupPlanner(
-        recovery, fleet, signals=resources.signals, console=resources.console, plan=plan
-    )
 
 
 def _announce(allocations: Sequence[HostAllocation], console: Console) -> None:
