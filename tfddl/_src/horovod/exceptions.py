@@ -2,7 +2,7 @@
 
 
 class HorovodInternalError(RuntimeError):
-    """A collective failed. Never raised: here the launcher restarts all processes instead."""
+    """A collective failed. Never raised: `elastic.run` takes errors of `tfddl.errors` for it."""
 
 
 class HostsUpdatedInterrupt(RuntimeError):
